@@ -1,0 +1,16 @@
+"""Classic papers as PyTorch Lightning modules: models, losses, callbacks and recipes.
+
+Names are loaded on first use: ``import pl_losses`` imports no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from pl_losses._lazy import lazy
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pl_losses.papers.lenet.module import LeNet5 as LeNet5
+
+__getattr__, __dir__ = lazy(__name__, {"LeNet5": "pl_losses.papers.lenet.module"})
+__all__ = ["LeNet5", "__version__"]

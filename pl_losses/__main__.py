@@ -1,0 +1,266 @@
+"""The front door: answers and refuses what it can before torch is loaded, and hands the rest to ``cli``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pl_losses import __version__
+from pl_losses.recipes import Config, UsageError, listing, merge, names, nearest, resolve_value
+
+RUNS = {
+    "fit": "train, then test with the final weights",
+    "validate": "one pass over the validation set",
+    "test": "one pass over the test set",
+    "predict": "predictions for the predict set",
+}
+TELLS = {"recipes": "list the recipes", "completion": "print a completion script for bash, zsh or fish"}
+SHELLS = ("bash", "zsh", "fish")
+# Names that Lightning itself turns into a checkpoint.
+LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")
+
+HELP = """usage: pl-losses COMMAND [--config RECIPE] [--KEY VALUE ...]
+
+commands:
+{commands}
+
+examples:
+  pl-losses fit --config lenet/digits
+  pl-losses fit --config lenet/mnist --config trainers/ddp --trainer.max_epochs 3
+  pl-losses test --ckpt_path runs/.../checkpoints/x.ckpt
+
+`pl-losses fit --help` shows the options of a command; --version the version.
+"""
+
+COMMAND_HELP = """usage: pl-losses {command} [--config RECIPE] [--KEY VALUE ...]
+
+{about}.
+
+  --config RECIPE          a recipe's name or a YAML file; later ones override earlier ones
+  --ckpt_path FILE         go on from a checkpoint: its model and data are the defaults
+  --model CLASS            {models}, or a class of your own: my_module.MyModel
+  --model.NAME VALUE       an argument of the model; --model.help CLASS lists them
+  --data CLASS             {data}, or a class of your own
+  --data.NAME VALUE        an argument of the data; --data.help CLASS lists them
+  --trainer.NAME VALUE     an argument of the trainer; --trainer.help lists them
+  --trainer.logger CLASS   WandbLogger (offline by default), TensorBoardLogger, CSVLogger, or false
+  --trainer.callbacks+ CLASS   one more callback; --trainer.callbacks.NAME VALUE sets its arguments
+  --seed_everything N      seed of all random numbers
+  --test_after_fit BOOL    test with the final weights once the fit is over (default true)
+  --print_config           print the whole config instead of running
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is returned."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(args)
+    except UsageError as error:
+        print(f"pl-losses: {error}", file=sys.stderr)
+        return 2
+
+
+def dispatch(args: list[str]) -> int:
+    """Answer a command, or check it and hand it on."""
+    command = args[0] if args else "--help"
+    if command in ("--help", "-h", "help"):
+        width = max(map(len, {**RUNS, **TELLS}))
+        lines = [f"  {name:<{width}}  {about}" for name, about in {**RUNS, **TELLS}.items()]
+        print(HELP.format(commands="\n".join(lines)), end="")
+    elif command in ("--version", "-V"):
+        print(f"pl-losses {__version__}")
+    elif command == "recipes":
+        print(listing())
+    elif command == "completion":
+        print(completion(args[1] if len(args) > 1 else ""))
+    elif command in RUNS:
+        return run(command, args[1:])
+    else:
+        valid = [*RUNS, *TELLS, "--help", "--version"]
+        hint = nearest(command, valid) or f": expected one of {', '.join([*RUNS, *TELLS])}"
+        raise UsageError(f"Unknown command `{command}`{hint}")
+    return 0
+
+
+def run(command: str, args: list[str]) -> int:
+    """Check the arguments of a trainer command, then load torch and run it."""
+    if not {"", os.getcwd()} & set(sys.path):
+        # A console script does not see the modules of the folder it is called in.
+        sys.path.append(os.getcwd())
+    flags = split(args)
+    if answer := help_for(command, flags):
+        print(answer, end="")
+        return 0
+    check(command, flags)
+    if sys.stderr.isatty():
+        print("Loading PyTorch ...", file=sys.stderr)
+    load_torch()
+    from pl_losses.cli import run as run_cli
+
+    return run_cli([command, *args])
+
+
+Flags = list[tuple[str, "str | None"]]
+
+
+def split(args: Sequence[str]) -> Flags:
+    """Split arguments into names without their dashes, and values.
+
+    >>> split(["--model.width", "3", "--config=a", "--print_config"])
+    [('model.width', '3'), ('config', 'a'), ('print_config', None)]
+    """
+    flags: Flags = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg in ("-h", "-c"):
+            arg = {"-h": "--help", "-c": "--config"}[arg]
+        if not arg.startswith("--") or arg == "--":
+            raise UsageError(f"Unexpected argument `{arg}`: options are given as --name value")
+        name, equals, value = arg[2:].partition("=")
+        optional = name in ("help", "print_config") or name.endswith(".help")
+        if equals:
+            flags.append((name, value))
+        elif rest and not rest[0].startswith("--") and name not in ("help", "print_config"):
+            flags.append((name, rest.pop(0)))
+        elif optional:
+            flags.append((name, None))
+        else:
+            raise UsageError(f"Option `--{name}` needs a value")
+    return flags
+
+
+def check(command: str, flags: Flags) -> Config:
+    """Refuse what is surely wrong; returns the merged config as far as it is known."""
+    from pl_losses.checks import Checker, check_flag, class_paths, is_foreign
+
+    checker = Checker(command)
+    checker.foreign = any(is_foreign(path) for _, value in flags if value for path in class_paths(value))
+    config: Config = {}
+    for name, value in flags:
+        if name == "config" and value is not None:
+            config = merge(config, resolve_value(value))
+            checker.source = value if len(value) < 60 else "the inline config"
+            checker.config(config)
+    checker.source = ""
+    for name, value in flags:
+        if name not in ("config", "print_config"):
+            check_flag(checker, config, name, value)
+    # Once more, now that options have named the classes of what the files left open.
+    checker.config(config)
+    check_checkpoint(dict(flags).get("ckpt_path") or config.get("ckpt_path"))
+    return config
+
+
+def check_checkpoint(path: Any) -> None:
+    """Refuse a checkpoint file that is missing or is none."""
+    if not isinstance(path, str) or path.split(":")[0] in LIGHTNING_CHECKPOINTS or "://" in path:
+        return
+    file = Path(path)
+    if not file.exists():
+        near = [str(other) for other in file.parent.glob("*.ckpt")] if file.parent.is_dir() else []
+        raise UsageError(f"No checkpoint `{path}` (--ckpt_path){nearest(path, near)}")
+    # A folder is a sharded checkpoint; a file without the zip's mark may still be torch's format before 1.6.
+    if file.is_file() and not zipfile.is_zipfile(file):
+        with file.open("rb") as stream:
+            if stream.read(1) != b"\x80":
+                raise UsageError(f"`{path}` (--ckpt_path) is not a checkpoint, or is damaged")
+
+
+def help_for(command: str, flags: Flags) -> str:
+    """The answer to ``--help`` and ``--model.help``, if that was asked and the source tells."""
+    from pl_losses import checks, signatures
+
+    for name, value in flags:
+        if name == "help":
+            models, data = (", ".join(shown(kind)) or "a class" for kind in ("model", "data"))
+            return COMMAND_HELP.format(
+                command=command, about=RUNS[command].capitalize(), models=models, data=data
+            )
+        if name == "trainer.help" or (name.endswith(".help") and value):
+            kind = name.removesuffix(".help")
+            path = "lightning.pytorch.Trainer" if kind == "trainer" else value or ""
+            located = checks.Checker(command).cls(path, kind, kind)
+            return signatures.describe(located) + "\n" if located else ""
+    return ""
+
+
+def shown(kind: str) -> list[str]:
+    """Short names of the suite's own classes of a kind."""
+    from pl_losses import checks, signatures
+
+    return [
+        name
+        for name in signatures.public(checks.KINDS[kind][0])
+        if name[0].isupper() and name != "TYPE_CHECKING"
+    ]
+
+
+def load_torch() -> None:
+    """Import torch and torchvision, telling plainly when they are missing or do not fit together."""
+    try:
+        import torch
+    except ImportError as error:
+        raise_from(
+            f"PyTorch cannot be imported ({first_line(error)}); install it: pip install torch torchvision"
+        )
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        version = getattr(torch, "__version__", "")
+        raise_from(
+            f"torch {version} and torchvision do not fit together ({first_line(error)});\n"
+            "install matching builds from one place: pip install --force-reinstall torch torchvision"
+        )
+
+
+def raise_from(message: str) -> NoReturn:
+    """Raise a usage error that hides the import's traceback."""
+    raise UsageError(message) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def completion(shell: str) -> str:
+    """A completion script of commands, recipes and the usual options."""
+    if shell not in SHELLS:
+        raise UsageError(f"Expected `completion` to be followed by {', '.join(SHELLS)} but got `{shell}`")
+    commands = " ".join([*RUNS, *TELLS])
+    options = (
+        "--config --ckpt_path --model --data --trainer.max_epochs --trainer.devices --trainer.logger --help"
+    )
+    recipes = " ".join(names())
+    if shell == "fish":
+        return "\n".join(
+            [
+                f"complete -c pl-losses -f -n __fish_use_subcommand -a '{commands}'",
+                f"complete -c pl-losses -l config -x -a '{recipes}'",
+                *(f"complete -c pl-losses -l {option[2:]} -r" for option in options.split()[1:-1]),
+            ]
+        )
+    head = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
+    return head + BASH.format(commands=commands, options=options, recipes=recipes)
+
+
+BASH = """_pl_losses() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
+  case "$before" in
+    --config|-c) COMPREPLY=($(compgen -W "{recipes}" -- "$word") $(compgen -f -X '!*.yaml' -- "$word")) ;;
+    --ckpt_path) COMPREPLY=($(compgen -f -- "$word")) ;;
+    *) if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{commands}" -- "$word"))
+       else COMPREPLY=($(compgen -W "{options}" -- "$word")); fi ;;
+  esac
+}}
+complete -o filenames -F _pl_losses pl-losses"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What a checkpoint knows of the run that wrote it: the classes of model and data, and their arguments."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pl_losses.recipes import Config, UsageError
+from pl_losses.signatures import locate
+
+SECTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+SHOWN = 12
+
+
+def read_checkpoint(path: Any, weights_only: bool = True) -> Config:
+    """The ``model`` and ``data`` sections that a checkpoint knows, as plain data.
+
+    Args:
+        path: The checkpoint's file; for anything else, such as "last", nothing is known.
+        weights_only: Whether the file must hold plain data; if not, nothing but Lightning reads it.
+
+    Raises:
+        UsageError: If the file is damaged, holds more than plain data, or is none of Lightning's.
+    """
+    if not isinstance(path, str) or not Path(path).is_file() or not weights_only:
+        return {}
+    checkpoint = load(path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UsageError(f"`{path}` (--ckpt_path) is not a checkpoint of Lightning: it has no `state_dict`")
+    known = {**checkpoint["pl_losses"]} if isinstance(checkpoint.get("pl_losses"), dict) else {}
+    for section, key in SECTIONS.items():
+        if section not in known and checkpoint.get(key):
+            known[section] = as_config(checkpoint[key])
+    return known
+
+
+def load(path: str) -> Any:
+    """Read a checkpoint without its tensors, which stay on disk."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().split("\n")[0] or "not plain data"
+        raise UsageError(
+            f"`{path}` (--ckpt_path) holds more than plain data ({reason[:160]}); "
+            "--weights_only false loads it if you trust it"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"`{path}` (--ckpt_path) is damaged or no checkpoint ({reason[:160]})") from None
+
+
+def as_config(hparams: Any) -> Config:
+    """Lightning's hyper-parameters as ``class_path`` and ``init_args``."""
+    arguments = {key: value for key, value in dict(hparams).items() if is_written(value)}
+    class_path = arguments.pop("_class_path", None)
+    arguments.pop("_instantiator", None)
+    return {**({"class_path": class_path} if class_path else {}), "init_args": arguments}
+
+
+def is_written(value: Any) -> bool:
+    """Whether a value can stand in a config file."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_written(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(is_written, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def compare(known: Config, resolved: Config) -> list[str]:
+    """Lines that tell how a run differs from its checkpoint.
+
+    Raises:
+        UsageError: If the model is of another class than the checkpoint's.
+    """
+    before, now = (canonical((part.get("model") or {}).get("class_path")) for part in (known, resolved))
+    if before and before != now:
+        raise UsageError(
+            f"The checkpoint is of a `{before}` but the model is a `{now}`: give it the same `--model`"
+        )
+    old, new = (flatten({key: part.get(key) for key in SECTIONS}) for part in (known, resolved))
+    lines = [f"  {key}: {old[key]!r} -> {new.get(key)!r}" for key in old if differs(old[key], new.get(key))]
+    more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return ["Different from the checkpoint:", *lines[:SHOWN], *more] if lines else []
+
+
+def differs(one: Any, other: Any) -> bool:
+    """Whether two values differ; lists and tuples, and a class by any of its names, do not."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return list(one) != list(other)
+    return bool(one != other) and (not isinstance(one, str) or canonical(one) != canonical(other))
+
+
+def canonical(path: Any) -> str | None:
+    """The path of a class where it is defined, if the source tells."""
+    located = locate(path) if isinstance(path, str) and "." in path else None
+    return f"{located.module}.{located.name}" if located else path
+
+
+def flatten(config: Config, prefix: str = "") -> Config:
+    """Values by dotted names, without the ``init_args`` in between."""
+    flat: Config = {}
+    for key, value in config.items():
+        name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return {key: value for key, value in flat.items() if value is not None}

@@ -1,0 +1,243 @@
+"""Configs and options checked against the sources before torch is loaded.
+
+A name is only refused where it surely is wrong; the rest is left to the parser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pl_losses.recipes import Config, UsageError, load, merge, nearest, parse
+from pl_losses.signatures import (
+    OWN,
+    READ,
+    Class,
+    Signature,
+    defined_here,
+    locate,
+    method,
+    missing,
+    module_file,
+    public,
+    signature,
+)
+
+# Places in a config where a class goes by its short name, and the modules that show such names.
+KINDS = {
+    "model": (OWN, "lightning.pytorch"),
+    "data": (f"{OWN}.data", "lightning.pytorch"),
+    "trainer.callbacks": (f"{OWN}.callbacks", "lightning.pytorch.callbacks", "lightning.pytorch.cli"),
+    "trainer.logger": ("lightning.pytorch.loggers",),
+    "optimizer": ("torch.optim",),
+    "scheduler": ("torch.optim.lr_scheduler", "lightning.pytorch.cli"),
+}
+DENIED = (
+    *("os", "posix", "nt", "subprocess", "builtins", "sys", "shutil", "importlib", "ctypes", "pickle"),
+    *("runpy", "code", "pty", "multiprocessing", "tempfile", "pathlib", "webbrowser", "ftplib", "socket"),
+    *("urllib", "http"),
+)
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+ALWAYS = ["config", "seed_everything", "trainer", "model", "data", "test_after_fit"]
+WORDS = {"true": True, "false": False, "null": None, "none": None}
+# What LightningCLI itself hands to the trainer's methods.
+HANDED = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+
+
+def trainer() -> Signature:
+    """The parameters of ``Trainer``; open where lightning is not installed."""
+    located = locate("lightning.pytorch.Trainer")
+    return signature(located) if located else Signature({}, open=True)
+
+
+def method_arguments(command: str) -> list[str]:
+    """What ``trainer.fit`` and its like take from the command line."""
+    located = locate("lightning.pytorch.Trainer")
+    function = method(located, command) if located else None
+    if function is None:
+        return ["ckpt_path", "weights_only", "verbose", "return_predictions"]
+    return [arg.arg for arg in (*function.args.args, *function.args.kwonlyargs) if arg.arg not in HANDED]
+
+
+def kind_of(annotation: str) -> str:
+    """Which classes a parameter with this annotation takes, as far as short names go."""
+    if "Optimizer" in annotation:
+        return "optimizer"
+    return "scheduler" if "LRScheduler" in annotation else ""
+
+
+@dataclass
+class Checker:
+    """Refuses keys and class names that are surely wrong.
+
+    Attributes:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        source: Name of what is checked, for the errors.
+        foreign: Whether modules of the user's own take part, whose classes may go by short names too.
+    """
+
+    command: str
+    source: str = ""
+    foreign: bool = False
+
+    def config(self, config: Config) -> None:
+        """Check a flattened config."""
+        self.foreign = self.foreign or any(map(is_foreign, class_paths(config)))
+        top = ALWAYS + method_arguments(self.command)
+        for key, value in config.items():
+            if key not in top:
+                raise UsageError(f"Unknown key `{key}`{self.where()}{nearest(key, top)}")
+            if key == "trainer" and isinstance(value, dict):
+                self.keys(value, trainer(), "trainer", "Trainer")
+                for name, part in value.items():
+                    self.node(part, f"trainer.{name}", f"trainer.{name}")
+            elif key in ("model", "data"):
+                self.node(value, key, key)
+
+    def keys(self, given: Config, known: Signature, path: str, owner: str) -> None:
+        """Check the names of a mapping of arguments."""
+        for key in given:
+            if key not in known.parameters and not known.open:
+                hint = (
+                    nearest(key, known.parameters, "`" + path + ".{}`") or f"; {owner} has no such argument"
+                )
+                raise UsageError(f"Unknown key `{path}.{key}`{self.where()}{hint}")
+
+    def node(self, value: Any, kind: str, path: str) -> None:
+        """Check a value that may be a class with its arguments, or a list of such."""
+        if isinstance(value, list):
+            for item in value:
+                self.node(item, kind, path)
+        elif isinstance(value, str) and kind in KINDS and value.replace(".", "").isidentifier():
+            self.cls(value, kind, path)
+        elif isinstance(value, dict) and isinstance(value.get("class_path"), str):
+            for key in value:
+                if key not in CLASS_KEYS:
+                    known = f": expected {', '.join(CLASS_KEYS)}; arguments of the class go under init_args"
+                    raise UsageError(f"Unknown key `{path}.{key}`{self.where()}{known}")
+            self.arguments(value, self.cls(value["class_path"], kind, path), path)
+
+    def arguments(self, value: Config, cls: Class | None, path: str) -> None:
+        """Check the arguments of a class."""
+        arguments = value.get("init_args") or {}
+        if not isinstance(arguments, dict):
+            raise UsageError(
+                f"Expected `{path}.init_args`{self.where()} to be a mapping but got {arguments!r}"
+            )
+        known = signature(cls) if cls else Signature({}, open=True)
+        self.keys(arguments, known, f"{path}.init_args", cls.name if cls else "")
+        for name, argument in arguments.items():
+            self.node(argument, kind_of(known.parameters.get(name, "")), f"{path}.init_args.{name}")
+
+    def cls(self, name: str, kind: str, path: str) -> Class | None:
+        """Find the class of a name, refusing what is surely none; ``None`` if that is left to the parser."""
+        if name.split(".")[0] in DENIED and "." in name:
+            raise UsageError(
+                f"`{path}`{self.where()} names `{name}`: classes from {name.split('.')[0]} are not allowed"
+            )
+        if "." in name:
+            if missing(name):
+                module, _, short = name.rpartition(".")
+                raise UsageError(
+                    f"No class `{name}` for `{path}`{self.where()}{nearest(short, public(module))}"
+                )
+            return locate(name)
+        modules = KINDS.get(kind, ())
+        for module in modules:
+            if located := locate(f"{module}.{name}"):
+                return located
+        known = [found for module in modules for found in public(module) if found[0].isupper()]
+        surely = known and name not in known and not self.foreign and not defined_here(name)
+        if surely and module_file(modules[-1]) is not None:
+            hint = nearest(name, known) or f"; a class of your own is named with its module: my_module.{name}"
+            raise UsageError(f"No class `{name}` for `{path}`{self.where()}{hint}")
+        return None
+
+    def where(self) -> str:
+        """The source in brackets, if there is one to name."""
+        return f" in {self.source}" if self.source else ""
+
+
+def class_paths(value: Any) -> list[str]:
+    """All class names in a config."""
+    if isinstance(value, list):
+        return [path for item in value for path in class_paths(item)]
+    if not isinstance(value, dict):
+        return [value] if isinstance(value, str) and value.replace(".", "").isidentifier() else []
+    return [path for item in value.values() for path in class_paths(item)]
+
+
+def is_foreign(path: str) -> bool:
+    """Whether a class path leads into a package that is not read here."""
+    return "." in path and path.split(".")[0] not in READ
+
+
+def check_flag(checker: Checker, config: Config, name: str, value: str | None) -> None:
+    """Check one option's name, and note the class that it sets for the options after it."""
+    path = name.removesuffix("+").split(".")
+    top = [key for key in ALWAYS + method_arguments(checker.command) if key != "config"]
+    known = trainer()
+    if path[0] not in (*top, "config", "print_config", "help"):
+        longer = [f"trainer.{key}" for key in known.parameters] + top
+        hint = nearest(path[0], [*top, "config", "print_config"], "`--{}`")
+        raise UsageError(
+            f"Unknown option `--{name}`{hint or nearest(f'trainer.{path[0]}', longer, '`--{}`')}"
+        )
+    if path[0] == "trainer" and len(path) > 1:
+        if path[1] not in known.parameters and not known.open and path[1] != "help":
+            hint = nearest(path[1], known.parameters, "`--trainer.{}`") or "; --trainer.help lists them"
+            raise UsageError(f"Unknown option `--{name}`{hint}")
+        node = config.setdefault("trainer", {})
+        if isinstance(node, dict):
+            walk(checker, node, path[1], path[2:], f"trainer.{path[1]}", (f"trainer.{path[1]}", name, value))
+    elif path[0] in ("model", "data"):
+        walk(checker, config, path[0], path[1:], path[0], (path[0], name, value))
+
+
+def walk(
+    checker: Checker, parent: Config, key: str, rest: list[str], at: str, flag: tuple[str, str, str | None]
+) -> None:
+    """Follow the parts of an option's name through the classes that the config names."""
+    kind, name, value = flag
+    if not rest or rest == ["class_path"]:
+        given = inline(value)
+        checker.node(given, kind, at)
+        if kind in KINDS or isinstance(given, dict):
+            parent[key] = (
+                merge(parent.get(key), given) if rest == [] else merge(parent.get(key), {"class_path": given})
+            )
+        return
+    node = parent.get(key)
+    node = node[-1] if isinstance(node, list) and node else node
+    if isinstance(node, str):
+        node = parent[key] = {"class_path": node}
+    if not isinstance(node, dict) or not isinstance(node.get("class_path"), str):
+        return
+    cls = checker.cls(node["class_path"], kind, at)
+    if rest[0] == "init_args" and len(rest) > 1:
+        rest = rest[1:]
+    if cls is None or rest[0] in (*CLASS_KEYS, "help"):
+        return
+    known = signature(cls)
+    if rest[0] not in known.parameters and not known.open:
+        prefix = name.removesuffix(".".join(rest))
+        hint = (
+            nearest(rest[0], known.parameters, "`--" + prefix + "{}`") or f"; {cls.name} has no such argument"
+        )
+        raise UsageError(f"Unknown option `--{name}`{hint}")
+    inner = node.setdefault("init_args", {})
+    if isinstance(inner, dict):
+        kind = kind_of(known.parameters.get(rest[0], ""))
+        walk(checker, inner, rest[0], rest[1:], f"{at}.{rest[0]}", (kind, name, value))
+
+
+def inline(value: str | None) -> Any:
+    """The value of an option where it is a mapping or a file of one, else its text."""
+    if value is None or value.lower() in WORDS:
+        return WORDS[value.lower()] if value else None
+    if value.startswith(("{", "[")):
+        return parse(value, "the value")
+    if value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file():
+        return load(Path(value))
+    return value

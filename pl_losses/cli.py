@@ -1,0 +1,381 @@
+"""``pl-losses fit`` and its like: LightningCLI with recipes, short errors and checkpoints to resume from."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from pl_losses.__main__ import check, first_line, split
+from pl_losses.checkpoints import compare, read_checkpoint
+from pl_losses.checks import DENIED, KINDS, class_paths
+from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
+from pl_losses.recipes import Config, UsageError, dump, merge, nearest, resolve_value
+from pl_losses.signatures import OWN, locate, public, signature
+
+SAVE_DIR = "runs"
+FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
+LOGGERS: dict[str, Config] = {
+    "WandbLogger": {"project": "pl_losses", "save_dir": SAVE_DIR, "offline": True},
+    "TensorBoardLogger": {"save_dir": SAVE_DIR, "name": "pl_losses"},
+    "CSVLogger": {"save_dir": SAVE_DIR, "name": "pl_losses"},
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one or two lines."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a usage error; within jsonargparse's own attempts, what it expects."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise UsageError(shorten(message)) from None
+
+
+NOISE = (
+    *("Does not validate", "Subtypes:", "Errors:", "Given value", "Parser key", "Problem with"),
+    *(
+        "Expected a <class 'NoneType'>",
+        "Expected a path but",
+        "Not a valid subclass",
+        "Subclass types expect",
+    ),
+    *("a class path (str)", "a dict w"),
+)
+
+
+def shorten(message: str) -> str:
+    """The part of a parser's message that names the fault, with the nearest valid name.
+
+    >>> shorten("Parser key \'model\':\\n  Errors:\\n    - Expected a <class \'int\'>".replace("'", '"', 2))
+    '`model`: Expected int'
+    """
+    if required := re.search(r"^the following arguments are required: (.*)", message):
+        names = ", ".join(f"`{key.split('.', 1)[-1]}`" for key in required[1].split(", "))
+        return f"Missing {names}: name a recipe (--config), a class (--model), or a checkpoint (--ckpt_path)"
+    lines = [line.strip(" -\t") for line in message.splitlines()]
+    told = next(
+        (line for line in lines if line and not line.startswith(NOISE)), lines[0] if lines else message
+    )
+    told = re.sub(
+        r"^Type .* callable class: |, denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", told
+    )
+    told = re.sub(
+        r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", told
+    )
+    told = re.sub(r"(?:a )?<class '([\w.]+)'>", r"\1", told)
+    if (
+        "got" not in told.lower()
+        and told.startswith("Expected")
+        and (given := re.search(r"Given value: (.*)", message))
+    ):
+        told += f" but got {given[1]}"
+    classes: list[str] = re.findall(r"Problem with given class_path '([\w.]+)'", message)
+    keys = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
+    path = ".".join(keys[: 1 + message.count("Problem with given")] if classes else keys[:2])
+    return (f"`{path}`: " if path else "") + told[:300] + hint(told, path, classes)
+
+
+def hint(told: str, path: str, classes: list[str]) -> str:
+    """The nearest argument of the class at fault, or the nearest class."""
+    option, unknown = re.search(r"Option '(\w+)'", told), re.search(r"No class `(\w+)`", told)
+    if unknown:
+        return nearest(unknown[1], [name for module in KINDS.get(path, ()) for name in public(module)])
+    located = locate(classes[-1]) if option and classes else None
+    return nearest(option[1], signature(located).parameters) if option and located else ""
+
+
+class PLLossesCLI(LightningCLI):
+    """LightningCLI for any model and data, whose runs keep a record and can be resumed.
+
+    Args:
+        args: Command and options, without ``--config``.
+        config: What recipes, files and the checkpoint say, merged.
+        recipes: Names of the recipes and files, for the record.
+        known: What the checkpoint says, to tell how the run differs.
+        kwargs: Passed on to ``LightningCLI``.
+    """
+
+    def __init__(
+        self,
+        args: list[str],
+        config: Config,
+        recipes: Sequence[str] = (),
+        known: Config | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.merged = config
+        self.recipes = list(recipes)
+        self.known = known or {}
+        self.record: RunRecord | None = None
+        self.interruption: InterruptionCheckpoint | None = None
+        strict = {"allow_abbrev": False}
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": SAVE_DIR},
+            parser_kwargs={**strict, **{command: dict(strict) for command in self.subcommands()}},
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            args=args,
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what this command line has over the stock one."""
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=True,
+            help="Test with the final weights once the fit is over.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the options over the merged config."""
+        command, *options = args
+        with config_file(self.merged) as path:
+            self.config = parser.parse_args([command, f"--config={path}", *options])
+
+    def _parse_ckpt_path(self) -> None:
+        """The checkpoint's values are in the merged config already, below the user's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a checkpoint of another model, and a folder that cannot be written to."""
+        resolved = self.resolved()
+        for line in compare(self.known, resolved):
+            say(line)
+        if self.subcommand == "fit" and not resolved["trainer"].get("fast_dev_run"):
+            for folder in save_dirs(resolved["trainer"]):
+                check_writable(folder)
+        for logger in loggers(resolved["trainer"]):
+            if "WandbLogger" in logger["class_path"]:
+                quiet_wandb(logger)
+
+    def resolved(self) -> Config:
+        """The whole config as plain data, less what concerns a single call."""
+        self._dump_config()
+        passing = {"config", *self._subcommand_method_arguments[str(self.subcommand)]}
+        return {key: value for key, value in self.config_dump.items() if key not in passing}
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; a value that one of them refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise UsageError(shorten(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that every run has."""
+        self.record = RunRecord(self.resolved(), self.recipes)
+        self.interruption = InterruptionCheckpoint(self.record, say)
+        section = self._get(self.config_init, "trainer")
+        forget_anonymous(section["logger"])
+        given = section["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        always = [self.record, self.interruption] if self.subcommand == "fit" else []
+        return super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; after a signal, leave with the status that shells expect."""
+        try:
+            self.trainer.fit(**kwargs)
+        except SystemExit as leaving:
+            raise SystemExit((self.interruption and self.interruption.status) or leaving.code) from None
+
+    def after_fit(self) -> None:
+        """Test with the final weights, and tell where the run is."""
+        results: Sequence[Mapping[str, float]] = []
+        if self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule):
+            results = self.trainer.test(self.model, datamodule=self.datamodule)
+        if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            print("\n".join([*map(error_in_words, results), self.record.farewell(self.trainer)]).lstrip())
+
+
+def error_in_words(result: Mapping[str, float]) -> str:
+    """The test error in percent, if there is one.
+
+    >>> error_in_words({"test/error": 0.0095, "test/error_low": 0.0077, "test/error_high": 0.0116})
+    'Test error: 0.95 % (95 % interval 0.77 to 1.16 %)'
+    """
+    if "test/error" not in result:
+        return ""
+    error, low, high = (100 * result.get(f"test/error{end}", float("nan")) for end in ("", "_low", "_high"))
+    interval = f" (95 % interval {low:.2f} to {high:.2f} %)" if low == low else ""
+    return f"Test error: {error:.2f} %{interval}"
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``; the exit status is returned.
+
+    Args:
+        args: The command and its options; ``sys.argv`` if not given.
+
+    Raises:
+        UsageError: If the arguments do not fit.
+    """
+    command, *options = sys.argv[1:] if args is None else args
+    flags = split(options)
+    effective = check(command, flags)
+    recipes = [value for name, value in flags if name == "config" and value]
+    config: Config = {}
+    for recipe in recipes:
+        config = merge(config, resolve_value(recipe))
+    given = dict(flags)
+    known = read_checkpoint(
+        given.get("ckpt_path") or config.get("ckpt_path"), given.get("weights_only") != "false"
+    )
+    config = merge(known, config)
+    for section in ("model", "data"):
+        if isinstance(config.get(section), dict):
+            # An option may name the class whose arguments a file gives.
+            named = effective.get(section)
+            named = named.get("class_path") if isinstance(named, dict) else named
+            config[section] = {**({"class_path": named} if named else {}), **config[section]}
+    fill_logger(config, effective)
+    rest = [
+        f"--{name}" if value is None else f"--{name}={value}" for name, value in flags if name != "config"
+    ]
+    prepare_imports(class_paths([config, effective, [value for _, value in flags]]))
+    status = 1
+    try:
+        PLLossesCLI([command, *rest], config, recipes, known)
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    finally:
+        finish_wandb(status)
+    return status
+
+
+def finish_wandb(status: int) -> None:
+    """End the W&B run, which another run of the same process would otherwise go on with."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=status)
+
+
+def prepare_imports(wanted: Iterable[str] = ()) -> None:
+    """Deny dangerous classes, and make those of the suite known by their short names.
+
+    Args:
+        wanted: Names in the config and options: only what is named is imported, for time's sake, and so that
+            a paper whose requirements are missing does not stand in the way of others.
+    """
+    set_parsing_settings(import_path_denylist=list(DENIED))
+    # Of Lightning's own making: it calls what torch has deprecated, and recommends its other products.
+    warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*", category=FutureWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)
+    for face in FACES:
+        for name in set(public(face)) & set(wanted):
+            try:
+                getattr(importlib.import_module(face), name)
+            except ImportError as error:
+                raise UsageError(f"`{name}` of {face} cannot be imported: {first_line(error)}") from None
+
+
+def is_no_tip(record: logging.LogRecord) -> bool:
+    """Whether a log record is about the run."""
+    return "Tip: For seamless cloud" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def config_file(config: Config) -> Iterator[str]:
+    """A temporary file that holds a config: the parser takes files more reliably than text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.yaml")
+        path.write_text(dump(config), encoding="utf-8")
+        yield str(path)
+
+
+def fill_logger(config: Config, effective: Config) -> None:
+    """Give the logger what it needs and was not told: W&B offline where none is named.
+
+    Args:
+        config: The merged config, which is changed.
+        effective: The same with the classes that options name, as options may name another logger.
+    """
+    trainer = config.setdefault("trainer", {})
+    named = (effective.get("trainer") or {}).get("logger")
+    if named is None:
+        named = "WandbLogger"
+    if isinstance(named, list):
+        trainer["logger"] = [filled(one) for one in named]
+    else:
+        trainer["logger"] = filled(named)
+
+
+def filled(logger: Any) -> Any:
+    """A logger's config over the suite's defaults for its class."""
+    logger = {"class_path": logger} if isinstance(logger, str) else logger
+    name = str(logger.get("class_path")).rpartition(".")[2] if isinstance(logger, dict) else ""
+    if name not in LOGGERS:
+        return logger
+    path = logger["class_path"] if "." in logger["class_path"] else f"lightning.pytorch.loggers.{name}"
+    defaults = {"class_path": path, "init_args": LOGGERS[name]}
+    return merge(defaults, {**logger, "class_path": path})
+
+
+def loggers(trainer: Config) -> list[Config]:
+    """The loggers' configs of a resolved trainer section."""
+    value = trainer.get("logger")
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+
+
+def save_dirs(trainer: Config) -> list[str]:
+    """The folders that a run is going to write to."""
+    folders = [one.get("init_args", {}).get("save_dir") for one in loggers(trainer)] or [None]
+    folders = [folder or trainer.get("default_root_dir") or "." for folder in folders]
+    return [folder for folder in folders if "://" not in folder]
+
+
+def check_writable(folder: str) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"The run's folder `{folder}` cannot be made ({error.strerror}); set `save_dir`"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"The run's folder `{folder}` cannot be written to; set `save_dir` of the logger")
+
+
+def quiet_wandb(logger: Config) -> None:
+    """Keep wandb from chatting about an offline run."""
+    if logger.get("init_args", {}).get("offline"):
+        os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def forget_anonymous(loggers: Any) -> None:
+    """Keep Lightning from passing ``anonymous`` on to wandb, which warns that it has no effect."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, WandbLogger) and logger._wandb_init.get("anonymous") is None:
+            logger._wandb_init.pop("anonymous", None)
+
+
+def can_test(model: LightningModule, datamodule: LightningDataModule | None) -> bool:
+    """Whether there is a test step, and data for it."""
+    data = datamodule is not None and is_overridden("test_dataloader", datamodule)
+    return is_overridden("test_step", model) and (data or is_overridden("test_dataloader", model))
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Tell the user something beside the results."""
+    print(message, file=sys.stderr)

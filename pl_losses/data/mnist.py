@@ -1,0 +1,228 @@
+"""MNIST from its four original files: found, checked by their published checksums, or downloaded."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tempfile
+import urllib.request
+import zlib
+from http.client import HTTPException
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as pad_image
+
+from pl_losses.data.images import ImageDataModule
+from pl_losses.data.loader import Batch
+from pl_losses.data.module import Resident
+
+
+class MNIST(ImageDataModule):
+    """The 60 000 training and 10 000 test digits, padded to 32x32 as LeNet-5 wants them.
+
+    The files are looked for in ``root``, ``root/mnist`` and ``root/MNIST/raw``, packed or unpacked. Missing
+    ones are downloaded into ``root/MNIST/raw`` when a Trainer (or you) calls ``prepare_data``.
+
+    Args:
+        root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
+            ``~/.cache/pl_losses``.
+        download: Whether to download what is missing.
+        val_size: Number of training images kept for validation, drawn by ``seed``; 0 trains on all 60 000.
+        pad: Width of the background added on each side, in pixels.
+        low: Value of the background.
+        high: Value of full ink.
+        distort: Whether to draw a random affine map per training image; a mapping gives the ranges, see
+            :class:`~pl_losses.data.transforms.RandomAffine`.
+        limit: Use only the first this many training images. Default: all.
+        batch_size: Training images per step and rank.
+        eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
+            larger.
+        seed: Seed of the split, the order and the distortions.
+        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    num_classes = 10
+    class_names = tuple("0123456789")
+
+    def __init__(
+        self,
+        root: str | None = None,
+        download: bool = True,
+        val_size: int = 5000,
+        pad: int = 2,
+        low: float = -0.1,
+        high: float = 1.175,
+        distort: bool | dict[str, float] = False,
+        limit: int | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        resident: Resident = "auto",
+    ) -> None:
+        if not 0 <= val_size < 60_000:
+            raise ValueError(f"Expected `val_size` in 0..59999 but got {val_size}")
+        if pad < 0:
+            raise ValueError(f"Expected `pad` to be at least 0 but got {pad}")
+        super().__init__(low, high, distort, limit, batch_size, eval_batch_size, seed, resident)
+        self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
+        self.download = download
+        self.val_size = val_size
+        self.pad = pad
+        self.input_shape = (1, 28 + 2 * pad, 28 + 2 * pad)
+
+    def prepare_data(self) -> None:
+        """Find the files, and download those that are missing.
+
+        Raises:
+            FileNotFoundError: If files are missing and not to be downloaded.
+            OSError: If no mirror gives a file with the right checksum, or the folder cannot be written.
+        """
+        mirrors, resources = _published()
+        missing = self._missing_files()
+        if missing and not self.download:
+            raise FileNotFoundError(self._missing(missing))
+        for name in missing:
+            _download(name, resources[name], mirrors, self.root / "MNIST" / "raw")
+
+    def complete(self) -> bool:
+        """Tell whether all four files are there; damage shows when they are read."""
+        return not self._missing_files()
+
+    def load(self, stage: str) -> dict[str, Batch]:
+        """Return the images and labels of a stage.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is damaged.
+        """
+        if stage in ("test", "predict"):
+            return {"test": self._read("t10k", 10_000)}
+        images, labels = self._read("train", 60_000)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
+        # In the files' order, so that `limit` takes the first images whatever the seed.
+        train = order[: len(order) - self.val_size].sort().values[: self.limit]
+        splits: dict[str, Batch] = {"train": (images[train], labels[train])}
+        if self.val_size:
+            val = order[-self.val_size :]
+            splits["val"] = (images[val], labels[val])
+        return splits
+
+    def _read(self, part: str, samples: int) -> Batch:
+        _, resources = _published()
+        names = (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz")
+        found = {name: path for name in names if (path := _find(self.root, name)) is not None}
+        if len(found) < len(names):
+            raise FileNotFoundError(self._missing([name for name in names if name not in found]))
+        images = read_idx(found[names[0]], (samples, 28, 28), resources[names[0]])
+        labels = read_idx(found[names[1]], (samples,), resources[names[1]])
+        return pad_image(images[:, None], (self.pad,) * 4), labels.long()
+
+    def _missing_files(self) -> list[str]:
+        return [name for name in _published()[1] if _find(self.root, name) is None]
+
+    def _missing(self, names: list[str]) -> str:
+        return (
+            f"Expected `root` to hold the MNIST files {', '.join(names)} but {self.root},"
+            f" {self.root / 'mnist'} and {self.root / 'MNIST' / 'raw'} lack them: set `root` or the"
+            " environment variable PL_LOSSES_DATA to the folder that has them, or call `prepare_data` with"
+            " `download=True`"
+        )
+
+
+def read_idx(path: Path, shape: tuple[int, ...], md5: str | None = None) -> Tensor:
+    """Read one file of bytes in the format of MNIST.
+
+    Args:
+        path: The file, packed if its name ends in ``.gz``.
+        shape: Shape that the file must have.
+        md5: Published checksum of the packed file; unpacked files are checked by their shape and length only.
+
+    Returns:
+        uint8, of ``shape``.
+
+    Raises:
+        ValueError: If the file is damaged, or holds something else.
+    """
+    data = path.read_bytes()
+    advice = "delete it and run again, or copy the original file there"
+    if path.suffix == ".gz":
+        if md5 is not None and (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != md5:
+            raise ValueError(f"Expected {path} with the published MD5 {md5} but got {found}: {advice}")
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"Expected {path} to be a complete gzip file but got: {error}: {advice}"
+            ) from error
+    # Two zero bytes, the type (8: unsigned bytes), the number of dimensions, and each of them in four bytes.
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
+    if not data.startswith(header):
+        raise ValueError(
+            f"Expected {path} to hold bytes of shape {list(shape)}, header {header.hex()}, but its header is"
+            f" {data[: len(header)].hex()}: {advice}"
+        )
+    if len(data) != len(header) + prod(shape):
+        raise ValueError(
+            f"Expected {path} of {len(header) + prod(shape)} bytes but got {len(data)}: {advice}"
+        )
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=len(header)).view(shape)
+
+
+def _published() -> tuple[list[str], dict[str, str]]:
+    """Return the mirrors' addresses, and each file's name with its checksum, as torchvision lists them."""
+    from torchvision.datasets import MNIST as Published
+
+    return list(Published.mirrors), dict(Published.resources)
+
+
+def _find(root: Path, name: str) -> Path | None:
+    folders = (root, root / "mnist", root / "MNIST" / "raw")
+    candidates = (folder / file for folder in folders for file in (name, name.removesuffix(".gz")))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
+    """Put one file into a folder, whole and checked or not at all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=".part", dir=folder)
+    except OSError as error:
+        raise OSError(
+            f"Expected a folder to download MNIST into but {folder} cannot be written ({error}): set `root`"
+            " or the environment variable PL_LOSSES_DATA to another one"
+        ) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_fetched(name, md5, mirrors, folder))
+        # mkstemp lets nobody else read the file; a data folder may be shared.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, folder / name)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _fetched(name: str, md5: str, mirrors: list[str], folder: Path) -> bytes:
+    failures = []
+    for mirror in mirrors:
+        try:
+            with urllib.request.urlopen(mirror + name, timeout=30) as response:
+                data: bytes = response.read()
+        except (OSError, HTTPException) as error:
+            failures.append(f"{mirror}: {error}")
+            continue
+        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if found == md5:
+            return data
+        failures.append(f"{mirror}: MD5 {found} instead of {md5}")
+    raise OSError(
+        f"Could not download {name} ({'; '.join(failures)}): copy it to {folder}, or set `root` or the"
+        " environment variable PL_LOSSES_DATA to a folder that has the four MNIST files"
+    )

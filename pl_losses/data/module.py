@@ -1,0 +1,170 @@
+"""The base of all DataModules here: tensors in memory, shared exactly by the ranks of a Trainer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from pl_losses.data.loader import Batch, BatchLoader
+from pl_losses.hparams import save_plain_hyperparameters
+
+Resident = Literal["auto", "host", "device"]
+
+
+class TensorDataModule(LightningDataModule):
+    """Serves the tensors that :meth:`load` returns, in batches.
+
+    To subclass, override :meth:`load`; :meth:`train_transform` and :meth:`eval_transform` turn what is kept
+    in memory into what the model sees. Every rank trains on equally many samples and evaluates its own part:
+    each validation or test sample is seen exactly once over all ranks.
+
+    Attributes:
+        num_classes: Number of classes; None when the targets are no classes.
+        class_names: Name of each class.
+        input_shape: Shape of one input as the model sees it, without the batch.
+
+    Args:
+        batch_size: Training samples per step and rank.
+        eval_batch_size: Samples per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
+            larger.
+        seed: Seed of the split, the order and the training transform.
+        resident: Where the tensors lie: on the "host", on the Trainer's "device", or, with "auto", on the
+            device when it is a GPU of whose free memory they take less than a quarter.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        resident: Resident = "auto",
+    ) -> None:
+        super().__init__()
+        eval_size = max(1000, batch_size) if eval_batch_size is None else eval_batch_size
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_size, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"Expected `{name}` to be at least {least} but got {value}")
+        if resident not in ("auto", "host", "device"):
+            raise ValueError(f'Expected `resident` to be "auto", "host" or "device" but got {resident!r}')
+        save_plain_hyperparameters(self, logger=False)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_size
+        self.seed = seed
+        self.resident = resident
+        self.tensors: dict[str, Batch] = {}
+        self._loaded: set[str] = set()
+
+    def load(self, stage: str) -> dict[str, Batch]:
+        """Return the tensors of the splits that a stage needs, on the host.
+
+        Args:
+            stage: "fit" (needs "train" and, if there is one, "val"), "validate" ("val"), "test" or "predict".
+
+        Returns:
+            Split to its tensors, equally long: usually inputs and targets. More splits than needed do no
+            harm; without "predict", predictions are made for "test".
+        """
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `load`")
+
+    def train_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Turn a training batch into what the model sees; take random numbers from ``generator`` only."""
+        return self.eval_transform(batch, generator)
+
+    def eval_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Turn a batch of any other split into what the model sees."""
+        return batch
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and check the splits of a stage, once.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict"; None for all.
+
+        Raises:
+            ValueError: If inputs or targets are not finite, or a label is out of range.
+        """
+        for name in ("fit", "validate", "test", "predict") if stage is None else (stage,):
+            if name not in self._loaded:
+                splits = self.load(name)
+                for split, tensors in splits.items():
+                    self._check(split, tensors)
+                self.tensors.update(splits)
+                self._loaded.add(name)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return the training batches: shuffled, unless the Trainer is to overfit some of them."""
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        return self._loader("train", shuffle=not overfit, pad=True)
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """Return the validation batches; an empty list when there is no validation split."""
+        return self._loader("val") if "val" in self.tensors else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return the test batches."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Return the batches to predict: the test batches unless :meth:`load` gives a split of its own."""
+        return self._loader("predict" if "predict" in self.tensors else "test")
+
+    def _loader(self, split: str, shuffle: bool = False, pad: bool = False) -> BatchLoader:
+        if split not in self.tensors:
+            raise RuntimeError(f"Expected `setup` to have loaded {split!r} but it has {sorted(self.tensors)}")
+        train = split == "train"
+        # The strategy knows which ranks share a model and so must see the same samples.
+        share = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        share = share or {"num_replicas": 1, "rank": 0}
+        return BatchLoader(
+            self._placed(self.tensors[split]),
+            self.batch_size if train else self.eval_batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            transform=self.train_transform if train else self.eval_transform,
+            pad=pad,
+            rank=share["rank"],
+            world_size=share["num_replicas"],
+        )
+
+    def _placed(self, tensors: Batch) -> Batch:
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if self.resident == "host" or (self.resident == "auto" and not _has_room(device, tensors)):
+            return tensors
+        return tuple(tensor.to(device) for tensor in tensors)
+
+    def _check(self, split: str, tensors: Batch) -> None:
+        for position, tensor in enumerate(tensors):
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                bad = int((~tensor.isfinite()).sum())
+                raise ValueError(
+                    f"Expected finite values in tensor {position} of {split!r} but {bad} are not"
+                )
+        if self.num_classes is not None:
+            _check_labels(split, tensors[-1], self.num_classes)
+
+
+def _check_labels(split: str, labels: Tensor, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"Expected labels of {split!r} in 0..{classes - 1} but got {low}..{high}")
+
+
+def _has_room(device: torch.device, tensors: Batch) -> bool:
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.nbytes for tensor in tensors) < free // 4

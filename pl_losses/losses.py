@@ -1,0 +1,5 @@
+"""Every loss of the suite by its name."""
+
+from pl_losses.papers.lenet.losses import map_loss, mle_loss, rbf_penalties
+
+__all__ = ["map_loss", "mle_loss", "rbf_penalties"]

@@ -1,0 +1,76 @@
+"""What the LightningModules of all papers share: optimizers from callables, sharding, clear refusals."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from pl_losses.observers.metrics import define_metrics
+
+
+class PaperModule(LightningModule):
+    """Base of the papers' modules: pass it an optimizer's callable, override what the paper adds.
+
+    Attributes:
+        best: Logged key to whether its smallest or largest value is the best; loggers that can, show it.
+
+    Args:
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler. One that takes ``total_steps`` (OneCycleLR) is given the
+            number of optimizer steps of the run and moves every step; any other moves once an epoch.
+    """
+
+    best: ClassVar[dict[str, Literal["min", "max"]]] = {}
+
+    def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None = None) -> None:
+        super().__init__()
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+
+    def configure_model(self) -> None:
+        """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are."""
+        if self.device_mesh is None or getattr(self, "_sharded", False):
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+        self._sharded = True
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer, and the scheduler if there is one, from the constructor's callables."""
+        optimizer = self._optimizer(self.parameters())
+        if self._lr_scheduler is None:
+            return optimizer
+        try:
+            scheduler = self._lr_scheduler(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        except ValueError as error:
+            if "total_steps" not in str(error):
+                raise
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self._lr_scheduler(optimizer, total_steps=steps)  # type: ignore[call-arg]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Tell the logger which value of each metric is the best."""
+        define_metrics(self.trainer, self.best)
+
+    def refuse_non_finite(self, loss: Tensor) -> None:
+        """Stop at a loss that is not finite: at once on the CPU, at the next logged step on an accelerator.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        # Asking an accelerator for the value waits for it; at a logged step the logger does so anyway.
+        every = getattr(self._trainer, "log_every_n_steps", 1)
+        logged = (self.global_step + 1) % every == 0 if every else False
+        if (loss.device.type == "cpu" or logged) and not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"Expected a finite loss but got {loss.item()} at step {self.global_step}: look at the "
+                "inputs, or lower the learning rate"
+            )

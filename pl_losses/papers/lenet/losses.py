@@ -1,0 +1,155 @@
+"""LeCun et al. 1998, sections II.C and III: RBF penalties (eq. 7), the MLE and the MAP criterion (eqs. 8, 9).
+
+"Gradient-based learning applied to document recognition", Proc. IEEE 86(11). A penalty is a squared
+Euclidean distance: the lower, the better the class fits. Everything is computed in float32 at least, also
+under autocast.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
+    r"""Penalties of Euclidean radial basis function units, eq. 7: :math:`y_i = \sum_j (x_j - w_{ij})^2`.
+
+    Args:
+        features: Output of the last hidden layer, shape [B, F].
+        centres: Parameter vector of each class, shape [C, F].
+
+    Returns:
+        Penalties, shape [B, C], at least 0.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+
+    Example:
+        >>> rbf_penalties(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, -1.0], [-1.0, -1.0]]))
+        tensor([[0., 4.]])
+    """
+    if centres.ndim != 2:
+        raise ValueError(f"Expected `centres` of shape [C, F] but got {list(centres.shape)}")
+    if features.ndim != 2 or features.shape[1] != centres.shape[1]:
+        raise ValueError(
+            f"Expected `features` of shape [B, F] with F = {centres.shape[1]} but got {list(features.shape)}"
+        )
+    # Differences, not the expanded square: near a centre the expansion cancels to nothing in float32.
+    difference = _at_least_float32(features)[:, None, :] - _at_least_float32(centres)[None, :, :]
+    return difference.square().sum(dim=-1)
+
+
+def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
+    r"""The maximum likelihood criterion, eq. 8: :math:`E = \frac{1}{P} \sum_p y_{D_p}`.
+
+    It only pulls the right class closer. With adaptable centres it collapses: all centres and features become
+    equal and the loss is 0 at chance accuracy. Use :func:`map_loss` unless the centres are fixed.
+
+    Args:
+        penalties: Penalty of each class, shape [B, C], lower is better.
+        target: Index of the right class, shape [B], integers in [0, C).
+
+    Returns:
+        Scalar, mean over the batch.
+
+    Raises:
+        TypeError: If ``target`` is not of an integer type.
+        ValueError: If shapes do not fit together or a label is out of range.
+
+    Example:
+        >>> mle_loss(torch.tensor([[1.0, 3.0], [5.0, 2.0]]), torch.tensor([0, 1]))
+        tensor(1.5000)
+    """
+    _check(penalties, target)
+    return _of_target(_at_least_float32(penalties), target).mean()
+
+
+def map_loss(penalties: Tensor, target: Tensor, rubbish_penalty: float = 1.0) -> Tensor:
+    r"""The discriminative maximum a posteriori criterion, eq. 9.
+
+    .. math:: E = \frac{1}{P} \sum_p \left( y_{D_p} + \log(e^{-j} + \sum_i e^{-y_i}) \right)
+
+    The bracket is minus the logarithm of the posterior of the right class, beside a "rubbish" class of
+    constant penalty j: hence E >= 0. Its gradient,
+    :math:`[i = D] - e^{-y_i} / (e^{-j} + \sum_k e^{-y_k})`, pushes wrong classes away, which keeps
+    adaptable centres from collapsing.
+
+    Args:
+        penalties: Penalty of each class, shape [B, C], lower is better.
+        target: Index of the right class, shape [B], integers in [0, C).
+        rubbish_penalty: The paper's j > 0. Classes whose penalty is far above it are not pushed further away.
+
+    Returns:
+        Scalar, mean over the batch.
+
+    Raises:
+        TypeError: If ``target`` is not of an integer type.
+        ValueError: If shapes do not fit together, a label is out of range, or ``rubbish_penalty`` is not
+            positive.
+
+    Example:
+        >>> map_loss(torch.tensor([[1.0, 620.0]]), torch.tensor([0]), rubbish_penalty=1.0)
+        tensor(0.6931)
+    """
+    _check(penalties, target)
+    # A log-softmax, since penalties reach 84 * 2.7159^2 ~ 620 and exp(-620) is 0.
+    scores = _with_rubbish(_at_least_float32(penalties), rubbish_penalty)
+    return torch.nn.functional.cross_entropy(scores, target.long())
+
+
+def rubbish_posterior(penalties: Tensor, rubbish_penalty: float = 1.0) -> Tensor:
+    r"""Posterior of "none of the classes" under eq. 9, the paper's ground for rejecting a pattern.
+
+    :math:`e^{-j} / (e^{-j} + \sum_i e^{-y_i})`
+
+    Args:
+        penalties: Penalty of each class, shape [B, C], lower is better.
+        rubbish_penalty: The paper's j > 0.
+
+    Returns:
+        Probabilities, shape [B].
+
+    Raises:
+        ValueError: If ``penalties`` is not [B, C] or ``rubbish_penalty`` is not positive.
+
+    Example:
+        >>> rubbish_posterior(torch.tensor([[0.0, 50.0], [1.0, 50.0], [40.0, 50.0]]), rubbish_penalty=1.0)
+        tensor([0.2689, 0.5000, 1.0000])
+    """
+    _check_penalties(penalties)
+    return _with_rubbish(_at_least_float32(penalties), rubbish_penalty).softmax(dim=1)[:, -1]
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _of_target(penalties: Tensor, target: Tensor) -> Tensor:
+    return penalties.gather(1, target.long()[:, None]).squeeze(1)
+
+
+def _with_rubbish(penalties: Tensor, rubbish_penalty: float) -> Tensor:
+    """Negated penalties with the rubbish class as the last column, shape [B, C + 1]."""
+    if not 0 < rubbish_penalty < float("inf"):
+        raise ValueError(f"Expected `rubbish_penalty` to be a positive number but got {rubbish_penalty}")
+    return torch.nn.functional.pad(-penalties, (0, 1), value=-rubbish_penalty)
+
+
+def _check_penalties(penalties: Tensor) -> None:
+    if penalties.ndim != 2:
+        raise ValueError(f"Expected `penalties` of shape [B, C] but got {list(penalties.shape)}")
+
+
+def _check(penalties: Tensor, target: Tensor) -> None:
+    _check_penalties(penalties)
+    if target.shape != penalties.shape[:1]:
+        raise ValueError(
+            f"Expected `target` of shape [B] with B = {len(penalties)} but got {list(target.shape)}"
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"Expected `target` to hold integers but got {target.dtype}")
+    # On an accelerator this would wait for the device; its own index check stops a wrong label there.
+    if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
+        low, high = (int(extreme) for extreme in target.aminmax())
+        if low < 0 or high >= penalties.shape[1]:
+            raise ValueError(
+                f"Expected `target` in [0, {penalties.shape[1] - 1}] but got values from {low} to {high}"
+            )

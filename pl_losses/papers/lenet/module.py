@@ -1,0 +1,264 @@
+"""LeCun et al. 1998, sections II and III: LeNet-5 with RBF outputs, trained by the MAP criterion (eq. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import copy
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.observers.metrics import ErrorRate, binomial_interval
+from pl_losses.papers.base import PaperModule
+from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
+from pl_losses.papers.lenet.losses import map_loss, mle_loss, rubbish_posterior
+from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
+
+CURVATURE_PATTERNS = 500
+
+
+def levenberg_marquardt(parameters: Iterable[Any]) -> StochasticDiagonalLM:
+    """The default optimizer: Appendix C's, for a batch size of 1.
+
+    Its mu is ten times the paper's 0.02. The step is eps g / (mu + h), so mu goes with the scale of the
+    loss, which the paper does not give; on eq. 9 as it stands, 0.02 drives the units into saturation in the
+    first pass.
+    """
+    return StochasticDiagonalLM(parameters, lr=5e-4, mu=0.2)
+
+
+class LeNet5(PaperModule):
+    """LeNet-5 as published: 60 000 trainable parameters, RBF outputs, trained by eq. 9.
+
+    Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` with its
+    95 % interval ``test/error_low`` and ``test/error_high``, and, where patterns can be rejected,
+    ``test/rejected`` and ``test/error_accepted``; with adaptable centres also ``centres/closest`` and
+    ``centres/farthest``, the distances between them. Errors are shares in [0, 1].
+
+    To change it, override :meth:`configure_network`, :meth:`configure_output`, :meth:`configure_loss`,
+    :meth:`configure_metrics` or :meth:`configure_optimizers`.
+
+    Args:
+        num_classes: Number of classes C. With RBF outputs other than the ten digits, give ``codes`` too.
+        criterion: "map" (eq. 9) or "mle" (eq. 8); with ``head="linear"`` both are the cross-entropy.
+        head: "rbf", or "linear" for the modern variant: a linear layer and the cross-entropy.
+        centres: "fixed" RBF centres as in the paper, "adaptable" ones that start at the codes, or "random":
+            adaptable ones that start near 0 (normal, standard deviation 0.1), knowing nothing of the classes.
+        rubbish_penalty: The j > 0 of eq. 9.
+        reject_above: A pattern is rejected when the posterior of the rubbish class is above this.
+        codes: Parameter vectors of the classes, C lists of 84 numbers; default: bitmaps of the digits.
+        optimizer: Parameters to optimizer. Default: stochastic diagonal Levenberg-Marquardt (Appendix C),
+            meant for a batch size of 1.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is none of its choices or ``codes`` does not fit ``num_classes``.
+
+    Example:
+        >>> model = LeNet5()
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
+        60000
+        >>> model(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    best = {  # noqa: RUF012
+        "train/loss": "min",
+        "train/error": "min",
+        "val/loss": "min",
+        "val/error": "min",
+        "test/error": "min",
+    }
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        criterion: Literal["map", "mle"] = "map",
+        head: Literal["rbf", "linear"] = "rbf",
+        centres: Literal["fixed", "adaptable", "random"] = "fixed",
+        rubbish_penalty: float = 1.0,
+        reject_above: float = 0.5,
+        codes: list[list[float]] | None = None,
+        optimizer: OptimizerCallable = levenberg_marquardt,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        for name, value, choices in (
+            ("criterion", criterion, ("map", "mle")),
+            ("head", head, ("rbf", "linear")),
+            ("centres", centres, ("fixed", "adaptable", "random")),
+        ):
+            if value not in choices:
+                raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
+        if rubbish_penalty <= 0:
+            raise ValueError(f"Expected `rubbish_penalty` to be positive but got {rubbish_penalty}")
+        if not 0 < reject_above <= 1:
+            raise ValueError(f"Expected `reject_above` in (0, 1] but got {reject_above}")
+        super().__init__(optimizer, lr_scheduler)
+        save_plain_hyperparameters(self)
+        self.num_classes = num_classes
+        self.criterion, self.head, self.centres = criterion, head, centres
+        self.rubbish_penalty, self.reject_above = rubbish_penalty, reject_above
+        self.codes = codes
+        self.network = self.configure_network()
+        self.output = self.configure_output()
+        self.configure_metrics()
+
+    def configure_network(self) -> nn.Module:
+        """Build the layers up to F6: [B, 1, 32, 32] -> [B, 84, 1, 1]."""
+        return LeNet5Features()
+
+    def configure_output(self) -> nn.Module:
+        """Build the output layer: features [B, 84] -> penalties [B, C], lower is better."""
+        if self.head == "linear":
+            return NegatedLinear(84, self.num_classes)
+        codes = digit_codes() if self.codes is None else torch.tensor(self.codes)
+        if codes.shape != (self.num_classes, 84):
+            raise ValueError(
+                f"Expected `codes` of shape [{self.num_classes}, 84], one row a class, but got "
+                f"{list(codes.shape)}" + ("" if self.codes else " (the bitmaps of the ten digits)")
+            )
+        if self.centres == "random":
+            codes = 0.1 * torch.randn_like(codes)
+        return RBFOutput(codes, adaptable=self.centres != "fixed")
+
+    def configure_loss(self, penalties: Tensor, target: Tensor) -> Tensor:
+        """The criterion: penalties [B, C], target [B] -> scalar."""
+        if self.head == "linear":
+            return F.cross_entropy(-penalties.float(), target)
+        if self.criterion == "mle":
+            return mle_loss(penalties, target)
+        return map_loss(penalties, target, self.rubbish_penalty)
+
+    def configure_metrics(self) -> None:
+        """Build the metrics that are reset every epoch and summed over ranks."""
+        self.train_error, self.val_error, self.test_error = ErrorRate(), ErrorRate(), ErrorRate()
+        # Metrics of their own: `self.log` averages ranks that saw unequally many samples with equal weight.
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.accepted_error, self.rejected = ErrorRate(), MeanMetric()
+
+    @property
+    def rejects(self) -> bool:
+        """Whether there is a rubbish class to reject patterns with."""
+        return self.head == "rbf" and self.criterion == "map"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Penalties of each class, lower is better.
+
+        Args:
+            images: [B, 1, 32, 32], background -0.1 and ink 1.175.
+
+        Returns:
+            [B, C].
+
+        Raises:
+            ValueError: If ``images`` is of another shape.
+        """
+        penalties: Tensor = self.output(self.features(images))
+        return penalties
+
+    def features(self, images: Tensor) -> Tensor:
+        """The 84 features of F6: [B, 1, 32, 32] -> [B, 84]."""
+        if images.shape[1:] != (1, 32, 32):
+            raise ValueError(f"Expected `images` of shape [B, 1, 32, 32] but got {list(images.shape)}")
+        features: Tensor = self.network(images)
+        return features.flatten(1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch of images [B, 1, 32, 32] and labels [B]."""
+        images, target = batch
+        penalties = self(images)
+        loss = self.configure_loss(penalties, target)
+        self.refuse_non_finite(loss)
+        self.train_error.update(penalties.detach().argmin(dim=1), target)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Estimate the curvature anew before each pass, if the optimizer wants it (Appendix C)."""
+        for optimizer in self.trainer.optimizers:
+            if isinstance(optimizer, StochasticDiagonalLM):
+                self.estimate_curvature(optimizer)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the error of the pass: of the weights as they were at each step."""
+        self.log("train/error", self.train_error)
+        if self.head == "rbf" and self.centres != "fixed":
+            distances = torch.pdist(self.output.get_parameter("centres").detach())
+            extremes = {"centres/closest": distances.min(), "centres/farthest": distances.max()}
+            self.log_dict(extremes, sync_dist=True)
+
+    def estimate_curvature(self, optimizer: StochasticDiagonalLM) -> None:
+        """Estimate the diagonal on 500 training patterns, shared out over the ranks."""
+        wanted = -(-CURVATURE_PATTERNS // self.trainer.world_size)
+        drawn, count = [], 0
+        # A copy, so that the pass about to begin starts at its own first batch.
+        for batch in copy(self.trainer.train_dataloader) or ():
+            drawn.append(batch)
+            count += len(batch[1])
+            if count >= wanted:
+                break
+        images, target = (torch.cat(parts)[:wanted].to(self.device) for parts in zip(*drawn, strict=True))
+        images, target = self.trainer.precision_plugin.convert_input((images, target))
+        batches = zip(images.split(100), target.split(100), strict=True)
+        optimizer.estimate_curvature(
+            self.features,
+            batches,
+            lambda features, target: self.configure_loss(self.output(features), target),
+        )
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count errors and log the loss of a batch."""
+        images, target = batch
+        penalties = self(images)
+        self.val_error.update(penalties.argmin(dim=1), target)
+        self.val_loss.update(self.configure_loss(penalties, target), len(target))
+        self.log("val/loss", self.val_loss)
+        self.log("val/error", self.val_error, prog_bar=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Count errors and rejected patterns; returns what ``ClassifierReport`` draws."""
+        images, target = batch
+        penalties = self(images)
+        predicted = penalties.argmin(dim=1)
+        self.test_error.update(predicted, target)
+        self.test_loss.update(self.configure_loss(penalties, target), len(target))
+        self.log("test/loss", self.test_loss)
+        outputs = {"predicted": predicted, "target": target, "confidence": -penalties.amin(dim=1)}
+        if self.rejects:
+            rubbish = rubbish_posterior(penalties, self.rubbish_penalty)
+            accepted = rubbish <= self.reject_above
+            self.accepted_error.update(predicted[accepted], target[accepted])
+            self.rejected.update((~accepted).float())
+            outputs |= {"rubbish": rubbish, "rejected": ~accepted}
+        return outputs
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test error with its 95 % binomial interval, and what rejecting brings."""
+        error = self.test_error.compute()
+        low, high = binomial_interval(*self.test_error.counted)
+        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
+        self.log_dict({"test/error": error, "test/error_low": low, "test/error_high": high}, sync_dist=True)
+        if self.rejects:
+            self.log_dict({"test/rejected": self.rejected, "test/error_accepted": self.accepted_error})
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Predicted class [B] and, where patterns can be rejected, the posterior of the rubbish class [B]."""
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        penalties = self(images)
+        result = {"predicted": penalties.argmin(dim=1)}
+        if self.rejects:
+            result["rubbish"] = rubbish_posterior(penalties, self.rubbish_penalty)
+        return result
+
+
+class NegatedLinear(nn.Linear):
+    """A linear layer that gives penalties: minus the logits, so that lower is better as with RBF units."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, F] -> [B, C]."""
+        return -super().forward(features)

@@ -1,0 +1,215 @@
+"""Recipes: YAML files that are found by name, may extend one another, and are listed without torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+Config = dict[str, Any]
+HERE = Path(__file__).resolve().parent
+OVERLAYS = "trainers"
+NOT_RECIPES = {"sweeps"}
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message is shown as it is."""
+
+
+def nearest(name: str, valid: Iterable[str], form: str = "`{}`") -> str:
+    """Return ``": did you mean `x`?"`` for the valid name closest to ``name``, or nothing.
+
+    >>> nearest("max_epoch", ["max_epochs", "min_epochs"])
+    ': did you mean `max_epochs`?'
+    """
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f": did you mean {form.format(close[0])}?" if close else ""
+
+
+def roots() -> list[Path]:
+    """The folders that recipes' names are relative to: the clone's, then the installed wheel's."""
+    # In site-packages a folder named recipes would be another package's.
+    clone = [HERE.parent / "recipes"] if (HERE.parent / "pyproject.toml").is_file() else []
+    return [root for root in (*clone, HERE / "_recipes") if root.is_dir()]
+
+
+def names() -> list[str]:
+    """All recipes and overlays by name, sorted, a clone's before the wheel's."""
+    return sorted({name for root in roots() for name in _under(root)})
+
+
+def _under(root: Path) -> Iterator[str]:
+    for path in root.rglob("*.yaml"):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name.split("/")[0] not in NOT_RECIPES:
+            yield name
+
+
+def description(path: Path) -> str:
+    """The first line of a recipe where it is a comment."""
+    with path.open(encoding="utf-8") as file:
+        line = file.readline().strip()
+    return line.lstrip("# ") if line.startswith("#") else ""
+
+
+def listing() -> str:
+    """All recipes, grouped by paper, with their descriptions."""
+    found = names()
+    if not found:
+        return "No recipes found."
+    width = max(map(len, found))
+    groups: dict[str, list[str]] = {}
+    for name in found:
+        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    lines = []
+    for group, members in sorted(groups.items(), key=lambda item: (item[0] == OVERLAYS, item[0])):
+        overlay = " (overlays: add one with a second --config)" if group == OVERLAYS else ""
+        lines.append(f"{group or 'others'}{overlay}")
+        lines += [f"  {name:<{width}}  {description(find(name))}".rstrip() for name in members]
+    return "\n".join(lines)
+
+
+def find(name: str, folder: Path | None = None) -> Path:
+    """Find a recipe: a path, a name beside the recipe that extends it, or a name in a recipes folder.
+
+    Args:
+        name: A path, or ``paper/experiment`` with or without ``.yaml``.
+        folder: Folder of the recipe that names it, if one does.
+
+    Raises:
+        UsageError: If there is none; the message names the nearest recipe.
+    """
+    bases = [folder] if folder else [Path()]
+    for base in [*bases, *roots()]:
+        for candidate in (base / name, base / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    hint = nearest(name, names()) or "; `pl-losses recipes` lists them"
+    raise UsageError(f"No recipe or file named `{name}`{hint}")
+
+
+def resolve(name: str) -> Config:
+    """Read a recipe by name or path and merge it over the recipes that it extends."""
+    return _flatten(find(name), ())
+
+
+def resolve_value(value: str) -> Config:
+    """As :func:`resolve`, but a mapping given inline is taken as it is."""
+    if "{" in value or "\n" in value:
+        return _mapping(parse(value, "the inline config"), "the inline config")
+    return resolve(value)
+
+
+def _flatten(path: Path, above: tuple[Path, ...]) -> Config:
+    path = path.resolve()
+    if path in above:
+        chain = " -> ".join(step.stem for step in (*above[above.index(path) :], path))
+        raise UsageError(f"Recipes extend one another in a circle: {chain}")
+    config = load(path)
+    parents = config.pop("extends", None) or []
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UsageError(
+            f"Expected `extends` in {path.name} to be a name or a list of names but got {parents!r}"
+        )
+    merged: Config = {}
+    for parent in parents:
+        try:
+            found = find(parent, path.parent)
+        except UsageError as error:
+            raise UsageError(f"`extends` in {path.name}: {error}") from None
+        merged = merge(merged, _flatten(found, (*above, path)))
+    merged = merge(merged, config)
+    return merged
+
+
+def load(path: Path) -> Config:
+    """Read one YAML file, which must hold a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"Cannot read {path}: {reason}") from None
+    return _mapping(parse(text, str(path)), str(path))
+
+
+def _mapping(value: Any, source: str) -> Config:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UsageError(f"Expected {source} to hold a mapping of names but got {type(value).__name__}")
+    return dict(value)
+
+
+def parse(text: str, source: str) -> Any:
+    """Parse YAML text; ``source`` names it in errors."""
+    import yaml
+
+    try:
+        return yaml.load(text, _yaml()[0])
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "not valid YAML"
+        raise UsageError(f"Cannot read {source}{where}: {reason}") from None
+
+
+def dump(config: Config) -> str:
+    """Write a config as YAML that :func:`parse` and jsonargparse read back to the same values."""
+    import yaml
+
+    return yaml.dump(config, Dumper=_yaml()[1], sort_keys=False, width=10**6)
+
+
+@lru_cache(maxsize=1)
+def _yaml() -> tuple[Any, Any]:
+    """A YAML loader and dumper to which 1e-3 is a number, as it is to jsonargparse; PyYAML reads text."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        pass
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    number = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+    for kind in (Loader, Dumper):
+        kind.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    return Loader, Dumper
+
+
+def merge(base: Any, over: Any) -> Any:
+    """Merge ``over`` into ``base``: mappings key by key, anything else replaced.
+
+    Where ``class_path`` changes, the arguments of the class before are dropped.
+
+    >>> merge({"a": {"b": 1, "c": [1]}}, {"a": {"c": [2]}})
+    {'a': {'b': 1, 'c': [2]}}
+    >>> merge({"class_path": "A", "init_args": {"x": 1}}, {"class_path": "B"})
+    {'class_path': 'B'}
+    """
+    if isinstance(base, str) and isinstance(over, dict) and "init_args" in over and "class_path" not in over:
+        base = {"class_path": base}
+    if isinstance(base, dict) and {"class_path", "init_args"} & set(base) and isinstance(over, str):
+        over = {"class_path": over}
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    if {"class_path"} <= set(over) & set(base) and not same_class(base["class_path"], over["class_path"]):
+        base = {key: value for key, value in base.items() if key not in ("init_args", "dict_kwargs")}
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = merge(base[key], value) if key in base else value
+    return merged
+
+
+def same_class(one: Any, other: Any) -> bool:
+    """Whether two class paths can name one class, the short name of either included."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return bool(one == other)
+    if "." in one and "." in other:
+        return one == other
+    return one.rpartition(".")[2] == other.rpartition(".")[2]

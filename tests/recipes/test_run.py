@@ -1,0 +1,123 @@
+"""Every recipe runs end to end, in small, as a user would start it."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from pl_losses import recipes
+from pl_losses.cli import run
+
+EXPERIMENTS = [name for name in recipes.names() if not name.startswith("trainers/")]
+SMALL = [
+    "--trainer.limit_train_batches",
+    "3",
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.limit_val_batches",
+    "1",
+]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def small(name, *more):
+    if "mnist" in name:
+        more = ("--trainer.limit_test_batches", "1", *more)
+    return ["fit", "--config", name, *SMALL, *QUIET, *more]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_recipe(name, request, tmp_path, capfd):
+    if "mnist" in name:
+        request.getfixturevalue("mnist_root")
+    assert run(small(name)) == 0
+    printed = capfd.readouterr().out
+    assert "Test error: " in printed
+    assert "wandb leet runs/wandb/offline-run-" in printed
+    (folder,) = (tmp_path / "runs" / "pl_losses").iterdir()
+    assert list((folder / "checkpoints").glob("*.ckpt"))
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["model"]["class_path"].endswith("LeNet5")
+    assert "extends" not in saved
+
+
+def test_saved_checkpoint_alone_knows_its_model_and_data(tmp_path, capfd):
+    assert run(small("lenet/digits")) == 0
+    first = capfd.readouterr().out
+    (checkpoint,) = tmp_path.glob("runs/pl_losses/*/checkpoints/*.ckpt")
+    torch.load(checkpoint, weights_only=True)
+    assert run(["test", "--ckpt_path", str(checkpoint), "--trainer.logger", "false", *QUIET]) == 0
+    again = capfd.readouterr().out
+
+    def error(text):
+        return next(line.split()[-1] for line in text.splitlines() if line.split()[:1] == ["test/error"])
+
+    assert error(first) == error(again)
+
+
+@pytest.mark.parametrize("overlay", ["trainers/ddp", "trainers/fsdp2"])
+@pytest.mark.timeout(240)
+def test_overlays_on_two_ranks(overlay, tmp_path):
+    command = [sys.executable, "-m", "pl_losses", *small("lenet/digits"), "--config", overlay, *CPU]
+    subprocess.run([*command, "--trainer.devices", "2"], check=True, timeout=200, env=environment())
+    check_one_run(tmp_path)
+
+
+@pytest.mark.timeout(240)
+def test_torchrun(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [
+        "--nproc-per-node",
+        "2",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(port),
+        "-m",
+        "pl_losses",
+    ]
+    options = ["--config", "trainers/multi-node", *CPU, "--trainer.devices", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", *launch, *small("lenet/digits"), *options]
+    subprocess.run(command, check=True, timeout=200, env=environment())
+    check_one_run(tmp_path)
+
+
+def environment():
+    # The W&B service of this process would write the run into this process's folder.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    return {**inherited, "OMP_NUM_THREADS": "1"}
+
+
+def check_one_run(folder):
+    """One run, one config, one W&B file, whatever the number of ranks."""
+    assert len(list(folder.glob("runs/pl_losses/*/config.yaml"))) == 1
+    assert len(list(folder.glob("runs/wandb/offline-run-*/*.wandb"))) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_overlay():
+    assert run([*small("lenet/digits"), "--config", "trainers/gpu"]) == 0
+
+
+def test_a_callback_of_ones_own_beside_the_recipes(tmp_path, monkeypatch, capfd):
+    (tmp_path / "own_callback.py").write_text(
+        "import lightning.pytorch as pl\n\n\nclass Hello(pl.Callback):\n"
+        "    def on_fit_start(self, trainer, pl_module):\n        print('hello from the callback')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run(small("lenet/digits", "--trainer.callbacks+=own_callback.Hello")) == 0
+    assert "hello from the callback" in capfd.readouterr().out
+    assert list(tmp_path.glob("runs/wandb/*/files/media/images/test/confusion_matrix*"))

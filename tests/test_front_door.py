@@ -1,0 +1,217 @@
+"""What needs no torch is answered, and what can be refused is refused, before torch is loaded."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pl_losses.__main__ import BASH, completion, main
+from pl_losses.signatures import describe, locate, missing, signature
+
+HERE = Path(__file__).parent
+TOLD = "import sys; from pl_losses.__main__ import main; status = main(sys.argv[1:]); "
+TOLD += "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules); sys.exit(status)"
+
+
+def outside(*args, env=None, **kwargs):
+    """Run in a process of its own; returns it with its CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    env = {**os.environ, **(env or {})}
+    done = subprocess.run(args, capture_output=True, text=True, env=env, **kwargs)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def refused(capsys, *args):
+    """The message of a refusal, in this process, which may have loaded torch already."""
+    status = main(list(args))
+    message = capsys.readouterr().err.strip()
+    assert status == 2, message
+    assert len(message.splitlines()) <= 2
+    return message.removeprefix("pl-losses: ")
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["recipes"], ["fit", "--help"], ["completion", "bash"]]
+)
+def test_answers_without_torch(args):
+    done, seconds = outside(sys.executable, "-c", TOLD, *args)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert seconds < 0.4
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fit", "--trainer.max_epoch", "1"], "did you mean `--trainer.max_epochs`?"),
+        (["fit", "--model", "LeNet6"], "No class `LeNet6` for `model`: did you mean `LeNet5`?"),
+        (["fit", "--config", "{trainer: {max_epoch: 1}}"], "did you mean `trainer.max_epochs`?"),
+    ],
+)
+def test_refuses_without_torch(args, message):
+    done, seconds = outside(sys.executable, "-c", TOLD, *args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert seconds < 0.8
+
+
+def test_console_script():
+    script = Path(sys.executable).with_name("pl-losses")
+    if not script.exists():
+        pytest.skip("the console script is not installed")
+    done, seconds = outside(str(script), "--version")
+    assert done.stdout.startswith("pl-losses ")
+    assert seconds < 0.4
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("ft", "Unknown command `ft`: did you mean `fit`?"),
+        ("xyz", "Unknown command `xyz`: expected one of fit"),
+        ("completion tcsh", "but got `tcsh`"),
+        ("fit lenet/digits", "Unexpected argument `lenet/digits`"),
+        ("fit --trainer.max_epochs", "Option `--trainer.max_epochs` needs a value"),
+        ("fit --max_epochs 1", "Unknown option `--max_epochs`: did you mean `--trainer.max_epochs`?"),
+        ("fit --traner.max_epochs 1", "Unknown option `--traner.max_epochs`: did you mean `--trainer`?"),
+        ("validate --test_aftr_fit 1", "did you mean `--test_after_fit`?"),
+        ("fit --seed_everythin 1", "did you mean `--seed_everything`?"),
+        ("fit --config lenet/nothing_like_it", "No recipe or file named `lenet/nothing_like_it`"),
+        ("fit --trainer.callbacks+=EarlyStoping", "did you mean `EarlyStopping`?"),
+        (
+            "fit --trainer.callbacks+ EarlyStopping --trainer.callbacks.patienc 1",
+            "`--trainer.callbacks.patience`?",
+        ),
+        ("fit --trainer.logger CSVLoger", "did you mean `CSVLogger`?"),
+        (
+            "fit --trainer.logger CSVLogger --trainer.logger.save_dri x",
+            "did you mean `--trainer.logger.save_dir`?",
+        ),
+        ("fit --trainer.logger.class_path CSVLogger --trainer.logger.init_args.save_dri x", "save_dir`?"),
+        ("fit --trainer.callbacks lightning.pytorch.callbacks.EarlyStoping", "did you mean `EarlyStopping`?"),
+        ("fit --model os.system", "classes from os are not allowed"),
+        ("fit --trainer.callbacks+=subprocess.Popen", "classes from subprocess are not allowed"),
+        ("fit --ckpt_path nothing.ckpt", "No checkpoint `nothing.ckpt`"),
+    ],
+)
+def test_refusals(capsys, args, message):
+    assert message in refused(capsys, *args.split())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{modle: LeNet5}", "Unknown key `modle` in {modle: LeNet5}: did you mean `model`?"),
+        (
+            "{trainer: {callbacks: [{class_path: EarlyStopping, init_args: {patienc: 1}}]}}",
+            "did you mean `trainer.callbacks.init_args.patience`?",
+        ),
+        ("{trainer: {callbacks: [EarlyStoping]}}", "did you mean `EarlyStopping`?"),
+        ("{trainer: {logger: {class_path: CSVLogger, save_dir: x}}}", "arguments of the class go under"),
+        ("{trainer: {logger: {class_path: CSVLogger, init_args: [x]}}}", "to be a mapping but got ['x']"),
+        ("{data: {class_path: os.system}}", "`data` in {data: {class_path: os.system}} names `os.system`"),
+        ("{ckpt_path: no.ckpt}", "No checkpoint `no.ckpt`"),
+        ("{model: [", "Cannot read the inline config line "),
+    ],
+)
+def test_refused_configs(capsys, config, message):
+    assert message in refused(capsys, "fit", "--config", config)
+
+
+def own(tmp_path, monkeypatch, text):
+    """Stand a module in for the suite's own, so that its source is read."""
+    (tmp_path / "suite.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("pl_losses.checks.KINDS", {"model": ("suite",), "optimizer": ("torch.optim",)})
+
+
+def test_arguments_of_a_model_and_its_optimizer(capsys, tmp_path, monkeypatch):
+    own(
+        tmp_path,
+        monkeypatch,
+        "class A:\n    def __init__(self, rubbish_penalty: float, optimizer: OptimizerCallable): ...\n"
+        "class B(A):\n    def __init__(self, extra, **kwargs):\n        super().__init__(**kwargs)\n"
+        "class C(A):\n    def __init__(self, **kwargs):\n        super().__init__(**read(kwargs))\n",
+    )
+    for model in "AB":
+        message = refused(
+            capsys, "fit", "--config", f"{{model: {{class_path: {model}, init_args: {{rubish_penalty: 1}}}}}}"
+        )
+        assert "did you mean `model.init_args.rubbish_penalty`?" in message
+        message = refused(capsys, "fit", "--model", model, "--model.rubish_penalty", "1")
+        assert "did you mean `--model.rubbish_penalty`?" in message
+    message = refused(capsys, "fit", "--model", "A", "--model.optimizer", "Adm")
+    assert "No class `Adm` for `model.optimizer`: did you mean `Adam`?" in message
+    message = refused(
+        capsys, "fit", "--model", "A", "--model.optimizer", "SGD", "--model.optimizer.momentun", "1"
+    )
+    assert "did you mean `--model.optimizer.momentum`?" in message
+    assert signature(locate("suite.C")).open
+
+
+def test_what_the_source_does_not_tell_is_let_pass():
+    assert not missing("torch.nn.init.zeros_")
+    assert not missing("torch.float32")
+    assert not missing("torch._C.Anything")
+    assert not missing("no_such_package.Anything")
+    assert not missing("lightning.pytorch.demos.boring_classes.BoringModel")
+    assert missing("torch.optim.Adm")
+    assert missing("torch.optm.Adam")
+    assert signature(locate("lightning.pytorch.loggers.WandbLogger")).open
+
+
+def test_a_class_is_described_from_its_source(capsys):
+    assert "max_epochs: Optional[int] = None\n      Stop training once" in describe(
+        locate("lightning.pytorch.Trainer")
+    )
+    assert main(["fit", "--trainer.callbacks.help", "EarlyStopping"]) == 0
+    assert "patience: int = 3" in capsys.readouterr().out
+
+
+def test_not_a_checkpoint(capsys, tmp_path):
+    path = tmp_path / "x.ckpt"
+    path.write_text("no")
+    assert "is not a checkpoint, or is damaged" in refused(capsys, "test", "--ckpt_path", str(path))
+    assert "did you mean" in refused(capsys, "test", "--ckpt_path", str(tmp_path / "y.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "message"),
+    [
+        ("raise ModuleNotFoundError('no torch')", "", "PyTorch cannot be imported (no torch)"),
+        (
+            "__version__ = '9'",
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            "torch 9 and torchvision do not fit together",
+        ),
+        ("__version__ = '9'", "raise ImportError('undefined symbol')", "install matching builds"),
+    ],
+)
+def test_torch_and_torchvision_that_do_not_fit(tmp_path, torch, torchvision, message):
+    for name, text in (("torch", torch), ("torchvision", torchvision)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+    done, _ = outside(
+        sys.executable, "-m", "pl_losses", "fit", env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_commands_and_recipes(shell, monkeypatch):
+    monkeypatch.setattr("pl_losses.__main__.names", lambda: ["lenet/digits"])
+    script = completion(shell)
+    assert "fit validate" in script
+    assert "lenet/digits" in script
+
+
+def test_bash_completion_is_bash():
+    assert subprocess.run(["bash", "-n"], input=completion("bash"), text=True).returncode == 0
+    assert "complete" in BASH

@@ -1,0 +1,88 @@
+"""What a recipe leaves in the offline W&B file: keys, values, axes, config, pictures."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+from wandb.proto import wandb_internal_pb2 as pb
+
+
+def records(path):
+    """The records of an offline run: LevelDB log framing, 32 KiB blocks, a header of 7 bytes in front."""
+    data, offset, parts = path.read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:
+            offset += 32768 - offset % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+        parts += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):
+            record = pb.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+@pytest.fixture(scope="module")
+def run_records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wandb")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    flags = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
+    command = [sys.executable, "-m", "pl_losses", "fit", "--config", "lenet/digits", *flags]
+    subprocess.run(command, cwd=folder, check=True, timeout=200, env=inherited)
+    (path,) = folder.glob("runs/wandb/offline-run-*/*.wandb")
+    return list(records(path))
+
+
+@pytest.fixture(scope="module")
+def rows(run_records):
+    def values(record):
+        items = record.history.item
+        return {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in items}
+
+    return [values(record) for record in run_records if record.HasField("history")]
+
+
+def test_keys_and_values(rows):
+    keys = set().union(*rows)
+    assert {"train/loss", "train/error", "val/loss", "val/error", "test/loss", "test/error"} <= keys
+    assert {"test/error_low", "test/error_high", "test/rejected", "test/error_accepted"} <= keys
+    (test,) = [row for row in rows if "test/error" in row]
+    assert test["test/error_low"] <= test["test/error"] <= test["test/error_high"]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 2 * 38 // 10
+    assert losses[-1] < losses[0]
+
+
+def test_rows_have_lightnings_x_axis(rows):
+    steps = [row["trainer/global_step"] for row in rows if "train/loss" in row]
+    assert steps == [9, 19, 29, 39, 49, 59, 69]
+
+
+def test_best_values_are_defined_on_the_x_axis(run_records):
+    metrics = {r.metric.name: r.metric for r in run_records if r.HasField("metric")}
+    for key in ("train/loss", "train/error", "val/loss", "val/error"):
+        assert metrics[key].summary.min, key
+        assert metrics[key].step_metric == "trainer/global_step"
+
+
+def test_config_holds_the_resolved_config_and_versions(run_records):
+    config = {}
+    for record in run_records:
+        for item in record.config.update:
+            config[item.key or "/".join(item.nested_key)] = item.value_json
+        for item in record.run.config.update:
+            config[item.key or "/".join(item.nested_key)] = item.value_json
+    text = json.dumps(config)
+    for words in ("LeNet5", "max_epochs", "lenet/digits", "torch", "pl_losses"):
+        assert words in text
+
+
+def test_pictures(rows):
+    keys = set().union(*rows)
+    assert any(key.startswith("test/confusion_matrix") for key in keys)
+    assert any(key.startswith("test/errors") for key in keys)
