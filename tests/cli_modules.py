@@ -64,7 +64,7 @@ class Plain(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Points(LightningDataModule):
+class LocalPoints(LightningDataModule):
     """Random points."""
 
     def __init__(self, count: int = 8, width: int = 4) -> None:

@@ -1,6 +1,7 @@
 """What the tests share: where the real data lie, and a record of which data were used."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,20 @@ def pytest_configure(config):
 
 def pytest_report_header():
     return f"data: {os.environ.get('PL_LOSSES_DATA', 'packaged sets only (PL_LOSSES_DATA is not set)')}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder, without the W&B service of an earlier test, which would write to its own."""
+    stop_wandb()
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    stop_wandb()
+
+
+def stop_wandb():
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture

@@ -19,19 +19,15 @@ from pl_losses.hparams import is_plain  # noqa: E402
 from pl_losses.recipes import UsageError, load  # noqa: E402
 
 HERE = Path(__file__).parent
-MODEL = ["--model", "cli_modules.Line", "--data", "cli_modules.Points"]
+pytestmark = pytest.mark.usefixtures("folder")
+
+MODEL = ["--model", "cli_modules.Line", "--data", "cli_modules.LocalPoints"]
 FAST = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 FAST += [
     "--trainer.enable_model_summary=false",
     "--trainer.log_every_n_steps=1",
     "--trainer.logger=CSVLogger",
 ]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def succeeds(*args):
@@ -64,7 +60,7 @@ def trained(folder):
 
 def test_a_run_keeps_its_record(folder, capsys):
     (folder / "mine.yaml").write_text(
-        "model: {class_path: cli_modules.Line, init_args: {scale: 1e-1}}\ndata: Points\n"
+        "model: {class_path: cli_modules.Line, init_args: {scale: 1e-1}}\ndata: LocalPoints\n"
     )
     succeeds("fit", "--config", "mine", *FAST)
     output = capsys.readouterr()
@@ -154,13 +150,13 @@ def test_checkpoints_from_python_are_plain_data(folder):
     model = cli_modules.Other(width=4, scale=0.5, optimizer=partial(torch.optim.SGD, lr=0.25))
     assert dict(model.hparams) == {"width": 4, "scale": 0.5, "pause": 0.0}
     trainer = Trainer(max_epochs=1, logger=False, enable_progress_bar=False, accelerator="cpu")
-    trainer.fit(model, cli_modules.Points())
+    trainer.fit(model, cli_modules.LocalPoints())
     path = checkpoint_of(folder)
     assert read(path)["hyper_parameters"]["scale"] == 0.5
     assert cli_modules.Other.load_from_checkpoint(path).scale == 0.5
     # The file does not know its class; named by the user, the rest comes from the file.
     succeeds(
-        "test", *FAST, "--model=cli_modules.Other", "--data=cli_modules.Points", "--ckpt_path", str(path)
+        "test", *FAST, "--model=cli_modules.Other", "--data=cli_modules.LocalPoints", "--ckpt_path", str(path)
     )
 
 
@@ -184,7 +180,7 @@ def test_a_model_without_hyper_parameters_resumes_too(folder):
         "fit",
         "--model=cli_modules.Plain",
         "--model.width=3",
-        "--data=cli_modules.Points",
+        "--data=cli_modules.LocalPoints",
         "--data.width=3",
         *args,
     )
