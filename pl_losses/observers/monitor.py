@@ -1,0 +1,232 @@
+"""What the monitors of training share: when to look, one copy from the device, one row per step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass
+class Row:
+    """What is logged of one step: scalars for every logger, histograms for those that can show them."""
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass
+class Part:
+    """One monitor's share of a row, still on the device.
+
+    Attributes:
+        sums: What ranks that hold different shards add up, shape [S].
+        maxima: What they take the maximum of, shape [M].
+        finish: Given both as float64 arrays, on rank zero, writes into the row.
+    """
+
+    sums: Tensor
+    maxima: Tensor
+    finish: Callable[[Array, Array, Row], None]
+
+
+class Monitor(Callback):
+    """Base of the callbacks that look at parameters and optimizers after a step.
+
+    A subclass overrides :meth:`prepare`, which runs once when training starts, and :meth:`collect`, which
+    runs after an optimizer's step if that step is logged. Nothing is computed on other steps. The parts of all
+    monitors of a trainer are copied from the device together and logged as one row, with the step of
+    Lightning's own rows. Where parameters or optimizer states are sharded, every rank collects its own and
+    at most two collectives bring them together; otherwise only rank zero collects.
+
+    Args:
+        every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is not a positive integer.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and (
+            isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1
+        ):
+            raise ValueError(
+                f"Expected `every_n_steps` to be a positive integer or None but got {every_n_steps!r}"
+            )
+        self.every_n_steps = every_n_steps
+        self._handles: list[RemovableHandle] = []
+        self._parts: list[Part] = []
+        self._sharded = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the hooks and what waits to be logged, which belong to one process and one step."""
+        return self.__dict__ | {"_handles": [], "_parts": []}
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what to look at and name it; runs on all ranks."""
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
+        """What to log of the step that this optimizer just made; all ranks or, unsharded, rank zero only."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what to look at, and hook into the optimizers."""
+        self._detach()
+        if not trainer.loggers:
+            warnings.warn(f"{type(self).__name__} logs nothing: the trainer has no logger", stacklevel=2)
+            return
+        self._sharded = any(is_sharded(optimizer) for optimizer in trainer.optimizers)
+        self.prepare(trainer, pl_module)
+        if not self._sharded and not trainer.is_global_zero:
+            return
+
+        def look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if self._due(trainer):
+                with torch.no_grad():
+                    self._parts += self.collect(trainer, pl_module, optimizer)
+
+        self._handles = [unwrap(optimizer).register_step_post_hook(look) for optimizer in trainer.optimizers]
+
+    def _due(self, trainer: Trainer) -> bool:
+        every = self.every_n_steps or int(getattr(trainer, "log_every_n_steps", 0))
+        return every > 0 and (logged_step(trainer) + 1) % every == 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The last monitor of the trainer logs what all of them collected."""
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]  # type: ignore[attr-defined]
+        if monitors[-1] is not self:
+            return
+        parts = [part for monitor in monitors for part in monitor._parts]
+        if parts:
+            for monitor in monitors:
+                monitor._parts = []
+            sharded = any(monitor._sharded for monitor in monitors)
+            row = bring_together(parts, trainer, sharded)
+            if row is not None:
+                log_row(trainer, row, logged_step(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the optimizers."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizers."""
+        self._detach()
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._parts = [], []
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step that Lightning gives to the rows of ``self.log``: batches, not steps of each optimizer."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """The torch optimizer in Lightning's or another wrapper."""
+    inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def is_sharded(optimizer: Any) -> bool:
+    """Whether ranks hold different parts of the parameters (DTensor) or of the states (ZeRO)."""
+    optimizer = unwrap(optimizer)
+    tensors = (tensor for group in optimizer.param_groups for tensor in group["params"])
+    return type(optimizer).__name__ == "ZeroRedundancyOptimizer" or any(
+        isinstance(tensor, DTensor) for tensor in tensors
+    )
+
+
+def own_shard(tensor: Tensor, sharded: bool, rank: int) -> Tensor | None:
+    """The part of a tensor that this rank answers for, or ``None`` where another rank does.
+
+    Args:
+        tensor: Plain, or a DTensor.
+        sharded: Whether the ranks' parts are going to be added up.
+        rank: This process' global rank.
+    """
+    if isinstance(tensor, DTensor):
+        place = tensor.device_mesh.get_coordinate()
+        copies = [
+            where
+            for where, placement in zip(place or (), tensor.placements, strict=True)
+            if isinstance(placement, Replicate)
+        ]
+        return None if any(copies) else tensor.to_local()
+    return tensor if not sharded or rank == 0 else None
+
+
+def bring_together(parts: list[Part], trainer: Trainer, sharded: bool) -> Row | None:
+    """Reduce the parts over the ranks if sharded, copy them once, and finish the row on rank zero."""
+    device = parts[0].sums.device
+    sums = torch.cat([part.sums.to(device, torch.float32) for part in parts])
+    maxima = torch.cat([part.maxima.to(device, torch.float32) for part in parts])
+    if sharded:
+        if len(sums):
+            torch.distributed.all_reduce(sums)
+        if len(maxima):
+            torch.distributed.all_reduce(maxima, torch.distributed.ReduceOp.MAX)
+    if not trainer.is_global_zero:
+        return None
+    values = torch.cat([sums, maxima]).cpu().numpy().astype(np.float64)
+    row, first, second = Row(), 0, len(sums)
+    for part in parts:
+        ends = first + len(part.sums), second + len(part.maxima)
+        part.finish(values[first : ends[0]], values[second : ends[1]], row)
+        first, second = ends
+    return row
+
+
+def log_row(trainer: Trainer, row: Row, step: int) -> None:
+    """Log a row once per logger; for rank zero only."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and row.histograms:
+            import wandb
+
+            pictures = {
+                key: wandb.Histogram(np_histogram=np.histogram(values, bins=min(64, max(1, len(values)))))
+                for key, values in row.histograms.items()
+            }
+            logger.log_metrics(row.scalars | pictures, step)
+        else:
+            logger.log_metrics(row.scalars, step)
+            if isinstance(logger, TensorBoardLogger):
+                for key, values in row.histograms.items():
+                    logger.experiment.add_histogram(key, values, step)
+
+
+def optimizer_names(optimizers: list[Any]) -> list[list[str]]:
+    """A name for each parameter group of each optimizer, as ``LearningRateMonitor`` gives them.
+
+    ``Adam``, a second one ``Adam-1``; with several groups ``Adam/pg1``, ``Adam/pg2``; a group's own ``name``
+    instead of ``pg1`` if it has one.
+    """
+    classes = [type(unwrap(optimizer)).__name__ for optimizer in optimizers]
+    names = []
+    for index, optimizer in enumerate(optimizers):
+        earlier = classes[:index].count(classes[index])
+        name = f"{classes[index]}-{earlier}" if earlier else classes[index]
+        groups = unwrap(optimizer).param_groups
+        names.append(
+            [name]
+            if len(groups) == 1 and "name" not in groups[0]
+            else [f"{name}/{group.get('name', f'pg{number}')}" for number, group in enumerate(groups, 1)]
+        )
+    return names

@@ -1,0 +1,1 @@
+"""Kingma and Ba 2015, Adam: a method for stochastic optimization."""

@@ -1,0 +1,1 @@
+"""Gal and Ghahramani 2016, Dropout as a Bayesian approximation."""
