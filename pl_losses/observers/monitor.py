@@ -47,10 +47,10 @@ class Monitor(Callback):
     """Base of the callbacks that look at parameters and optimizers after a step.
 
     A subclass overrides :meth:`prepare`, which runs once when training starts, and :meth:`collect`, which
-    runs after an optimizer's step if that step is logged. Nothing is computed on other steps. The parts of all
-    monitors of a trainer are copied from the device together and logged as one row, with the step of
-    Lightning's own rows. Where parameters or optimizer states are sharded, every rank collects its own and
-    at most two collectives bring them together; otherwise only rank zero collects.
+    runs after an optimizer's step if that step is logged. Nothing is computed on other steps. The parts of
+    all monitors of a trainer are copied from the device together and logged as one row, with the step of
+    Lightning's own rows. Where parameters or optimizer states are sharded, every rank collects its own and at
+    most two collectives bring them together; otherwise only rank zero collects.
 
     Args:
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
