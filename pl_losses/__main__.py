@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"pl-losses: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted", file=sys.stderr)
+        return 130
 
 
 def dispatch(args: list[str]) -> int:
@@ -178,7 +181,7 @@ def help_for(command: str, flags: Flags) -> str:
 
     for name, value in flags:
         if name == "help":
-            models, data = (", ".join(shown(kind)) or "a class" for kind in ("model", "data"))
+            models, data = (", ".join(checks.candidates(kind, own=True)) for kind in ("model", "data"))
             return COMMAND_HELP.format(
                 command=command, about=RUNS[command].capitalize(), models=models, data=data
             )
@@ -188,17 +191,6 @@ def help_for(command: str, flags: Flags) -> str:
             located = checks.Checker(command).cls(path, kind, kind)
             return signatures.describe(located) + "\n" if located else ""
     return ""
-
-
-def shown(kind: str) -> list[str]:
-    """Short names of the suite's own classes of a kind."""
-    from pl_losses import checks, signatures
-
-    return [
-        name
-        for name in signatures.public(checks.KINDS[kind][0])
-        if name[0].isupper() and name != "TYPE_CHECKING"
-    ]
 
 
 def load_torch() -> None:

@@ -6,6 +6,22 @@ from pl_losses._lazy import lazy
 
 if TYPE_CHECKING:
     from pl_losses.observers.pictures import ClassifierReport as ClassifierReport
+    from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
+    from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor as DropoutUncertaintyMonitor
+    from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor as PReLUSlopeMonitor
 
-__getattr__, __dir__ = lazy(__name__, {"ClassifierReport": "pl_losses.observers.pictures"})
-__all__ = ["ClassifierReport"]
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "AdamBiasCorrectionMonitor": "pl_losses.papers.adam.monitor",
+        "ClassifierReport": "pl_losses.observers.pictures",
+        "DropoutUncertaintyMonitor": "pl_losses.papers.dropout.monitor",
+        "PReLUSlopeMonitor": "pl_losses.papers.prelu.monitor",
+    },
+)
+__all__ = [
+    "AdamBiasCorrectionMonitor",
+    "ClassifierReport",
+    "DropoutUncertaintyMonitor",
+    "PReLUSlopeMonitor",
+]

@@ -16,6 +16,7 @@ from pl_losses.signatures import (
     Class,
     Signature,
     defined_here,
+    is_a,
     locate,
     method,
     missing,
@@ -32,6 +33,12 @@ KINDS = {
     "trainer.logger": ("lightning.pytorch.loggers",),
     "optimizer": ("torch.optim",),
     "scheduler": ("torch.optim.lr_scheduler", "lightning.pytorch.cli"),
+}
+BASES = {
+    "model": "LightningModule",
+    "data": "LightningDataModule",
+    "trainer.callbacks": "Callback",
+    "trainer.logger": "Logger",
 }
 DENIED = (
     *("os", "posix", "nt", "subprocess", "builtins", "sys", "shutil", "importlib", "ctypes", "pickle"),
@@ -65,6 +72,17 @@ def kind_of(annotation: str) -> str:
     if "Optimizer" in annotation:
         return "optimizer"
     return "scheduler" if "LRScheduler" in annotation else ""
+
+
+def candidates(kind: str, own: bool = False) -> list[str]:
+    """Short names of the classes of a kind; ``own`` for those of the suite only."""
+    found = []
+    for module in KINDS.get(kind, ())[: 1 if own else None]:
+        for name in public(module):
+            located = locate(f"{module}.{name}") if name[0].isupper() else None
+            if located and is_a(located, BASES.get(kind, name)):
+                found.append(name)
+    return found
 
 
 @dataclass
@@ -144,10 +162,14 @@ class Checker:
                 )
             return locate(name)
         modules = KINDS.get(kind, ())
+        base = BASES.get(kind, name)
         for module in modules:
             if located := locate(f"{module}.{name}"):
-                return located
-        known = [found for module in modules for found in public(module) if found[0].isupper()]
+                if is_a(located, base):
+                    return located
+                hint = nearest(name, candidates(kind))
+                raise UsageError(f"`{path}`{self.where()} names `{name}`, which is no {base}{hint}")
+        known = candidates(kind)
         surely = known and name not in known and not self.foreign and not defined_here(name)
         if surely and module_file(modules[-1]) is not None:
             hint = nearest(name, known) or f"; a class of your own is named with its module: my_module.{name}"

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,6 +81,7 @@ def shorten(message: str) -> str:
         r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", told
     )
     told = re.sub(r"(?:a )?<class '([\w.]+)'>", r"\1", told)
+    told = re.sub(r"(?:a )?typing[.]Literal\[(.*?)\]", r"one of \1", told)
     if (
         "got" not in told.lower()
         and told.startswith("Expected")
@@ -200,24 +202,31 @@ class PLLossesCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test with the final weights, and tell where the run is."""
-        results: Sequence[Mapping[str, float]] = []
         if self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule):
-            results = self.trainer.test(self.model, datamodule=self.datamodule)
+            self.trainer.test(self.model, datamodule=self.datamodule)
+        self.after_test()
+
+    def after_test(self) -> None:
+        """Tell the error and where the run is."""
         if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            print("\n".join([*map(error_in_words, results), self.record.farewell(self.trainer)]).lstrip())
+            told = error_in_words({key: float(value) for key, value in self.trainer.logged_metrics.items()})
+            print("\n".join(filter(None, [told, self.record.farewell(self.trainer)])))
+
+    after_validate = after_test
 
 
 def error_in_words(result: Mapping[str, float]) -> str:
-    """The test error in percent, if there is one.
+    """The test error, or else the validation error, in percent; empty if there is neither.
 
     >>> error_in_words({"test/error": 0.0095, "test/error_low": 0.0077, "test/error_high": 0.0116})
     'Test error: 0.95 % (95 % interval 0.77 to 1.16 %)'
     """
-    if "test/error" not in result:
-        return ""
-    error, low, high = (100 * result.get(f"test/error{end}", float("nan")) for end in ("", "_low", "_high"))
-    interval = f" (95 % interval {low:.2f} to {high:.2f} %)" if low == low else ""
-    return f"Test error: {error:.2f} %{interval}"
+    for stage, name in (("test", "Test"), ("val", "Validation")):
+        error, low, high = (100 * result.get(f"{stage}/error{end}", nan) for end in ("", "_low", "_high"))
+        if not isnan(error):
+            interval = "" if isnan(low) else f" (95 % interval {low:.2f} to {high:.2f} %)"
+            return f"{name} error: {error:.2f} %{interval}"
+    return ""
 
 
 def run(args: list[str] | None = None) -> int:
@@ -237,9 +246,8 @@ def run(args: list[str] | None = None) -> int:
     for recipe in recipes:
         config = merge(config, resolve_value(recipe))
     given = dict(flags)
-    known = read_checkpoint(
-        given.get("ckpt_path") or config.get("ckpt_path"), given.get("weights_only") != "false"
-    )
+    checkpoint = given.get("ckpt_path") or config.get("ckpt_path")
+    known = read_checkpoint(checkpoint, given.get("weights_only") != "false")
     config = merge(known, config)
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
@@ -252,15 +260,42 @@ def run(args: list[str] | None = None) -> int:
         f"--{name}" if value is None else f"--{name}={value}" for name, value in flags if name != "config"
     ]
     prepare_imports(class_paths([config, effective, [value for _, value in flags]]))
+    if "://" in str(checkpoint) and "weights_only" not in {**given, **config}:
+        # Lightning's own default for what comes over the network is to unpickle anything.
+        config["weights_only"] = True
     status = 1
     try:
         PLLossesCLI([command, *rest], config, recipes, known)
         status = 0
+    except (OSError, ValueError, TypeError, RuntimeError, FloatingPointError) as error:
+        raise in_a_line(error, checkpoint) from error
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     finally:
         finish_wandb(status)
     return status
+
+
+def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
+    """A usage error where the message says all there is to say; else the error itself, with its traceback.
+
+    Args:
+        error: What stopped the run.
+        checkpoint: The one it was to go on from, if any.
+    """
+    message, at = str(error), error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    module = at.tb_frame.f_globals.get("__name__", "") if at else ""
+    if checkpoint and ("in loading state_dict" in message or "loaded state dict" in message):
+        fault = re.sub(r"\s+", " ", message.partition(":\n")[2] or message)
+        return UsageError(
+            f"`{checkpoint}` (--ckpt_path) does not fit the model or its optimizer: {fault[:300]}"
+        )
+    # Refused by the suite's own code, not by something that failed within it.
+    return (
+        UsageError(message) if module.split(".")[0] == OWN and not isinstance(error, RuntimeError) else error
+    )
 
 
 def finish_wandb(status: int) -> None:

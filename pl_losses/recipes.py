@@ -109,6 +109,8 @@ def _flatten(path: Path, above: tuple[Path, ...]) -> Config:
         chain = " -> ".join(step.stem for step in (*above[above.index(path) :], path))
         raise UsageError(f"Recipes extend one another in a circle: {chain}")
     config = load(path)
+    if "extend" in config:
+        raise UsageError(f"Unknown key `extend` in {path.name}: did you mean `extends`?")
     parents = config.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):

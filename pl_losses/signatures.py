@@ -219,6 +219,20 @@ def base_class(cls: Class, base: ast.expr) -> Class | None:
     return locate(f"{module}.{rest}") if module.split(".")[-1] == head or binding[1] else None
 
 
+def is_a(cls: Class, ancestor: str) -> bool:
+    """Whether a class derives from one of this name; true also where the source does not tell."""
+    if cls.name == ancestor:
+        return True
+    for base in cls.node.bases:
+        located = base_class(cls, base)
+        known = located is not None and READ & {located.module.split(".")[0]}
+        if ast.unparse(base).rpartition(".")[2] == ancestor or (located and is_a(located, ancestor)):
+            return True
+        if not known and ast.unparse(base) not in ("ABC", "object"):
+            return True
+    return False
+
+
 def _passes_on(init: ast.FunctionDef, kwargs: str) -> bool:
     """Whether ``**kwargs`` goes to ``super().__init__`` and is used nowhere else."""
     uses = [node for node in ast.walk(init) if isinstance(node, ast.Name) and node.id == kwargs]

@@ -134,7 +134,8 @@ def test_arguments_of_a_model_and_its_optimizer(capsys, tmp_path, monkeypatch):
     own(
         tmp_path,
         monkeypatch,
-        "class A:\n    def __init__(self, rubbish_penalty: float, optimizer: OptimizerCallable): ...\n"
+        "class A(LightningModule):\n"
+        "    def __init__(self, rubbish_penalty: float, optimizer: OptimizerCallable): ...\n"
         "class B(A):\n    def __init__(self, extra, **kwargs):\n        super().__init__(**kwargs)\n"
         "class C(A):\n    def __init__(self, **kwargs):\n        super().__init__(**read(kwargs))\n",
     )
@@ -215,3 +216,11 @@ def test_completion_names_commands_and_recipes(shell, monkeypatch):
 def test_bash_completion_is_bash():
     assert subprocess.run(["bash", "-n"], input=completion("bash"), text=True).returncode == 0
     assert "complete" in BASH
+
+
+def test_only_classes_of_the_kind_are_offered(capsys):
+    message = refused(capsys, "fit", "--data", "BatchLoader")
+    assert message == "`data` names `BatchLoader`, which is no LightningDataModule"
+    assert "`Digits`" in refused(capsys, "fit", "--data", "Digit")
+    assert main(["fit", "--help"]) == 0
+    assert "BatchLoader" not in capsys.readouterr().out

@@ -109,3 +109,9 @@ def test_numbers_and_text_survive_writing():
     config = {"a": 1e-3, "b": "1e-3", "c": [1.5e10, None, True, "true", ""], "d": float("inf")}
     assert parse(dump(config), "x") == config
     assert parse("{a: 1e-3, b: 1E5}", "x") == {"a": 0.001, "b": 1e5}
+
+
+def test_extend_is_extends(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extend: lenet/mnist\n")
+    with pytest.raises(UsageError, match="did you mean `extends`"):
+        resolve(str(tmp_path / "mine.yaml"))

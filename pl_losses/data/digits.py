@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate, pad
 
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident
+from pl_losses.data.module import Resident, check_integer
 
 
 class Digits(ImageDataModule):
@@ -58,9 +58,9 @@ class Digits(ImageDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
-        for name, value, least in (("val_size", val_size, 0), ("test_size", test_size, 10)):
-            if value < least or 0 < value < 10:
-                raise ValueError(f"Expected `{name}` to hold each of the 10 classes but got {value}")
+        check_integer("test_size", test_size, 10, 1777)
+        if val_size != 0:
+            check_integer("val_size", val_size, 10, 1777, "0, or ")
         if val_size + test_size > 1787:
             raise ValueError(
                 "Expected `val_size` and `test_size` to leave 10 of 1797 images to train on but got"

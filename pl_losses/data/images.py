@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule, check_integer
 from pl_losses.data.transforms import RandomAffine
 
 
@@ -45,8 +45,8 @@ class ImageDataModule(TensorDataModule):
     ) -> None:
         if not low < high:
             raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
-        if limit is not None and limit < 1:
-            raise ValueError(f"Expected `limit` to be at least 1 but got {limit}")
+        if limit is not None:
+            check_integer("limit", limit, 1)
         super().__init__(batch_size, eval_batch_size, seed, resident)
         self.low = low
         self.high = high

@@ -19,7 +19,7 @@ from torch.nn.functional import pad as pad_image
 
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident
+from pl_losses.data.module import Resident, check_integer
 
 
 class MNIST(ImageDataModule):
@@ -67,10 +67,8 @@ class MNIST(ImageDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
-        if not 0 <= val_size < 60_000:
-            raise ValueError(f"Expected `val_size` in 0..59999 but got {val_size}")
-        if pad < 0:
-            raise ValueError(f"Expected `pad` to be at least 0 but got {pad}")
+        check_integer("val_size", val_size, 0, 59_999)
+        check_integer("pad", pad, 0)
         super().__init__(low, high, distort, limit, batch_size, eval_batch_size, seed, resident)
         self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
         self.download = download
@@ -191,22 +189,28 @@ def _find(root: Path, name: str) -> Path | None:
 
 def _download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
     """Put one file into a folder, whole and checked or not at all."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=".part", dir=folder)
-    except OSError as error:
-        raise OSError(
-            f"Expected a folder to download MNIST into but {folder} cannot be written ({error}): set `root`"
-            " or the environment variable PL_LOSSES_DATA to another one"
-        ) from error
+    _check_writable(folder)
+    data = _fetched(name, md5, mirrors, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=".part", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_fetched(name, md5, mirrors, folder))
+            file.write(data)
         # mkstemp lets nobody else read the file; a data folder may be shared.
         os.chmod(temporary, 0o644)
         os.replace(temporary, folder / name)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written; it is not made before there is something to put in."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(
+            f"Expected a folder to download MNIST into but {nearest} cannot be written: set `root` or the"
+            " environment variable PL_LOSSES_DATA to another one"
+        )
 
 
 def _fetched(name: str, md5: str, mirrors: list[str], folder: Path) -> bytes:

@@ -35,6 +35,7 @@ class TensorDataModule(LightningDataModule):
             device when it is a GPU of whose free memory they take less than a quarter.
 
     Raises:
+        TypeError: If an argument that counts is no integer.
         ValueError: If an argument is out of range.
     """
 
@@ -56,8 +57,7 @@ class TensorDataModule(LightningDataModule):
             ("eval_batch_size", eval_size, 1),
             ("seed", seed, 0),
         ):
-            if value < least:
-                raise ValueError(f"Expected `{name}` to be at least {least} but got {value}")
+            check_integer(name, value, least)
         if resident not in ("auto", "host", "device"):
             raise ValueError(f'Expected `resident` to be "auto", "host" or "device" but got {resident!r}')
         save_plain_hyperparameters(self, logger=False)
@@ -124,7 +124,11 @@ class TensorDataModule(LightningDataModule):
 
     def _loader(self, split: str, shuffle: bool = False, pad: bool = False) -> BatchLoader:
         if split not in self.tensors:
-            raise RuntimeError(f"Expected `setup` to have loaded {split!r} but it has {sorted(self.tensors)}")
+            loaded = ", ".join(sorted(self.tensors)) or "nothing"
+            raise RuntimeError(
+                f"Expected the {split!r} split to be loaded but there is {loaded}: call `prepare_data()` and"
+                " `setup()` first, or pass the DataModule to a Trainer"
+            )
         train = split == "train"
         # The strategy knows which ranks share a model and so must see the same samples.
         share = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
@@ -155,6 +159,15 @@ class TensorDataModule(LightningDataModule):
                 )
         if self.num_classes is not None:
             _check_labels(split, tensors[-1], self.num_classes)
+
+
+def check_integer(name: str, value: int, least: int, most: int | None = None, also: str = "") -> None:
+    """Refuse an argument that is no integer in ``least``..``most``; ``also`` names what else would do."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected `{name}` to be an integer but got {value!r}")
+    if value < least or (most is not None and value > most):
+        wanted = f"at least {least}" if most is None else f"in {least}..{most}"
+        raise ValueError(f"Expected `{name}` to be {also}{wanted} but got {value}")
 
 
 def _check_labels(split: str, labels: Tensor, classes: int) -> None:

@@ -72,8 +72,12 @@ class Monitor(Callback):
         self._sharded = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the hooks and what waits to be logged, which belong to one process and one step."""
-        return self.__dict__ | {"_handles": [], "_parts": []}
+        """Without the hooks and what waits to be logged, which belong to one process and one step.
+
+        Nor with the ``log`` and ``log_dict`` that Lightning lends to callbacks, to which the module is bound.
+        """
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
+        return kept | {"_handles": [], "_parts": []}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what to look at and name it; runs on all ranks."""
@@ -175,7 +179,7 @@ def own_shard(tensor: Tensor, sharded: bool, rank: int) -> Tensor | None:
 
 def bring_together(parts: list[Part], trainer: Trainer, sharded: bool) -> Row | None:
     """Reduce the parts over the ranks if sharded, copy them once, and finish the row on rank zero."""
-    device = parts[0].sums.device
+    device = trainer.strategy.root_device if sharded else parts[0].sums.device
     sums = torch.cat([part.sums.to(device, torch.float32) for part in parts])
     maxima = torch.cat([part.maxima.to(device, torch.float32) for part in parts])
     if sharded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,9 @@ class ClassifierReport(Callback):
             score, images, labels = (torch.cat([part[i].cpu() for part in mine]) for i in range(3))
             best = score.argsort(descending=True)[: self.samples]
             if len(best):
-                log_figure(trainer, f"test/{key}", draw_samples(images[best], labels[best]))
+                rejected = key == "rejected_samples"
+                notes = [f"{value:.0%} rubbish" for value in score[best].tolist()] if rejected else []
+                log_figure(trainer, f"test/{key}", draw_samples(images[best], labels[best], notes))
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -129,24 +132,27 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def draw_samples(images: Tensor, labels: Tensor, columns: int = 8) -> Figure:
-    """A grid of images, each with its right and its predicted class.
+def draw_samples(images: Tensor, labels: Tensor, notes: Sequence[str] = (), columns: int = 8) -> Figure:
+    """A grid of images, each with its right and its predicted class, in red where they differ.
 
     Args:
         images: [N, 1 or 3, H, W], any range: each is stretched to its own.
         labels: [N, 2], right and predicted class.
+        notes: What else to say of each image.
         columns: Images in a row.
     """
     from matplotlib.figure import Figure
 
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(columns * 1.1, rows * 1.35), layout="constrained")
+    height = 1.55 if notes else 1.35
+    figure = Figure(figsize=(columns * 1.1, rows * height), layout="constrained")
     for position, (image, (right, predicted)) in enumerate(zip(images, labels.tolist(), strict=True)):
         axes = figure.add_subplot(rows, columns, position + 1)
         low, high = image.amin(), image.amax()
         picture = ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0)
         axes.imshow(picture.squeeze(-1).numpy(), cmap="gray_r" if len(image) == 1 else None)
-        axes.set_title(f"{right} read as {predicted}", fontsize=8)
+        title = "\n".join([f"{right} read as {predicted}", *notes[position : position + 1]])
+        axes.set_title(title, fontsize=8, color="black" if right == predicted else "firebrick")
         axes.set_axis_off()
     return figure
 

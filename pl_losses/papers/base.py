@@ -23,12 +23,20 @@ class PaperModule(LightningModule):
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler. One that takes ``total_steps`` (OneCycleLR) is given the
             number of optimizer steps of the run and moves every step; any other moves once an epoch.
+
+    Raises:
+        TypeError: If ``optimizer`` cannot be called, or is an optimizer already.
     """
 
     best: ClassVar[dict[str, Literal["min", "max"]]] = {}
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None = None) -> None:
         super().__init__()
+        if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
+            raise TypeError(
+                "Expected `optimizer` to be a function of the parameters, such as"
+                f" `lambda parameters: torch.optim.Adam(parameters)`, but got {optimizer!r:.80}"
+            )
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
 

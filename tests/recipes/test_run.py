@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from pl_losses import recipes
+from pl_losses.__main__ import main
 from pl_losses.cli import run
 
 EXPERIMENTS = [name for name in recipes.names() if not name.startswith("trainers/")]
@@ -56,6 +57,7 @@ def test_saved_checkpoint_alone_knows_its_model_and_data(tmp_path, capfd):
     torch.load(checkpoint, weights_only=True)
     assert run(["test", "--ckpt_path", str(checkpoint), "--trainer.logger", "false", *QUIET]) == 0
     again = capfd.readouterr().out
+    assert "Test error: " in again
 
     def error(text):
         return next(line.split()[-1] for line in text.splitlines() if line.split()[:1] == ["test/error"])
@@ -119,3 +121,36 @@ def test_a_callback_of_ones_own_beside_the_recipes(tmp_path, monkeypatch, capfd)
     assert run(small("lenet/digits", "--trainer.callbacks+=own_callback.Hello")) == 0
     assert "hello from the callback" in capfd.readouterr().out
     assert list(tmp_path.glob("runs/wandb/*/files/media/images/test/confusion_matrix*"))
+
+
+def refused(capfd, *args):
+    assert main([*args, *QUIET]) == 2
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("pl-losses: ")]
+
+
+def test_a_checkpoint_of_another_shape_is_refused_in_a_line(tmp_path, capfd):
+    assert run(small("lenet/digits", "--test_after_fit", "false")) == 0
+    (checkpoint,) = tmp_path.glob("runs/pl_losses/*/checkpoints/*.ckpt")
+    (line,) = refused(capfd, "fit", "--config", "lenet/mle-collapse", "--ckpt_path", str(checkpoint))
+    assert f"`{checkpoint.relative_to(tmp_path)}`" in line.replace(f"{tmp_path}/", "")
+    assert "does not fit the model" in line
+
+
+def test_missing_and_damaged_data_are_refused_in_a_line(tmp_path, capfd):
+    mnist = ["fit", "--config", "lenet/mnist", "--data.download", "false", "--data.root"]
+    (line,) = refused(capfd, *mnist, "nowhere")
+    assert "nowhere" in line
+    assert not (tmp_path / "nowhere").exists()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{name}-ubyte").write_bytes(b"\0\0\x08\x03")
+    (line,) = refused(capfd, *mnist, ".")
+    assert "header" in line
+
+
+def test_ctrl_c_while_loading_is_quiet(monkeypatch, capfd):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pl_losses.__main__.load_torch", interrupted)
+    assert main(small("lenet/digits")) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "Interrupted"

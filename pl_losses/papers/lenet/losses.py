@@ -144,10 +144,12 @@ def _check(penalties: Tensor, target: Tensor) -> None:
         raise ValueError(
             f"Expected `target` of shape [B] with B = {len(penalties)} but got {list(target.shape)}"
         )
+    if not len(target):
+        raise ValueError("Expected `target` of at least one pattern but got an empty batch")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"Expected `target` to hold integers but got {target.dtype}")
     # On an accelerator this would wait for the device; its own index check stops a wrong label there.
-    if target.device.type == "cpu" and len(target) and not torch.compiler.is_compiling():
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (int(extreme) for extreme in target.aminmax())
         if low < 0 or high >= penalties.shape[1]:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -156,6 +157,7 @@ class LeNet5(PaperModule):
             [B, C].
 
         Raises:
+            TypeError: If ``images`` are no floating point numbers.
             ValueError: If ``images`` is of another shape.
         """
         penalties: Tensor = self.output(self.features(images))
@@ -165,6 +167,10 @@ class LeNet5(PaperModule):
         """The 84 features of F6: [B, 1, 32, 32] -> [B, 84]."""
         if images.shape[1:] != (1, 32, 32):
             raise ValueError(f"Expected `images` of shape [B, 1, 32, 32] but got {list(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(
+                f"Expected `images` of a floating point type, from -0.1 to 1.175, but got {images.dtype}"
+            )
         features: Tensor = self.network(images)
         return features.flatten(1)
 
@@ -177,6 +183,15 @@ class LeNet5(PaperModule):
         self.train_error.update(penalties.detach().argmin(dim=1), target)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Warn of the default optimizer with large batches, which it hardly learns from."""
+        first = batch_idx == 0 and self.current_epoch == 0
+        if first and self._optimizer is levenberg_marquardt and len(batch[1]) > 1:
+            rank_zero_warn(
+                "LeNet5's default optimizer is the paper's, meant for a batch size of 1, but the batches are"
+                f" of {len(batch[1])}: set `batch_size=1`, or pass another `optimizer`"
+            )
 
     def on_train_epoch_start(self) -> None:
         """Estimate the curvature anew before each pass, if the optimizer wants it (Appendix C)."""
@@ -244,7 +259,10 @@ class LeNet5(PaperModule):
         # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
         self.log_dict({"test/error": error, "test/error_low": low, "test/error_high": high}, sync_dist=True)
         if self.rejects:
-            self.log_dict({"test/rejected": self.rejected, "test/error_accepted": self.accepted_error})
+            self.log("test/rejected", self.rejected)
+            # With every pattern rejected there is no error to tell; all ranks see the same sum.
+            if bool(self.accepted_error.compute().isfinite()):
+                self.log("test/error_accepted", self.accepted_error)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Predicted class [B] and, where patterns can be rejected, the posterior of the rubbish class [B]."""

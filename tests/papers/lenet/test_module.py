@@ -148,3 +148,19 @@ def test_one_cycle_is_given_the_steps_of_the_run(tmp_path):
     fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=False)
     fit.fit(model, Digits(batch_size=64))
     assert fit.lr_scheduler_configs[0].scheduler.total_steps == fit.global_step == 2 * 19
+
+
+@pytest.mark.parametrize("optimizer", [3, torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)])
+def test_an_optimizer_that_is_no_callable_is_refused(optimizer):
+    with pytest.raises(TypeError, match="`optimizer` to be a function of the parameters"):
+        LeNet5(optimizer=optimizer)
+
+
+def test_the_default_optimizer_warns_of_large_batches(tmp_path):
+    with pytest.warns(UserWarning, match="meant for a batch size of 1, but the batches are of 16"):
+        trainer(tmp_path, max_steps=1, enable_checkpointing=False).fit(LeNet5(), Digits(batch_size=16))
+
+
+def test_inputs_that_are_no_floats_are_refused():
+    with pytest.raises(TypeError, match="`images` of a floating point type"):
+        LeNet5()(torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
