@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pl_losses.papers.lenet.module import LeNet5 as LeNet5
+    from pl_losses.papers.prelu.module import RectifierNet as RectifierNet
 
-__getattr__, __dir__ = lazy(__name__, {"LeNet5": "pl_losses.papers.lenet.module"})
-__all__ = ["LeNet5", "__version__"]
+__getattr__, __dir__ = lazy(
+    __name__,
+    {"LeNet5": "pl_losses.papers.lenet.module", "RectifierNet": "pl_losses.papers.prelu.module"},
+)
+__all__ = ["LeNet5", "RectifierNet", "__version__"]

@@ -46,7 +46,7 @@ def test_recipe(name, request, tmp_path, capfd):
     (folder,) = (tmp_path / "runs" / "pl_losses").iterdir()
     assert list((folder / "checkpoints").glob("*.ckpt"))
     saved = yaml.safe_load((folder / "config.yaml").read_text())
-    assert saved["model"]["class_path"].endswith("LeNet5")
+    assert saved["model"]["class_path"].startswith("pl_losses.")
     assert "extends" not in saved
 
 

@@ -10,12 +10,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import ErrorRate, binomial_interval
-from pl_losses.papers.base import PaperModule
+from pl_losses.observers.metrics import ErrorRate
+from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
 from pl_losses.papers.lenet.losses import map_loss, mle_loss, rubbish_posterior
 from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
@@ -33,7 +32,7 @@ def levenberg_marquardt(parameters: Iterable[Any]) -> StochasticDiagonalLM:
     return StochasticDiagonalLM(parameters, lr=5e-4, mu=0.2)
 
 
-class LeNet5(PaperModule):
+class LeNet5(Classifier):
     """LeNet-5 as published: 60 000 trainable parameters, RBF outputs, trained by eq. 9.
 
     Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` with its
@@ -67,14 +66,6 @@ class LeNet5(PaperModule):
         >>> model(torch.zeros(2, 1, 32, 32)).shape
         torch.Size([2, 10])
     """
-
-    best = {  # noqa: RUF012
-        "train/loss": "min",
-        "train/error": "min",
-        "val/loss": "min",
-        "val/error": "min",
-        "test/error": "min",
-    }
 
     def __init__(
         self,
@@ -130,16 +121,18 @@ class LeNet5(PaperModule):
     def configure_loss(self, penalties: Tensor, target: Tensor) -> Tensor:
         """The criterion: penalties [B, C], target [B] -> scalar."""
         if self.head == "linear":
-            return F.cross_entropy(-penalties.float(), target)
+            return super().configure_loss(penalties, target)
         if self.criterion == "mle":
             return mle_loss(penalties, target)
         return map_loss(penalties, target, self.rubbish_penalty)
 
+    def scores(self, penalties: Tensor) -> Tensor:
+        """Minus the penalties [B, C]."""
+        return -penalties
+
     def configure_metrics(self) -> None:
-        """Build the metrics that are reset every epoch and summed over ranks."""
-        self.train_error, self.val_error, self.test_error = ErrorRate(), ErrorRate(), ErrorRate()
-        # Metrics of their own: `self.log` averages ranks that saw unequally many samples with equal weight.
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        """Build the metrics, with those of rejection."""
+        super().configure_metrics()
         self.accepted_error, self.rejected = ErrorRate(), MeanMetric()
 
     @property
@@ -174,16 +167,6 @@ class LeNet5(PaperModule):
         features: Tensor = self.network(images)
         return features.flatten(1)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch of images [B, 1, 32, 32] and labels [B]."""
-        images, target = batch
-        penalties = self(images)
-        loss = self.configure_loss(penalties, target)
-        self.refuse_non_finite(loss)
-        self.train_error.update(penalties.detach().argmin(dim=1), target)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Warn of the default optimizer with large batches, which it hardly learns from."""
         first = batch_idx == 0 and self.current_epoch == 0
@@ -200,8 +183,8 @@ class LeNet5(PaperModule):
                 self.estimate_curvature(optimizer)
 
     def on_train_epoch_end(self) -> None:
-        """Log the error of the pass: of the weights as they were at each step."""
-        self.log("train/error", self.train_error)
+        """Log the error of the pass, and how far apart adaptable centres are."""
+        super().on_train_epoch_end()
         if self.head == "rbf" and self.centres != "fixed":
             distances = torch.pdist(self.output.get_parameter("centres").detach())
             extremes = {"centres/closest": distances.min(), "centres/farthest": distances.max()}
@@ -226,38 +209,20 @@ class LeNet5(PaperModule):
             lambda features, target: self.configure_loss(self.output(features), target),
         )
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count errors and log the loss of a batch."""
-        images, target = batch
-        penalties = self(images)
-        self.val_error.update(penalties.argmin(dim=1), target)
-        self.val_loss.update(self.configure_loss(penalties, target), len(target))
-        self.log("val/loss", self.val_loss)
-        self.log("val/error", self.val_error, prog_bar=True)
-
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count errors and rejected patterns; returns what ``ClassifierReport`` draws."""
-        images, target = batch
-        penalties = self(images)
-        predicted = penalties.argmin(dim=1)
-        self.test_error.update(predicted, target)
-        self.test_loss.update(self.configure_loss(penalties, target), len(target))
-        self.log("test/loss", self.test_loss)
-        outputs = {"predicted": predicted, "target": target, "confidence": -penalties.amin(dim=1)}
+        results = super().test_step(batch, batch_idx)
         if self.rejects:
-            rubbish = rubbish_posterior(penalties, self.rubbish_penalty)
+            rubbish = rubbish_posterior(results["outputs"], self.rubbish_penalty)
             accepted = rubbish <= self.reject_above
-            self.accepted_error.update(predicted[accepted], target[accepted])
+            self.accepted_error.update(results["predicted"][accepted], results["target"][accepted])
             self.rejected.update((~accepted).float())
-            outputs |= {"rubbish": rubbish, "rejected": ~accepted}
-        return outputs
+            results |= {"rubbish": rubbish, "rejected": ~accepted}
+        return results
 
     def on_test_epoch_end(self) -> None:
         """Log the test error with its 95 % binomial interval, and what rejecting brings."""
-        error = self.test_error.compute()
-        low, high = binomial_interval(*self.test_error.counted)
-        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
-        self.log_dict({"test/error": error, "test/error_low": low, "test/error_high": high}, sync_dist=True)
+        super().on_test_epoch_end()
         if self.rejects:
             self.log("test/rejected", self.rejected)
             # With every pattern rejected there is no error to tell; all ranks see the same sum.
@@ -265,13 +230,11 @@ class LeNet5(PaperModule):
                 self.log("test/error_accepted", self.accepted_error)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Predicted class [B] and, where patterns can be rejected, the posterior of the rubbish class [B]."""
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        penalties = self(images)
-        result = {"predicted": penalties.argmin(dim=1)}
+        """Penalties [B, C], predicted class [B] and, where there is one, the rubbish posterior [B]."""
+        results = super().predict_step(batch, batch_idx)
         if self.rejects:
-            result["rubbish"] = rubbish_posterior(penalties, self.rubbish_penalty)
-        return result
+            results["rubbish"] = rubbish_posterior(results["outputs"], self.rubbish_penalty)
+        return results
 
 
 class NegatedLinear(nn.Linear):
