@@ -1,1 +1,51 @@
 """Gal and Ghahramani 2016, Dropout as a Bayesian approximation."""
+
+from typing import TYPE_CHECKING
+
+from pl_losses._lazy import lazy
+
+if TYPE_CHECKING:
+    from pl_losses.papers.dropout.metrics import ClassificationScores as ClassificationScores
+    from pl_losses.papers.dropout.metrics import ClassificationUncertainty as ClassificationUncertainty
+    from pl_losses.papers.dropout.metrics import RegressionScores as RegressionScores
+    from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor as DropoutUncertaintyMonitor
+    from pl_losses.papers.dropout.quantities import expected_entropy as expected_entropy
+    from pl_losses.papers.dropout.quantities import max_probability as max_probability
+    from pl_losses.papers.dropout.quantities import mc_log_likelihood as mc_log_likelihood
+    from pl_losses.papers.dropout.quantities import mutual_information as mutual_information
+    from pl_losses.papers.dropout.quantities import predictive_entropy as predictive_entropy
+    from pl_losses.papers.dropout.quantities import predictive_moments as predictive_moments
+    from pl_losses.papers.dropout.quantities import variation_ratio as variation_ratio
+    from pl_losses.papers.dropout.sampling import mc_samples as mc_samples
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "ClassificationScores": "pl_losses.papers.dropout.metrics",
+        "ClassificationUncertainty": "pl_losses.papers.dropout.metrics",
+        "DropoutUncertaintyMonitor": "pl_losses.papers.dropout.monitor",
+        "RegressionScores": "pl_losses.papers.dropout.metrics",
+        "expected_entropy": "pl_losses.papers.dropout.quantities",
+        "max_probability": "pl_losses.papers.dropout.quantities",
+        "mc_log_likelihood": "pl_losses.papers.dropout.quantities",
+        "mc_samples": "pl_losses.papers.dropout.sampling",
+        "mutual_information": "pl_losses.papers.dropout.quantities",
+        "predictive_entropy": "pl_losses.papers.dropout.quantities",
+        "predictive_moments": "pl_losses.papers.dropout.quantities",
+        "variation_ratio": "pl_losses.papers.dropout.quantities",
+    },
+)
+__all__ = [
+    "ClassificationScores",
+    "ClassificationUncertainty",
+    "DropoutUncertaintyMonitor",
+    "RegressionScores",
+    "expected_entropy",
+    "max_probability",
+    "mc_log_likelihood",
+    "mc_samples",
+    "mutual_information",
+    "predictive_entropy",
+    "predictive_moments",
+    "variation_ratio",
+]

@@ -1,0 +1,289 @@
+"""Kingma and Ba 2015: Adam's bias correction and the size of its steps, watched while any module trains."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from pl_losses.observers.monitor import Array, Monitor, Part, Row, optimizer_names, own_shard, unwrap
+from pl_losses.observers.pictures import log_figure
+from pl_losses.papers.adam.closed_form import Kind, Rule, kind_of, number
+from pl_losses.papers.adam.history import History, draw_history
+from pl_losses.papers.adam.readings import Group, Readings
+from pl_losses.papers.adam.statistics import Moments
+
+
+@dataclass
+class _Watched:
+    """An optimizer that is monitored.
+
+    Attributes:
+        index: Its number in the trainer.
+        name: Its name.
+        kind: Its closed form.
+        decoupled: Whether its weight decay is, unless a group says so.
+        groups: The names of its parameter groups.
+        attempts: Steps that were begun in this run of training.
+        before: Those of runs before, if known.
+    """
+
+    index: int
+    name: str
+    kind: Kind
+    decoupled: bool
+    groups: list[str]
+    attempts: int = 0
+    before: int | None = 0
+
+
+class AdamBiasCorrectionMonitor(Monitor):
+    r"""Shows what Adam's bias correction does and how far Adam steps, for any module.
+
+    Watches torch's Adam, AdamW, NAdam, RAdam and Adamax in all their variants, and this suite's; with several
+    optimizers, those among them that are. Everything is computed from the state after a step, the step itself
+    in closed form, over the parameters that the step changed; if mixed precision skipped the step, over those
+    of the step before. Keys begin with ``adam/`` and the optimizer's name, followed by the parameter group's
+    if there are several, as ``LearningRateMonitor`` gives them; :attr:`KEYS` says what is logged. At the end
+    of training, a picture shows the effective and the largest steps over time.
+
+    Args:
+        every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
+        level: ``"full"``, or ``"aggregate"`` for what can be said without visiting every coordinate.
+        tensors: Pattern, such as ``"encoder.*.weight"``, of the names of parameters that get the same
+            statistics of their own.
+
+    Raises:
+        ValueError: If ``level`` is neither, or, when training starts, if ``tensors`` matches no parameter.
+        TypeError: If ``tensors`` is not a string.
+
+    Example:
+        >>> monitor = AdamBiasCorrectionMonitor(every_n_steps=50, tensors="*.bias")
+        >>> monitor.KEYS["adam/<group>/effective_lr"]
+        'Learning rate times `effective_step`.'
+    """
+
+    KEYS: ClassVar[dict[str, str]] = {
+        "adam/<group>/lr": "Learning rate alpha.",
+        "adam/<group>/coordinates": "Number of coordinates that the step changed.",
+        "adam/<group>/step_max": "t, the largest step count of a parameter.",
+        "adam/<group>/step_min": "The smallest: a parameter without gradients falls behind.",
+        "adam/<group>/bias_correction1": "1 - beta1^t.",
+        "adam/<group>/bias_correction2": "1 - beta2^t (not AdaMax).",
+        "adam/<group>/effective_step": "sqrt(1 - beta2^t) / (1 - beta1^t), or what the optimizer has for it.",
+        "adam/<group>/effective_lr": "Learning rate times `effective_step`.",
+        "adam/<group>/m_norm": "Euclidean norm of the first moment, in units of the gradient.",
+        "adam/<group>/m_hat_norm": "The same, its bias corrected.",
+        "adam/<group>/v_norm": "Norm of the second moment, in squared units of the gradient (AdaMax: of u).",
+        "adam/<group>/v_hat_norm": "The same, its bias corrected; of AMSGrad's largest (not AdaMax).",
+        "adam/<group>/update_norm": "Norm of the last step, weight decay included, in units of the weights.",
+        "adam/<group>/update_rms": "Root mean square of the last step.",
+        "adam/<group>/update_to_weight": "Norm of the last step over the norm of the weights after it.",
+        "adam/<group>/max_update": "Largest step of a coordinate, but for decoupled decay, over alpha.",
+        "adam/<group>/share_of_paper_bound": "The same over the paper's bound, no limit: see step_bounds.",
+        "adam/<group>/share_of_tight_bound": "The same over the tight bound: at most 1 (not NAdam, RAdam).",
+        "adam/<group>/trust_region_share": "Share of coordinates that step by more than 0.9 alpha.",
+        "adam/<group>/eps_share": "Share of coordinates with sqrt(v^) < 10 eps (not AdaMax).",
+        "adam/<group>/snr": "Signal to noise, the root mean square of m^ / sqrt(v^) (not AdaMax).",
+        "adam/<group>/measured_step": "RMS of the step over that of alpha m / sqrt(v): `effective_step`"
+        " or, where eps counts, less (Adam, AdamW).",
+        "adam/<optimizer>/skipped_steps": "Steps so far that changed nothing, such as those AMP skipped.",
+        "adam/bias_correction": "Picture: effective and largest steps over time, beside the closed forms.",
+    }
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        level: Literal["aggregate", "full"] = "full",
+        tensors: str | None = None,
+    ) -> None:
+        super().__init__(every_n_steps)
+        if level not in ("aggregate", "full"):
+            raise ValueError(f"Expected `level` to be 'aggregate' or 'full' but got {level!r}")
+        if tensors is not None and not isinstance(tensors, str):
+            raise TypeError(f"Expected `tensors` to be a pattern or None but got {type(tensors).__name__}")
+        self.level = level
+        self.tensors = tensors
+        self._history = History()
+        self._watched: dict[int, _Watched] = {}
+        self._selected: dict[int, str] = {}
+        self._restored: dict[str, int] = {}
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to the optimizers of one process."""
+        return super().__getstate__() | {"_watched": {}, "_selected": {}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step counts and the points of the picture."""
+        counts = {
+            one.name: one.attempts + one.before for one in self._watched.values() if one.before is not None
+        }
+        return {"attempts": self._restored | counts, "history": self._history.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up again."""
+        self._restored = dict(state_dict["attempts"])
+        self._history.load_state_dict(state_dict["history"])
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find Adam and its kin among the optimizers, and the parameters that ``tensors`` names."""
+        self._watched, self._selected = {}, {}
+        optimizers = [unwrap(optimizer) for optimizer in trainer.optimizers]
+        unread = []
+        if not isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+            for index, (optimizer, groups) in enumerate(
+                zip(optimizers, optimizer_names(optimizers), strict=True)
+            ):
+                if known := kind_of(optimizer):
+                    watched = _Watched(index, groups[0].split("/")[0], *known, groups)
+                    self._watched[id(optimizer)] = watched
+                    self._begin(watched, _states(optimizer))
+                elif any("betas" in group for group in optimizer.param_groups):
+                    unread.append(type(optimizer).__name__)
+        self._restored = {}
+        if trainer.is_global_zero:
+            self._warn_of(trainer, optimizers, unread)
+        if self.tensors is not None and self._watched:
+            names = {id(p): name for name, p in pl_module.named_parameters()}
+            self._selected = {key: name for key, name in names.items() if fnmatchcase(name, self.tensors)}
+            if not self._selected:
+                some = ", ".join(list(names.values())[:3])
+                raise ValueError(
+                    f"Expected `tensors` to match a parameter such as {some} but got {self.tensors!r}"
+                )
+
+    def _begin(self, watched: _Watched, states: dict[Tensor, Any]) -> None:
+        """Whether this run goes on from another one decides what its step counts mean."""
+        if watched.name not in self._restored and not states:
+            self._history.forget(watched.groups)
+        watched.before = self._restored.get(watched.name, None if states else 0)
+
+    def _warn_of(self, trainer: Trainer, optimizers: list[Optimizer], unread: list[str]) -> None:
+        name, classes = type(self).__name__, ", ".join(type(one).__name__ for one in optimizers)
+        if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+            where = type(trainer.strategy).__name__
+            warnings.warn(
+                f"{name} logs nothing: {where} keeps states where it cannot read them", stacklevel=3
+            )
+        elif not self._watched:
+            warnings.warn(f"{name} logs nothing: it knows no optimizer like {classes}", stacklevel=3)
+        elif unread:
+            warnings.warn(f"{name} leaves out what it cannot read: {', '.join(unread)}", stacklevel=3)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Count the steps that begin; those that mixed precision skips do not end."""
+        if watched := self._watched.get(id(unwrap(optimizer))):
+            watched.attempts += 1
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
+        """Sums and maxima of the step that this optimizer just made."""
+        watched = self._watched.get(id(optimizer))
+        if watched is None:
+            return []
+        if len(watched.groups) != len(optimizer.param_groups):
+            watched.groups = optimizer_names(trainer.optimizers)[watched.index]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        readings = Readings(parameters[0].device, self.level == "full", self._sharded)
+        # Without a single gradient the last step is one before. NAdam's cannot be known without.
+        whole = watched.kind != "nadam" and all(p.grad is None for p in parameters)
+        for name, group in zip(watched.groups, optimizer.param_groups, strict=True):
+            rule = Rule.of(group, watched.kind, watched.decoupled)
+            readings.add(self._group(name, rule, group["params"], optimizer, trainer.global_rank, whole))
+        attempts = watched.attempts
+
+        def finish(sums: Array, maxima: Array, row: Row) -> None:
+            steps = []
+            for group, found in readings.read(sums, maxima):
+                for name, statistics in found.items():
+                    row.scalars |= {f"adam/{name}/{key}": value for key, value in statistics.items()}
+                if pooled := found[group.name]:
+                    steps.append(pooled["step_max"])
+                    self._history.add(group.name, group.rule, pooled)
+            if not steps:
+                return
+            done = round(max(steps))
+            if watched.before is None:
+                watched.before = done - attempts
+            row.scalars[f"adam/{watched.name}/skipped_steps"] = float(attempts + watched.before - done)
+
+        return [Part(*readings.vectors(), finish)]
+
+    def _group(
+        self,
+        name: str,
+        rule: Rule,
+        parameters: list[Tensor],
+        optimizer: Optimizer,
+        rank: int,
+        whole: bool,
+    ) -> Group:
+        """What this rank knows of a parameter group; with ``whole``, parameters without gradient count."""
+        group = Group(name, rule)
+        states = _states(optimizer)
+        partial = self._sharded and states is optimizer.state  # Else only this rank has these states.
+        for index, parameter in enumerate(parameters):
+            state = states.get(parameter)
+            shard = own_shard(parameter, True, rank) if partial else parameter
+            moments = (
+                self._moments(state, shard, parameter.grad, rule) if state and shard is not None else None
+            )
+            stepped = whole or parameter.grad is not None
+            group.steps.append(moments.step if moments else -torch.inf)
+            group.moments.append(moments if stepped else None)
+            group.sizes.append(parameter.numel() * (1 + parameter.is_complex()) if stepped else 0)
+            if id(parameter) in self._selected:
+                group.selected[index] = self._selected[id(parameter)]
+        return group
+
+    def _moments(
+        self, state: dict[str, Any], shard: Tensor, gradient: Tensor | None, rule: Rule
+    ) -> Moments | None:
+        try:
+            step, m = state["step"], state["exp_avg"]
+            v = state["exp_inf" if rule.kind == "adamax" else "exp_avg_sq"]
+            largest = state["max_exp_avg_sq"] if rule.amsgrad else v
+            product = state["mu_product"] if rule.kind == "nadam" else 1.0
+        except KeyError as missing:
+            self._warn_once(f"leaves out parameters whose state has no {missing}")
+            return None
+        if rule.kind != "nadam":
+            gradient = None
+        tensors = [m, v, largest, shard] + ([] if gradient is None else [gradient])
+        if isinstance(shard, DTensor) or isinstance(m, DTensor) or shard.is_complex():
+            tensors = [_local(tensor) for tensor in tensors]
+        return Moments(number(step), number(product), *tensors)
+
+    def _warn_once(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{type(self).__name__} {what}", stacklevel=3)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the picture, on rank zero."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.is_global_zero and trainer.loggers and self._history.groups and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            log_figure(trainer, "adam/bias_correction", draw_history(self._history))
+
+
+def _states(optimizer: Optimizer) -> dict[Tensor, Any]:
+    """Of each parameter; of those that this rank keeps, with ZeroRedundancyOptimizer."""
+    inner: Optimizer = getattr(optimizer, "optim", optimizer)
+    return inner.state
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part, as real numbers."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -1,0 +1,120 @@
+"""One optimizer's numbers, from the devices they are on to the statistics they become on rank zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pl_losses.observers.monitor import Array
+from pl_losses.papers.adam.closed_form import Number, Rule
+from pl_losses.papers.adam.statistics import (
+    Moments,
+    coordinates,
+    describe,
+    describe_update,
+    squares,
+    vector,
+)
+
+
+@dataclass
+class Group:
+    """A parameter group after a step, as far as this rank knows it; T parameters.
+
+    Attributes:
+        name: Of the group.
+        rule: How it is stepped.
+        selected: Parameters that get statistics of their own, by their number.
+        steps: t of each, -inf where this rank has no state.
+        moments: Of those that this rank answers for and that this step changed, else None; until they are
+            added to the readings.
+        sizes: Coordinates of each on all ranks, 0 if this step left it alone.
+        unknown: Which numbers of the rule are on a device.
+    """
+
+    name: str
+    rule: Rule
+    selected: dict[int, str] = field(default_factory=dict)
+    steps: list[Number] = field(default_factory=list)
+    moments: list[Moments | None] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def entries(self) -> Iterator[tuple[str, slice]]:
+        """The names under which there are statistics, and the parameters that they are of."""
+        yield self.name, slice(None)
+        for index, name in self.selected.items():
+            yield f"{self.name}/{name}", slice(index, index + 1)
+
+
+class Readings:
+    """What all groups of an optimizer send to rank zero.
+
+    Args:
+        device: Where to put it together.
+        full: Whether to visit the coordinates.
+        sharded: Whether ranks know different steps.
+    """
+
+    def __init__(self, device: torch.device, full: bool, sharded: bool) -> None:
+        self.device = device
+        self.full = full
+        self.sharded = sharded
+        self.groups: list[Group] = []
+        self.sums: list[Tensor] = []
+        self.maxima: list[Tensor] = []
+
+    def add(self, group: Group) -> None:
+        """Compute what a group sends: on all ranks the same shapes."""
+        self.groups.append(group)
+        self.sums.append(squares(group.moments, group.rule, self.device))
+        group.unknown = group.rule.unknown
+        numbers = [getattr(group.rule, name) for name in group.unknown]
+        if self.sharded or any(isinstance(step, Tensor) for step in group.steps):
+            numbers += group.steps
+        self.maxima.append(vector(numbers, self.device) if numbers else torch.empty(0, device=self.device))
+        if self.full:
+            for _, chosen in group.entries():
+                here = [one for one in group.moments[chosen] if one is not None]
+                sums, largest = coordinates(here, group.rule, self.device)
+                self.sums.append(sums)
+                self.maxima.append(largest)
+        group.moments = []  # Would keep gradients alive until the row is logged.
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Sums and maxima, one vector each."""
+        if len(self.sums) == 1:
+            return self.sums[0], self.maxima[0]
+        return torch.cat(self.sums), torch.cat(self.maxima)
+
+    def read(self, sums: Array, maxima: Array) -> Iterator[tuple[Group, dict[str, dict[str, float]]]]:
+        """The groups, with numbers instead of what was on a device, and their statistics by name."""
+        added, most = _cut(sums, self.sums), _cut(maxima, self.maxima)
+        for group in self.groups:
+            found, numbers, unknown = next(added), next(most), group.unknown
+            if unknown:
+                group.rule = Rule(**group.rule._asdict() | dict(zip(unknown, numbers, strict=False)))
+            if len(numbers) > len(unknown):
+                group.steps = [*numbers[len(unknown) :]]
+            size = len(group.steps)
+            rows = [found[start : start + size] for start in range(0, len(found), size or 1)]
+            statistics = {}
+            for name, chosen in group.entries():
+                own = describe(
+                    group.rule, group.steps[chosen], [row[chosen] for row in rows], group.sizes[chosen]
+                )
+                if self.full:
+                    own |= describe_update(group.rule, next(added), next(most)[0], own)
+                statistics[name] = own
+            yield group, statistics
+
+
+def _cut(values: Array, parts: list[Tensor]) -> Iterator[list[float]]:
+    numbers: list[float] = values.tolist()  # Faster than arrays as small as these.
+    start = 0
+    for part in parts:
+        yield numbers[start : start + len(part)]
+        start += len(part)

@@ -1,0 +1,297 @@
+"""Gal and Ghahramani 2016, section 4: how uncertain T stochastic passes are over a data set, and how good.
+
+All metrics keep sums only: exact over uneven batches and any number of ranks, also where a rank has seen
+nothing. What they sum up is in :mod:`~pl_losses.papers.dropout.quantities`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from pl_losses.papers.dropout.quantities import (
+    expected_entropy,
+    fitting,
+    max_probability,
+    mc_log_likelihood,
+    mutual_information,
+    predictive_cdf,
+    predictive_entropy,
+    predictive_moments,
+    refuse_precision,
+    variation_ratio,
+    wide,
+)
+
+BINS = 15  # of the calibration error
+LEVELS = 20  # of the intervals' calibration: 5 %, 10 %, ..., 100 %
+
+
+class ClassificationUncertainty(Metric):
+    """Means over a data set of what T passes say about each input; no targets needed.
+
+    ``update`` takes probabilities [T, B, C], ``compute`` returns a dict of scalars: ``predictive_entropy``,
+    ``expected_entropy`` and ``mutual_information`` in nats, ``variation_ratio`` and ``max_probability``.
+
+    Example:
+        >>> metric = ClassificationUncertainty()
+        >>> metric.update(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> {name: round(value.item(), 3) for name, value in metric.compute().items()}["mutual_information"]
+        0.693
+    """
+
+    full_state_update = False
+    sums: Tensor
+    total: Tensor
+    quantities = (
+        predictive_entropy,
+        expected_entropy,
+        mutual_information,
+        variation_ratio,
+        max_probability,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(len(self.quantities)), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, samples: Tensor) -> None:
+        """Add a batch.
+
+        Raises:
+            ValueError: If ``samples`` is not of shape [T, B, C] or, on the CPU, no probabilities.
+        """
+        if samples.ndim != 3 or not len(samples):
+            raise ValueError(
+                f"Expected `samples` of shape [T, B, C] with T > 0 but got {list(samples.shape)}"
+            )
+        _refuse_logits("samples", samples)
+        self.sums += torch.stack([quantity(samples).sum() for quantity in self.quantities])
+        self.total += samples.shape[1]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means, NaN before any input."""
+        means = self.sums / self.total
+        return {quantity.__name__: mean for quantity, mean in zip(self.quantities, means, strict=True)}
+
+
+class ClassificationScores(Metric):
+    """Error, negative log-likelihood, Brier score and expected calibration error of probabilities.
+
+    ``update`` takes probabilities [B, C], such as the mean of T passes, and targets [B]; ``compute`` returns
+    a dict of scalars: ``error``, a share; ``nll``, -log p of the right class in nats, at most 87.3 an input;
+    ``brier``, the sum over classes of the squared difference from the one-hot target, in [0, 2]; ``ece``, the
+    mean distance of confidence and accuracy over equally wide bins of the confidence.
+
+    Args:
+        bins: Number of bins of the calibration error.
+
+    Attributes:
+        reliability: After :meth:`compute`, per bin the number of inputs of all ranks, their summed
+            confidence, and how many were right, [3, bins].
+
+    Example:
+        >>> metric = ClassificationScores()
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
+        >>> {name: round(value.item(), 3) for name, value in metric.compute().items()}
+        {'error': 0.5, 'nll': 0.857, 'brier': 0.65, 'ece': 0.45}
+    """
+
+    full_state_update = False
+    sums: Tensor
+    confidence: Tensor
+    counts: Tensor
+
+    def __init__(self, bins: int = BINS) -> None:
+        super().__init__()
+        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+            raise ValueError(f"Expected `bins` to be a positive integer but got {bins!r}")
+        self.bins = bins
+        self.reliability = torch.zeros(3, bins)
+        self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
+        self.add_state("confidence", torch.zeros(bins), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(2, bins, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Raises:
+            ValueError: If the shapes do not fit, or ``target`` holds no classes.
+        """
+        refuse_target(target, probabilities)
+        _refuse_logits("probabilities", probabilities)
+        probabilities = wide(probabilities)
+        chosen = probabilities.gather(1, target[:, None])[:, 0]
+        nll = -chosen.clamp_min(torch.finfo(torch.float32).tiny).log()
+        brier = probabilities.square().sum(dim=1) - 2 * chosen + 1
+        self.sums += torch.stack([nll.sum(), brier.sum()])
+        confidence, predicted = probabilities.max(dim=1)
+        inside = (confidence * self.bins).ceil().long().clamp(1, self.bins) - 1
+        self.confidence.index_add_(0, inside, confidence.to(self.confidence.dtype))
+        _count(self.counts[0], inside)
+        self.counts[1].index_add_(0, inside, (predicted == target).to(self.counts.dtype))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores, NaN before any input."""
+        count, right = self.counts
+        self.reliability = torch.stack([count, self.confidence, right])
+        total = count.sum()
+        nll, brier = self.sums / total
+        return {
+            "error": (total - right.sum()) / total,
+            "nll": nll,
+            "brier": brier,
+            "ece": (right - self.confidence).abs().sum() / total,
+        }
+
+
+class EntropyHistogram(Metric):
+    """How many right and wrong predictions have which predictive entropy, as a share of log C.
+
+    ``update`` takes probabilities [T, B, C] and targets [B], ``compute`` returns counts [2, bins], right
+    predictions of the mean first. A useful uncertainty is low where the network is right.
+
+    Args:
+        bins: Number of equally wide bins of [0, 1].
+
+    Example:
+        >>> histogram = EntropyHistogram(bins=2)
+        >>> histogram.update(torch.tensor([[[1.0, 0.0], [0.4, 0.6]]]), torch.tensor([0, 0]))
+        >>> histogram.compute()
+        tensor([[1, 0],
+                [0, 1]])
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, bins: int = 30) -> None:
+        super().__init__()
+        self.bins = bins
+        self.add_state("counts", torch.zeros(2, bins, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, samples: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        refuse_target(target, samples[0])
+        share = predictive_entropy(samples) / math.log(samples.shape[-1])
+        inside = (share * self.bins).long().clamp(0, self.bins - 1)
+        wrong = (samples.mean(dim=0).argmax(dim=1) != target).long()
+        _count(self.counts.view(-1), wrong * self.bins + inside)
+
+    def compute(self) -> Tensor:
+        """Counts, [2, bins]."""
+        return self.counts.clone()
+
+
+class RegressionScores(Metric):
+    """Error, spread, likelihood and calibration of T passes of a regression, in the targets' units.
+
+    ``update`` takes samples [T, B] or [T, B, Q] and targets [B] or [B, Q]; ``compute`` returns a dict of
+    scalars: ``rmse`` of the predictive mean; ``standard_deviation``, the mean predictive one, 1/tau included;
+    ``log_likelihood`` per input, jointly over its outputs, if there is a precision; ``coverage_50``,
+    ``coverage_90`` and ``coverage_95``, the share of targets in the central intervals of that probability in
+    percent; ``calibration_error``, the mean distance of coverage and probability over 5 %, 10 %, ..., 95 %.
+
+    Args:
+        precision: tau, in the units of 1/y^2; ``None`` for passes without noise.
+
+    Attributes:
+        coverage: After :meth:`compute`, the coverage over all ranks of the intervals of 5 %, 10 %, ...,
+            100 %, [20].
+
+    Raises:
+        ValueError: If ``precision`` is not positive.
+
+    Example:
+        >>> metric = RegressionScores(precision=1.0)
+        >>> metric.update(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), torch.tensor([0.0, 2.0]))
+        >>> scores = metric.compute()
+        >>> [round(scores[name].item(), 3) for name in ("rmse", "standard_deviation", "log_likelihood")]
+        [0.0, 1.207, -1.169]
+    """
+
+    full_state_update = False
+    sums: Tensor
+    total: Tensor
+    counts: Tensor
+
+    def __init__(self, precision: float | None = None) -> None:
+        super().__init__()
+        refuse_precision(precision)
+        self.precision = precision
+        self.coverage = torch.zeros(LEVELS)
+        self.add_state("sums", torch.zeros(3), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(LEVELS, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, samples: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        likelihood = torch.zeros((), device=samples.device)
+        if self.precision is not None:
+            likelihood = mc_log_likelihood(samples, target, self.precision).sum()
+        # The central interval that just reaches the target has probability |2 P(Y <= y) - 1|.
+        reach = (2 * predictive_cdf(samples, target, self.precision) - 1).abs().flatten()
+        inside = (reach * LEVELS).ceil().long().clamp(1, LEVELS) - 1
+        _count(self.counts, inside)
+        samples, target = fitting(samples, target)
+        mean, variance = predictive_moments(samples, self.precision)
+        self.sums += torch.stack([(target - mean).square().sum(), variance.sqrt().sum(), likelihood])
+        self.total += len(target)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores, NaN before any input."""
+        values = self.counts.sum()
+        squares, deviations, likelihood = self.sums
+        self.coverage = self.counts.cumsum(0) / values
+        levels = torch.arange(1, LEVELS, device=values.device) / LEVELS
+        scores = {
+            "rmse": (squares / values).sqrt(),
+            "standard_deviation": deviations / values,
+            **{f"coverage_{percent}": self.coverage[percent * LEVELS // 100 - 1] for percent in (50, 90, 95)},
+            "calibration_error": (self.coverage[:-1] - levels).abs().mean(),
+        }
+        return scores if self.precision is None else scores | {"log_likelihood": likelihood / self.total}
+
+
+def refuse_target(target: Tensor, probabilities: Tensor) -> None:
+    """Refuse targets that are no classes of these probabilities [B, C].
+
+    Raises:
+        ValueError: If the shapes do not fit, ``target`` is not integer or, on the CPU, out of range.
+    """
+    if probabilities.ndim != 2:
+        raise ValueError(f"Expected `probabilities` of shape [B, C] but got {list(probabilities.shape)}")
+    batch, classes = probabilities.shape
+    if target.shape != (batch,):
+        raise ValueError(f"Expected `target` of shape [B] with B = {batch} but got {list(target.shape)}")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise ValueError(f"Expected `target` to hold class indices but got {target.dtype}")
+    # Asking an accelerator would wait for it; there, indexing fails by itself.
+    if batch and target.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise ValueError(
+            f"Expected `target` in 0..{classes - 1} but got {int(target.min())}..{int(target.max())}"
+        )
+
+
+def _count(counts: Tensor, where: Tensor) -> None:
+    counts.index_add_(0, where, torch.ones_like(where, dtype=counts.dtype))
+
+
+def _refuse_logits(name: str, probabilities: Tensor) -> None:
+    if probabilities.device.type != "cpu" or not probabilities.numel():
+        return
+    sums = probabilities.sum(dim=-1)
+    # Not a number is let through: a network that has diverged scores NaN.
+    if (probabilities < 0).any() or ((sums - 1).abs() > 1e-2).any():
+        raise ValueError(
+            f"Expected `{name}` to be probabilities that sum to 1 over the last dimension but got sums in"
+            f" {sums.min():.3g}..{sums.max():.3g}, least value {probabilities.min():.3g}: apply a softmax"
+        )

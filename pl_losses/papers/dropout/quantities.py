@@ -1,0 +1,182 @@
+"""Gal and Ghahramani 2016, section 4: what T stochastic passes say about each input of a batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def predictive_entropy(samples: Tensor) -> Tensor:
+    """Entropy of the mean, H[1/T sum_t p_t]: all of the uncertainty about the class.
+
+    Args:
+        samples: Probabilities, [T, B, C].
+
+    Returns:
+        [B], in nats, in [0, log C].
+
+    Example:
+        >>> samples = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> predictive_entropy(samples), expected_entropy(samples), mutual_information(samples)
+        (tensor([0.6931]), tensor([0.]), tensor([0.6931]))
+    """
+    return _entropy(wide(samples).mean(dim=0))
+
+
+def expected_entropy(samples: Tensor) -> Tensor:
+    """Mean entropy of the passes, 1/T sum_t H[p_t]: what more data would not take away.
+
+    Args:
+        samples: Probabilities, [T, B, C].
+
+    Returns:
+        [B], in nats, at most the predictive entropy.
+    """
+    return _entropy(wide(samples)).mean(dim=0)
+
+
+def mutual_information(samples: Tensor) -> Tensor:
+    """Predictive less expected entropy (BALD): how much the passes disagree.
+
+    Args:
+        samples: Probabilities, [T, B, C].
+
+    Returns:
+        [B], in nats, at least 0.
+    """
+    # Rounding may leave a difference just below 0.
+    return (predictive_entropy(samples) - expected_entropy(samples)).clamp_min(0)
+
+
+def variation_ratio(samples: Tensor) -> Tensor:
+    """Share of the passes that do not predict the class that most of them predict.
+
+    Args:
+        samples: Probabilities, [T, B, C].
+
+    Returns:
+        [B], in [0, 1 - 1/C].
+
+    Example:
+        >>> variation_ratio(torch.eye(2)[torch.tensor([[0], [0], [1], [0]])])
+        tensor([0.2500])
+    """
+    votes = samples.argmax(dim=-1)
+    return (votes != votes.mode(dim=0).values).to(wide(samples).dtype).mean(dim=0)
+
+
+def max_probability(samples: Tensor) -> Tensor:
+    """Largest probability of the mean: samples [T, B, C] -> [B]."""
+    return wide(samples).mean(dim=0).amax(dim=-1)
+
+
+def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple[Tensor, Tensor]:
+    """Predictive mean 1/T sum_t y_t and variance 1/tau + 1/T sum_t y_t^2 - mean^2.
+
+    Args:
+        samples: [T, ...].
+        precision: tau > 0, in the units of 1/y^2; ``None`` leaves out 1/tau.
+
+    Returns:
+        Mean and variance, [...]. The variance is that of the passes themselves (divided by T), so that of one
+        pass is 0.
+
+    Raises:
+        ValueError: If ``precision`` is not positive.
+
+    Example:
+        >>> predictive_moments(torch.tensor([[1.0], [3.0]]), precision=4.0)
+        (tensor([2.]), tensor([1.2500]))
+    """
+    refuse_precision(precision)
+    variance, mean = torch.var_mean(wide(samples), dim=0, correction=0)
+    return mean, variance + (0 if precision is None else 1 / precision)
+
+
+def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
+    """log 1/T sum_t N(y; y_t, 1/tau), per input, as log-sum-exp.
+
+    Args:
+        samples: [T, B] or [T, B, Q].
+        target: [B] or [B, Q].
+        tau: Precision of the noise, in the units of 1/y^2.
+
+    Returns:
+        [B]; with Q outputs the joint log-likelihood.
+
+    Raises:
+        ValueError: If the shapes do not fit or ``tau`` is not positive.
+
+    Example:
+        >>> mc_log_likelihood(torch.zeros(3, 1), torch.tensor([1.0]), tau=1.0)  # log N(1; 0, 1)
+        tensor([-1.4189])
+    """
+    refuse_precision(tau)
+    samples, target = fitting(samples, target)
+    squares = (target - samples).square().sum(dim=-1)
+    constant = samples.shape[-1] * 0.5 * math.log(tau / (2 * math.pi)) - math.log(len(samples))
+    return torch.logsumexp(-0.5 * tau * squares, dim=0) + constant
+
+
+def predictive_cdf(samples: Tensor, target: Tensor, precision: float | None = None) -> Tensor:
+    """P(Y <= y) under the predictive distribution, the mixture of N(y_t, 1/tau) over the passes.
+
+    It is uniform on [0, 1] for a calibrated predictor, and y lies in the central interval of probability q
+    where it is within q/2 of 1/2.
+
+    Args:
+        samples: [T, B] or [T, B, Q].
+        target: [B] or [B, Q].
+        precision: tau; ``None`` for passes without noise, where ties count half.
+
+    Returns:
+        [B, Q].
+
+    Raises:
+        ValueError: If the shapes do not fit or ``precision`` is not positive.
+    """
+    refuse_precision(precision)
+    samples, target = fitting(samples, target)
+    if precision is None:
+        below = (samples < target).to(samples.dtype) + 0.5 * (samples == target)
+    else:
+        below = torch.special.ndtr((target - samples) * math.sqrt(precision))
+    return below.mean(dim=0)
+
+
+def refuse_precision(precision: float | None) -> None:
+    """Refuse what is no precision.
+
+    Raises:
+        ValueError: If ``precision`` is not positive and finite.
+    """
+    if precision is not None and not 0 < precision < math.inf:
+        raise ValueError(f"Expected `precision` to be positive and finite but got {precision}")
+
+
+def fitting(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with their outputs, [T, B, Q] and [B, Q].
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if samples.ndim not in (2, 3) or not len(samples) or target.shape != samples.shape[1:]:
+        raise ValueError(
+            "Expected `samples` of shape [T, B] or [T, B, Q] and `target` of shape [B] or [B, Q] but got"
+            f" {list(samples.shape)} and {list(target.shape)}"
+        )
+    samples, target = wide(samples), target.to(wide(samples).dtype)
+    return (samples, target) if samples.ndim == 3 else (samples[..., None], target[..., None])
+
+
+def wide(values: Tensor) -> Tensor:
+    """At least float32, also under autocast."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """[..., C] -> [...]; 0 log 0 is 0."""
+    entropy: Tensor = torch.special.entr(probabilities).sum(dim=-1)
+    return entropy

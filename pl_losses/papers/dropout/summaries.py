@@ -1,0 +1,275 @@
+"""What :class:`~pl_losses.papers.dropout.monitor.DropoutUncertaintyMonitor` finds in one data set."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data.distributed import DistributedSampler
+from torchmetrics import MeanSquaredError, Metric
+
+from pl_losses.observers.pictures import gather_objects
+from pl_losses.papers.dropout.drawing import (
+    draw_coverage,
+    draw_entropy,
+    draw_predictions,
+    draw_reliability,
+    draw_uncertain,
+)
+from pl_losses.papers.dropout.metrics import (
+    ClassificationScores,
+    ClassificationUncertainty,
+    EntropyHistogram,
+    RegressionScores,
+    refuse_target,
+)
+from pl_losses.papers.dropout.quantities import mutual_information, predictive_moments
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# <stage> is val, test or predict; with several dataloaders /dataloader_idx_<n> follows.
+KEYS = {
+    "<stage>/dropout/inputs": "number of inputs that the rest is about",
+    "<stage>/dropout/predictive_entropy": "mean entropy of the mean of the passes, nats",
+    "<stage>/dropout/expected_entropy": "mean entropy of the passes, nats",
+    "<stage>/dropout/mutual_information": "mean difference of the two (BALD), nats",
+    "<stage>/dropout/variation_ratio": "mean share of passes against the majority, 0 to 1",
+    "<stage>/dropout/max_probability": "mean probability of the predicted class, 0 to 1",
+    "<stage>/dropout/error": "share of wrong predictions of the mean of the passes, 0 to 1",
+    "<stage>/dropout/error_deterministic": "the same of the pass without dropout, 0 to 1",
+    "<stage>/dropout/nll": "mean -log p of the right class under the mean of the passes, nats",
+    "<stage>/dropout/nll_deterministic": "the same of the pass without dropout, nats",
+    "<stage>/dropout/brier": "Brier score of the mean of the passes, 0 to 2",
+    "<stage>/dropout/brier_deterministic": "the same of the pass without dropout, 0 to 2",
+    "<stage>/dropout/ece": "expected calibration error of the mean of the passes, 15 bins, 0 to 1",
+    "<stage>/dropout/ece_deterministic": "the same of the pass without dropout, 0 to 1",
+    "<stage>/dropout/rmse": "root mean squared error of the predictive mean, units of the target",
+    "<stage>/dropout/rmse_deterministic": "the same of the pass without dropout, units of the target",
+    "<stage>/dropout/standard_deviation": "mean predictive standard deviation, units of the target",
+    "<stage>/dropout/log_likelihood": "mean log-likelihood per input, nats (only with a precision)",
+    "<stage>/dropout/coverage_50": "share of targets in the central 50 % interval, 0 to 1",
+    "<stage>/dropout/coverage_90": "share of targets in the central 90 % interval, 0 to 1",
+    "<stage>/dropout/coverage_95": "share of targets in the central 95 % interval, 0 to 1",
+    "<stage>/dropout/calibration_error": "mean distance of coverage and probability, 0 to 1",
+    "<stage>/dropout/reliability": "picture: accuracy over confidence, with and without dropout",
+    "<stage>/dropout/entropy": "picture: predictive entropy of right and of wrong predictions",
+    "<stage>/dropout/most_uncertain": "picture: the images of highest mutual information",
+    "<stage>/dropout/calibration": "picture: coverage of the central intervals over their probability",
+    "<stage>/dropout/predictions": "picture: predictive mean and standard deviation over the target",
+}
+POINTS = 200  # of a regression that each rank keeps for a picture
+
+
+class Sum(Metric):
+    """A sum that, unlike ``torchmetrics.SumMetric``, does not wait for the device to look for NaN."""
+
+    full_state_update = False
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor | int) -> None:
+        """Add a scalar."""
+        self.total += value
+
+    def compute(self) -> Tensor:
+        """The sum."""
+        return self.total.clone()
+
+
+class Summary(nn.Module):
+    """Sums over the batches of one dataloader, on the module's device.
+
+    Args:
+        labelled: Whether there are targets.
+    """
+
+    def __init__(self, labelled: bool) -> None:
+        super().__init__()
+        self.labelled = labelled
+        self.inputs = Sum()
+
+    def check(self, single: Tensor, target: Tensor | None) -> None:
+        """Refuse targets that do not fit the outputs, before any sampling.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        raise NotImplementedError
+
+    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:
+        """Add a batch: T passes [T, B, ...], the one without dropout [B, ...], targets and inputs."""
+        raise NotImplementedError
+
+    def values(self) -> dict[str, Tensor]:
+        """Quantities over all ranks: a collective."""
+        raise NotImplementedError
+
+    def figures(self, draw: bool) -> dict[str, Figure]:
+        """The pictures after :meth:`values`: a collective; empty on ranks that do not draw."""
+        raise NotImplementedError
+
+
+class ClassificationSummary(Summary):
+    """Uncertainty, scores and the most uncertain images of a classification.
+
+    Args:
+        labelled: Whether there are targets.
+        images: How many images are kept.
+    """
+
+    def __init__(self, labelled: bool, images: int) -> None:
+        super().__init__(labelled)
+        self.images = images
+        self.uncertainty = ClassificationUncertainty()
+        self.scores, self.single = ClassificationScores(), ClassificationScores()
+        self.histogram = EntropyHistogram()
+        self.kept: tuple[Tensor, ...] = ()
+        self.counts = torch.zeros(2, 1)
+
+    def check(self, single: Tensor, target: Tensor | None) -> None:
+        """Refuse targets that are no classes of these probabilities."""
+        if single.ndim != 2:
+            raise ValueError(f"Expected probabilities of shape [B, C] but got {list(single.shape)}")
+        if target is not None:
+            refuse_target(target, single)
+
+    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:
+        """Add a batch of probabilities."""
+        self.inputs.update(len(single))
+        self.uncertainty.update(samples)
+        mean = samples.mean(dim=0)
+        if target is not None:
+            self.scores.update(mean, target)
+            self.single.update(single, target)
+            self.histogram.update(samples, target)
+        images = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
+        if self.images and images is not None and images.ndim == 4 and images.shape[1] in (1, 3):
+            predicted = mean.argmax(dim=1)
+            right = torch.full_like(predicted, -1) if target is None else target
+            found = (mutual_information(samples), images, torch.stack([right, predicted], dim=1))
+            self.kept = self._most_uncertain([self.kept, found] if self.kept else [found])
+
+    def _most_uncertain(self, parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        information, images, labels = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        best = information.topk(min(self.images, len(information))).indices
+        return information[best], images[best], labels[best]
+
+    def values(self) -> dict[str, Tensor]:
+        """Uncertainty, and scores with and without dropout if there are targets."""
+        values: dict[str, Tensor] = {"inputs": computed(self.inputs), **computed(self.uncertainty)}
+        if self.labelled:
+            values |= computed(self.scores)
+            values |= {f"{name}_deterministic": value for name, value in computed(self.single).items()}
+            self.counts = computed(self.histogram)
+        return values
+
+    def figures(self, draw: bool) -> dict[str, Figure]:
+        """Reliability, entropies of right and wrong predictions, most uncertain images."""
+        parts = gather_objects(tuple(tensor.cpu() for tensor in self.kept))
+        if not draw:
+            return {}
+        figures = {}
+        if self.labelled:
+            tables = {"mean of passes": self.scores.reliability, "no dropout": self.single.reliability}
+            figures = {"reliability": draw_reliability(tables), "entropy": draw_entropy(self.counts)}
+        if parts := [part for part in parts if part]:
+            information, images, labels = self._most_uncertain(parts)
+            figures["most_uncertain"] = draw_uncertain(images.float(), labels, information)
+        return figures
+
+
+class RegressionSummary(Summary):
+    """Scores and calibration of a regression.
+
+    Args:
+        labelled: Whether there are targets.
+        precision: tau, or ``None`` for no noise.
+        pictures: Whether some predictions are kept for a picture.
+    """
+
+    def __init__(self, labelled: bool, precision: float | None, pictures: bool) -> None:
+        super().__init__(labelled)
+        self.precision, self.pictures = precision, pictures
+        self.spread = Sum()
+        self.scores = RegressionScores(precision)
+        self.single = MeanSquaredError(squared=False)
+        self.points: list[Tensor] = []
+
+    def check(self, single: Tensor, target: Tensor | None) -> None:
+        """Refuse targets of another shape than the values."""
+        if target is not None and (len(target) != len(single) or target.numel() != single.numel()):
+            raise ValueError(f"Expected `target` of shape {list(single.shape)} but got {list(target.shape)}")
+
+    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:
+        """Add a batch of values."""
+        self.inputs.update(len(single))
+        if target is None:
+            deviation = predictive_moments(samples, self.precision)[1].sqrt()
+            self.spread.update(deviation.sum() * len(single) / single.numel())
+            return
+        target = target.to(single.dtype)
+        # Values [B, 1] and targets [B] are the same thing.
+        samples, single = samples.reshape(len(samples), *target.shape), single.reshape(target.shape)
+        self.scores.update(samples, target)
+        self.single.update(single, target)
+        room = POINTS - sum(map(len, self.points))
+        if self.pictures and room > 0:
+            mean, variance = predictive_moments(samples, self.precision)
+            first = [values.flatten(1)[:room, 0] for values in (target[:, None], mean[:, None])]
+            deviation = variance[:, None].sqrt().flatten(1)[:room, 0]
+            self.points.append(torch.stack([*first, deviation], dim=1))
+
+    def values(self) -> dict[str, Tensor]:
+        """Scores if there are targets, else the mean standard deviation."""
+        values: dict[str, Tensor] = {"inputs": computed(self.inputs)}
+        if not self.labelled:
+            return values | {"standard_deviation": computed(self.spread) / values["inputs"]}
+        values |= computed(self.scores)
+        return values | {"rmse_deterministic": computed(self.single)}
+
+    def figures(self, draw: bool) -> dict[str, Figure]:
+        """Calibration of the central intervals, and predictions over targets."""
+        parts = gather_objects([points.cpu() for points in self.points])
+        if not draw or not self.labelled:
+            return {}
+        points = torch.cat([points for part in parts for points in part])
+        return {
+            "calibration": draw_coverage(self.scores.coverage),
+            "predictions": draw_predictions(points),
+        }
+
+
+def computed(metric: Metric) -> Any:
+    """The value of a metric over all ranks, also if this one has added nothing to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
+        return metric.compute()
+
+
+def unrepeated(loader: Any, batch_idx: int, size: int) -> int:
+    """How many inputs of a batch, the first ones, are no repetition that DistributedSampler ends a rank with.
+
+    Args:
+        loader: A dataloader; only that of torch, with a DistributedSampler, repeats.
+        batch_idx: Which of this rank's batches it is.
+        size: How many inputs it has.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> sampler = DistributedSampler(range(5), num_replicas=2, rank=1)
+        >>> loader = DataLoader(range(5), 2, sampler=sampler)  # ranks have 0, 2, 4 and 1, 3, 0
+        >>> unrepeated(loader, 0, 2), unrepeated(loader, 1, 1)
+        (2, 0)
+    """
+    sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    if not isinstance(sampler, DistributedSampler) or not batch_size:
+        return size
+    own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+    return max(0, min(size, own - int(batch_idx * batch_size)))

@@ -1,0 +1,26 @@
+"""What the documents say is what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pl_losses import callbacks
+
+ROOT = Path(__file__).parents[1]
+MONITORS = ["PReLUSlopeMonitor", "AdamBiasCorrectionMonitor", "DropoutUncertaintyMonitor"]
+
+
+@pytest.mark.parametrize("name", MONITORS)
+def test_the_key_table_is_the_monitors(name):
+    section = re.search(
+        rf"^## {name}\n(.*?)(?=^## |\Z)", (ROOT / "docs/monitors.md").read_text(), re.M | re.S
+    )
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", section[1], re.M))
+    assert rows == {key: text.rstrip(".") for key, text in getattr(callbacks, name).KEYS.items()}
+
+
+def test_links_lead_somewhere():
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/RESULTS.md"]:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
