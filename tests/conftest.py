@@ -9,6 +9,9 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+# Imported by name; a second copy would make its classes' short names ambiguous.
+collect_ignore = ["cli_modules.py"]
+
 # One thread: a rank that is forked after OpenMP has started its threads waits for them forever.
 for library in ("OMP", "MKL", "OPENBLAS"):
     os.environ[f"{library}_NUM_THREADS"] = "1"

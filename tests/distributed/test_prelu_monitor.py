@@ -139,8 +139,9 @@ def steps_by_hand(module, rank, batch):
     monitor = PReLUSlopeMonitor()
     monitor._sharded = distributed.is_initialized()
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=1))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
     trainer = SimpleNamespace(
-        global_rank=rank, is_global_zero=rank == 0, optimizers=[optimizer], fit_loop=loop
+        global_rank=rank, is_global_zero=rank == 0, optimizers=[optimizer], fit_loop=loop, strategy=strategy
     )
     with torch.no_grad():
         parts = monitor.collect(trainer, module, optimizer)

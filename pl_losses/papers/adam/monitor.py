@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -233,16 +234,14 @@ class AdamBiasCorrectionMonitor(Monitor):
         states = _states(optimizer)
         partial = self._sharded and states is optimizer.state  # Else only this rank has these states.
         for index, parameter in enumerate(parameters):
-            state = states.get(parameter)
+            state, gradient = states.get(parameter), parameter.grad
             shard = own_shard(parameter, True, rank) if partial else parameter
-            moments = (
-                self._moments(state, shard, parameter.grad, rule) if state and shard is not None else None
-            )
-            stepped = whole or parameter.grad is not None
-            group.steps.append(moments.step if moments else -torch.inf)
+            moments = self._moments(state, shard, gradient, rule) if state and shard is not None else None
+            stepped = whole or gradient is not None
+            group.steps.append(moments.step if moments else -math.inf)
             group.moments.append(moments if stepped else None)
             group.sizes.append(parameter.numel() * (1 + parameter.is_complex()) if stepped else 0)
-            if id(parameter) in self._selected:
+            if self._selected and id(parameter) in self._selected:
                 group.selected[index] = self._selected[id(parameter)]
         return group
 

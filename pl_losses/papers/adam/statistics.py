@@ -19,7 +19,7 @@ from pl_losses.papers.adam.closed_form import Number, Rule, coefficients, effect
 
 SUMS = ("weight", "direction", "cross", "signal", "trusted", "small")
 BLOCK = 2**18  # Bytes of a buffer: few enough for the processor's cache and for a megabyte in all.
-LONG = 2**16  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
+LONG = 2**18  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
 
 
 class Moments(NamedTuple):
@@ -63,35 +63,34 @@ def squares(moments: Sequence[Moments | None], rule: Rule, device: torch.device)
 
 
 def _norms(tensors: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
-    norms: list[Tensor | None] = [None] * len(tensors)
-    short = {}
-    for index, tensor in enumerate(tensors):
-        if tensor is not None and (size := tensor.numel()):
-            if size > LONG and tensor.is_cpu:
-                norms[index] = _long_norm(tensor)
-            else:
-                short[index] = tensor
+    short = [tensor for tensor in tensors if tensor is not None and _is_short(tensor)]
+    norms: list[Tensor] = []
     if short:
-        dtype = reduce(torch.promote_types, {tensor.dtype for tensor in short.values()}, torch.float32)
-        for index, norm in zip(short, torch._foreach_norm([*short.values()], 2, dtype), strict=True):
-            norms[index] = norm
-    nothing = None if all(norm is not None for norm in norms) else torch.zeros((), device=device)
-    return [
-        norm if norm.device == device else norm.to(device, non_blocking=True)
-        for norm in (nothing if norm is None else norm for norm in norms)
-        if norm is not None
-    ]
+        dtype = reduce(torch.promote_types, {tensor.dtype for tensor in short}, torch.float32)
+        norms = list(torch._foreach_norm(short, 2, dtype))
+    if len(short) < len(tensors):
+        done, nothing = iter(norms), torch.zeros((), device=device)
+        norms = [
+            nothing
+            if tensor is None or not tensor.numel()
+            else (next(done) if _is_short(tensor) else _long_norm(tensor))
+            for tensor in tensors
+        ]
+    return [norm if norm.device == device else norm.to(device, non_blocking=True) for norm in norms]
+
+
+def _is_short(tensor: Tensor) -> bool:
+    size = tensor.numel()
+    return 0 < size <= LONG or (size > LONG and not tensor.is_cpu)
 
 
 def _long_norm(tensor: Tensor) -> Tensor:
     (line,) = _lines([tensor])
-    norm = torch.linalg.vector_norm
     if line.dtype in (torch.float32, torch.float64):
-        rows = len(line) // LONG
-        parts = [norm(line[: rows * LONG].view(rows, LONG), dim=1), norm(line[rows * LONG :])[None]]
-    else:  # Converted before: no more than a piece at a time.
-        parts = [norm(piece, dtype=torch.float32)[None] for piece in torch.split(line, LONG)]
-    return norm(torch.cat(parts))
+        sums = [torch.dot(piece, piece) for piece in torch.split(line, LONG)]
+    else:
+        sums = [torch.dot(piece.float(), piece.float()) for piece in torch.split(line, LONG // 8)]
+    return torch.stack(sums).sum().sqrt()
 
 
 def _lines(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -275,7 +275,7 @@ def test_extra_memory_is_below_a_megabyte(look, make):
 )
 def test_nothing_waits_for_the_device(make, options, level):
     """Fake tensors have no values: whatever would read one raises."""
-    mode, shapes = FakeTensorMode(allow_non_fake_inputs=True), [(300, 1000), (5,), (7, 2)]
+    mode, shapes = FakeTensorMode(allow_non_fake_inputs=True), [(300, 1000), (5,), (0,), (7, 2)]
     on_device = options.get("capturable") or options.get("fused")
     group = {}
     with mode:

@@ -350,14 +350,22 @@ def test_one_layer_of_a_recurrent_network_drops_nothing():
 
 
 def test_compiled_modules_run_uncompiled():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
     torch.compiler.reset()
     network = small_network()
-    compiled, x = torch.compile(network, backend="eager"), inputs(4, 3).double()
+    compiled, x = torch.compile(network, backend=backend), inputs(4, 3).double()
     deterministic = compiled.eval()(x)
+    assert len(graphs) == 1
     expected = mc_samples(network, x, 5, seed=0)
     assert torch.equal(mc_samples(compiled, x, 5, seed=0), expected)
     assert (expected != expected[:1]).any()
     assert torch.equal(compiled(x), deterministic)
+    assert len(graphs) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
