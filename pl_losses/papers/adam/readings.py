@@ -70,18 +70,20 @@ class Readings:
     def add(self, group: Group) -> None:
         """Compute what a group sends: on all ranks the same shapes."""
         self.groups.append(group)
-        self.sums.append(squares(group.moments, group.rule, self.device))
         group.unknown = group.rule.unknown
         numbers = [getattr(group.rule, name) for name in group.unknown]
         if self.sharded or any(isinstance(step, Tensor) for step in group.steps):
             numbers += group.steps
         self.maxima.append(vector(numbers, self.device) if numbers else torch.empty(0, device=self.device))
+        visits = []
         if self.full:
             for _, chosen in group.entries():
                 here = [one for one in group.moments[chosen] if one is not None]
-                sums, largest = coordinates(here, group.rule, self.device)
-                self.sums.append(sums)
-                self.maxima.append(largest)
+                visits.append(coordinates(here, group.rule, self.device))
+        norms = visits[0][2] if visits else None
+        self.sums.append(squares(group.moments, group.rule, self.device, norms))
+        self.sums += [sums for sums, _, _ in visits]
+        self.maxima += [largest for _, largest, _ in visits]
         group.moments = []  # Would keep gradients alive until the row is logged.
 
     def vectors(self) -> tuple[Tensor, Tensor]:

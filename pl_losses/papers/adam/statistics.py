@@ -18,6 +18,8 @@ from torch._utils import _flatten_dense_tensors
 from pl_losses.papers.adam.closed_form import Number, Rule, coefficients, effective_step
 
 SUMS = ("weight", "direction", "cross", "signal", "trusted", "small")
+Norms = dict[int, Tensor]  # Norms by the id of their tensors.
+
 BLOCK = 2**18  # Bytes of a buffer: few enough for the processor's cache and for a megabyte in all.
 LONG = 2**18  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
 
@@ -44,13 +46,16 @@ class Moments(NamedTuple):
     gradient: Tensor | None = None
 
 
-def squares(moments: Sequence[Moments | None], rule: Rule, device: torch.device) -> Tensor:
+def squares(
+    moments: Sequence[Moments | None], rule: Rule, device: torch.device, known: Norms | None = None
+) -> Tensor:
     """Sums of squares of m, of v and, for AMSGrad, of the largest v, one after the other.
 
     Args:
         moments: T tensors; None counts as 0.
         rule: How they are stepped.
         device: For the result.
+        known: What :func:`coordinates` found on its way.
 
     Returns:
         Shape [2 T] or [3 T].
@@ -59,23 +64,29 @@ def squares(moments: Sequence[Moments | None], rule: Rule, device: torch.device)
     tensors += [None if one is None else one.v for one in moments]
     if rule.amsgrad:
         tensors += [None if one is None else one.largest for one in moments]
-    return torch.stack(_norms(tensors, device)).square_() if tensors else torch.zeros(0, device=device)
+    return (
+        torch.stack(_norms(tensors, device, known or {})).square_()
+        if tensors
+        else torch.zeros(0, device=device)
+    )
 
 
-def _norms(tensors: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
-    short = [tensor for tensor in tensors if tensor is not None and _is_short(tensor)]
+def _norms(tensors: Sequence[Tensor | None], device: torch.device, known: Norms) -> list[Tensor]:
+    short = [one for one in tensors if one is not None and id(one) not in known and _is_short(one)]
     norms: list[Tensor] = []
     if short:
         dtype = reduce(torch.promote_types, {tensor.dtype for tensor in short}, torch.float32)
         norms = list(torch._foreach_norm(short, 2, dtype))
     if len(short) < len(tensors):
         done, nothing = iter(norms), torch.zeros((), device=device)
-        norms = [
-            nothing
-            if tensor is None or not tensor.numel()
-            else (next(done) if _is_short(tensor) else _long_norm(tensor))
-            for tensor in tensors
-        ]
+        norms = []
+        for one in tensors:
+            if one is None or not one.numel():
+                norms.append(nothing)
+            elif id(one) in known:
+                norms.append(known[id(one)])
+            else:
+                norms.append(next(done) if _is_short(one) else _long_norm(one))
     return [norm if norm.device == device else norm.to(device, non_blocking=True) for norm in norms]
 
 
@@ -101,7 +112,7 @@ def _lines(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [one.permute(order).reshape(-1) for one in tensors]
 
 
-def coordinates(moments: Sequence[Moments], rule: Rule, device: torch.device) -> tuple[Tensor, Tensor]:
+def coordinates(moments: Sequence[Moments], rule: Rule, device: torch.device) -> tuple[Tensor, Tensor, Norms]:
     """What takes a visit to every coordinate, block by block.
 
     It needs next to no memory: two small buffers, which on an accelerator grow with large models, to 1/512
@@ -115,18 +126,20 @@ def coordinates(moments: Sequence[Moments], rule: Rule, device: torch.device) ->
     Returns:
         With the weight w after the step, and d, the step of a coordinate without decoupled decay in units of
         -alpha: the sums of w^2, d^2, d w and (m^/sqrt(v^))^2, and the numbers of coordinates with d beyond
-        0.9 and with sqrt(v^) < 10 eps, shape [6]; and the largest d, signs aside, shape [1].
+        0.9 and with sqrt(v^) < 10 eps, shape [6]; the largest d, signs aside, shape [1]; and norms of moments
+        that were in the processor's cache anyway.
     """
+    norms: Norms = {}
     runs: dict[Any, list[Moments]] = {}
     for one in moments:
         if one.m.numel():  # A shard may be empty.
             known = None if isinstance(one.step, Tensor) else (one.step, one.mu_product)
             runs.setdefault((known, one.m.dtype, one.m.device), []).append(one)
-    rows = [_visit_run(run, rule).to(device, non_blocking=True) for run in runs.values()]
+    rows = [_visit_run(run, rule, norms).to(device, non_blocking=True) for run in runs.values()]
     if not rows:
-        return torch.zeros(len(SUMS), device=device), torch.full((1,), -math.inf, device=device)
+        return torch.zeros(len(SUMS), device=device), torch.full((1,), -math.inf, device=device), {}
     row = _together(rows)
-    return row[1:], row[:1]
+    return row[1:], row[:1], norms
 
 
 def _together(rows: list[Tensor]) -> Tensor:
@@ -137,7 +150,7 @@ def _together(rows: list[Tensor]) -> Tensor:
     return torch.cat([table[:, :1].amax(0), table[:, 1:].sum(0)])
 
 
-def _visit_run(run: list[Moments], rule: Rule) -> Tensor:
+def _visit_run(run: list[Moments], rule: Rule, norms: Norms) -> Tensor:
     """The largest direction and the sums, shape [7]; the steps are equal or on a device."""
     total = sum(one.m.numel() for one in run)
     dtype = torch.promote_types(run[0].m.dtype, torch.float32)
@@ -147,7 +160,7 @@ def _visit_run(run: list[Moments], rule: Rule) -> Tensor:
     buffers = [run[0].m.new_empty(min(block, total), dtype=dtype) for _ in range(2)]
     if not isinstance(run[0].step, Tensor):
         terms = coefficients(rule, run[0].step, run[0].mu_product)
-        return _visit_alike(run, rule, terms, buffers)
+        return _visit_alike(run, rule, terms, buffers, norms)
     step, product = (
         torch.stack([getattr(one, name).reshape(()) for one in run])
         if isinstance(getattr(run[0], name), Tensor)
@@ -158,13 +171,15 @@ def _visit_run(run: list[Moments], rule: Rule) -> Tensor:
     vectors = {key: term.unbind() for key, term in terms.items() if isinstance(term, Tensor) and term.ndim}
     return _together(
         [
-            _visit_alike([one], rule, terms | {key: own[i] for key, own in vectors.items()}, buffers)
+            _visit_alike([one], rule, terms | {key: own[i] for key, own in vectors.items()}, buffers, norms)
             for i, one in enumerate(run)
         ]
     )
 
 
-def _visit_alike(run: list[Moments], rule: Rule, terms: dict[str, Any], buffers: list[Tensor]) -> Tensor:
+def _visit_alike(
+    run: list[Moments], rule: Rule, terms: dict[str, Any], buffers: list[Tensor], norms: Norms
+) -> Tensor:
     """As _visit_run, where all tensors have the same coefficients."""
     ratio, signal = terms["ratio"], terms.get("signal", 1.0)
     scale = [ratio, 1.0, ratio**2, ratio, signal**2, 1.0, 1.0]
@@ -182,7 +197,17 @@ def _visit_alike(run: list[Moments], rule: Rule, terms: dict[str, Any], buffers:
             if isinstance(terms.get(key), float):
                 terms[key] = torch.full((), terms[key], device=device, dtype=dtype)
         scales = vector(scale, device, dtype)
-    return _together([_visit(rule, terms, parts, *buffers) for parts in _blocks(run, buffers[0])]) * scales
+    rows: list[Tensor] = []
+    own: dict[int, tuple[Moments, list[Tensor]]] = {}
+    for one, parts in _blocks(run, buffers[0]):
+        rows.append(_visit(rule, terms, parts, *buffers))
+        if one is not None and one.m.is_cpu:
+            squares = torch.stack([torch.dot(parts[0], parts[0]), torch.dot(parts[1], parts[1])])
+            own.setdefault(id(one.m), (one, []))[1].append(squares)
+    for one, parts in own.values():
+        both = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        norms[id(one.m)], norms[id(one.largest)] = both.sqrt_().unbind()
+    return _together(rows) * scales
 
 
 def vector(values: Sequence[Number], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -199,8 +224,8 @@ def vector(values: Sequence[Number], device: torch.device, dtype: torch.dtype = 
     )
 
 
-def _blocks(run: list[Moments], buffer: Tensor) -> Iterator[list[Tensor]]:
-    """Parts of m, v, weight and gradient in one dimension: large tensors cut, small ones joined."""
+def _blocks(run: list[Moments], buffer: Tensor) -> Iterator[tuple[Moments | None, list[Tensor]]]:
+    """Parts of m, v, weight and gradient in one dimension: of a large tensor, or of small ones joined."""
     dtype = buffer.dtype
     joined: list[list[Tensor]] = []
     room = most = BLOCK // dtype.itemsize // 8
@@ -211,15 +236,15 @@ def _blocks(run: list[Moments], buffer: Tensor) -> Iterator[list[Tensor]]:
         size = one.m.numel()
         if size > most or len(run) == 1:
             for parts in zip(*(torch.split(line, len(buffer)) for line in _lines(tensors)), strict=True):
-                yield [part.to(dtype) for part in parts]
+                yield one, [part.to(dtype) for part in parts]
             continue
         if size > room:
-            yield _join(joined, dtype)
+            yield None, _join(joined, dtype)
             joined, room = [], most
         joined.append(tensors)
         room -= size
     if joined:
-        yield _join(joined, dtype)
+        yield None, _join(joined, dtype)
 
 
 def _join(tensors: list[list[Tensor]], dtype: torch.dtype) -> list[Tensor]:

@@ -119,7 +119,7 @@ class ActiveDropout(TorchFunctionMode):
                 f" [{self.shared_over}, ...], but got {list(inputs.shape)}"
             )
         inplace = options.pop("inplace", False)
-        mask = func(torch.ones_like(inputs), **options)
+        mask = func(torch.ones_like(inputs[:1]), **options)
         return inputs.mul_(mask) if inplace else inputs * mask
 
 

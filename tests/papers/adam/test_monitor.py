@@ -3,10 +3,7 @@ import math
 import pickle
 import re
 import warnings
-import weakref
 from functools import partial
-from itertools import pairwise
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -14,12 +11,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, SparseAdam
 
-from pl_losses.papers.adam.closed_form import Rule
-from pl_losses.papers.adam.history import SPACING, History, draw_history
 from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor
 
 
@@ -372,46 +366,6 @@ def test_optimizers_that_cannot_be_read(recwarn):
     assert trainer.logger.adam()
 
 
-def test_strategies_that_keep_states_elsewhere():
-    optimizer = Adam([nn.Parameter(torch.ones(3))])
-    trainer = SimpleNamespace(optimizers=[optimizer], is_global_zero=True, strategy=FSDPStrategy())
-    monitor = AdamBiasCorrectionMonitor()
-    with pytest.warns(UserWarning, match="logs nothing: FSDPStrategy keeps states where it cannot"):
-        monitor.prepare(trainer, nn.Module())
-    assert monitor.collect(trainer, nn.Module(), optimizer) == []
-
-
-def test_no_gradient_is_kept_alive():
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = NAdam([parameter])
-    parameter.grad = torch.ones(3)
-    optimizer.step()
-    monitor = AdamBiasCorrectionMonitor()
-    trainer = SimpleNamespace(optimizers=[optimizer], is_global_zero=True, global_rank=0, strategy=None)
-    monitor.prepare(trainer, nn.Module())
-    with torch.no_grad():
-        parts = monitor.collect(trainer, nn.Module(), optimizer)
-    gradient = weakref.ref(parameter.grad)
-    optimizer.zero_grad()
-    assert gradient() is None
-    assert parts
-
-
-def test_states_without_moments_are_left_out(look, recwarn):
-    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
-    optimizer = Adam(parameters)
-    for p in parameters:
-        p.grad = torch.ones(3)
-    optimizer.step()
-    expected = look(optimizer)
-    for p in parameters:
-        del optimizer.state[p]["exp_avg"]
-    assert look(optimizer) == {}
-    assert expected["adam/Adam/coordinates"] == 6
-    found = [str(one.message) for one in recwarn if "Monitor" in str(one.message)]
-    assert found == ["AdamBiasCorrectionMonitor leaves out parameters whose state has no 'exp_avg'"]
-
-
 def test_refused():
     with pytest.raises(ValueError, match="Expected `level` to be 'aggregate' or 'full' but got 'all'"):
         AdamBiasCorrectionMonitor(level="all")
@@ -421,43 +375,6 @@ def test_refused():
         AdamBiasCorrectionMonitor(every_n_steps=0)
     with pytest.raises(ValueError, match="Expected `tensors` to match a parameter such as first"):
         fit(Net(), AdamBiasCorrectionMonitor(tensors="third.*"))
-
-
-def test_history_is_bounded_keeps_the_beginning_and_the_peaks():
-    history, rule = History(), Rule("adam", 1e-3, 0.9, 0.999, 1e-8)
-    for step in range(1, 100_000):
-        peak = 9.0 if step == 77_777 else 1.0
-        history.add("Adam", rule, {"step_max": float(step), "effective_step": 0.5, "max_update": peak})
-    points = history.state_dict()["Adam"]["points"]
-    steps = [point[0] for point in points]
-    assert len(points) < 300
-    assert steps[:20] == list(range(1, 21))
-    assert all(later <= earlier * SPACING + 1 for earlier, later in pairwise(steps))
-    assert max(point[2] for point in points) == 9.0
-
-
-@pytest.mark.parametrize("level", ["aggregate", "full"])
-def test_picture(level):
-    monitor = AdamBiasCorrectionMonitor(level=level)
-    fit(Several(), monitor, max_steps=16)
-    figure = draw_history(monitor._history)
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels[:3] == ["Adam", "AdamW/pg1", "AdamW/pg2"]
-    assert len(figure.axes) == (2 if level == "full" else 1)
-    assert figure.axes[0].get_xscale() == "log"
-    if level == "full":
-        bounds = {text.get_text() for text in figure.axes[1].get_legend().get_texts()}
-        assert {"paper's bound, betas 0.9, 0.999", "tight bound, betas 0.9, 0.999"} <= bounds
-
-
-def test_picture_after_a_change_of_level():
-    history, rule = History(), Rule("adam", 1e-3, 0.9, 0.8, 1e-8)
-    history.add("Adam", rule, {"step_max": 0.0, "effective_step": 0.3})
-    history.add("Adam", rule, {"step_max": 1.0, "effective_step": 0.3})
-    history.add("Adam", rule, {"step_max": 2.0, "effective_step": 0.2, "max_update": 0.9})
-    line = draw_history(history).axes[1].lines[0]
-    assert line.get_xdata().tolist() == [1, 2]
-    assert line.get_ydata().tolist() == pytest.approx([math.nan, 0.9], nan_ok=True)
 
 
 def test_no_picture_without_points(folder):

@@ -200,7 +200,7 @@ def test_norms_of_long_tensors_are_accurate():
 def test_nothing_to_tell():
     rule = Rule("adam", 1e-3, 0.9, 0.999, 1e-8)
     assert describe(rule, [-math.inf], [[0.0], [0.0]], [3]) == {}
-    sums, largest = coordinates([], rule, CPU)
+    sums, largest, _ = coordinates([], rule, CPU)
     assert sums.tolist() == [0] * 6
     assert largest.tolist() == [-math.inf]
 

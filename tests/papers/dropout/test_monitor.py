@@ -135,10 +135,17 @@ def test_validation_of_real_digits(tmp_path, model):
     assert names == {f"val-dropout-{name}.png" for name in ("reliability", "entropy", "most_uncertain")}
 
 
+class Noisy(Classifier):
+    """Takes random numbers in evaluation, too."""
+
+    def forward(self, images):
+        return super().forward(images) + 0.1 * torch.randn(10)
+
+
 def test_training_is_the_same_to_the_last_bit(tmp_path):
     def weights(*callbacks):
         pl.seed_everything(1)
-        model = Classifier()
+        model = Noisy()
         trainer(tmp_path, *callbacks, max_epochs=2, val_check_interval=5).fit(model, Digits(batch_size=64))
         return model.state_dict()
 
@@ -154,7 +161,7 @@ def test_every_key_has_one_pattern_and_every_pattern_is_logged(tmp_path, model, 
         def log_metrics(self, metrics, step=None):
             logged.update(key for key in metrics if "dropout" in key)
 
-    options = {"logger": Recorder(tmp_path), "max_epochs": 1}
+    options = {"logger": Recorder(tmp_path), "max_epochs": 2}
     run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, masks=masks), **options)
     data = Digits(limit=64)
     run.fit(model, data)
@@ -183,17 +190,25 @@ def test_every_key_has_one_pattern_and_every_pattern_is_logged(tmp_path, model, 
             *("variation_ratio", "max_probability"),
         )
     }
-    assert drawn.count("val/dropout/reliability") == 2  # of fit, of validate
+    assert drawn.count("val/dropout/reliability") == 2  # after all of fit, after validate
     assert drawn.count("predict/dropout/most_uncertain") == 1
 
 
-def test_only_some_batches_of_some_epochs_and_no_sanity_check(tmp_path, model):
+def test_only_some_batches_of_some_epochs(tmp_path, model):
     monitor = DropoutUncertaintyMonitor(samples=4, max_batches=2, every_n_epochs=2)
-    run = trainer(tmp_path, monitor, max_epochs=3, limit_train_batches=1, num_sanity_val_steps=2)
+    run = trainer(tmp_path, monitor, max_epochs=3, limit_train_batches=1, num_sanity_val_steps=0)
     run.fit(model, Digits(eval_batch_size=60))
-    # Training, the sanity check, five batches a validation; then two batches of five passes and one to look.
-    assert model.passes == 3 + 2 + 3 * 5 + (1 + 2 * (1 + 4))
+    # Training, five batches a validation; then two batches of five passes and one to look.
+    assert model.passes == 3 + 3 * 5 + (1 + 2 * (1 + 4))
     assert run.callback_metrics["val/dropout/inputs"] == 120
+
+
+def test_nothing_is_done_in_a_sanity_check(tmp_path, model):
+    monitor = DropoutUncertaintyMonitor(samples=4)
+    trainer(tmp_path, monitor, limit_train_batches=1, num_sanity_val_steps=2, limit_val_batches=3).fit(
+        model, Digits(eval_batch_size=60)
+    )
+    assert model.passes == 1 + 2 + 3 + (1 + 3 * (1 + 4))
 
 
 def test_two_validation_sets_have_keys_of_their_own(tmp_path, model, drawn, monkeypatch):
