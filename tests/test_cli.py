@@ -1,5 +1,6 @@
 """The command line: recipes, records, resumed runs, interruptions."""
 
+import contextlib
 import json
 import os
 import re
@@ -310,3 +311,13 @@ def wait_for(condition, process, seconds=90):
         assert time.time() < end
         time.sleep(0.1)
     time.sleep(0.2)
+
+
+def test_an_interruption_before_the_first_step_is_told(capsys, monkeypatch):
+    def interrupted(self, trainer, pl_module):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_modules.Line, "on_fit_start", lambda self: interrupted(self, None, None))
+    with contextlib.suppress(SystemExit):
+        assert main(["fit", *MODEL, *FAST]) == 130
+    assert "Interrupted before the first step" in capsys.readouterr().err

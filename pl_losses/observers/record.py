@@ -163,6 +163,8 @@ class InterruptionCheckpoint(Callback):
             return
         self.status = 143 if isinstance(exception, SIGTERMException) else 130
         folder = self.record.folder
+        if trainer.state.fn == TrainerFn.FITTING and not self._training and trainer.global_step == 0:
+            self.show("Interrupted before the first step: there is nothing to go on from.")
         if not self._training or folder is None or trainer.state.fn != TrainerFn.FITTING:
             return
         path = folder / "checkpoints" / f"interrupted-step={trainer.global_step}.ckpt"

@@ -21,6 +21,7 @@ from pl_losses.papers.dropout.quantities import (
     predictive_cdf,
     predictive_entropy,
     predictive_moments,
+    refuse_logits,
     refuse_precision,
     variation_ratio,
     wide,
@@ -69,7 +70,7 @@ class ClassificationUncertainty(Metric):
             raise ValueError(
                 f"Expected `samples` of shape [T, B, C] with T > 0 but got {list(samples.shape)}"
             )
-        _refuse_logits("samples", samples)
+        refuse_logits("samples", samples)
         self.sums += torch.stack([quantity(samples).sum() for quantity in self.quantities])
         self.total += samples.shape[1]
 
@@ -123,7 +124,7 @@ class ClassificationScores(Metric):
             ValueError: If the shapes do not fit, or ``target`` holds no classes.
         """
         refuse_target(target, probabilities)
-        _refuse_logits("probabilities", probabilities)
+        refuse_logits("probabilities", probabilities)
         probabilities = wide(probabilities)
         chosen = probabilities.gather(1, target[:, None])[:, 0]
         nll = -chosen.clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -283,15 +284,3 @@ def refuse_target(target: Tensor, probabilities: Tensor) -> None:
 
 def _count(counts: Tensor, where: Tensor) -> None:
     counts.index_add_(0, where, torch.ones_like(where, dtype=counts.dtype))
-
-
-def _refuse_logits(name: str, probabilities: Tensor) -> None:
-    if probabilities.device.type != "cpu" or not probabilities.numel():
-        return
-    sums = probabilities.sum(dim=-1)
-    # Not a number is let through: a network that has diverged scores NaN.
-    if (probabilities < 0).any() or ((sums - 1).abs() > 1e-2).any():
-        raise ValueError(
-            f"Expected `{name}` to be probabilities that sum to 1 over the last dimension but got sums in"
-            f" {sums.min():.3g}..{sums.max():.3g}, least value {probabilities.min():.3g}: apply a softmax"
-        )

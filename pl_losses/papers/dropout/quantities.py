@@ -17,11 +17,15 @@ def predictive_entropy(samples: Tensor) -> Tensor:
     Returns:
         [B], in nats, in [0, log C].
 
+    Raises:
+        ValueError: If ``samples`` are no probabilities.
+
     Example:
         >>> samples = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
         >>> predictive_entropy(samples), expected_entropy(samples), mutual_information(samples)
         (tensor([0.6931]), tensor([0.]), tensor([0.6931]))
     """
+    refuse_logits("samples", samples)
     return _entropy(wide(samples).mean(dim=0))
 
 
@@ -34,6 +38,7 @@ def expected_entropy(samples: Tensor) -> Tensor:
     Returns:
         [B], in nats, at most the predictive entropy.
     """
+    refuse_logits("samples", samples)
     return _entropy(wide(samples)).mean(dim=0)
 
 
@@ -144,6 +149,19 @@ def predictive_cdf(samples: Tensor, target: Tensor, precision: float | None = No
     else:
         below = torch.special.ndtr((target - samples) * math.sqrt(precision))
     return below.mean(dim=0)
+
+
+def refuse_logits(name: str, probabilities: Tensor) -> None:
+    """Refuse what is no probability; on the CPU only: another device would have to be waited for."""
+    if probabilities.device.type != "cpu" or not probabilities.numel():
+        return
+    sums = probabilities.sum(dim=-1)
+    # Not a number is let through: a network that has diverged scores NaN.
+    if (probabilities < 0).any() or ((sums - 1).abs() > 1e-2).any():
+        raise ValueError(
+            f"Expected `{name}` to be probabilities that sum to 1 over the last dimension but got sums in"
+            f" {sums.min():.3g}..{sums.max():.3g}, least value {probabilities.min():.3g}: apply a softmax"
+        )
 
 
 def refuse_precision(precision: float | None) -> None:

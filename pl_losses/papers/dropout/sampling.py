@@ -184,6 +184,7 @@ def mc_samples(
         True
     """
     _refuse(module, samples, chunk, seed, masks)
+    _refuse_unknown(module, train)
     call = forward or (lambda inputs: call_module(module, inputs))
     mode = ActiveDropout(_batch_size(batch) if masks == "shared" else None)
     seed = secrets.randbits(63) if seed is None else seed
@@ -319,6 +320,13 @@ def _batch_size(batch: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return len(leaf)
     raise ValueError(f"Expected `batch` to hold a tensor [B, ...] for `masks='shared'` but got {batch!r}")
+
+
+def _refuse_unknown(module: nn.Module, train: Sequence[type[nn.Module] | str]) -> None:
+    kinds = {type(part) for part in module.modules()}
+    for wanted in train:
+        if wanted not in kinds and wanted not in {kind.__name__ for kind in kinds}:
+            raise ValueError(f"Expected `train` to name classes of parts of `module` but {wanted!r} is none")
 
 
 def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None, masks: str) -> None:

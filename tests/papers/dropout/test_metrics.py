@@ -284,3 +284,9 @@ SAMPLES, TARGET = probabilities(batch=8)
 def test_refused_arguments(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("quantity", [predictive_entropy, expected_entropy, mutual_information])
+def test_logits_are_refused(quantity):
+    with pytest.raises(ValueError, match=r"`samples` to be probabilities .* apply a softmax"):
+        quantity(torch.randn(3, 4, 5))

@@ -436,3 +436,8 @@ def test_streams_of_the_gpu_are_restored_and_recurrent_masks_are_seeded():
     assert torch.equal(before, torch.cuda.get_rng_state())
     assert torch.equal(samples, mc_samples(module, x, 5, seed=0)[0])
     assert samples.std(dim=0).max() > 0
+
+
+def test_an_unknown_class_in_train_is_refused():
+    with pytest.raises(ValueError, match="`train` to name classes of parts of `module` but 'Nope' is none"):
+        mc_samples(nn.Dropout(), torch.ones(2, 3), samples=2, train=["Nope"])
