@@ -1,0 +1,218 @@
+"""Kingma and Ba 2015: Adam (Algorithm 1) with its bias correction as a switch, AdaMax (Algorithm 2)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.optimizer import ParamsT
+
+OPTIONS = (
+    *("lr", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"),
+    "decoupled_weight_decay",
+)
+BiasCorrection = bool | Literal["denominator"]
+
+
+class Adam(torch.optim.Adam):
+    """``torch.optim.Adam`` with a switch for the correction of the moments' bias towards their start at 0.
+
+    .. math:: \\theta_t = \\theta_{t-1} - \\alpha \\frac{m_t / c_1}{\\sqrt{v_t / c_2} + \\epsilon}
+
+    with c_1 = 1 - beta1^t and c_2 = 1 - beta2^t (section 3) as far as they are switched on. All options of
+    ``torch.optim.Adam`` mean what they mean there, its kernels (foreach, fused) do the work, and each of the
+    two loads the other's ``state_dict``.
+
+    Args:
+        params: Parameters or parameter groups; a group may have a ``bias_correction`` of its own.
+        lr: alpha.
+        betas: Decay rates beta1 and beta2 of the moments.
+        eps: Added to the denominator.
+        weight_decay: Added to the gradient, or decoupled from it, times the weights.
+        amsgrad: Whether to divide by the largest second moment so far.
+        bias_correction: ``True`` for Algorithm 1; ``False`` for c_1 = c_2 = 1, the runs without correction
+            of Fig. 4; "denominator" for c_1 = 1 only, which starts with steps that are smaller by 1 - beta1.
+        kwargs: ``foreach``, ``fused``, ``maximize``, ``capturable``, ``differentiable`` and
+            ``decoupled_weight_decay`` of ``torch.optim.Adam``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> weight.grad = torch.ones(1)
+        >>> Adam([weight], lr=1.0, bias_correction=False).step()
+        >>> round(weight.item(), 4)  # (1 - 0.9) / sqrt(1 - 0.999); with correction the first step is lr
+        -3.1623
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        bias_correction: BiasCorrection = True,
+        **kwargs: Any,
+    ) -> None:
+        _refuse(bias_correction)
+        self._bias_correction = bias_correction
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **kwargs)
+        self.defaults["bias_correction"] = bias_correction
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, whose ``bias_correction`` is that of the constructor unless it has one."""
+        _refuse(param_group.setdefault("bias_correction", self._bias_correction))
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of this class or of ``torch.optim.Adam``; the latter leaves the switch as it is."""
+        own = [group["bias_correction"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, correction in zip(self.param_groups, own, strict=True):
+            group.setdefault("bias_correction", correction)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step.
+
+        Args:
+            closure: Computes the loss and the gradients anew.
+
+        Returns:
+            The closure's loss; ``None`` without one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            for group in self.param_groups:
+                self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        tensors: list[list[Tensor]] = [[], [], [], [], [], []]
+        has_complex = self._init_group(group, *tensors)  # type: ignore[no-untyped-call]
+        options = self._options(group) | {"has_complex": has_complex}
+        steps = tensors[5]
+        correction = group["bias_correction"]
+        on_host = not group["capturable"] and all(step.is_cpu for step in steps)
+        if correction is True or not steps:
+            _call(tensors, options)
+        elif correction is False and not on_host:
+            # beta^t is 0 for t = infinity, for which all kernels do without the correction.
+            never = {device: torch.tensor(torch.inf, device=device) for device in {s.device for s in steps}}
+            _call([*tensors[:5], [never[step.device] for step in steps]], options)
+            self._count(steps)
+        else:
+            if group["decoupled_weight_decay"]:
+                # Here, as in the kernels it would go with the changed rate.
+                self._decay(tensors[0], group["lr"] * group["weight_decay"])
+                options["weight_decay"] = 0.0
+            for part, scaled in _undone(group, tensors, on_host):
+                _call(part, options | scaled)
+
+    def _options(self, group: dict[str, Any]) -> dict[str, Any]:
+        options = {name: group[name] for name in OPTIONS}
+        options["beta1"], options["beta2"] = group["betas"]
+        # What a gradient scaler hands to a fused optimizer.
+        return options | {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+
+    def _count(self, steps: list[Tensor]) -> None:
+        torch._foreach_add_(steps, 1)
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None:  # a fused kernel has skipped a step that overflowed
+            torch._foreach_sub_(steps, [found_inf.to(step.device) for step in steps])
+
+    def _decay(self, params: list[Tensor], share: float | Tensor) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        kept = 1 - share if found_inf is None else 1 - share * (1 - found_inf)
+        for param in params:
+            param.mul_(kept.to(param.device) if isinstance(kept, Tensor) else kept)
+
+
+def _call(tensors: list[list[Tensor]], options: dict[str, Any]) -> None:
+    params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = tensors
+    adam(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, **options)
+
+
+def _undone(
+    group: dict[str, Any], tensors: list[list[Tensor]], on_host: bool
+) -> Iterator[tuple[list[list[Tensor]], dict[str, Any]]]:
+    """Parts of a group of equal t, with the lr and eps of which a kernel's correction makes those wanted."""
+    rows: defaultdict[Any, list[int]] = defaultdict(list)
+    for index, step in enumerate(tensors[5]):
+        # On an accelerator a look at the step would wait for it: there, each parameter goes on its own.
+        rows[step.item() if on_host else step].append(index)
+    (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
+    for taken, chosen in rows.items():
+        part = tensors
+        if len(rows) > 1:
+            part = [[column[index] for index in chosen] if column else [] for column in tensors]
+        root = (1 - beta2 ** (taken + 1)) ** 0.5 if group["bias_correction"] is False else 1.0
+        yield part, {"lr": lr * (1 - beta1 ** (taken + 1)) / root, "eps": eps / root}
+
+
+def _refuse(correction: Any) -> None:
+    if not isinstance(correction, bool) and correction != "denominator":
+        raise ValueError(
+            f"Expected `bias_correction` to be True, False or 'denominator' but got {correction!r}"
+        )
+
+
+class AdaMax(torch.optim.Adamax):
+    """Algorithm 2, Adam's variant with the infinity norm, u_t = max(beta2 u_{t-1}, \\|g_t\\|).
+
+    .. math:: \\theta_t = \\theta_{t-1} - \\frac{\\alpha}{1 - \\beta_1^t} \\frac{m_t}{u_t}
+
+    ``torch.optim.Adamax`` with the algorithm's denominator: without an epsilon, but for the least number that
+    keeps 0 / 0 away. Steps of parameters whose gradients have all been 0 are 0.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: alpha.
+        betas: Decay rates beta1 of the first moment, beta2 of the norm.
+        eps: Added to the gradient's size in u.
+        weight_decay: Added to the gradient, times the weights.
+        kwargs: ``foreach``, ``maximize``, ``capturable`` and ``differentiable`` of ``torch.optim.Adamax``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([1e-12, 0.0])
+        >>> AdaMax([weight]).step()
+        >>> weight.tolist()  # the first step is lr, however small the gradient
+        [-0.0020000000949949026, 0.0]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = torch.finfo(torch.float32).tiny,
+        weight_decay: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, **kwargs)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters.
+
+        Raises:
+            ValueError: If its ``eps`` is 0 in the precision of its parameters, so that steps may be 0 / 0.
+        """
+        super().add_param_group(param_group)
+        for param in param_group["params"]:
+            if not torch.tensor(param_group["eps"], dtype=param.dtype).abs() > 0:
+                raise ValueError(
+                    f"Expected `eps` to be more than 0 in {param.dtype} but got {param_group['eps']}"
+                )
