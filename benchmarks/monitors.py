@@ -116,6 +116,7 @@ class Net(pl.LightningModule):
         super().__init__()
         self.network, self.make_optimizer = network, optimizer
         self.kept: torch.optim.Optimizer | None = None
+        self.scalars: dict[str, float] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
@@ -239,6 +240,26 @@ class Naive(pl.Callback):
         return quantiles | shares | {"mean": slopes.mean(), "min": slopes.min(), "max": slopes.max()}
 
 
+class Nothing(pl.Callback):
+    """As many hooks as all three monitors have, and nothing in them: what measuring itself takes."""
+
+    def on_before_optimizer_step(self, *_: object) -> None:
+        """Of Adam's."""
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """Of both."""
+
+
+class Constant(pl.Callback):
+    """Logs numbers that are there already: what W&B and its logger take of a row, whoever makes it."""
+
+    def __init__(self, scalars: bool) -> None:
+        self.scalars = scalars
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: object) -> None:
+        trainer.logger.log_metrics(module.scalars if self.scalars else {}, trainer.global_step)
+
+
 class Composer(pl.Callback):
     """Composer's OptimizerMonitor at every step, with what its own AdamW reports, of our AdamW's state."""
 
@@ -291,8 +312,11 @@ CONTESTANTS = {
     "prelu": Contestant(lambda: [PReLUSlopeMonitor(1)]),
     "all": Contestant(everything),
     "all, every 2": Contestant(lambda: everything(2), times=2),
+    "nothing": Contestant(lambda: [Nothing(), LambdaCallback(on_train_batch_end=lambda *_: None)]),
     "naive": Contestant(lambda: [Naive()]),
     "wandb": Contestant(wandb=True),
+    "wandb, empty": Contestant(lambda: [Constant(False)], wandb=True),
+    "wandb, constant": Contestant(lambda: [Constant(True)], wandb=True),
     "wandb, all": Contestant(everything, wandb=True),
     "wandb, watch": Contestant(wandb=True, around=watching),
     "watch": Contestant(around=partial(watching, logs=False)),
@@ -307,15 +331,25 @@ def turn(clocks: dict[str, Clock]) -> Seconds:
     found["not logged"] = median(pairs[2::2])
     found["all, every 50"] = (median(pairs[3::2]) + 49 * found["not logged"]) / 50
     found["watch"] = clocks["watch"].whole() - clocks["bare"].whole()
-    for name in ("watch", "all"):
+    for name in ("watch", "all", "empty", "constant"):
         found[f"wandb, {name}, by steps"] = clocks[f"wandb, {name}"].whole() - clocks["wandb"].whole()
     return found
+
+
+def scalars_of(case: Case, net: Net) -> dict[str, float]:
+    """One of the rows of all three monitors."""
+    logger = DummyLogger()
+    with patch.object(DummyLogger, "log_metrics", create=True) as log:
+        fit(net, case.batches(1), everything(), logger)
+    rows: list[dict[str, float]] = [call.args[0] for call in log.call_args_list if call.args]
+    return max(rows, key=len)
 
 
 def race(case: Case, logger: WandbLogger) -> list[Seconds]:
     torch.manual_seed(0)
     net, names, turns = Net(case.build()), list(CONTESTANTS), []
     CONTESTANTS["all"].fit(case, net, logger)
+    net.scalars = scalars_of(case, net)
     for number in range(case.turns):
         # Another one goes first each time: nobody always follows the same neighbour.
         order = names[number % len(names) :] + names[: number % len(names)]
@@ -414,6 +448,7 @@ def table_of_shares(found: list[list[Seconds]]) -> None:
         ("PReLU, every step", "prelu", 1),
         ("all three, every step", "all", None),
         ("all three, a step not logged", "not logged", None),
+        ("of which measuring itself", "nothing", None),
         ("all three, every 50 steps", "all, every 50", 2),
     ):
         cells = [f"{100 * median(one[name] / one['bare'] for one in turns):.2g}" for turns in found]
@@ -437,6 +472,8 @@ def table_of_peers(found: list[list[Seconds]]) -> None:
         ('`wandb.watch(log="all")`, its log calls left out', "watch", "all"),
         ("all three with W&B", "wandb, all", "wandb, all"),
         ("all three with W&B, by the step", "wandb, all, by steps", "wandb, all"),
+        ("an empty row with W&B, by the step", "wandb, empty, by steps", "wandb, all"),
+        ("a constant row of the same scalars, by the step", "wandb, constant, by steps", "wandb, all"),
         ('`wandb.watch(log="all")` with W&B, by the step', "wandb, watch, by steps", "wandb, all"),
     ):
         cells = ["not installable here"] * len(found)

@@ -18,7 +18,9 @@ RUNS = {
     "test": "one pass over the test set",
     "predict": "predictions for the predict set",
 }
+MAKES = {"reproduce": "make a table or figure of a paper that takes more than one training"}
 TELLS = {"recipes": "list the recipes", "completion": "print a completion script for bash, zsh or fish"}
+COMMANDS = {**RUNS, **MAKES, **TELLS}
 SHELLS = ("bash", "zsh", "fish")
 # Names that Lightning itself turns into a checkpoint.
 LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")
@@ -72,8 +74,8 @@ def dispatch(args: list[str]) -> int:
     """Answer a command, or check it and hand it on."""
     command = args[0] if args else "--help"
     if command in ("--help", "-h", "help"):
-        width = max(map(len, {**RUNS, **TELLS}))
-        lines = [f"  {name:<{width}}  {about}" for name, about in {**RUNS, **TELLS}.items()]
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
         print(HELP.format(commands="\n".join(lines)), end="")
     elif command in ("--version", "-V"):
         print(f"pl-losses {__version__}")
@@ -83,9 +85,11 @@ def dispatch(args: list[str]) -> int:
         print(completion(args[1] if len(args) > 1 else ""))
     elif command in RUNS:
         return run(command, args[1:])
+    elif command == "reproduce":
+        return reproduce(args[1:])
     else:
-        valid = [*RUNS, *TELLS, "--help", "--version"]
-        hint = nearest(command, valid) or f": expected one of {', '.join([*RUNS, *TELLS])}"
+        hint = nearest(command, [*COMMANDS, "--help", "--version"])
+        hint = hint or f": expected one of {', '.join(COMMANDS)}"
         raise UsageError(f"Unknown command `{command}`{hint}")
     return 0
 
@@ -100,12 +104,27 @@ def run(command: str, args: list[str]) -> int:
         print(answer, end="")
         return 0
     check(command, flags)
-    if sys.stderr.isatty():
-        print("Loading PyTorch ...", file=sys.stderr)
     load_torch()
     from pl_losses.cli import run as run_cli
 
     return run_cli([command, *args])
+
+
+def reproduce(args: list[str]) -> int:
+    """List what can be reproduced, or check the options, then load torch and make one of them."""
+    from pl_losses import reproduce as known
+
+    if not args or args[0] in ("--help", "-h"):
+        print(known.listing())
+        return 0
+    name, flags = args[0], split(args[1:])
+    asked = [flag for flag in flags if flag[0] == "help"]
+    known.check(name, [flag for flag in flags if flag not in asked])
+    if asked:
+        print(known.help_for(name))
+        return 0
+    load_torch()
+    return known.run(name, flags)
 
 
 Flags = list[tuple[str, "str | None"]]
@@ -195,6 +214,8 @@ def help_for(command: str, flags: Flags) -> str:
 
 def load_torch() -> None:
     """Import torch and torchvision, telling plainly when they are missing or do not fit together."""
+    if sys.stderr.isatty():
+        print("Loading PyTorch ...", file=sys.stderr)
     try:
         import torch
     except ImportError as error:
@@ -225,7 +246,7 @@ def completion(shell: str) -> str:
     """A completion script of commands, recipes and the usual options."""
     if shell not in SHELLS:
         raise UsageError(f"Expected `completion` to be followed by {', '.join(SHELLS)} but got `{shell}`")
-    commands = " ".join([*RUNS, *TELLS])
+    commands = " ".join(COMMANDS)
     options = (
         "--config --ckpt_path --model --data --trainer.max_epochs --trainer.devices --trainer.logger --help"
     )

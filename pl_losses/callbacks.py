@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from pl_losses.observers.pictures import ClassifierReport as ClassifierReport
     from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
     from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor as DropoutUncertaintyMonitor
+    from pl_losses.papers.dropout.reports import ExtrapolationReport as ExtrapolationReport
+    from pl_losses.papers.dropout.reports import RotationReport as RotationReport
     from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor as PReLUSlopeMonitor
 
 __getattr__, __dir__ = lazy(
@@ -16,12 +18,16 @@ __getattr__, __dir__ = lazy(
         "AdamBiasCorrectionMonitor": "pl_losses.papers.adam.monitor",
         "ClassifierReport": "pl_losses.observers.pictures",
         "DropoutUncertaintyMonitor": "pl_losses.papers.dropout.monitor",
+        "ExtrapolationReport": "pl_losses.papers.dropout.reports",
         "PReLUSlopeMonitor": "pl_losses.papers.prelu.monitor",
+        "RotationReport": "pl_losses.papers.dropout.reports",
     },
 )
 __all__ = [
     "AdamBiasCorrectionMonitor",
     "ClassifierReport",
     "DropoutUncertaintyMonitor",
+    "ExtrapolationReport",
     "PReLUSlopeMonitor",
+    "RotationReport",
 ]

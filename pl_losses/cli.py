@@ -216,16 +216,23 @@ class PLLossesCLI(LightningCLI):
 
 
 def error_in_words(result: Mapping[str, float]) -> str:
-    """The test error, or else the validation error, in percent; empty if there is neither.
+    """The test error, or else the validation error, in percent or as RMSE; empty if there is none.
 
     >>> error_in_words({"test/error": 0.0095, "test/error_low": 0.0077, "test/error_high": 0.0116})
     'Test error: 0.95 % (95 % interval 0.77 to 1.16 %)'
+    >>> error_in_words({"test/rmse": 2.97434, "test/log_likelihood": -2.4603})
+    'Test RMSE: 2.974, log-likelihood -2.460 nats'
     """
     for stage, name in (("test", "Test"), ("val", "Validation")):
         error, low, high = (100 * result.get(f"{stage}/error{end}", nan) for end in ("", "_low", "_high"))
         if not isnan(error):
             interval = "" if isnan(low) else f" (95 % interval {low:.2f} to {high:.2f} %)"
             return f"{name} error: {error:.2f} %{interval}"
+        if not isnan(rmse := result.get(f"{stage}/rmse", nan)):
+            likelihood = result.get(f"{stage}/log_likelihood", nan)
+            return f"{name} RMSE: {rmse:.4g}" + (
+                "" if isnan(likelihood) else f", log-likelihood {likelihood:.3f} nats"
+            )
     return ""
 
 

@@ -188,8 +188,7 @@ def _signature(cls: Class, seen: frozenset[Class]) -> Signature:
     if init is None:
         return _inherited(cls, seen)
     arguments = init.args
-    own = [*arguments.posonlyargs, *arguments.args][1:] + arguments.kwonlyargs
-    parameters = {arg.arg: ast.unparse(arg.annotation) if arg.annotation else "" for arg in own}
+    parameters = _annotations([*arguments.posonlyargs, *arguments.args][1:] + arguments.kwonlyargs)
     if arguments.kwarg is None:
         return Signature(parameters)
     if not _passes_on(init, arguments.kwarg.arg):
@@ -262,13 +261,42 @@ def defined_here(name: str) -> bool:
 def describe(cls: Class) -> str:
     """The parameters of a class with annotations, defaults and what the docstring says of them."""
     init = method(cls, "__init__")
-    docs = _argument_docs(ast.get_docstring(cls.node) or "", ast.get_docstring(init) if init else None)
-    defaults = _defaults(init) if init else {}
-    lines = [(ast.get_docstring(cls.node) or cls.name).splitlines()[0], ""]
-    for name, annotation in signature(cls).parameters.items():
-        default = f" = {defaults[name]}" if name in defaults else ""
-        lines.append(f"  {name}{': ' + annotation if annotation else ''}{default}")
-        lines += [f"      {docs[name]}"] if name in docs else []
+    docs = [ast.get_docstring(cls.node), ast.get_docstring(init) if init else None]
+    return _described(cls.name, docs, signature(cls).parameters, init)
+
+
+def locate_function(path: str) -> ast.FunctionDef | None:
+    """Find the function that a dotted path names, in the module that defines it."""
+    module, _, name = path.rpartition(".")
+    found = _read(module)
+    return found.functions.get(name) if found else None
+
+
+def function_parameters(function: ast.FunctionDef) -> dict[str, str]:
+    """Parameters by name with the text of their annotations."""
+    return _annotations([*function.args.args, *function.args.kwonlyargs])
+
+
+def describe_function(function: ast.FunctionDef) -> str:
+    """The parameters of a function as :func:`describe` tells those of a class."""
+    docs = [ast.get_docstring(function)]
+    return _described(function.name, docs, function_parameters(function), function)
+
+
+def _annotations(arguments: list[ast.arg]) -> dict[str, str]:
+    return {arg.arg: ast.unparse(arg.annotation) if arg.annotation else "" for arg in arguments}
+
+
+def _described(
+    name: str, docstrings: list[str | None], parameters: dict[str, str], function: ast.FunctionDef | None
+) -> str:
+    docs = _argument_docs(*docstrings)
+    defaults = _defaults(function) if function else {}
+    lines = [(docstrings[0] or name).splitlines()[0], ""]
+    for parameter, annotation in parameters.items():
+        default = f" = {defaults[parameter]}" if parameter in defaults else ""
+        lines.append(f"  {parameter}{': ' + annotation if annotation else ''}{default}")
+        lines += [f"      {docs[parameter]}"] if parameter in docs else []
     return "\n".join(lines)
 
 

@@ -49,3 +49,13 @@ def mnist_root():
     if not MNIST(download=False).complete():
         pytest.skip("no MNIST files: set PL_LOSSES_DATA to the folder that holds them")
     return os.environ.get("PL_LOSSES_DATA")
+
+
+@pytest.fixture
+def uci_root():
+    """The folder with the UCI sets; skips where there are none."""
+    from pl_losses.data.uci import SETS, find
+
+    if not all(find(name) for name in SETS):
+        pytest.skip("no UCI sets: set PL_LOSSES_DATA to the folder that holds them")
+    return os.environ.get("PL_LOSSES_DATA")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import pl_losses
 from pl_losses import callbacks
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +19,13 @@ def test_the_key_table_is_the_monitors(name):
     )
     rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", section[1], re.M))
     assert rows == {key: text.rstrip(".") for key, text in getattr(callbacks, name).KEYS.items()}
+
+
+@pytest.mark.parametrize("name", ["DropoutRegressor", "DropoutClassifier"])
+def test_the_key_table_is_the_modules(name):
+    section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", (ROOT / "docs/dropout.md").read_text(), re.M | re.S)
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", section[1], re.M))
+    assert rows == getattr(pl_losses, name).KEYS
 
 
 def test_links_lead_somewhere():

@@ -5,22 +5,41 @@ from typing import TYPE_CHECKING
 from pl_losses._lazy import lazy
 
 if TYPE_CHECKING:
+    from pl_losses.data.bag_of_words import BagOfWords as BagOfWords
+    from pl_losses.data.cifar10 import CIFAR10 as CIFAR10
+    from pl_losses.data.co2 import SyntheticCO2 as SyntheticCO2
     from pl_losses.data.digits import Digits as Digits
     from pl_losses.data.images import ImageDataModule as ImageDataModule
     from pl_losses.data.loader import BatchLoader as BatchLoader
     from pl_losses.data.mnist import MNIST as MNIST
     from pl_losses.data.module import TensorDataModule as TensorDataModule
     from pl_losses.data.transforms import RandomAffine as RandomAffine
+    from pl_losses.data.uci import UCI as UCI
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "BagOfWords": "pl_losses.data.bag_of_words",
         "BatchLoader": "pl_losses.data.loader",
+        "CIFAR10": "pl_losses.data.cifar10",
         "Digits": "pl_losses.data.digits",
         "ImageDataModule": "pl_losses.data.images",
         "MNIST": "pl_losses.data.mnist",
         "RandomAffine": "pl_losses.data.transforms",
+        "SyntheticCO2": "pl_losses.data.co2",
         "TensorDataModule": "pl_losses.data.module",
+        "UCI": "pl_losses.data.uci",
     },
 )
-__all__ = ["MNIST", "BatchLoader", "Digits", "ImageDataModule", "RandomAffine", "TensorDataModule"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "UCI",
+    "BagOfWords",
+    "BatchLoader",
+    "Digits",
+    "ImageDataModule",
+    "RandomAffine",
+    "SyntheticCO2",
+    "TensorDataModule",
+]

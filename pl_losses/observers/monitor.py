@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 Array = npt.NDArray[np.float64]
+UNREADABLE = (DeepSpeedStrategy, FSDPStrategy)
+Numbers = Tensor | Array | list[float]
 
 
 @dataclass
@@ -30,16 +35,16 @@ class Row:
 
 @dataclass
 class Part:
-    """One monitor's share of a row, still on the device.
+    """One monitor's share of a row, before ranks and devices are brought together.
 
     Attributes:
-        sums: What ranks that hold different shards add up, shape [S].
-        maxima: What they take the maximum of, shape [M].
+        sums: What ranks that hold different shards add up, shape [S]; no tensor if known on the CPU.
+        maxima: What they take the maximum of, shape [M]; the same.
         finish: Given both as float64 arrays, on rank zero, writes into the row.
     """
 
-    sums: Tensor
-    maxima: Tensor
+    sums: Numbers
+    maxima: Numbers
     finish: Callable[[Array, Array, Row], None]
 
 
@@ -50,7 +55,8 @@ class Monitor(Callback):
     runs after an optimizer's step if that step is logged. Nothing is computed on other steps. The parts of
     all monitors of a trainer are copied from the device together and logged as one row, with the step of
     Lightning's own rows. Where parameters or optimizer states are sharded, every rank collects its own and at
-    most two collectives bring them together; otherwise only rank zero collects.
+    most two collectives bring them together; otherwise only rank zero collects. DeepSpeed and the first FSDP,
+    which flatten parameters and states, are left alone with a warning.
 
     Args:
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
@@ -92,37 +98,41 @@ class Monitor(Callback):
         if not trainer.loggers:
             warnings.warn(f"{type(self).__name__} logs nothing: the trainer has no logger", stacklevel=2)
             return
+        if isinstance(trainer.strategy, UNREADABLE):
+            rank_zero_warn(
+                f"{type(self).__name__} logs nothing: {type(trainer.strategy).__name__} keeps weights and"
+                " optimizer states where it cannot read them"
+            )
+            return
         self._sharded = any(is_sharded(optimizer) for optimizer in trainer.optimizers)
         self.prepare(trainer, pl_module)
-        if not self._sharded and not trainer.is_global_zero:
+        every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or not (self._sharded or trainer.is_global_zero):
             return
 
         def look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if self._due(trainer):
+            if (logged_step(trainer) + 1) % every == 0:
                 with torch.no_grad():
                     self._parts += self.collect(trainer, pl_module, optimizer)
 
         self._handles = [unwrap(optimizer).register_step_post_hook(look) for optimizer in trainer.optimizers]
 
-    def _due(self, trainer: Trainer) -> bool:
-        every = self.every_n_steps or int(getattr(trainer, "log_every_n_steps", 0))
-        return every > 0 and (logged_step(trainer) + 1) % every == 0
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The last monitor of the trainer logs what all of them collected."""
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]  # type: ignore[attr-defined]
+        """The last monitor of the trainer that collected something logs what all of them did."""
+        if not self._parts:
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [one for one in callbacks if isinstance(one, Monitor) and one._parts]
         if monitors[-1] is not self:
             return
         parts = [part for monitor in monitors for part in monitor._parts]
-        if parts:
-            for monitor in monitors:
-                monitor._parts = []
-            sharded = any(monitor._sharded for monitor in monitors)
-            row = bring_together(parts, trainer, sharded)
-            if row is not None:
-                log_row(trainer, row, logged_step(trainer))
+        for monitor in monitors:
+            monitor._parts = []
+        row = bring_together(parts, trainer, self._sharded)
+        if row is not None:
+            log_row(trainer, row, logged_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the optimizers."""
@@ -140,7 +150,7 @@ class Monitor(Callback):
 
 def logged_step(trainer: Trainer) -> int:
     """The step that Lightning gives to the rows of ``self.log``: batches, not steps of each optimizer."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -179,23 +189,62 @@ def own_shard(tensor: Tensor, sharded: bool, rank: int) -> Tensor | None:
 
 def bring_together(parts: list[Part], trainer: Trainer, sharded: bool) -> Row | None:
     """Reduce the parts over the ranks if sharded, copy them once, and finish the row on rank zero."""
-    device = trainer.strategy.root_device if sharded else parts[0].sums.device
-    sums = torch.cat([part.sums.to(device, torch.float32) for part in parts])
-    maxima = torch.cat([part.maxima.to(device, torch.float32) for part in parts])
+    vectors = [numbers for part in parts for numbers in (part.sums, part.maxima)]
     if sharded:
-        if len(sums):
-            torch.distributed.all_reduce(sums)
-        if len(maxima):
-            torch.distributed.all_reduce(maxima, torch.distributed.ReduceOp.MAX)
+        device = trainer.strategy.root_device
+        for start, operation in enumerate((torch.distributed.ReduceOp.SUM, torch.distributed.ReduceOp.MAX)):
+            own = [vector(numbers, device) for numbers in vectors[start::2]]
+            whole = torch.cat(own)
+            if len(whole):
+                torch.distributed.all_reduce(whole, operation)
+            vectors[start::2] = torch.split(whole, [len(numbers) for numbers in own])
     if not trainer.is_global_zero:
         return None
-    values = torch.cat([sums, maxima]).cpu().numpy().astype(np.float64)
-    row, first, second = Row(), 0, len(sums)
+    row, values = Row(), iter(on_cpu(vectors))
     for part in parts:
-        ends = first + len(part.sums), second + len(part.maxima)
-        part.finish(values[first : ends[0]], values[second : ends[1]], row)
-        first, second = ends
+        part.finish(next(values), next(values), row)
     return row
+
+
+def on_cpu(vectors: list[Numbers]) -> list[Array]:
+    """Each as an array; the tensors of them are copied from their device in one go."""
+    tensors = [one for one in vectors if isinstance(one, Tensor)]
+    copied, end = np.empty(0), 0
+    if tensors:
+        same = [one.to(tensors[0].device, torch.float32) for one in tensors]
+        copied = torch.cat(same).cpu().numpy().astype(np.float64)
+    arrays = []
+    for one in vectors:
+        start, end = end, end + len(one) * isinstance(one, Tensor)
+        arrays.append(copied[start:end] if isinstance(one, Tensor) else np.asarray(one, dtype=np.float64))
+    return arrays
+
+
+def vector(
+    numbers: Numbers | Sequence[float | Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Numbers brought to a device without waiting for it.
+
+    Args:
+        numbers: N in all; if they are no tensor, each of them may be one.
+        device: Where they are wanted.
+        dtype: As what.
+
+    Returns:
+        Shape [N].
+    """
+    if isinstance(numbers, Tensor):
+        return numbers.to(device, dtype, non_blocking=True)
+    if not any(isinstance(number, Tensor) for number in numbers):
+        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+    return torch.stack(
+        [
+            number.reshape(()).to(device, dtype, non_blocking=True)
+            if isinstance(number, Tensor)
+            else torch.full((), number, device=device, dtype=dtype)
+            for number in numbers
+        ]
+    )
 
 
 def log_row(trainer: Trainer, row: Row, step: int) -> None:
@@ -205,7 +254,7 @@ def log_row(trainer: Trainer, row: Row, step: int) -> None:
             import wandb
 
             pictures = {
-                key: wandb.Histogram(np_histogram=np.histogram(values, bins=min(64, max(1, len(values)))))
+                key: wandb.Histogram(np_histogram=np.histogram(values, bins=bins_for(len(values))))
                 for key, values in row.histograms.items()
             }
             logger.log_metrics(row.scalars | pictures, step)
@@ -214,6 +263,16 @@ def log_row(trainer: Trainer, row: Row, step: int) -> None:
             if isinstance(logger, TensorBoardLogger):
                 for key, values in row.histograms.items():
                     logger.experiment.add_histogram(key, values, step)
+
+
+def bins_for(count: int) -> int:
+    """How many bins show so many values: twice their root, as more would mostly be empty; at most 64.
+
+    Example:
+        >>> [bins_for(count) for count in (1, 16, 100, 5000)]
+        [2, 8, 20, 64]
+    """
+    return min(64, max(1, 2 * math.isqrt(count)))
 
 
 def optimizer_names(optimizers: list[Any]) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -49,9 +50,13 @@ class PaperModule(LightningModule):
         fully_shard(self, mesh=self.device_mesh["data_parallel"])
         self._sharded = True
 
+    def parameter_groups(self) -> Iterable[Any]:
+        """What the optimizer is given: all parameters; override it to treat some of them differently."""
+        return self.parameters()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and the scheduler if there is one, from the constructor's callables."""
-        optimizer = self._optimizer(self.parameters())
+        optimizer = self._optimizer(self.parameter_groups())
         if self._lr_scheduler is None:
             return optimizer
         try:

@@ -30,18 +30,25 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 
 def small(name, *more):
-    if "mnist" in name:
+    if "digits" not in name:
         more = ("--trainer.limit_test_batches", "1", *more)
+    if name.startswith("dropout/"):
+        more = ("--model.samples", "3", *more)
     return ["fit", "--config", name, *SMALL, *QUIET, *more]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+# Reading 60 000 images and training model E on them takes minutes.
+LONG = [pytest.param(name, marks=pytest.mark.slow) if "cifar10" in name else name for name in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("name", LONG)
 def test_recipe(name, request, tmp_path, capfd):
-    if "mnist" in name:
-        request.getfixturevalue("mnist_root")
+    data = recipes.resolve(name).get("data", {}).get("class_path")
+    if data in ("MNIST", "UCI"):
+        request.getfixturevalue(f"{data.lower()}_root")
     assert run(small(name)) == 0
     printed = capfd.readouterr().out
-    assert "Test error: " in printed
+    assert "Test error: " in printed or "Test RMSE: " in printed
     assert "wandb leet runs/wandb/offline-run-" in printed
     (folder,) = (tmp_path / "runs" / "pl_losses").iterdir()
     assert list((folder / "checkpoints").glob("*.ckpt"))

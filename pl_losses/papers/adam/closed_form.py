@@ -97,7 +97,8 @@ def kind_of(optimizer: Optimizer) -> tuple[Kind, bool] | None:
     """Which closed form an optimizer has, and whether its weight decay is decoupled unless its groups say so.
 
     Known are torch's optimizers and their subclasses, this suite's own (groups with ``bias_correction``, and
-    ``AdaMax``), and ZeroRedundancyOptimizer around one of them; others are ``None``.
+    ``AdaMax``), those of DeepSpeed with such groups (and ``adam_w_mode``) where they keep torch's states, and
+    ZeroRedundancyOptimizer around one of them; others are ``None``.
     """
     optimizer = getattr(optimizer, "optim", optimizer)
     classes: dict[Kind, type] = {"nadam": NAdam, "radam": RAdam, "adamax": Adamax, "adam": Adam}
@@ -107,7 +108,8 @@ def kind_of(optimizer: Optimizer) -> tuple[Kind, bool] | None:
     if isinstance(optimizer, AdamW):  # Not a subclass of Adam in older versions.
         return "adam", True
     if any("bias_correction" in group and "betas" in group for group in optimizer.param_groups):
-        return ("adamax" if type(optimizer).__name__ == "AdaMax" else "adam"), False
+        decoupled = bool(getattr(optimizer, "adam_w_mode", False))
+        return ("adamax" if type(optimizer).__name__ == "AdaMax" else "adam"), decoupled
     return ("adamax", False) if type(optimizer).__name__ == "AdaMax" else None
 
 

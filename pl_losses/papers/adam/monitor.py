@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -140,19 +140,21 @@ class AdamBiasCorrectionMonitor(Monitor):
         self._watched, self._selected = {}, {}
         optimizers = [unwrap(optimizer) for optimizer in trainer.optimizers]
         unread = []
-        if not isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
-            for index, (optimizer, groups) in enumerate(
-                zip(optimizers, optimizer_names(optimizers), strict=True)
-            ):
-                if known := kind_of(optimizer):
-                    watched = _Watched(index, groups[0].split("/")[0], *known, groups)
-                    self._watched[id(optimizer)] = watched
-                    self._begin(watched, _states(optimizer))
-                elif any("betas" in group for group in optimizer.param_groups):
-                    unread.append(type(optimizer).__name__)
+        for index, (optimizer, groups) in enumerate(
+            zip(optimizers, optimizer_names(optimizers), strict=True)
+        ):
+            if known := kind_of(optimizer):
+                watched = _Watched(index, groups[0].split("/")[0], *known, groups)
+                self._watched[id(optimizer)] = watched
+                self._begin(watched, _states(optimizer))
+            elif any("betas" in group for group in optimizer.param_groups):
+                unread.append(type(optimizer).__name__)
         self._restored = {}
-        if trainer.is_global_zero:
-            self._warn_of(trainer, optimizers, unread)
+        name, classes = type(self).__name__, ", ".join(type(one).__name__ for one in optimizers)
+        if not self._watched:
+            rank_zero_warn(f"{name} logs nothing: it knows no optimizer like {classes}")
+        elif unread:
+            rank_zero_warn(f"{name} leaves out what it cannot read: {', '.join(unread)}")
         if self.tensors is not None and self._watched:
             names = {id(p): name for name, p in pl_module.named_parameters()}
             self._selected = {key: name for key, name in names.items() if fnmatchcase(name, self.tensors)}
@@ -168,23 +170,11 @@ class AdamBiasCorrectionMonitor(Monitor):
             self._history.forget(watched.groups)
         watched.before = self._restored.get(watched.name, None if states else 0)
 
-    def _warn_of(self, trainer: Trainer, optimizers: list[Optimizer], unread: list[str]) -> None:
-        name, classes = type(self).__name__, ", ".join(type(one).__name__ for one in optimizers)
-        if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
-            where = type(trainer.strategy).__name__
-            warnings.warn(
-                f"{name} logs nothing: {where} keeps states where it cannot read them", stacklevel=3
-            )
-        elif not self._watched:
-            warnings.warn(f"{name} logs nothing: it knows no optimizer like {classes}", stacklevel=3)
-        elif unread:
-            warnings.warn(f"{name} leaves out what it cannot read: {', '.join(unread)}", stacklevel=3)
-
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Count the steps that begin; those that mixed precision skips do not end."""
-        if watched := self._watched.get(id(unwrap(optimizer))):
+        if watched := self._watched.get(id(optimizer)) or self._watched.get(id(unwrap(optimizer))):
             watched.attempts += 1
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
@@ -252,7 +242,7 @@ class AdamBiasCorrectionMonitor(Monitor):
             step, m = state["step"], state["exp_avg"]
             v = state["exp_inf" if rule.kind == "adamax" else "exp_avg_sq"]
             largest = state["max_exp_avg_sq"] if rule.amsgrad else v
-            product = state["mu_product"] if rule.kind == "nadam" else 1.0
+            product = number(state["mu_product"]) if rule.kind == "nadam" else 1.0
         except KeyError as missing:
             self._warn_once(f"leaves out parameters whose state has no {missing}")
             return None
@@ -261,7 +251,7 @@ class AdamBiasCorrectionMonitor(Monitor):
         tensors = [m, v, largest, shard] + ([] if gradient is None else [gradient])
         if isinstance(shard, DTensor) or isinstance(m, DTensor) or shard.is_complex():
             tensors = [_local(tensor) for tensor in tensors]
-        return Moments(number(step), number(product), *tensors)
+        return Moments(number(step), product, *tensors)
 
     def _warn_once(self, what: str) -> None:
         if not self._warned:
@@ -270,8 +260,10 @@ class AdamBiasCorrectionMonitor(Monitor):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the picture, on rank zero."""
+        watching = bool(self._handles)
         super().on_train_end(trainer, pl_module)
-        if trainer.is_global_zero and trainer.loggers and self._history.groups and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trial = getattr(trainer, "fast_dev_run", False)
+        if watching and trainer.is_global_zero and self._history.groups and not trial:
             log_figure(trainer, "adam/bias_correction", draw_history(self._history))
 
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pl_losses.observers.monitor import Array
+from pl_losses.observers.monitor import Array, Numbers, vector
 from pl_losses.papers.adam.closed_form import Number, Rule
 from pl_losses.papers.adam.statistics import (
     Moments,
-    coordinates,
     describe,
     describe_update,
     squares,
-    vector,
 )
+from pl_losses.papers.adam.visit import coordinates
 
 
 @dataclass
@@ -64,33 +63,32 @@ class Readings:
         self.full = full
         self.sharded = sharded
         self.groups: list[Group] = []
-        self.sums: list[Tensor] = []
-        self.maxima: list[Tensor] = []
+        self.sums: list[Numbers] = []
+        self.maxima: list[Numbers] = []
 
     def add(self, group: Group) -> None:
         """Compute what a group sends: on all ranks the same shapes."""
         self.groups.append(group)
         group.unknown = group.rule.unknown
         numbers = [getattr(group.rule, name) for name in group.unknown]
-        if self.sharded or any(isinstance(step, Tensor) for step in group.steps):
+        on_device = any(isinstance(step, Tensor) for step in group.steps)
+        if self.sharded or on_device:
             numbers += group.steps
-        self.maxima.append(vector(numbers, self.device) if numbers else torch.empty(0, device=self.device))
+        self.maxima.append(vector(numbers, self.device) if group.unknown or on_device else numbers)
         visits = []
         if self.full:
             for _, chosen in group.entries():
                 here = [one for one in group.moments[chosen] if one is not None]
                 visits.append(coordinates(here, group.rule, self.device))
-        norms = visits[0][2] if visits else None
-        self.sums.append(squares(group.moments, group.rule, self.device, norms))
+        known = visits[0][2] if visits and not group.selected else None
+        self.sums.append(squares(group.moments, group.rule, self.device, known))
         self.sums += [sums for sums, _, _ in visits]
         self.maxima += [largest for _, largest, _ in visits]
         group.moments = []  # Would keep gradients alive until the row is logged.
 
-    def vectors(self) -> tuple[Tensor, Tensor]:
+    def vectors(self) -> tuple[Numbers, Numbers]:
         """Sums and maxima, one vector each."""
-        if len(self.sums) == 1:
-            return self.sums[0], self.maxima[0]
-        return torch.cat(self.sums), torch.cat(self.maxima)
+        return _joined(self.sums, self.device), _joined(self.maxima, self.device)
 
     def read(self, sums: Array, maxima: Array) -> Iterator[tuple[Group, dict[str, dict[str, float]]]]:
         """The groups, with numbers instead of what was on a device, and their statistics by name."""
@@ -114,7 +112,13 @@ class Readings:
             yield group, statistics
 
 
-def _cut(values: Array, parts: list[Tensor]) -> Iterator[list[float]]:
+def _joined(parts: list[Numbers], device: torch.device) -> Numbers:
+    if any(isinstance(part, Tensor) for part in parts):
+        return torch.cat([vector(part, device) for part in parts])
+    return [number for part in parts for number in part]
+
+
+def _cut(values: Array, parts: list[Numbers]) -> Iterator[list[float]]:
     numbers: list[float] = values.tolist()  # Faster than arrays as small as these.
     start = 0
     for part in parts:

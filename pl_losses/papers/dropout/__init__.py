@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from pl_losses.papers.dropout.metrics import ClassificationUncertainty as ClassificationUncertainty
     from pl_losses.papers.dropout.metrics import RegressionScores as RegressionScores
     from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor as DropoutUncertaintyMonitor
+    from pl_losses.papers.dropout.objective import dropout_objective as dropout_objective
+    from pl_losses.papers.dropout.objective import precision_of as precision_of
+    from pl_losses.papers.dropout.objective import weight_decay_of as weight_decay_of
     from pl_losses.papers.dropout.quantities import expected_entropy as expected_entropy
     from pl_losses.papers.dropout.quantities import max_probability as max_probability
     from pl_losses.papers.dropout.quantities import mc_log_likelihood as mc_log_likelihood
@@ -25,14 +28,17 @@ __getattr__, __dir__ = lazy(
         "ClassificationUncertainty": "pl_losses.papers.dropout.metrics",
         "DropoutUncertaintyMonitor": "pl_losses.papers.dropout.monitor",
         "RegressionScores": "pl_losses.papers.dropout.metrics",
+        "dropout_objective": "pl_losses.papers.dropout.objective",
         "expected_entropy": "pl_losses.papers.dropout.quantities",
         "max_probability": "pl_losses.papers.dropout.quantities",
         "mc_log_likelihood": "pl_losses.papers.dropout.quantities",
         "mc_samples": "pl_losses.papers.dropout.sampling",
         "mutual_information": "pl_losses.papers.dropout.quantities",
+        "precision_of": "pl_losses.papers.dropout.objective",
         "predictive_entropy": "pl_losses.papers.dropout.quantities",
         "predictive_moments": "pl_losses.papers.dropout.quantities",
         "variation_ratio": "pl_losses.papers.dropout.quantities",
+        "weight_decay_of": "pl_losses.papers.dropout.objective",
     },
 )
 __all__ = [
@@ -40,12 +46,15 @@ __all__ = [
     "ClassificationUncertainty",
     "DropoutUncertaintyMonitor",
     "RegressionScores",
+    "dropout_objective",
     "expected_entropy",
     "max_probability",
     "mc_log_likelihood",
     "mc_samples",
     "mutual_information",
+    "precision_of",
     "predictive_entropy",
     "predictive_moments",
     "variation_ratio",
+    "weight_decay_of",
 ]

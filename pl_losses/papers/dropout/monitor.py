@@ -15,15 +15,10 @@ from torch import Tensor
 
 from pl_losses.observers.monitor import Row, log_row, logged_step
 from pl_losses.observers.pictures import log_figure
+from pl_losses.papers.dropout.evaluation import call_module, copied, undisturbed
+from pl_losses.papers.dropout.masks import stream_seed
 from pl_losses.papers.dropout.quantities import refuse_precision
-from pl_losses.papers.dropout.sampling import (
-    call_module,
-    copied,
-    find_dropout,
-    mc_samples,
-    stream_seed,
-    undisturbed,
-)
+from pl_losses.papers.dropout.sampling import find_dropout, mc_samples
 from pl_losses.papers.dropout.summaries import (
     KEYS,
     ClassificationSummary,

@@ -2,50 +2,94 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.observers.metrics import ErrorRate
 from pl_losses.papers.classifier import Classifier
+from pl_losses.papers.prelu.groups import param_groups
+from pl_losses.papers.prelu.init import he_init_
+from pl_losses.papers.prelu.layers import PReLU
+from pl_losses.papers.prelu.networks import (
+    ARCHITECTURES,
+    SMALL_PYRAMID,
+    Convolution,
+    Pool,
+    SpatialPyramidPooling,
+    build,
+    plan,
+    scaled,
+)
+from pl_losses.papers.prelu.views import mean_log_probabilities, ten_crops, windows
 
-RECTIFIERS = ("prelu", "prelu_shared", "leaky_relu", "relu")
+STAGES = [[32, 32], [64, 64], [96, 96]]
+CHOICES: dict[str, tuple[str, ...]] = {
+    "rectifier": ("prelu", "prelu_shared", "leaky_relu", "relu"),
+    "init": ("he", "xavier", "torch"),
+    "stem": ("paper", "small"),
+    "test_views": ("single", "ten", "dense"),
+}
 
 
 class RectifierNet(Classifier):
-    """A plain network in the shape of the paper's Table 1, for images of about 32 pixels.
+    """A plain network of the paper, or one in its shape for images of about 32 pixels.
 
-    Stages of 3x3 convolutions, each followed by a rectifier, with 2x2 max-pooling after each stage; spatial
-    pyramid pooling; two fully connected layers with rectifier and dropout; a linear classifier. Weights are
-    drawn from the zero-mean normal distribution of standard deviation :math:`\\sqrt{2 / ((1 + a^2) n)}`
-    (eqs. 10 and 15, n the fan-in, a the initial slope), the classifier's with 0.01; biases start at 0.
-    Logs what :class:`~pl_losses.papers.classifier.Classifier` does.
+    With ``architecture``: the 14-layer model E of Table 1, the 19- and 22-layer models A, B and C of Table 3,
+    "depth22" (Fig. 2; it is B) or "depth30" (Fig. 3). Else ``stages`` of 3x3 convolutions, with 2x2
+    max-pooling after each. A rectifier follows every convolution; then come spatial pyramid pooling, two
+    fully connected layers with rectifier and dropout, and a linear classifier.
+
+    Logs what :class:`~pl_losses.papers.classifier.Classifier` does, and where there are more than five
+    classes the share of images whose class is not among the five likeliest, ``val/error_top5`` and
+    ``test/error_top5``. Weight decay does not reach the slopes of PReLUs, whatever the optimizer is given.
 
     Args:
         num_classes: Number of classes C.
         in_channels: Channels of an image.
-        stages: For each stage its channels, once per convolution.
-        pyramid: Bins per side of each level of the spatial pyramid.
-        hidden: Units of each fully connected layer.
+        stages: For each stage its channels, once per convolution; default three stages of two.
+        pyramid: Bins per side of each level of the spatial pyramid; default 4, 2, 1, or the architecture's.
+        hidden: Units of each fully connected layer; default 128, or the architecture's times ``width``.
         rectifier: "prelu" (a slope per channel), "prelu_shared" (one per layer), "leaky_relu" or "relu".
         slope: The initial slope of a PReLU, as in the paper 0.25; the fixed one of a leaky ReLU.
         dropout: Probability of dropping a unit of the fully connected layers.
-        optimizer: Parameters to optimizer. Beware of weight decay: it must not reach the slopes.
+        architecture: "E", "A", "B", "C", "depth22" or "depth30".
+        stem: "paper", or "small" for images of about 32 pixels, which goes with the pyramid 4, 2, 1.
+        width: Factor on the numbers of channels and hidden units of an architecture.
+        init: "he": eqs. 10 and 15 with each weight's own rectifier, see
+            :func:`~pl_losses.papers.prelu.init.he_init_`. "xavier": variance 2 / (fan-in + fan-out). In both
+            the classifier's weights have standard deviation 0.01, and biases start at 0. "torch": its own.
+        slope_lr: Learning rate of the slopes; default: that of the optimizer.
+        slope_momentum: Momentum of the slopes, for optimizers that have a ``momentum``.
+        test_views: In testing, average the class probabilities over the views of an image: "ten" crops of
+            ``test_crop`` pixels, or "dense", all windows of the feature map that are as large as a crop's
+            map, and those of the mirror image.
+        test_crop: Height and width of a crop, the size of the images in training.
+        optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
 
     Raises:
-        ValueError: If an argument is out of range or none of its choices.
+        ValueError: If an argument is out of range or none of its choices, or two do not go together.
 
     Example:
-        >>> net = RectifierNet(stages=[[8], [16, 16]], hidden=32)
-        >>> net(torch.zeros(2, 1, 32, 32)).shape
+        >>> net = RectifierNet(architecture="E", stem="small", width=0.125, rectifier="prelu_shared")
+        >>> net(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
-        >>> sum(isinstance(module, torch.nn.PReLU) for module in net.modules())
-        5
+        >>> sum(layer.weight.numel() for layer in net.modules() if isinstance(layer, torch.nn.PReLU))
+        13
     """
+
+    best: ClassVar[dict[str, Literal["min", "max"]]] = {
+        **Classifier.best,
+        "val/error_top5": "min",
+        "test/error_top5": "min",
+    }
 
     def __init__(
         self,
@@ -53,42 +97,52 @@ class RectifierNet(Classifier):
         in_channels: int = 1,
         stages: list[list[int]] | None = None,
         pyramid: list[int] | None = None,
-        hidden: int = 128,
+        hidden: int | None = None,
         rectifier: Literal["prelu", "prelu_shared", "leaky_relu", "relu"] = "prelu",
         slope: float = 0.25,
         dropout: float = 0.5,
+        architecture: Literal["E", "A", "B", "C", "depth22", "depth30"] | None = None,
+        stem: Literal["paper", "small"] = "paper",
+        width: float = 1.0,
+        init: Literal["he", "xavier", "torch"] = "he",
+        slope_lr: float | None = None,
+        slope_momentum: float | None = None,
+        test_views: Literal["single", "ten", "dense"] = "single",
+        test_crop: int | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        stages = [[32, 32], [64, 64], [96, 96]] if stages is None else stages
-        pyramid = [4, 2, 1] if pyramid is None else pyramid
-        if rectifier not in RECTIFIERS:
-            raise ValueError(
-                f"Expected `rectifier` to be one of {', '.join(RECTIFIERS)} but got {rectifier!r}"
-            )
+        _check_choices(rectifier=rectifier, init=init, stem=stem, test_views=test_views)
         if not 0 <= dropout < 1:
             raise ValueError(f"Expected `dropout` in [0, 1) but got {dropout}")
-        if not stages or not all(stages):
-            raise ValueError(f"Expected `stages` to hold channels for each stage but got {stages}")
+        if (test_views == "single") != (test_crop is None) or (test_crop or 1) < 1:
+            raise ValueError(
+                f'Expected `test_crop` in pixels with `test_views` "ten" or "dense", and only there, but got'
+                f" {test_crop} with {test_views!r}"
+            )
+        layers = _layers(architecture, stem, width, stages)
+        paper = ARCHITECTURES[architecture] if architecture else None
+        if pyramid is None:
+            pyramid = list(paper.pyramid if paper and stem == "paper" else SMALL_PYRAMID)
+        if hidden is None:
+            hidden = scaled(paper.hidden, width) if paper else 128
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
+        self.num_classes, self.init = num_classes, init
         self.rectifier, self.slope = rectifier, slope
-        layers: list[nn.Module] = []
-        channels = in_channels
-        for stage in stages:
-            for width in stage:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), self.configure_rectifier(width)]
-                channels = width
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers, SpatialPyramidPooling(pyramid))
+        self.slope_lr, self.slope_momentum = slope_lr, slope_momentum
+        self.test_views, self.test_crop = test_views, test_crop
+        modules, channels = build(layers, in_channels, self.configure_rectifier)
+        self.features = nn.Sequential(*modules, SpatialPyramidPooling(pyramid))
         size = channels * sum(bins**2 for bins in pyramid)
-        layers = []
+        modules = []
         for _ in range(2):
-            layers += [nn.Linear(size, hidden), self.configure_rectifier(hidden), nn.Dropout(dropout)]
+            modules += [nn.Linear(size, hidden), self.configure_rectifier(hidden), nn.Dropout(dropout)]
             size = hidden
-        self.head = nn.Sequential(*layers, nn.Linear(size, num_classes))
+        self.head = nn.Sequential(*modules, nn.Linear(size, num_classes))
         self.configure_metrics()
-        self._initialise()
+        self.configure_weights()
+        self.parameter_groups()  # What it refuses is refused here.
 
     def configure_rectifier(self, channels: int) -> nn.Module:
         """Build the rectifier that follows a layer of so many channels."""
@@ -96,45 +150,147 @@ class RectifierNet(Classifier):
             return nn.ReLU()
         if self.rectifier == "leaky_relu":
             return nn.LeakyReLU(self.slope)
-        return nn.PReLU(channels if self.rectifier == "prelu" else 1, init=self.slope)
+        return PReLU(channels if self.rectifier == "prelu" else 1, init=self.slope)
 
-    def _initialise(self) -> None:
+    def configure_weights(self) -> None:
+        """Draw the initial weights."""
+        if self.init == "torch":
+            return
+        if self.init == "he":
+            he_init_(self)
         weighted = [module for module in self.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-        slope = 0.0 if self.rectifier == "relu" else self.slope
-        for module in weighted:
-            nn.init.kaiming_normal_(module.weight, a=slope, nonlinearity="leaky_relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if self.init == "xavier":
+            for module in weighted:
+                nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.normal_(weighted[-1].weight, std=0.01)
+
+    def configure_metrics(self) -> None:
+        """Build the metrics, with the top-5 errors."""
+        super().configure_metrics()
+        self.val_error_top5, self.test_error_top5 = ErrorRate(), ErrorRate()
+
+    def parameter_groups(self) -> Iterable[Any]:
+        """The slopes of PReLUs apart: without weight decay, with their own learning rate and momentum."""
+        return param_groups(self, slope_lr=self.slope_lr, slope_momentum=self.slope_momentum)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer and the scheduler.
+
+        Raises:
+            ValueError: If there is a ``slope_momentum`` and the optimizer has none.
+        """
+        configured: Any = super().configure_optimizers()
+        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+        if self.slope_momentum is not None and "momentum" not in optimizer.defaults:
+            raise ValueError(
+                "Expected `slope_momentum` with an optimizer that has a momentum but got"
+                f" {self.slope_momentum} with {type(optimizer).__name__}"
+            )
+        return configured  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits.
 
         Args:
-            images: [B, C, H, W].
+            images: [B, in_channels, H, W].
 
         Returns:
-            [B, num_classes].
+            [B, C].
         """
         logits: Tensor = self.head(self.features(images))
         return logits
 
+    def view_outputs(self, images: Tensor) -> Tensor:
+        """What testing goes by: the logits, or the log of the mean probabilities of several views.
 
-class SpatialPyramidPooling(nn.Module):
-    """Max-pooling over grids of several sizes: [B, C, H, W] -> [B, C * sum of bins^2], whatever H and W.
+        Args:
+            images: [B, in_channels, H, W], at least ``test_crop`` pixels a side where there are views.
 
-    Args:
-        bins: Bins per side of each level.
+        Returns:
+            [B, C].
+        """
+        if self.test_crop is None:
+            outputs: Tensor = self(images)
+            return outputs
+        if self.test_views == "ten":
+            return mean_log_probabilities(ten_crops(images, self.test_crop), self)
+        maps, pooling = self.features[:-1], self.features[-1]
+        crop = images[..., : self.test_crop, : self.test_crop]
+        size = maps(crop[:1]).shape[-2:]
+        both = (windows(maps(view), size) for view in (images, images.flip(-1)))
+        return mean_log_probabilities(chain.from_iterable(both), lambda window: self.head(pooling(window)))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count errors and log the loss of a batch."""
+        inputs, target = batch
+        outputs = self(inputs)
+        scores = self.scores(outputs)
+        self.val_error.update(scores.argmax(dim=1), target)
+        self.val_loss.update(self.configure_loss(outputs, target), len(target))
+        self.log("val/loss", self.val_loss)
+        self.log("val/error", self.val_error, prog_bar=True)
+        if self.num_classes > 5:
+            self.val_error_top5.update(top_prediction(scores, target), target)
+            self.log("val/error_top5", self.val_error_top5)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Count errors; returns what ``ClassifierReport`` draws."""
+        inputs, target = batch
+        outputs = self.view_outputs(inputs)
+        scores = self.scores(outputs)
+        confidence, predicted = scores.max(dim=1)
+        self.test_error.update(predicted, target)
+        self.test_loss.update(self.configure_loss(outputs, target), len(target))
+        self.log("test/loss", self.test_loss)
+        if self.num_classes > 5:
+            self.test_error_top5.update(top_prediction(scores, target), target)
+            self.log("test/error_top5", self.test_error_top5)
+        return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
+
+
+def top_prediction(scores: Tensor, target: Tensor, k: int = 5) -> Tensor:
+    """The class itself where it is among the k best, else -1: scores [B, C], target [B] -> [B].
 
     Example:
-        >>> SpatialPyramidPooling([2, 1])(torch.zeros(3, 8, 5, 7)).shape
-        torch.Size([3, 40])
+        >>> top_prediction(torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]]), torch.tensor([1, 2]), k=2)
+        tensor([ 1, -1])
     """
+    among = (scores.topk(k, dim=1).indices == target[:, None]).any(dim=1)
+    return torch.where(among, target, -1)
 
-    def __init__(self, bins: list[int]) -> None:
-        super().__init__()
-        self.bins = bins
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C * sum of bins^2]."""
-        return torch.cat([F.adaptive_max_pool2d(features, bins).flatten(1) for bins in self.bins], dim=1)
+def _check_choices(**given: str) -> None:
+    for name, value in given.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"Expected `{name}` to be one of {', '.join(CHOICES[name])} but got {value!r}")
+
+
+def _layers(
+    architecture: Literal["E", "A", "B", "C", "depth22", "depth30"] | None,
+    stem: Literal["paper", "small"],
+    width: float,
+    stages: list[list[int]] | None,
+) -> list[Convolution | Pool]:
+    if architecture is None:
+        stages = STAGES if stages is None else stages
+        if not stages or not all(stages):
+            raise ValueError(f"Expected `stages` to hold channels for each stage but got {stages}")
+        if width != 1 or stem != "paper":
+            raise ValueError(
+                f"Expected `width` and `stem` with an `architecture` only but got {width} and {stem!r}"
+            )
+        layers: list[Convolution | Pool] = []
+        for stage in stages:
+            layers += [*map(Convolution, stage), Pool()]
+        return layers
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"Expected `architecture` to be one of {', '.join(ARCHITECTURES)} but got {architecture!r}"
+        )
+    if stages is not None:
+        raise ValueError(f"Expected `stages` or `architecture` but got {stages} and {architecture!r}")
+    if not width > 0:
+        raise ValueError(f"Expected `width` to be positive but got {width}")
+    return plan(ARCHITECTURES[architecture], stem, width)

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pl_losses.papers.adam.bounds import adamax_step_bounds, step_bounds
 from pl_losses.papers.adam.closed_form import Rule
 from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor
-from pl_losses.papers.adam.statistics import Moments, coordinates, describe, squares
+from pl_losses.papers.adam.statistics import Moments, describe, squares
+from pl_losses.papers.adam.visit import coordinates
 
 CPU = torch.device("cpu")
 
@@ -194,15 +195,15 @@ def test_norms_of_long_tensors_are_accurate():
     sums = squares([moments, None], rule, CPU)
     second, fourth = (long.double().pow(power).sum().item() for power in (2, 4))
     assert sums.tolist() == pytest.approx([second, 0, fourth, 0], rel=5e-6)
-    assert coordinates([moments], rule, CPU)[0][0].item() == pytest.approx(second, rel=5e-6)
+    assert coordinates([moments], rule, CPU)[0][0] == pytest.approx(second, rel=5e-6)
 
 
 def test_nothing_to_tell():
     rule = Rule("adam", 1e-3, 0.9, 0.999, 1e-8)
     assert describe(rule, [-math.inf], [[0.0], [0.0]], [3]) == {}
     sums, largest, _ = coordinates([], rule, CPU)
-    assert sums.tolist() == [0] * 6
-    assert largest.tolist() == [-math.inf]
+    assert sums == [0] * 6
+    assert largest == [-math.inf]
 
 
 class Peak(TorchDispatchMode):
@@ -298,6 +299,6 @@ def test_nothing_waits_for_the_device(make, options, level):
         monitor.prepare(trainer, nn.ParameterList(parameters))
         (part,) = monitor.collect(trainer, nn.Module(), optimizer)
         assert part.sums.is_cuda
-        assert part.maxima.is_cuda
+        assert part.maxima == [] if level == "aggregate" and not on_device else part.maxima.is_cuda
         with pytest.raises(DataDependentOutputException):
             part.sums.sum().item()

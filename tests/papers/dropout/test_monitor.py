@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pl_losses.data import Digits
 from pl_losses.papers.dropout import monitor as module_under_test
+from pl_losses.papers.dropout.masks import stream_seed
 from pl_losses.papers.dropout.metrics import ClassificationScores
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
 from pl_losses.papers.dropout.quantities import mutual_information
-from pl_losses.papers.dropout.sampling import mc_samples, stream_seed
+from pl_losses.papers.dropout.sampling import mc_samples
 from pl_losses.papers.dropout.summaries import ClassificationSummary, RegressionSummary
 
 

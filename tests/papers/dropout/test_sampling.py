@@ -190,16 +190,15 @@ def test_whole_channels_are_dropped_together():
 
 
 def test_seed_chunk_and_number_of_samples():
+    """The same call gives the same bits; with another chunk products may be rounded otherwise, masks not."""
     network, x = small_network(), inputs(5, 3).double()
     samples = mc_samples(network, x, 100, seed=7)
-    for other in (
-        mc_samples(network, x, 100, seed=7),
-        mc_samples(network, x, 100, chunk=1, seed=7),
-        mc_samples(network, x, 100, chunk=33, seed=7),
-        mc_samples(network, x, 100, chunk=1000, seed=7),
-    ):
-        assert torch.equal(samples, other)
-    assert torch.equal(samples[:50], mc_samples(network, x, 50, seed=7))
+    assert torch.equal(samples, mc_samples(network, x, 100, seed=7))
+    for chunk in (1, 33, 1000):
+        other = mc_samples(network, x, 100, chunk=chunk, seed=7)
+        torch.testing.assert_close(samples, other, rtol=1e-12, atol=1e-12)
+    fewer = mc_samples(network, x, 50, seed=7)
+    torch.testing.assert_close(samples[:50], fewer, rtol=1e-12, atol=1e-12)
     assert len(samples.flatten(1).unique(dim=0)) > 90
     torch.manual_seed(0)
     first = mc_samples(network, x, 3)
@@ -297,7 +296,8 @@ def test_in_place_work_on_the_input_does_not_add_up():
     module = Called(lambda m, x: F.dropout(x.sub_(1), P, m.training))
     x = torch.full((3, 4), 2.0)
     samples = mc_samples(module, x, 20, seed=0)
-    assert set(samples.unique().tolist()) == {0.0, float(torch.tensor(1.0) / (1 - P))}
+    # 1 - p is a multiple of 2^-16 or so.
+    assert sorted(samples.unique().tolist()) == [0.0, pytest.approx(1 / (1 - P), rel=1e-5)]
     assert (x == 2).all()
 
 

@@ -574,7 +574,7 @@ def test_collecting_waits_for_no_device():
     assert part.sums.device.type == "cuda"
     assert part.sums.shape == (3 * 7 + 2 * 2,)
     (real,) = collected("cpu")
-    assert real.sums.shape == part.sums.shape
+    assert len(real.sums) == len(part.sums)
     assert real.sums[7:14].tolist() == [2.0] * 7
 
 

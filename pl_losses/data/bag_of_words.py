@@ -1,0 +1,221 @@
+"""Documents as bags of words: IMDB's labelled reviews, or a generated set that needs no download."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pl_losses.data.loader import Batch
+from pl_losses.data.module import Resident, TensorDataModule, check_integer
+
+Counts = NDArray[np.int64]
+Documents = tuple[Counts, Counts, Counts]  # document, word and count of each entry
+
+
+class BagOfWords(TensorDataModule):
+    """Which of the most frequent words occur in a document: [B, vocabulary] of zeros and ones, two classes.
+
+    IMDB's reviews (Maas et al. 2011), 25 000 to train on and 25 000 to test, are read from
+    ``labeledBow.feat`` of ``root/aclImdb/train`` and ``root/aclImdb/test`` (or ``root/train`` and
+    ``root/test``), which are not downloaded; class 1 are the ratings above 5. The generated set has 4 000
+    documents to train on and 1 000 to test, of words that are as frequent as Zipf's law has it, and a little
+    more or less so in each class. In memory a document is the list of its words.
+
+    Attributes:
+        found: "imdb" or "synthetic", which of them it is.
+
+    Args:
+        source: "imdb", "synthetic", or "auto" for IMDB where its files are and the generated set elsewhere.
+        root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
+            ``~/.cache/pl_losses``.
+        vocabulary: Number of words, the most frequent ones in the training documents.
+        batch_size: Training documents per step and rank.
+        eval_batch_size: Documents per step and rank in evaluation. Default: 1000, or ``batch_size`` if that
+            is larger.
+        seed: Seed of the order; the generated set does not depend on it.
+        resident: Where the documents lie, see :class:`~pl_losses.data.module.TensorDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of range, or a file is damaged.
+
+    Example:
+        >>> data = BagOfWords(source="synthetic", vocabulary=500)
+        >>> data.setup("fit")
+        >>> words, labels = next(iter(data.train_dataloader()))
+        >>> words.shape, words.unique(), labels.shape
+        (torch.Size([128, 500]), tensor([0., 1.]), torch.Size([128]))
+    """
+
+    num_classes = 2
+    class_names = ("negative", "positive")
+
+    def __init__(
+        self,
+        source: Literal["auto", "imdb", "synthetic"] = "auto",
+        root: str | None = None,
+        vocabulary: int = 10_000,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        resident: Resident = "auto",
+    ) -> None:
+        if source not in ("auto", "imdb", "synthetic"):
+            raise ValueError(f'Expected `source` to be "auto", "imdb" or "synthetic" but got {source!r}')
+        check_integer("vocabulary", vocabulary, 1)
+        super().__init__(batch_size, eval_batch_size, seed, resident)
+        self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
+        self.vocabulary = vocabulary
+        self.input_shape = (vocabulary,)
+        there = all(_find(self.root, part) for part in ("train", "test"))
+        self.found = ("imdb" if there else "synthetic") if source == "auto" else source
+
+    def prepare_data(self) -> None:
+        """Find the files.
+
+        Raises:
+            FileNotFoundError: If IMDB's are missing.
+        """
+        for part in ("train", "test") if self.found == "imdb" else ():
+            self._file(part)
+
+    def load(self, stage: str) -> dict[str, Batch]:
+        """Return the words and labels of both splits.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is damaged.
+        """
+        if self.found == "imdb":
+            parts = {part: read_labelled(self._file(part)) for part in ("train", "test")}
+        else:
+            parts = {
+                part: generate(documents, 20_000, seed)
+                for part, documents, seed in (("train", 4000, 0), ("test", 1000, 1))
+            }
+        frequent = most_frequent(parts["train"][0], self.vocabulary)
+        return {
+            part: (_lists(documents, len(labels), frequent), torch.from_numpy(labels))
+            for part, (documents, labels) in parts.items()
+        }
+
+    def eval_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Lists of words [B, L], of which -1 is none, to [B, vocabulary] of zeros and ones."""
+        words, *rest = batch
+        present = torch.zeros(len(words), self.vocabulary + 1, device=words.device)
+        # None is counted in a last column, which is cut off.
+        places = torch.where(words < 0, self.vocabulary, words).long()
+        return (present.scatter_(1, places, 1.0)[:, :-1], *rest)
+
+    def _file(self, part: str) -> Path:
+        path = _find(self.root, part)
+        if path is None:
+            wanted = Path("aclImdb", part, "labeledBow.feat")
+            raise FileNotFoundError(
+                f"Expected `root` to hold {wanted} but {self.root} lacks it:"
+                " set `root` or the environment variable PL_LOSSES_DATA to the folder that has aclImdb, or"
+                " `source` to synthetic"
+            )
+        return path
+
+
+def _find(root: Path, part: str) -> Path | None:
+    files = (root / folder / part / "labeledBow.feat" for folder in ("aclImdb", "."))
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_labelled(path: Path) -> tuple[Documents, Counts]:
+    """Read a ``labeledBow.feat``: on each line a rating and ``word:count`` for each word that occurs.
+
+    Returns:
+        The documents' entries, and their labels [N]: 1 for ratings above 5, else 0.
+
+    Raises:
+        ValueError: If a line is none such.
+    """
+    labels: list[int] = []
+    rows: list[Counts] = []
+    entries: list[Counts] = []
+    with path.open(encoding="ascii", errors="replace") as file:
+        for number, line in enumerate(file):
+            rating, _, rest = line.partition(" ")
+            try:
+                labels.append(int(int(rating) > 5))
+                pairs = np.array(rest.replace(":", " ").split(), dtype=np.int64).reshape(-1, 2)
+            except ValueError:
+                raise ValueError(
+                    f"Expected line {number + 1} of {path} to be a rating and pairs word:count but got"
+                    f" {line.strip()[:60]!r}"
+                ) from None
+            rows.append(np.full(len(pairs), number))
+            entries.append(pairs)
+    if not labels:
+        raise ValueError(f"Expected {path} to hold documents but it is empty")
+    joined = np.concatenate(entries)
+    return (np.concatenate(rows), joined[:, 0], joined[:, 1]), np.array(labels)
+
+
+def generate(documents: int, words: int, seed: int) -> tuple[Documents, Counts]:
+    """Draw documents of about 120 words, half of each class, whose frequencies follow Zipf's law.
+
+    A word of rank k has the probability 1 / (k + 2.7), but for normalisation, times exp(+-s_k) by class; s_k
+    is normal with standard deviation 0.25, the same for all seeds.
+
+    Args:
+        documents: Their number.
+        words: Size of the language.
+        seed: Seed of the draw.
+
+    Returns:
+        The documents' entries, and their labels.
+
+    Example:
+        >>> (rows, words, counts), labels = generate(4, 1000, seed=0)
+        >>> labels.tolist(), int(rows.max()), bool(words.max() < 1000), bool(counts.min() >= 1)
+        ([0, 1, 0, 1], 3, True, True)
+    """
+    tilt = np.random.default_rng(0).normal(scale=0.25, size=words)
+    labels = np.arange(documents) % 2
+    random = np.random.default_rng([seed, 1])
+    lengths = random.poisson(120, size=documents)
+    rows = np.repeat(np.arange(documents), lengths)
+    drawn = np.empty(len(rows), dtype=np.int64)
+    for label, sign in ((0, -1), (1, 1)):
+        cumulated = np.cumsum(np.exp(sign * tilt) / (np.arange(1, words + 1) + 2.7))
+        own = labels[rows] == label
+        drawn[own] = np.searchsorted(cumulated, random.random(own.sum()) * cumulated[-1], side="right")
+    places, counts = np.unique(rows * words + drawn, return_counts=True)
+    return (places // words, places % words, counts), labels
+
+
+def most_frequent(documents: Documents, most: int) -> Counts:
+    """The words that occur most often in all documents together, the most frequent first.
+
+    >>> most_frequent((np.array([0, 0, 1]), np.array([4, 2, 2]), np.array([3, 1, 1])), 2).tolist()
+    [4, 2]
+    """
+    _, words, counts = documents
+    totals = np.bincount(words, weights=counts)
+    order = np.argsort(-totals, kind="stable")[:most]
+    return order[totals[order] > 0]
+
+
+def _lists(documents: Documents, number: int, frequent: Counts) -> Tensor:
+    """The frequent words of each document by their rank, int32 [N, L], filled up with -1."""
+    rows, words, _ = documents
+    ranks = np.full(max(words.max(), frequent.max()) + 1, -1)
+    ranks[frequent] = np.arange(len(frequent))
+    known = ranks[words] >= 0
+    rows, words = rows[known], ranks[words[known]]
+    order = np.argsort(rows, kind="stable")
+    rows, words = rows[order], words[order]
+    lengths = np.bincount(rows, minlength=number)
+    position = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    lists = np.full((number, max(lengths.max(), 1)), -1, dtype=np.int32)
+    lists[rows, position] = words
+    return torch.from_numpy(lists)

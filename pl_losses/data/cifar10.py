@@ -1,0 +1,318 @@
+"""CIFAR-10 from its original files, checked by their published checksums, or from a folder of images."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad as pad_image
+
+from pl_losses.data.loader import Batch
+from pl_losses.data.module import Resident, TensorDataModule, check_integer
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # Of the training pixels, in 0..1.
+SAMPLES = {"train": 50_000, "test": 10_000}
+IMAGES = (".png", ".jpg", ".jpeg")
+ADVICE = "delete it and run again, or copy the original file there"
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
+
+
+class CIFAR10(TensorDataModule):
+    """The 50 000 training and 10 000 test images of ten classes, 32x32 in colour, normalised per channel.
+
+    Looked for in ``root`` and ``root/cifar10``, in this order: the folder ``cifar-10-batches-py`` of the
+    original Python version or its archive, ``cifar-10-batches-bin`` of the binary version, and images as
+    ``train/<class>/*.png`` (or ``.jpg``) and ``test/<class>``, in a folder or in an archive whose name starts
+    with ``cifar10``. If none is there, the Python version is downloaded when a Trainer (or you) calls
+    ``prepare_data``. Single images have no checksums, and JPEG loses detail: errors on them are not those on
+    the original set, which a warning says.
+
+    Args:
+        root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
+            ``~/.cache/pl_losses``.
+        download: Whether to download what is missing.
+        val_size: Number of training images kept for validation, drawn by ``seed``; 0 trains on all 50 000.
+        augment: Whether to draw a crop and a mirror image of each training image.
+        crop: Height and width of the training crops; in evaluation images are whole.
+        pad: Width of the black border that crops may reach into, in pixels.
+        limit: Use only the first this many training images. Default: all.
+        batch_size: Training images per step and rank.
+        eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
+            larger.
+        seed: Seed of the split, the order and the crops.
+        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    num_classes = 10
+    class_names = CLASSES
+
+    def __init__(
+        self,
+        root: str | None = None,
+        download: bool = True,
+        val_size: int = 5000,
+        augment: bool = True,
+        crop: int = 32,
+        pad: int = 4,
+        limit: int | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        resident: Resident = "auto",
+    ) -> None:
+        check_integer("val_size", val_size, 0, 49_999)
+        check_integer("pad", pad, 0)
+        check_integer("crop", crop, 1, 32 + 2 * pad)
+        if limit is not None:
+            check_integer("limit", limit, 1)
+        super().__init__(batch_size, eval_batch_size, seed, resident)
+        self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
+        self.download = download
+        self.val_size = val_size
+        self.augment = augment
+        self.crop = crop
+        self.pad = pad
+        self.limit = limit
+        self._source: Source | None = None
+        self.input_shape = (3, crop, crop) if augment else (3, 32, 32)
+
+    def prepare_data(self) -> None:
+        """Find the files, and download them if there are none.
+
+        Raises:
+            FileNotFoundError: If there are none and they are not to be downloaded.
+            OSError: If the download fails, or gives a file with another checksum.
+        """
+        if self.complete():
+            return
+        if not self.download:
+            raise FileNotFoundError(self._missing())
+        from torchvision.datasets import CIFAR10 as Published
+
+        try:
+            Published(str(self.root), download=True)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"Could not download CIFAR-10 into {self.root} ({error}): {self._missing()}"
+            ) from error
+
+    def complete(self) -> bool:
+        """Tell whether there are files; damage shows when they are read."""
+        return _found(self.root) is not None
+
+    def load(self, stage: str) -> dict[str, Batch]:
+        """Return the images and labels of a stage.
+
+        Raises:
+            FileNotFoundError: If there are no files.
+            ValueError: If a file is damaged, or images are missing.
+        """
+        self._source = self._source or _found(self.root)
+        if self._source is None:
+            raise FileNotFoundError(self._missing())
+        source = self._source
+        if stage in ("test", "predict"):
+            return {"test": source.read("test", torch.arange(SAMPLES["test"]))}
+        order = torch.randperm(SAMPLES["train"], generator=torch.Generator().manual_seed(self.seed))
+        # In the files' order, so that `limit` takes the first images whatever the seed.
+        train = order[: len(order) - self.val_size].sort().values[: self.limit]
+        splits = {"train": source.read("train", train)}
+        if self.val_size:
+            splits["val"] = source.read("train", order[-self.val_size :])
+        return splits
+
+    def train_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Crop and mirror the images if asked to, then normalise them."""
+        if self.augment:
+            images, labels = batch
+            batch = random_crops(pad_image(images, (self.pad,) * 4), self.crop, generator), labels
+        return self.eval_transform(batch, generator)
+
+    def eval_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Give pixels 0..255 a mean of 0 and a standard deviation of 1 per channel, of the training set."""
+        images, labels = batch
+        mean, std = (torch.tensor(of, device=images.device).view(3, 1, 1) * 255 for of in (MEAN, STD))
+        return images.float().sub_(mean).div_(std), labels
+
+    def _missing(self) -> str:
+        return (
+            f"Expected `root` to hold CIFAR-10 but {self.root} and {self.root / 'cifar10'} lack its files:"
+            " set `root` or the environment variable PL_LOSSES_DATA to the folder that has them, or call"
+            " `prepare_data` with `download=True`"
+        )
+
+
+def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A square of each image at a random place, half of them mirrored: one gather for the whole batch.
+
+    Args:
+        images: [B, C, H, W].
+        size: Height and width of a crop.
+        generator: Source of the places, on the images' device.
+
+    Returns:
+        [B, C, size, size].
+    """
+    samples, device = len(images), images.device
+    spare = torch.tensor([images.shape[-2] - size + 1, images.shape[-1] - size + 1, 2], device=device)
+    draws = torch.rand(samples, 3, generator=generator, device=device).mul(spare).long()
+    top, left, mirror = draws.unbind(1)
+    steps = torch.arange(size, device=device)
+    rows = top[:, None] + steps
+    columns = left[:, None] + torch.where(mirror[:, None] > 0, size - 1 - steps, steps)
+    every = torch.arange(samples, device=device)[:, None, None]
+    # The channels come last when they stand between the indices.
+    return images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+class Source:
+    """A place that has the images.
+
+    Args:
+        path: A folder or an archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, split: str, rows: Tensor) -> Batch:
+        """Images uint8 [N, 3, 32, 32] and labels [N] of some rows of "train" or "test"."""
+        raise NotImplementedError
+
+
+class _Python(Source):
+    """The pickles of the original Python version, opened only where their checksum is right."""
+
+    def read(self, split: str, rows: Tensor) -> Batch:
+        from torchvision.datasets import CIFAR10 as Published
+
+        published = dict(Published.train_list if split == "train" else Published.test_list)
+        images, labels = [], []
+        for name, data in self._files(list(published)):
+            if (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != published[name]:
+                raise ValueError(
+                    f"Expected {name} in {self.path} with the published MD5 {published[name]} but got"
+                    f" {found}: {ADVICE}"
+                )
+            content = pickle.loads(data, encoding="latin1")
+            images.append(content["data"])
+            labels += content["labels"]
+        pixels = torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32)
+        return pixels[rows], torch.tensor(labels)[rows]
+
+    def _files(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+        if self.path.is_dir():
+            yield from ((name, _bytes(self.path / name)) for name in names)
+            return
+        with tarfile.open(self.path) as archive:
+            for name in names:
+                member = archive.extractfile(f"cifar-10-batches-py/{name}")
+                yield name, member.read() if member else b""
+
+
+class _Binary(Source):
+    """The binary version: a byte for the label, then the pixels. Its files have no published checksums."""
+
+    def read(self, split: str, rows: Tensor) -> Batch:
+        names = [f"data_batch_{part}.bin" for part in range(1, 6)] if split == "train" else ["test_batch.bin"]
+        parts = []
+        for name in names:
+            data = _bytes(self.path / name)
+            if len(data) != 10_000 * 3073:
+                raise ValueError(
+                    f"Expected {self.path / name} of {10_000 * 3073} bytes but got {len(data)}: {ADVICE}"
+                )
+            parts.append(torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, 3073))
+        samples = torch.cat(parts)[rows]
+        return samples[:, 1:].reshape(-1, 3, 32, 32), samples[:, 0].long()
+
+
+class _Images(Source):
+    """Image files by split and class, in a folder or in an archive."""
+
+    @cached_property
+    def _files(self) -> dict[str, list[tuple[int, bytes]]]:
+        """Label and content of each file of a split, the first of every class before the second of any."""
+        found: dict[str, list[tuple[str, int, bytes]]] = {split: [] for split in SAMPLES}
+        for path, data in self._contents():
+            split, name = path.parts[-3], path.parts[-2]
+            if split in found and name in CLASSES:
+                found[split].append((path.stem, CLASSES.index(name), data))
+        return {
+            split: [(label, data) for _, label, data in sorted(files, key=lambda file: file[:2])]
+            for split, files in found.items()
+        }
+
+    def _contents(self) -> Iterator[tuple[PurePosixPath, bytes]]:
+        if self.path.is_dir():
+            for split in SAMPLES:
+                for file in self.path.glob(f"{split}/*/*"):
+                    if file.suffix.lower() in IMAGES:
+                        yield PurePosixPath(file.relative_to(self.path.parent)), file.read_bytes()
+            return
+        with tarfile.open(self.path) as archive:
+            for member in archive:
+                path = PurePosixPath("/", member.name)
+                if member.isfile() and path.suffix.lower() in IMAGES and len(path.parts) > 3:
+                    yield path, archive.extractfile(member).read()  # type: ignore[union-attr]
+
+    def read(self, split: str, rows: Tensor) -> Batch:
+        files = self._files[split]
+        if len(files) != SAMPLES[split]:
+            raise ValueError(
+                f"Expected {SAMPLES[split]} images for {split!r} in {self.path} but got {len(files)}"
+            )
+        rank_zero_warn(
+            f"CIFAR10 reads single images from {self.path}: they have no checksums, and JPEG loses detail, so"
+            " do not compare errors on them with those on the original set"
+        )
+        chosen = [files[row] for row in rows.tolist()]
+        images = torch.empty(len(chosen), 3, 32, 32, dtype=torch.uint8)
+        for place, (_, data) in enumerate(chosen):
+            images[place] = self._decoded(data)
+        return images, torch.tensor([label for label, _ in chosen])
+
+    def _decoded(self, data: bytes) -> Tensor:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.size != (32, 32):
+                raise ValueError(
+                    f"Expected images of 32x32 pixels in {self.path} but got one of {image.size}"
+                )
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _found(root: Path) -> Source | None:
+    for folder in (root, root / "cifar10"):
+        if (path := folder / "cifar-10-batches-py").is_dir():
+            return _Python(path)
+        if (path := folder / "cifar-10-python.tar.gz").is_file():
+            return _Python(path)
+        if (path := folder / "cifar-10-batches-bin").is_dir():
+            return _Binary(path)
+        if all((folder / split / CLASSES[0]).is_dir() for split in SAMPLES):
+            return _Images(folder)
+        for path in sorted(folder.glob("cifar10*")):
+            if path.name.endswith(ARCHIVES):
+                return _Images(path)
+    return None
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected {path.parent} to hold {path.name}: copy the original file there")
+    return path.read_bytes()

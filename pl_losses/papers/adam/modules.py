@@ -1,0 +1,199 @@
+"""Kingma and Ba 2015, sections 6.1 to 6.3: logistic regression, multilayer and convolutional networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.adam.optimizer import Adam
+from pl_losses.papers.adam.schedule import by_its_interval
+from pl_losses.papers.classifier import Classifier
+
+
+class _Experiment(Classifier):
+    """A classifier of section 6: logits from a ``network`` by the cross-entropy, alpha_t from a schedule."""
+
+    network: nn.Module
+    input_shape: tuple[int, ...]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """As any module of a paper, with a schedule that may move every step."""
+        return by_its_interval(super().configure_optimizers())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits: [B, ...] -> [B, num_classes].
+
+        Raises:
+            ValueError: If ``inputs`` do not fit.
+        """
+        if len(self.input_shape) == 1:
+            inputs = inputs.flatten(1)
+        if inputs.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"Expected inputs of shape {['B', *self.input_shape]} but got {list(inputs.shape)}"
+            )
+        logits: Tensor = self.network(inputs)
+        return logits
+
+
+class LogisticRegression(_Experiment):
+    """Multi-class logistic regression (section 6.1), on pixels or on a sparse bag of words.
+
+    The weights start at 0, so that the loss starts at log(num_classes) whatever the seed. Logs what
+    :class:`~pl_losses.papers.classifier.Classifier` does.
+
+    Args:
+        in_features: Number of features D of an input.
+        num_classes: Number of classes.
+        dropout: Probability of dropping a feature in training; the paper's 0.5 for the bag of words.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler; the paper's is
+            :class:`~pl_losses.papers.adam.schedule.InverseSqrtLR`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> LogisticRegression(in_features=4, num_classes=3)(torch.ones(2, 1, 2, 2))
+        tensor([[0., 0., 0.],
+                [0., 0., 0.]], grad_fn=<AddmmBackward0>)
+    """
+
+    def __init__(
+        self,
+        in_features: int = 784,
+        num_classes: int = 10,
+        dropout: float = 0.0,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        _refuse(dropout=dropout)
+        super().__init__(optimizer, lr_scheduler)
+        save_plain_hyperparameters(self)
+        self.input_shape = (in_features,)
+        linear = nn.Linear(in_features, num_classes)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        self.network = nn.Sequential(nn.Dropout(dropout), linear)
+        self.configure_metrics()
+
+
+class MLP(_Experiment):
+    """Fully connected layers with ReLU, and dropout after each (section 6.2).
+
+    Logs what :class:`~pl_losses.papers.classifier.Classifier` does.
+
+    Args:
+        in_features: Number of features D of an input.
+        hidden: Units of each hidden layer.
+        num_classes: Number of classes.
+        dropout: Probability of dropping a hidden unit in training; 0 for the paper's deterministic case.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> MLP()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+        >>> sum(parameter.numel() for parameter in MLP().parameters())
+        1796010
+    """
+
+    def __init__(
+        self,
+        in_features: int = 784,
+        hidden: Sequence[int] = (1000, 1000),
+        num_classes: int = 10,
+        dropout: float = 0.5,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        _refuse(dropout=dropout)
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"Expected `hidden` to hold the units of each layer but got {list(hidden)}")
+        super().__init__(optimizer, lr_scheduler)
+        save_plain_hyperparameters(self)
+        self.input_shape = (in_features,)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise((in_features, *hidden)):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
+        self.network = nn.Sequential(*layers, nn.Linear(hidden[-1], num_classes))
+        self.configure_metrics()
+
+
+class ConvNet(_Experiment):
+    """The c64-c64-c128-1000 network of section 6.3.
+
+    Three times a 5x5 convolution, ReLU and 3x3 max-pooling of stride 2; then a fully connected layer of ReLU
+    units. Dropout is on the image and on the fully connected layer. The paper leaves borders and
+    probabilities open: here convolutions keep the size, pooling rounds it up, and a fifth of the pixels and
+    half of the units are dropped. Logs what :class:`~pl_losses.papers.classifier.Classifier` does.
+
+    Args:
+        num_classes: Number of classes.
+        in_channels: Channels of an image.
+        image_size: Height and width of an image in pixels.
+        channels: Of each convolution.
+        hidden: Units of the fully connected layer.
+        input_dropout: Probability of dropping a value of the image in training.
+        dropout: Probability of dropping a unit of the fully connected layer.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> ConvNet(in_channels=1, channels=(4, 4, 8), hidden=16)(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        channels: Sequence[int] = (64, 64, 128),
+        hidden: int = 1000,
+        input_dropout: float = 0.2,
+        dropout: float = 0.5,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        _refuse(input_dropout=input_dropout, dropout=dropout)
+        if image_size < 2 ** len(channels):
+            raise ValueError(
+                f"Expected `image_size` to be at least {2 ** len(channels)} for {len(channels)} times of"
+                f" pooling but got {image_size}"
+            )
+        super().__init__(optimizer, lr_scheduler)
+        save_plain_hyperparameters(self)
+        self.input_shape = (in_channels, image_size, image_size)
+        layers: list[nn.Module] = [nn.Dropout(input_dropout)]
+        side = image_size
+        for fan_in, fan_out in pairwise((in_channels, *channels)):
+            layers += [
+                nn.Conv2d(fan_in, fan_out, 5, padding=2),
+                nn.ReLU(),
+                nn.MaxPool2d(3, 2, ceil_mode=True),
+            ]
+            side //= 2  # That is ceil((side - 3) / 2) + 1.
+        layers += [nn.Flatten(), nn.Linear(channels[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(dropout)]
+        self.network = nn.Sequential(*layers, nn.Linear(hidden, num_classes))
+        self.configure_metrics()
+
+
+def _refuse(**probabilities: float) -> None:
+    for name, value in probabilities.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"Expected `{name}` in [0, 1) but got {value}")

@@ -1,0 +1,170 @@
+"""Kingma and Ba 2015, Fig. 4: many autoencoders trained at once, each with its own Adam settings.
+
+The weights of G autoencoders are the rows of one tensor, so that a layer of all of them is one batched matrix
+product. The gradient of the bound is written out, which spares autograd's bookkeeping and copies: with the
+logits l, the binary images x and z = mu + sigma * noise,
+
+    d/dl = sigmoid(l) - x,    d/dmu = d/dz + mu,    d/dlog sigma^2 = (d/dz noise sigma + sigma^2 - 1) / 2
+
+per image, and softplus' = sigmoid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pl_losses.papers.adam.optimizer import Adam
+
+
+class Settings(NamedTuple):
+    """Adam's settings of one run.
+
+    Attributes:
+        beta1: Decay rate of the first moment.
+        beta2: Decay rate of the second moment.
+        alpha: The learning rate.
+        bias_correction: Whether both moments are corrected.
+    """
+
+    beta1: float
+    beta2: float
+    alpha: float
+    bias_correction: bool
+
+
+class VAEStack:
+    """G autoencoders of the shape of :class:`~pl_losses.papers.adam.VAE` with the same start and batches.
+
+    Each is a parameter group of one :class:`~pl_losses.papers.adam.Adam`, whose moments are the only other
+    copies of the weights, beside their gradient.
+
+    Args:
+        start: The parameters of a ``VAE`` in their order, from which all start.
+        settings: Of each run.
+        fused: Whether Adam uses its fused kernel.
+
+    Example:
+        >>> from pl_losses.papers.adam import VAE
+        >>> vae = VAE(in_features=4, hidden=3, latent=2)
+        >>> runs = [Settings(0.9, 0.999, alpha, True) for alpha in (1e-3, 1e-2)]
+        >>> stack = VAEStack(list(vae.parameters()), runs)
+        >>> stack.step(torch.ones(5, 4), torch.zeros(5, 2)).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, start: Sequence[Tensor], settings: Sequence[Settings], fused: bool = True) -> None:
+        self.shapes = [tensor.shape for tensor in start]
+        self.settings = list(settings)
+        self.fused = fused
+        row = torch.cat([tensor.detach().flatten() for tensor in start])
+        self.weights = row.repeat(len(self.settings), 1)
+        self._build()
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+    def _build(self) -> None:
+        """The gradient, the views by layer and the optimizer of the weights as they are."""
+        self.gradient = torch.zeros_like(self.weights)
+        self._layers, self._slopes = self._split(self.weights), self._split(self.gradient)
+        groups: list[dict[str, Any]] = []
+        for row, gradient, run in zip(self.weights, self.gradient, self.settings, strict=True):
+            parameter = nn.Parameter(row)
+            parameter.grad = gradient
+            betas = (run.beta1, run.beta2)
+            own = {"lr": run.alpha, "betas": betas, "bias_correction": run.bias_correction}
+            groups.append({"params": [parameter], **own})
+        self.optimizer = Adam(groups, fused=self.fused)
+
+    def _split(self, rows: Tensor) -> list[Tensor]:
+        parts = torch.split(rows, [prod(shape) for shape in self.shapes], dim=1)
+        # Biases as [G, 1, units], for addition to [G, B, units].
+        shapes = [shape if len(shape) == 2 else (1, *shape) for shape in self.shapes]
+        return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @torch.no_grad()
+    def step(self, inputs: Tensor, noise: Tensor) -> Tensor:
+        """Take one step of every run, on the same batch with the same noise.
+
+        Args:
+            inputs: Binary images, [B, D].
+            noise: Standard normal, [B, J].
+
+        Returns:
+            Negative bound before the step, in nats per image, [G].
+        """
+        loss = self.differentiate(inputs, noise)
+        self.optimizer.step()
+        return loss
+
+    @torch.no_grad()
+    def losses(self, inputs: Tensor, noise: Tensor) -> Tensor:
+        """Negative bound, in nats per image: images [B, D], noise [B, J] -> [G]."""
+        return self._forward(inputs, noise)[0]
+
+    def _forward(self, inputs: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        w1, b1, w2, b2, w3, b3, w4, b4 = self._layers
+        encoder = torch.baddbmm(b1, inputs.expand(len(self), -1, -1), w1.mT)
+        encoded = F.softplus(encoder)
+        mean, log_variance = torch.baddbmm(b2, encoded, w2.mT).chunk(2, dim=2)
+        deviation = (0.5 * log_variance).exp()
+        latent = torch.addcmul(mean, deviation, noise)
+        decoder = torch.baddbmm(b3, latent, w3.mT)
+        decoded = F.softplus(decoder)
+        logits = torch.baddbmm(b4, decoded, w4.mT)
+        divergence = (mean.square() + deviation.square() - log_variance - 1).sum((1, 2)) / 2
+        error = F.softplus(logits).sum((1, 2)) - (inputs * logits).sum((1, 2))
+        loss = (error + divergence) / len(inputs)
+        return loss, encoder, encoded, mean, deviation, latent, decoder, decoded, logits
+
+    def differentiate(self, inputs: Tensor, noise: Tensor) -> Tensor:
+        """Write the gradient of :meth:`losses` into ``gradient``; returns them, [G]."""
+        _, _, w2, _, w3, _, w4, _ = self._layers
+        loss, *between = self._forward(inputs, noise)
+        encoder, encoded, mean, deviation, latent, decoder, decoded, logits = between
+        slope = logits.sigmoid_().sub_(inputs).div_(len(inputs))
+        self._store(6, slope, decoded)
+        slope = torch.bmm(slope, w4).mul_(decoder.sigmoid_())
+        self._store(4, slope, latent)
+        slope = torch.bmm(slope, w3)
+        variance = deviation.square().sub_(1).div_(len(inputs))
+        spread = (slope * noise).mul_(deviation).add_(variance).div_(2)
+        slope = torch.cat([slope.add_(mean, alpha=1 / len(inputs)), spread], dim=2)
+        self._store(2, slope, encoded)
+        slope = torch.bmm(slope, w2).mul_(encoder.sigmoid_())
+        self._store(0, slope, inputs.expand(len(self), -1, -1))
+        return loss
+
+    def _store(self, index: int, slope: Tensor, inputs: Tensor) -> None:
+        """The gradient of a layer, given that of its outputs."""
+        torch.bmm(slope.mT, inputs, out=self._slopes[index])
+        torch.sum(slope, 1, keepdim=True, out=self._slopes[index + 1])
+
+    def keep(self, chosen: Sequence[int]) -> None:
+        """Go on with some of the runs only, by their numbers, of which there is at least one."""
+        state = self.optimizer.state_dict()
+        state["state"] = {new: state["state"][old] for new, old in enumerate(chosen) if old in state["state"]}
+        groups = [state["param_groups"][old] for old in chosen]
+        state["param_groups"] = [{**group, "params": [new]} for new, group in enumerate(groups)]
+        self.settings = [self.settings[old] for old in chosen]
+        self.weights = self.weights[list(chosen)]
+        self._build()
+        self.optimizer.load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights and what Adam knows of them, as plain data."""
+        return {
+            "weights": self.weights,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the :meth:`state_dict` of a stack with the same settings."""
+        self.weights.copy_(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])

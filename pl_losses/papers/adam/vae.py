@@ -1,0 +1,186 @@
+"""Kingma and Ba 2015, section 6.4: the variational autoencoder of Fig. 4 (Kingma and Welling 2013)."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.adam.losses import bernoulli_error, kl_to_standard_normal
+from pl_losses.papers.adam.optimizer import Adam
+from pl_losses.papers.adam.schedule import by_its_interval
+from pl_losses.papers.base import PaperModule
+
+# Noise is drawn in so many rows at a time: then fewer rows are the first of more.
+ROWS = 64
+
+
+class VAE(PaperModule):
+    """A variational autoencoder of binary images: one layer of softplus units each way, Gaussian latents.
+
+    The loss is the negative variational bound with one sample of z per image, in nats per image, see
+    :mod:`~pl_losses.papers.adam.losses`. Images [B, ...] with pixels in [0, 1] are made binary at 0.5. Logs
+    ``<stage>/loss`` and its parts ``<stage>/reconstruction`` and ``<stage>/kl`` for the stages train, val and
+    test. The noise of z is that of the joined batch on any number of ranks; validation and test draw the same
+    each time.
+
+    Args:
+        in_features: Pixels D of an image.
+        hidden: Softplus units of the encoder and of the decoder.
+        latent: Dimensions J of z.
+        seed: Seed of the noise.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> VAE()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 784])
+        >>> [list(parameter.shape) for parameter in VAE().parameters()][:4]
+        [[500, 784], [500], [100, 500], [100]]
+    """
+
+    best: ClassVar[dict[str, Literal["min", "max"]]] = {
+        "train/loss": "min",
+        "val/loss": "min",
+        "test/loss": "min",
+    }
+
+    def __init__(
+        self,
+        in_features: int = 784,
+        hidden: int = 500,
+        latent: int = 50,
+        seed: int = 0,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        for name, value in (("in_features", in_features), ("hidden", hidden), ("latent", latent)):
+            if value < 1:
+                raise ValueError(f"Expected `{name}` to be at least 1 but got {value}")
+        super().__init__(optimizer, lr_scheduler)
+        save_plain_hyperparameters(self)
+        self.in_features, self.latent, self.seed = in_features, latent, seed
+        self.encoder = nn.Sequential(
+            nn.Linear(in_features, hidden), nn.Softplus(), nn.Linear(hidden, 2 * latent)
+        )
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.Softplus(), nn.Linear(hidden, in_features))
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}_{part}": MeanMetric()
+                for stage in ("val", "test")
+                for part in ("loss", "reconstruction", "kl")
+            }
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """As any module of a paper, with a schedule that may move every step."""
+        return by_its_interval(super().configure_optimizers())
+
+    def configure_target(self, images: Tensor) -> Tensor:
+        """Binary images: [B, ...] in [0, 1] -> [B, D] of zeros and ones.
+
+        Raises:
+            ValueError: If an image has not D pixels.
+        """
+        pixels = images.flatten(1)
+        if pixels.shape[1] != self.in_features:
+            raise ValueError(
+                f"Expected images of {self.in_features} pixels (`in_features`) but got {pixels.shape[1]}"
+            )
+        return (pixels > 0.5).to(pixels.dtype)
+
+    def encode(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x): [B, D] -> [B, J] each."""
+        mean, log_variance = self.encoder(target).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Log-odds of p(x|z): [B, J] -> [B, D]."""
+        logits: Tensor = self.decoder(latent)
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstructions from the mean of q(z|x), as probabilities: [B, ...] -> [B, D]."""
+        return self.decode(self.encode(self.configure_target(images))[0]).sigmoid()
+
+    def configure_loss(self, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The terms of the bound: binary images [B, D], noise [B, J] -> reconstruction error [B], KL [B]."""
+        mean, log_variance = self.encode(target)
+        latent = mean + (0.5 * log_variance).exp() * noise
+        return bernoulli_error(self.decode(latent), target), kl_to_standard_normal(mean, log_variance)
+
+    def draw_noise(self, like: Tensor, *key: Any) -> Tensor:
+        """This rank's rows of the standard normal noise of the joined batch, [B, J].
+
+        Drawn on the host, so that it does not depend on the device.
+
+        Args:
+            like: The batch [B, ...], whose device and type it gets.
+            key: What tells this batch from others, beside the seed.
+        """
+        share = self._trainer.distributed_sampler_kwargs if self._trainer is not None else None
+        ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
+        # Ranks take every `ranks`-th sample, and may have one less than others.
+        rows = -(-len(like) * ranks // ROWS) * ROWS
+        noise = standard_normal(rows, self.latent, like.dtype, self.seed, *key)
+        return noise[rank::ranks][: len(like)].to(like.device, non_blocking=True)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Negative bound of a batch of images, per image."""
+        target = self.configure_target(batch[0])
+        noise = self.draw_noise(target, "train", self.current_epoch, batch_idx)
+        reconstruction, kl = (term.mean() for term in self.configure_loss(target, noise))
+        loss: Tensor = reconstruction + kl
+        self.refuse_non_finite(loss)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({"train/reconstruction": reconstruction, "train/kl": kl})
+        return loss
+
+    def _evaluate(self, stage: str, images: Tensor, batch_idx: int) -> None:
+        target = self.configure_target(images)
+        reconstruction, kl = self.configure_loss(target, self.draw_noise(target, stage, batch_idx))
+        parts = {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+        for part, values in parts.items():
+            metric: Any = self.metrics[f"{stage}_{part}"]
+            metric.update(values)
+            self.log(f"{stage}/{part}", metric, prog_bar=(stage, part) == ("val", "loss"))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the means of the bound's terms."""
+        self._evaluate("val", batch[0], batch_idx)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the means of the bound's terms."""
+        self._evaluate("test", batch[0], batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Mean [B, J] and log-variance [B, J] of q(z|x), and the reconstruction [B, D]."""
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        mean, log_variance = self.encode(self.configure_target(images))
+        reconstruction = self.decode(mean).sigmoid()
+        return {"mean": mean, "log_variance": log_variance, "reconstruction": reconstruction}
+
+
+def standard_normal(rows: int, columns: int, dtype: torch.dtype, *key: Any) -> Tensor:
+    """Noise [rows, columns] that the key settles, on the host; 64 rows are the first 64 of 128.
+
+    >>> few, more = (standard_normal(rows, 3, torch.float32, "key") for rows in (64, 128))
+    >>> torch.equal(few, more[:64])
+    True
+    """
+    return torch.randn(rows, columns, generator=keyed_generator(*key), dtype=dtype)
+
+
+def keyed_generator(*key: Any) -> torch.Generator:
+    """A generator on the host whose seed differs in all bits for keys that differ a little."""
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

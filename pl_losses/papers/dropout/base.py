@@ -1,0 +1,164 @@
+"""What the dropout regressor and classifier share: the objective's decay from the prior, and MC dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from pl_losses.papers.base import PaperModule
+from pl_losses.papers.dropout.networks import drop_probabilities
+from pl_losses.papers.dropout.objective import (
+    Convention,
+    dropout_objective,
+    refuse_convention,
+    refuse_range,
+    weight_decay_of,
+)
+from pl_losses.papers.dropout.sampling import mc_samples, stream_seed
+from pl_losses.papers.dropout.standardization import count_samples
+
+Masks = Literal["independent", "shared"]
+
+
+class DropoutModule(PaperModule):
+    """Base of :class:`~pl_losses.DropoutRegressor` and :class:`~pl_losses.DropoutClassifier`.
+
+    A subclass has ``network``, an ``nn.Module``, and its loss is :meth:`objective` of the errors of a batch.
+
+    Attributes:
+        size: N, the number of training samples, read when the first fit starts and kept in checkpoints.
+
+    Args:
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        length_scale: l of the weights' prior N(0, l^-2).
+        convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
+        samples: T, the passes per input.
+        masks: "independent" or "shared", see :func:`~pl_losses.papers.dropout.mc_samples`.
+        chunk: Passes computed at a time; ``None`` for the sampler's own choice.
+        seed: Seed of the masks of MC dropout.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    size: Tensor
+    network: nn.Module
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        length_scale: float,
+        convention: Convention,
+        samples: int,
+        masks: Masks,
+        chunk: int | None,
+        seed: int,
+    ) -> None:
+        refuse_range("length_scale", length_scale)
+        refuse_convention(convention)
+        if masks not in ("independent", "shared"):
+            raise ValueError(f"Expected `masks` to be one of independent, shared but got {masks!r}")
+        for name, value, least in (
+            ("samples", samples, 1),
+            ("chunk", 1 if chunk is None else chunk, 1),
+            ("seed", seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Expected `{name}` to be an integer of at least {least} but got {value!r}")
+        super().__init__(optimizer, lr_scheduler)
+        self.length_scale: float = length_scale
+        self.convention: Convention = convention
+        self.samples, self.chunk, self.seed = samples, chunk, seed
+        self.masks: Masks = masks
+        self.register_buffer("size", torch.zeros((), dtype=torch.long))
+        self._decays: list[tuple[nn.Module, str, float]] = []
+
+    def on_train_start(self) -> None:
+        """Read what has to be known of the training data, unless a checkpoint or an earlier fit told."""
+        super().on_train_start()
+        self._decays = []
+        loader = self.trainer.train_dataloader
+        if not int(self.size) and loader is not None:
+            if isinstance(loader, (dict, list, tuple)):
+                raise TypeError(
+                    f"Expected one training dataloader for {type(self).__name__} but got a"
+                    f" {type(loader).__name__} of them: override `read_training_data`"
+                )
+            self.size.fill_(self.read_training_data(loader))
+
+    def read_training_data(self, loader: Any) -> int:
+        """Return N, the number of training samples of all ranks; runs on all ranks when a fit starts."""
+        return count_samples(loader)
+
+    def drop_probabilities(self) -> dict[str, float]:
+        """Of each parameter of ``network``, by name, the p in its lambda; what is left out does not decay.
+
+        By default the p of the dropout module registered right before the parameter's layer, 0 for biases
+        and other vectors; with the authors' convention those are left out. Override it for a network whose
+        modules run in another order than they were registered in.
+        """
+        found = drop_probabilities(self.network)
+        if self.convention == "authors":
+            found = {name: p for name, p in found.items() if self.network.get_parameter(name).ndim > 1}
+        return found
+
+    def decay_of(self, p: float) -> float:
+        """lambda of weights whose inputs are dropped with probability p; here with tau = 1."""
+        return weight_decay_of(1.0, self.length_scale, int(self.size), p, self.convention)
+
+    def objective(self, errors: Tensor) -> Tensor:
+        """L_dropout of a batch with its weight decay, in evaluation without: errors [B] -> scalar.
+
+        Raises:
+            RuntimeError: If no fit has started, so that N is not known.
+        """
+        if not self.training:
+            return dropout_objective(errors, [], 0.0)
+        if not self._decays:
+            if not int(self.size):
+                raise RuntimeError(
+                    f"{type(self).__name__} does not know the number of training samples, which its weight"
+                    " decay depends on: train it by `Trainer.fit`, or set `size`"
+                )
+            for name, p in self.drop_probabilities().items():
+                path, _, own = name.rpartition(".")
+                self._decays.append((self.network.get_submodule(path), own, self.decay_of(p)))
+        parameters = [getattr(part, name) for part, name, _ in self._decays]
+        return dropout_objective(errors, parameters, [decay for _, _, decay in self._decays])
+
+    def sample(self, inputs: Any, *key: int, forward: Callable[[Any], Tensor] | None = None) -> Tensor:
+        """T passes with dropout, which leave no trace in training: inputs [B, ...] -> [T, B, ...].
+
+        Args:
+            inputs: What the module is called with.
+            key: Numbers that tell this batch's masks from those of others; with shared masks, all batches and
+                ranks have the same ones.
+            forward: Called in place of the module.
+        """
+        seed = self.seed
+        if self.masks == "independent":
+            seed = stream_seed(self.seed, self.global_rank, *key)
+        # The network for the module: metrics hold tensors of inference mode, which the sampler is slow with.
+        call = forward or self.__call__
+        found: Tensor = mc_samples(self.network, inputs, self.samples, self.chunk, seed, self.masks, call)
+        return found
+
+
+def refuse_p_each(p: float | Sequence[float], layers: int) -> list[float]:
+    """One p for each layer.
+
+    Raises:
+        ValueError: If one is not in [0, 1), or there are not as many as layers.
+    """
+    each = [p] * layers if isinstance(p, (int, float)) else list(p)
+    if len(each) != layers:
+        raise ValueError(f"Expected `p` to be a number, or one for each of {layers} layers, but got {p}")
+    if not all(0 <= value < 1 for value in each):
+        raise ValueError(f"Expected `p` in [0, 1) but got {p}")
+    return each

@@ -1,0 +1,169 @@
+"""Gal and Ghahramani 2016, section 5.2: a classifier that knows what it does not know."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.classifier import Classifier
+from pl_losses.papers.dropout.base import DropoutModule, Masks
+from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
+from pl_losses.papers.dropout.networks import DropoutLeNet
+from pl_losses.papers.dropout.objective import Convention, refuse_p
+from pl_losses.papers.dropout.quantities import (
+    mutual_information,
+    predictive_entropy,
+    variation_ratio,
+    wide,
+)
+from pl_losses.papers.dropout.summaries import computed
+
+KEYS = {
+    "train/loss": "L_dropout of the last batch",
+    "train/error": "share of wrong predictions in training, with dropout, 0 to 1",
+    "val/loss": "mean cross-entropy without dropout, nats",
+    "val/error": "share of wrong predictions without dropout, 0 to 1",
+    "test/loss": "mean cross-entropy without dropout, nats",
+    "test/error": "share of wrong predictions without dropout (weight averaging), 0 to 1",
+    "test/error_low": "lower end of its 95 % binomial interval",
+    "test/error_high": "upper end of its 95 % binomial interval",
+    "test/mc_error": "share of wrong predictions of the mean of T passes, 0 to 1",
+    "test/mc_nll": "mean -log p of the right class under that mean, nats",
+    "test/mc_brier": "Brier score of that mean, 0 to 2",
+    "test/mc_ece": "expected calibration error of that mean, 15 bins, 0 to 1",
+    "test/mc_predictive_entropy": "mean entropy of that mean, nats",
+    "test/mc_expected_entropy": "mean entropy of the passes, nats",
+    "test/mc_mutual_information": "mean difference of the two (BALD), nats",
+    "test/mc_variation_ratio": "mean share of passes against the majority, 0 to 1",
+    "test/mc_max_probability": "mean probability of the predicted class, 0 to 1",
+}
+
+
+class DropoutClassifier(DropoutModule, Classifier):
+    """Classes with their uncertainty, from passes with dropout (section 5.2).
+
+    Trained by :func:`~pl_losses.papers.dropout.dropout_objective` of the cross-entropy, with the weight decay
+    that ``length_scale``, N and each layer's p ask for (tau is 1). Logs the keys of :attr:`KEYS`, exact over
+    ranks and uneven batches.
+
+    To change it, override :meth:`configure_network`, :meth:`scores`, :meth:`errors`, :meth:`configure_loss`,
+    :meth:`configure_metrics` or :meth:`drop_probabilities`.
+
+    Args:
+        num_classes: Number of classes C of the default network.
+        in_channels: Channels of an image of the default network.
+        image_size: Height and width of an image of the default network.
+        p: Probability of dropping.
+        dropout: Of the default network, "last" for dropout before the last layer as in section 5.2, or "all"
+            for dropout after the convolutions too.
+        length_scale: l of the weights' prior N(0, l^-2).
+        convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
+        samples: T, the passes per input in test and prediction.
+        masks: "independent" masks for each input, or "shared" ones: the same functions for all inputs of all
+            batches and ranks, and cheaper.
+        chunk: Passes computed at a time; ``None`` for the sampler's own choice.
+        seed: Seed of the masks of test and prediction. Those of training are from torch's stream.
+        network: Images [B, ...] to logits [B, C], with dropout modules in it; then ``num_classes``,
+            ``in_channels``, ``image_size``, ``p`` and ``dropout`` are not used. It is no plain data: give it
+            to ``load_from_checkpoint`` again.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+
+    Example:
+        >>> model = DropoutClassifier(image_size=28)
+        >>> found = model.predict_step(torch.zeros(3, 1, 28, 28), 0)
+        >>> found["probabilities"].shape, found["mutual_information"].shape
+        (torch.Size([3, 10]), torch.Size([3]))
+    """
+
+    KEYS: ClassVar[dict[str, str]] = KEYS
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: int = 32,
+        p: float = 0.5,
+        dropout: Literal["last", "all"] = "last",
+        length_scale: float = 1.0,
+        convention: Convention = "paper",
+        samples: int = 100,
+        masks: Masks = "independent",
+        chunk: int | None = None,
+        seed: int = 0,
+        network: nn.Module | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        refuse_p(p)
+        super().__init__(optimizer, lr_scheduler, length_scale, convention, samples, masks, chunk, seed)
+        save_plain_hyperparameters(self)
+        self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
+        self.p, self.dropout = p, dropout
+        self.network = self.configure_network() if network is None else network
+        self.configure_metrics()
+
+    def configure_network(self) -> nn.Module:
+        """Build the network: images [B, in_channels, image_size, image_size] -> logits [B, C]."""
+        return DropoutLeNet(self.num_classes, self.in_channels, self.image_size, self.p, self.dropout)
+
+    def configure_metrics(self) -> None:
+        """Build the metrics, with those of T passes."""
+        super().configure_metrics()
+        self.mc_scores, self.mc_uncertainty = ClassificationScores(), ClassificationUncertainty()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of one pass: images [B, ...] -> [B, C]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def errors(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """E, the cross-entropy of each sample: outputs [B, C], target [B] -> [B]."""
+        return F.cross_entropy(wide(self.scores(outputs)), target, reduction="none")
+
+    def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """L_dropout: outputs [B, C], target [B] -> scalar."""
+        return self.objective(self.errors(outputs, target))
+
+    def sample_probabilities(self, images: Tensor, *key: int) -> Tensor:
+        """Class probabilities of T passes: images [B, ...] -> [T, B, C]."""
+        return self.sample(images, *key, forward=lambda inputs: self.class_probabilities(wide(self(inputs))))
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew."""
+        self.mc_scores.reset()
+        self.mc_uncertainty.reset()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Count errors, and score T passes; returns what ``ClassifierReport`` draws."""
+        results = super().test_step(batch, batch_idx)
+        samples = self.sample_probabilities(batch[0], batch_idx)
+        self.mc_scores.update(samples.mean(dim=0), batch[1])
+        self.mc_uncertainty.update(samples)
+        return results
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test error with its interval, and the scores of T passes."""
+        super().on_test_epoch_end()
+        scores = computed(self.mc_scores) | computed(self.mc_uncertainty)
+        self.log_dict({f"test/mc_{name}": value for name, value in scores.items()}, sync_dist=True)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Mean ``probabilities`` [B, C] of T passes, ``predicted`` class [B], and its uncertainty.
+
+        That is ``predictive_entropy`` and ``mutual_information`` in nats, and ``variation_ratio``, each [B].
+        """
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        samples = self.sample_probabilities(images, batch_idx)
+        mean = samples.mean(dim=0)
+        quantities = (predictive_entropy, mutual_information, variation_ratio)
+        found = {quantity.__name__: quantity(samples) for quantity in quantities}
+        return {"probabilities": mean, "predicted": mean.argmax(dim=1), **found}

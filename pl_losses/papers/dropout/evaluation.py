@@ -1,0 +1,120 @@
+"""Passes of a module that leave no trace: modes, gradients and random streams stay as they are."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+_EVERY_MODULE_HAS = nn.Module().__dict__.keys()
+
+
+def call_module(module: nn.Module, batch: Any) -> Any:
+    """Call a module with positional arguments from a tuple or list, keyword arguments from a dict."""
+    if isinstance(batch, (tuple, list)):
+        return module(*batch)
+    return module(**batch) if isinstance(batch, dict) else module(batch)
+
+
+def copied(batch: Any) -> Any:
+    """A copy of the tensors in a batch, for a pass that may work in place."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+
+
+@contextmanager
+def undisturbed(
+    module: nn.Module, batch: Any, train: Sequence[type[nn.Module] | str] = ()
+) -> Iterator[list[torch.device]]:
+    """Evaluate a module here and leave no trace: eval mode, no gradients, random streams of its own.
+
+    Yields:
+        The accelerators that module and batch are on.
+    """
+    parts = list(module.modules())
+    flags = [part.training for part in parts]
+    devices = _accelerators(module, batch)
+    python, numpy = random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        # Not inference mode: parts may want gradients within, and the samples be used in a loss.
+        stack.enter_context(torch.no_grad())
+        kind = devices[0].type if devices else "cuda"
+        stack.enter_context(torch.random.fork_rng(devices, device_type=kind))
+        if "torch._dynamo" in sys.modules:
+            # Compiled code has dropout compiled out.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for part in parts:
+                part.training = type(part) in train or type(part).__name__ in train
+            yield devices
+        finally:
+            for part, flag in zip(parts, flags, strict=True):
+                part.training = flag
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _accelerators(module: nn.Module, batch: Any) -> list[torch.device]:
+    if not torch.accelerator.is_available():
+        return []
+    tensors = (*module.parameters(), *module.buffers(), *tree_leaves(batch))
+    found = {tensor.device for tensor in tensors if isinstance(tensor, Tensor)}
+    return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
+
+
+def start_streams(seed: int, devices: list[torch.device]) -> None:
+    """Seed the global random streams of torch, on these devices too, NumPy and Python."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        # `torch.manual_seed` would also touch devices whose streams are not restored.
+        backend = torch.get_device_module(device)
+        generators = getattr(backend, "default_generators", ())
+        (generators[device.index or 0] if generators else backend).manual_seed(seed)
+
+
+def untouched(seed: int, devices: list[torch.device]) -> bool:
+    """Whether nothing was drawn from the global streams since they were started, which draws from them."""
+    after = _next(devices)
+    start_streams(seed, devices)
+    return _next(devices) == after
+
+
+def _next(devices: list[torch.device]) -> list[Any]:
+    states = [torch.get_rng_state(), *(torch.get_device_module(one).get_rng_state(one) for one in devices)]
+    # A number tells as much as the whole state, which NumPy takes long to give.
+    return [random.random(), np.random.random_sample(), *(state.numpy().tobytes() for state in states)]
+
+
+def held(module: nn.Module) -> Iterator[Any]:
+    """Parameters, buffers, and what is an attribute of the module or of a part of it."""
+    for part in module.modules():
+        yield from part._parameters.values()
+        yield from part._buffers.values()
+        for name in part.__dict__.keys() - _EVERY_MODULE_HAS:
+            yield part.__dict__[name]
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; tensors of inference mode do not count and say -1."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def state(module: nn.Module) -> list[Any]:
+    """What passes may change of a module: numbers, tensors in place, the lengths of collections."""
+    found: list[Any] = []
+    for value in held(module):
+        if isinstance(value, Tensor):
+            found.append((id(value), version(value)))
+        elif isinstance(value, (list, dict, set)):
+            found.append((id(value), len(value)))
+        elif isinstance(value, (int, float, str)):
+            found.append(value)
+    return found

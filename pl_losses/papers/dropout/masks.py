@@ -1,0 +1,146 @@
+"""Masks of dropout from random streams of their own: one per call of a dropout, sample after sample.
+
+On the CPU a mask costs a few bits of a fast generator per element: words of 8 to 64 bits are compared with a
+threshold, the narrowest that give p to 0.2 % of min(p, 1 - p). Kept elements are scaled by the probability
+that the words really give, so that means are exact.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 18  # Elements that are drawn at a time: words and mask stay in the cache.
+_WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+
+
+class Site(NamedTuple):
+    """What one call of a dropout draws for each sample.
+
+    Attributes:
+        shape: Shape of the mask, which is broadcast to that of the input.
+        p: Probability to drop.
+        scaled: Whether what is kept is 1 / (1 - p) instead of 1.
+        dtype: Of the mask.
+        device: Of the mask.
+    """
+
+    shape: tuple[int, ...]
+    p: float
+    scaled: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def kept(self) -> float:
+        """The probability to keep an element: 1 - p, as closely as words can have it."""
+        return _word(self.p)[2] if self.device.type == "cpu" else 1.0 - self.p
+
+
+@lru_cache(maxsize=256)
+def _word(p: float) -> tuple[int, int, float]:
+    """Width of a word, the threshold that it is below if the element is kept, and the probability of that."""
+    for bits in _WORDS:
+        count = round((1.0 - p) * 2**bits)
+        if bits == 64 or abs(1.0 - p - count / 2**bits) <= 0.002 * min(p, 1.0 - p):
+            break
+    top = 2 ** (bits - 1) - 1
+    return bits, min(count - 2 ** (bits - 1), top), count / 2**bits
+
+
+def stream_seed(seed: int, *key: int) -> int:
+    """The seed of one of the streams that belong to ``seed``.
+
+    >>> stream_seed(0, 1) == stream_seed(0, 1), stream_seed(0, 1) == stream_seed(1, 0)
+    (True, False)
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
+
+
+class Masks:
+    """Streams of masks, made of a seed and the place of the dropout among those that a pass calls.
+
+    Each sample takes the next part of every stream. So masks depend neither on how many samples are drawn at
+    a time nor on how many follow.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._streams: dict[tuple[int, torch.device], Any] = {}
+
+    def draw(self, index: int, site: Site, samples: int, out: Tensor | None = None) -> Tensor:
+        """The next masks of a site: 0 where an element is dropped.
+
+        Args:
+            index: How many dropouts were called before it in its pass.
+            site: What it draws.
+            samples: K, the number of masks.
+            out: [K, *shape], where to write them.
+
+        Returns:
+            [K, *shape].
+        """
+        if out is None:
+            out = torch.empty((samples, *site.shape), dtype=site.dtype, device=site.device)
+        kept = site.kept
+        if kept <= 0.0:
+            return out.zero_()
+        stream = self._stream(index, site.device)
+        scale = 1.0 / kept if site.scaled else 1.0
+        if site.device.type == "cpu":
+            _fill(out.view(samples, -1), site.p, scale, stream)
+            return out
+        for mask in out:  # Not all at once: on an accelerator that is another stream.
+            mask.bernoulli_(kept, generator=stream)
+        return out.mul_(scale)
+
+    def state(self) -> dict[Any, Any]:
+        """Where the streams stand."""
+        return {key: _state(stream) for key, stream in self._streams.items()}
+
+    def rewind(self, state: dict[Any, Any]) -> None:
+        """Go back to where the streams stood."""
+        self._streams = {key: stream for key, stream in self._streams.items() if key in state}
+        for key, stream in self._streams.items():
+            if isinstance(stream, torch.Generator):
+                stream.set_state(state[key])
+            elif stream is not None:
+                stream.state = state[key]
+
+    def _stream(self, index: int, device: torch.device) -> Any:
+        key = (index, device)
+        if key not in self._streams:
+            if device.type == "cpu":
+                self._streams[key] = np.random.SFC64(np.random.SeedSequence(self.seed, spawn_key=(1, index)))
+            elif device.type == "meta":
+                self._streams[key] = None  # There is nothing to draw.
+            else:
+                generator = torch.Generator(device)
+                self._streams[key] = generator.manual_seed(stream_seed(self.seed, 1, index))
+        return self._streams[key]
+
+
+def _state(stream: Any) -> Any:
+    if stream is None:
+        return None
+    return stream.get_state() if isinstance(stream, torch.Generator) else stream.state
+
+
+def _fill(masks: Tensor, p: float, scale: float, stream: np.random.SFC64) -> None:
+    """Fill [K, n] row by row; each row takes a whole number of the stream's 64 bits."""
+    count, size = masks.shape
+    bits, threshold, _ = _word(p)
+    draws = -(-size * bits // 64)
+    rows = max(1, _BLOCK // max(1, size))
+    for start in range(0, count if size else 0, rows):
+        part = masks[start : start + rows]
+        words = torch.from_numpy(stream.random_raw(len(part) * draws).view(np.int64)).view(_WORDS[bits])
+        words = words.view(len(part), -1)[:, :size].contiguous()
+        # Comparing into floating point is several times faster than into bool.
+        torch.lt(words, threshold, out=part)
+        if scale != 1.0:
+            part.mul_(scale)

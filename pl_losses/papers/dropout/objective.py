@@ -1,0 +1,199 @@
+"""Gal and Ghahramani 2016, eqs. 1 and 7: the objective, and what its weight decay says about prior and noise.
+
+With L layers, drop probabilities p_l, N examples and E(y, y^) = 1/2 |y - y^|^2 (or -log of the right class'
+probability), dropout training minimises
+
+    L_dropout = 1/N sum_n E(y_n, y^_n) + sum_l (lambda_l |W_l|^2 + lambda'_l |b_l|^2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Literal
+
+from torch import Tensor
+
+from pl_losses.papers.dropout.quantities import refuse_precision, wide
+
+Convention = Literal["paper", "authors"]
+
+
+def dropout_objective(
+    errors: Tensor, parameters: Iterable[Tensor], weight_decay: float | Sequence[float]
+) -> Tensor:
+    """L_dropout = 1/N sum_n E_n + sum_l lambda_l (|W_l|^2 + |b_l|^2), eq. 1.
+
+    The decay is that of the paper, not of torch's optimizers: their ``weight_decay`` d adds the gradient
+    d W, lambda adds 2 lambda W, so that d = 2 lambda.
+
+    Args:
+        errors: E of each example, such as half the squared error or the cross-entropy of a pass with dropout,
+            [N]. Of a batch, N is its size.
+        parameters: Weights and biases, of any shapes.
+        weight_decay: lambda of all of them, or one for each in their order.
+
+    Returns:
+        Scalar, in float32 at least.
+
+    Raises:
+        ValueError: If ``errors`` is of another shape or empty, ``weight_decay`` is negative or not finite, or
+            there are not as many as ``parameters``.
+
+    Example:
+        >>> import torch
+        >>> weight, bias = torch.tensor([[1.0, 2.0]]), torch.tensor([3.0])
+        >>> dropout_objective(torch.tensor([0.5, 1.5]), [weight, bias], 0.1)  # 1 + 0.1 (5 + 9)
+        tensor(2.4000)
+        >>> dropout_objective(torch.tensor([0.5, 1.5]), [weight, bias], [0.1, 0.0])
+        tensor(1.5000)
+    """
+    if errors.ndim != 1 or not len(errors):
+        raise ValueError(f"Expected `errors` of shape [N] with N > 0 but got {list(errors.shape)}")
+    tensors = list(parameters)
+    one = isinstance(weight_decay, (int, float))
+    decays = [float(weight_decay)] * len(tensors) if one else list(weight_decay)  # type: ignore[arg-type]
+    if len(decays) != len(tensors):
+        raise ValueError(
+            f"Expected `weight_decay` to be a number, or one for each of {len(tensors)} `parameters`, but got"
+            f" {len(decays)}"
+        )
+    if not all(0 <= decay < inf for decay in decays):
+        raise ValueError(f"Expected `weight_decay` to be finite and at least 0 but got {weight_decay}")
+    objective = wide(errors).mean()
+    for tensor, decay in zip(tensors, decays, strict=True):
+        if decay:
+            objective = objective + decay * wide(tensor).square().sum()
+    return objective
+
+
+def weight_decay_of(
+    precision: float,
+    length_scale: float,
+    size: int,
+    p: float,
+    convention: Convention = "paper",
+    target_std: float = 1.0,
+) -> float:
+    """The lambda of :func:`dropout_objective`, with E half the squared error, that stands for a prior.
+
+    The paper approximates the posterior of a network with weights ~ N(0, l^-2) and noise of variance 1/tau.
+    Its q draws W = diag(z) M, z_i = 0 with probability p, else 1 (up to a vanishing variance), and biases
+    b = m that are not dropped. The bound to maximise is
+
+        sum_n E_q log N(y_n; y^_n, 1/tau) - KL(q, prior),
+
+    where -log N is tau E + constant, and the KL is, up to constants, minus the expected log of the prior,
+    l^2/2 E_q (|W|^2 + |b|^2) = l^2/2 ((1 - p) |M|^2 + |m|^2). Dividing by -N tau gives
+    L_dropout with (eq. 7)
+
+        lambda = l^2 (1 - p) / (2 N tau) for weights, l^2 / (2 N tau) for biases: give ``p=0`` for these.
+
+    Conventions:
+
+    - "paper": as derived. If the network is trained on targets divided by ``target_std``, sigma, their noise
+      has the precision tau sigma^2, which takes the place of tau.
+    - "authors": what their published code does. It adds l^2 (1 - p) / (2 N tau) to the squared error without
+      the 1/2, takes tau in the units of the data though the targets are standardised, and decays weights
+      only, not biases. For E with the 1/2, that is half the lambda that the derivation asks for with a
+      ``target_std`` of 1; ``target_std`` is not looked at, and biases are left to the caller to leave out.
+
+    PyTorch's dropout has masks of 0 and 1/(1 - p), so that it stores (1 - p) M rather than M. Neither
+    convention, nor the authors' code, takes this into account: it amounts to a length-scale of (1 - p) l.
+
+    Args:
+        precision: tau, in the units of 1/y^2; of a classification 1.
+        length_scale: l, the inverse of the standard deviation of the weights' prior.
+        size: N, the number of training examples.
+        p: Probability of dropping an input of the layer.
+        convention: "paper" or "authors".
+        target_std: What the targets are divided by in training.
+
+    Returns:
+        lambda.
+
+    Raises:
+        TypeError: If ``size`` is no integer.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> weight_decay_of(precision=0.16, length_scale=0.01, size=455, p=0.05)
+        6.524725274725275e-07
+        >>> precision_of(_, length_scale=0.01, size=455, p=0.05)
+        0.16
+    """
+    refuse_precision(precision)
+    return _numerator(length_scale, size, p, convention, target_std) / precision
+
+
+def precision_of(
+    weight_decay: float,
+    length_scale: float,
+    size: int,
+    p: float,
+    convention: Convention = "paper",
+    target_std: float = 1.0,
+) -> float:
+    """The tau = l^2 (1 - p) / (2 N lambda) that a weight decay stands for: the inverse of the other.
+
+    Args:
+        weight_decay: The lambda of :func:`dropout_objective`, with E half the squared error.
+        length_scale: l, the inverse of the standard deviation of the weights' prior.
+        size: N, the number of training examples.
+        p: Probability of dropping an input of the layer.
+        convention: "paper" or "authors", see :func:`weight_decay_of`.
+        target_std: What the targets are divided by in training.
+
+    Returns:
+        tau, in the units of 1/y^2.
+
+    Raises:
+        TypeError: If ``size`` is no integer.
+        ValueError: If an argument is out of range.
+    """
+    refuse_range("weight_decay", weight_decay)
+    return _numerator(length_scale, size, p, convention, target_std) / weight_decay
+
+
+def refuse_p(p: float) -> None:
+    """Refuse what is no probability of dropping.
+
+    Raises:
+        ValueError: If ``p`` is not in [0, 1).
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"Expected `p` in [0, 1) but got {p}")
+
+
+def refuse_convention(convention: str) -> None:
+    """Refuse an unknown convention.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if convention not in ("paper", "authors"):
+        raise ValueError(f"Expected `convention` to be one of paper, authors but got {convention!r}")
+
+
+def refuse_range(name: str, value: float) -> None:
+    """Refuse what is not positive and finite.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 < value < inf:
+        raise ValueError(f"Expected `{name}` to be positive and finite but got {value}")
+
+
+def _numerator(length_scale: float, size: int, p: float, convention: str, target_std: float) -> float:
+    """lambda tau, which is symmetric in both."""
+    refuse_range("length_scale", length_scale)
+    refuse_range("target_std", target_std)
+    refuse_p(p)
+    refuse_convention(convention)
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"Expected `size` to be an integer but got {size!r}")
+    if size < 1:
+        raise ValueError(f"Expected `size` to be at least 1 but got {size}")
+    derived = length_scale**2 * (1 - p) / (2 * size)
+    return derived / target_std**2 if convention == "paper" else derived / 2

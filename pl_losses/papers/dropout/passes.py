@@ -1,0 +1,237 @@
+"""The T passes of MC dropout: what is deterministic once, the rest for many samples at a time, if it can."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from pl_losses.papers.dropout.active import ActiveDropout
+from pl_losses.papers.dropout.evaluation import copied, held, start_streams, state, untouched
+from pl_losses.papers.dropout.masks import stream_seed
+from pl_losses.papers.dropout.replay import PLAIN, Prefix, PrefixDiffersError
+
+_log = logging.getLogger(__name__)
+_told: set[type[nn.Module]] = set()
+
+# Bytes of masks and results that are worked on at a time: enough to make what each round costs small.
+_AT_A_TIME = {"cpu": 1 << 25}
+_AT_A_TIME_ELSEWHERE = 1 << 28
+
+
+def why_not_many(module: nn.Module, batch: Any) -> str:
+    """Why each sample takes a pass of its own with everything repeated; empty if that is not known yet."""
+    for value in (*held(module), *tree_leaves(batch)):
+        if isinstance(value, Tensor) and (type(value) not in PLAIN or hasattr(value, "ds_id")):
+            # Such as sharded parameters, that are gathered by all ranks together, equally often.
+            return f"it holds a {type(value).__name__} that is not plain"
+    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
+        return "it was made in inference mode"
+    for part in module.modules():
+        if type(part).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            return f"its ranks work together in {type(part).__name__}"
+    return ""
+
+
+def _tell(kind: type[nn.Module], reason: str) -> None:
+    """Say once for each class of modules, on the first rank, that they take longer."""
+    if kind in _told or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        return
+    _told.add(kind)
+    _log.warning(
+        "The samples of %s are computed one at a time, which takes longer: %s", kind.__name__, reason
+    )
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Make the C library reuse memory instead of giving back that of each tensor to the system.
+
+    Clearing new pages again and again takes longer than the sums. When so large a block is free once, which
+    is never touched, glibc raises its thresholds for giving back: to 31 MB at a time and 62 MB in all.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
+class Passes:
+    """T passes of a module under :class:`ActiveDropout`.
+
+    Args:
+        module: What is called in the end.
+        call: Called with the batch.
+        batch: Its tensors are copied before they are given away.
+        mode: What switches dropout on.
+        seed: Of the global random streams in each pass.
+        devices: Accelerators whose streams are to be seeded too.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        call: Callable[[Any], Any],
+        batch: Any,
+        mode: ActiveDropout,
+        seed: int,
+        devices: list[torch.device],
+    ) -> None:
+        self.module, self.call, self.batch, self.mode = module, call, batch, mode
+        self.seed, self.devices = seed, devices
+        self.stacks: list[Tensor | None] = []
+
+    def run(self, samples: int, chunk: int | None, reason: str) -> tuple[list[Tensor | None], Any]:
+        """Make the passes.
+
+        Args:
+            samples: T.
+            chunk: The most at a time.
+            reason: Why nothing but T whole passes would do, if that is known.
+
+        Returns:
+            The leaves [T, ...] of the output, and its structure.
+        """
+        self.samples, self.done = samples, 0
+        prefix = None
+        if not reason:
+            prefix, reason = self._first()
+        ways: list[Callable[[], None]] = []
+        if not reason and self.done < samples:
+            sites, largest = list(self.mode.sites), self.mode.largest
+            if chunk != 1:
+                ways.append(lambda: self._many(prefix, chunk, sites, largest))
+            if prefix:
+                ways.append(lambda: self._one_by_one(prefix))
+        masks, done = self.mode.masks.state(), self.done
+        for way in ways:
+            try:
+                way()
+                break
+            except Exception as error:  # What is wrong with the module itself shows again in what follows.
+                reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
+                self.mode.masks.rewind(masks)
+                self.done = done
+        else:
+            self._one_by_one(None)
+        if reason and self.mode.active and samples > 1:
+            _tell(type(self.module), reason)
+        return self.stacks, self.structure
+
+    def _first(self) -> tuple[Prefix | None, str]:
+        """Make a pass, or two, that record what comes before the first dropout.
+
+        Returns:
+            The record, if later passes can use it, and why all of them must be whole and by themselves.
+        """
+        before = state(self.module)
+        seed = stream_seed(self.seed, self.done)
+        start_streams(seed, self.devices)
+        prefix = self._record(frozenset())
+        if not self.mode.active:
+            return None, "it drops nothing"  # which a warning tells
+        if not untouched(seed, self.devices):
+            return None, "it draws random numbers besides its dropout"
+        if state(self.module) != before:
+            return None, "it changes what it holds"
+        changing = prefix.changed() if prefix.usable else None
+        if changing and self.done < self.samples:
+            prefix = self._record(changing)
+            changing = prefix.changed() if prefix.usable else None
+        return (None if changing or changing is None else prefix), ""
+
+    def _record(self, changing: frozenset[int]) -> Prefix:
+        leaves, structure = tree_flatten(copied(self.batch))
+        prefix = Prefix([leaf for leaf in leaves if isinstance(leaf, Tensor)], changing)
+        self.mode.begin(prefix)
+        with self.mode:
+            output = self.call(tree_unflatten(leaves, structure))
+        self.mode.largest = max(self.mode.largest, self.mode.folding.settle())
+        self._store(output)
+        return prefix
+
+    def _inputs(self, prefix: Prefix | None, copies: dict[int, Tensor] | None = None) -> Any:
+        if prefix is None:
+            return copied(self.batch)
+        leaves, structure = tree_flatten(self.batch)
+        tensors = iter(prefix.begin(copies))
+        return tree_unflatten(
+            [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
+        )
+
+    def _store(self, output: Any) -> None:
+        leaves, self.structure = tree_flatten(output)
+        self.stacks = self.stacks or [_room(leaf, self.samples) for leaf in leaves]
+        for stack, leaf in zip(self.stacks, leaves, strict=True):
+            if stack is not None:
+                stack[self.done] = leaf
+        self.done += 1
+
+    def _one(self, prefix: Prefix | None) -> None:
+        start_streams(stream_seed(self.seed, self.done), self.devices)
+        inputs = self._inputs(prefix)
+        self.mode.begin(prefix)
+        with self.mode:
+            output = self.call(inputs)
+        if prefix and prefix.changed() != frozenset():
+            raise PrefixDiffersError("it changes what it has computed before its first dropout")
+        self._store(output)
+
+    def _one_by_one(self, prefix: Prefix | None) -> None:
+        while self.done < self.samples:
+            self._one(prefix)
+
+    def _many(self, prefix: Prefix | None, chunk: int | None, sites: list[Any], largest: int) -> None:
+        """Make the remaining passes, many at a time."""
+        left = self.samples - self.done
+        if chunk is None:
+            each = 3 * largest + sum(site.dtype.itemsize * torch.Size(site.shape).numel() for site in sites)
+            chunk = max(1, _AT_A_TIME.get(sites[0].device.type, _AT_A_TIME_ELSEWHERE) // max(1, each))
+        rounds = -(-left // chunk) if left else 0
+        size = -(-left // rounds) if rounds else 0
+        room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
+        _keep_freed_memory()
+        seed = stream_seed(self.seed, self.done)
+        start_streams(seed, self.devices)
+        while self.done < self.samples:
+            count = min(size, self.samples - self.done)
+            masks = [
+                self.mode.masks.draw(index, site, count, out[:count])
+                for index, (site, out) in enumerate(zip(sites, room, strict=True))
+            ]
+            leaves = torch.func.vmap(
+                lambda masks, copies: self._chunk(prefix, list(zip(sites, masks, strict=True)), copies),
+                randomness="error",
+            )(masks, prefix.copies(count) if prefix else {})
+            if prefix and prefix.changed() != frozenset():
+                raise PrefixDiffersError("it changes what it has computed before its first dropout")
+            stacks = [stack for stack in self.stacks if stack is not None]
+            for stack, leaf in zip(stacks, leaves, strict=True):
+                stack[self.done : self.done + count] = leaf
+            self.done += count
+        if not untouched(seed, self.devices):
+            raise PrefixDiffersError("it draws random numbers besides its dropout")
+
+    def _chunk(
+        self, prefix: Prefix | None, drawn: list[Any], copies: dict[int, Tensor]
+    ) -> tuple[Tensor, ...]:
+        inputs = self._inputs(prefix, copies)
+        self.mode.begin(prefix, drawn)
+        with self.mode:
+            output = self.call(inputs)
+        self.mode.folding.finish()
+        leaves, structure = tree_flatten(output)
+        if structure != self.structure:
+            raise PrefixDiffersError("its output has not always the same structure")
+        return tuple(leaf for leaf in leaves if leaf is not None)
+
+
+def _room(leaf: Any, samples: int) -> Tensor | None:
+    if leaf is None or isinstance(leaf, Tensor):
+        return None if leaf is None else leaf.new_empty((samples, *leaf.shape))
+    raise TypeError(
+        "Expected the module's output to be a tensor, or a tuple, list or dict of tensors, but got a"
+        f" {type(leaf).__name__} in it: pass a `forward` that returns tensors"
+    )

@@ -1,0 +1,304 @@
+"""Gal and Ghahramani 2016, sections 4 and 5.3: a regressor that knows what it does not know."""
+
+from __future__ import annotations
+
+from math import isfinite, nan
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.dropout.base import DropoutModule, Masks, refuse_p_each
+from pl_losses.papers.dropout.metrics import RegressionScores
+from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
+from pl_losses.papers.dropout.objective import Convention, weight_decay_of
+from pl_losses.papers.dropout.precision import GRID, PrecisionSearch, refuse_precisions
+from pl_losses.papers.dropout.quantities import predictive_moments, wide
+from pl_losses.papers.dropout.standardization import Standardization, read_moments
+from pl_losses.papers.dropout.summaries import computed
+
+KEYS = {
+    "train/loss": "L_dropout of the last batch, for standardised targets",
+    "val/rmse": "root mean squared error of the predictive mean, units of the target",
+    "val/rmse_deterministic": "the same of the pass without dropout (weight averaging)",
+    "val/log_likelihood": "mean log-likelihood per input, nats",
+    "val/precision": "tau, where it is chosen, in units of 1/y^2",
+    "test/rmse": "root mean squared error of the predictive mean, units of the target",
+    "test/rmse_deterministic": "the same of the pass without dropout (weight averaging)",
+    "test/log_likelihood": "mean log-likelihood per input, nats",
+    "test/standard_deviation": "mean predictive standard deviation, noise included, units of the target",
+    "test/coverage_50": "share of targets in the central 50 % interval, 0 to 1",
+    "test/coverage_90": "share of targets in the central 90 % interval, 0 to 1",
+    "test/coverage_95": "share of targets in the central 95 % interval, 0 to 1",
+    "test/calibration_error": "mean distance of coverage and probability, 0 to 1",
+}
+
+
+class DropoutRegressor(DropoutModule):
+    """Values with their uncertainty, from passes with dropout (sections 4 and 5.3).
+
+    Inputs and targets come and go in their own units: when the first fit starts, the training data's means
+    and standard deviations are read, exactly over all ranks, and kept in checkpoints. Training minimises
+    :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of standardised targets,
+    with the weight decay that ``length_scale``, the precision tau, N and each layer's p ask for.
+
+    Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches.
+
+    To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`configure_loss`,
+    :meth:`configure_metrics` or :meth:`drop_probabilities`.
+
+    Args:
+        in_features: Number of inputs Q of the default network.
+        out_features: Number of outputs D of the default network.
+        hidden: Units of each hidden layer of the default network. Default: one layer of 50.
+        activation: "relu" or "tanh".
+        p: Probability of dropping an input of a layer, from the network's own inputs on: one number, or one
+            for each layer of weights.
+        precision: tau > 0, in the units of 1/y^2. With ``None`` or a list it is chosen at the end of each
+            validation of a fit, as what gives the validation data the highest log-likelihood under T passes:
+            out of the list, or of 141 values from 0.1 to 10^6 over the targets' variance, 20 a decade. It is
+            kept in checkpoints. The weight decay then takes tau = 1 / variance of the targets throughout.
+        length_scale: l of the weights' prior N(0, l^-2), for standardised inputs.
+        convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
+        samples: T, the passes per input in validation, test and prediction.
+        masks: "independent" masks for each input, or "shared" ones: the same functions for all inputs of all
+            batches and ranks, and cheaper.
+        chunk: Passes computed at a time; ``None`` for the sampler's own choice.
+        seed: Seed of the masks of validation, test and prediction. Those of training are from torch's stream.
+        network: Standardised inputs [B, ...] to standardised outputs [B, D], with dropout modules in it;
+            then ``in_features``, ``out_features``, ``hidden``, ``activation`` and ``p`` are not used. It is
+            no plain data: give it to ``load_from_checkpoint`` again.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+
+    Example:
+        >>> model = DropoutRegressor(in_features=13, p=0.05, precision=0.16)
+        >>> mean, variance = model.predictive(torch.zeros(8, 13))
+        >>> mean.shape, bool((variance >= 1 / 0.16).all())
+        (torch.Size([8, 1]), True)
+    """
+
+    best: ClassVar[dict[str, Literal["min", "max"]]] = {
+        "train/loss": "min",
+        "val/rmse": "min",
+        "val/log_likelihood": "max",
+        "test/rmse": "min",
+        "test/log_likelihood": "max",
+    }
+    KEYS: ClassVar[dict[str, str]] = KEYS
+    tau: Tensor
+
+    def __init__(
+        self,
+        in_features: int = 1,
+        out_features: int = 1,
+        hidden: list[int] | None = None,
+        activation: Activation = "relu",
+        p: float | list[float] = 0.05,
+        precision: float | list[float] | None = None,
+        length_scale: float = 0.01,
+        convention: Convention = "paper",
+        samples: int = 100,
+        masks: Masks = "independent",
+        chunk: int | None = None,
+        seed: int = 0,
+        network: nn.Module | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        sizes = [in_features, *([50] if hidden is None else hidden), out_features]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(
+                "Expected `in_features`, `hidden` and `out_features` to be positive integers but got"
+                f" {in_features}, {hidden} and {out_features}"
+            )
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"Expected `activation` to be one of {', '.join(ACTIVATIONS)} but got {activation!r}"
+            )
+        given = precision if isinstance(precision, (int, float)) else None
+        refuse_precisions([given] if given is not None else list(GRID) if precision is None else precision)  # type: ignore[arg-type]
+        drop = refuse_p_each(p, len(sizes) - 1)
+        super().__init__(optimizer, lr_scheduler, length_scale, convention, samples, masks, chunk, seed)
+        save_plain_hyperparameters(self)
+        self.sizes, self.activation, self.p = sizes, activation, drop
+        self.choices: list[float] | None = precision if isinstance(precision, list) else None
+        self.fixed = given
+        self.register_buffer("tau", torch.tensor(nan if given is None else float(given)))
+        self.input_scale, self.target_scale = Standardization(), Standardization()
+        self.network = self.configure_network() if network is None else network
+        self.configure_metrics()
+
+    def configure_network(self) -> nn.Module:
+        """Build the network: standardised inputs [B, Q] -> standardised outputs [B, D]."""
+        return DropoutMLP(self.sizes, self.p, self.activation)
+
+    def configure_metrics(self) -> None:
+        """Build the metrics that are reset before every validation or test and summed over ranks."""
+        self.val_scores, self.test_scores = RegressionScores(), RegressionScores()
+        self.val_single, self.test_single = MeanSquaredError(squared=False), MeanSquaredError(squared=False)
+        self.search = PrecisionSearch(self.choices or GRID)
+        self.likelihood = PrecisionSearch([1.0])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs in the units of the targets: inputs [B, Q] -> [B, D]."""
+        outputs: Tensor = self.network(self.input_scale(inputs))
+        return self.target_scale.inverse(wide(outputs))
+
+    def errors(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """E, half the squared error of standardised values: outputs [B, D], target [B, D] -> [B]."""
+        difference = (outputs - target) / self.target_scale.std
+        return 0.5 * difference.flatten(1).square().sum(dim=1)
+
+    def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """L_dropout: outputs [B, D], target [B, D] -> scalar."""
+        return self.objective(self.errors(outputs, target))
+
+    @property
+    def precision(self) -> float | None:
+        """tau in the units of 1/y^2; ``None`` if it has not been chosen yet."""
+        tau = self.fixed if self.fixed is not None else float(self.tau)
+        return tau if isfinite(tau) else None
+
+    def decay_of(self, p: float) -> float:
+        """lambda of weights whose inputs are dropped with probability p."""
+        std = float(self.target_scale.std)
+        tau = 1 / std**2 if self.fixed is None else self.fixed
+        return weight_decay_of(tau, self.length_scale, int(self.size), p, self.convention, std)
+
+    def read_training_data(self, loader: Any) -> int:
+        """Standardise by the training data of all ranks; returns their number."""
+        inputs, targets = read_moments(loader)
+        self.input_scale.fit(inputs)
+        self.target_scale.fit(targets, common=True)
+        return inputs.count
+
+    def on_train_start(self) -> None:
+        """Read the training data, after a look at whether tau can be chosen."""
+        trainer = self.trainer
+        # Without a sanity check, nobody has asked for the validation data yet.
+        none = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
+        if self.fixed is None and (none or not trainer.enable_validation):
+            raise ValueError(
+                "Expected `precision` to be a number where there is no validation data to choose it by but"
+                f" got {self.choices}"
+            )
+        super().on_train_start()
+
+    def predictive(self, inputs: Tensor, *key: int) -> tuple[Tensor, Tensor]:
+        """Predictive mean and variance, 1/tau included, in the units of the targets.
+
+        Args:
+            inputs: [B, Q].
+            key: Numbers that tell this batch's masks from those of others.
+
+        Returns:
+            [B, D] each.
+        """
+        return predictive_moments(self.sample(inputs, *key), self.precision)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """L_dropout of a batch of inputs [B, Q] and targets [B, D], or [B] for one output."""
+        inputs, target = batch
+        outputs = self(inputs)
+        loss = self.configure_loss(outputs, fit_shape(target, outputs))
+        self.refuse_non_finite(loss)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin anew, with the precisions there are to choose from."""
+        self.val_scores.reset()
+        self.val_single.reset()
+        self.search.reset()
+        self.likelihood.reset()
+        if self.choices is None:
+            variance = float(self.target_scale.std) ** 2
+            self.search.precisions = [tau / variance for tau in GRID]
+        self.likelihood.precisions = [self.precision or 1.0]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether this validation is to choose the precision."""
+        return self.fixed is None and (self.precision is None or self.trainer.state.fn == TrainerFn.FITTING)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Score T passes over a batch, and the one without dropout."""
+        samples, target = self._evaluate(batch, batch_idx, self.val_single)
+        self.val_scores.update(samples, target)
+        (self.search if self.chooses else self.likelihood).update(samples, target)
+
+    def on_validation_epoch_end(self) -> None:
+        """Choose the precision if that is asked for, and log the scores."""
+        found = computed(self.search if self.chooses else self.likelihood)
+        scores = {
+            "rmse": computed(self.val_scores)["rmse"],
+            "rmse_deterministic": computed(self.val_single),
+            "log_likelihood": found["log_likelihood"],
+        }
+        if self.chooses:
+            scores["precision"] = found["precision"]
+            if not self.trainer.sanity_checking:
+                self.tau.copy_(found["precision"])
+        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
+        self.log_dict({f"val/{name}": value for name, value in scores.items()}, sync_dist=True, prog_bar=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew, with the precision there is."""
+        self.test_scores.reset()
+        self.test_single.reset()
+        self.test_scores.precision = self.precision
+        if self.precision is None:
+            rank_zero_warn(
+                "There is no `precision`, as none was given and no validation has chosen one: the test has no"
+                " log-likelihood, and its intervals leave out the noise"
+            )
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Score T passes over a batch, and the one without dropout; returns ``mean`` and so on."""
+        samples, target = self._evaluate(batch, batch_idx, self.test_single)
+        self.test_scores.update(samples, target)
+        return {**self._summed_up(samples), "target": target}
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        scores = {**computed(self.test_scores), "rmse_deterministic": computed(self.test_single)}
+        self.log_dict({f"test/{name}": value for name, value in scores.items()}, sync_dist=True)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Predictive ``mean``, ``variance`` and ``standard_deviation``, 1/tau included, each [B, D]."""
+        return self._summed_up(
+            self.sample(batch[0] if isinstance(batch, (tuple, list)) else batch, batch_idx)
+        )
+
+    def _summed_up(self, samples: Tensor) -> dict[str, Tensor]:
+        mean, variance = predictive_moments(samples, self.precision)
+        return {"mean": mean, "variance": variance, "standard_deviation": variance.sqrt()}
+
+    def _evaluate(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, single: MeanSquaredError
+    ) -> tuple[Tensor, Tensor]:
+        inputs, target = batch
+        outputs = self(inputs)
+        target = fit_shape(target, outputs)
+        single.update(outputs, target)
+        return self.sample(inputs, batch_idx), target
+
+
+def fit_shape(target: Tensor, outputs: Tensor) -> Tensor:
+    """Targets in the shape of the outputs: [B] and [B, 1] are the same thing.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if len(target) != len(outputs) or target.numel() != outputs.numel():
+        raise ValueError(f"Expected targets of shape {list(outputs.shape)} but got {list(target.shape)}")
+    return target.reshape(outputs.shape)

@@ -1,0 +1,276 @@
+"""Gal and Ghahramani 2016, Figs. 2 and 4, drawn after a test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import radians
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+
+from pl_losses.observers.pictures import gather_objects, log_figure
+from pl_losses.papers.dropout.evaluation import undisturbed
+from pl_losses.papers.dropout.quantities import mutual_information, predictive_entropy, wide
+from pl_losses.papers.dropout.sampling import mc_samples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHADES = (2.0, 1.5, 1.0, 0.5)
+
+
+class ExtrapolationReport(Callback):
+    """Fig. 2 after a test: predictive mean and standard deviation within the training data and beyond.
+
+    Works on a module with ``predictive(inputs) -> (mean, variance)``, such as
+    :class:`~pl_losses.DropoutRegressor`, and a DataModule with ``tensors`` such as
+    :class:`~pl_losses.data.TensorDataModule`, its inputs [N, 1] and targets [N, 1]. Logs the picture
+    ``test/extrapolation``.
+
+    Args:
+        points: Number of inputs at which to predict, from the first to the last of the data.
+        margin: How far beyond the data to go on both sides, as a share of their range.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, points: int = 500, margin: float = 0.1) -> None:
+        if isinstance(points, bool) or not isinstance(points, int) or points < 2:
+            raise ValueError(f"Expected `points` to be an integer of at least 2 but got {points!r}")
+        if not 0 <= margin < float("inf"):
+            raise ValueError(f"Expected `margin` to be finite and at least 0 but got {margin}")
+        self.points, self.margin = points, margin
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be drawn, before the test.
+
+        Raises:
+            TypeError: If the module has no ``predictive``.
+            ValueError: If the DataModule has no inputs [N, 1].
+        """
+        if not callable(getattr(pl_module, "predictive", None)):
+            raise TypeError(f"Expected {type(pl_module).__name__} to have `predictive(inputs)`")
+        shapes = {split: list(rows[0].shape[1:]) for split, rows in _tensors(trainer).items()}
+        if "test" not in shapes or any(shape != [1] for shape in shapes.values()):
+            raise ValueError(f"Expected a DataModule whose `tensors` have inputs [N, 1] but got {shapes}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Predict on all ranks, as sharded modules need them all, and draw on rank zero."""
+        series = {split: (rows[0].cpu(), rows[1].cpu()) for split, rows in _tensors(trainer).items()}
+        inputs = torch.cat([rows[0] for rows in series.values()])
+        low, high = inputs.min(), inputs.max()
+        room = self.margin * (high - low)
+        grid = torch.linspace(float(low - room), float(high + room), self.points)[:, None]
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            mean, variance = pl_module.predictive(grid.to(pl_module.device))  # type: ignore[operator]
+        if trainer.is_global_zero:
+            curve = torch.cat([grid, mean.cpu(), variance.sqrt().cpu()], dim=1)
+            log_figure(trainer, "test/extrapolation", draw_extrapolation(curve, series))
+
+
+def _tensors(trainer: Trainer) -> dict[str, tuple[Tensor, ...]]:
+    """The splits that there is something to see of."""
+    found = getattr(trainer.datamodule, "tensors", {})  # type: ignore[attr-defined]
+    return {split: rows for split, rows in found.items() if split in ("train", "val", "test")}
+
+
+def draw_extrapolation(curve: Tensor, series: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Predictive mean with two standard deviations up and down, in shades of half a one, over the data.
+
+    Args:
+        curve: Input, mean and standard deviation, [P, 3].
+        series: Split to inputs [N, 1] and targets [N, 1]; "train" is what the curve has seen.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    x, mean, deviation = curve.double().numpy().T
+    for share in SHADES:
+        low, high = mean - share * deviation, mean + share * deviation
+        axes.fill_between(x, low, high, color="C0", alpha=0.13, linewidth=0)
+    axes.plot(x, mean, color="C0", label="predictive mean, 2 standard deviations in steps of 1/2")
+    names = {
+        "train": ("C3", "training data"),
+        "val": ("C1", "validation data"),
+        "test": ("0.45", "test data"),
+    }
+    for split, (inputs, targets) in series.items():
+        color, label = names[split]
+        axes.plot(inputs[:, 0], targets[:, 0], ".", color=color, markersize=3, label=label)
+    if "train" in series:
+        for end in (series["train"][0].min(), series["train"][0].max()):
+            axes.axvline(float(end), color="0.6", linestyle="--", linewidth=1)
+    # The mean may run far off; what is of interest is around the data.
+    targets = torch.cat([rows[1] for rows in series.values()])
+    spread = float(targets.max() - targets.min())
+    axes.set_ylim(float(targets.min()) - spread, float(targets.max()) + spread)
+    axes.set(xlim=(x[0], x[-1]), xlabel="input", ylabel="target")
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    return figure
+
+
+class RotationReport(Callback):
+    """Fig. 4 after a test: a digit turned step by step, the passes' softmax inputs and outputs beside it.
+
+    Takes the first test image of a class and turns it about its centre. A network may be sure of a class
+    that the image is not of (the third panel's dashed line is the probability without dropout), while the
+    passes disagree. Works on any classifier with dropout whose batches are (images [B, C, H, W], labels [B])
+    and whose ``forward`` gives logits [B, C], or what its ``scores`` turns into such. Logs the picture
+    ``test/rotation``.
+
+    Args:
+        digit: Which class to turn.
+        angles: In degrees, counter-clockwise. Default: 0, 10, ..., 110.
+        samples: T, the passes per angle.
+        classes: How many classes to show: those that are the most probable at any angle.
+        seed: Seed of the masks.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        digit: int = 1,
+        angles: Sequence[float] | None = None,
+        samples: int = 100,
+        classes: int = 3,
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (("digit", digit, 0), ("samples", samples, 1), ("classes", classes, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Expected `{name}` to be an integer of at least {least} but got {value!r}")
+        self.angles = [10.0 * step for step in range(12)] if angles is None else list(angles)
+        if not self.angles:
+            raise ValueError("Expected `angles` to hold at least one but got none")
+        self.digit, self.samples, self.classes, self.seed = digit, samples, classes, seed
+        self._image: Tensor | None = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the test before."""
+        self._image = None
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first image of the class."""
+        if self._image is None:
+            images, labels = batch
+            if len(found := images[labels == self.digit]):
+                self._image = found[0].detach().cpu()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the passes on all ranks, as sharded modules need them all, and draw on rank zero.
+
+        Raises:
+            ValueError: If no test image was of the class.
+        """
+        found = [image for image in gather_objects(self._image) if image is not None]
+        if not found:
+            raise ValueError(f"Expected a test image of class `digit` {self.digit} but there is none")
+        images = rotated(found[0], self.angles).to(pl_module.device)
+        scores = getattr(pl_module, "scores", None)
+
+        def forward(inputs: Tensor) -> Tensor:
+            outputs = pl_module(inputs)
+            return wide(scores(outputs) if callable(scores) else outputs)
+
+        # Metrics may hold tensors of inference mode, which the sampler is slow with.
+        network = getattr(pl_module, "network", pl_module)
+        with undisturbed(pl_module, images), trainer.precision_plugin.forward_context():
+            logits = mc_samples(network, images, self.samples, seed=self.seed, forward=forward)
+            single = forward(images)
+        if trainer.is_global_zero:
+            figure = draw_rotation(images.cpu(), self.angles, logits.cpu(), single.cpu(), self.classes)
+            log_figure(trainer, "test/rotation", figure)
+
+
+def rotated(image: Tensor, angles: Sequence[float]) -> Tensor:
+    """Copies of an image, turned about its centre; what moves in is as dark as its darkest pixel.
+
+    Args:
+        image: [C, H, W], H = W.
+        angles: In degrees, counter-clockwise.
+
+    Returns:
+        [len(angles), C, H, W].
+
+    Example:
+        >>> rotated(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), [90]).round()
+        tensor([[[[2., 4.],
+                  [1., 3.]]]])
+    """
+    turns = torch.tensor([radians(angle) for angle in angles]).to(image)
+    cos, sin, zero = turns.cos(), turns.sin(), torch.zeros_like(turns)
+    # Where each pixel comes from; y points downwards.
+    maps = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(maps, [len(turns), *image.shape], align_corners=False)
+    floor = image.min()
+    copies = (image - floor).expand(len(turns), *image.shape)
+    return F.grid_sample(copies, grid, align_corners=False) + floor
+
+
+def draw_rotation(
+    images: Tensor, angles: Sequence[float], logits: Tensor, single: Tensor, classes: int
+) -> Figure:
+    """Softmax inputs, softmax outputs and uncertainty over the angle, with the images below.
+
+    Args:
+        images: [A, 1 or 3, H, W].
+        angles: In degrees, A of them.
+        logits: Of T passes, [T, A, C].
+        single: Logits without dropout, [A, C].
+        classes: How many classes to show.
+    """
+    from matplotlib.figure import Figure
+
+    probabilities = logits.softmax(dim=-1)
+    shown = probabilities.mean(dim=0).amax(dim=0).argsort(descending=True)[:classes].tolist()
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    rows = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 2.2, 1))
+    places = torch.arange(len(angles)).double()
+    for row, values, name in zip(rows, (logits, probabilities), ("input", "output"), strict=False):
+        for position, label in enumerate(shown):
+            shifted = (places + 0.18 * (position - (len(shown) - 1) / 2)).expand(len(values), -1)
+            scatter = {"s": 60, "marker": "_", "linewidths": 0.8, "alpha": 0.5, "color": f"C{position}"}
+            row.scatter(shifted, values[..., label], **scatter)
+            row.scatter([], [], marker="s", color=f"C{position}", label=f"class {label}")
+        row.set_ylabel(f"softmax {name}")
+    rows[0].legend(loc="upper left", bbox_to_anchor=(0, 1.25), ncols=len(shown), frameon=False)
+    _draw_uncertainty(rows[2], places, probabilities, single.softmax(dim=-1))
+    _draw_images(rows[3], images, angles)
+    return figure
+
+
+def _draw_uncertainty(axes: Any, places: Tensor, probabilities: Tensor, single: Tensor) -> None:
+    confidence, predicted = single.max(dim=-1)
+    axes.plot(places, confidence, "k--", label="largest probability without dropout, and its class")
+    for place, value, label in zip(places.tolist(), confidence.tolist(), predicted.tolist(), strict=True):
+        axes.annotate(str(label), (place, value), (0, 4), textcoords="offset points", ha="center")
+    axes.plot(places, predictive_entropy(probabilities), "C4", label="predictive entropy, nats")
+    axes.plot(places, mutual_information(probabilities), "C5", label="mutual information, nats")
+    axes.set_ylim(0, max(1.25, axes.get_ylim()[1]))
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.22), ncols=3, frameon=False, fontsize=8)
+
+
+def _draw_images(axes: Any, images: Tensor, angles: Sequence[float]) -> None:
+    for place, image in enumerate(images):
+        low, high = image.amin(), image.amax()
+        picture = ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0)
+        cell = axes.inset_axes((place - 0.45, 0, 0.9, 1), transform=axes.transData)
+        cell.imshow(picture.squeeze(-1).numpy(), cmap="gray_r" if len(image) == 1 else None)
+        cell.set_axis_off()
+    axes.set(ylim=(0, 1), yticks=[], xlabel="degrees", xlim=(-0.6, len(angles) - 0.4))
+    axes.set_xticks(range(len(angles)), [f"{angle:g}" for angle in angles])
+    axes.spines[:].set_visible(False)

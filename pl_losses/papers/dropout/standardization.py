@@ -1,0 +1,166 @@
+"""Gal and Ghahramani 2016, section 5.3: the training data's moments, and everything in their units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from pl_losses.observers.pictures import gather_objects
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a part of a data set adds to its moments.
+
+    Attributes:
+        count: Number of rows.
+        mean: Their mean, float64, [...].
+        squares: Sum of their squared distances from it, float64, [...].
+    """
+
+    count: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Moments:
+        """Moments of rows [N, ...], N > 0."""
+        rows = rows.detach().cpu().double()
+        mean = rows.mean(dim=0)
+        return cls(len(rows), mean, (rows - mean).square().sum(dim=0))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Moments]) -> Moments:
+        """Moments of all parts together, without the cancellation of a sum of squares less a squared sum.
+
+        >>> first, second = (Moments.of(torch.tensor(rows)) for rows in ([1.0], [2.0, 6.0]))
+        >>> Moments.merged([first, second])
+        Moments(count=3, mean=tensor(3., dtype=torch.float64), squares=tensor(14., dtype=torch.float64))
+        """
+        count = sum(part.count for part in parts)
+        mean = sum((part.mean * part.count for part in parts), torch.zeros(())) / count
+        between = [part.squares + part.count * (part.mean - mean).square() for part in parts]
+        return cls(count, mean, torch.stack(between).sum(dim=0))
+
+
+class Standardization(nn.Module):
+    """z = (x - mean) / std; the identity until :meth:`fit`. Both are buffers, so that checkpoints have them.
+
+    Example:
+        >>> scale = Standardization()
+        >>> scale.fit(Moments.of(torch.tensor([[1.0, 7.0], [3.0, 7.0]])))
+        >>> scale(torch.tensor([[5.0, 8.0]])), scale.inverse(torch.tensor([[3.0, 1.0]]))
+        (tensor([[3., 1.]]), tensor([[5., 8.]]))
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def fit(self, moments: Moments, common: bool = False) -> None:
+        """Take mean and population standard deviation; one of 0, within float32's precision, becomes 1.
+
+        Args:
+            moments: Of the training data.
+            common: Whether all columns share one standard deviation, the root of their mean variance.
+        """
+        mean, variance = moments.mean, moments.squares / moments.count
+        size = mean.abs()
+        if common:
+            size, variance = size.max(), variance.mean()
+        std = variance.sqrt()
+        # A column of one value has a variance of rounding errors.
+        constant = std <= torch.finfo(torch.float32).eps * size
+        self.mean = mean.to(self.mean)
+        self.std = torch.where(constant, 1.0, std).to(self.std)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """x to z: [B, ...] -> [B, ...]."""
+        return (rows - self.mean) / self.std
+
+    def inverse(self, rows: Tensor) -> Tensor:
+        """z to x: [B, ...] -> [B, ...]."""
+        return rows * self.std + self.mean
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Before a fit nobody knows the shape of a row.
+        for name in ("mean", "std"):
+            if isinstance(stored := state_dict.get(prefix + name), Tensor):
+                setattr(self, name, torch.empty_like(stored, device=self.mean.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
+    """Moments of inputs and of flattened targets over one pass of all ranks' loaders: a collective.
+
+    Exact where ranks share the samples unevenly: what a loader repeats to even that out is left out. Global
+    random streams are as before afterwards.
+
+    Args:
+        loader: This rank's batches (inputs [B, ...], targets [B, ...]).
+
+    Raises:
+        TypeError: If a batch is something else.
+        ValueError: If there are no samples at all.
+    """
+    left = own_samples(loader)
+    own: list[Moments] = []
+    with isolate_rng():
+        # A copy, so that the epoch about to begin starts at its own first batch.
+        for batch in copy(loader):
+            _refuse_batch(batch)
+            inputs, target = (rows[:left] for rows in batch)
+            if not len(inputs):
+                break
+            new = [Moments.of(inputs), Moments.of(target.flatten(1) if target.ndim > 1 else target[:, None])]
+            own = [Moments.merged(pair) for pair in zip(own, new, strict=True)] if own else new
+            left = None if left is None else left - len(inputs)
+    ranks = [part for part in gather_objects(own) if part]
+    if not ranks:
+        raise ValueError("Expected training samples to standardise by but got none")
+    of_inputs, of_targets = (Moments.merged(parts) for parts in zip(*ranks, strict=True))
+    return of_inputs, of_targets
+
+
+def own_samples(loader: Any) -> int | None:
+    """How many samples of an epoch are this rank's, without repetitions; ``None`` if only a pass can tell.
+
+    >>> from pl_losses.data import BatchLoader
+    >>> [own_samples(BatchLoader((torch.arange(5),), 2, pad=True, rank=r, world_size=2)) for r in (0, 1)]
+    [3, 2]
+    """
+    rank, world_size, samples = (getattr(loader, name, None) for name in ("rank", "world_size", "samples"))
+    if rank is not None and world_size and samples:
+        return len(range(rank, samples, world_size))
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+    sized = isinstance(loader, DataLoader) and hasattr(sampler, "__len__")
+    return len(sampler) if sized else None  # type: ignore[arg-type]
+
+
+def count_samples(loader: Any) -> int:
+    """Number of training samples over all ranks, by a pass only if nothing else tells: a collective."""
+    own = own_samples(loader)
+    if own is None:
+        with isolate_rng():
+            own = sum(len(batch[0]) for batch in copy(loader))
+    return sum(gather_objects(own))
+
+
+def _refuse_batch(batch: Any) -> None:
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    if not pair or not all(isinstance(rows, Tensor) and rows.ndim for rows in batch):
+        raise TypeError(f"Expected a batch to be a pair of tensors (inputs, targets) but got {batch!r:.100}")

@@ -1,0 +1,172 @@
+"""Which rectifier stands before or after each weight of a network: read off its data flow."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.fx import Node, Tracer
+from torch.nn import functional as F
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
+RELU = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+LEAKY_RELU = (F.leaky_relu, F.leaky_relu_)
+PRELU = (F.prelu, torch.prelu, "prelu")
+SIZES = ("size", "dim", len)
+ABOUT = ("shape", "ndim", "dtype", "device")  # What a tensor is asked for by name, other than its values.
+
+# What a way through the network ends at: a rectifier's slope, a weight, or the network's input or output.
+End = float | Literal["weight", "outside"]
+
+
+def feeding_slopes(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in") -> dict[str, float]:
+    """The slope that eq. 15 wants for each weight: of the rectifier before it, or with "fan_out" after it.
+
+    The forward pass of ``module`` is traced (torch.fx), and the ways from each linear layer or convolution
+    followed through all that is neither of these nor a rectifier. ReLU, LeakyReLU and PReLU count as
+    rectifiers, as modules or as functions. Where
+
+    - the way leads to another weight, there is no rectifier, and 1 is the slope of the identity;
+    - "fan_in" leads to the network's input, no rectifier has been at work, which would be the slope 1; as in
+      the paper (below eq. 10), one layer more or less does not matter, and the formula with the slope of the
+      rectifier that follows is used here too;
+    - "fan_out" leads to the network's output, the slope is 1;
+    - ways lead to several rectifiers, as by concatenation or to several channels of a PReLU, E[x^2] is the
+      mean over them: so 1 + a^2 is.
+
+    A network that cannot be traced is taken in the order in which its modules are registered, with a warning.
+
+    Args:
+        module: The network.
+        mode: "fan_in" or "fan_out".
+
+    Returns:
+        Path of each weighted layer in use to its slope, at least 0: only the square counts.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.PReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> feeding_slopes(net), feeding_slopes(net, "fan_out")
+        ({'0': 0.25, '2': 0.25, '4': 0.0}, {'0': 0.25, '2': 0.0, '4': 1.0})
+    """
+    try:
+        nodes = _Tracer().trace(module).nodes
+    except Exception as error:  # A forward pass may raise anything when it is run on placeholders.
+        rank_zero_warn(
+            f"{type(module).__name__} cannot be traced, so its rectifiers are taken in the order in which"
+            f" modules are registered, and functional ones are not seen: {str(error).splitlines()[0]:.200}"
+        )
+        found = _registered(module, mode)
+    else:
+        found = _traced(module, list(nodes), mode)
+    return {path: _slope(ends) for path, ends in found.items()}
+
+
+def _slope(ends: list[End]) -> float:
+    squares = [1.0 if isinstance(end, str) else end**2 for end in ends]
+    return math.sqrt(sum(squares) / len(squares)) if squares else 1.0
+
+
+class _Tracer(Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Weights and rectifiers are leaves also where they are subclasses from elsewhere."""
+        known = isinstance(m, (*WEIGHTED, *RECTIFIERS))
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(module: nn.Module, nodes: list[Node], mode: str) -> dict[str, list[End]]:
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
+    known = {id(layer): path for path, layer in layers.items()}
+    ends = {node: _end(module, node) for node in nodes}
+    found: dict[str, list[End]] = {}
+    for node in nodes:
+        if node.op != "call_module" or ends[node] != "weight":
+            continue
+        path = known[id(module.get_submodule(str(node.target)))]
+        if mode == "fan_out":
+            reached = _follow(node, lambda step: step.users, ends)
+        else:
+            reached = _follow(node, lambda step: step.all_input_nodes, ends)
+            if set(reached) <= {"outside"}:
+                reached = _follow(node, lambda step: step.users, ends)
+        # A layer that is called several times has several rectifiers, too.
+        found[path] = found.get(path, []) + reached
+    return found
+
+
+def _follow(start: Node, step: Callable[[Node], Iterable[Node]], ends: dict[Node, End | None]) -> list[End]:
+    """All ends that the ways from a node lead to, each node visited once."""
+    reached: list[End] = []
+    seen = {start}
+    waiting = list(step(start))
+    while waiting:
+        node = waiting.pop()
+        if node in seen or _is_about(node):
+            continue
+        seen.add(node)
+        end = ends[node]
+        if end is None:
+            waiting += step(node)
+        else:
+            reached.append(end)
+    return reached
+
+
+def _is_about(node: Node) -> bool:
+    """Whether a node's result tells of a tensor's size or kind: it carries no signal."""
+    return node.target in SIZES or (node.target is getattr and node.args[1] in ABOUT)
+
+
+def _end(module: nn.Module, node: Node) -> End | None:
+    """What a node is to a way that comes to it; ``None`` if the way goes on."""
+    if node.op in ("placeholder", "output"):
+        return "outside"
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        return _rectifier_slope(layer) if isinstance(layer, RECTIFIERS) else _weight(layer)
+    if node.target in RELU:
+        return 0.0
+    if node.target in LEAKY_RELU:
+        slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
+        return float(slope) if isinstance(slope, (int, float)) else None
+    if node.target in PRELU:
+        weight: Any = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+        if isinstance(weight, Node) and weight.op == "get_attr":
+            return _root_mean_square(operator.attrgetter(str(weight.target))(module))
+    return None
+
+
+def _weight(layer: nn.Module) -> End | None:
+    return "weight" if isinstance(layer, WEIGHTED) else None
+
+
+def _rectifier_slope(layer: nn.Module) -> float:
+    if isinstance(layer, nn.PReLU):
+        return _root_mean_square(layer.weight)
+    return float(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else 0.0
+
+
+def _root_mean_square(slopes: Tensor) -> float:
+    if slopes.is_meta:
+        return 0.0  # They have no values, and weights drawn beside them will have none either.
+    return slopes.detach().double().square().mean().sqrt().item()
+
+
+def _registered(module: nn.Module, mode: str) -> dict[str, list[End]]:
+    """As :func:`_traced`, as if the modules were called one after the other as they are registered."""
+    layers = [
+        (path, layer) for path, layer in module.named_modules() if isinstance(layer, (*WEIGHTED, *RECTIFIERS))
+    ]
+    ends = ["outside", *(_weight(layer) or _rectifier_slope(layer) for _, layer in layers), "outside"]
+    found: dict[str, list[End]] = {}
+    for place, (path, layer) in enumerate(layers, 1):
+        if isinstance(layer, WEIGHTED):
+            before, after = ends[place - 1], ends[place + 1]
+            found[path] = [after if mode == "fan_out" or before == "outside" else before]
+    return found

@@ -1,0 +1,98 @@
+"""He et al. 2015, section 2.1: no weight decay on the slopes, which would draw them to 0, to ReLUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def param_groups(
+    module: nn.Module,
+    weight_decay: float | None = None,
+    *,
+    lr: float | None = None,
+    slope_lr: float | None = None,
+    slope_lr_factor: float | None = None,
+    slope_momentum: float | None = None,
+    decay_biases: bool = True,
+    decay_norms: bool = True,
+) -> list[dict[str, Any]]:
+    """Parameter groups for any optimizer: the slopes of PReLUs apart, without weight decay.
+
+    A parameter is a slope if it belongs to an ``nn.PReLU`` or a subclass, whatever it is called and whichever
+    shape it has; a shared one is taken once. With SGD the slopes then follow the paper's update,
+    delta a := mu delta a + eps dE/da (eq. 9), with their own mu and eps if these are given.
+
+    Args:
+        module: Whose parameters; frozen ones included.
+        weight_decay: Of all but the slopes. ``None``: the optimizer's own.
+        lr: Learning rate of all but the slopes. ``None``: the optimizer's own.
+        slope_lr: Learning rate of the slopes. ``None``: that of the others.
+        slope_lr_factor: The same as a multiple of ``lr``, which has to be given.
+        slope_momentum: Momentum of the slopes, for optimizers that have a ``momentum``.
+        decay_biases: Whether weight decay reaches biases.
+        decay_norms: Whether it reaches the parameters of normalisation layers, by module type.
+
+    Returns:
+        Groups "weights", "undecayed" and "slopes", those without parameters left out. Each has its ``name``,
+        which ``LearningRateMonitor`` and the monitors here show.
+
+    Raises:
+        ValueError: If an argument is negative, or ``slope_lr_factor`` has no ``lr`` or has a ``slope_lr``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.PReLU(3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        >>> groups = param_groups(net, 5e-4, slope_momentum=0.5, decay_norms=False)
+        >>> for group in groups:
+        ...     print(group["name"], len(group.pop("params")), group)
+        weights 4 {'name': 'weights', 'weight_decay': 0.0005}
+        undecayed 2 {'name': 'undecayed', 'weight_decay': 0.0}
+        slopes 1 {'name': 'slopes', 'weight_decay': 0.0, 'momentum': 0.5}
+    """
+    for name, value in (
+        ("weight_decay", weight_decay),
+        ("lr", lr),
+        ("slope_lr", slope_lr),
+        ("slope_lr_factor", slope_lr_factor),
+        ("slope_momentum", slope_momentum),
+    ):
+        if value is not None and value < 0:
+            raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")
+    if slope_lr_factor is not None:
+        if lr is None or slope_lr is not None:
+            raise ValueError("Expected `slope_lr_factor` with an `lr` to multiply and without `slope_lr`")
+        slope_lr = slope_lr_factor * lr
+    options: dict[str, dict[str, float | None]] = {
+        "weights": {"weight_decay": weight_decay, "lr": lr},
+        "undecayed": {"weight_decay": 0.0, "lr": lr},
+        "slopes": {
+            "weight_decay": 0.0,
+            "lr": lr if slope_lr is None else slope_lr,
+            "momentum": slope_momentum,
+        },
+    }
+    kinds = _kinds(module, decay_biases, decay_norms)
+    groups = []
+    for kind, given in options.items():
+        parameters = [parameter for parameter, of in kinds.items() if of == kind]
+        if parameters:
+            known = {key: value for key, value in given.items() if value is not None}
+            groups.append({"params": parameters, "name": kind, **known})
+    return groups
+
+
+def _kinds(module: nn.Module, decay_biases: bool, decay_norms: bool) -> dict[nn.Parameter, str]:
+    kinds: dict[nn.Parameter, str] = {}
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if isinstance(layer, nn.PReLU):
+                kinds[parameter] = "slopes"
+                continue
+            norm = isinstance(layer, NORMS)
+            decays = decay_norms if norm else decay_biases or not name.endswith("bias")
+            kinds.setdefault(parameter, "weights" if decays else "undecayed")
+    return kinds

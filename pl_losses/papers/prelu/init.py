@@ -1,0 +1,203 @@
+"""He et al. 2015, section 2.2: initial weights that keep the scale of a rectifier network's signals.
+
+A layer y = W x with x = f(y') and f(y) = max(0, y) + a min(0, y) has Var[y] = n Var[w] E[x^2], where each
+output is a sum of n products and E[x^2] = (1 + a^2)/2 Var[y'] as y' is symmetric. So Var[w] = 2/((1 + a^2) n)
+keeps the variance (eqs. 10 and 15). Going back, n is the number of outputs that each input has a part in and
+a the slope of the rectifier after the layer (eq. 14).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pl_losses.papers.prelu.flow import TRANSPOSED, WEIGHTED, feeding_slopes
+
+Mode = Literal["fan_in", "fan_out"]
+MODES = ("fan_in", "fan_out")
+
+
+def fan(
+    tensor: Tensor,
+    mode: Mode = "fan_in",
+    *,
+    groups: int = 1,
+    stride: int | Sequence[int] = 1,
+    transposed: bool = False,
+) -> float:
+    """How many products are added up in an output ("fan_in") or in an input's gradient ("fan_out").
+
+    A convolution's weight has shape [out, in / groups, *kernel]. Each output adds up in / groups channels
+    times K = prod(kernel) positions. Each input reaches out / groups channels, and as the outputs are S =
+    prod(stride) times fewer than the inputs, K / S positions on average: n = K / S * out / groups. A
+    transposed convolution, of weight [in, out / groups, *kernel], is the backward pass of a convolution: the
+    two change places, n = K / S * in / groups going forward and K * out / groups going back. Borders are
+    left out, as in the paper.
+
+    Args:
+        tensor: The weight, at least two dimensions.
+        mode: "fan_in" or "fan_out".
+        groups: The convolution's number of groups.
+        stride: Its stride, one number or one per dimension of the kernel.
+        transposed: Whether it is a transposed one.
+
+    Raises:
+        ValueError: If an argument is out of range, or ``stride`` or ``groups`` do not fit the weight.
+
+    Example:
+        >>> fan(torch.empty(64, 32, 3, 3)), fan(torch.empty(64, 32, 3, 3), "fan_out", stride=2)
+        (288.0, 144.0)
+        >>> fan(torch.empty(64, 1, 3, 3), "fan_out", groups=64)
+        9.0
+    """
+    if mode not in MODES:
+        raise ValueError(f"Expected `mode` to be one of {', '.join(MODES)} but got {mode!r}")
+    if tensor.ndim < 2 or not tensor.numel():
+        raise ValueError(f"Expected `tensor` with at least two dimensions but got shape {list(tensor.shape)}")
+    if groups < 1 or tensor.shape[0] % groups:
+        raise ValueError(
+            f"Expected `groups` to divide the first dimension of shape {list(tensor.shape)} but got {groups}"
+        )
+    strides = [stride] * (tensor.ndim - 2) if isinstance(stride, int) else list(stride)
+    if len(strides) != tensor.ndim - 2 or any(step < 1 for step in strides):
+        raise ValueError(
+            f"Expected `stride` to be positive, one number or {tensor.ndim - 2}, but got {stride!r}"
+        )
+    kernel = tensor[0, 0].numel()
+    # Of the side that the first dimension counts, an average over positions; of the other one, exact.
+    if (mode == "fan_out") != transposed:
+        return tensor.shape[0] // groups * kernel / math.prod(strides)
+    return float(tensor.shape[1] * kernel)
+
+
+def he_std(slope: float, fan: float) -> float:
+    """Standard deviation of the weights, sqrt(2 / ((1 + a^2) n)): eqs. 10, 14 and 15.
+
+    Args:
+        slope: a, 0 for a ReLU and 1 for no rectifier at all.
+        fan: n, see :func:`fan`.
+
+    Raises:
+        ValueError: If ``slope`` is not finite.
+
+    Example:
+        >>> [round(he_std(0.0, 9 * maps), 3) for maps in (64, 128, 256, 512)]
+        [0.059, 0.042, 0.029, 0.021]
+    """
+    if not math.isfinite(slope):
+        raise ValueError(f"Expected `slope` to be finite but got {slope}")
+    return math.sqrt(2 / ((1 + slope**2) * fan))
+
+
+def he_normal_(
+    tensor: Tensor,
+    slope: float = 0.0,
+    mode: Mode = "fan_in",
+    groups: int = 1,
+    stride: int | Sequence[int] = 1,
+    transposed: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill a weight from the normal distribution of mean 0 and variance 2/((1 + a^2) n), eq. 15.
+
+    ``torch.nn.init.kaiming_normal_`` differs where a convolution is grouped (its fan-out is ``groups`` times
+    too large), strided (likewise ``stride`` squared) or transposed (its fans are taken from the wrong sides,
+    and ignore groups and stride); and it ignores ``a`` with ``nonlinearity="relu"``.
+
+    Args:
+        tensor: The weight of a linear layer or a convolution.
+        slope: a of the rectifier, 0 for a ReLU, 1 for none: with "fan_in" of the one before the layer, with
+            "fan_out" of the one after it.
+        mode: "fan_in" keeps the scale of the signals, "fan_out" that of the gradients; either is enough.
+        groups: The convolution's number of groups.
+        stride: Its stride.
+        transposed: Whether it is a transposed one.
+        generator: Source of the random numbers.
+
+    Returns:
+        ``tensor``.
+
+    Raises:
+        ValueError: If an argument is out of range, see :func:`fan`.
+
+    Example:
+        >>> weight = he_normal_(torch.empty(512, 256, 3, 3), slope=0.25)
+        >>> round(weight.std().item(), 3)  # sqrt(2 / (1.0625 * 9 * 256))
+        0.029
+    """
+    std = he_std(slope, fan(tensor, mode, groups=groups, stride=stride, transposed=transposed))
+    with torch.no_grad():
+        return tensor.normal_(0, std, generator=generator)
+
+
+def he_uniform_(
+    tensor: Tensor,
+    slope: float = 0.0,
+    mode: Mode = "fan_in",
+    groups: int = 1,
+    stride: int | Sequence[int] = 1,
+    transposed: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """As :func:`he_normal_`, uniform in plus or minus sqrt(3) standard deviations: the variance is the same.
+
+    Example:
+        >>> bool(he_uniform_(torch.empty(10, 6)).abs().max() <= 1)  # sqrt(3) * sqrt(2 / 6)
+        True
+    """
+    std = he_std(slope, fan(tensor, mode, groups=groups, stride=stride, transposed=transposed))
+    with torch.no_grad():
+        return tensor.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std, generator=generator)
+
+
+def he_init_(
+    module: nn.Module,
+    mode: Mode = "fan_in",
+    distribution: Literal["normal", "uniform"] = "normal",
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Draw all weights of a network by eq. 15, each with the slope of its own rectifier; biases become 0.
+
+    Weights are those of linear layers and of convolutions, transposed ones too; all else stays as it is.
+    Which rectifier counts, and how it is found: :func:`~pl_losses.papers.prelu.flow.feeding_slopes`.
+
+    Args:
+        module: The network.
+        mode: "fan_in" keeps the scale of the signals, "fan_out" that of the gradients.
+        distribution: "normal" or "uniform".
+        generator: Source of the random numbers.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: If an argument is none of its choices, or a layer is lazy and has no size yet.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.PReLU(), nn.ConvTranspose2d(64, 8, 2, stride=2))
+        >>> round(he_init_(net)[2].weight.std().item(), 2)  # sqrt(2 / (1.0625 * 64 * 4 / 4))
+        0.17
+    """
+    if distribution not in ("normal", "uniform"):
+        raise ValueError(f"Expected `distribution` to be one of normal, uniform but got {distribution!r}")
+    if mode not in MODES:
+        raise ValueError(f"Expected `mode` to be one of {', '.join(MODES)} but got {mode!r}")
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
+    if lazy := [path for path, layer in layers.items() if is_lazy(layer.weight)]:
+        raise ValueError(f"Expected `module` with all sizes known but {', '.join(lazy)} have seen no input")
+    draw = he_normal_ if distribution == "normal" else he_uniform_
+    for path, slope in feeding_slopes(module, mode).items():
+        layer: Any = layers[path]
+        options: dict[str, Any] = {}
+        if not isinstance(layer, nn.Linear):
+            transposed = isinstance(layer, TRANSPOSED)
+            options = {"groups": layer.groups, "stride": layer.stride, "transposed": transposed}
+        draw(layer.weight, slope, mode, **options, generator=generator)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return module

@@ -1,0 +1,200 @@
+"""He et al. 2015, section 2.1: the PReLU, its training at nearly the cost of a ReLU's.
+
+f(y) = max(0, y) + a min(0, y). Torch's backward pass writes dE/df * min(0, y) for every position before it
+adds these up; here one compiled loop writes dE/dy and adds up dE/da.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+# Compiling takes ten seconds of a processor: more than a short run of small layers gains.
+LEAST_ELEMENTS = {"auto": 2**22, True: 0, False: math.inf}
+LONG = 4096  # From here on the compiler adds up in parts.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+log = logging.getLogger(__name__)
+Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class PReLU(nn.PReLU):
+    """An ``nn.PReLU`` whose backward pass is compiled where that pays, and torch's own where it does not.
+
+    Parameters, outputs, gradients and ``state_dict`` are those of ``nn.PReLU``, under autocast too; the
+    slopes' gradient is added up in float32. The first forward pass of a size that pays waits for the
+    compiler, about ten seconds; one loop serves all layers and sizes of a dtype and memory layout. Torch's
+    own backward pass serves where there is no compiler, where nothing is trained, for inputs that are not
+    dense, float64, second and forward-mode derivatives, ``torch.func``, and within ``torch.compile``, which
+    compiles it anyway.
+
+    Args:
+        num_parameters: 1 for one slope, or the number of channels (dimension 1 of the input).
+        init: Where the slopes start.
+        device: Where they lie.
+        dtype: Of the slopes.
+        compiled: "auto" compiles for inputs of at least 2**22 elements, ``True`` for all, ``False`` for none.
+
+    Raises:
+        ValueError: If ``compiled`` is none of its choices.
+
+    Example:
+        >>> PReLU(2)(torch.tensor([[-1.0, 2.0]])).tolist()
+        [[-0.25, 2.0]]
+    """
+
+    def __init__(
+        self,
+        num_parameters: int = 1,
+        init: float = 0.25,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        compiled: Literal["auto"] | bool = "auto",
+    ) -> None:
+        if compiled not in LEAST_ELEMENTS:
+            raise ValueError(f'Expected `compiled` to be "auto", True or False but got {compiled!r}')
+        super().__init__(num_parameters, init, device, dtype)
+        self.compiled = compiled
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, *] -> [B, C, *]."""
+        if not _pays(input, self.weight, LEAST_ELEMENTS[self.compiled]):
+            return super().forward(input)
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))  # As autocast does for torch's.
+        shape = _folded(input, self.weight)
+        if shape is None:
+            return super().forward(input)
+        kinds = tuple((size == 1, size > LONG) for size in shape)
+        side_by_side = self.weight.numel() > 1 and _is_last(input)
+        backward = _compiled(input.device, input.dtype, self.weight.dtype, side_by_side, kinds)
+        if backward is None:
+            return super().forward(input)
+        output: Tensor = _Rectified.apply(input, self.weight, backward)
+        return output
+
+
+def _pays(input: Tensor, slopes: Tensor, least: float) -> bool:
+    """Whether a large tensor is to be trained through, with nothing asked for beyond first derivatives."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(input) in (Tensor, nn.Parameter)  # No DTensor, nor what torch.fx puts there.
+        and input.numel() >= max(1, least)
+        and torch.is_grad_enabled()
+        and input.requires_grad
+        and slopes.requires_grad
+        and input.dtype in DTYPES
+        and input.ndim > 1
+        and slopes.numel() in (1, input.shape[1])
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _is_last(input: Tensor) -> bool:
+    """Whether the channels lie side by side in memory."""
+    return input.movedim(1, -1).is_contiguous()
+
+
+def _folded(input: Tensor, slopes: Tensor) -> tuple[int, int, int] | None:
+    """Three dimensions in the order of memory, so that one loop does for any number; ``None`` if not dense.
+
+    Returns:
+        Batch, positions, channels where these lie side by side, else batch, channels (1 if the slope is
+        shared), positions.
+    """
+    batch, channels = input.shape[:2]
+    if not (input.is_contiguous() or _is_last(input)):
+        return None
+    if slopes.numel() == 1:
+        return batch, 1, input.numel() // batch
+    positions = input.numel() // (batch * channels)
+    if not _is_last(input):
+        return batch, channels, positions
+    return (batch, positions, channels) if input.ndim > 2 else (1, batch, channels)
+
+
+class _Rectified(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, slopes: Tensor, backward: Backward) -> Tensor:
+        ctx.save_for_backward(input, slopes)
+        ctx.compiled = backward
+        return torch.prelu(input, slopes.to(input.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        input, slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # This derivative is to be derived in its turn.
+            outputs = torch.prelu(input, slopes.to(input.dtype))
+            first = torch.autograd.grad(outputs, (input, slopes), gradient, create_graph=True)
+            return first[0], first[1], None
+        shape = _folded(input, slopes)
+        assert shape is not None
+        last = _is_last(input)
+        flat = [tensor.movedim(1, -1) if last else tensor for tensor in (gradient, input)]
+        with torch.autocast(input.device.type, enabled=False):
+            folded = (_reshaped(tensor.detach().contiguous(), shape) for tensor in flat)
+            by_input, by_slopes = ctx.compiled(*folded, slopes.detach())
+        by_input = by_input.view(flat[0].shape)
+        return by_input.movedim(-1, 1) if last else by_input, by_slopes, None
+
+
+def _reshaped(tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The same memory, contiguous, in another shape, and no view: a view of each rank is compiled anew."""
+    strides = (shape[1] * shape[2], shape[2], 1)
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), shape, strides)
+
+
+def _channels_last(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives by the input [B, L, C], and by the slopes [C]."""
+    by_input, by_slopes = _terms(gradient, input, slopes)
+    return by_input, by_slopes.sum(1).sum(0).to(slopes.dtype)
+
+
+def _channels_first(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives by the input [B, C, L], and by the slopes [C]."""
+    by_input, by_slopes = _terms(gradient, input, slopes[:, None])
+    return by_input, by_slopes.sum(2).sum(0).to(slopes.dtype)
+
+
+def _terms(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    positive = input > 0
+    wide = gradient.float()
+    by_input = torch.where(positive, gradient, (slopes.float() * wide).to(input.dtype))
+    return by_input, torch.where(positive, 0.0, input.float() * wide)
+
+
+@cache
+def _compiled(
+    device: torch.device,
+    dtype: torch.dtype,
+    slopes: torch.dtype,
+    side_by_side: bool,
+    kinds: tuple[tuple[bool, bool], ...],
+) -> Backward | None:
+    """The compiled backward pass, tried on a small input; ``None`` if there is no compiler that works.
+
+    A length of 1, and one beyond :data:`LONG`, is another loop than any other: which are is part of the key,
+    so that what has been compiled here, in the forward pass, is what the backward pass will call.
+    """
+    shape = [
+        1 if one else LONG + 1 if long else size for (one, long), size in zip(kinds, (3, 5, 7), strict=True)
+    ]
+    gradient, input = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+    channels = torch.zeros(shape[2 if side_by_side else 1], device=device, dtype=slopes)
+    backward = torch.compile(_channels_last if side_by_side else _channels_first, dynamic=True)
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            backward(gradient, input, channels)
+    except Exception as error:  # Without a compiler, or with one that fails: whatever it raises.
+        log.info("PReLU: the backward pass could not be compiled and torch's own is used: %s", error)
+        return None
+    return backward

@@ -1,0 +1,469 @@
+"""The fast ways of sampling, held against the loop over samples, which draws the same masks."""
+
+import copy
+import itertools
+import logging
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pl_losses.papers.dropout import passes as module_under_test
+from pl_losses.papers.dropout.sampling import mc_samples
+
+P = 0.3
+
+
+def inputs(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+class Called(nn.Module):
+    """A module that is one function of itself and its inputs, with some layers to use."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args):
+        return self.function(self, *args)
+
+
+def residual(m, x):
+    x = m.first(x)
+    x += F.dropout(m.second(x), P, m.training)
+    return F.relu_(x) + F.dropout(x, P, m.training)
+
+
+def filled(m, x):
+    hidden, output = F.dropout(x, P, m.training), torch.zeros(4, 8, dtype=x.dtype)
+    output[:, :4] = hidden[:, 4:]
+    return output
+
+
+def structured(m, x, y):
+    first = m.first(x)
+    dropped = F.dropout(first, P, m.training)
+    return {"pair": (dropped + y, None), "mean": dropped.mean(), "same": first}
+
+
+def linear():
+    return nn.Linear(8, 8)
+
+
+def convolutions():
+    parts = (nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Dropout2d(P))
+    return nn.Sequential(*parts, nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Dropout(P), nn.Flatten())
+
+
+def masked_encoder(m, x):
+    padding = torch.zeros(4, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    return m.part(x, src_key_padding_mask=padding)
+
+
+def encoder(**options):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=P, batch_first=True, **options)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+def packed(m, x):
+    rows = nn.utils.rnn.pack_padded_sequence(x, [5, 4, 4, 2], batch_first=True)
+    data, (hidden, _) = m.part(rows)
+    return data.data, hidden
+
+
+def decoder(m, x):
+    """Dropout first, then layers without any, whose states differ between samples."""
+    x = F.dropout(x, P, m.training)
+    output, state = m.first(x)
+    return m.second(output, state)[0]
+
+
+def causal(m, x):
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=P, is_causal=True)
+
+
+def self_normalising(m, x):
+    return F.feature_alpha_dropout(F.alpha_dropout(m.norm(x), P, m.training), P, m.training)
+
+
+def attended(m, x):
+    attend = m.part(x, x, x, need_weights=True, average_attn_weights=False)
+    return *attend, m.part(x, x, x, need_weights=False)[0]
+
+
+def stochastic_weights(m, x):
+    return F.linear(x, F.dropout(m.first.weight, P, m.training), m.first.bias)
+
+
+# A module and the shape of its input.
+ZOO = {
+    "Dropout": (lambda: nn.Sequential(linear(), nn.Dropout(P), linear(), nn.Tanh(), nn.Dropout(P)), (4, 8)),
+    "at the root": (lambda: nn.Dropout(P), (4, 8)),
+    "first in place": (lambda: nn.Sequential(linear(), nn.Dropout(P, inplace=True), linear()), (4, 8)),
+    "input in place": (lambda: nn.Sequential(nn.Dropout(P, inplace=True), nn.ReLU(inplace=True)), (4, 8)),
+    "later in place": (lambda: nn.Sequential(nn.Dropout(P), linear(), nn.Dropout(P, inplace=True)), (4, 8)),
+    "Dropout1d": (lambda: nn.Sequential(nn.Conv1d(8, 6, 2), nn.Dropout1d(P), nn.Conv1d(6, 2, 2)), (4, 8, 5)),
+    "2d and BatchNorm": (convolutions, (4, 3, 8, 8)),
+    "Dropout3d": (lambda: nn.Sequential(nn.Dropout3d(P), nn.Conv3d(2, 3, 2)), (4, 2, 3, 3, 3)),
+    "AlphaDropout": (lambda: nn.Sequential(linear(), nn.SELU(), nn.AlphaDropout(P), linear()), (4, 8)),
+    "FeatureAlphaDropout": (lambda: nn.Sequential(linear(), nn.FeatureAlphaDropout(P)), (4, 6, 8)),
+    "functional alpha": (lambda: Called(self_normalising, norm=nn.LayerNorm(8)), (4, 6, 8)),
+    "native": (lambda: Called(lambda m, x: torch.native_dropout(x, P, m.training)[0]), (4, 8)),
+    "torch.dropout_": (lambda: Called(lambda m, x: torch.dropout_(x * 2, P, m.training)), (4, 8)),
+    "residual": (lambda: Called(residual, first=linear(), second=linear()), (4, 8)),
+    "weights": (lambda: Called(stochastic_weights, first=linear()), (4, 8)),
+    "MultiheadAttention": (
+        lambda: Called(attended, part=nn.MultiheadAttention(8, 2, P, batch_first=True, add_bias_kv=True)),
+        (4, 5, 8),
+    ),
+    "fused attention": (lambda: Called(causal), (4, 2, 5, 8)),
+    "TransformerEncoder": (encoder, (4, 5, 8)),
+    "with padding": (lambda: Called(masked_encoder, part=encoder(norm_first=True)), (4, 5, 8)),
+    "LSTM": (
+        lambda: nn.LSTM(8, 6, 3, dropout=P, batch_first=True, bidirectional=True, proj_size=3),
+        (4, 5, 8),
+    ),
+    "GRU": (lambda: nn.GRU(8, 6, 2, dropout=P, bias=False), (4, 5, 8)),
+    "RNN": (lambda: nn.Sequential(nn.RNN(8, 6, 2, dropout=P, nonlinearity="relu")), (4, 5, 8)),
+    "packed": (lambda: Called(packed, part=nn.LSTM(8, 6, 2, dropout=P, batch_first=True)), (4, 5, 8)),
+    "states": (lambda: Called(decoder, first=nn.GRU(8, 8), second=nn.GRU(8, 8)), (4, 5, 8)),
+}
+
+
+def counted(monkeypatch):
+    """How many passes were for many samples, for one with the prefix given back, and for one from scratch."""
+    counts = {"many": 0, "replayed": 0, "whole": 0}
+    many, one = module_under_test.Passes._chunk, module_under_test.Passes._one
+
+    def chunk(self, *args):
+        counts["many"] += 1
+        return many(self, *args)
+
+    def single(self, prefix):
+        counts["replayed" if prefix else "whole"] += 1
+        return one(self, prefix)
+
+    monkeypatch.setattr(module_under_test.Passes, "_chunk", chunk)
+    monkeypatch.setattr(module_under_test.Passes, "_one", single)
+    return counts
+
+
+def make(kind):
+    torch.manual_seed(0)
+    build, shape = ZOO[kind]
+    return build().double(), inputs(*shape)
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_many_at_a_time_are_the_same_as_one_at_a_time(kind, monkeypatch):
+    module, x = make(kind)
+    before, counts = x.clone(), counted(monkeypatch)
+    samples = mc_samples(module, x, 9, chunk=4, seed=3)
+    assert counts["many"] >= 2
+    assert counts["replayed"] == counts["whole"] == 0
+    one_by_one = mc_samples(module, x, 9, chunk=1, seed=3)
+    assert counts["replayed"] >= 7
+    assert counts["whole"] == 0
+    # The same masks; products of matrices of other sizes may be rounded differently.
+    torch.testing.assert_close(samples, one_by_one, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+    monkeypatch.setattr(module_under_test, "why_not_many", lambda *_: "the test wants it so")
+    monkeypatch.setattr("pl_losses.papers.dropout.sampling.why_not_many", lambda *_: "the test wants it so")
+    whole = mc_samples(module, x, 9, seed=3)
+    assert counts["whole"] == 9
+    torch.testing.assert_close(samples, whole, rtol=1e-12, atol=1e-12)
+
+
+def deciding(m, x):
+    x = F.dropout(m.first(x), P, m.training)
+    return m.second(x) if x[0, 0] > 0 else x
+
+
+class Untold(torch.autograd.Function):
+    """A function of the user's that says nothing about `torch.func.vmap`."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sin()
+
+
+def noisy(m, x):
+    return F.dropout(m.first(x), P, m.training) + torch.randn(8)
+
+
+def noisy_before(m, x):
+    return F.dropout(m.first(x + torch.randn(8)), P, m.training)
+
+
+def noisy_in_numpy(m, x):
+    return F.dropout(m.first(x), P, m.training) * np.random.rand()
+
+
+def noisy_in_python(m, x):
+    return F.dropout(m.first(x) * random.random(), P, m.training)
+
+
+def counting(m, x):
+    m.steps += 1
+    return F.dropout(m.first(x) * m.steps, P, m.training)
+
+
+def collecting(m, x):
+    m.kept = [*m.kept[:1], F.dropout(m.first(x), P, m.training)]
+    return m.kept[-1]
+
+
+def alternating(m, x):
+    m.number += 1
+    x = [m.first, m.second][m.number % 2](x)
+    return F.dropout(x, P, m.training)
+
+
+def shared_memory(m, x):
+    """In place on one view of what another one, computed before the dropout, sees."""
+    x = m.first(x)
+    left, dropped = x[:, :4], F.dropout(x, P, m.training)
+    left.mul_(2)
+    return dropped + x
+
+
+def with_arrays(m, x):
+    return F.dropout(m.first(x) + torch.from_numpy(x.numpy() * 2), P, m.training)
+
+
+def with_gradients(m, x):
+    with torch.enable_grad():
+        x = x.requires_grad_()
+        (slope,) = torch.autograd.grad(m.first(x).square().sum(), x)
+    return F.dropout(slope, P, m.training)
+
+
+SLOW = {
+    "decision": (deciding, r"data-dependent control flow|__bool__", "replayed"),
+    "own function": (lambda m, x: Untold.apply(F.dropout(m.first(x), P)), "vmap", "replayed"),
+    "new tensor": (filled, "inplace|vmap", "replayed"),
+    "noise after": (noisy, "random numbers", "whole"),
+    "noise before": (noisy_before, "random numbers", "whole"),
+    "NumPy": (noisy_in_numpy, "random numbers", "whole"),
+    "Python": (noisy_in_python, "random numbers", "whole"),
+    "counts": (counting, "changes what it holds", "whole"),
+    "collects": (collecting, "changes what it holds", "whole"),
+    "alternates": (alternating, "changes what it holds", "whole"),
+}
+
+
+def troublesome(function):
+    torch.manual_seed(0)
+    module = Called(function, first=linear(), second=linear()).double()
+    module.register_buffer("steps", torch.zeros(()))
+    module.number, module.kept = 0, []
+    return module
+
+
+def one_by_one(monkeypatch, *args, **options):
+    with monkeypatch.context() as patch:
+        patch.setattr("pl_losses.papers.dropout.sampling.why_not_many", lambda *_: "the test wants it so")
+        return mc_samples(*args, **options)
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_what_cannot_be_computed_together_is_one_at_a_time_and_says_so_once(kind, monkeypatch, caplog):
+    function, reason, way = SLOW[kind]
+    monkeypatch.setattr(module_under_test, "_told", set())
+    counts = counted(monkeypatch)
+    module = troublesome(function)
+    twin, x = copy.deepcopy(module), inputs(4, 8)
+    with caplog.at_level(logging.WARNING):
+        samples = mc_samples(module, x, 6, seed=0)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The samples of Called are computed one at a time")
+    assert re.search(reason, record.getMessage())
+    assert counts[way] >= 5
+    expected = one_by_one(monkeypatch, twin, x, 6, seed=0)
+    torch.testing.assert_close(samples, expected, rtol=1e-12, atol=1e-12)
+    mc_samples(module, x, 2, seed=0)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("function", [shared_memory, with_arrays, with_gradients])
+def test_a_beginning_that_cannot_be_recorded_is_computed_with_the_rest(function, monkeypatch):
+    counts, module, x = counted(monkeypatch), troublesome(function), inputs(4, 8)
+    samples = mc_samples(module, x, 6, seed=0)
+    expected = one_by_one(monkeypatch, module, x, 6, seed=0)
+    torch.testing.assert_close(samples, expected, rtol=1e-12, atol=1e-12)
+    assert counts["replayed"] == 0
+
+
+VARYING = {
+    "weights": lambda m, x, turn: [m.first, m.second][turn](x),
+    "tensors": lambda m, x, turn: [m.first(x), m.second(x)][:: 1 - 2 * turn][0] * 1,
+    "fewer": lambda m, x, turn: [lambda y: y * 2, lambda y: y][turn](m.first(x)),
+    "more": lambda m, x, turn: [lambda y: y, lambda y: y * 2][turn](m.first(x)),
+    "numbers": lambda m, x, turn: m.first(x) * (turn + 1),
+}
+
+
+@pytest.mark.parametrize("kind", VARYING)
+def test_a_beginning_that_varies_is_never_given_back(kind):
+    """By a state that nobody sees: each pass has what is its turn, as in a loop over the samples."""
+    turns, vary = itertools.cycle((0, 1)), VARYING[kind]
+    module = Called(lambda m, x: F.dropout(vary(m, x, next(turns)), P), first=linear(), second=linear())
+    module, x = module.double(), inputs(40, 8)
+    samples = mc_samples(module, x, 7, seed=0)
+    dropped = samples == 0
+    assert 0.1 < dropped.double().mean() < 0.5
+    fits = []
+    for turn in (0, 1):
+        expected = vary(module, x, turn).detach() / (1 - P)
+        close = (samples - expected).abs() < 1e-4 * expected.abs() + 1e-4
+        fits.append(close.logical_or(dropped).flatten(1).all(dim=1))
+    assert (fits[0] ^ fits[1]).all()
+    assert fits[0][1:].tolist() in ([True, False] * 3, [False, True] * 3)
+
+
+def test_random_numbers_that_are_first_drawn_in_later_passes_are_noticed(monkeypatch):
+    passes, counts = itertools.count(), counted(monkeypatch)
+    module = Called(lambda m, x: F.dropout(x, P) * (random.random() if next(passes) else 1.0))
+    samples = mc_samples(module, inputs(4, 8), 10, seed=0)
+    assert counts["replayed"] == 9
+    factors = (samples.abs() / inputs(4, 8).abs() * (1 - P)).amax(dim=(1, 2))
+    assert len(factors.round(decimals=6).unique()) == 10
+
+
+def flops_of_convolutions(*args, **options):
+    """Which convolutions run on how many inputs."""
+    calls = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution.default:
+                calls.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        mc_samples(*args, **options)
+    return calls
+
+
+@pytest.mark.parametrize("chunk", [1, 3, None])
+def test_what_comes_before_the_first_dropout_runs_once(chunk):
+    module, x = make("2d and BatchNorm")
+    before, after = flops_of_convolutions(module, x, 13, chunk=chunk, seed=0), []
+    assert before[0] == (4, 3, 8, 8)
+    assert before.count((4, 3, 8, 8)) == 1
+    after = [shape for shape in before if shape[1:] != (3, 8, 8)]
+    rows = sum(torch.Size(shape).numel() for shape in after)
+    assert rows == 13 * 4 * 6 * 6 * 6
+    assert len(after) == {1: 13, 3: 5, None: 2}[chunk]
+
+
+def test_memory_is_bounded_by_the_chunk_or_else_by_a_default(monkeypatch):
+    sizes, real = [], torch.func.vmap
+
+    def watched(function, **options):
+        return lambda masks, *rest: (sizes.append(len(masks[0])), real(function, **options)(masks, *rest))[1]
+
+    monkeypatch.setattr(torch.func, "vmap", watched)
+    module = nn.Sequential(nn.Linear(8, 100), nn.Dropout(P), nn.Linear(100, 50))
+    mc_samples(module, torch.ones(10, 8), 20, chunk=7, seed=0)
+    assert sizes == [7, 7, 5]
+    sizes.clear()
+    # 4 kB of masks a sample, and as much for each of up to three results at a time.
+    monkeypatch.setitem(module_under_test._AT_A_TIME, "cpu", 16_000 * 5)
+    mc_samples(module, torch.ones(10, 8), 21, seed=0)
+    assert sizes == [5, 5, 5, 5]
+
+
+def test_masks_depend_neither_on_the_chunk_nor_on_the_number_of_samples():
+    module, x = nn.Sequential(nn.Dropout(P), nn.Dropout2d(0.5)), inputs(3, 5, 7, 7)
+    samples = mc_samples(module, x, 30, seed=0)
+    for chunk in (1, 4, 29, 100):
+        assert torch.equal(samples, mc_samples(module, x, 30, chunk=chunk, seed=0))
+    assert torch.equal(samples[:11], mc_samples(module, x, 11, seed=0))
+    assert len(samples.flatten(1).unique(dim=0)) == 30
+
+
+def test_changed_weights_of_the_beginning_are_seen():
+    module, x = make("2d and BatchNorm")
+    before = mc_samples(module, x, 5, seed=0)
+    with torch.no_grad():
+        module[0].weight.mul_(2)
+    assert not torch.allclose(before, mc_samples(module, x, 5, seed=0))
+    with torch.no_grad():
+        module[0].weight.div_(2)
+    assert torch.equal(before, mc_samples(module, x, 5, seed=0))
+
+
+def test_structures_and_several_inputs_are_computed_together(monkeypatch):
+    counts, module = counted(monkeypatch), Called(structured, first=linear()).double()
+    x, y = inputs(4, 8), inputs(8)
+    samples = mc_samples(module, (x, y), 10, seed=0)
+    assert counts == {"many": 1, "replayed": 0, "whole": 0}
+    assert samples["pair"][1] is None
+    assert samples["mean"].shape == (10,)
+    expected = mc_samples(module, (x, y), 10, chunk=1, seed=0)
+    torch.testing.assert_close(samples, expected, rtol=1e-12, atol=1e-12)
+    assert (samples["same"] == module.first(x)).all()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
+def test_in_other_modes(mode, monkeypatch):
+    module, x = make("residual")
+    expected, counts = mc_samples(module, x, 9, seed=0), counted(monkeypatch)
+    with mode():
+        samples = mc_samples(module, x.clone(), 9, seed=0)
+        assert torch.is_inference_mode_enabled() is (mode is torch.inference_mode)
+    assert counts == {"many": 1, "replayed": 0, "whole": 0}
+    assert not samples.requires_grad
+    torch.testing.assert_close(samples, expected, rtol=0, atol=0)
+
+
+def test_tensors_of_inference_mode_are_no_hindrance_unless_they_are_changed(monkeypatch):
+    """Such as the states of metrics, after a validation."""
+    module, x = make("residual")
+    expected, counts = mc_samples(module, x, 9, seed=0), counted(monkeypatch)
+    with torch.inference_mode():
+        module.correct = torch.zeros(())
+        samples = mc_samples(module, x, 9, seed=0)
+        torch.testing.assert_close(samples, expected, rtol=1e-12, atol=1e-12)
+        assert counts == {"many": 1, "replayed": 0, "whole": 0}
+        for part in (changing := troublesome(counting), attribute := troublesome(counting)):
+            part.steps = torch.zeros(())
+        del attribute.steps
+        attribute.__dict__["steps"] = torch.zeros(())
+        samples = mc_samples(changing, inputs(4, 8), 9, seed=0)
+        assert counts == {"many": 1, "replayed": 0, "whole": 9}
+        assert changing.steps == 9
+        mc_samples(attribute, inputs(4, 8), 9, seed=0)
+        assert counts == {"many": 1, "replayed": 0, "whole": 18}
+    torch.testing.assert_close(samples, mc_samples(troublesome(counting), inputs(4, 8), 9, seed=0))
+
+
+def test_under_autocast():
+    module, x = make("Dropout")
+    module, x = module.float(), x.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        samples = mc_samples(module, x, 9, seed=0)
+        one_by_one = mc_samples(module, x, 9, chunk=1, seed=0)
+    assert samples.dtype == one_by_one.dtype
+    torch.testing.assert_close(samples, one_by_one, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["Dropout", "2d and BatchNorm", "TransformerEncoder", "LSTM"])
+def test_many_at_a_time_on_a_gpu(kind, monkeypatch):
+    module, x = make(kind)
+    module, x, counts = module.cuda(), x.cuda(), counted(monkeypatch)
+    samples = mc_samples(module, x, 9, chunk=4, seed=3)
+    assert counts["many"] >= 2
+    torch.testing.assert_close(samples, mc_samples(module, x, 9, chunk=1, seed=3))

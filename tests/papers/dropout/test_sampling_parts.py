@@ -1,0 +1,121 @@
+"""The parts of the fast sampler: masks, attention written out, shared masks folded into weights."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pl_losses.papers.dropout import folding
+from pl_losses.papers.dropout import passes as module_under_test
+from pl_losses.papers.dropout.active import attention
+from pl_losses.papers.dropout.masks import Masks, Site, _word
+from pl_losses.papers.dropout.sampling import mc_samples
+
+P = 0.3
+
+
+def inputs(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+class Called(nn.Module):
+    """A module that is one function of itself and its input, with two layers to use."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.first, self.second = function, nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+SHARED = {
+    "folded": (lambda m, x: m.second(F.dropout(x, P)), 1),
+    "of what differs": (lambda m, x: m.second(F.dropout(m.first(F.dropout(x, P)).relu(), P)), 1),
+    "used twice": (lambda m, x: m.second(y := F.dropout(x, P)) + y.sum(), 0),
+    "used by two": (lambda m, x: m.second(y := F.dropout(x, P)) + m.second(y), 0),
+    "a view": (lambda m, x: m.second(F.dropout(x, P).view(-1, 8)), 0),
+    "returned": (lambda m, x: (m.second(y := F.dropout(x, P)), y), 0),
+    "large": (lambda m, x: m.first(F.dropout(x, P)), 0),
+    "in place": (lambda m, x: m.second(F.dropout(x, P, inplace=True)), 0),
+    "channels": (lambda m, x: F.dropout1d(x[:, :, None], P).squeeze(2) * 2, 0),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_shared_masks_are_folded_into_the_weights_where_nothing_else_sees_them(kind, monkeypatch):
+    function, folds = SHARED[kind]
+    torch.manual_seed(0)
+    module, x, linears, chunks = Called(function).double(), inputs(5, 8), [], []
+    real, chunk = folding._linear, module_under_test.Passes._chunk
+    monkeypatch.setattr(folding, "_linear", lambda *args: (linears.append(1), real(*args))[1])
+    monkeypatch.setattr(module_under_test.Passes, "_chunk", lambda *args: (chunks.append(1), chunk(*args))[1])
+    samples = mc_samples(module, x, 9, chunk=4, seed=0, masks="shared")
+    assert len(linears) == 2 * folds
+    assert len(chunks) == 2
+    expected = mc_samples(module, x, 9, chunk=1, seed=0, masks="shared")
+    torch.testing.assert_close(samples, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}, {"enable_gqa": True}])
+@pytest.mark.parametrize("mask", [None, "boolean", "additive"])
+def test_attention_written_out_is_the_fused_one(options, mask):
+    if mask and "is_causal" in options:
+        options = {}
+    query, value = inputs(3, 4, 5, 8), inputs(3, 2 if "enable_gqa" in options else 4, 7, 8)
+    key = value.flip(-1)
+    if mask:
+        mask = inputs(5, 7) > 0 if mask == "boolean" else inputs(5, 7)
+        mask[1] = False if mask.dtype == torch.bool else -torch.inf
+    found = attention(query, key, value, mask, **options)
+    expected = F.scaled_dot_product_attention(query, key, value, mask, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.25, 0.1, 0.05, 0.003, 1e-6, 0.9, 0.999])
+def test_words_give_the_probability(p):
+    bits, threshold, kept = _word(p)
+    assert abs(kept - (1 - p)) <= 0.002 * min(p, 1 - p)
+    assert (threshold + 2 ** (bits - 1)) / 2**bits == kept
+    if bits > 8:  # no narrower word would do
+        narrower = round((1 - p) * 2 ** (bits // 2)) / 2 ** (bits // 2)
+        assert abs(narrower - (1 - p)) > 0.002 * min(p, 1 - p)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.3, 0.02])
+def test_masks_have_their_law(p):
+    site = Site((3, 7), p, True, torch.float64, torch.device("cpu"))
+    whole = Masks(5).draw(0, site, 20_000)
+    assert sorted(whole.unique().tolist()) == [0.0, 1 / _word(p)[2]]
+    error = (p / (1 - p) / 20_000) ** 0.5
+    assert (whole.mean(0) - 1).abs().max() < 4.5 * error
+    correlation = torch.corrcoef(whole.flatten(1).T) - torch.eye(21)
+    assert correlation.abs().max() < 5 / 20_000**0.5
+    # One by one they are the same; each place has a stream of its own; and one can go back.
+    masks = Masks(5)
+    first = torch.cat([masks.draw(0, site, 1) for _ in range(5)])
+    state = masks.state()
+    assert torch.equal(first, whole[:5])
+    assert torch.equal(masks.draw(0, site, 3), whole[5:8])
+    assert not torch.equal(masks.draw(1, site, 100), whole[:100])
+    masks.rewind(state)
+    assert torch.equal(masks.draw(0, site, 3), whole[5:8])
+
+
+def test_everything_dropped():
+    module = nn.Sequential(nn.Dropout(1.0), nn.AlphaDropout(1.0))
+    assert (mc_samples(module, inputs(2, 3), 4, seed=0) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (lambda m, x: F.dropout(x, 1.5), "between 0 and 1"),
+        (lambda m, x: F.dropout1d(x, P), "Expected 2D or 3D input"),
+        (lambda m, x: torch.feature_dropout(x[0, 0, 0], P, True), "at least 2"),
+        (lambda m, x: F.dropout(x.long(), P), "can't be cast|not implemented|float"),
+    ],
+)
+def test_what_dropout_refuses_is_refused(function, error):
+    with pytest.raises((ValueError, RuntimeError), match=error):
+        mc_samples(Called(function), inputs(2, 3, 4, 4), 3, seed=0)

@@ -1,0 +1,296 @@
+import csv
+import hashlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pl_losses.data import uci
+from pl_losses.papers.dropout import published, table1, table1_columns, table1_report
+from pl_losses.papers.dropout.ensemble import StackedMLP, Standardised, train
+from pl_losses.papers.dropout.published import SETTINGS, Numbers, Settings, numbers
+from pl_losses.papers.dropout.quantities import mc_log_likelihood
+from pl_losses.papers.dropout.table1 import reproduce
+from pl_losses.papers.dropout.table1_columns import COLUMNS, Case, Choice, Row, Schedule, reproduce_column
+from pl_losses.papers.dropout.table1_report import Entry
+
+QUICK = {"samples": 20, "repeats": 1, "epochs_scale": 0.01, "wandb": "disabled"}
+
+
+@pytest.fixture(autouse=True)
+def small_grid(monkeypatch):
+    """Few settings to choose from, and as few steps as the epochs take."""
+    choice = Choice((0.0, 0.1), (0.0, 1e-4), (0.5, 2.0, 8.0), 10)
+    monkeypatch.setattr(table1_columns, "Choice", lambda: choice)
+    monkeypatch.setitem(COLUMNS, "grid", COLUMNS["grid"]._replace(steps=0))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder with a set of one's own, "mine", and a small published one, "small"."""
+    random = np.random.RandomState(0)
+    inputs = random.randn(60, 3)
+    rows = np.column_stack([inputs, 5 * inputs[:, 0] * inputs[:, 1] + 100 + random.randn(60)])
+    for folder in ("mine", "Small"):
+        (tmp_path / "uci" / folder).mkdir(parents=True)
+        np.savetxt(tmp_path / "uci" / folder / "data.txt", rows)
+    sha256 = hashlib.sha256((tmp_path / "uci" / "Small" / "data.txt").read_bytes()).hexdigest()
+    monkeypatch.setitem(uci.SETS, "small", uci.UCISet("Small", 60, 3, 4, sha256))
+    monkeypatch.setitem(SETTINGS, "small", Settings(0.05, 0.2, hidden=8))
+    monkeypatch.setitem(numbers(), ("small", "paper"), Numbers(3.0, 0.1, -2.0, 0.05))
+    return str(tmp_path)
+
+
+def read(folder, name):
+    with open(folder / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def case(root, name="small", **changes):
+    arguments = {"splits": 3, "samples": 30, "repeats": 2, "seed": 0, "scale": 0.02} | changes
+    return Case.read(name, root, **arguments)
+
+
+def test_the_published_numbers_are_complete():
+    assert set(SETTINGS) == set(uci.SETS)
+    for name in SETTINGS:
+        for column in ("vi", "pbp", "paper", "10x", "grid"):
+            assert all(map(math.isfinite, numbers()[name, column]))
+    assert len(numbers()) == 45
+    assert numbers()["yacht", "10x"].rmse == pytest.approx(0.7243, abs=1e-4)
+    assert {name for name, given in SETTINGS.items() if given.length_scale != 0.01} == {"naval", "yacht"}
+
+
+def test_epochs_are_those_of_the_authors(root):
+    small, protein = case(root, scale=1.0), case(root, scale=1.0)
+    object.__setattr__(protein, "settings", SETTINGS["protein"])
+    assert [small.epochs(column) for column in ("paper", "10x")] == [400, 4000]
+    assert [protein.epochs(column) for column in ("paper", "10x")] == [200, 2000]
+    assert COLUMNS["paper"] == Schedule(10, 32)
+    assert COLUMNS["10x"] == Schedule(100, 128)
+
+
+def test_a_column_is_what_each_split_gives_by_itself(root):
+    """Against networks trained alone and scored by the definitions; the seeds are not the same."""
+    mine = case(root, repeats=12, scale=0.1, samples=200)
+    rows = reproduce_column(mine, "paper", lambda amount: None)
+    decay = 1e-4 * 0.95 / (2 * 54 * 0.2) / 2
+    for split, row in enumerate(rows):
+        rows_train, rows_test = mine.splits[split]
+        assert (row.split, row.p, row.precision) == (split, 0.05, 0.2)
+        assert row.weight_decay == pytest.approx(decay)
+        assert row.length_scale == pytest.approx(0.01)
+        x, y = mine.inputs[rows_train], mine.targets[rows_train]
+        data = Standardised([x] * 12, [y] * 12)
+        alone = StackedMLP(3, 8, [0.05] * 12, list(range(12)))
+        train(alone, data, list(range(12)), epochs=40, batch_size=32, weight_decay=[decay] * 12)
+        inputs = torch.from_numpy((mine.inputs[rows_test] - x.mean(0)) / x.std(0)).float()
+        target = torch.from_numpy(mine.targets[rows_test])
+        errors, likelihoods = [], []
+        for member in range(12):
+            keep = torch.rand(200, 6, 3) >= 0.05, torch.rand(200, 6, 8) >= 0.05
+            units = torch.relu(inputs * keep[0] / 0.95 @ alone.first[member, :3] + alone.first[member, 3])
+            passes = units * keep[1] / 0.95 @ alone.second[member] + alone.bias[member]
+            passes = passes.double() * y.std() + y.mean()
+            errors.append((passes.mean(0) - target).square().mean().sqrt())
+            likelihoods.append(mc_log_likelihood(passes, target, 0.2).mean())
+        for found, expected in ((row.rmse, errors), (row.ll, likelihoods)):
+            values = torch.stack(expected)
+            assert found == pytest.approx(values.mean().item(), abs=4 * values.std().item() * (2 / 12) ** 0.5)
+
+
+def test_repeats_are_averaged_and_splits_do_not_depend_on_one_another(root, monkeypatch):
+    rows = reproduce_column(case(root), "paper", lambda amount: None)
+    fewer = reproduce_column(case(root, splits=2), "paper", lambda amount: None)
+    np.testing.assert_allclose(rows[:2], fewer, rtol=1e-4)
+    monkeypatch.setattr(table1_columns, "TOGETHER", 2)
+    np.testing.assert_allclose(reproduce_column(case(root), "paper", lambda amount: None), rows, rtol=1e-4)
+    assert rows != reproduce_column(case(root, seed=1), "paper", lambda amount: None)
+
+
+def test_work_is_what_progress_tells(root):
+    for column in ("paper", "grid"):
+        done = []
+        small = case(root)
+        reproduce_column(small, column, done.append)
+        assert sum(done) == pytest.approx(small.work(column), rel=0.05)
+
+
+def test_the_choice_does_not_look_at_the_test_samples(root):
+    small = case(root, scale=0.1)
+    honest = reproduce_column(small, "grid", lambda amount: None)
+    for _, test in small.splits[:1]:
+        small.targets[test] += 1000.0
+    # Of split 0 only: its test samples are trained on in the others.
+    moved = reproduce_column(small, "grid", lambda amount: None)
+    assert moved[0].rmse > 900
+    assert moved[0][4:] == honest[0][4:]
+
+
+def test_the_choice_is_the_best_on_the_last_part_of_train(root, monkeypatch):
+    """The settings that win there win, whatever they do elsewhere."""
+    seen = {}
+    original = table1_columns._scores
+
+    def recorded(case, column, splits, members, samples, progress):
+        scores = original(case, column, splits, members, samples, progress)
+        seen[samples] = (splits, members, scores)
+        return scores
+
+    monkeypatch.setattr(table1_columns, "_scores", recorded)
+    small = case(root)
+    rows = reproduce_column(small, "grid", lambda amount: None)
+    splits, members, scores = seen[10]
+    for split, (row, (train_rows, _)) in enumerate(zip(rows, small.splits, strict=True)):
+        assert np.array_equal(np.concatenate(splits[split]), train_rows)
+        assert len(splits[split][0]) == int(0.8 * 54)
+        deviation = small.targets[splits[split][0]].std()
+        best = max(
+            (score[2 + step], member.p, member.weight_decay * 43 / 54, member.precision[step].item())
+            for member, score in zip(members, scores, strict=True)
+            if member.split == split
+            for step in range(3)
+        )
+        assert (row.p, row.weight_decay) == (best[1], pytest.approx(best[2]))
+        assert row.precision == pytest.approx(best[3])
+        assert row.precision * deviation**2 in [pytest.approx(tau) for tau in (0.5, 2.0, 8.0)]
+
+
+def test_the_whole_table(root, folder, capsys):
+    reproduce("small,mine", "grid", root=root, folder="out", splits=2, **QUICK | {"wandb": "offline"})
+    reproduce("small", "paper", root=root, folder="out", splits=2, **QUICK)
+    out = folder / "out"
+    assert [(row["set"], row["column"]) for row in read(out, "table1.csv")] == [
+        ("small", "grid"), ("mine", "grid"), ("small", "paper"),
+    ]  # fmt: skip
+    rows = read(out, "per_split.csv")
+    assert len(rows) == 6
+    table = read(out, "table1.csv")[2]
+    scores = [float(row["rmse"]) for row in rows if row["column"] == "paper"]
+    assert float(table["rmse"]) == pytest.approx(np.mean(scores))
+    assert float(table["rmse_se"]) == pytest.approx(np.std(scores) / math.sqrt(2))
+    assert (table["published_rmse"], table["published_ll_se"]) == ("3.0", "0.05")
+    assert (out / "table1.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((out / "wandb").glob("offline-run-*/*.wandb"))
+    printed = capsys.readouterr().out
+    assert "3 +- 0.1" in printed
+    assert "paper: RMSE and log-likelihood within one standard error" in printed
+
+
+def test_scikit_learns_diabetes_as_a_folder_of_ones_own(tmp_path):
+    from sklearn.datasets import load_diabetes
+
+    data = load_diabetes()
+    (tmp_path / "diabetes").mkdir()
+    np.savetxt(tmp_path / "diabetes" / "data.txt", np.column_stack([data.data, data.target]))
+    small = case(str(tmp_path), "diabetes", samples=50, scale=0.01)
+    (row, *_) = reproduce_column(small, "grid", lambda amount: None)
+    assert 40 < row.rmse < data.target.std()
+
+
+def test_an_interrupted_run_goes_on(root, folder, monkeypatch):
+    made = []
+    original = table1.reproduce_column
+
+    def interrupted(case, column, progress):
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(column)
+        return original(case, column, progress)
+
+    monkeypatch.setattr(table1, "reproduce_column", interrupted)
+    arguments = {"root": root, "folder": "out", "splits": 2} | QUICK
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("small", "paper,10x", **arguments)
+    first = read(folder / "out", "table1.csv")
+    assert [row["column"] for row in first] == ["paper"]
+    made.append("")
+    reproduce("small", "paper,10x", **arguments)
+    assert made == ["paper", "", "10x"]
+    after = read(folder / "out", "table1.csv")
+    assert after[0] == first[0]
+    made.clear()
+    made.extend("..")
+    reproduce(["small"], ["paper", "10x"], **arguments)
+    assert made == ["."] * 2
+    assert read(folder / "out", "table1.csv") == after
+    with pytest.raises(
+        ValueError, match=r"`samples` to be 20, as for the results in out, but got 21: choose"
+    ):
+        reproduce("small", "paper,10x", **arguments | {"samples": 21})
+    (folder / "out" / "arguments.json").unlink()
+    with pytest.raises(ValueError, match=r"`folder` out to have an arguments\.json beside its table1\.csv"):
+        reproduce("small", "paper", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sets": "bosten"}, "`sets` of boston, .* but got 'bosten'"),
+        ({"sets": "small,"}, r'`sets` to be names between commas or "all" but got \'small,\''),
+        ({"columns": "paper,20x"}, "`columns` of paper, 10x, grid but got '20x'"),
+        ({"sets": "small,mine", "columns": "paper,grid"}, '`columns` of "grid" alone for mine'),
+        ({"samples": 0}, "`samples` to be at least 1 but got 0"),
+        ({"repeats": 0}, "`repeats` to be at least 1 but got 0"),
+        ({"seed": -1}, "`seed` to be at least 0 but got -1"),
+        ({"splits": 0}, "`splits` to be at least 1 but got 0"),
+        ({"epochs_scale": 0.0}, r"`epochs_scale` to be positive and finite but got 0\.0"),
+        ({"wandb": "on"}, "`wandb` to be one of offline, online, disabled but got 'on'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(root, folder, arguments, message):
+    given = {"sets": "small", "columns": "paper", "root": root, "folder": "out"} | arguments
+    with pytest.raises(ValueError, match=message):
+        reproduce(**given)
+    assert not (folder / "out").exists()
+
+
+def entry(rmse, ll, name="small", column="paper"):
+    rows = [
+        Row(split, rmse + shift, ll + shift, rmse, 0.1, 1.0, 0.0, 0.0) for split, shift in ((0, -1), (1, 1))
+    ]
+    return Entry(name, column, rows, 400, 1.0, 2.0)
+
+
+def test_what_is_worse_than_published_is_marked(root):
+    """Published: 3 +- 0.1 and -2 +- 0.05."""
+    assert entry(3.09, -2.04).within() == (True, True)
+    assert entry(3.11, -2.06).within() == (False, False)
+    assert entry(2.9, -1.9).better()
+    assert not entry(2.9, -2.01).better()
+    assert entry(9.0, -9.0, name="mine").within() == (True, True)
+    assert not entry(0.0, 9.0, name="mine").better()
+    assert entry(2.0, -1.0).ours == Numbers(
+        2.0, pytest.approx(1 / math.sqrt(2)), -1.0, pytest.approx(0.5**0.5)
+    )
+    marked = table1_report.line(entry(3.11, -2.0))
+    assert "3.11 +- 0.71!" in marked
+    assert "-2 +- 0.71 " in marked
+    assert (
+        "one standard error of the published ones or better on 1 of 2, both better on 1"
+        in table1_report.text([entry(2.9, -1.9), entry(3.11, -2.0)])
+    )
+
+
+def test_saved_tables_are_read_back(tmp_path):
+    entries = [entry(3.0, -2.0), entry(1.0, 0.1, column="grid")]
+    table1_report.save(tmp_path, entries)
+    assert table1_report.load(tmp_path) == entries
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_column_of_a_set_without_published_numbers_is_drawn(tmp_path):
+    figure = table1_report.draw(
+        [entry(3.0, -2.0), entry(1.0, 0.1, column="grid"), entry(1.0, 1.0, "mine", "grid")]
+    )
+    figure.savefig(tmp_path / "figure.png")
+    assert len(figure.axes) == 4
+
+
+def test_arguments_are_json(root, folder):
+    reproduce("small", "paper", root=root, folder="out", splits=1, **QUICK)
+    stored = json.loads((folder / "out" / "arguments.json").read_text())
+    assert stored == {"splits": 1, "samples": 20, "repeats": 1, "seed": 0, "epochs_scale": 0.01}
+    assert published.numbers()["small", "paper"].rmse == 3.0
