@@ -216,12 +216,14 @@ class PLLossesCLI(LightningCLI):
 
 
 def error_in_words(result: Mapping[str, float]) -> str:
-    """The test error, or else the validation error, in percent or as RMSE; empty if there is none.
+    """The test error in percent, the RMSE or the loss, or else that of the validation; empty if there is none.
 
     >>> error_in_words({"test/error": 0.0095, "test/error_low": 0.0077, "test/error_high": 0.0116})
     'Test error: 0.95 % (95 % interval 0.77 to 1.16 %)'
     >>> error_in_words({"test/rmse": 2.97434, "test/log_likelihood": -2.4603})
     'Test RMSE: 2.974, log-likelihood -2.460 nats'
+    >>> error_in_words({"test/loss": 101.34567})
+    'Test loss: 101.3'
     """
     for stage, name in (("test", "Test"), ("val", "Validation")):
         error, low, high = (100 * result.get(f"{stage}/error{end}", nan) for end in ("", "_low", "_high"))
@@ -233,6 +235,8 @@ def error_in_words(result: Mapping[str, float]) -> str:
             return f"{name} RMSE: {rmse:.4g}" + (
                 "" if isnan(likelihood) else f", log-likelihood {likelihood:.3f} nats"
             )
+        if not isnan(loss := result.get(f"{stage}/loss", nan)):
+            return f"{name} loss: {loss:.4g}"
     return ""
 
 

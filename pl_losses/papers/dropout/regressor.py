@@ -63,6 +63,7 @@ class DropoutRegressor(DropoutModule):
             validation of a fit, as what gives the validation data the highest log-likelihood under T passes:
             out of the list, or of 141 values from 0.1 to 10^6 over the targets' variance, 20 a decade. It is
             kept in checkpoints. The weight decay then takes tau = 1 / variance of the targets throughout.
+            ``Trainer.validate`` chooses only if nothing has been chosen yet.
         length_scale: l of the weights' prior N(0, l^-2), for standardised inputs.
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
         samples: T, the passes per input in validation, test and prediction.

@@ -336,8 +336,8 @@ def describe(slopes: Array) -> dict[str, float]:
         rank = level * (count - 1)
         below = ordered[int(rank)]
         described[key] = below + rank % 1 * (ordered[math.ceil(rank)] - below)
-    described["below_0"] = np.count_nonzero(slopes < 0) / count
-    described["above_1"] = np.count_nonzero(slopes > 1) / count
+    described["below_0"] = int(np.count_nonzero(slopes < 0)) / count
+    described["above_1"] = int(np.count_nonzero(slopes > 1)) / count
     return described
 
 
