@@ -216,7 +216,7 @@ class PLLossesCLI(LightningCLI):
 
 
 def error_in_words(result: Mapping[str, float]) -> str:
-    """The test error in percent, the RMSE or the loss, or else that of the validation; empty if there is none.
+    """The test error in percent, the RMSE or the loss, else that of the validation; empty if there is none.
 
     >>> error_in_words({"test/error": 0.0095, "test/error_low": 0.0077, "test/error_high": 0.0116})
     'Test error: 0.95 % (95 % interval 0.77 to 1.16 %)'
