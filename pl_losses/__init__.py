@@ -10,6 +10,11 @@ from pl_losses._lazy import lazy
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pl_losses.papers.adam.counterexample import AMSGradCounterexample as AMSGradCounterexample
+    from pl_losses.papers.adam.modules import MLP as MLP
+    from pl_losses.papers.adam.modules import ConvNet as ConvNet
+    from pl_losses.papers.adam.modules import LogisticRegression as LogisticRegression
+    from pl_losses.papers.adam.vae import VAE as VAE
     from pl_losses.papers.dropout.classifier import DropoutClassifier as DropoutClassifier
     from pl_losses.papers.dropout.regressor import DropoutRegressor as DropoutRegressor
     from pl_losses.papers.lenet.module import LeNet5 as LeNet5
@@ -18,10 +23,26 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "AMSGradCounterexample": "pl_losses.papers.adam.counterexample",
+        "ConvNet": "pl_losses.papers.adam.modules",
         "DropoutClassifier": "pl_losses.papers.dropout.classifier",
         "DropoutRegressor": "pl_losses.papers.dropout.regressor",
         "LeNet5": "pl_losses.papers.lenet.module",
+        "LogisticRegression": "pl_losses.papers.adam.modules",
+        "MLP": "pl_losses.papers.adam.modules",
         "RectifierNet": "pl_losses.papers.prelu.module",
+        "VAE": "pl_losses.papers.adam.vae",
     },
 )
-__all__ = ["DropoutClassifier", "DropoutRegressor", "LeNet5", "RectifierNet", "__version__"]
+__all__ = [
+    "MLP",
+    "VAE",
+    "AMSGradCounterexample",
+    "ConvNet",
+    "DropoutClassifier",
+    "DropoutRegressor",
+    "LeNet5",
+    "LogisticRegression",
+    "RectifierNet",
+    "__version__",
+]

@@ -6,6 +6,7 @@ from pl_losses._lazy import lazy
 
 if TYPE_CHECKING:
     from pl_losses.observers.pictures import ClassifierReport as ClassifierReport
+    from pl_losses.papers.adam.averaging import TemporalAveraging as TemporalAveraging
     from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
     from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor as DropoutUncertaintyMonitor
     from pl_losses.papers.dropout.reports import ExtrapolationReport as ExtrapolationReport
@@ -21,6 +22,7 @@ __getattr__, __dir__ = lazy(
         "ExtrapolationReport": "pl_losses.papers.dropout.reports",
         "PReLUSlopeMonitor": "pl_losses.papers.prelu.monitor",
         "RotationReport": "pl_losses.papers.dropout.reports",
+        "TemporalAveraging": "pl_losses.papers.adam.averaging",
     },
 )
 __all__ = [
@@ -30,4 +32,5 @@ __all__ = [
     "ExtrapolationReport",
     "PReLUSlopeMonitor",
     "RotationReport",
+    "TemporalAveraging",
 ]

@@ -10,9 +10,13 @@ if TYPE_CHECKING:
     from pl_losses.data.co2 import SyntheticCO2 as SyntheticCO2
     from pl_losses.data.digits import Digits as Digits
     from pl_losses.data.images import ImageDataModule as ImageDataModule
+    from pl_losses.data.lines import Characters as Characters
+    from pl_losses.data.lines import LineImages as LineImages
+    from pl_losses.data.lines import Lines as Lines
     from pl_losses.data.loader import BatchLoader as BatchLoader
     from pl_losses.data.mnist import MNIST as MNIST
     from pl_losses.data.module import TensorDataModule as TensorDataModule
+    from pl_losses.data.strings import DigitStrings as DigitStrings
     from pl_losses.data.transforms import RandomAffine as RandomAffine
     from pl_losses.data.uci import UCI as UCI
 
@@ -22,8 +26,12 @@ __getattr__, __dir__ = lazy(
         "BagOfWords": "pl_losses.data.bag_of_words",
         "BatchLoader": "pl_losses.data.loader",
         "CIFAR10": "pl_losses.data.cifar10",
+        "Characters": "pl_losses.data.lines",
+        "DigitStrings": "pl_losses.data.strings",
         "Digits": "pl_losses.data.digits",
         "ImageDataModule": "pl_losses.data.images",
+        "LineImages": "pl_losses.data.lines",
+        "Lines": "pl_losses.data.lines",
         "MNIST": "pl_losses.data.mnist",
         "RandomAffine": "pl_losses.data.transforms",
         "SyntheticCO2": "pl_losses.data.co2",
@@ -37,8 +45,12 @@ __all__ = [
     "UCI",
     "BagOfWords",
     "BatchLoader",
+    "Characters",
+    "DigitStrings",
     "Digits",
     "ImageDataModule",
+    "LineImages",
+    "Lines",
     "RandomAffine",
     "SyntheticCO2",
     "TensorDataModule",

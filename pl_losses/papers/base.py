@@ -23,7 +23,8 @@ class PaperModule(LightningModule):
     Args:
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler. One that takes ``total_steps`` (OneCycleLR) is given the
-            number of optimizer steps of the run and moves every step; any other moves once an epoch.
+            number of optimizer steps of the run and moves every step; any other moves once an epoch,
+            or as its attribute ``interval`` says ("step" or "epoch").
 
     Raises:
         TypeError: If ``optimizer`` cannot be called, or is an optimizer already.
@@ -61,7 +62,8 @@ class PaperModule(LightningModule):
             return optimizer
         try:
             scheduler = self._lr_scheduler(optimizer)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+            interval = getattr(scheduler, "interval", "epoch")
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
         except ValueError as error:
             if "total_steps" not in str(error):
                 raise

@@ -7,12 +7,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.adam.optimizer import Adam
-from pl_losses.papers.adam.schedule import by_its_interval
 from pl_losses.papers.base import PaperModule
 
 
@@ -62,10 +60,6 @@ class AMSGradCounterexample(PaperModule):
         self.slope, self.steps = slope, steps
         self.x = nn.Parameter(torch.zeros(()))
         self.register_buffer("regret", torch.zeros(()))
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """As any module of a paper, with a schedule that may move every step."""
-        return by_its_interval(super().configure_optimizers())
 
     def objective(self, t: int) -> float:
         """The slope of f_t, t = 1, 2, ..."""

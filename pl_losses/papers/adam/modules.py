@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.adam.optimizer import Adam
-from pl_losses.papers.adam.schedule import by_its_interval
 from pl_losses.papers.classifier import Classifier
 
 
@@ -20,10 +18,6 @@ class _Experiment(Classifier):
 
     network: nn.Module
     input_shape: tuple[int, ...]
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """As any module of a paper, with a schedule that may move every step."""
-        return by_its_interval(super().configure_optimizers())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits: [B, ...] -> [B, num_classes].

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -14,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 class InverseSqrtLR(LRScheduler):
     r"""A learning rate of :math:`\alpha_t = \alpha / \sqrt{t}` at step t = 1, 2, ...
 
-    The experiments of section 6.1 use it. The wing's own modules call it every step.
+    The experiments of section 6.1 use it. The papers' modules call it every step, by its ``interval``.
 
     Args:
         optimizer: Its learning rates are alpha, group by group.
@@ -43,11 +41,3 @@ class InverseSqrtLR(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The rates of all groups for the step to come."""
         return [base / math.sqrt(self.last_epoch + 1) for base in self.base_lrs]
-
-
-def by_its_interval(configured: OptimizerLRScheduler) -> OptimizerLRScheduler:
-    """What ``configure_optimizers`` returned, its scheduler called as often as it asks for."""
-    entry: Any = configured.get("lr_scheduler") if isinstance(configured, dict) else None
-    if entry is not None:
-        entry["interval"] = getattr(entry["scheduler"], "interval", entry["interval"])
-    return configured

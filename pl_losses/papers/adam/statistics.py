@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from pl_losses.papers.adam.closed_form import Number, Rule, effective_step
 
 Squares = dict[int, float]  # Sums of squares by the id of their tensors.
 
+EXACT = (torch.float32, torch.float64)
+SMALL = 2**13  # Elements that NumPy sums up in less time than a call of torch takes.
 LONG = 2**18  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
 
 
@@ -63,15 +66,19 @@ def squares(
     tensors = [None if one is None else getattr(one, name) for name in names for one in moments]
     found: dict[int, Any] = {**(known or {})}
     unknown = [one for one in tensors if one is not None and id(one) not in found and one.numel()]
+    small = [one for one in unknown if one.is_cpu and one.numel() <= SMALL and one.dtype in EXACT]
+    if small:
+        found |= {id(one): float(np.vdot(one.numpy(), one.numpy())) for one in small}
+        unknown = [one for one in unknown if id(one) not in found]
     if unknown:
         norms = _norms(unknown)
         here = [norm if norm.device == device else norm.to(device, non_blocking=True) for norm in norms]
         sums = torch.stack(here).square_()
         if len(sums) == len(tensors):
             return sums
-        found |= zip(map(id, unknown), sums.unbind(), strict=True)
+        found |= zip(map(id, unknown), sums.tolist() if sums.is_cpu else sums.unbind(), strict=True)
     numbers = [found.get(id(one), 0.0) for one in tensors]
-    return vector(numbers, device) if unknown else numbers
+    return vector(numbers, device) if unknown and device.type != "cpu" else numbers
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -86,7 +93,7 @@ def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _long_norm(tensor: Tensor) -> Tensor:
     (line,) = in_lines([tensor])
-    if line.dtype in (torch.float32, torch.float64):
+    if line.dtype in EXACT:
         sums = [torch.dot(piece, piece) for piece in torch.split(line, LONG)]
     else:
         sums = [torch.dot(piece.float(), piece.float()) for piece in torch.split(line, LONG // 8)]

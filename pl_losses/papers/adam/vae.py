@@ -7,14 +7,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.adam.losses import bernoulli_error, kl_to_standard_normal
 from pl_losses.papers.adam.optimizer import Adam
-from pl_losses.papers.adam.schedule import by_its_interval
 from pl_losses.papers.base import PaperModule
 
 # Noise is drawn in so many rows at a time: then fewer rows are the first of more.
@@ -80,10 +78,6 @@ class VAE(PaperModule):
                 for part in ("loss", "reconstruction", "kl")
             }
         )
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """As any module of a paper, with a schedule that may move every step."""
-        return by_its_interval(super().configure_optimizers())
 
     def configure_target(self, images: Tensor) -> Tensor:
         """Binary images: [B, ...] in [0, 1] -> [B, D] of zeros and ones.

@@ -139,6 +139,7 @@ class DropoutClassifier(DropoutModule, Classifier):
 
     def on_test_epoch_start(self) -> None:
         """Begin anew."""
+        self.test_error.reset()
         self.mc_scores.reset()
         self.mc_uncertainty.reset()
 

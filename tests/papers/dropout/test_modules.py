@@ -240,6 +240,13 @@ def test_classifier_scores_are_those_of_its_predictions(tmp_path):
     assert found["test/error_low"] < found["test/error"] < found["test/error_high"]
 
 
+@pytest.mark.parametrize("make", [regressor, classifier])
+def test_a_second_test_counts_nothing_twice(tmp_path, make):
+    model, data = make(), Rows() if make is regressor else Pictures()
+    first, second = (trainer(tmp_path).test(model, data, verbose=False) for _ in range(2))
+    assert first == second
+
+
 def test_networks_of_ones_own(tmp_path):
     class Wide(DropoutRegressor):
         def configure_network(self):
