@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import tempfile
-import urllib.request
 import zlib
-from http.client import HTTPException
 from math import prod
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
+from pl_losses.data.download import download
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, check_integer
@@ -88,7 +86,9 @@ class MNIST(ImageDataModule):
         if missing and not self.download:
             raise FileNotFoundError(self._missing(missing))
         for name in missing:
-            _download(name, resources[name], mirrors, self.root / "MNIST" / "raw")
+            addresses = [mirror + name for mirror in mirrors]
+            path = self.root / "MNIST" / "raw" / name
+            download(addresses, path, "md5", resources[name], "the four MNIST files")
 
     def complete(self) -> bool:
         """Tell whether all four files are there; damage shows when they are read."""
@@ -185,48 +185,3 @@ def _find(root: Path, name: str) -> Path | None:
     folders = (root, root / "mnist", root / "MNIST" / "raw")
     candidates = (folder / file for folder in folders for file in (name, name.removesuffix(".gz")))
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _download(name: str, md5: str, mirrors: list[str], folder: Path) -> None:
-    """Put one file into a folder, whole and checked or not at all."""
-    _check_writable(folder)
-    data = _fetched(name, md5, mirrors, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=".part", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp lets nobody else read the file; a data folder may be shared.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / name)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written; it is not made before there is something to put in."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise OSError(
-            f"Expected a folder to download MNIST into but {nearest} cannot be written: set `root` or the"
-            " environment variable PL_LOSSES_DATA to another one"
-        )
-
-
-def _fetched(name: str, md5: str, mirrors: list[str], folder: Path) -> bytes:
-    failures = []
-    for mirror in mirrors:
-        try:
-            with urllib.request.urlopen(mirror + name, timeout=30) as response:
-                data: bytes = response.read()
-        except (OSError, HTTPException) as error:
-            failures.append(f"{mirror}: {error}")
-            continue
-        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if found == md5:
-            return data
-        failures.append(f"{mirror}: MD5 {found} instead of {md5}")
-    raise OSError(
-        f"Could not download {name} ({'; '.join(failures)}): copy it to {folder}, or set `root` or the"
-        " environment variable PL_LOSSES_DATA to a folder that has the four MNIST files"
-    )

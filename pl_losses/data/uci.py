@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pl_losses.data.download import download as fetch
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
 
@@ -277,18 +275,9 @@ def prepare(name: str, root: str | None = None, *, download: bool = True) -> Non
         return
     if not download or name not in SETS:
         raise FileNotFoundError(_missing(name, root))
-    folder = data_root(root) / "uci" / SETS[name].folder
-    _check_writable(folder)
-    data = _fetched(_SOURCE.format(folder=SETS[name].folder), SETS[name].sha256, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix="data.", suffix=".part", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read the file; a data folder may be shared.
-        os.replace(temporary, folder / "data.txt")
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    published = SETS[name]
+    path = data_root(root) / "uci" / published.folder / "data.txt"
+    fetch([_SOURCE.format(folder=published.folder)], path, "sha256", published.sha256, "uci/<set>/data.txt")
 
 
 def read(name: str, root: str | None = None) -> tuple[Array, Array]:
@@ -363,31 +352,4 @@ def _missing(name: str, root: str | None) -> str:
         f"Expected `root` to hold {Path('uci') / folder / 'data.txt'} but {data_root(root)} lacks it: set"
         " `root` or the environment variable PL_LOSSES_DATA to the folder that has it, or call"
         " `prepare_data` with `download=True`"
-    )
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written; it is not made before there is something to put in."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise OSError(
-            f"Expected a folder to download the UCI sets into but {nearest} cannot be written: set `root` or"
-            " the environment variable PL_LOSSES_DATA to another one"
-        )
-
-
-def _fetched(address: str, sha256: str, folder: Path) -> bytes:
-    try:
-        with urllib.request.urlopen(address, timeout=30) as response:
-            data: bytes = response.read()
-    except (OSError, HTTPException) as error:
-        problem = str(error)
-    else:
-        found = hashlib.sha256(data).hexdigest()
-        if found == sha256:
-            return data
-        problem = f"SHA-256 {found} instead of {sha256}"
-    raise OSError(
-        f"Could not download {address} ({problem}): copy data.txt to {folder}, or set `root` or the"
-        " environment variable PL_LOSSES_DATA to a folder that has uci/<set>/data.txt"
     )

@@ -100,7 +100,7 @@ def test_missing_files_are_downloaded_whole_from_the_first_mirror_that_works(tmp
 
 def test_a_download_with_a_wrong_checksum_leaves_nothing(tmp_path, mirror):
     (mirror / NAMES[0]).write_bytes(b"<html>")
-    with pytest.raises(OSError, match=f"Could not download {NAMES[0]} .*MD5 .* instead of .*PL_LOSSES_DATA"):
+    with pytest.raises(OSError, match=f"Could not download {NAMES[0]} .*md5 .* instead of .*PL_LOSSES_DATA"):
         MNIST(str(tmp_path / "root")).prepare_data()
     assert not (tmp_path / "root").exists()
 

@@ -142,14 +142,14 @@ def test_a_missing_set_is_downloaded_once(published, tmp_path):
 
 def test_a_damaged_download_leaves_nothing(published, tmp_path):
     published.write_text("<html>")
-    with pytest.raises(OSError, match=r"Could not download file:.* \(SHA-256 .* instead of .*PL_LOSSES_DATA"):
+    with pytest.raises(OSError, match=r"download data\.txt \(file:.* sha256 .* instead of .*PL_LOSSES_DATA"):
         UCI("small", root=str(tmp_path / "root")).prepare_data()
     assert not (tmp_path / "root").exists()
 
 
 def test_a_failed_download_and_a_folder_that_cannot_be_written(published, tmp_path):
     published.unlink()
-    with pytest.raises(OSError, match=r"Could not download file:.*copy data\.txt to .*Small.*PL_LOSSES_DATA"):
+    with pytest.raises(OSError, match=r"download data\.txt \(file:.*copy it to .*Small.*PL_LOSSES_DATA"):
         UCI("small", root=str(tmp_path / "root")).prepare_data()
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"file cannot be written: .*PL_LOSSES_DATA"):

@@ -1,0 +1,67 @@
+"""Downloads: a published file is put in its place whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+
+
+def download(addresses: Sequence[str], path: Path, algorithm: str, checksum: str, contents: str) -> None:
+    """Download a file from the first address that gives it undamaged.
+
+    Args:
+        addresses: Where it is published.
+        path: Where it is put; its folder is made when there is something to put in.
+        algorithm: Of the checksum: "md5" or "sha256".
+        checksum: In hexadecimal digits.
+        contents: What a user's folder is to have instead, for the error's advice.
+
+    Raises:
+        OSError: If no address gives a file with the right checksum, or the folder cannot be written.
+    """
+    _check_writable(path.parent)
+    data = _fetched(addresses, path, algorithm, checksum, contents)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # mkstemp lets nobody else read the file; a data folder may be shared.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written; it is not made before there is something to put in."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(
+            f"Expected a folder to download into but {nearest} cannot be written: set `root` or the"
+            " environment variable PL_LOSSES_DATA to another one"
+        )
+
+
+def _fetched(addresses: Sequence[str], path: Path, algorithm: str, checksum: str, contents: str) -> bytes:
+    failures = []
+    for address in addresses:
+        try:
+            with urllib.request.urlopen(address, timeout=30) as response:
+                data: bytes = response.read()
+        except (OSError, HTTPException) as error:
+            failures.append(f"{address}: {error}")
+            continue
+        found = hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
+        if found == checksum:
+            return data
+        failures.append(f"{address}: {algorithm} {found} instead of {checksum}")
+    raise OSError(
+        f"Could not download {path.name} ({'; '.join(failures)}): copy it to {path.parent}, or set `root` or"
+        f" the environment variable PL_LOSSES_DATA to a folder that has {contents}"
+    )
