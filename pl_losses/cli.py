@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from pl_losses import strategies as strategies  # registers their names
 from pl_losses.__main__ import check, first_line, split
 from pl_losses.checkpoints import compare, read_checkpoint
 from pl_losses.checks import DENIED, KINDS, class_paths
@@ -70,13 +72,13 @@ def shorten(message: str) -> str:
     if required := re.search(r"^the following arguments are required: (.*)", message):
         names = ", ".join(f"`{key.split('.', 1)[-1]}`" for key in required[1].split(", "))
         return f"Missing {names}: name a recipe (--config), a class (--model), or a checkpoint (--ckpt_path)"
-    lines = [line.strip(" -\t") for line in message.splitlines()]
-    told = next(
-        (line for line in lines if line and not line.startswith(NOISE)), lines[0] if lines else message
-    )
-    told = re.sub(
-        r"^Type .* callable class: |, denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", told
-    )
+    lines = [re.sub(r"^Type .* callable class: ", "", line.strip(" -\t")) for line in message.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(NOISE)]
+    told = telling[0] if telling else lines[0] if lines else message
+    # What else the same argument may be stands in the lines that follow.
+    for line in takewhile(lambda line: line.startswith("Expected a "), telling[1:]):
+        told += line.replace("Expected a", " or a", 1) if told.startswith("Expected a ") else ""
+    told = re.sub(r", denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", told)
     told = re.sub(
         r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", told
     )
@@ -85,12 +87,13 @@ def shorten(message: str) -> str:
     if (
         "got" not in told.lower()
         and told.startswith("Expected")
-        and (given := re.search(r"Given value: (.*)", message))
+        and (given := re.search(r"Given value: (.*?)(?:[.] Got value: .*)?$", message, re.MULTILINE))
     ):
         told += f" but got {given[1]}"
     classes: list[str] = re.findall(r"Problem with given class_path '([\w.]+)'", message)
     keys = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
-    path = ".".join(keys[: 1 + message.count("Problem with given")] if classes else keys[:2])
+    depth = 1 + message.count("Problem with given") + message.count("callable class: Parser key")
+    path = ".".join(keys[:depth] if classes else keys[:2])
     return (f"`{path}`: " if path else "") + told[:300] + hint(told, path, classes)
 
 

@@ -13,6 +13,7 @@ from pl_losses.recipes import UsageError, nearest
 FUNCTIONS = {
     "adam/fig4": "pl_losses.papers.adam.fig4.fig4",
     "dropout/table1": "pl_losses.papers.dropout.table1.reproduce",
+    "gan/table1": "pl_losses.papers.gan.table1.reproduce",
 }
 
 USAGE = "usage: pl-losses reproduce NAME [--OPTION VALUE ...]\n"
@@ -63,7 +64,7 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     parser.add_function_arguments(function, as_group=False)
     options = parser.parse_args([f"--{flag}={value}" for flag, value in flags])
     try:
-        function(**parser.instantiate_classes(options).as_dict())
+        function(**parser.instantiate(options).as_dict())
     except (OSError, ValueError, TypeError) as error:
         raise in_a_line(error, None) from error
     return 0

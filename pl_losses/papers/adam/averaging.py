@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 
@@ -19,8 +20,9 @@ class TemporalAveraging(WeightAveraging):
         \hat\theta_t = \bar\theta_t / (1 - \beta_2^t)
 
     after each optimizer step t. Validation, the test after training and ``state_dict`` of checkpoints have
-    :math:`\hat\theta_t`; training goes on with :math:`\theta_t`, also after a resume. The same average moves
-    by :math:`\hat\theta_t - \hat\theta_{t-1} = w_t (\theta_t - \hat\theta_{t-1})` with
+    :math:`\hat\theta_t`; training goes on with :math:`\theta_t`, also after a resume. A fit that is not
+    resumed begins an average of its own. The same average moves by
+    :math:`\hat\theta_t - \hat\theta_{t-1} = w_t (\theta_t - \hat\theta_{t-1})` with
     :math:`w_t = (1 - \beta_2) / (1 - \beta_2^t)`, which is computed. Buffers of floating point are averaged
     too, others copied.
 
@@ -40,6 +42,7 @@ class TemporalAveraging(WeightAveraging):
         if not 0 <= beta2 < 1:
             raise ValueError(f"Expected `beta2` in [0, 1) but got {beta2}")
         self.beta2 = beta2
+        self._swapped = False  # Whether the model holds the average, and the average's copy the weights.
         super().__init__(multi_avg_fn=self.move)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -53,6 +56,38 @@ class TemporalAveraging(WeightAveraging):
             # Of models that would be sharded, which are refused above.
             warnings.filterwarnings("ignore", message=".*model that overrides the configure_model")
             super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            # Of a fit before this one; those of a checkpoint to resume from are loaded later.
+            self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
+            self._swapped = False
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the average; after the fit the model has it already."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the weights."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the model, and keep the weights for a checkpoint saved after the fit."""
+        if not self._swapped:
+            self._swap_models(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the average as the model, and the weights beside it, whichever of them the model holds."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            average, weights = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint["state_dict"], checkpoint["current_model_state"] = average, weights
 
     @torch.no_grad()
     def move(self, averages: list[Tensor], current: list[Tensor], averaged: Tensor | int) -> None:

@@ -59,9 +59,9 @@ def fig4(
         folder: For the results. A folder with a part of them is gone on with.
         root: Folder with the MNIST files. Default: the environment variable PL_LOSSES_DATA.
         dataset: The images, made binary: "mnist", or "digits" for scikit-learn's, which need no download.
-        beta1: Default: 0 and 0.9.
-        beta2: Default: 0.99, 0.999 and 0.9999.
-        log_alpha: Decimal logarithms of the learning rate. Default: -5 to -1.
+        beta1: Such as [0.5] or [0.5,0.9]. Default: 0 and 0.9.
+        beta2: Likewise. Default: 0.99, 0.999 and 0.9999.
+        log_alpha: Likewise, decimal logarithms of the learning rate. Default: -5 to -1.
         batch_size: Images per step.
         hidden: Units of the encoder and of the decoder.
         latent: Dimensions of z.
@@ -88,19 +88,27 @@ def fig4(
     )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"Expected `device` to be one of this machine but got {device!r}: {reason}"
+        ) from error
     if together is None:
         together = 10 if device == "cpu" else len(plan.settings())
-    grid = Grid(plan, load_images(dataset, root), Path(folder), together, device, save_every, Progress())
-    results = grid.run()
+    images = load_images(dataset, root)
+    chance = images.shape[1] * math.log(2)  # The loss of a network that guesses each pixel at one half.
+    results = Grid(plan, images, Path(folder), together, device, save_every, Progress()).run()
     table = list(rows(plan, results))
     with open(Path(folder, "losses.csv"), "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-    figure = draw(plan, results)
+    figure = draw(plan, results, chance)
     figure.savefig(Path(folder, "fig4.png"), dpi=110)
     record(plan, table, figure, folder, wandb)
-    print(summary(results))
+    print(summary(results, chance))
     print(f"Table: {Path(folder, 'losses.csv')}\nFigure: {Path(folder, 'fig4.png')}")
 
 
@@ -174,25 +182,32 @@ def in_words(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def summary(results: Results) -> str:
-    """How many runs stayed finite, with and without correction."""
+def summary(results: Results, chance: float) -> str:
+    """How many runs stayed finite, and ended below the loss of guessing, with and without correction."""
     lines = []
     for correction, name in NAMES.items():
         runs = [outcome for run, outcome in results.items() if run.bias_correction is correction]
-        finite = sum(outcome.diverged is None for outcome in runs)
-        lines.append(f"{name}: {finite} of {len(runs)} runs stayed finite")
+        finite = [outcome for outcome in runs if outcome.diverged is None]
+        better = sum(outcome.losses[max(outcome.losses)] < chance for outcome in finite)
+        lines.append(
+            f"{name}: {len(finite)} of {len(runs)} runs stayed finite, {better} ended below {chance:.0f}"
+            " nats, the loss of guessing"
+        )
     return "\n".join(lines).capitalize()
 
 
-def draw(plan: Plan, results: Results) -> Figure:
-    """The paper's figure: the loss over log10 alpha, a panel per beta1 and beta2, a block per step count."""
+def draw(plan: Plan, results: Results, chance: float) -> Figure:
+    """The paper's figure: the loss over log10 alpha, a panel per beta1 and beta2, a block per step count.
+
+    Losses up to a little more than that of guessing are drawn where they are, others as off the scale.
+    """
     from matplotlib.figure import Figure
 
     steps = sorted(plan.at)
     figure = Figure(
         figsize=(2.6 * len(plan.beta2) * len(steps) + 0.6, 2.5 * len(plan.beta1) + 0.9), layout="constrained"
     )
-    scale = _scale(results)
+    scale = _scale(results, chance)
     blocks = figure.subfigures(1, len(steps), squeeze=False)[0]
     for block, step in zip(blocks, steps, strict=True):
         block.suptitle(f"after {step} steps")
@@ -206,14 +221,11 @@ def draw(plan: Plan, results: Results) -> Figure:
     return figure
 
 
-def _scale(results: Results) -> tuple[float, float]:
-    """The ends of the axis of losses: those of the corrected runs, as the others may be anywhere."""
-    runs = {run: list(outcome.losses.values()) for run, outcome in results.items()}
-    low = min((value for values in runs.values() for value in values), default=0.0)
-    high = max(
-        (value for run, values in runs.items() if run.bias_correction for value in values), default=1.0
-    )
-    return low, high
+def _scale(results: Results, chance: float) -> tuple[float, float]:
+    """The ends of the axis of losses: what is worse than guessing may be anywhere."""
+    losses = [value for outcome in results.values() for value in outcome.losses.values()]
+    values = [value for value in losses if value <= 1.1 * chance]
+    return min(values, default=0.0), max(values, default=chance)
 
 
 def _panel(

@@ -99,7 +99,7 @@ def _draw_rule(panels: Any, rule: Rule, last: float, style: str) -> None:
     grid = np.geomspace(1, max(last, 10), 300)
     betas = f"betas {rule.beta1:g}, {rule.beta2:g}"
     factors = [effective_step(rule, step) for step in grid]
-    panels[0].plot(grid, factors, style, color="0.3", linewidth=1, label=f"closed form, {betas}")
+    panels[0].plot(grid, factors, style, color="0.3", linewidth=1, label=f"corrected, closed form, {betas}")
     if len(panels) > 1 and rule.bounds:
         for name, bound, color in zip(("paper's", "tight"), rule.bounds, ("tab:red", "0.3"), strict=True):
             if np.isfinite(bound):

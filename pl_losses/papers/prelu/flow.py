@@ -12,12 +12,24 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.fx import Node, Tracer
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
-RELU = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.PReLU)
+RELU = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", F.relu6)
 LEAKY_RELU = (F.leaky_relu, F.leaky_relu_)
+CLAMP = (
+    torch.clamp,
+    torch.clamp_,
+    torch.clip,
+    "clamp",
+    "clamp_",
+    "clip",
+    torch.clamp_min,
+    "clamp_min",
+    "clamp_min_",
+)
 PRELU = (F.prelu, torch.prelu, "prelu")
 SIZES = ("size", "dim", len)
 ABOUT = ("shape", "ndim", "dtype", "device")  # What a tensor is asked for by name, other than its values.
@@ -30,8 +42,9 @@ def feeding_slopes(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_
     """The slope that eq. 15 wants for each weight: of the rectifier before it, or with "fan_out" after it.
 
     The forward pass of ``module`` is traced (torch.fx), and the ways from each linear layer or convolution
-    followed through all that is neither of these nor a rectifier. ReLU, LeakyReLU and PReLU count as
-    rectifiers, as modules or as functions. Where
+    followed through all that is neither of these nor a rectifier. Rectifiers, as modules or as functions, are
+    ReLU, ReLU6, LeakyReLU, RReLU (by its mean slope), PReLU and ``clamp(min=0)``, and no other nonlinearity.
+    Where
 
     - the way leads to another weight, there is no rectifier, and 1 is the slope of the identity;
     - "fan_in" leads to the network's input, no rectifier has been at work, which would be the slope 1; as in
@@ -41,14 +54,16 @@ def feeding_slopes(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_
     - ways lead to several rectifiers, as by concatenation or to several channels of a PReLU, E[x^2] is the
       mean over them: so 1 + a^2 is.
 
-    A network that cannot be traced is taken in the order in which its modules are registered, with a warning.
+    A network that cannot be traced is taken in the order in which its modules are registered, and so are
+    layers that its forward pass does not call; a warning says so. Linear layers within
+    ``nn.MultiheadAttention`` do not count: it has an initialisation of its own.
 
     Args:
         module: The network.
         mode: "fan_in" or "fan_out".
 
     Returns:
-        Path of each weighted layer in use to its slope, at least 0: only the square counts.
+        Path of each weighted layer to its slope, at least 0: only the square counts.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.PReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -65,7 +80,23 @@ def feeding_slopes(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_
         found = _registered(module, mode)
     else:
         found = _traced(module, list(nodes), mode)
+        unused = {path: ends for path, ends in _registered(module, mode).items() if path not in found}
+        if unused:
+            rank_zero_warn(
+                f"The forward pass of {type(module).__name__} does not call {', '.join(unused)}: their"
+                " rectifiers are taken in the order in which modules are registered"
+            )
+        found |= unused
     return {path: _slope(ends) for path, ends in found.items()}
+
+
+def weighted_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers and convolutions by their paths, those within attention left out."""
+    return {
+        path: layer
+        for path, layer in module.named_modules()
+        if isinstance(layer, WEIGHTED) and not isinstance(layer, NonDynamicallyQuantizableLinear)
+    }
 
 
 def _slope(ends: list[End]) -> float:
@@ -81,8 +112,7 @@ class _Tracer(Tracer):
 
 
 def _traced(module: nn.Module, nodes: list[Node], mode: str) -> dict[str, list[End]]:
-    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
-    known = {id(layer): path for path, layer in layers.items()}
+    known = {id(layer): path for path, layer in weighted_layers(module).items()}
     ends = {node: _end(module, node) for node in nodes}
     found: dict[str, list[End]] = {}
     for node in nodes:
@@ -132,6 +162,9 @@ def _end(module: nn.Module, node: Node) -> End | None:
         return _rectifier_slope(layer) if isinstance(layer, RECTIFIERS) else _weight(layer)
     if node.target in RELU:
         return 0.0
+    if node.target in CLAMP:
+        least = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+        return 0.0 if least == 0 and not isinstance(least, Node) else None
     if node.target in LEAKY_RELU:
         slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
         return float(slope) if isinstance(slope, (int, float)) else None
@@ -149,6 +182,8 @@ def _weight(layer: nn.Module) -> End | None:
 def _rectifier_slope(layer: nn.Module) -> float:
     if isinstance(layer, nn.PReLU):
         return _root_mean_square(layer.weight)
+    if isinstance(layer, nn.RReLU):
+        return (layer.lower + layer.upper) / 2
     return float(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else 0.0
 
 
@@ -160,13 +195,16 @@ def _root_mean_square(slopes: Tensor) -> float:
 
 def _registered(module: nn.Module, mode: str) -> dict[str, list[End]]:
     """As :func:`_traced`, as if the modules were called one after the other as they are registered."""
+    weighted = weighted_layers(module)
     layers = [
-        (path, layer) for path, layer in module.named_modules() if isinstance(layer, (*WEIGHTED, *RECTIFIERS))
+        (path, layer)
+        for path, layer in module.named_modules()
+        if path in weighted or isinstance(layer, RECTIFIERS)
     ]
     ends = ["outside", *(_weight(layer) or _rectifier_slope(layer) for _, layer in layers), "outside"]
     found: dict[str, list[End]] = {}
-    for place, (path, layer) in enumerate(layers, 1):
-        if isinstance(layer, WEIGHTED):
+    for place, (path, _) in enumerate(layers, 1):
+        if path in weighted:
             before, after = ends[place - 1], ends[place + 1]
             found[path] = [after if mode == "fan_out" or before == "outside" else before]
     return found

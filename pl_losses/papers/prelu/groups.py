@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -42,7 +43,8 @@ def param_groups(
         which ``LearningRateMonitor`` and the monitors here show.
 
     Raises:
-        ValueError: If an argument is negative, or ``slope_lr_factor`` has no ``lr`` or has a ``slope_lr``.
+        ValueError: If an argument is negative or not finite, or ``slope_lr_factor`` has no ``lr`` or has a
+            ``slope_lr``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.PReLU(3), nn.BatchNorm1d(3), nn.Linear(3, 1))
@@ -60,8 +62,8 @@ def param_groups(
         ("slope_lr_factor", slope_lr_factor),
         ("slope_momentum", slope_momentum),
     ):
-        if value is not None and value < 0:
-            raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"Expected `{name}` to be at least 0 and finite but got {value}")
     if slope_lr_factor is not None:
         if lr is None or slope_lr is not None:
             raise ValueError("Expected `slope_lr_factor` with an `lr` to multiply and without `slope_lr`")

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
-from pl_losses.papers.prelu.flow import TRANSPOSED, WEIGHTED, feeding_slopes
+from pl_losses.papers.prelu.flow import TRANSPOSED, WEIGHTED, feeding_slopes, weighted_layers
 
 Mode = Literal["fan_in", "fan_out"]
 MODES = ("fan_in", "fan_out")
@@ -58,7 +59,10 @@ def fan(
     if mode not in MODES:
         raise ValueError(f"Expected `mode` to be one of {', '.join(MODES)} but got {mode!r}")
     if tensor.ndim < 2 or not tensor.numel():
-        raise ValueError(f"Expected `tensor` with at least two dimensions but got shape {list(tensor.shape)}")
+        raise ValueError(
+            "Expected `tensor` with at least two dimensions, none of size 0, but got shape"
+            f" {list(tensor.shape)}"
+        )
     if groups < 1 or tensor.shape[0] % groups:
         raise ValueError(
             f"Expected `groups` to divide the first dimension of shape {list(tensor.shape)} but got {groups}"
@@ -163,7 +167,8 @@ def he_init_(
 ) -> nn.Module:
     """Draw all weights of a network by eq. 15, each with the slope of its own rectifier; biases become 0.
 
-    Weights are those of linear layers and of convolutions, transposed ones too; all else stays as it is.
+    Weights are those of linear layers and of convolutions, transposed ones too, frozen or not; all else stays
+    as it is. Parametrised weights (``torch.nn.utils.parametrizations``) are assigned what was drawn.
     Which rectifier counts, and how it is found: :func:`~pl_losses.papers.prelu.flow.feeding_slopes`.
 
     Args:
@@ -176,7 +181,8 @@ def he_init_(
         ``module``.
 
     Raises:
-        ValueError: If an argument is none of its choices, or a layer is lazy and has no size yet.
+        ValueError: If an argument is none of its choices, ``module`` is itself a layer, which says nothing of
+            its rectifier, a layer is lazy and has no size yet, or its weight is no parameter.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.PReLU(), nn.ConvTranspose2d(64, 8, 2, stride=2))
@@ -187,17 +193,33 @@ def he_init_(
         raise ValueError(f"Expected `distribution` to be one of normal, uniform but got {distribution!r}")
     if mode not in MODES:
         raise ValueError(f"Expected `mode` to be one of {', '.join(MODES)} but got {mode!r}")
-    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
+    if isinstance(module, WEIGHTED):
+        raise ValueError(
+            f"Expected `module` to be a network but got a single {type(module).__name__}, whose rectifier is"
+            " unknown: give the whole network at once, or use `he_normal_(layer.weight, slope)`"
+        )
+    layers: dict[str, Any] = weighted_layers(module)
     if lazy := [path for path, layer in layers.items() if is_lazy(layer.weight)]:
         raise ValueError(f"Expected `module` with all sizes known but {', '.join(lazy)} have seen no input")
+    if computed := [path for path, layer in layers.items() if not _settable(layer)]:
+        raise ValueError(
+            f"Expected `module` with weights that are parameters but those of {', '.join(computed)} are"
+            " computed from others"
+        )
     draw = he_normal_ if distribution == "normal" else he_uniform_
     for path, slope in feeding_slopes(module, mode).items():
-        layer: Any = layers[path]
+        layer = layers[path]
         options: dict[str, Any] = {}
         if not isinstance(layer, nn.Linear):
             transposed = isinstance(layer, TRANSPOSED)
             options = {"groups": layer.groups, "stride": layer.stride, "transposed": transposed}
-        draw(layer.weight, slope, mode, **options, generator=generator)
+        weight = draw(layer.weight, slope, mode, **options, generator=generator)
+        if parametrize.is_parametrized(layer, "weight"):
+            layer.weight = weight  # What was drawn on is a result of the parameters.
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return module
+
+
+def _settable(layer: Any) -> bool:
+    return "weight" in layer._parameters or parametrize.is_parametrized(layer, "weight")

@@ -57,7 +57,8 @@ class RectifierNet(Classifier):
         pyramid: Bins per side of each level of the spatial pyramid; default 4, 2, 1, or the architecture's.
         hidden: Units of each fully connected layer; default 128, or the architecture's times ``width``.
         rectifier: "prelu" (a slope per channel), "prelu_shared" (one per layer), "leaky_relu" or "relu".
-        slope: The initial slope of a PReLU, as in the paper 0.25; the fixed one of a leaky ReLU.
+        slope: The initial slope of a PReLU, or the fixed one of a leaky ReLU; default, as in the paper, 0.25
+            and 0.01.
         dropout: Probability of dropping a unit of the fully connected layers.
         architecture: "E", "A", "B", "C", "depth22" or "depth30".
         stem: "paper", or "small" for images of about 32 pixels, which goes with the pyramid 4, 2, 1.
@@ -99,7 +100,7 @@ class RectifierNet(Classifier):
         pyramid: list[int] | None = None,
         hidden: int | None = None,
         rectifier: Literal["prelu", "prelu_shared", "leaky_relu", "relu"] = "prelu",
-        slope: float = 0.25,
+        slope: float | None = None,
         dropout: float = 0.5,
         architecture: Literal["E", "A", "B", "C", "depth22", "depth30"] | None = None,
         stem: Literal["paper", "small"] = "paper",
@@ -115,10 +116,18 @@ class RectifierNet(Classifier):
         _check_choices(rectifier=rectifier, init=init, stem=stem, test_views=test_views)
         if not 0 <= dropout < 1:
             raise ValueError(f"Expected `dropout` in [0, 1) but got {dropout}")
-        if (test_views == "single") != (test_crop is None) or (test_crop or 1) < 1:
+        if (test_views == "single") != (test_crop is None) or (test_crop is not None and test_crop < 1):
             raise ValueError(
                 f'Expected `test_crop` in pixels with `test_views` "ten" or "dense", and only there, but got'
                 f" {test_crop} with {test_views!r}"
+            )
+        if num_classes < 2:
+            raise ValueError(f"Expected `num_classes` to be at least 2 but got {num_classes}")
+        if pyramid is not None and (not pyramid or min(pyramid) < 1):
+            raise ValueError(f"Expected `pyramid` of numbers of at least 1 but got {pyramid}")
+        if "prelu" not in rectifier and (slope_lr is not None or slope_momentum is not None):
+            raise ValueError(
+                f"Expected `slope_lr` and `slope_momentum` only with PReLUs but `rectifier` is {rectifier!r}"
             )
         layers = _layers(architecture, stem, width, stages)
         paper = ARCHITECTURES[architecture] if architecture else None
@@ -129,7 +138,8 @@ class RectifierNet(Classifier):
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.num_classes, self.init = num_classes, init
-        self.rectifier, self.slope = rectifier, slope
+        self.rectifier = rectifier
+        self.slope = (0.01 if rectifier == "leaky_relu" else 0.25) if slope is None else slope
         self.slope_lr, self.slope_momentum = slope_lr, slope_momentum
         self.test_views, self.test_crop = test_views, test_crop
         modules, channels = build(layers, in_channels, self.configure_rectifier)

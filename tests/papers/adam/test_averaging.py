@@ -21,7 +21,7 @@ class Weights(pl.Callback):
         self.seen.append([parameter.detach().clone() for parameter in pl_module.parameters()])
 
 
-def fit(steps, *after, resume=None):
+def fit(steps, *after, resume=None, average=None, save=None):
     model = LogisticRegression(
         in_features=3, num_classes=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.5)
     ).double()
@@ -33,9 +33,11 @@ def fit(steps, *after, resume=None):
         **{"logger": False, "accelerator": "cpu", "enable_progress_bar": False},
         **{"enable_model_summary": False, "enable_checkpointing": False},
         max_steps=steps,
-        callbacks=[weights, TemporalAveraging(BETA2), *after],
+        callbacks=[weights, average or TemporalAveraging(BETA2), *after],
     )
-    trainer.fit(model, batches, ckpt_path=resume)
+    trainer.fit(model, batches, batches, ckpt_path=resume)
+    if save:
+        trainer.save_checkpoint(save)
     return model, weights.seen
 
 
@@ -62,6 +64,17 @@ def test_it_is_the_closed_form(tmp_path):
         torch.testing.assert_close(state[name], wanted, rtol=1e-12, atol=1e-12)
 
 
+class SaveInValidation(pl.Callback):
+    """Saves a checkpoint while the average is evaluated, as when that is interrupted."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_validation_epoch_start(self, trainer, *_):
+        if not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+
+
 class Save(pl.Callback):
     """Saves a checkpoint after the third step."""
 
@@ -80,6 +93,26 @@ def test_a_resumed_run_ends_with_the_same_average(tmp_path):
     assert len(seen) == STEPS - 3
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_training_goes_on_from_a_checkpoint_saved_after_a_fit_or_in_validation(tmp_path, late):
+    path = tmp_path / "three.ckpt"
+    whole, _ = fit(2 * STEPS)
+    fit(STEPS, save=path) if late else fit(STEPS, SaveInValidation(path))
+    resumed, seen = fit(2 * STEPS, resume=path)
+    assert len(seen) == STEPS
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_second_fit_has_an_average_of_its_own():
+    average = TemporalAveraging(BETA2)
+    fit(STEPS, average=average)
+    for steps in (2, STEPS):
+        model, seen = fit(steps, average=average)
+        for got, wanted in zip(model.parameters(), closed_form(seen), strict=True):
+            torch.testing.assert_close(got.detach(), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_counters_are_copied_and_other_buffers_averaged():

@@ -9,8 +9,8 @@ import torch
 from pl_losses import recipes
 from pl_losses.__main__ import main
 from pl_losses.papers.adam import VAE, Adam
-from pl_losses.papers.adam.fig4 import Progress
-from pl_losses.papers.adam.grid import Grid, Plan, rows
+from pl_losses.papers.adam.fig4 import Progress, _scale, summary
+from pl_losses.papers.adam.grid import Grid, Outcome, Plan, rows
 from pl_losses.papers.adam.stack import Settings, VAEStack
 
 RUNS = [
@@ -233,3 +233,15 @@ def test_the_sweep_is_the_same_grid_by_single_runs(capfd):
     assert config["trainer"]["max_steps"] == 300
     init = config["model"]["init_args"]["optimizer"]["init_args"]
     assert {"betas": [0.0, 0.99], "lr": 1e-5, "bias_correction": True}.items() <= init.items()
+
+
+def test_the_summary_and_the_axis_tell_what_is_worse_than_guessing():
+    runs = [
+        Settings(0.9, 0.99, alpha, correction) for alpha in (1e-3, 1e-2, 1e-1) for correction in (True, False)
+    ]
+    losses = {1e-3: {3: 50.0, 9: 40.0}, 1e-2: {3: 1e33, 9: 1e33}, 1e-1: {3: 45.0}}
+    results = {run: Outcome(losses[run.alpha], 4 if run.alpha == 0.1 else None) for run in runs}
+    lines = summary(results, 60.0).splitlines()
+    assert len(lines) == 2
+    assert all("2 of 3 runs stayed finite, 1 ended below 60 nats" in line for line in lines)
+    assert _scale(results, 60.0) == (40.0, 50.0)

@@ -31,7 +31,7 @@ def test_picture(known):
     panels = draw_history(history).axes
     assert len(panels) == 1 + known
     labels = [text.get_text() for text in panels[0].get_legend().get_texts()]
-    assert labels == [*rules, "closed form, betas 0.9, 0.999", "closed form, betas 0.9, 0.8"]
+    assert labels == [*rules, *(f"corrected, closed form, betas 0.9, {beta2}" for beta2 in (0.999, 0.8))]
     closed = panels[0].lines[3]
     step, factor = closed.get_xdata()[-1], closed.get_ydata()[-1]
     assert factor == pytest.approx(math.sqrt(1 - 0.999**step) / (1 - 0.9**step))

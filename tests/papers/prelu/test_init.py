@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from pl_losses.papers.prelu import he_init_, he_normal_, he_uniform_
 from pl_losses.papers.prelu.flow import feeding_slopes
@@ -82,7 +83,9 @@ def test_bad_arguments_are_named(options, name):
 
 
 def test_a_vector_is_refused():
-    with pytest.raises(ValueError, match=r"`tensor` with at least two dimensions but got shape \[4\]"):
+    with pytest.raises(
+        ValueError, match=r"`tensor` with at least two dimensions, none of size 0, but got shape \[4\]"
+    ):
         he_uniform_(torch.empty(4))
 
 
@@ -118,7 +121,7 @@ class Branches(nn.Module):
 
 def test_rectifiers_are_found_by_data_flow():
     of = feeding_slopes(Branches())
-    assert list(of) == ["left", "right", "tail", "fold"]
+    assert list(of) == ["left", "right", "tail", "fold", "never"]
     assert of["left"] == pytest.approx(0.2)  # The first layer: the one that follows.
     assert of["right"] == 0
     assert of["tail"] == pytest.approx(math.sqrt((0.2**2 + 0) / 2))
@@ -211,3 +214,59 @@ def test_thirty_layers_are_within_a_fifth_of_the_theory(draw, slope, ratio):
     theory = 29 * (math.log(ratio) - spread / (2 * 1024))
     logs = log_gains(30, 1024, slope, draw, 24)
     assert math.exp(sum(logs) / 24 - theory) == pytest.approx(1, abs=0.2)
+
+
+def test_clamps_and_the_other_rectifiers_are_seen():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(6))
+            self.capped, self.random = nn.ReLU6(), nn.RReLU(0.1, 0.3)
+
+        def forward(self, x):
+            x = self.layers[0](x).clamp(min=0)
+            x = torch.clamp_min(self.layers[1](x), 0)
+            x = self.capped(self.layers[2](x))
+            x = self.random(self.layers[3](x))
+            return self.layers[5](self.layers[4](x).clamp(-1, 1))
+
+    assert list(feeding_slopes(Net()).values()) == [0, 0, 0, 0, pytest.approx(0.2), 1]
+
+
+def test_unused_layers_are_drawn_too_and_attention_is_not():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.rectifier = nn.Linear(64, 64), nn.PReLU()
+            self.auxiliary, self.attention = nn.Linear(64, 4096), nn.MultiheadAttention(64, 2)
+
+        def forward(self, x):
+            return self.attention(*3 * [self.rectifier(self.used(x))])[0]
+
+    net = Net()
+    before = net.attention.out_proj.weight.clone()
+    with pytest.warns(UserWarning, match="does not call auxiliary"):
+        he_init_(net, generator=torch.Generator().manual_seed(0))
+    assert net.auxiliary.weight.std().item() == pytest.approx(math.sqrt(2 / (1 + 0.25**2) / 64), rel=0.02)
+    assert torch.equal(net.attention.out_proj.weight, before)
+
+
+@pytest.mark.parametrize("parametrised", [parametrizations.weight_norm, parametrizations.orthogonal])
+def test_parametrised_weights_are_assigned(parametrised):
+    net = nn.Sequential(parametrised(nn.Linear(64, 64)), nn.ReLU())
+    before = net[0].weight.clone()
+    he_init_(net, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(net[0].weight, before)
+    if parametrised is parametrizations.weight_norm:
+        assert net[0].weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.03)
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match=r"single Linear, .*`he_normal_"):
+        nn.Sequential(nn.Linear(2, 2), nn.ReLU()).apply(he_init_)
+    layer = nn.Linear(2, 2)
+    weight = layer.weight
+    del layer.weight
+    layer.weight = weight.detach() * 2
+    with pytest.raises(ValueError, match="those of 0 are computed"):
+        he_init_(nn.Sequential(layer))

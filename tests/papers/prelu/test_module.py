@@ -29,6 +29,12 @@ def test_one_slope_per_channel_or_per_layer():
     assert slopes("relu") == slopes("leaky_relu") == []
 
 
+def test_the_default_slopes_are_the_papers():
+    prelu, leaky = (RectifierNet(stages=[[4]], hidden=8, rectifier=name) for name in ("prelu", "leaky_relu"))
+    assert prelu.features[1].weight.tolist() == [0.25] * 4
+    assert leaky.features[1].negative_slope == 0.01
+
+
 def test_any_image_size_fits():
     net = RectifierNet(stages=[[4], [4]], pyramid=[3, 1], hidden=8, in_channels=3, num_classes=5)
     for size in (16, 28, 33):

@@ -127,6 +127,10 @@ def test_checkpoints_are_plain_and_name_the_architecture(tmp_path):
         ({"test_views": "ten"}, "test_crop"),
         ({"test_crop": 24}, "test_crop"),
         ({"slope_lr": -1.0}, "slope_lr"),
+        ({"slope_lr": 0.1, "rectifier": "relu"}, "slope_lr"),
+        ({"test_views": "ten", "test_crop": 0}, "test_crop"),
+        ({"num_classes": 1}, "num_classes"),
+        ({"pyramid": [2, 0]}, "pyramid"),
     ],
 )
 def test_bad_arguments_are_named(options, name):
