@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import torch
@@ -112,7 +113,11 @@ class TensorDataModule(LightningDataModule):
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Return the validation batches; an empty list when there is no validation split."""
-        return self._loader("val") if "val" in self.tensors else []
+        if "val" in self.tensors:
+            return self._loader("val")
+        # Lightning takes the list for a loader without batches.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
 
     def test_dataloader(self) -> BatchLoader:
         """Return the test batches."""

@@ -70,14 +70,18 @@ def outcome(make_trainer, folder, ranks, task, train, p, lr, loader=False):
     data = Data(task, train, batch_size=8 // ranks, eval_batch_size=6 // ranks)
     if loader:
         data.setup()
-        # Lightning gives it a DistributedSampler, which repeats samples to even out.
-        plain = DataLoader(TensorDataset(*data.tensors["train"]), 8 // ranks)
-        trainer.fit(model, plain, DataLoader(TensorDataset(*data.tensors["val"][:2]), 13))
+        # Lightning gives them a DistributedSampler, which repeats samples to even out.
+        sizes = {"train": 8 // ranks, "val": 6 // ranks, "test": 6 // ranks}
+        plain = {
+            split: DataLoader(TensorDataset(*data.tensors[split]), size) for split, size in sizes.items()
+        }
+        trainer.fit(model, plain["train"], plain["val"])
     else:
         trainer.fit(model, data)
     states = [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
     logged = {key: value.item() for key, value in trainer.callback_metrics.items() if key[:3] == "val"}
-    return states, logged, trainer.test(model, data, verbose=False)[0]
+    found = trainer.test(model, plain["test"] if loader else data, verbose=False)
+    return states, logged, found[0]
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +126,18 @@ def test_uneven_sets_are_read_chosen_by_and_scored_exactly(make_trainer, tmp_pat
         assert one[2]["test/rmse"] != one[2]["test/rmse_deterministic"]
 
 
-def test_what_a_distributed_sampler_repeats_is_not_counted(make_trainer, tmp_path):
-    states, _, _ = outcome(make_trainer, tmp_path, 2, "regression", 37, 0.3, 0.0, loader=True)
-    x, y = (part[:37] for part in rows("regression", 37))
-    for state, _ in states:
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_what_a_distributed_sampler_repeats_is_not_counted(make_trainer, tmp_path, task):
+    """37 rows to train on, 13 to validate (and choose tau by), 17 to test."""
+    one, two = (outcome(make_trainer, tmp_path, ranks, task, 37, 0.3, 0.0, loader=True) for ranks in (1, 2))
+    for found in (one, two):
+        for entry in found[0]:
+            entry[1].clear()
+    check(one, two)
+    x, y = (part[:37] for part in rows(task, 37))
+    for state, _ in two[0]:
         assert state["size"] == 37
+        if task == "classification":
+            continue
         torch.testing.assert_close(state["input_scale.std"], x.std(dim=0, correction=0))
         torch.testing.assert_close(state["target_scale.mean"], y.mean(dim=0))

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from pl_losses.observers.loaders import evaluation_loaders, unrepeated
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.dropout.networks import drop_probabilities
 from pl_losses.papers.dropout.objective import (
@@ -18,7 +20,7 @@ from pl_losses.papers.dropout.objective import (
     refuse_range,
     weight_decay_of,
 )
-from pl_losses.papers.dropout.sampling import mc_samples, stream_seed
+from pl_losses.papers.dropout.sampling import find_dropout, mc_samples, stream_seed
 from pl_losses.papers.dropout.standardization import count_samples
 
 Masks = Literal["independent", "shared"]
@@ -78,6 +80,7 @@ class DropoutModule(PaperModule):
         self.masks: Masks = masks
         self.register_buffer("size", torch.zeros((), dtype=torch.long))
         self._decays: list[tuple[nn.Module, str, float]] = []
+        self._looked = False
 
     def on_train_start(self) -> None:
         """Read what has to be known of the training data, unless a checkpoint or an earlier fit told."""
@@ -91,6 +94,18 @@ class DropoutModule(PaperModule):
                     f" {type(loader).__name__} of them: override `read_training_data`"
                 )
             self.size.fill_(self.read_training_data(loader))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Warn at the first batch if the network drops something that the weight decay knows nothing of."""
+        if self.trainer.global_step or self._looked or any(self.drop_probabilities().values()):
+            return
+        self._looked = True
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if find_dropout(self.network, inputs, self.__call__).active:
+            rank_zero_warn(
+                f"The network of {type(self).__name__} has dropout, but not as modules before its layers,"
+                " so that its weight decay takes p = 0: override `drop_probabilities`"
+            )
 
     def read_training_data(self, loader: Any) -> int:
         """Return N, the number of training samples of all ranks; runs on all ranks when a fit starts."""
@@ -113,7 +128,7 @@ class DropoutModule(PaperModule):
         return weight_decay_of(1.0, self.length_scale, int(self.size), p, self.convention)
 
     def objective(self, errors: Tensor) -> Tensor:
-        """L_dropout of a batch with its weight decay, in evaluation without: errors [B] -> scalar.
+        """L_dropout of a batch: errors [B] -> scalar. In evaluation it is without the weight decay.
 
         Raises:
             RuntimeError: If no fit has started, so that N is not known.
@@ -131,6 +146,16 @@ class DropoutModule(PaperModule):
                 self._decays.append((self.network.get_submodule(path), own, self.decay_of(p)))
         parameters = [getattr(part, name) for part, name, _ in self._decays]
         return dropout_objective(errors, parameters, [decay for _, _, decay in self._decays])
+
+    def own_rows(self, batch_idx: int, size: int) -> int:
+        """How many inputs of a validation or test batch to count, the first ones, of ``size``.
+
+        The others are repetitions by which a ``DistributedSampler`` evens out the ranks.
+        """
+        if self._trainer is None or not self._trainer.evaluating:
+            return size
+        loaders = evaluation_loaders(self._trainer, "test" if self._trainer.testing else "val")
+        return unrepeated(loaders[0], batch_idx, size)
 
     def sample(self, inputs: Any, *key: int, forward: Callable[[Any], Tensor] | None = None) -> Tensor:
         """T passes with dropout, which leave no trace in training: inputs [B, ...] -> [T, B, ...].

@@ -66,17 +66,14 @@ class ClassificationUncertainty(Metric):
         Raises:
             ValueError: If ``samples`` is not of shape [T, B, C] or, on the CPU, no probabilities.
         """
-        if samples.ndim != 3 or not len(samples):
-            raise ValueError(
-                f"Expected `samples` of shape [T, B, C] with T > 0 but got {list(samples.shape)}"
-            )
-        refuse_logits("samples", samples)
+        if samples.ndim != 3:
+            raise ValueError(f"Expected `samples` of shape [T, B, C] but got {list(samples.shape)}")
         self.sums += torch.stack([quantity(samples).sum() for quantity in self.quantities])
         self.total += samples.shape[1]
 
     def compute(self) -> dict[str, Tensor]:
-        """Means, NaN before any input."""
-        means = self.sums / self.total
+        """Means; all NaN before any input, and if one was not finite."""
+        means = self.sums / (self.total + 0 * self.sums.sum())
         return {quantity.__name__: mean for quantity, mean in zip(self.quantities, means, strict=True)}
 
 
@@ -137,10 +134,10 @@ class ClassificationScores(Metric):
         self.counts[1].index_add_(0, inside, (predicted == target).to(self.counts.dtype))
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores, NaN before any input."""
+        """Scores; all NaN before any input, and if one was not finite."""
         count, right = self.counts
         self.reliability = torch.stack([count, self.confidence, right])
-        total = count.sum()
+        total = count.sum() + 0 * self.sums.sum()
         nll, brier = self.sums / total
         return {
             "error": (total - right.sum()) / total,
@@ -248,8 +245,8 @@ class RegressionScores(Metric):
         self.total += len(target)
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores, NaN before any input."""
-        values = self.counts.sum()
+        """Scores; all NaN before any input, and if one was not finite."""
+        values = self.counts.sum() + 0 * self.sums[:2].sum()
         squares, deviations, likelihood = self.sums
         self.coverage = self.counts.cumsum(0) / values
         levels = torch.arange(1, LEVELS, device=values.device) / LEVELS
@@ -259,7 +256,11 @@ class RegressionScores(Metric):
             **{f"coverage_{percent}": self.coverage[percent * LEVELS // 100 - 1] for percent in (50, 90, 95)},
             "calibration_error": (self.coverage[:-1] - levels).abs().mean(),
         }
-        return scores if self.precision is None else scores | {"log_likelihood": likelihood / self.total}
+        return (
+            scores
+            if self.precision is None
+            else scores | {"log_likelihood": likelihood / (self.total + 0 * values)}
+        )
 
 
 def refuse_target(target: Tensor, probabilities: Tensor) -> None:

@@ -10,24 +10,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 
+from pl_losses.observers.loaders import Stage, evaluation_loaders, unrepeated
 from pl_losses.observers.monitor import Row, log_row, logged_step
 from pl_losses.observers.pictures import log_figure
 from pl_losses.papers.dropout.evaluation import call_module, copied, undisturbed
 from pl_losses.papers.dropout.masks import stream_seed
 from pl_losses.papers.dropout.quantities import refuse_precision
 from pl_losses.papers.dropout.sampling import find_dropout, mc_samples
-from pl_losses.papers.dropout.summaries import (
-    KEYS,
-    ClassificationSummary,
-    RegressionSummary,
-    Summary,
-    unrepeated,
-)
-
-Stage = Literal["val", "test", "predict"]
+from pl_losses.papers.dropout.summaries import KEYS, ClassificationSummary, RegressionSummary, Summary
 
 
 class DropoutUncertaintyMonitor(Callback):
@@ -199,15 +191,8 @@ class DropoutUncertaintyMonitor(Callback):
         self._open = not trainer.sanity_checking and not skipped
         self._drops = False if self._hopeless else None
         if self._open:
-            loaders, batches = {
-                "val": (trainer.val_dataloaders, trainer.num_val_batches),
-                "test": (trainer.test_dataloaders, trainer.num_test_batches),
-                "predict": (trainer.predict_dataloaders, trainer.num_predict_batches),
-            }[stage]
-            flat = CombinedLoader(loaders, "sequential").flattened
-            # Loaders that give their batches together count as one, of which nothing more is known.
-            self._loaders = flat if len(flat) == len(batches) else [None for _ in batches]
-            self._summaries = [self._summary(stage).to(pl_module.device) for _ in batches]
+            self._loaders = evaluation_loaders(trainer, stage)
+            self._summaries = [self._summary(stage).to(pl_module.device) for _ in self._loaders]
 
     def _summary(self, stage: Stage) -> Summary:
         labelled = stage != "predict"

@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from pl_losses.data.module import check_integer
+
 Activation = Literal["relu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 DROPOUTS = (
@@ -68,6 +70,10 @@ class DropoutLeNet(nn.Sequential):
         dropout: "last" for dropout before the last layer, as in section 5.2, or "all" for dropout after the
             convolutions' pooling too.
 
+    Raises:
+        TypeError: If a number of classes or channels is no integer.
+        ValueError: If an argument is out of range.
+
     Example:
         >>> import torch
         >>> DropoutLeNet(image_size=28)(torch.zeros(2, 1, 28, 28)).shape
@@ -82,6 +88,8 @@ class DropoutLeNet(nn.Sequential):
         p: float = 0.5,
         dropout: Literal["last", "all"] = "last",
     ) -> None:
+        for name, value, least in (("num_classes", num_classes, 2), ("in_channels", in_channels, 1)):
+            check_integer(name, value, least)
         side = ((image_size - 4) // 2 - 4) // 2
         if side < 1:
             raise ValueError(f"Expected `image_size` to be at least 16 but got {image_size}")

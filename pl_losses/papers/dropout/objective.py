@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf
+from operator import index
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_losses.papers.dropout.quantities import refuse_precision, wide
 
@@ -37,6 +38,7 @@ def dropout_objective(
         Scalar, in float32 at least.
 
     Raises:
+        TypeError: If ``parameters`` is a single tensor or a module, or ``weight_decay`` a tensor.
         ValueError: If ``errors`` is of another shape or empty, ``weight_decay`` is negative or not finite, or
             there are not as many as ``parameters``.
 
@@ -50,6 +52,12 @@ def dropout_objective(
     """
     if errors.ndim != 1 or not len(errors):
         raise ValueError(f"Expected `errors` of shape [N] with N > 0 but got {list(errors.shape)}")
+    if isinstance(parameters, (Tensor, nn.Module)):
+        kind = "a single tensor" if isinstance(parameters, Tensor) else "a module"
+        raise TypeError(f"Expected `parameters` to be tensors, such as `[weight, bias]`, but got {kind}")
+    given: object = weight_decay
+    if isinstance(given, Tensor):
+        raise TypeError(f"Expected `weight_decay` to be a number or a list of numbers but got {given!r}")
     tensors = list(parameters)
     one = isinstance(weight_decay, (int, float))
     decays = [float(weight_decay)] * len(tensors) if one else list(weight_decay)  # type: ignore[arg-type]
@@ -123,7 +131,7 @@ def weight_decay_of(
         0.16
     """
     refuse_precision(precision)
-    return _numerator(length_scale, size, p, convention, target_std) / precision
+    return _finite(_numerator(length_scale, size, p, convention, target_std) / precision)
 
 
 def precision_of(
@@ -152,7 +160,7 @@ def precision_of(
         ValueError: If an argument is out of range.
     """
     refuse_range("weight_decay", weight_decay)
-    return _numerator(length_scale, size, p, convention, target_std) / weight_decay
+    return _finite(_numerator(length_scale, size, p, convention, target_std) / weight_decay)
 
 
 def refuse_p(p: float) -> None:
@@ -191,9 +199,17 @@ def _numerator(length_scale: float, size: int, p: float, convention: str, target
     refuse_range("target_std", target_std)
     refuse_p(p)
     refuse_convention(convention)
-    if isinstance(size, bool) or not isinstance(size, int):
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise TypeError(f"Expected `size` to be an integer but got {size!r}")
-    if size < 1:
+    count = index(size)
+    if count < 1:
         raise ValueError(f"Expected `size` to be at least 1 but got {size}")
-    derived = length_scale**2 * (1 - p) / (2 * size)
-    return derived / target_std**2 if convention == "paper" else derived / 2
+    # Not **, which raises on an overflow instead of giving inf.
+    derived = length_scale * length_scale * (1 - p) / (2 * count)
+    return derived / target_std / target_std if convention == "paper" else derived / 2
+
+
+def _finite(value: float) -> float:
+    if not value < inf:
+        raise ValueError(f"Expected arguments that give a finite number but they give {value}")
+    return value

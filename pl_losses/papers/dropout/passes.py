@@ -111,7 +111,8 @@ class Passes:
                 way()
                 break
             except Exception as error:  # What is wrong with the module itself shows again in what follows.
-                reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
+                # The first sentence: what follows may ask to report an issue to torch.
+                reason = reason or f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
                 self.mode.masks.rewind(masks)
                 self.done = done
         else:

@@ -1,11 +1,11 @@
-"""Gal and Ghahramani 2016, Table 1: the published numbers and the settings they were made with.
+"""Gal and Ghahramani 2016, Table 1: the published scores of each split and the settings they were made with.
 
-``published.csv`` has RMSE and log-likelihood, each with its standard error over the splits, of
+``published.csv`` has RMSE and log-likelihood of each split from the logs that the authors published with
+their code:
 
-- "vi" and "pbp": the table's other columns, as printed (from Hernández-Lobato and Adams 2015);
-- "paper" and "10x": the logs that the authors published with their code in 2016, 400 epochs (the printed
-  column) and 4 000. What the printed column has behind its +- is the standard deviation over the splits;
-- "grid": the logs of 2018, p and tau chosen per split from a grid on validation data, 4 000 epochs.
+- "paper" and "10x": of 2016, 400 epochs (the printed column) and 4 000. What the printed column has behind
+  its +- is the standard deviation over the splits;
+- "grid": of 2018, p and tau chosen per split from a grid on validation data, 4 000 epochs.
 
 On protein all of these are 200 and 2 000 epochs.
 """
@@ -13,6 +13,8 @@ On protein all of these are 200 and 2 000 epochs.
 from __future__ import annotations
 
 import csv
+import math
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -25,6 +27,28 @@ class Numbers(NamedTuple):
     rmse_se: float
     ll: float
     ll_se: float
+
+    @classmethod
+    def of(cls, scores: Sequence[tuple[float, float]]) -> Numbers:
+        """Means over splits, with the published standard errors.
+
+        Those are population standard deviations over the root of the number of splits.
+
+        Args:
+            scores: RMSE and log-likelihood of each split.
+
+        Example:
+            >>> Numbers.of([(2.0, -1.0), (4.0, -1.0)])
+            Numbers(rmse=3.0, rmse_se=0.7071067811865476, ll=-1.0, ll_se=0.0)
+        """
+        found: list[float] = []
+        for values in zip(*scores, strict=True):
+            mean = sum(values) / len(values)
+            found += [
+                mean,
+                math.sqrt(sum((value - mean) ** 2 for value in values) / len(values) / len(values)),
+            ]
+        return cls(*found)
 
 
 class Settings(NamedTuple):
@@ -59,14 +83,27 @@ SETTINGS = {
 
 
 @cache
-def numbers() -> dict[tuple[str, str], Numbers]:
-    """The published numbers by set and column.
+def scores() -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """The published RMSE and log-likelihood of each split, by set and column.
 
-    >>> numbers()["boston", "paper"]
-    Numbers(rmse=2.97351, rmse_se=0.189925, ll=-2.460037, ll_se=0.055402)
+    >>> len(scores()["protein", "10x"]), scores()["boston", "paper"][0]
+    (5, (2.2732381, -2.2702962))
     """
     text = files("pl_losses.papers.dropout").joinpath("published.csv").read_text(encoding="utf-8")
-    return {
-        (row["set"], row["column"]): Numbers(*(float(row[name]) for name in Numbers._fields))
-        for row in csv.DictReader(text.splitlines())
-    }
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in csv.DictReader(text.splitlines()):
+        # Splits are in their order.
+        found.setdefault((row["set"], row["column"]), []).append((float(row["rmse"]), float(row["ll"])))
+    return found
+
+
+def numbers(name: str, column: str, splits: Sequence[int]) -> Numbers | None:
+    """The published numbers over some of the splits; ``None`` where one of them is not published.
+
+    >>> [round(value, 3) for value in numbers("boston", "paper", range(20))]
+    [2.974, 0.19, -2.46, 0.055]
+    """
+    published = scores().get((name, column), [])
+    if not splits or max(splits) >= len(published):
+        return None
+    return Numbers.of([published[split] for split in splits])

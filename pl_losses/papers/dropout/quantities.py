@@ -18,14 +18,15 @@ def predictive_entropy(samples: Tensor) -> Tensor:
         [B], in nats, in [0, log C].
 
     Raises:
-        ValueError: If ``samples`` are no probabilities.
+        ValueError: If ``samples`` has not these dimensions, T is 0 or, on the CPU, they are no probabilities;
+            so do the others that take probabilities.
 
     Example:
         >>> samples = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
         >>> predictive_entropy(samples), expected_entropy(samples), mutual_information(samples)
         (tensor([0.6931]), tensor([0.]), tensor([0.6931]))
     """
-    refuse_logits("samples", samples)
+    refuse_samples(samples)
     return _entropy(wide(samples).mean(dim=0))
 
 
@@ -38,7 +39,7 @@ def expected_entropy(samples: Tensor) -> Tensor:
     Returns:
         [B], in nats, at most the predictive entropy.
     """
-    refuse_logits("samples", samples)
+    refuse_samples(samples)
     return _entropy(wide(samples)).mean(dim=0)
 
 
@@ -68,12 +69,14 @@ def variation_ratio(samples: Tensor) -> Tensor:
         >>> variation_ratio(torch.eye(2)[torch.tensor([[0], [0], [1], [0]])])
         tensor([0.2500])
     """
+    refuse_samples(samples)
     votes = samples.argmax(dim=-1)
     return (votes != votes.mode(dim=0).values).to(wide(samples).dtype).mean(dim=0)
 
 
 def max_probability(samples: Tensor) -> Tensor:
     """Largest probability of the mean: samples [T, B, C] -> [B]."""
+    refuse_samples(samples)
     return wide(samples).mean(dim=0).amax(dim=-1)
 
 
@@ -89,13 +92,15 @@ def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple
         pass is 0.
 
     Raises:
-        ValueError: If ``precision`` is not positive.
+        ValueError: If ``precision`` is not positive, or T is 0.
 
     Example:
         >>> predictive_moments(torch.tensor([[1.0], [3.0]]), precision=4.0)
         (tensor([2.]), tensor([1.2500]))
     """
     refuse_precision(precision)
+    if not samples.ndim or not len(samples):
+        raise ValueError(f"Expected `samples` of shape [T, ...] with T > 0 but got {list(samples.shape)}")
     variance, mean = torch.var_mean(wide(samples), dim=0, correction=0)
     return mean, variance + (0 if precision is None else 1 / precision)
 
@@ -151,6 +156,18 @@ def predictive_cdf(samples: Tensor, target: Tensor, precision: float | None = No
     return below.mean(dim=0)
 
 
+def refuse_samples(samples: Tensor) -> None:
+    """Refuse what are no probabilities of T passes.
+
+    Raises:
+        ValueError: If ``samples`` is not of shape [T, B, C], T > 0, or, on the CPU, no probabilities.
+    """
+    # More dimensions than [T, B, C] may be pixels.
+    if samples.ndim < 3 or not len(samples):
+        raise ValueError(f"Expected `samples` of shape [T, B, C] with T > 0 but got {list(samples.shape)}")
+    refuse_logits("samples", samples)
+
+
 def refuse_logits(name: str, probabilities: Tensor) -> None:
     """Refuse what is no probability; on the CPU only: another device would have to be waited for."""
     if probabilities.device.type != "cpu" or not probabilities.numel():
@@ -182,8 +199,8 @@ def fitting(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     if samples.ndim not in (2, 3) or not len(samples) or target.shape != samples.shape[1:]:
         raise ValueError(
-            "Expected `samples` of shape [T, B] or [T, B, Q] and `target` of shape [B] or [B, Q] but got"
-            f" {list(samples.shape)} and {list(target.shape)}"
+            "Expected `samples` of shape [T, B] or [T, B, Q] with T > 0 and `target` of shape [B] or"
+            f" [B, Q] but got {list(samples.shape)} and {list(target.shape)}"
         )
     samples, target = wide(samples), target.to(wide(samples).dtype)
     return (samples, target) if samples.ndim == 3 else (samples[..., None], target[..., None])

@@ -38,6 +38,8 @@ KEYS = {
     "test/calibration_error": "mean distance of coverage and probability, 0 to 1",
 }
 
+_NO_PRECISION = "There is no `precision`, as none was given and no validation has chosen one"
+
 
 class DropoutRegressor(DropoutModule):
     """Values with their uncertainty, from passes with dropout (sections 4 and 5.3).
@@ -47,7 +49,8 @@ class DropoutRegressor(DropoutModule):
     :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of standardised targets,
     with the weight decay that ``length_scale``, the precision tau, N and each layer's p ask for.
 
-    Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches.
+    Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches; inputs that a ``DistributedSampler``
+    repeats, to give all ranks equally many, are counted once.
 
     To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`configure_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.
@@ -115,6 +118,10 @@ class DropoutRegressor(DropoutModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        if hidden is not None and not isinstance(hidden, (list, tuple)):
+            raise ValueError(
+                f"Expected `hidden` to be a list of the layers' units, such as [50], but got {hidden!r}"
+            )
         sizes = [in_features, *([50] if hidden is None else hidden), out_features]
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(
@@ -133,6 +140,7 @@ class DropoutRegressor(DropoutModule):
         self.sizes, self.activation, self.p = sizes, activation, drop
         self.choices: list[float] | None = precision if isinstance(precision, list) else None
         self.fixed = given
+        self._told = False
         self.register_buffer("tau", torch.tensor(nan if given is None else float(given)))
         self.input_scale, self.target_scale = Standardization(), Standardization()
         self.network = self.configure_network() if network is None else network
@@ -155,12 +163,28 @@ class DropoutRegressor(DropoutModule):
         return self.target_scale.inverse(wide(outputs))
 
     def errors(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """E, half the squared error of standardised values: outputs [B, D], target [B, D] -> [B]."""
+        """E, half the squared error of standardised values.
+
+        Args:
+            outputs: [B, D], in the units of the targets, as :meth:`forward` gives them.
+            target: [B, D], in the same units.
+
+        Returns:
+            [B]; divided by the targets' standard deviation ``self.target_scale.std``, so without units.
+        """
         difference = (outputs - target) / self.target_scale.std
         return 0.5 * difference.flatten(1).square().sum(dim=1)
 
     def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """L_dropout: outputs [B, D], target [B, D] -> scalar."""
+        """L_dropout in training; in evaluation the mean of E alone, without the weight decay.
+
+        Args:
+            outputs: [B, D], in the units of the targets, as :meth:`forward` gives them.
+            target: [B, D], in the same units.
+
+        Returns:
+            Scalar, of standardised targets.
+        """
         return self.objective(self.errors(outputs, target))
 
     @property
@@ -197,14 +221,18 @@ class DropoutRegressor(DropoutModule):
     def predictive(self, inputs: Tensor, *key: int) -> tuple[Tensor, Tensor]:
         """Predictive mean and variance, 1/tau included, in the units of the targets.
 
+        As long as there is no tau (none was given, and no validation has chosen one) the variance is that of
+        the passes alone, as a warning says once.
+
         Args:
             inputs: [B, Q].
-            key: Numbers that tell this batch's masks from those of others.
+            key: Numbers that tell this batch's masks from those of others. Default: 0, for the masks that
+                validation, test and prediction draw for their first batch.
 
         Returns:
             [B, D] each.
         """
-        return predictive_moments(self.sample(inputs, *key), self.precision)
+        return self._moments(self.sample(inputs, *(key or (0,))))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """L_dropout of a batch of inputs [B, Q] and targets [B, D], or [B] for one output."""
@@ -233,7 +261,8 @@ class DropoutRegressor(DropoutModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Score T passes over a batch, and the one without dropout."""
-        samples, target = self._evaluate(batch, batch_idx, self.val_single)
+        samples, target, own = self._evaluate(batch, batch_idx, self.val_single)
+        samples, target = samples[:, :own], target[:own]
         self.val_scores.update(samples, target)
         (self.search if self.chooses else self.likelihood).update(samples, target)
 
@@ -258,15 +287,15 @@ class DropoutRegressor(DropoutModule):
         self.test_single.reset()
         self.test_scores.precision = self.precision
         if self.precision is None:
+            self._told = True
             rank_zero_warn(
-                "There is no `precision`, as none was given and no validation has chosen one: the test has no"
-                " log-likelihood, and its intervals leave out the noise"
+                f"{_NO_PRECISION}: the test has no log-likelihood, and its intervals leave out the noise"
             )
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Score T passes over a batch, and the one without dropout; returns ``mean`` and so on."""
-        samples, target = self._evaluate(batch, batch_idx, self.test_single)
-        self.test_scores.update(samples, target)
+        samples, target, own = self._evaluate(batch, batch_idx, self.test_single)
+        self.test_scores.update(samples[:, :own], target[:own])
         return {**self._summed_up(samples), "target": target}
 
     def on_test_epoch_end(self) -> None:
@@ -275,23 +304,35 @@ class DropoutRegressor(DropoutModule):
         self.log_dict({f"test/{name}": value for name, value in scores.items()}, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Predictive ``mean``, ``variance`` and ``standard_deviation``, 1/tau included, each [B, D]."""
+        """Predictive ``mean``, ``variance`` and ``standard_deviation``, 1/tau included, each [B, D].
+
+        As long as there is no tau they are those of the passes alone, as a warning says once.
+        """
         return self._summed_up(
             self.sample(batch[0] if isinstance(batch, (tuple, list)) else batch, batch_idx)
         )
 
     def _summed_up(self, samples: Tensor) -> dict[str, Tensor]:
-        mean, variance = predictive_moments(samples, self.precision)
+        mean, variance = self._moments(samples)
         return {"mean": mean, "variance": variance, "standard_deviation": variance.sqrt()}
+
+    def _moments(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        if self.precision is None and not self._told:
+            self._told = True
+            rank_zero_warn(f"{_NO_PRECISION}: predictive variances leave out the noise")
+        return predictive_moments(samples, self.precision)
 
     def _evaluate(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, single: MeanSquaredError
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, int]:
+        """Samples [T, B, D], targets [B, D], and how many of these inputs, the first, to count."""
         inputs, target = batch
         outputs = self(inputs)
         target = fit_shape(target, outputs)
-        single.update(outputs, target)
-        return self.sample(inputs, batch_idx), target
+        samples = self.sample(inputs, batch_idx)
+        own = self.own_rows(batch_idx, len(target))
+        single.update(outputs[:own], target[:own])
+        return samples, target, own
 
 
 def fit_shape(target: Tensor, outputs: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHADES = (2.0, 1.5, 1.0, 0.5)
+SHADE = 0.13  # opacity of each
 
 
 class ExtrapolationReport(Callback):
@@ -33,17 +34,22 @@ class ExtrapolationReport(Callback):
     Args:
         points: Number of inputs at which to predict, from the first to the last of the data.
         margin: How far beyond the data to go on both sides, as a share of their range.
+        xlabel: What the inputs are.
+        ylabel: What the targets are.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, points: int = 500, margin: float = 0.1) -> None:
+    def __init__(
+        self, points: int = 500, margin: float = 0.1, xlabel: str = "input", ylabel: str = "target"
+    ) -> None:
         if isinstance(points, bool) or not isinstance(points, int) or points < 2:
             raise ValueError(f"Expected `points` to be an integer of at least 2 but got {points!r}")
         if not 0 <= margin < float("inf"):
             raise ValueError(f"Expected `margin` to be finite and at least 0 but got {margin}")
         self.points, self.margin = points, margin
+        self.xlabel, self.ylabel = xlabel, ylabel
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be drawn, before the test.
@@ -69,7 +75,8 @@ class ExtrapolationReport(Callback):
             mean, variance = pl_module.predictive(grid.to(pl_module.device))  # type: ignore[operator]
         if trainer.is_global_zero:
             curve = torch.cat([grid, mean.cpu(), variance.sqrt().cpu()], dim=1)
-            log_figure(trainer, "test/extrapolation", draw_extrapolation(curve, series))
+            figure = draw_extrapolation(curve, series, self.xlabel, self.ylabel)
+            log_figure(trainer, "test/extrapolation", figure)
 
 
 def _tensors(trainer: Trainer) -> dict[str, tuple[Tensor, ...]]:
@@ -78,22 +85,31 @@ def _tensors(trainer: Trainer) -> dict[str, tuple[Tensor, ...]]:
     return {split: rows for split, rows in found.items() if split in ("train", "val", "test")}
 
 
-def draw_extrapolation(curve: Tensor, series: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+def draw_extrapolation(
+    curve: Tensor, series: dict[str, tuple[Tensor, Tensor]], xlabel: str = "input", ylabel: str = "target"
+) -> Figure:
     """Predictive mean with two standard deviations up and down, in shades of half a one, over the data.
 
     Args:
         curve: Input, mean and standard deviation, [P, 3].
         series: Split to inputs [N, 1] and targets [N, 1]; "train" is what the curve has seen.
+        xlabel: What the inputs are.
+        ylabel: What the targets are.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.add_subplot()
     x, mean, deviation = curve.double().numpy().T
-    for share in SHADES:
+    shades = []
+    for layers, share in enumerate(SHADES, 1):
         low, high = mean - share * deviation, mean + share * deviation
-        axes.fill_between(x, low, high, color="C0", alpha=0.13, linewidth=0)
-    axes.plot(x, mean, color="C0", label="predictive mean, 2 standard deviations in steps of 1/2")
+        axes.fill_between(x, low, high, color="C0", alpha=SHADE, linewidth=0)
+        # As dark as the layers that lie on each other there.
+        label = f"within {share:g} standard deviation{'s' * (share > 1)}"
+        shades.append(Patch(color="C0", alpha=1 - (1 - SHADE) ** layers, linewidth=0, label=label))
+    axes.plot(x, mean, color="C0", label="predictive mean")
     names = {
         "train": ("C3", "training data"),
         "val": ("C1", "validation data"),
@@ -103,14 +119,16 @@ def draw_extrapolation(curve: Tensor, series: dict[str, tuple[Tensor, Tensor]]) 
         color, label = names[split]
         axes.plot(inputs[:, 0], targets[:, 0], ".", color=color, markersize=3, label=label)
     if "train" in series:
-        for end in (series["train"][0].min(), series["train"][0].max()):
-            axes.axvline(float(end), color="0.6", linestyle="--", linewidth=1)
+        first, last = (float(end) for end in series["train"][0].aminmax())
+        axes.axvline(first, color="0.6", linestyle="--", linewidth=1, label="first and last training input")
+        axes.axvline(last, color="0.6", linestyle="--", linewidth=1)
     # The mean may run far off; what is of interest is around the data.
     targets = torch.cat([rows[1] for rows in series.values()])
     spread = float(targets.max() - targets.min())
     axes.set_ylim(float(targets.min()) - spread, float(targets.max()) + spread)
-    axes.set(xlim=(x[0], x[-1]), xlabel="input", ylabel="target")
-    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    axes.set(xlim=(x[0], x[-1]), xlabel=xlabel, ylabel=ylabel)
+    lines = axes.get_legend_handles_labels()[0]
+    figure.legend(handles=[*lines, *shades], loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -236,7 +254,7 @@ def draw_rotation(
     from matplotlib.figure import Figure
 
     probabilities = logits.softmax(dim=-1)
-    shown = probabilities.mean(dim=0).amax(dim=0).argsort(descending=True)[:classes].tolist()
+    shown = sorted(probabilities.mean(dim=0).amax(dim=0).argsort(descending=True)[:classes].tolist())
     figure = Figure(figsize=(9, 8), layout="constrained")
     rows = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 2.2, 1))
     places = torch.arange(len(angles)).double()
@@ -247,7 +265,7 @@ def draw_rotation(
             row.scatter(shifted, values[..., label], **scatter)
             row.scatter([], [], marker="s", color=f"C{position}", label=f"class {label}")
         row.set_ylabel(f"softmax {name}")
-    rows[0].legend(loc="upper left", bbox_to_anchor=(0, 1.25), ncols=len(shown), frameon=False)
+    rows[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shown), frameon=False)
     _draw_uncertainty(rows[2], places, probabilities, single.softmax(dim=-1))
     _draw_images(rows[3], images, angles)
     return figure
@@ -255,13 +273,15 @@ def draw_rotation(
 
 def _draw_uncertainty(axes: Any, places: Tensor, probabilities: Tensor, single: Tensor) -> None:
     confidence, predicted = single.max(dim=-1)
-    axes.plot(places, confidence, "k--", label="largest probability without dropout, and its class")
-    for place, value, label in zip(places.tolist(), confidence.tolist(), predicted.tolist(), strict=True):
-        axes.annotate(str(label), (place, value), (0, 4), textcoords="offset points", ha="center")
+    axes.plot(places, confidence, "k--", label="largest probability without dropout, on top its class")
     axes.plot(places, predictive_entropy(probabilities), "C4", label="predictive entropy, nats")
     axes.plot(places, mutual_information(probabilities), "C5", label="mutual information, nats")
-    axes.set_ylim(0, max(1.25, axes.get_ylim()[1]))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.22), ncols=3, frameon=False, fontsize=8)
+    # The classes stand above all curves.
+    axes.set_ylim(0, 1.25 * max(1.0, axes.get_ylim()[1]))
+    for place, label in zip(places.tolist(), predicted.tolist(), strict=True):
+        axes.text(place, 0.88, str(label), transform=axes.get_xaxis_transform(), ha="center", va="center")
+    axes.set_ylabel("probability, nats")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
 
 
 def _draw_images(axes: Any, images: Tensor, angles: Sequence[float]) -> None:

@@ -67,7 +67,8 @@ def mc_samples(
         masks: "independent": a mask for each input. "shared": one draw of the function for all inputs of the
             batch, masks [1, ...] that depend neither on the batch's size nor on its content. Each input has
             the same law either way. Shared masks are for Dropout, Dropout1d, 2d and 3d on inputs with the
-            batch first.
+            batch first, which is recognised by its size alone: a first dimension that is as long by chance
+            (B time steps before B inputs) is taken for the batch.
         forward: Called with the batch in place of the module, such as a method of it or what turns its
             outputs into probabilities.
         train: Classes, or their names, of parts that ask ``self.training`` before they drop anything

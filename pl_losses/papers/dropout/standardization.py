@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from pl_losses.observers.loaders import own_share
 from pl_losses.observers.pictures import gather_objects
 
 
@@ -146,7 +147,7 @@ def own_samples(loader: Any) -> int | None:
         return len(range(rank, samples, world_size))
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
-        return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+        return own_share(sampler)
     sized = isinstance(loader, DataLoader) and hasattr(sampler, "__len__")
     return len(sampler) if sized else None  # type: ignore[arg-type]
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data.distributed import DistributedSampler
 from torchmetrics import MeanSquaredError, Metric
 
 from pl_losses.observers.pictures import gather_objects
@@ -251,25 +250,3 @@ def computed(metric: Metric) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
         return metric.compute()
-
-
-def unrepeated(loader: Any, batch_idx: int, size: int) -> int:
-    """How many inputs of a batch, the first ones, are no repetition that DistributedSampler ends a rank with.
-
-    Args:
-        loader: A dataloader; only that of torch, with a DistributedSampler, repeats.
-        batch_idx: Which of this rank's batches it is.
-        size: How many inputs it has.
-
-    Example:
-        >>> from torch.utils.data import DataLoader
-        >>> sampler = DistributedSampler(range(5), num_replicas=2, rank=1)
-        >>> loader = DataLoader(range(5), 2, sampler=sampler)  # ranks have 0, 2, 4 and 1, 3, 0
-        >>> unrepeated(loader, 0, 2), unrepeated(loader, 1, 1)
-        (2, 0)
-    """
-    sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
-    if not isinstance(sampler, DistributedSampler) or not batch_size:
-        return size
-    own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
-    return max(0, min(size, own - int(batch_idx * batch_size)))

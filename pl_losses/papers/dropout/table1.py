@@ -49,12 +49,13 @@ def reproduce(
         root: Folder with the sets, else they are downloaded to it. Default: the environment variable
             PL_LOSSES_DATA.
         folder: For the results. A folder with a part of them is gone on with.
-        splits: Use only the first this many splits. Default: all, 20 and of protein 5.
+        splits: Use only the first this many splits, of a set with fewer all of them; the published numbers
+            beside them are of the same splits. Default: all, 20 and of protein 5.
         samples: Passes T per test sample, as many as the authors'.
         repeats: Trainings of each split from other seeds, whose scores are averaged: one alone may be a
             standard error off.
         seed: Of the start, the order of the samples and the masks.
-        epochs_scale: Factor of the numbers of epochs, below 1 for a trial.
+        epochs_scale: Factor of the numbers of epochs, below 1 for a trial, which gets no verdict.
         wandb: Whether W&B records the table and the picture, and where.
 
     Raises:
@@ -104,7 +105,7 @@ def _entry(case: Case, column: str, bar: tqdm) -> Entry:
     started, cpu = perf_counter(), process_time()
     rows = reproduce_column(case, column, bar.update)
     times = perf_counter() - started, process_time() - cpu
-    return Entry(case.name, column, rows, case.epochs(column), *times)
+    return Entry(case.name, column, rows, case.epochs(column), *times, case.scale)
 
 
 def _progress(total: float) -> tqdm:
@@ -153,7 +154,7 @@ def _refuse(
     for argument, value, least in (("samples", samples, 1), ("repeats", repeats, 1), ("seed", seed, 0)):
         check_integer(argument, value, least)
     if splits is not None:
-        check_integer("splits", splits, 1)
+        check_integer("splits", splits, 1, max(uci.shape_of(name, root)[2] for name in names))
     if not 0 < epochs_scale < math.inf:
         raise ValueError(f"Expected `epochs_scale` to be positive and finite but got {epochs_scale}")
 
@@ -171,4 +172,4 @@ def _resumed(folder: Path, arguments: dict[str, Any]) -> list[Entry]:
                 f"Expected `{name}` to be {before.get(name)}, as for the results in {folder}, but got"
                 f" {value}: choose another `folder`, or delete that one"
             )
-    return report.load(folder)
+    return report.load(folder, arguments["epochs_scale"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pl_losses.papers.dropout.published import Numbers, numbers
+from pl_losses.papers.dropout.published import Numbers, numbers, scores
 from pl_losses.papers.dropout.table1_columns import COLUMNS, Row
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ class Entry(NamedTuple):
         epochs: Passes over the training data.
         seconds: That it took.
         cpu_seconds: Of all cores.
+        scale: Of the number of epochs: another than 1 is a trial.
     """
 
     name: str
@@ -34,28 +34,40 @@ class Entry(NamedTuple):
     epochs: int
     seconds: float
     cpu_seconds: float
+    scale: float = 1.0
 
     @property
     def ours(self) -> Numbers:
         """Means over the splits, and population standard deviations by the root of their number."""
-        return Numbers(*_mean([row.rmse for row in self.rows]), *_mean([row.ll for row in self.rows]))
+        return Numbers.of([(row.rmse, row.ll) for row in self.rows])
 
     @property
     def published(self) -> Numbers | None:
-        """The published numbers; none of a set of one's own."""
-        return numbers().get((self.name, self.column))
+        """The published numbers of the same splits; none of a set of one's own."""
+        return numbers(self.name, self.column, [row.split for row in self.rows])
+
+    @property
+    def trial(self) -> str:
+        """Why there is no verdict on a published set; empty if there is one."""
+        if self.scale != 1:
+            return f"{self.scale:g} of the epochs"
+        return "one split has no standard error" if len(self.rows) == 1 else ""
+
+    def judged(self) -> bool:
+        """Whether there are published numbers to be better or worse than."""
+        return self.published is not None and not self.trial
 
     def within(self) -> tuple[bool, bool]:
         """Whether RMSE and log-likelihood are at most one published standard error worse than published."""
         ours, theirs = self.ours, self.published
-        if theirs is None:
+        if theirs is None or not self.judged():
             return True, True
         return ours.rmse <= theirs.rmse + theirs.rmse_se, ours.ll >= theirs.ll - theirs.ll_se
 
     def better(self) -> bool:
         """Whether both are better than published."""
         ours, theirs = self.ours, self.published
-        return theirs is not None and ours.rmse < theirs.rmse and ours.ll > theirs.ll
+        return theirs is not None and self.judged() and ours.rmse < theirs.rmse and ours.ll > theirs.ll
 
 
 def line(entry: Entry) -> str:
@@ -73,7 +85,7 @@ def line(entry: Entry) -> str:
 
 
 def text(entries: Sequence[Entry]) -> str:
-    """The table with a heading, and how many of the sets are as good as published.
+    """The table with a heading, and how many of the sets are as good as published, or why nobody can tell.
 
     ``!`` marks what is worse than published by more than the published standard error.
     """
@@ -83,18 +95,36 @@ def text(entries: Sequence[Entry]) -> str:
     heading = "".join(cells) + f"{'seconds':>8}"
     lines = [heading, "-" * len(heading)]
     lines += [line(entry) for column in COLUMNS for entry in entries if entry.column == column]
-    lines.append(
-        "+- is the standard error over splits; ! is worse than published by more than one of its own"
+    note = (
+        "+- is the standard error over splits as in the published logs: population standard deviation / root"
+        " of their number"
     )
+    if any(entry.judged() for entry in entries):
+        note += "; ! is worse than published by more than one of its own"
+    lines.append(note)
+    return "\n".join(lines + _verdicts(entries))
+
+
+def _verdicts(entries: Sequence[Entry]) -> list[str]:
+    lines = []
     for column in COLUMNS:
-        of = [entry for entry in entries if entry.column == column and entry.published is not None]
+        of = [entry for entry in entries if entry.column == column and entry.judged()]
         if of:
             within, better = sum(all(entry.within()) for entry in of), sum(entry.better() for entry in of)
             lines.append(
                 f"{column}: RMSE and log-likelihood within one standard error of the published ones or better"
                 f" on {within} of {len(of)}, both better on {better}"
             )
-    return "\n".join(lines)
+    for entry in entries:
+        if entry.published is None:
+            continue
+        done, known = len(entry.rows), len(scores()[entry.name, entry.column])
+        some = f"published are the same {done} of {known} splits"
+        if entry.trial:
+            lines.append(f"{entry.name} {entry.column} is a trial without verdict, {entry.trial}; {some}")
+        elif done < known:
+            lines.append(f"{entry.name} {entry.column}: {some}, whose standard errors are rough")
+    return lines
 
 
 def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
@@ -128,8 +158,8 @@ def save(folder: Path, entries: Sequence[Entry]) -> None:
         os.replace(temporary, folder / name)
 
 
-def load(folder: Path) -> list[Entry]:
-    """What :func:`save` wrote; nothing if there is nothing."""
+def load(folder: Path, scale: float = 1.0) -> list[Entry]:
+    """What :func:`save` wrote, trained with this factor of the epochs; nothing if there is nothing."""
     if not (folder / "table1.csv").is_file():
         return []
     with open(folder / "table1.csv", newline="", encoding="utf-8") as file:
@@ -141,16 +171,21 @@ def load(folder: Path) -> list[Entry]:
         own = [row for row in splits if (row["set"], row["column"]) == (summary["set"], summary["column"])]
         rows = [Row(int(row["split"]), *(float(row[name]) for name in Row._fields[1:])) for row in own]
         times = float(summary["seconds"]), float(summary["cpu_seconds"])
-        entries.append(Entry(summary["set"], summary["column"], rows, int(summary["epochs"]), *times))
+        entries.append(Entry(summary["set"], summary["column"], rows, int(summary["epochs"]), *times, scale))
     return entries
 
 
 def draw(entries: Sequence[Entry]) -> Figure:
     """Ours and the published numbers with their standard errors: a panel per set and score."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     names = list(dict.fromkeys(entry.name for entry in entries))
-    figure = Figure(figsize=(1.5 * len(names) + 1, 5), layout="constrained")
+    colours = {"ours": "C0", "published, the same splits": "0.5"}
+    if all(entry.published is None for entry in entries):
+        colours = {"ours": "C0"}
+    figure = Figure(figsize=(max(4.2, 1.5 * len(names) + 1), 5.2), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[call-arg, union-attr]
     panels = figure.subplots(2, len(names), squeeze=False)
     for score, label in enumerate(("RMSE (lower is better)", "log-likelihood, nats (higher is better)")):
         for position, name in enumerate(names):
@@ -162,21 +197,29 @@ def draw(entries: Sequence[Entry]) -> Figure:
                 if (entry.name, entry.column) == (name, column)
             ]
             for place, entry in enumerate(own):
-                for shift, colour, values in ((-0.15, "C0", entry.ours), (0.15, "0.5", entry.published)):
+                shifts = (-0.15, 0.15) if len(colours) > 1 else (0.0,)
+                pairs = zip(shifts, colours.values(), (entry.ours, entry.published), strict=False)
+                for shift, colour, values in pairs:
                     if values is not None:
                         mean, error = values[2 * score : 2 * score + 2]
                         axes.errorbar(
                             place + shift, mean, error, fmt="o", color=colour, markersize=4, capsize=2
                         )
-            axes.set_xticks(range(len(own)), [entry.column for entry in own], fontsize=7, rotation=45)
+            axes.set_xticks(range(len(own)), [entry.column for entry in own], fontsize=7)
             axes.set_xlim(-0.6, len(own) - 0.4)
+            axes.margins(y=0.15)
             axes.tick_params(axis="y", labelsize=6)
             if score == 0:
                 axes.set_title(name, fontsize=9)
         panels[score][0].set_ylabel(label, fontsize=8)
-    figure.suptitle(
-        "Table 1: ours (blue) and published (grey), bars are standard errors over splits", fontsize=9
-    )
+    marks = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+    title = "mean and standard error over splits"
+    if any(entry.scale != 1 for entry in entries):
+        title += "\na trial with another number of epochs"
+    figure.legend(
+        marks, list(colours), loc="outside upper center", ncols=2, fontsize=8, frameon=False, title=title,
+        title_fontsize=9,
+    )  # fmt: skip
     return figure
 
 
@@ -209,11 +252,6 @@ def record(
         for name, value in entry.ours._asdict().items():
             run.summary[f"{entry.column}/{entry.name}/{name}"] = value
     run.finish()
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values) / len(values))
 
 
 def _cell(mean: float, error: float) -> str:

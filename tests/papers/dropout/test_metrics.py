@@ -250,11 +250,19 @@ def test_nothing_seen_is_not_a_number():
 def test_a_diverged_network_scores_not_a_number():
     samples, target = probabilities()
     samples[:, 3] = math.nan
-    uncertainty, scores = ClassificationUncertainty(), ClassificationScores()
+    uncertainty, scores, regression = (
+        ClassificationUncertainty(),
+        ClassificationScores(),
+        RegressionScores(1.0),
+    )
     uncertainty.update(samples)
     scores.update(samples[0], target)
-    assert uncertainty.compute()["predictive_entropy"].isnan()
-    assert scores.compute()["nll"].isnan()
+    draws, truth = values()
+    regression.update(draws, truth.index_fill(0, torch.tensor([3]), math.inf))
+    for metric, known in ((uncertainty, 5), (scores, 4), (regression, 7)):
+        found = metric.compute()
+        assert len(found) == known
+        assert all(value.isnan() for value in found.values())
 
 
 SAMPLES, TARGET = probabilities(batch=8)
@@ -279,6 +287,8 @@ SAMPLES, TARGET = probabilities(batch=8)
         ),
         (lambda: mc_log_likelihood(SAMPLES, TARGET, -1.0), "`precision` to be positive"),
         (lambda: predictive_moments(SAMPLES, math.inf), "`precision`.*inf"),
+        (lambda: predictive_moments(SAMPLES[:0]), r"T > 0 but got \[0, 8, 5\]"),
+        (lambda: mc_log_likelihood(SAMPLES[:0, :, 0], TARGET.double(), 1.0), "T > 0"),
     ],
 )
 def test_refused_arguments(call, words):
@@ -286,7 +296,12 @@ def test_refused_arguments(call, words):
         call()
 
 
-@pytest.mark.parametrize("quantity", [predictive_entropy, expected_entropy, mutual_information])
-def test_logits_are_refused(quantity):
+@pytest.mark.parametrize(
+    "quantity", [predictive_entropy, expected_entropy, mutual_information, variation_ratio, max_probability]
+)
+def test_what_is_no_probabilities_of_passes_is_refused(quantity):
     with pytest.raises(ValueError, match=r"`samples` to be probabilities .* apply a softmax"):
         quantity(torch.randn(3, 4, 5))
+    for samples in (SAMPLES[0], SAMPLES[:0]):
+        with pytest.raises(ValueError, match=r"`samples` of shape \[T, B, C\] with T > 0 but got"):
+            quantity(samples)

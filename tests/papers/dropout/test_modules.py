@@ -167,6 +167,44 @@ def test_chosen_precision_is_the_one_of_brute_force(tmp_path):
     assert found["val/log_likelihood"] == pytest.approx(mean_likelihood(best), rel=1e-5)
 
 
+def test_predictive_is_what_the_trainer_predicts_of_the_first_batch(tmp_path):
+    model, data = regressor(), Rows()
+    (found,) = trainer(tmp_path).predict(model, data)
+    mean, variance = model.predictive(data.tensors["test"][0])
+    assert torch.equal(mean, found["mean"])
+    assert torch.equal(variance, found["variance"])
+    assert not torch.equal(mean, model.predictive(data.tensors["test"][0], 1)[0])
+
+
+def test_without_a_precision_variances_say_once_that_they_lack_the_noise(recwarn):
+    model, inputs = regressor(precision=None), torch.zeros(2, 3)
+    model.predictive(inputs)
+    model.predict_step(inputs, 0)
+    (told,) = recwarn
+    assert "variances leave out the noise" in str(told.message)
+
+
+def test_a_decay_that_knows_nothing_of_the_networks_dropout_is_told(tmp_path, recwarn):
+    class Functional(nn.Linear):
+        def forward(self, rows):
+            return super().forward(nn.functional.dropout(rows, 0.5, self.training))
+
+    class Known(DropoutRegressor):
+        def drop_probabilities(self):
+            return {"weight": 0.5, "bias": 0.0}
+
+    for kind, warnings in ((DropoutRegressor, 1), (Known, 0)):
+        model = kind(network=Functional(3, 1), precision=1.0, samples=2)
+        recwarn.clear()
+        trainer(tmp_path, max_epochs=1).fit(model, Rows(batch_size=16))
+        assert sum("override `drop_probabilities`" in str(one.message) for one in recwarn) == warnings
+
+
+def test_no_validation_data_is_nothing_to_warn_of(tmp_path, recwarn):
+    trainer(tmp_path, max_epochs=1).fit(regressor(), Rows(val=0, batch_size=16))
+    assert not [one for one in recwarn if "Total length" in str(one.message)]
+
+
 def test_precision_out_of_a_list(tmp_path):
     model = regressor(precision=[0.01, 0.1, 5.0])
     trainer(tmp_path).fit(model, Rows(batch_size=8))
@@ -287,6 +325,7 @@ def test_a_second_fit_keeps_the_scales_the_weights_were_trained_for(tmp_path):
         ({"seed": -1}, "`seed`.*-1"),
         ({"chunk": 0}, "`chunk`.*0"),
         ({"hidden": [0]}, r"`hidden`.*\[0\]"),
+        ({"hidden": 50}, r"`hidden` to be a list .* but got 50"),
         ({"activation": "selu"}, "`activation`.*'selu'"),
     ],
 )
@@ -300,6 +339,8 @@ def test_what_a_classifier_refuses():
         ({"p": 1.0}, "`p`"),
         ({"image_size": 15}, "`image_size`.*15"),
         ({"dropout": "ip"}, "`dropout`.*'ip'"),
+        ({"num_classes": 1}, "`num_classes` to be at least 2 but got 1"),
+        ({"in_channels": 0}, "`in_channels` to be at least 1 but got 0"),
         ({"length_scale": -1.0}, "`length_scale`"),
     ):
         with pytest.raises(ValueError, match=message):

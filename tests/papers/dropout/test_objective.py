@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal
@@ -114,11 +115,29 @@ def test_the_authors_minimise_their_mean_squared_error_with_half_the_decay():
         (lambda: weight_decay_of(1.0, 1.0, 10, 0.1, "mine"), "`convention`.*'mine'"),
         (lambda: weight_decay_of(1.0, 1.0, 10, 0.1, target_std=0.0), "`target_std`.*0.0"),
         (lambda: precision_of(0.0, 1.0, 10, 0.1), "`weight_decay`.*0.0"),
+        (lambda: weight_decay_of(1e-320, 1e300, 10, 0.1), "give a finite number but they give inf"),
     ],
 )
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_number_of_samples_may_be_any_integer():
+    assert weight_decay_of(1.0, 1.0, np.int64(10), 0.1) == weight_decay_of(1.0, 1.0, 10, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "decay", "message"),
+    [
+        (torch.zeros(3, 2), 0.1, "`parameters` to be tensors.* a single tensor"),
+        (torch.nn.Linear(3, 2), 0.1, "`parameters` to be tensors.* a module"),
+        ([torch.zeros(3)], torch.tensor(0.1), "`weight_decay` to be a number or a list of numbers"),
+    ],
+)
+def test_what_would_be_taken_apart_is_refused(parameters, decay, message):
+    with pytest.raises(TypeError, match=message):
+        dropout_objective(torch.zeros(2), parameters, decay)
 
 
 def test_a_share_for_a_number_of_samples_is_refused():

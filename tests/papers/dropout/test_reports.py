@@ -27,9 +27,10 @@ def test_extrapolation_draws_the_predictive_moments_over_all_data(tmp_path, monk
     torch.manual_seed(0)
     model = DropoutRegressor(hidden=[4], p=[0.0, 0.3], precision=4.0, samples=3, masks="shared")
     data = SyntheticCO2()
-    trainer(tmp_path, ExtrapolationReport(points=21, margin=0.5)).test(model, data, verbose=False)
+    report = ExtrapolationReport(points=21, margin=0.5, xlabel="year", ylabel="ppm")
+    trainer(tmp_path, report).test(model, data, verbose=False)
     assert pictures(tmp_path) == ["test-extrapolation.png"]
-    ((curve, series),) = drawn
+    ((curve, series, *names),) = drawn
     years = torch.cat([series["train"][0], series["test"][0]])
     room = 0.5 * (years.max() - years.min())
     assert (curve[0, 0], curve[-1, 0]) == (years.min() - room, years.max() + room)
@@ -37,6 +38,10 @@ def test_extrapolation_draws_the_predictive_moments_over_all_data(tmp_path, monk
     torch.testing.assert_close(curve[:, 1:2], mean)
     torch.testing.assert_close(curve[:, 2:].square(), variance)
     assert (variance >= 0.25).all()
+    figure = draw(curve, series, *names)
+    assert [figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()] == ["year", "ppm"]
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"predictive mean", "first and last training input", "within 1.5 standard deviations"} <= shown
 
 
 def test_extrapolation_needs_one_input_and_a_predictive_module(tmp_path):
@@ -82,6 +87,19 @@ def test_rotation_takes_the_first_image_of_the_class_and_many_passes(tmp_path, m
     with torch.no_grad():
         torch.testing.assert_close(single, model.eval()(turned))
     assert logits.std(dim=0).min() > 0
+
+
+def test_rotation_shows_classes_in_order_and_names_them_above_all_curves():
+    torch.manual_seed(0)
+    logits = 4 * torch.randn(5, 3, 6)
+    figure = reports.draw_rotation(torch.rand(3, 1, 4, 4), [0, 10, 20], logits, logits[0], 4)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert len(labels) == 4
+    assert labels == sorted(labels)
+    curves = figure.axes[2]
+    highest = max(line.get_ydata().max() for line in curves.lines)
+    assert [text.get_text() for text in curves.texts] == [str(k) for k in logits[0].argmax(1).tolist()]
+    assert highest < 0.82 * curves.get_ylim()[1]
 
 
 def test_rotation_needs_an_image_of_the_class(tmp_path):

@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import itertools
 import json
 import math
 
@@ -39,7 +40,14 @@ def root(tmp_path, monkeypatch):
     sha256 = hashlib.sha256((tmp_path / "uci" / "Small" / "data.txt").read_bytes()).hexdigest()
     monkeypatch.setitem(uci.SETS, "small", uci.UCISet("Small", 60, 3, 4, sha256))
     monkeypatch.setitem(SETTINGS, "small", Settings(0.05, 0.2, hidden=8))
-    monkeypatch.setitem(numbers(), ("small", "paper"), Numbers(3.0, 0.1, -2.0, 0.05))
+    # The first two: 3 +- 0.1 and -2 +- 0.05.
+    scores = [
+        (3.0 + 0.02**0.5, -2 - 0.005**0.5),
+        (3.0 - 0.02**0.5, -2 + 0.005**0.5),
+        (9.0, -9.0),
+        (9.0, -9.0),
+    ]
+    monkeypatch.setitem(published.scores(), ("small", "paper"), scores)
     return str(tmp_path)
 
 
@@ -55,11 +63,16 @@ def case(root, name="small", **changes):
 
 def test_the_published_numbers_are_complete():
     assert set(SETTINGS) == set(uci.SETS)
-    for name in SETTINGS:
-        for column in ("vi", "pbp", "paper", "10x", "grid"):
-            assert all(map(math.isfinite, numbers()[name, column]))
-    assert len(numbers()) == 45
-    assert numbers()["yacht", "10x"].rmse == pytest.approx(0.7243, abs=1e-4)
+    for name, column in itertools.product(SETTINGS, COLUMNS):
+        known = published.scores()[name, column]
+        assert len(known) == uci.SETS[name].splits
+        assert np.isfinite(known).all()
+    assert len(published.scores()) == 27
+    yacht = numbers("yacht", "10x", range(20))
+    assert yacht == pytest.approx((0.724258, 0.05561, -1.375272, 0.014416), abs=1e-6)
+    first = published.scores()["yacht", "10x"][:3]
+    assert numbers("yacht", "10x", [0, 1, 2]).rmse == pytest.approx(sum(rmse for rmse, _ in first) / 3)
+    assert numbers("yacht", "10x", [20]) is numbers("mine", "grid", [0]) is None
     assert {name for name, given in SETTINGS.items() if given.length_scale != 0.01} == {"naval", "yacht"}
 
 
@@ -171,12 +184,16 @@ def test_the_whole_table(root, folder, capsys):
     scores = [float(row["rmse"]) for row in rows if row["column"] == "paper"]
     assert float(table["rmse"]) == pytest.approx(np.mean(scores))
     assert float(table["rmse_se"]) == pytest.approx(np.std(scores) / math.sqrt(2))
-    assert (table["published_rmse"], table["published_ll_se"]) == ("3.0", "0.05")
+    assert float(table["published_rmse"]) == pytest.approx(3.0)
+    assert float(table["published_ll_se"]) == pytest.approx(0.05)
     assert (out / "table1.png").read_bytes()[:4] == b"\x89PNG"
     assert list((out / "wandb").glob("offline-run-*/*.wandb"))
     printed = capsys.readouterr().out
     assert "3 +- 0.1" in printed
-    assert "paper: RMSE and log-likelihood within one standard error" in printed
+    assert "RMSE and log-likelihood within one standard error" not in printed
+    assert (
+        "small paper is a trial without verdict, 0.01 of the epochs; published are the same 2 of 4" in printed
+    )
 
 
 def test_scikit_learns_diabetes_as_a_folder_of_ones_own(tmp_path):
@@ -235,7 +252,8 @@ def test_an_interrupted_run_goes_on(root, folder, monkeypatch):
         ({"samples": 0}, "`samples` to be at least 1 but got 0"),
         ({"repeats": 0}, "`repeats` to be at least 1 but got 0"),
         ({"seed": -1}, "`seed` to be at least 0 but got -1"),
-        ({"splits": 0}, "`splits` to be at least 1 but got 0"),
+        ({"splits": 0}, r"`splits` to be in 1\.\.4 but got 0"),
+        ({"splits": 5}, r"`splits` to be in 1\.\.4 but got 5"),
         ({"epochs_scale": 0.0}, r"`epochs_scale` to be positive and finite but got 0\.0"),
         ({"wandb": "on"}, "`wandb` to be one of offline, online, disabled but got 'on'"),
     ],
@@ -274,23 +292,50 @@ def test_what_is_worse_than_published_is_marked(root):
     )
 
 
+def test_trials_get_no_verdict(root):
+    worse = entry(3.5, -2.5)
+    for trial in (worse._replace(scale=0.1), worse._replace(rows=worse.rows[:1])):
+        assert trial.within() == (True, True)
+        text = table1_report.text([trial])
+        assert "or better on" not in text
+        assert "small paper is a trial without verdict" in text
+    assert "published are the same 2 of 4 splits" in table1_report.text([worse])
+    assert "3.5 +- 0.71!" in table1_report.text([worse])
+
+
 def test_saved_tables_are_read_back(tmp_path):
-    entries = [entry(3.0, -2.0), entry(1.0, 0.1, column="grid")]
+    entries = [entry(3.0, -2.0)._replace(scale=0.5), entry(1.0, 0.1, column="grid")._replace(scale=0.5)]
     table1_report.save(tmp_path, entries)
-    assert table1_report.load(tmp_path) == entries
+    assert table1_report.load(tmp_path, 0.5) == entries
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_the_column_of_a_set_without_published_numbers_is_drawn(tmp_path):
     figure = table1_report.draw(
-        [entry(3.0, -2.0), entry(1.0, 0.1, column="grid"), entry(1.0, 1.0, "mine", "grid")]
+        [entry(3.0, -2.0, "boston"), entry(1.0, 0.1, "boston", "grid"), entry(1.0, 1.0, "mine", "grid")]
     )
     figure.savefig(tmp_path / "figure.png")
     assert len(figure.axes) == 4
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "ours",
+        "published, the same splits",
+    ]
+
+
+def test_a_picture_of_one_set_of_ones_own_fits_and_does_not_speak_of_published_numbers():
+    trial = entry(3.0, -2.0, "mine", "grid")._replace(scale=0.1)
+    figure = table1_report.draw([trial])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ours"]
+    assert "a trial" in legend.get_title().get_text()
+    inside = figure.bbox
+    for box in (legend.get_window_extent(), *(axes.get_tightbbox() for axes in figure.axes)):
+        assert box.x0 >= 4 < inside.x1 - box.x1
+        assert box.y0 >= 4 < inside.y1 - box.y1
 
 
 def test_arguments_are_json(root, folder):
     reproduce("small", "paper", root=root, folder="out", splits=1, **QUICK)
     stored = json.loads((folder / "out" / "arguments.json").read_text())
     assert stored == {"splits": 1, "samples": 20, "repeats": 1, "seed": 0, "epochs_scale": 0.01}
-    assert published.numbers()["small", "paper"].rmse == 3.0
