@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from pl_losses.papers.adam.vae import VAE as VAE
     from pl_losses.papers.dropout.classifier import DropoutClassifier as DropoutClassifier
     from pl_losses.papers.dropout.regressor import DropoutRegressor as DropoutRegressor
+    from pl_losses.papers.gan.basic import FullBasicModel as FullBasicModel
+    from pl_losses.papers.gan.module import GAN as GAN
+    from pl_losses.papers.gtn.module import LatticeReader as LatticeReader
+    from pl_losses.papers.gtn.sdnn import SDNN as SDNN
+    from pl_losses.papers.lenet.features import PretrainedLeNet5 as PretrainedLeNet5
     from pl_losses.papers.lenet.module import LeNet5 as LeNet5
     from pl_losses.papers.prelu.module import RectifierNet as RectifierNet
 
@@ -27,22 +32,32 @@ __getattr__, __dir__ = lazy(
         "ConvNet": "pl_losses.papers.adam.modules",
         "DropoutClassifier": "pl_losses.papers.dropout.classifier",
         "DropoutRegressor": "pl_losses.papers.dropout.regressor",
+        "FullBasicModel": "pl_losses.papers.gan.basic",
+        "GAN": "pl_losses.papers.gan.module",
+        "LatticeReader": "pl_losses.papers.gtn.module",
         "LeNet5": "pl_losses.papers.lenet.module",
         "LogisticRegression": "pl_losses.papers.adam.modules",
         "MLP": "pl_losses.papers.adam.modules",
+        "PretrainedLeNet5": "pl_losses.papers.lenet.features",
         "RectifierNet": "pl_losses.papers.prelu.module",
+        "SDNN": "pl_losses.papers.gtn.sdnn",
         "VAE": "pl_losses.papers.adam.vae",
     },
 )
 __all__ = [
+    "GAN",
     "MLP",
+    "SDNN",
     "VAE",
     "AMSGradCounterexample",
     "ConvNet",
     "DropoutClassifier",
     "DropoutRegressor",
+    "FullBasicModel",
+    "LatticeReader",
     "LeNet5",
     "LogisticRegression",
+    "PretrainedLeNet5",
     "RectifierNet",
     "__version__",
 ]

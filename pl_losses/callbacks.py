@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor as DropoutUncertaintyMonitor
     from pl_losses.papers.dropout.reports import ExtrapolationReport as ExtrapolationReport
     from pl_losses.papers.dropout.reports import RotationReport as RotationReport
+    from pl_losses.papers.gan.report import GANReport as GANReport
+    from pl_losses.papers.gtn.report import ReadingReport as ReadingReport
     from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor as PReLUSlopeMonitor
 
 __getattr__, __dir__ = lazy(
@@ -20,7 +22,9 @@ __getattr__, __dir__ = lazy(
         "ClassifierReport": "pl_losses.observers.pictures",
         "DropoutUncertaintyMonitor": "pl_losses.papers.dropout.monitor",
         "ExtrapolationReport": "pl_losses.papers.dropout.reports",
+        "GANReport": "pl_losses.papers.gan.report",
         "PReLUSlopeMonitor": "pl_losses.papers.prelu.monitor",
+        "ReadingReport": "pl_losses.papers.gtn.report",
         "RotationReport": "pl_losses.papers.dropout.reports",
         "TemporalAveraging": "pl_losses.papers.adam.averaging",
     },
@@ -30,7 +34,9 @@ __all__ = [
     "ClassifierReport",
     "DropoutUncertaintyMonitor",
     "ExtrapolationReport",
+    "GANReport",
     "PReLUSlopeMonitor",
+    "ReadingReport",
     "RotationReport",
     "TemporalAveraging",
 ]

@@ -2,6 +2,25 @@
 
 from pl_losses.papers.dropout.objective import dropout_objective
 from pl_losses.papers.dropout.quantities import mc_log_likelihood
+from pl_losses.papers.gan.losses import discriminator_loss, generator_loss
+from pl_losses.papers.gtn.criteria import (
+    discriminative_forward_loss,
+    discriminative_viterbi_loss,
+    forward_loss,
+    viterbi_loss,
+)
 from pl_losses.papers.lenet.losses import map_loss, mle_loss, rbf_penalties
 
-__all__ = ["dropout_objective", "map_loss", "mc_log_likelihood", "mle_loss", "rbf_penalties"]
+__all__ = [
+    "discriminative_forward_loss",
+    "discriminative_viterbi_loss",
+    "discriminator_loss",
+    "dropout_objective",
+    "forward_loss",
+    "generator_loss",
+    "map_loss",
+    "mc_log_likelihood",
+    "mle_loss",
+    "rbf_penalties",
+    "viterbi_loss",
+]

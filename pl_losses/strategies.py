@@ -1,8 +1,18 @@
-"""Trainer strategies that Lightning does not have ready."""
+"""Trainer strategies that Lightning does not have ready; importing it registers their names."""
 
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+import torch
+from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook, prepare_for_backward
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -25,3 +35,172 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Make the data-parallel group as large as the job."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+
+class DDPPerModule(DDPStrategy):
+    """DDP for modules with several optimizers: gradients are averaged by submodule, not all together.
+
+    ``strategy="ddp_per_module"``. Plain DDP waits in every backward pass for the gradients of all parameters,
+    and fails where a pass is meant for one network only, as in a GAN. Here each direct child of the
+    LightningModule (each item of a ModuleList or ModuleDict) is waited for by itself, so is each parameter
+    that sits on the LightningModule, and so are parameters that children share. A child that takes no part in
+    a pass, or is frozen in it, costs nothing, and ``find_unused_parameters`` is not needed. The module itself
+    stays as it is: names, checkpoints, hooks and calls are those of a single process, and any method of a
+    child may be called, not only ``forward``.
+
+    Losses are to be passed to ``self.manual_backward``; ``loss.backward()`` is refused, as its gradients
+    would stay this rank's own. Under accumulation nothing is sent until the last pass
+    (``accumulate_grad_batches``, ``toggle_model(sync_grad=False)`` or ``strategy.block_backward_sync()``).
+
+    Args:
+        broadcast_buffers: Whether all ranks get rank zero's buffers (running statistics) after each step.
+        ddp_comm_state: State of the communication hook, or a function that makes one for each child: some
+            hooks' states cannot be shared.
+        kwargs: Passed on to ``DDPStrategy``, and from there to ``DistributedDataParallel``.
+
+    Raises:
+        ValueError: If ``static_graph`` is asked for: here graphs differ from pass to pass.
+    """
+
+    def __init__(self, broadcast_buffers: bool = True, **kwargs: Any) -> None:
+        if kwargs.get("static_graph"):
+            raise ValueError(
+                "Expected `static_graph` to be False: passes for one child differ from the others"
+            )
+        # Ranks start from the same values already, and graphs may not find parameters written to.
+        super().__init__(**kwargs, init_sync=False)
+        self.broadcast_buffers = broadcast_buffers
+        self._groups: list[list[nn.Parameter]] = []
+        self._reducers: dict[int, tuple[list[int], DistributedDataParallel]] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._blocked = self._passing = False
+
+    def configure_ddp(self) -> None:
+        """Find the groups of parameters, and start all ranks from rank zero's values."""
+        module = self.lightning_module
+        assert module is not None
+        self._release()
+        self._groups = parameter_groups(module)
+        broadcast([*module.parameters(), *module.buffers()])
+        for parameter in module.parameters():
+            if parameter.is_leaf and parameter.requires_grad:
+                hook = parameter.register_post_accumulate_grad_hook(self._refuse_foreign)  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Make ready for the gradients of this pass; a group that gets none is not waited for."""
+        if self._blocked:
+            return
+        for index, group in enumerate(self._groups):
+            trained = [parameter for parameter in group if parameter.requires_grad]
+            if trained:
+                prepare_for_backward(self._reducer(index, trained), closure_loss)
+
+    def backward(
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Pass backward and average the gradients."""
+        self._passing = True
+        try:
+            return super().backward(closure_loss, optimizer, *args, **kwargs)
+        finally:
+            self._passing = False
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Within it gradients stay this rank's own; a later pass averages their sums."""
+        before, self._blocked = self._blocked, True
+        try:
+            yield
+        finally:
+            self._blocked = before
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the step, then give all ranks rank zero's buffers."""
+        output = super().training_step(*args, **kwargs)
+        if self.broadcast_buffers and self.lightning_module is not None:
+            broadcast(list(self.lightning_module.buffers()))
+        return output
+
+    def teardown(self) -> None:
+        """Let go of the parameters."""
+        self._release()
+        super().teardown()
+
+    def _reducer(self, index: int, trained: list[nn.Parameter]) -> DistributedDataParallel:
+        """DDP around a group; made anew when other parameters of it are trained than before."""
+        which = [id(parameter) for parameter in trained]
+        if index not in self._reducers or self._reducers[index][0] != which:
+            # The one before must be gone: it would wait for parameters that are frozen now.
+            self._reducers.pop(index, None)
+            reducer = self._setup_model(nn.ParameterList(trained))
+            if self._ddp_comm_hook is not None:
+                state = self._ddp_comm_state
+                _register_ddp_comm_hook(
+                    model=reducer,
+                    ddp_comm_state=state() if callable(state) else state,
+                    ddp_comm_hook=self._ddp_comm_hook,
+                    ddp_comm_wrapper=self._ddp_comm_wrapper,
+                )
+            self._reducers[index] = which, reducer
+        return self._reducers[index][1]
+
+    def _refuse_foreign(self, parameter: Tensor) -> None:
+        if not self._passing:
+            raise RuntimeError(
+                "Expected `self.manual_backward(loss)` but got gradients of `loss.backward()`, which are not"
+                " averaged over the ranks"
+            )
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._groups, self._reducers = [], [], {}
+
+
+def parameter_groups(module: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters by the child, or children, that have them; those of the module itself one by one.
+
+    >>> shared = nn.Linear(1, 1, bias=False)
+    >>> tree = nn.ModuleDict({"a": nn.Sequential(nn.Linear(1, 1), shared), "b": nn.Sequential(shared)})
+    >>> [len(group) for group in parameter_groups(nn.ModuleList([tree]))]
+    [2, 1]
+    """
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, child in units(module):
+        for parameter in child.parameters():
+            owners.setdefault(parameter, []).append(name)
+    for name, parameter in module.named_parameters():
+        owners.setdefault(parameter, [name])
+    groups: dict[tuple[str, ...], list[nn.Parameter]] = {}
+    for parameter, names in owners.items():
+        groups.setdefault(tuple(names), []).append(parameter)
+    return list(groups.values())
+
+
+def units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The children of a module, by name; of a list or dict of modules its items."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from units(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+@torch.no_grad()
+def broadcast(tensors: list[Tensor]) -> None:
+    """Give all ranks rank zero's values, in one message for each device and type."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    for kind in kinds.values():
+        joined = torch.cat([tensor.reshape(-1) for tensor in kind])
+        torch.distributed.broadcast(joined, 0)
+        parts = torch.split(joined, [tensor.numel() for tensor in kind])
+        for tensor, part in zip(kind, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+StrategyRegistry.register(
+    "ddp_per_module", DDPPerModule, description="DDP for several optimizers", override=True
+)

@@ -1,0 +1,220 @@
+"""Lines of characters: what a batch of them is, and a user's own line images from a folder and a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from pl_losses.data.loader import Batch
+from pl_losses.data.module import Resident, TensorDataModule, check_integer
+
+DIGITS = tuple("0123456789")
+
+
+class Lines(NamedTuple):
+    """A batch of lines, the shorter ones padded.
+
+    Attributes:
+        images: Ink in [0, 1] on background 0, [B, 1, H, W]; 0 from a line's width on.
+        widths: Width of each line in columns, [B].
+        targets: Classes of its characters, [B, L], padded with 0.
+        target_lengths: Number of its characters, [B].
+        boundaries: Where a character ends and the next one begins, in columns, [B, L - 1]; column x is the
+            cut between pixels x - 1 and x. -1 for padding, and where it is not known.
+    """
+
+    images: Tensor
+    widths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    boundaries: Tensor
+
+
+class Characters(NamedTuple):
+    """A batch of isolated characters.
+
+    Attributes:
+        images: Ink in [0, 1] on background 0, [B, 1, H, W].
+        labels: Classes, [B].
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class LineImages(TensorDataModule):
+    """Your own line images: a folder of pictures and a CSV file with the columns ``file`` and ``label``.
+
+    A third column, ``split``, may say "train", "val" or "test" (or "predict", whose labels may be empty);
+    without it the parts are drawn by ``seed``. Images are read as grey, turned so that ink is bright, cropped
+    to their ink, and scaled so that it is ``ink_height`` pixels high in the middle of ``height`` rows.
+
+    Args:
+        root: Folder with the images and the CSV file.
+        labels: Name of the CSV file.
+        alphabet: The characters, in the order of the classes.
+        ink: Whether ink is "dark" or "bright" in the files, or, with "auto", what the border is not.
+        threshold: What counts as ink when cropping, as a share of full ink.
+        height: Rows of a line.
+        ink_height: Rows of its ink.
+        val_share: Share of the lines for validation, without a column ``split``.
+        test_share: Share of the lines for the test, without a column ``split``.
+        batch_size: Training lines per step and rank.
+        eval_batch_size: Lines per step and rank in evaluation.
+        seed: Seed of the split and the order.
+        resident: Where the lines lie, see :class:`~pl_losses.data.module.TensorDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        labels: str = "labels.csv",
+        alphabet: str = "0123456789",
+        ink: Literal["auto", "dark", "bright"] = "auto",
+        threshold: float = 0.25,
+        height: int = 32,
+        ink_height: int = 20,
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        batch_size: int = 64,
+        eval_batch_size: int | None = 250,
+        seed: int = 0,
+        resident: Resident = "auto",
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, resident)
+        if not alphabet or len(set(alphabet)) < len(alphabet):
+            raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
+        if ink not in ("auto", "dark", "bright"):
+            raise ValueError(f'Expected `ink` to be "auto", "dark" or "bright" but got {ink!r}')
+        check_integer("height", height, 1)
+        check_integer("ink_height", ink_height, 1, height)
+        if not 0 < threshold < 1:
+            raise ValueError(f"Expected `threshold` in (0, 1) but got {threshold}")
+        if min(val_share, test_share) < 0 or val_share + test_share >= 1:
+            raise ValueError(
+                "Expected `val_share` and `test_share` to be at least 0 and their sum below 1 but got"
+                f" {val_share} and {test_share}"
+            )
+        self.root, self.labels, self.ink = Path(root).expanduser(), labels, ink
+        self.class_names = tuple(alphabet)
+        self.threshold, self.height, self.ink_height = threshold, height, ink_height
+        self.val_share, self.test_share = val_share, test_share
+
+    def load(self, stage: str) -> dict[str, Batch]:
+        """Return images (uint8), widths, targets and their lengths of every part.
+
+        Raises:
+            FileNotFoundError: If the CSV file or an image is missing.
+            ValueError: If the CSV file lacks a column, or a label or an image cannot be used.
+        """
+        rows = self._rows()
+        parts = self._parts(rows)
+        return {part: self._tensors([rows[i] for i in chosen]) for part, chosen in parts.items() if chosen}
+
+    def eval_transform(self, batch: Batch, generator: torch.Generator) -> Lines:
+        """Cut the padding that no line of the batch needs; scale ink to [0, 1]."""
+        images, widths, targets, lengths = batch
+        widest, longest = int(widths.max()), int(lengths.max())
+        unknown = torch.full_like(targets[:, 1:longest], -1)
+        return Lines(images[..., :widest].float() / 255, widths, targets[:, :longest], lengths, unknown)
+
+    def _rows(self) -> list[dict[str, str]]:
+        path = self.root / self.labels
+        if not path.is_file():
+            raise FileNotFoundError(f"Expected {path}, a CSV file with the columns file and label")
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or not {"file", "label"} <= rows[0].keys():
+            found = ", ".join(rows[0]) if rows else "nothing"
+            raise ValueError(f"Expected {path} to have rows with the columns file and label but got {found}")
+        for number, row in enumerate(rows, start=2):
+            if strange := set(row["label"] or "") - set(self.class_names):
+                raise ValueError(
+                    f"Expected labels of characters in `alphabet` {''.join(self.class_names)!r} but line"
+                    f" {number} of {path} has {''.join(sorted(strange))!r}"
+                )
+            if not row["label"] and row.get("split") != "predict":
+                raise ValueError(f"Expected a label but line {number} of {path} has none")
+        return rows
+
+    def _parts(self, rows: Sequence[dict[str, str]]) -> dict[str, list[int]]:
+        names = ("train", "val", "test", "predict")
+        if "split" in rows[0]:
+            if strange := sorted({row["split"] for row in rows} - set(names)):
+                raise ValueError(f"Expected `split` in {self.labels} to be one of {names} but got {strange}")
+            return {name: [i for i, row in enumerate(rows) if row["split"] == name] for name in names}
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        test, val = (round(share * len(rows)) for share in (self.test_share, self.val_share))
+        return {"test": order[:test], "val": order[test : test + val], "train": order[test + val :]}
+
+    def _tensors(self, rows: Sequence[dict[str, str]]) -> Batch:
+        images = [self._read(self.root / row["file"]) for row in rows]
+        widths = torch.tensor([image.shape[1] for image in images])
+        lengths = torch.tensor([len(row["label"]) for row in rows])
+        canvas = torch.zeros(len(rows), 1, self.height, int(widths.max()), dtype=torch.uint8)
+        targets = torch.zeros(len(rows), max(1, int(lengths.max())), dtype=torch.long)
+        for i, (image, row) in enumerate(zip(images, rows, strict=True)):
+            canvas[i, 0, :, : image.shape[1]] = image
+            classes = [self.class_names.index(character) for character in row["label"]]
+            targets[i, : len(classes)] = torch.tensor(classes, dtype=torch.long)
+        return canvas, widths, targets, lengths
+
+    def _read(self, path: Path) -> Tensor:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as file:
+                image = torch.from_numpy(np.array(file.convert("L"), dtype=np.float32)) / 255
+        except UnidentifiedImageError:
+            raise ValueError(f"Expected {path} to be an image but it cannot be read as one") from None
+        border = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
+        dark = self.ink == "dark" or (self.ink == "auto" and border.median() > 0.5)
+        return normalised(1 - image if dark else image, self.height, self.ink_height, self.threshold)
+
+
+def normalised(ink: Tensor, height: int = 32, ink_height: int = 20, threshold: float = 0.25) -> Tensor:
+    """A line cropped to its ink and scaled to ``ink_height`` in the middle of ``height`` rows.
+
+    Args:
+        ink: Ink in [0, 1], [H, W].
+        height: Rows of the result.
+        ink_height: Rows of its ink; columns are scaled as much.
+        threshold: What counts as ink when cropping.
+
+    Returns:
+        Bytes, [height, W'], with 4 empty columns on both sides.
+
+    Raises:
+        ValueError: If there is no ink.
+    """
+    inked = ink >= threshold
+    rows, columns = (inked.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
+    if not rows:
+        raise ValueError(f"Expected an image with ink of at least `threshold` {threshold} but it has none")
+    # A little more than the ink above the threshold, which the grey of its edges belongs to.
+    box = ink[max(0, rows[0] - 1) : rows[-1] + 2, max(0, columns[0] - 1) : columns[-1] + 2]
+    width = max(1, round(box.shape[1] * ink_height / box.shape[0]))
+    scaled = interpolate(box[None, None], (ink_height, width), mode="bilinear", antialias=True)[0, 0]
+    above = (height - ink_height) // 2
+    framed = pad(scaled, (4, 4, above, height - ink_height - above))
+    return (framed.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def spelled(targets: Tensor, lengths: Tensor, names: Sequence[str] = DIGITS) -> Iterator[str]:
+    """Targets [B, L] and their lengths [B] as strings.
+
+    >>> list(spelled(torch.tensor([[4, 2, 0], [7, 0, 0]]), torch.tensor([3, 1])))
+    ['420', '7']
+    """
+    for row, length in zip(targets.tolist(), lengths.tolist(), strict=True):
+        yield "".join(names[label] for label in row[:length])

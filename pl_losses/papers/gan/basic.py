@@ -1,0 +1,61 @@
+"""Paszke et al. 2019, Listing 1: a full model, composed of layers."""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.classifier import Classifier
+from pl_losses.papers.gan.layers import LinearLayer
+
+
+class FullBasicModel(Classifier):
+    """A convolution of 128 maps, a ReLU and a :class:`LinearLayer`, trained as a classifier of grey images.
+
+    As printed, the listing does not run. What was corrected:
+
+    - the linear layer is given the ReLU's output, not that of the convolution;
+    - the maps [B, 128, H, W] are averaged over the image, which makes them the 128 features it takes;
+    - its weights start scaled by one over the square root of 128;
+    - the model returns logits, as the cross-entropy wants them: the softmax is in
+      :meth:`~pl_losses.papers.classifier.Classifier.class_probabilities`, over the classes.
+
+    What it logs is told at :class:`~pl_losses.papers.classifier.Classifier`.
+
+    Args:
+        num_classes: Number of classes C.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Example:
+        >>> import torch
+        >>> FullBasicModel()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        optimizer: OptimizerCallable = Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        save_plain_hyperparameters(self)
+        self.conv = nn.Conv2d(1, 128, 3)
+        self.fc = LinearLayer(128, num_classes)
+        self.configure_metrics()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: images [B, 1, H, W] -> [B, C].
+
+        Raises:
+            ValueError: If ``images`` is of another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 1:
+            raise ValueError(f"Expected `images` of shape [B, 1, H, W] but got {list(images.shape)}")
+        maps = F.relu(self.conv(images))
+        logits: Tensor = self.fc(maps.mean(dim=(2, 3)))
+        return logits

@@ -1,0 +1,90 @@
+"""Pictures of a GAN: samples, ways between them, the discriminator's outputs, the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def tiles(images: Tensor, columns: int) -> Tensor:
+    """Images side by side, a pixel apart, row by row.
+
+    Args:
+        images: [N, C, H, W], pixels in [-1, 1].
+        columns: Images in a row; the last row is filled up with background.
+
+    Returns:
+        [C, rows (H + 1) - 1, columns (W + 1) - 1], pixels in [0, 1].
+
+    Example:
+        >>> tiles(torch.ones(3, 1, 1, 1), 2)
+        tensor([[[1.0000, 0.5000, 1.0000],
+                 [0.5000, 0.5000, 0.5000],
+                 [1.0000, 0.5000, 0.5000]]])
+    """
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    cells = images.new_zeros(rows * columns, channels, height + 1, width + 1)
+    cells[:count, :, :height, :width] = images.clamp(-1, 1)
+    grid = cells.view(rows, columns, channels, height + 1, width + 1).permute(2, 0, 3, 1, 4)
+    joined = grid.reshape(channels, rows * (height + 1), columns * (width + 1))
+    return (joined[:, :-1, :-1] + 1) / 2
+
+
+def draw_samples(images: Tensor, columns: int, title: str = "") -> Figure:
+    """A grid of images [N, 1 or 3, H, W] with pixels in [-1, 1]."""
+    from matplotlib.figure import Figure
+
+    picture = tiles(images, columns).permute(1, 2, 0)
+    height, width = picture.shape[:2]
+    inches = 6 * max(1.0, columns / 10)
+    figure = Figure(figsize=(inches, inches * height / width + (0.3 if title else 0)), layout="constrained")
+    axes = figure.add_subplot()
+    shown = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0} if picture.shape[2] == 1 else {}
+    axes.imshow(picture.squeeze(-1).numpy(), **shown)  # type: ignore[arg-type]
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+def draw_outputs(real: Tensor, fake: Tensor) -> Figure:
+    """Histograms of the discriminator's outputs D = sigmoid(logits) on real [N] and generated [M] samples."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    edges = torch.linspace(0, 1, 41).tolist()
+    for values, name, colour in ((real, "real", "C0"), (fake, "generated", "C1")):
+        outputs = values.float().sigmoid().flatten()
+        weights = torch.full_like(outputs, 1 / len(outputs))
+        label = f"{name}, mean {outputs.mean():.2f}"
+        axes.hist(outputs.numpy(), edges, weights=weights.numpy(), alpha=0.6, color=colour, label=label)
+    axes.set(xlabel="D's output", ylabel="share", xlim=(0, 1))
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_classes(shares: Tensor, names: Sequence[str] = ()) -> Figure:
+    """The share of each class among real and generated samples, [2, K], as a classifier reads them."""
+    from matplotlib.figure import Figure
+
+    classes = shares.shape[1]
+    labels = list(names) if len(names) == classes else [str(label) for label in range(classes)]
+    figure = Figure(figsize=(max(5, 0.5 * classes), 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    for row, (name, colour) in enumerate((("real", "C0"), ("generated", "C1"))):
+        places = [place + 0.4 * row - 0.2 for place in range(classes)]
+        axes.bar(places, 100 * shares[row].numpy(), width=0.4, color=colour, label=name)
+    axes.axhline(100 / classes, color="black", linestyle="--", linewidth=1, label="even")
+    axes.axhspan(50 / classes, 150 / classes, color="0.92", zorder=0, label="half more or less")
+    axes.set(xlabel="class, as it is read", ylabel="% of samples")
+    axes.set_xticks(range(classes), labels)
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    return figure

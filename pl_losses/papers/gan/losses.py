@@ -1,0 +1,62 @@
+"""Paszke et al. 2019, Listing 2: the losses of a GAN (Goodfellow et al. 2014, section 3), from logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    r"""The listing's errD_real + errD_fake.
+
+    .. math:: -\frac1N \sum_i \log D(x_i) - \frac1M \sum_j \log(1 - D(G(z_j)))
+
+    With one-sided label smoothing (Salimans et al. 2016) the label of real samples is 1 - s.
+
+    Args:
+        real_logits: Of N real samples, D = sigmoid of them; any shape.
+        fake_logits: Of M generated ones; any shape.
+        smoothing: s.
+
+    Returns:
+        Scalar, in nats.
+
+    Raises:
+        ValueError: If there are no logits, or ``smoothing`` is not in [0, 1).
+
+    Example:
+        >>> discriminator_loss(torch.zeros(4), torch.zeros(4))  # 2 log 2: D cannot tell
+        tensor(1.3863)
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"Expected `smoothing` in [0, 1) but got {smoothing}")
+    real, fake = _logits("real_logits", real_logits), _logits("fake_logits", fake_logits)
+    # -(1 - s) log sigmoid(r) - s log(1 - sigmoid(r)), and log(1 - sigmoid(r)) = log sigmoid(r) - r.
+    loss = F.softplus(-real).mean() + F.softplus(fake).mean()
+    return loss + smoothing * real.mean() if smoothing else loss
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    r"""The listing's errG, the non-saturating one: :math:`-\frac1M \sum_j \log D(G(z_j))`.
+
+    Args:
+        fake_logits: Of M generated samples, D = sigmoid of them; any shape.
+
+    Returns:
+        Scalar, in nats.
+
+    Raises:
+        ValueError: If there are no logits.
+
+    Example:
+        >>> generator_loss(torch.zeros(4))
+        tensor(0.6931)
+    """
+    return F.softplus(-_logits("fake_logits", fake_logits)).mean()
+
+
+def _logits(name: str, logits: Tensor) -> Tensor:
+    if not logits.numel():
+        raise ValueError(f"Expected `{name}` of at least one sample but got {list(logits.shape)}")
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,154 @@
+"""Generators and discriminators for Listing 2: convolutional as in Radford et al. 2015, and perceptrons."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+# Side of the image to that of the first map and the number of doublings from there.
+STAGES = {28: (7, 2), 32: (4, 3), 64: (4, 4)}
+
+
+class DCGANGenerator(nn.Sequential):
+    """Transposed convolutions that double the maps until they are an image with pixels in [-1, 1].
+
+    Noise [B, Z] -> images [B, C, S, S]. The first maps, 4x4 (7x7 for 28 pixels), have ``width`` channels for
+    the last ones', twice as many for each doubling in between.
+
+    Args:
+        latent_size: Z.
+        channels: C.
+        image_size: S: 28, 32 or 64.
+        width: Channels of the last maps before the image; the paper's network for 64 pixels has 64 * 2.
+
+    Example:
+        >>> DCGANGenerator(latent_size=16, image_size=28, width=4)(torch.zeros(2, 16)).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    def __init__(
+        self, latent_size: int = 100, channels: int = 1, image_size: int = 32, width: int = 64
+    ) -> None:
+        side, doublings = stages(image_size)
+        wide = width * 2 ** (doublings - 1)
+        # A transposed convolution of the 1x1 noise, written as the product that it is.
+        layers: list[nn.Module] = [
+            nn.Linear(latent_size, wide * side * side, bias=False),
+            nn.Unflatten(1, (wide, side, side)),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(inplace=True),
+        ]
+        for _ in range(doublings - 1):
+            layers += [
+                nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(wide // 2),
+                nn.ReLU(inplace=True),
+            ]
+            wide //= 2
+        super().__init__(*layers, nn.ConvTranspose2d(wide, channels, 4, 2, 1), nn.Tanh())
+        init_dcgan_(self)
+
+
+class DCGANDiscriminator(nn.Sequential):
+    """Strided convolutions that halve the image until a 4x4 (7x7 for 28 pixels) map is one logit.
+
+    Images [B, C, S, S] -> logits [B]; the mirror image of :class:`DCGANGenerator`, with LeakyReLUs.
+
+    Args:
+        channels: C.
+        image_size: S: 28, 32 or 64.
+        width: Channels of the first maps.
+
+    Example:
+        >>> DCGANDiscriminator(image_size=64, width=4)(torch.zeros(2, 1, 64, 64)).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, channels: int = 1, image_size: int = 32, width: int = 64) -> None:
+        side, halvings = stages(image_size)
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        wide = width
+        for _ in range(halvings - 1):
+            layers += [
+                nn.Conv2d(wide, wide * 2, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(wide * 2),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            wide *= 2
+        super().__init__(*layers, nn.Flatten(), nn.Linear(wide * side * side, 1), nn.Flatten(0))
+        init_dcgan_(self)
+
+
+class MLPGenerator(nn.Sequential):
+    """Three hidden layers of ReLUs: noise [B, Z] -> images [B, C, S, S] with pixels in [-1, 1].
+
+    Args:
+        latent_size: Z.
+        channels: C.
+        image_size: S, any.
+        width: Units of the first hidden layer; the next have two and four times as many.
+    """
+
+    def __init__(
+        self, latent_size: int = 100, channels: int = 1, image_size: int = 32, width: int = 64
+    ) -> None:
+        shape = (channels, image_size, image_size)
+        sizes = [latent_size, width, 2 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.Linear(sizes[-1], prod(shape)), nn.Tanh(), nn.Unflatten(1, shape))
+
+
+class MLPDiscriminator(nn.Sequential):
+    """Two hidden layers of LeakyReLUs: images [B, C, S, S] -> logits [B].
+
+    Args:
+        channels: C.
+        image_size: S, any.
+        width: A quarter of the units of the first hidden layer, a half of those of the second.
+    """
+
+    def __init__(self, channels: int = 1, image_size: int = 32, width: int = 64) -> None:
+        super().__init__(
+            nn.Flatten(),
+            nn.Linear(channels * image_size**2, 4 * width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Linear(4 * width, 2 * width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Linear(2 * width, 1),
+            nn.Flatten(0),
+        )
+
+
+def stages(image_size: int) -> tuple[int, int]:
+    """The side of the smallest map and how often it doubles.
+
+    Raises:
+        ValueError: If there is no network for such images.
+    """
+    if image_size not in STAGES:
+        known = ", ".join(map(str, STAGES))
+        raise ValueError(
+            f"Expected `image_size` to be one of {known} but got {image_size}; pass `generator` and"
+            ' `discriminator` for others, or `architecture="mlp"`'
+        )
+    return STAGES[image_size]
+
+
+@torch.no_grad()
+def init_dcgan_(network: nn.Module) -> None:
+    """Radford et al.'s start: weights normal, standard deviation 0.02; around 1 in batch normalisation."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def sizes_in_words(images: Tensor) -> str:
+    """The shape of a batch without its size, for messages."""
+    return f"[B, {', '.join(map(str, images.shape[1:]))}]"

@@ -1,0 +1,61 @@
+"""Noise that a key settles: the same on any number of ranks, and every time it is asked for."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Drawn in so many rows at a time: then fewer rows are the first of more.
+ROWS = 64
+
+
+def standard_normal(rows: int, columns: int, *key: Any) -> Tensor:
+    """Independent standard normal numbers, drawn on the host.
+
+    Args:
+        rows: How many.
+        columns: Of how many numbers each.
+        key: What settles them.
+
+    Returns:
+        Shape [rows, columns], float32.
+
+    Example:
+        >>> torch.equal(standard_normal(100, 3, "key")[:7], standard_normal(7, 3, "key"))
+        True
+    """
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.randn(-(-rows // ROWS) * ROWS, columns, generator=generator)[:rows]
+
+
+def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Points from one noise to another along the arc between them, as long as noise is.
+
+    Points on the straight line between two normal vectors are shorter than such vectors ever are.
+
+    Args:
+        start: Shape [N, Z].
+        end: Shape [N, Z].
+        steps: How many points, both ends included; at least 2.
+
+    Returns:
+        Shape [N, steps, Z].
+
+    Example:
+        >>> spherical(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), 3)
+        tensor([[[2.0000, 0.0000],
+                 [1.4142, 1.4142],
+                 [0.0000, 2.0000]]])
+    """
+    cosine = torch.cosine_similarity(start, end, dim=1).clamp(-0.9999, 0.9999)
+    angle = cosine.acos()[:, None]
+    share = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype)[None]
+    first = ((1 - share) * angle).sin() / angle.sin()
+    second = (share * angle).sin() / angle.sin()
+    points: Tensor = first[:, :, None] * start[:, None] + second[:, :, None] * end[:, None]
+    # No negative zeros.
+    return points + 0.0

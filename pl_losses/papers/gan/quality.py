@@ -1,0 +1,199 @@
+"""How good generated samples are, by features of a classifier: Heusel et al. 2017, Kynkäänniemi et al. 2019.
+
+The numbers depend on whose features they are, and compare with others by the same features only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+def frechet_distance(
+    real_mean: Tensor, real_covariance: Tensor, fake_mean: Tensor, fake_covariance: Tensor
+) -> Tensor:
+    r"""The squared Fréchet distance of two Gaussians (Dowson and Landau 1982).
+
+    .. math:: |\mu_r - \mu_f|^2 + \mathrm{tr}(C_r + C_f - 2 (C_r C_f)^{1/2})
+
+    The root's trace is that of :math:`(C_r^{1/2} C_f C_r^{1/2})^{1/2}`, which is symmetric: its eigenvalues
+    are real, and singular covariances do no harm.
+
+    Args:
+        real_mean: Shape [F].
+        real_covariance: Shape [F, F].
+        fake_mean: Shape [F].
+        fake_covariance: Shape [F, F].
+
+    Returns:
+        Scalar, float64.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Example:
+        >>> one, identity = torch.ones(3), torch.eye(3)
+        >>> frechet_distance(0 * one, identity, one, 4 * identity)  # 3 * 1 + 3 * (1 - 2)^2
+        tensor(6., dtype=torch.float64)
+    """
+    features = real_mean.numel()
+    for name, tensor, shape in (
+        ("real_mean", real_mean, (features,)),
+        ("fake_mean", fake_mean, (features,)),
+        ("real_covariance", real_covariance, (features, features)),
+        ("fake_covariance", fake_covariance, (features, features)),
+    ):
+        if tensor.shape != shape:
+            raise ValueError(f"Expected `{name}` of shape {list(shape)} but got {list(tensor.shape)}")
+    real, fake = real_covariance.double(), fake_covariance.double()
+    values, vectors = torch.linalg.eigh(real)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    trace = torch.linalg.eigvalsh(root @ fake @ root).clamp_min(0).sqrt().sum()
+    shift = (real_mean.double() - fake_mean.double()).square().sum()
+    distance: Tensor = shift + real.trace() + fake.trace() - 2 * trace
+    return distance
+
+
+def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[Tensor, Tensor]:
+    """Precision and recall of samples by nearest neighbours (Kynkäänniemi et al. 2019, eqs. 1 and 2).
+
+    A sample is said to be of the other set's distribution if it is as near to one of its members as that
+    one's k-th nearest neighbour within the set is.
+
+    Args:
+        real: Features of real samples, [N, F].
+        fake: Features of generated ones, [M, F].
+        neighbours: k.
+
+    Returns:
+        Share of the generated samples that are of the real distribution, and share of the real ones that are
+        of the generated distribution; scalars in [0, 1].
+
+    Raises:
+        ValueError: If a set has not more than k samples, or the features differ in number.
+
+    Example:
+        >>> real = torch.arange(8.0)[:, None]
+        >>> precision_recall(real, torch.tensor([[0.05], [0.25], [30.0], [30.1]]), neighbours=1)
+        (tensor(0.5000), tensor(0.1250))
+    """
+    for name, samples in (("real", real), ("fake", fake)):
+        if samples.ndim != 2 or len(samples) <= neighbours or samples.shape[1] != real.shape[1]:
+            raise ValueError(
+                f"Expected `{name}` of shape [more than {neighbours}, {real.shape[-1]}] but got"
+                f" {list(samples.shape)}"
+            )
+    return _within(fake, real, neighbours), _within(real, fake, neighbours)
+
+
+def _within(samples: Tensor, members: Tensor, neighbours: int) -> Tensor:
+    # A member's nearest neighbour in its own set is itself.
+    nearest = [
+        torch.cdist(part, members).kthvalue(neighbours + 1, dim=1) for part in torch.split(members, 1000)
+    ]
+    radii = torch.cat([found.values for found in nearest])
+    inside = [(torch.cdist(part, members) <= radii).any(dim=1) for part in torch.split(samples, 1000)]
+    return torch.cat(inside).float().mean()
+
+
+class FrechetDistance(Metric):
+    """The Fréchet distance of two sets of features, exact over any number of ranks.
+
+    Args:
+        features: F.
+
+    Example:
+        >>> distance = FrechetDistance(2)
+        >>> samples = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+        >>> distance.update(samples, real=True)
+        >>> distance.update(samples + torch.tensor([3.0, 0.0]), real=False)
+        >>> f"{distance.compute():.4f}"
+        '9.0000'
+    """
+
+    full_state_update = False
+    counts: Tensor
+    sums: Tensor
+    products: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        shapes = {"counts": (2,), "sums": (2, features), "products": (2, features, features)}
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor, real: bool) -> None:
+        """Add features [B, F] of real or of generated samples."""
+        which, wide = int(not real), features.double()
+        self.counts[which] += len(wide)
+        self.sums[which] += wide.sum(dim=0)
+        self.products[which] += wide.T @ wide
+
+    def compute(self) -> Tensor:
+        """Scalar; NaN with less than two samples of either kind."""
+        if self.counts.min() < 2:
+            return self.sums.new_tensor(torch.nan)
+        means = self.sums / self.counts[:, None]
+        outer = self.counts[:, None, None] * means[:, :, None] * means[:, None, :]
+        covariances = (self.products - outer) / (self.counts - 1)[:, None, None]
+        return frechet_distance(means[0], covariances[0], means[1], covariances[1])
+
+
+class PrecisionRecall(Metric):
+    """Precision and recall by nearest neighbours, over all samples of all ranks.
+
+    Args:
+        neighbours: k, see :func:`precision_recall`.
+    """
+
+    full_state_update = False
+    real: list[Tensor]
+    fake: list[Tensor]
+
+    def __init__(self, neighbours: int = 3) -> None:
+        super().__init__()
+        self.neighbours = neighbours
+        self.add_state("real", [], dist_reduce_fx="cat")
+        self.add_state("fake", [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, real: bool) -> None:
+        """Add features [B, F] of real or of generated samples."""
+        (self.real if real else self.fake).append(features.float())
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Precision and recall, scalars in [0, 1]; NaN with too few samples."""
+        real, fake = dim_zero_cat(self.real), dim_zero_cat(self.fake)
+        if min(len(real), len(fake)) <= self.neighbours:
+            return real.new_tensor(torch.nan), real.new_tensor(torch.nan)
+        return precision_recall(real, fake, self.neighbours)
+
+
+class ClassShares(Metric):
+    """How often each class is among generated samples, by a classifier's scores.
+
+    Args:
+        classes: C.
+
+    Example:
+        >>> shares = ClassShares(2)
+        >>> shares.update(torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [0.0, 2.0]]))
+        >>> shares.compute()
+        tensor([0.2500, 0.7500])
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor) -> None:
+        """Add the scores [B, C] of generated samples."""
+        self.counts += torch.bincount(scores.argmax(dim=1), minlength=len(self.counts))
+
+    def compute(self) -> Tensor:
+        """Shares [C], which sum to 1."""
+        return self.counts / self.counts.sum()

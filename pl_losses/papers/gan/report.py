@@ -1,0 +1,188 @@
+"""What there is to see of a GAN: its samples through training, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from pl_losses.observers.metrics import define_metrics
+from pl_losses.observers.monitor import Row, log_row, logged_step
+from pl_losses.observers.pictures import gather_objects, log_figure
+from pl_losses.papers.gan.drawing import draw_classes, draw_outputs, draw_samples
+from pl_losses.papers.gan.measures import Measures, feature_name
+from pl_losses.papers.gan.module import GAN
+from pl_losses.papers.gan.noise import spherical
+
+QUANTILES = (0.05, 0.5, 0.95)
+# Of the interpolation: how many pairs, and how many images for each.
+ROWS, STEPS = 6, 12
+
+
+class GANReport(Callback):
+    """Shows samples of the same noise through training, and measures generated samples against held-out ones.
+
+    For a :class:`~pl_losses.GAN`. Through training it logs ``train/samples``; after each validation
+    histograms of the discriminator's outputs with their quantiles; after validation and test, if there are
+    ``features``, what :attr:`KEYS` tells, over as many generated samples as there are real ones; after a test
+    also the pictures ``test/samples``, ``test/interpolation``, ``test/outputs`` and ``test/classes``. Exact
+    over any number of ranks.
+
+    Args:
+        features: Makes what features are taken from: a module whose ``forward`` turns images [B, C, S, S]
+            with pixels in [-1, 1] into features [B, F]. Its ``name`` starts the keys, so that the figures
+            are not mistaken for those by other features; with ``scores``, from features to scores of the
+            classes [B, K], classes are counted.
+        metric: Makes one more metric of images, such as torchmetrics' ``FrechetInceptionDistance`` with
+            ``normalize=True``; ``update(images, real=...)`` is given them in [0, 1] with three channels. It
+            is logged by its class' name.
+        every_n_epochs: Draw samples at the end of every so-manieth epoch, and at the start.
+        samples: How many to draw.
+        seed: Seed of their noise.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    KEYS: ClassVar[dict[str, str]] = {
+        "<name>_frechet_distance": "squared Fréchet distance of the features of real and generated samples",
+        "<name>_precision": "share of generated samples that are near real ones, by 3 nearest neighbours",
+        "<name>_recall": "share of real samples that are near generated ones",
+        "<name>_classes_covered": "number of classes with at least half of an even share of the samples",
+        "<name>_smallest_class": "share of the rarest class",
+        "<name>_largest_class": "share of the most frequent class",
+    }
+
+    def __init__(
+        self,
+        features: Callable[[], nn.Module] | None = None,
+        metric: Callable[[], Metric] | None = None,
+        every_n_epochs: int = 1,
+        samples: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("every_n_epochs", every_n_epochs), ("samples", samples)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}")
+        self.every_n_epochs, self.samples, self.seed = every_n_epochs, samples, seed
+        self._make_features, self._make_metric = features, metric
+        self._features: nn.Module | None = None
+        self._measures: Measures | None = None
+        self._logits: dict[str, list[Tensor]] = {"real": [], "fake": []}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the features, once.
+
+        Raises:
+            TypeError: If the module is no GAN.
+        """
+        if not isinstance(pl_module, GAN):
+            raise TypeError(f"Expected a GAN to report on but got {type(pl_module).__name__}")
+        if self._make_features is not None and self._features is None:
+            self._features = self._make_features().eval().requires_grad_(False)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the logger that small distances are good."""
+        if self._features is not None:
+            name = f"{feature_name(self._features)}_frechet_distance"
+            define_metrics(trainer, {f"{stage}/{name}": "min" for stage in ("val", "test")})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what the generator makes before it has learnt anything."""
+        if trainer.current_epoch == 0:
+            self._show_samples(trainer, pl_module, "train/samples")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what it makes of the same noise now."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._show_samples(trainer, pl_module, "train/samples")
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._start(pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._start(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Take in a batch."""
+        self._update(outputs)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Take in a batch."""
+        self._update(outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the figures, and the distribution of the discriminator's outputs."""
+        if trainer.sanity_checking:
+            return
+        self._log_quality(pl_module, "val")
+        real, fake = self._gathered()
+        if not trainer.is_global_zero:
+            return
+        row = Row()
+        for part, logits in (("real", real), ("fake", fake)):
+            outputs = logits.double().sigmoid()
+            row.histograms[f"val/{part}_outputs"] = outputs.numpy()
+            for share, value in zip(QUANTILES, outputs.quantile(outputs.new_tensor(QUANTILES)), strict=True):
+                row.scalars[f"val/{part}_output_q{100 * share:02.0f}"] = float(value)
+        log_row(trainer, row, logged_step(trainer))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the figures and draw the pictures."""
+        shares = self._log_quality(pl_module, "test")
+        real, fake = self._gathered()
+        self._show_samples(trainer, pl_module, "test/samples")
+        self._show_interpolation(trainer, pl_module)
+        if trainer.is_global_zero:
+            log_figure(trainer, "test/outputs", draw_outputs(real, fake))
+            if shares is not None:
+                names = getattr(trainer.datamodule, "class_names", ())  # type: ignore[attr-defined]
+                log_figure(trainer, "test/classes", draw_classes(shares.cpu(), names))
+
+    def _start(self, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, GAN)
+        self._logits = {"real": [], "fake": []}
+        self._measures = Measures(self._features, self._make_metric, pl_module.sample(2).float())
+
+    def _update(self, outputs: Any) -> None:
+        assert self._measures is not None
+        for part, kept in self._logits.items():
+            kept.append(outputs[f"{part}_logits"].flatten().float().cpu())
+            self._measures.update(outputs[part].float(), real=part == "real")
+
+    def _log_quality(self, pl_module: LightningModule, stage: str) -> Tensor | None:
+        assert self._measures is not None
+        figures, shares = self._measures.compute()
+        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
+        pl_module.log_dict({f"{stage}/{key}": value for key, value in figures.items()}, sync_dist=True)
+        self._measures = None
+        return shares
+
+    def _gathered(self) -> tuple[Tensor, Tensor]:
+        ranks = gather_objects({part: torch.cat(kept) for part, kept in self._logits.items()})
+        self._logits = {"real": [], "fake": []}
+        real, fake = (torch.cat([rank[part] for rank in ranks]) for part in ("real", "fake"))
+        return real, fake
+
+    def _show_samples(self, trainer: Trainer, pl_module: LightningModule, key: str) -> None:
+        assert isinstance(pl_module, GAN)
+        images = pl_module.sample(self.samples, self.seed).float().cpu()
+        if trainer.is_global_zero and trainer.loggers:
+            title = "" if key.startswith("test") else f"after {logged_step(trainer)} batches"
+            log_figure(trainer, key, draw_samples(images, round(self.samples**0.5), title))
+
+    def _show_interpolation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, GAN)
+        ends = pl_module.fixed_noise(2 * ROWS, "interpolation", self.seed)
+        noise = spherical(ends[:ROWS], ends[ROWS:], STEPS).flatten(0, 1)
+        images = pl_module.generate(noise).float().cpu()
+        if trainer.is_global_zero:
+            log_figure(trainer, "test/interpolation", draw_samples(images, STEPS))

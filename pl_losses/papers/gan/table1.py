@@ -1,0 +1,261 @@
+"""Paszke et al. 2019, Table 1: training throughput of four networks, in a plain loop and under a Trainer.
+
+``pl-losses reproduce gan/table1`` measures both on this machine and sets them beside the published figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torchvision
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pl_losses.data.loader import Batch
+from pl_losses.data.module import TensorDataModule, check_integer
+from pl_losses.papers.classifier import Classifier
+
+# The paper's name to torchvision's, and images per second with PyTorch on a GP100 and two Xeons.
+MODELS: dict[str, tuple[str, float]] = {
+    "AlexNet": ("alexnet", 1547),
+    "VGG-19": ("vgg19", 119),
+    "ResNet-50": ("resnet50", 212),
+    "MobileNet": ("mobilenet_v2", 463),
+}
+CLASSES, WARM_UP = 1000, 2
+
+
+def sgd(parameters: Any) -> torch.optim.SGD:
+    """What both ways train with."""
+    return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+
+
+class NetworkClassifier(Classifier):
+    """A network of torchvision as the suite's classifier: what is logged, checked and counted is the same.
+
+    Args:
+        network: Images [B, 3, S, S] -> logits [B, C].
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(sgd)
+        self.network = network
+        self.configure_metrics()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, C]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+
+class RandomImages(TensorDataModule):
+    """Two batches of noise for images, passed through again and again.
+
+    Args:
+        size: Height and width.
+        batch_size: Images per step.
+    """
+
+    num_classes = CLASSES
+
+    def __init__(self, size: int, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self.size = size
+
+    def load(self, stage: str) -> dict[str, Batch]:
+        """Two batches of images and labels."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2 * self.batch_size, 3, self.size, self.size, generator=generator)
+        return {"train": (images, torch.randint(CLASSES, (len(images),), generator=generator))}
+
+
+class Clock(pl.Callback):
+    """Times the steps after those that warm up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.started = self.seconds = 0.0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start with the first step that counts."""
+        if trainer.global_step == WARM_UP:
+            self.started = now(self.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop with the last."""
+        self.seconds = now(self.device) - self.started
+
+
+def reproduce(
+    models: str = "all",
+    batch_size: int | None = None,
+    image_size: int = 224,
+    steps: int = 20,
+    repeats: int = 5,
+    device: str = "auto",
+    folder: str = "runs/gan/table1",
+) -> None:
+    """Table 1: images per second of four networks of torchvision, in a plain loop and under a Trainer.
+
+    Both train on the same random images with SGD in float32 and take turns, so that what else the machine
+    does slows both. The folder gets ``table1.csv``. torchvision's MobileNet is the second version, the
+    paper's is not told. The published figures are of a GP100 with two Xeons.
+
+    Args:
+        models: Of "AlexNet", "VGG-19", "ResNet-50" and "MobileNet", between commas; "all" are the four.
+        batch_size: Images per step. Default: 64 on an accelerator, 8 on the CPU.
+        image_size: Height and width; AlexNet needs 63 at least.
+        steps: Steps of each turn, after two that warm up.
+        repeats: Turns of each way; medians are shown.
+        device: "auto", "cpu" or "cuda".
+        folder: For the results.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    names = list(MODELS) if models == "all" else [name.strip() for name in models.split(",")]
+    for name in names:
+        if name not in MODELS:
+            known = ", ".join(MODELS)
+            raise ValueError(f'Expected `models` to be of {known}, or "all", but got {name!r}')
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'Expected `device` to be "auto", "cpu" or "cuda" but got {device!r}')
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = batch_size if batch_size is not None else (64 if device == "cuda" else 8)
+    for argument, value, least in (
+        ("batch_size", size, 2),
+        ("image_size", image_size, 32),
+        ("steps", steps, 1),
+        ("repeats", repeats, 1),
+    ):
+        check_integer(argument, value, least)
+    rows = []
+    for name in names:
+        rows.append(measure(name, RandomImages(image_size, size), steps, repeats, torch.device(device)))
+        print(f"{name}: {rows[-1]['trainer']} images/s under a Trainer", flush=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder, "table1.csv")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(
+        f"\n{hardware(device)}, batch size {size}, {image_size}x{image_size} pixels\n\n{table(rows)}\n"
+        f"\nTable: {path}"
+    )
+
+
+def measure(name: str, data: RandomImages, steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Images per second both ways, medians of turns, and the median ratio, turn by turn."""
+    torch.manual_seed(0)
+    network = getattr(torchvision.models, MODELS[name][0])(weights=None, num_classes=CLASSES)
+    data.setup("fit")
+    ways: dict[str, Callable[[], float]] = {
+        "plain": lambda: plain(network, data, steps, device),
+        "trainer": lambda: under_trainer(network, data, steps, device),
+    }
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, run in ways.items():
+            speeds[way].append(steps * data.batch_size / run())
+    ratios = [ours / bare for ours, bare in zip(speeds["trainer"], speeds["plain"], strict=True)]
+    return {
+        "model": name,
+        "plain": round(median(speeds["plain"]), 1),
+        "trainer": round(median(speeds["trainer"]), 1),
+        "ratio": round(median(ratios), 3),
+        "published": MODELS[name][1],
+    }
+
+
+def plain(network: nn.Module, data: RandomImages, steps: int, device: torch.device) -> float:
+    """Seconds of so many steps of a loop written by hand."""
+    images, labels = (tensor.to(device) for tensor in data.tensors["train"])
+    network.to(device).train()
+    optimizer = sgd(network.parameters())
+    started = 0.0
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            started = now(device)
+        batch = slice(step % 2 * data.batch_size, (step % 2 + 1) * data.batch_size)
+        optimizer.zero_grad()
+        F.cross_entropy(network(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return now(device) - started
+
+
+def under_trainer(network: nn.Module, data: RandomImages, steps: int, device: torch.device) -> float:
+    """Seconds of the same steps under a Trainer that logs every tenth."""
+    clock = Clock(device)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            max_steps=WARM_UP + steps,
+            logger=CSVLogger(folder),
+            log_every_n_steps=10,
+            callbacks=[clock],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(NetworkClassifier(network), data)
+    return clock.seconds
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it Lightning says nothing of the many short runs."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def hardware(device: str) -> str:
+    """What it was measured on."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as text.
+
+    >>> print(table([{"model": "AlexNet", "plain": 10.0, "trainer": 9.9, "ratio": 0.99, "published": 1547}]))
+    model        plain loop   Trainer   ratio   published (GP100)
+    AlexNet            10.0       9.9   0.990                1547
+    """
+    lines = ["model        plain loop   Trainer   ratio   published (GP100)"]
+    for row in rows:
+        speeds = f"{row['plain']:>10.1f} {row['trainer']:>9.1f} {row['ratio']:>7.3f}"
+        lines.append(f"{row['model']:<12} {speeds} {row['published']:>19.0f}")
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""Checks of what lattices are given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def floating(name: str, tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least; a TypeError if it is not floating point."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"Expected `{name}` to be floating point but got {tensor.dtype}")
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def integers(name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in int64; a TypeError if it does not hold integers."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"Expected `{name}` to be a tensor but got {type(tensor).__name__}")
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"Expected `{name}` to hold integers but got {tensor.dtype}")
+    return tensor.to(device, torch.long)
+
+
+def within(name: str, tensor: Tensor, low: int, high: int) -> None:
+    """Refuse numbers below ``low`` or above ``high``."""
+    if tensor.numel():
+        least, most = (int(bound) for bound in tensor.aminmax())
+        if least < low or most > high:
+            raise ValueError(f"Expected `{name}` in [{low}, {high}] but got values from {least} to {most}")
+
+
+def check_lengths(
+    name: str, lengths: Tensor | None, samples: int, longest: int, device: torch.device
+) -> Tensor | None:
+    """Lengths in int64, one per sample and at most ``longest``."""
+    if lengths is None:
+        return None
+    lengths = integers(name, lengths, device)
+    if lengths.shape != (samples,):
+        raise ValueError(f"Expected `{name}` of shape [B] with B = {samples} but got {list(lengths.shape)}")
+    within(name, lengths, 0, longest)
+    return lengths
+
+
+def check_targets(
+    targets: Tensor, lengths: Tensor | None, samples: int, classes: int | None, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Label strings in int64, at least one column wide and 0 beyond their lengths, and these."""
+    targets = integers("target", targets, device)
+    if targets.ndim != 2 or len(targets) != samples:
+        raise ValueError(
+            f"Expected `target` of shape [B, L] with B = {samples} but got {list(targets.shape)}"
+        )
+    lengths = check_lengths("target_lengths", lengths, samples, targets.shape[1], device)
+    if targets.shape[1] == 0:
+        targets = targets.new_zeros(samples, 1)
+        lengths = targets.new_zeros(samples)
+    if lengths is not None:
+        used = torch.arange(targets.shape[1], device=device) < lengths[:, None]
+        targets = targets.where(used, 0)
+    within("target", targets, 0, (classes or 2**62) - 1)
+    return targets, lengths

@@ -1,0 +1,156 @@
+"""LeCun et al. 1998, section VI: Viterbi and forward training, each plain and discriminative.
+
+C_cvit and C_cforw are the Viterbi and the forward penalty of the paths that spell the target, C_vit and
+C_forw those of all paths. Every criterion takes a lattice of B samples and one label string each.
+
+Samples without a path that spells their target have the penalty ``inf``, which ``reduction="none"`` shows,
+and no gradient. ``"mean"`` and ``"sum"`` leave them out, and are 0 if none remains, so that one segmentation
+that misses a cut does not spoil a batch: ``lattice.constrain(targets, target_lengths).feasible`` tells which.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pl_losses.papers.gtn.arcs import ArcLattice
+from pl_losses.papers.gtn.lattice import SegmentLattice
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def viterbi_loss(
+    lattice: SegmentLattice | ArcLattice,
+    targets: Tensor,
+    target_lengths: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Viterbi training (section VI.B, Fig. 19): :math:`E_{vit} = C_{cvit}`.
+
+    Its gradient is 1 for the segments of the best path that spells the target. Nothing pushes other answers
+    away: with adaptable centres, or any recogniser that can make all penalties low, it collapses.
+
+    Args:
+        lattice: Of B samples.
+        targets: Label strings, integers, shape [B, L].
+        target_lengths: Their lengths, shape [B]; ``None`` for L.
+        reduction: ``"mean"`` or ``"sum"`` over the samples that have a path, or ``"none"``.
+
+    Returns:
+        Scalar, or [B] without reduction.
+
+    Raises:
+        TypeError, ValueError: If targets, lengths or reduction do not fit.
+
+    Example:
+        >>> lattice = SegmentLattice(torch.tensor([[[[0.1, 0.9]], [[0.5, 0.2]]]]))
+        >>> viterbi_loss(lattice, torch.tensor([[0, 0]]))
+        tensor(0.6000)
+    """
+    _check(reduction)
+    return _reduce(lattice.constrain(targets, target_lengths).viterbi_penalty(), reduction)
+
+
+def discriminative_viterbi_loss(
+    lattice: SegmentLattice | ArcLattice,
+    targets: Tensor,
+    target_lengths: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Discriminative Viterbi training (section VI.D): :math:`E_{dvit} = C_{cvit} - C_{vit} \ge 0`.
+
+    Its gradient is +1 for segments of the best path that spells the target only, -1 for those of the best
+    path of all only, 0 for shared ones. It is 0 as soon as the answer is right: there is no margin.
+
+    Arguments, result and errors are those of :func:`viterbi_loss`.
+
+    Example:
+        >>> lattice = SegmentLattice(torch.tensor([[[[0.1, 0.9]], [[0.5, 0.2]]]]))
+        >>> discriminative_viterbi_loss(lattice, torch.tensor([[0, 0]]))
+        tensor(0.3000)
+    """
+    _check(reduction)
+    constrained = lattice.constrain(targets, target_lengths).viterbi_penalty()
+    return _reduce(_Excess.apply(constrained, lattice.viterbi_penalty()), reduction)
+
+
+def forward_loss(
+    lattice: SegmentLattice | ArcLattice,
+    targets: Tensor,
+    target_lengths: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Forward training (section VI.C): :math:`E_{forw} = C_{cforw}`.
+
+    Its gradient is the posterior of each segment given the target. It collapses as :func:`viterbi_loss` does.
+
+    Arguments, result and errors are those of :func:`viterbi_loss`.
+
+    Example:
+        >>> lattice = SegmentLattice(torch.tensor([[[[0.1, 0.9]], [[0.5, 0.2]]]]))
+        >>> forward_loss(lattice, torch.tensor([[0, 0]]))
+        tensor(0.6000)
+    """
+    _check(reduction)
+    return _reduce(lattice.constrain(targets, target_lengths).forward_penalty(), reduction)
+
+
+def discriminative_forward_loss(
+    lattice: SegmentLattice | ArcLattice,
+    targets: Tensor,
+    target_lengths: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Discriminative forward training (section VI.E): :math:`E_{dforw} = C_{cforw} - C_{forw} \ge 0`.
+
+    It is -log P(target), with P over all label strings: the criterion to use. Its gradient is the posterior
+    of each segment given the target minus that without.
+
+    Arguments, result and errors are those of :func:`viterbi_loss`.
+
+    Example:
+        >>> lattice = SegmentLattice(torch.tensor([[[[0.1, 0.9]], [[0.5, 0.2]]]]))
+        >>> discriminative_forward_loss(lattice, torch.tensor([[0, 1]]))
+        tensor(0.9255)
+    """
+    _check(reduction)
+    constrained = lattice.constrain(targets, target_lengths).forward_penalty()
+    return _reduce(_Excess.apply(constrained, lattice.forward_penalty()), reduction)
+
+
+class _Excess(torch.autograd.Function):
+    """The difference, at least 0 also where rounding would have it otherwise.
+
+    It is 0 where both penalties are -inf. Where only the second is, or the first is inf, it is inf, without a
+    gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, constrained: Tensor, free: Tensor) -> Tensor:
+        """Subtract."""
+        difference = (constrained - free).clamp_(min=0.0)
+        missed = (constrained == float("inf")) | (difference == float("inf"))
+        ctx.save_for_backward(missed)
+        return difference.masked_fill_(constrained == -float("inf"), 0.0).masked_fill_(missed, float("inf"))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass the gradient on with either sign."""
+        (missed,) = ctx.saved_tensors
+        grad = grad.masked_fill(missed, 0.0)
+        return grad, -grad
+
+
+def _check(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'Expected `reduction` to be "mean", "sum" or "none" but got {reduction!r}')
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    left_out = losses == float("inf")
+    total = losses.masked_fill(left_out, 0.0).sum()
+    return total if reduction == "sum" else total / (~left_out).sum().clamp_min(1)

@@ -1,0 +1,172 @@
+"""LeCun et al. 1998, sections V and VI: a reader of lines by heuristic over-segmentation (Figs. 17 to 19)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.gtn.lattice import SegmentLattice
+from pl_losses.papers.gtn.paths import NO_PATH, Path
+from pl_losses.papers.gtn.reader import Criterion, StringReader
+from pl_losses.papers.gtn.segmentation import Cuts, candidate_cuts, centred, cut_segments
+from pl_losses.papers.lenet.module import LeNet5
+
+LOW, HIGH = -0.1, 1.175  # LeNet-5's values of background and ink.
+
+
+class LatticeReader(StringReader):
+    """Reads lines by heuristic over-segmentation, LeNet-5 and a lattice of all segments (Fig. 19).
+
+    The recogniser sees every segment of a batch in one pass. A segment's penalty for a class is the
+    recogniser's plus ``segment_penalty``. No class is for what is no character: the discriminative criteria
+    teach the recogniser to give such segments a high penalty for all classes.
+
+    To change it, override :meth:`configure_recogniser`, :meth:`cut`, :meth:`segment_penalties` or
+    :meth:`configure_loss`.
+
+    Args:
+        criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
+        alphabet: The characters, in the order of the classes; other than the ten digits they need a
+            ``recogniser``.
+        max_pieces: K, the most pieces of a segment.
+        max_width: The widest segment, in columns.
+        radius: See :func:`~pl_losses.papers.gtn.segmentation.candidate_cuts`.
+        max_ink: See there.
+        segment_penalty: Penalty of every segment: above 0 it favours readings of fewer characters.
+        centres: LeNet-5's, see :class:`~pl_losses.LeNet5`: "fixed", "adaptable" or "random".
+        recogniser: Segments [M, 1, 32, 32], from -0.1 to 1.175, to penalties [M, C]; default: LeNet-5. It is
+            no plain data: give it to ``load_from_checkpoint`` again.
+        start_from: Checkpoint of a ``LeNet5`` with the same ``centres`` to begin the fit with.
+        penalty_scale: What the recogniser's penalties are multiplied by. Squared distances are of the order
+            of 100 before training: as they stand, posteriors are certain of anything, and training is slow.
+        rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
+        decoder: Answer with the best path ("viterbi"), or with the segments that are the best one by one from
+            the left ("greedy").
+        lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder.
+        reject_below: An answer is rejected when its confidence is below this.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion = "discriminative_forward",
+        alphabet: str = "0123456789",
+        max_pieces: int = 4,
+        max_width: int = 26,
+        radius: int = 2,
+        max_ink: float = 12.0,
+        segment_penalty: float = 0.0,
+        centres: Literal["fixed", "adaptable", "random"] = "fixed",
+        recogniser: nn.Module | None = None,
+        start_from: str | None = None,
+        penalty_scale: float = 0.1,
+        rubbish_penalty: float = 1.0,
+        decoder: Literal["viterbi", "greedy"] = "viterbi",
+        lexicon: list[str] | None = None,
+        reject_below: float = 0.5,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(
+            criterion,
+            alphabet,
+            penalty_scale,
+            rubbish_penalty,
+            decoder,
+            lexicon,
+            reject_below,
+            optimizer,
+            lr_scheduler,
+        )
+        for name, value in (("max_pieces", max_pieces), ("max_width", max_width), ("radius", radius)):
+            if value < 1:
+                raise ValueError(f"Expected `{name}` to be at least 1 but got {value}")
+        save_plain_hyperparameters(self)
+        self.max_pieces, self.max_width, self.radius, self.max_ink = max_pieces, max_width, radius, max_ink
+        self.segment_penalty, self.centres, self.start_from = segment_penalty, centres, start_from
+        self.recogniser = self.configure_recogniser() if recogniser is None else recogniser
+        self.configure_metrics()
+
+    def configure_recogniser(self) -> nn.Module:
+        """Build the recogniser: segments [M, 1, 32, 32] -> penalties [M, C], lower is better."""
+        return LeNet5(len(self.alphabet), centres=self.centres)
+
+    def setup(self, stage: str) -> None:
+        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it."""
+        if stage == "fit" and self.start_from is not None:
+            source = LeNet5.load_from_checkpoint(self.start_from, map_location="cpu", weights_only=True)
+            self.recogniser.load_state_dict(source.state_dict())
+
+    def cut(self, images: Tensor) -> Cuts:
+        """Where to cut lines [B, 1, H, W] into pieces."""
+        return candidate_cuts(images, self.radius, self.max_ink)
+
+    def segment_penalties(self, segments: Tensor) -> Tensor:
+        """Penalties of segments: ink in [0, 1], [M, 1, 32, 32] -> [M, C]."""
+        penalties: Tensor = self.recogniser(LOW + (HIGH - LOW) * segments)
+        return self.penalty_scale * penalties + self.segment_penalty
+
+    def character_penalties(self, images: Tensor) -> Tensor:
+        """Penalties of isolated characters, each one segment: [B, 1, H, W] -> [B, C]."""
+        return self.segment_penalties(centred(images))
+
+    def forward(self, images: Tensor) -> SegmentLattice:
+        """The interpretation graphs of lines.
+
+        Args:
+            images: Ink in [0, 1] on background 0, [B, 1, H, W].
+
+        Returns:
+            Its ``penalties`` are [B, N, K, C], infinite for segments that are too wide or empty.
+        """
+        cuts = self.cut(images)
+        with torch.no_grad():
+            segments = cut_segments(images, cuts, self.max_pieces, self.max_width)
+        penalties = self.segment_penalties(segments.images)
+        shape = (len(images), cuts.columns.shape[1] - 1, self.max_pieces, penalties.shape[1])
+        graph = penalties.new_full(shape, float("inf"))
+        return SegmentLattice(
+            graph.index_put((segments.line, segments.last, segments.extra), penalties), cuts.lengths
+        )
+
+    def columns(self, images: Tensor, paths: Sequence[Path]) -> list[list[int]]:
+        """Where in its image each path is cut, in columns."""
+        cuts = self.cut(images).columns.tolist()
+        return [[row[cut] for cut in path.cuts] for row, path in zip(cuts, paths, strict=True)]
+
+    def greedy_paths(self, lattice: SegmentLattice) -> list[Path]:
+        """From the left, always the segment of lowest penalty from which the end can be reached."""
+        best, classes = lattice.penalties.detach().min(dim=3)
+        lengths = [best.shape[1]] * len(best) if lattice.lengths is None else lattice.lengths.tolist()
+        rows = zip(best.tolist(), classes.tolist(), lengths, strict=True)
+        return [_greedy(*row, self.max_pieces) for row in rows]
+
+
+def _greedy(best: list[Any], classes: list[Any], pieces: int, max_pieces: int) -> Path:
+    """The greedy path of one line: ``best[j][k]`` and its class, for k + 1 pieces that end with piece j."""
+
+    def arcs(cut: int) -> list[tuple[float, int]]:
+        ends = range(cut, min(cut + max_pieces, pieces))
+        return [(best[j][j - cut], j + 1) for j in ends if best[j][j - cut] < float("inf") and open_[j + 1]]
+
+    open_ = [False] * pieces + [True]
+    for cut in reversed(range(pieces)):
+        open_[cut] = bool(arcs(cut))
+    if not open_[0]:
+        return NO_PATH
+    cuts, labels, total = [0], [], 0.0
+    while cuts[-1] < pieces:
+        penalty, to = min(arcs(cuts[-1]))
+        labels.append(classes[to - 1][to - 1 - cuts[-1]])
+        cuts.append(to)
+        total += penalty
+    return Path(total, tuple(labels), tuple(cuts))

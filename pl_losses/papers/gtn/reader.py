@@ -1,0 +1,234 @@
+"""LeCun et al. 1998, sections V to VIII: what all readers of lines share, whatever their lattice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from pl_losses.data.lines import Characters, Lines
+from pl_losses.papers.base import PaperModule
+from pl_losses.papers.gtn import criteria
+from pl_losses.papers.gtn.compose import lexicon as word_graph
+from pl_losses.papers.gtn.metrics import ErrorReject, StringErrors, count_edits
+from pl_losses.papers.gtn.paths import Path
+from pl_losses.papers.lenet.losses import map_loss
+
+Criterion = Literal["viterbi", "discriminative_viterbi", "forward", "discriminative_forward"]
+CRITERIA = ("viterbi", "discriminative_viterbi", "forward", "discriminative_forward")
+
+KEYS = {
+    "train/loss": "the criterion, mean over the strings of the last batch that the lattice can spell, nats",
+    "train/infeasible": "share of the last batch's strings that no path spells, 0 to 1",
+    "val/loss": "the criterion, mean over strings, nats",
+    "val/error": "share of strings not read exactly, 0 to 1",
+    "val/character_error": "edit distances over characters",
+    "test/loss": "the criterion, mean over strings, nats",
+    "test/infeasible": "share of strings that no path spells, 0 to 1",
+    "test/error": "share of strings not read exactly, 0 to 1",
+    "test/error_low": "lower end of its 95 % binomial interval",
+    "test/error_high": "upper end of its 95 % binomial interval",
+    "test/character_error": "edit distances over characters",
+    "test/character_error_low": "lower end of its 95 % interval",
+    "test/character_error_high": "upper end of its 95 % interval",
+    "test/rejected": "share of strings whose confidence is below `reject_below`, 0 to 1",
+    "test/error_accepted": "share of the other strings that are not read exactly, 0 to 1",
+}
+
+
+class Reading(NamedTuple):
+    """What is read in B lines.
+
+    Attributes:
+        paths: The path that is the answer, for each line; without labels where there is none.
+        confidence: Probability of the answer given the line, exp(-E_dforw), in [0, 1], [B].
+    """
+
+    paths: list[Path]
+    confidence: Tensor
+
+
+class StringReader(PaperModule):
+    """Base of the readers of lines: define ``forward``, from images [B, 1, H, W] to a lattice of B graphs.
+
+    Trained on ``Lines`` by the criterion, on isolated ``Characters`` by eq. 9 of section III. Strings that no
+    path spells do not take part in the loss. Logs the keys of :attr:`KEYS`, exact over ranks.
+
+    To subclass, define ``forward`` and :meth:`character_penalties`; override :meth:`configure_loss`,
+    :meth:`columns` or :meth:`configure_metrics`, which the constructor is to call.
+
+    Args:
+        criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
+        alphabet: The characters, in the order of the classes.
+        penalty_scale: What the recogniser's penalties are multiplied by. Squared distances are of the order
+            of 100 before training: as they stand, posteriors are certain of anything, and training is slow.
+        rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
+        decoder: Answer with the best path ("viterbi"), or with the segments that are the best one by one from
+            the left ("greedy").
+        lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder.
+        reject_below: An answer is rejected when its confidence is below this.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+    """
+
+    KEYS: ClassVar[dict[str, str]] = KEYS
+    best: ClassVar[dict[str, Literal["min", "max"]]] = dict.fromkeys(
+        ("train/loss", "val/loss", "val/error", "val/character_error", "test/loss", "test/error"), "min"
+    )
+
+    def __init__(
+        self,
+        criterion: Criterion = "discriminative_forward",
+        alphabet: str = "0123456789",
+        penalty_scale: float = 0.1,
+        rubbish_penalty: float = 1.0,
+        decoder: Literal["viterbi", "greedy"] = "viterbi",
+        lexicon: list[str] | None = None,
+        reject_below: float = 0.5,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        for name, value, choices in (
+            ("criterion", criterion, CRITERIA),
+            ("decoder", decoder, ("viterbi", "greedy")),
+        ):
+            if value not in choices:
+                raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
+        if not alphabet or len(set(alphabet)) < len(alphabet):
+            raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
+        if not 0 <= reject_below <= 1:
+            raise ValueError(f"Expected `reject_below` in [0, 1] but got {reject_below}")
+        for name, number in (("penalty_scale", penalty_scale), ("rubbish_penalty", rubbish_penalty)):
+            if not 0 < number < float("inf"):
+                raise ValueError(f"Expected `{name}` to be a positive number but got {number}")
+        self.criterion, self.alphabet = criterion, alphabet
+        self.penalty_scale, self.rubbish_penalty = penalty_scale, rubbish_penalty
+        self.decoder, self.reject_below = decoder, reject_below
+        self.words = None if lexicon is None else [self._encoded(word) for word in lexicon]
+        if self.words is not None and (not self.words or decoder == "greedy"):
+            raise ValueError("Expected `lexicon` of at least one string, with the `decoder` 'viterbi'")
+
+    def _encoded(self, word: str) -> tuple[int, ...]:
+        if not word or (strange := set(word) - set(self.alphabet)):
+            what = f"{''.join(sorted(strange))!r}" if word else "an empty string"
+            raise ValueError(f"Expected `lexicon` of strings in `alphabet` {self.alphabet!r} but got {what}")
+        return tuple(map(self.alphabet.index, word))
+
+    def character_penalties(self, images: Tensor) -> Tensor:
+        """Penalties of isolated characters: [B, 1, H, W] -> [B, C]."""
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `character_penalties`")
+
+    def columns(self, images: Tensor, paths: Sequence[Path]) -> list[list[int]]:
+        """Where in its image each path is cut, in columns."""
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `columns`")
+
+    def configure_metrics(self) -> None:
+        """Build the metrics that are reset every epoch and summed over ranks."""
+        self.val_errors, self.test_errors = StringErrors(), StringErrors()
+        self.val_loss, self.test_loss, self.test_infeasible = MeanMetric(), MeanMetric(), MeanMetric()
+        self.error_reject = ErrorReject()
+
+    def configure_loss(self, lattice: Any, targets: Tensor, lengths: Tensor) -> Tensor:
+        """The criterion of each string, ``inf`` where no path spells it: targets [B, L] -> [B]."""
+        function = getattr(criteria, f"{self.criterion}_loss")
+        losses: Tensor = function(lattice, targets, lengths, reduction="none")
+        return losses
+
+    def training_step(self, batch: Lines | Characters, batch_idx: int) -> Tensor:
+        """Loss of a batch of lines or of isolated characters."""
+        if isinstance(batch, Characters):
+            loss = map_loss(self.character_penalties(batch.images), batch.labels, self.rubbish_penalty)
+        else:
+            losses = self.configure_loss(self(batch.images), batch.targets, batch.target_lengths)
+            spelt = losses != float("inf")
+            loss = losses.where(spelt, 0.0).sum() / spelt.sum().clamp(min=1)
+            self.log("train/infeasible", 1 - spelt.float().mean(), batch_size=len(losses))
+        self.refuse_non_finite(loss)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
+        return loss
+
+    def read(self, lattice: Any) -> Reading:
+        """The answers of a lattice, with their confidence."""
+        whole = lattice if self.words is None else lattice.constrain(word_graph(self.words))
+        paths = self.greedy_paths(lattice) if self.decoder == "greedy" else whole.best_path()
+        longest = max(1, *(len(path.labels) for path in paths))
+        labels = [path.labels + (0,) * (longest - len(path.labels)) for path in paths]
+        lengths = torch.tensor([len(path.labels) for path in paths], device=self.device)
+        answers = torch.tensor(labels, device=self.device)
+        penalty = lattice.constrain(answers, lengths).forward_penalty() - whole.forward_penalty()
+        # Where there is no path at all it is inf - inf.
+        return Reading(paths, torch.exp(-penalty.clamp(min=0)).nan_to_num(0.0))
+
+    def greedy_paths(self, lattice: Any) -> list[Path]:
+        """The answers without a search, for ``decoder="greedy"``."""
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `greedy_paths`")
+
+    def _evaluated(self, batch: Lines, errors: StringErrors, loss: MeanMetric) -> dict[str, Any]:
+        lattice = self(batch.images)
+        reading = self.read(lattice)
+        edits = count_edits([path.labels for path in reading.paths], batch.targets, batch.target_lengths)
+        errors.update(edits, batch.target_lengths)
+        losses = self.configure_loss(lattice, batch.targets, batch.target_lengths)
+        spelt = losses != float("inf")
+        if spelt.any():
+            loss.update(losses[spelt].mean(), int(spelt.sum()))
+        return {"reading": reading, "wrong": edits > 0, "infeasible": ~spelt}
+
+    def validation_step(self, batch: Lines, batch_idx: int) -> None:
+        """Count errors."""
+        self._evaluated(batch, self.val_errors, self.val_loss)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss and both errors."""
+        error, character_error = self.val_errors.compute()
+        self.val_errors.reset()
+        self.log("val/loss", self.val_loss)
+        self.log("val/error", error, prog_bar=True, sync_dist=True)
+        self.log("val/character_error", character_error, sync_dist=True)
+
+    def test_step(self, batch: Lines, batch_idx: int) -> dict[str, Any]:
+        """Count errors; returns what ``ReadingReport`` draws."""
+        found = self._evaluated(batch, self.test_errors, self.test_loss)
+        self.test_infeasible.update(found["infeasible"].float())
+        self.error_reject.update(found["reading"].confidence, found["wrong"])
+        return found
+
+    def on_test_epoch_end(self) -> None:
+        """Log the errors with their intervals, and what rejecting brings."""
+        error, character_error = self.test_errors.compute()
+        low, high, character_low, character_high = self.test_errors.intervals()
+        self.test_errors.reset()
+        thresholds, rejected, accepted_error = self.error_reject.compute()
+        values = {
+            "test/error": error,
+            "test/error_low": low,
+            "test/error_high": high,
+            "test/character_error": character_error,
+            "test/character_error_low": character_low,
+            "test/character_error_high": character_high,
+        }
+        chosen = int(torch.searchsorted(thresholds, self.reject_below))
+        none_left = chosen == len(thresholds)
+        values["test/rejected"] = 1.0 if none_left else float(rejected[chosen])
+        if not none_left:
+            values["test/error_accepted"] = float(accepted_error[chosen])
+        self.log("test/loss", self.test_loss)
+        self.log("test/infeasible", self.test_infeasible)
+        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
+        self.log_dict(values, sync_dist=True)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """The answers as strings, their confidence [B], whether they are accepted [B], and the paths."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        reading = self.read(self(images))
+        strings = ["".join(self.alphabet[label] for label in path.labels) for path in reading.paths]
+        accepted = reading.confidence >= self.reject_below
+        return {"strings": strings, "accepted": accepted, **reading._asdict()}

@@ -1,0 +1,164 @@
+"""LeCun et al. 1998, sections V to VIII: what a reader of lines does, drawn after a test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from pl_losses.data.lines import Lines
+from pl_losses.observers.pictures import gather_objects, log_figure
+from pl_losses.papers.gtn.metrics import error_reject_curve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ReadLine(NamedTuple):
+    """A line and what was read in it.
+
+    Attributes:
+        image: Ink in [0, 1], [H, W].
+        candidates: All columns where the line may be cut; none for a reader that does not cut.
+        columns: Columns between which the answer's characters lie.
+        answer: What was read.
+        right: What it says.
+        confidence: Probability of the answer.
+    """
+
+    image: Tensor
+    candidates: list[int]
+    columns: list[int]
+    answer: str
+    right: str
+    confidence: float
+
+
+class ReadingReport(Callback):
+    """After a test: the best path over the segmentation graph, the worst errors and the error-reject curve.
+
+    Works on :class:`~pl_losses.LatticeReader` and :class:`~pl_losses.papers.gtn.SDNN`. Logs the pictures
+    ``test/segmentation`` (the first lines), ``test/errors`` (the most confident wrong answers) and
+    ``test/error_reject``. Exact over any number of ranks.
+
+    Args:
+        lines: How many lines the first picture shows at most.
+        errors: How many the second one does.
+
+    Raises:
+        ValueError: If a number is negative.
+    """
+
+    def __init__(self, lines: int = 8, errors: int = 16) -> None:
+        for name, value in (("lines", lines), ("errors", errors)):
+            if value < 0:
+                raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")
+        self.lines, self.errors = lines, errors
+        self._first: list[ReadLine] = []
+        self._worst: list[ReadLine] = []
+        self._answers: list[Tensor] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the test before."""
+        self._first, self._worst, self._answers = [], [], []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Lines,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first lines, the worst errors so far, and all confidences."""
+        reading, wrong = outputs["reading"], outputs["wrong"]
+        self._answers.append(torch.stack([reading.confidence.float(), wrong.float()]).cpu())
+        order = reading.confidence.argsort(descending=True)
+        worst = order[wrong[order]][: self.errors].tolist()
+        first = list(range(min(self.lines - len(self._first), len(wrong))))
+        found = _described(pl_module, batch, reading, [*first, *worst])
+        self._first += found[: len(first)]
+        self._worst = _most_confident([*self._worst, *found[len(first) :]], self.errors)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the ranks' parts together (on all ranks) and draw (on rank zero)."""
+        parts = gather_objects((self._first, self._worst, self._answers))
+        answers = [answer for _, _, own in parts for answer in own]
+        if not trainer.is_global_zero or not answers:
+            return
+        first = [line for own, _, _ in parts for line in own][: self.lines]
+        worst = _most_confident([line for _, own, _ in parts for line in own], self.errors)
+        for key, lines in (("segmentation", first), ("errors", worst)):
+            if lines:
+                log_figure(trainer, f"test/{key}", draw_lines(lines))
+        confidence, wrong = torch.cat(answers, dim=1)
+        log_figure(trainer, "test/error_reject", draw_error_reject(confidence, wrong > 0))
+
+
+def _described(module: Any, batch: Lines, reading: Any, chosen: Sequence[int]) -> list[ReadLine]:
+    """The chosen lines of a batch, on the host."""
+    if not chosen:
+        return []
+    images = batch.images[list(chosen)]
+    paths = [reading.paths[i] for i in chosen]
+    cuts = module.cut(images).columns.tolist() if hasattr(module, "cut") else [[] for _ in chosen]
+    rows = zip(chosen, images, cuts, paths, module.columns(images, paths), strict=True)
+    lines = []
+    for i, image, candidates, path, columns in rows:
+        right = batch.targets[i, : batch.target_lengths[i]].tolist()
+        answer, spelt = ("".join(module.alphabet[label] for label in row) for row in (path.labels, right))
+        ink = image[0, :, : batch.widths[i]].float().cpu()
+        confidence = float(reading.confidence[i])
+        lines.append(ReadLine(ink, sorted(set(candidates)), columns, answer, spelt, confidence))
+    return lines
+
+
+def _most_confident(lines: Sequence[ReadLine], count: int) -> list[ReadLine]:
+    return sorted(lines, key=lambda line: -line.confidence)[:count]
+
+
+def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
+    """Lines with all candidate cuts (dotted), the answer's cuts (solid) and its characters below.
+
+    Titles give right string and confidence, in red where the answer is wrong.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-len(lines) // per_row)
+    figure = Figure(figsize=(4.2 * per_row, 1.5 * rows), layout="constrained")
+    for position, line in enumerate(lines, start=1):
+        axes = figure.add_subplot(rows, per_row, position)
+        axes.imshow(line.image.numpy(), cmap="gray_r", vmin=0, vmax=1)
+        # Column x is the cut between pixels x - 1 and x.
+        for column in line.candidates:
+            axes.axvline(column - 0.5, color="C0", linestyle=":", linewidth=0.9)
+        for column in line.columns:
+            axes.axvline(column - 0.5, color="C3", linewidth=1.1)
+        for left, right, character in zip(line.columns, line.columns[1:], line.answer, strict=False):
+            middle = (left + right) / 2 - 0.5
+            axes.text(middle, len(line.image) + 1, character, ha="center", va="top", color="C3", fontsize=9)
+        right_one = line.answer == line.right
+        said = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
+        color = "black" if right_one else "firebrick"
+        axes.set_title(f"{said}   {line.confidence:.1%}", fontsize=8, color=color)
+        axes.set_axis_off()
+    return figure
+
+
+def draw_error_reject(confidence: Tensor, wrong: Tensor) -> Figure:
+    """The error-reject curve: confidence [N] and whether the answer is wrong [N]."""
+    from matplotlib.figure import Figure
+
+    _, rejected, error = error_reject_curve(confidence, wrong)
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.step(100 * rejected, 100 * error, where="post")
+    axes.set(xlabel="rejected strings, %", ylabel="errors among the others, %")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 100)
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,215 @@
+r"""LeCun et al. 1998, section V.A: heuristic over-segmentation.
+
+A line of characters is cut wherever two of them may meet, rather too often than too seldom, into pieces;
+segments of up to K consecutive pieces are what the recogniser sees. As the paper suggests, candidates are the
+minima of the vertical projection and the minima of the distance between the upper and the lower contour.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+INK = 0.2  # Darker than this is ink, as a share of full ink.
+
+
+class Cuts(NamedTuple):
+    """Where lines are cut into pieces.
+
+    Attributes:
+        columns: Cut 0 before the first ink to cut N after the last, ascending, [B, N + 1]; a cut at column x
+            lies between pixels x - 1 and x. Beyond a line's own, its last cut is repeated.
+        lengths: Number of pieces of each line, [B]; 0 for a line without ink.
+    """
+
+    columns: Tensor
+    lengths: Tensor
+
+
+class Segments(NamedTuple):
+    """The segments of a batch of lines that are worth recognising, M in all.
+
+    Attributes:
+        images: [M, 1, size, size], the centre of ink in the middle, other segments' ink left out.
+        line: Which line a segment is of, [M].
+        last: Its last piece, [M].
+        extra: How many pieces it has beyond that one, [M]: 0 to K - 1.
+    """
+
+    images: Tensor
+    line: Tensor
+    last: Tensor
+    extra: Tensor
+
+
+def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
+    """What speaks against a cut before each column: images [B, 1, H, W], ink in [0, 1] -> two of [B, W].
+
+    The first is the vertical projection, the ink that is cut through; the second the distance between the
+    upper and the lower contour; in pixels, as the mean of the columns on both sides of the cut. In a gap both
+    are below 0 and least in its middle.
+    """
+    ink = images[:, 0]
+    height, width = ink.shape[1:]
+    inked = ink > INK
+    rows = torch.arange(height, device=ink.device)[:, None]
+    columns = torch.arange(width, device=ink.device)
+    top = torch.where(inked, rows, height).amin(dim=1)
+    bottom = torch.where(inked, rows, -1).amax(dim=1)
+    distance = (bottom - top + 1).clamp(min=0).to(ink.dtype)
+    filled = inked.any(dim=1)
+    before = torch.where(filled, columns, -width).cummax(dim=1).values
+    after = torch.where(filled, columns, 2 * width).flip(1).cummin(dim=1).values.flip(1)
+    # How deep in a gap: the cut before column x has column x - 1 on its left.
+    depth = torch.minimum(columns - 1 - _before(before, -width), after - columns)
+
+    def cost(values: Tensor) -> Tensor:
+        return torch.where(depth > 0, -depth.to(ink.dtype), (values + _before(values, 0)) / 2)
+
+    return cost(ink.sum(dim=1)), cost(distance)
+
+
+def candidate_cuts(images: Tensor, radius: int = 2, max_ink: float = 12.0) -> Cuts:
+    """Cut lines where characters may meet.
+
+    Args:
+        images: Ink in [0, 1] on background 0, [B, 1, H, W].
+        radius: A candidate has the smallest distance of contours within this many columns to both sides, or
+            the smallest projection within one more; of candidates so close only the best one is taken, by
+            the projection plus half the distance.
+        max_ink: No cut goes through more ink, in pixels.
+
+    Raises:
+        TypeError: If ``images`` is not floating point.
+        ValueError: If ``images`` is of another shape or ``radius`` is below 1.
+
+    Example:
+        >>> line = torch.zeros(1, 1, 32, 30)
+        >>> line[:, :, 8:24, 4:10] = line[:, :, 8:24, 14:20] = 1.0
+        >>> candidate_cuts(line)
+        Cuts(columns=tensor([[ 4, 12, 20]]), lengths=tensor([2]))
+    """
+    if images.ndim != 4 or images.shape[1] != 1:
+        raise ValueError(f"Expected `images` of shape [B, 1, H, W] but got {list(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(f"Expected `images` of a floating point type, from 0 to 1, but got {images.dtype}")
+    if radius < 1:
+        raise ValueError(f"Expected `radius` to be at least 1 but got {radius}")
+    width = images.shape[-1]
+    columns = torch.arange(width, device=images.device)
+    filled = (images[:, 0] > INK).any(dim=1)
+    first = torch.where(filled, columns, width).amin(dim=1, keepdim=True)
+    stop = torch.where(filled, columns + 1, 0).amax(dim=1, keepdim=True)
+    projection, distance = cutting_costs(images)
+    chosen = _lowest(distance, radius) | _lowest(projection, radius + 1)
+    chosen = _lowest((projection + distance / 2).masked_fill(~chosen, float("inf")), radius) & chosen
+    chosen &= (projection <= max_ink) & (columns > first + 1) & (columns < stop - 1)
+    chosen |= (columns == first) & (first < stop)
+    lengths = chosen.sum(dim=1)
+    # The chosen columns first, in order; then the end of the ink.
+    ordered = torch.where(chosen, columns, width).sort(dim=1).values[:, : max(1, int(lengths.max()))]
+    return Cuts(torch.minimum(torch.cat([ordered, stop], dim=1), stop), lengths)
+
+
+def _before(values: Tensor, first: float) -> Tensor:
+    """Each column's left neighbour."""
+    return F.pad(values, (1, 0), value=first)[:, :-1]
+
+
+def _lowest(cost: Tensor, radius: int) -> Tensor:
+    """Which columns have the lowest cost within ``radius``, of equal ones the leftmost: [B, W]."""
+    cost = cost + 1e-4 * torch.arange(cost.shape[1], device=cost.device, dtype=cost.dtype)
+    return cost <= -F.max_pool1d(-cost[:, None], 2 * radius + 1, 1, radius)[:, 0]
+
+
+def cut_segments(
+    images: Tensor,
+    cuts: Cuts,
+    max_pieces: int = 4,
+    max_width: int = 26,
+    min_ink: float = 2.0,
+    size: int = 32,
+) -> Segments:
+    """Cut out all segments of up to K pieces, each with the centre of its ink in the middle.
+
+    The ink and its moments up to each column are summed once per line and shared by all segments.
+
+    Args:
+        images: Ink in [0, 1] on background 0, [B, 1, H, W].
+        cuts: Where the lines are cut.
+        max_pieces: K.
+        max_width: Segments of several pieces that are wider than this are left out, in columns.
+        min_ink: As are those with less ink than this many full pixels. Single pieces stay: every line has a
+            path.
+        size: Height and width of a segment's image.
+    """
+    height, width = images.shape[2:]
+    line, last, extra, start, stop = _spans(cuts, max_pieces, max_width)
+    mass, by_column, by_row = _moments(images[:, 0])
+    ink = mass[line, stop] - mass[line, start]
+    enough = (ink >= min_ink) | (extra == 0)
+    line, last, extra, start, stop, ink = (part[enough] for part in (line, last, extra, start, stop, ink))
+    ink = ink.clamp(min=1e-6)
+    # The window's middle lies between two pixels.
+    x = ((by_column[line, stop] - by_column[line, start]) / ink + 0.5).round().long()
+    y = ((by_row[line, stop] - by_row[line, start]) / ink + 0.5).round().long()
+    # With a frame of background, every window lies within the image.
+    half = size // 2
+    framed = F.pad(images[:, 0], (half, size - half, half, size - half))
+    offset = torch.arange(size, device=images.device)
+    columns = x[:, None] + offset
+    inside = (columns - half >= start[:, None]) & (columns - half < stop[:, None])
+    rows = (line * (height + size) + y)[:, None] + offset
+    places = rows[:, :, None] * (width + size) + columns[:, None, :]
+    windows = framed.flatten()[places] * inside[:, None, :]
+    return Segments(windows[:, None], line, last, extra)
+
+
+def centred(images: Tensor, size: int = 32) -> Tensor:
+    """Whole images as single segments: [B, 1, H, W] -> [B, 1, size, size]; those without ink stay empty."""
+    width = images.shape[-1]
+    columns = torch.tensor([0, width], device=images.device).expand(len(images), 2)
+    cuts = Cuts(columns, torch.ones(len(images), dtype=torch.long, device=images.device))
+    return cut_segments(images, cuts, 1, width, size=size).images
+
+
+def cut_recall(cuts: Cuts, boundaries: Tensor, tolerance: int = 2) -> Tensor:
+    """Whether each true boundary of a line is within ``tolerance`` columns of a cut.
+
+    Args:
+        cuts: Where the lines are cut.
+        boundaries: True boundaries in columns, [B, L - 1], padded with -1.
+        tolerance: In columns.
+
+    Returns:
+        bool, [B].
+    """
+    distance = (boundaries[:, :, None] - cuts.columns[:, None, :]).abs().amin(dim=2)
+    return ((distance <= tolerance) | (boundaries < 0)).all(dim=1)
+
+
+def _spans(cuts: Cuts, max_pieces: int, max_width: int) -> tuple[Tensor, ...]:
+    """Line, last piece, further pieces, first column and end of each segment, each [M]."""
+    pieces = torch.arange(cuts.columns.shape[1] - 1, device=cuts.columns.device)
+    extra = torch.arange(max_pieces, device=cuts.columns.device)
+    first = pieces[:, None] - extra  # [N, K]
+    start = cuts.columns[:, first.clamp(min=0)]
+    stop = cuts.columns[:, 1:, None]
+    wanted = (stop - start <= max_width) | (extra == 0)
+    wanted = wanted & (first >= 0) & (pieces < cuts.lengths[:, None])[:, :, None]
+    line, last, more = wanted.nonzero(as_tuple=True)
+    return line, last, more, start[line, last, more], cuts.columns[line, last + 1]
+
+
+def _moments(ink: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ink and its first moments by column and by row, up to each column: [B, H, W] -> [B, W + 1] each."""
+    height, width = ink.shape[1:]
+    rows = torch.arange(height, device=ink.device, dtype=ink.dtype)
+    columns = torch.arange(width, device=ink.device, dtype=ink.dtype)
+    mass = ink.sum(dim=1)
+    moments = (mass, mass * columns, torch.einsum("bhw,h->bw", ink, rows))
+    mass, by_column, by_row = (F.pad(moment.cumsum(dim=1), (1, 0)) for moment in moments)
+    return mass, by_column, by_row

@@ -1,0 +1,238 @@
+"""LeCun et al. 1998, section VI.C: the recurrences of the forward and Viterbi penalty, and their gradients.
+
+Everything is in scores, that is, negative penalties. The potential of a node n is
+
+    a_n = logsumexp over arcs i into n of (score_i + a_source(i)),   a_start = 0,
+
+or the maximum instead of the logsumexp. Its derivative with respect to score_i is a linear recurrence in the
+same graph, with the weights w_i = exp(score_i + a_source(i) - a_destination(i)): the probability that a path
+into n comes by arc i. Such a recurrence is solved by :class:`Solve`, whose own derivative is of its kind, so
+that derivatives of every order are analytic and none stores more than the potentials.
+
+Infinity is replaced by large numbers, which no sum or difference turns into NaN.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMPOSSIBLE = -1e30
+CERTAIN = 1e25  # so far below that nothing certain makes up for something impossible
+
+
+def penalties_of(potentials: Tensor) -> Tensor:
+    """Negative potentials; infinite, without a gradient, where all paths are impossible or one certain."""
+    penalties: Tensor = _Penalties.apply(potentials)
+    return penalties
+
+
+class _Penalties(torch.autograd.Function):
+    """One function instead of several operations: they are small and many."""
+
+    @staticmethod
+    def forward(ctx: Any, potentials: Tensor) -> Tensor:
+        """Change the sign."""
+        impossible, certain = potentials <= IMPOSSIBLE / 2, potentials >= CERTAIN / 2
+        ctx.save_for_backward(impossible | certain)
+        return potentials.neg().masked_fill_(impossible, float("inf")).masked_fill_(certain, -float("inf"))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Change the sign."""
+        (infinite,) = ctx.saved_tensors
+        return (-grad).masked_fill(infinite, 0.0)
+
+
+def first_equal(values: Tensor, extreme: Tensor, dim: int) -> Tensor:
+    """Whether an entry is the first along ``dim`` that equals ``extreme`` (much faster than argmax)."""
+    shape = [-1 if axis == dim % values.ndim else 1 for axis in range(values.ndim)]
+    count = values.shape[dim]
+    order = torch.arange(count, dtype=torch.float32, device=values.device).view(shape)
+    return order == order.where(values == extreme, count).amin(dim, keepdim=True)
+
+
+class Sweep(ABC):
+    """The recurrences in one kind of graph; potentials and scores have the layout that suits it."""
+
+    @abstractmethod
+    def potentials(self, scores: Tensor, tropical: bool) -> Tensor:
+        """Potentials of all nodes, without a gradient."""
+
+    @abstractmethod
+    def from_source(self, values: Tensor) -> Tensor:
+        """For each arc the value of the node that it leaves, differentiable; a copy."""
+
+    @abstractmethod
+    def at_destination(self, values: Tensor) -> Tensor:
+        """For each arc the value of the node that it enters, differentiable."""
+
+    @abstractmethod
+    def first_best(self, sums: Tensor) -> Tensor:
+        """1 for the arc with the largest of ``sums`` into each node, the first of equals, 0 for others."""
+
+    @abstractmethod
+    def solve(self, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
+        """Solve x_n = input_n + sum over arcs i into n of w_i x_source(i), without a gradient.
+
+        With ``backward``, over the arcs out of n, and x_destination(i).
+        """
+
+    def log_weights(self, scores: Tensor, potentials: Tensor) -> Tensor:
+        """log w of each arc, at least ``IMPOSSIBLE`` in size where its node cannot be reached."""
+        return self.from_source(potentials) + scores - self.at_destination(potentials)
+
+    def weights(self, scores: Tensor, potentials: Tensor, tropical: bool) -> Tensor:
+        """Weight w of each arc, which sum to 1 over the arcs into a node."""
+        if tropical:
+            return self.first_best((self.from_source(potentials) + scores).detach())
+        if torch.is_grad_enabled():
+            return self.log_weights(scores, potentials).exp()
+        return self.from_source(potentials).add_(scores).sub_(self.at_destination(potentials)).exp_()
+
+
+class Potentials(torch.autograd.Function):
+    """Potentials of all nodes as a function of the arcs' scores."""
+
+    @staticmethod
+    def forward(ctx: Any, sweep: Sweep, scores: Tensor, tropical: bool) -> Tensor:
+        """Run the recurrence."""
+        potentials = sweep.potentials(scores, tropical)
+        ctx.sweep, ctx.tropical = sweep, tropical
+        ctx.save_for_backward(scores, potentials)
+        return potentials
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        """Return the expected gradient: each arc's weight times what its destination is worth."""
+        scores, potentials = ctx.saved_tensors
+        weights = ctx.sweep.weights(scores, potentials, ctx.tropical)
+        # Without the function's overhead where nothing is recorded.
+        solve = partial(Solve.apply, ctx.sweep) if torch.is_grad_enabled() else ctx.sweep.solve
+        worth = solve(weights, grad, True)
+        return None, weights * ctx.sweep.at_destination(worth), None
+
+
+class Solve(torch.autograd.Function):
+    """The linear recurrence, see :meth:`Sweep.solve`."""
+
+    @staticmethod
+    def forward(ctx: Any, sweep: Sweep, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
+        """Run the recurrence."""
+        solution = sweep.solve(weights, inputs, backward)
+        ctx.sweep, ctx.is_backward = sweep, backward
+        ctx.save_for_backward(weights, solution)
+        return solution
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        """Solve the same recurrence in the other direction."""
+        weights, solution = ctx.saved_tensors
+        adjoint = Solve.apply(ctx.sweep, weights, grad, not ctx.is_backward)
+        before, after = (adjoint, solution) if ctx.is_backward else (solution, adjoint)
+        return None, ctx.sweep.from_source(before) * ctx.sweep.at_destination(after), adjoint, None
+
+
+class SegmentSweep(Sweep):
+    """B rows of N pieces, segments of at most K of them, and, if ``labels``, L labels to be spelled by each.
+
+    Scores are [N, K, L * B], the segment of k + 1 pieces that ends with piece j at [j, k], with L = 1 if
+    there is nothing to be spelled. Potentials have N + K rows: row N - i is cut i, from right to left, so
+    that the K sources of a segment that ends with piece j are the rows from N - j on; the rows below row N
+    can never be reached. Their columns are those of the scores: m B + b is sample b with m labels spelled.
+    With labels there are B more, for all L, and a segment leads B columns on.
+    """
+
+    def __init__(self, pieces: int, longest: int, samples: int, labels: int | None = None) -> None:
+        self.pieces, self.longest, self.samples = pieces, longest, samples
+        self.labels, self.shift = (1, 0) if labels is None else (labels, samples)
+
+    def _windows(self, values: Tensor) -> Tensor:
+        """Rows r to r + K - 1 for each r from 0 to N, without the last columns if there is a shift."""
+        columns = values.shape[1]
+        shape = (self.pieces + 1, self.longest, columns - self.shift)
+        return values.as_strided(shape, (columns, columns, 1), values.storage_offset())
+
+    def _columns(self, values: Tensor) -> Tensor:
+        return values[:, self.shift :]
+
+    def potentials(self, scores: Tensor, tropical: bool) -> Tensor:
+        """Potentials [N + K, L * B], or B columns more."""
+        columns = scores.shape[2] + self.shift
+        values = scores.new_full((self.pieces + self.longest, columns), IMPOSSIBLE)
+        values[self.pieces, : self.samples] = 0.0
+        sources = self._windows(values).unbind()
+        targets = self._columns(values).unbind()
+        sums = scores.new_empty(scores.shape[1:])
+        reduce = _maximum if tropical else _Logsumexp(sums)
+        for j, score in enumerate(scores.unbind()):
+            row = self.pieces - j
+            torch.add(sources[row], score, out=sums)
+            reduce(sums, targets[row - 1])
+        return values
+
+    def from_source(self, values: Tensor) -> Tensor:
+        """[N, K, L * B]."""
+        if torch.is_grad_enabled() and values.requires_grad:
+            columns = values.shape[1] - self.shift
+            return values[:, :columns].unfold(0, self.longest, 1).transpose(1, 2)[1:].flip(0)
+        return self._windows(values.contiguous())[1:].flip(0)
+
+    def at_destination(self, values: Tensor) -> Tensor:
+        """[N, 1, L * B]."""
+        return values[: self.pieces, self.shift :].flip(0).unsqueeze(1)
+
+    def first_best(self, sums: Tensor) -> Tensor:
+        """[N, K, L * B]; the first is the shortest segment."""
+        hit = sums == sums.amax(1, keepdim=True)
+        columns = hit.unbind(1)
+        seen = columns[0].clone()
+        for column in columns[1:]:
+            column.logical_and_(~seen)
+            seen.logical_or_(column)
+        return hit.to(sums.dtype)
+
+    def solve(self, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
+        """[N + K, L * B], or B columns more."""
+        values = inputs.clone(memory_format=torch.contiguous_format)
+        sources = self._windows(values).unbind()
+        targets = self._columns(values).unbind()
+        steps = list(enumerate(weights.unbind()))
+        if backward:
+            for j, weight in reversed(steps):
+                row = self.pieces - j
+                sources[row].addcmul_(weight, targets[row - 1])
+            return values
+        for j, weight in steps:
+            row = self.pieces - j
+            targets[row - 1].add_((weight * sources[row]).sum(0))
+        return values
+
+
+def _maximum(sums: Tensor, out: Tensor) -> None:
+    torch.amax(sums, 0, out=out)
+
+
+class _Logsumexp:
+    """logsumexp over the rows of one buffer, in halves: few operations, each on many numbers."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.pairs = []
+        rows = len(buffer)
+        while rows > 1:
+            half = rows // 2
+            self.pairs.append((buffer[:half], buffer[rows - half : rows]))
+            rows -= half
+        self.last = (buffer[0], buffer[1]) if self.pairs else None
+
+    def __call__(self, sums: Tensor, out: Tensor) -> None:
+        if self.last is None:
+            out.copy_(sums[0])
+            return
+        for first, second in self.pairs[:-1]:
+            torch.logaddexp(first, second, out=first)
+        torch.logaddexp(*self.last, out=out)

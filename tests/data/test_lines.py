@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pl_losses.data import LineImages
+from pl_losses.data.lines import normalised
+
+
+def written(folder, rows, header="file,label"):
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
+def picture(folder, name, height=50, width=90, dark=True):
+    """A rectangle of ink, twice as wide as it is high."""
+    ink = np.zeros((height, width), dtype=np.uint8)
+    ink[10:30, 20:60] = 255
+    Image.fromarray(255 - ink if dark else ink).save(folder / name)
+
+
+def test_lines_of_a_folder(tmp_path):
+    for i in range(10):
+        picture(tmp_path, f"{i}.png", dark=i % 2 == 0)
+    data = LineImages(str(written(tmp_path, [f"{i}.png,{'7' * (1 + i % 3)}" for i in range(10)])))
+    data.setup()
+    assert {split: len(rows[0]) for split, rows in data.tensors.items()} == {"train": 8, "val": 1, "test": 1}
+    lines = next(iter(data.train_dataloader()))
+    assert lines.images.shape[1:3] == (1, 32)
+    ink = lines.images > 0.5
+    # 20 rows of ink in the middle, columns in proportion, whether ink is dark or bright in the file.
+    assert ink.any(dim=3).sum(dim=2).unique().item() in range(18, 21)
+    assert ink.any(dim=2).sum(dim=2).unique().item() in range(35, 41)
+    for target, length in zip(lines.targets, lines.target_lengths, strict=True):
+        assert target.tolist() == [7] * length + [0] * (len(target) - length)
+
+
+def test_the_column_split_decides(tmp_path):
+    for i in range(3):
+        picture(tmp_path, f"{i}.png")
+    rows = ["0.png,12,train", "1.png,3,test", "2.png,,predict"]
+    data = LineImages(str(written(tmp_path, rows, "file,label,split")))
+    data.setup()
+    assert {split: rows[2].tolist() for split, rows in data.tensors.items()} == {
+        "train": [[1, 2]],
+        "test": [[3]],
+        "predict": [[0]],
+    }
+    assert next(iter(data.predict_dataloader())).target_lengths.tolist() == [0]
+
+
+def test_normalised_is_free_of_margins():
+    ink = torch.zeros(60, 200)
+    ink[20:40, 50:90] = 1.0
+    assert torch.equal(normalised(ink), normalised(ink[15:60, 30:120]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "words"),
+    [
+        (["0.png,1"], "name,label", "columns file and label but got name, label"),
+        (["0.png,1x"], "file,label", "`alphabet` '0123456789' but line 2 of .* has 'x'"),
+        (["0.png,"], "file,label", "a label but line 2"),
+        (["0.png,1,dev"], "file,label,split", r"`split` in labels.csv .* got \['dev'\]"),
+        (["blank.png,1,test"], "file,label,split", "ink of at least `threshold`"),
+        (["text.png,1,test"], "file,label,split", "text.png to be an image"),
+    ],
+)
+def test_refused_folders(tmp_path, rows, header, words):
+    picture(tmp_path, "0.png")
+    Image.fromarray(np.full((9, 9), 255, dtype=np.uint8)).save(tmp_path / "blank.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=words):
+        LineImages(str(written(tmp_path, rows, header))).load("fit")
+
+
+def test_a_missing_file_and_wrong_arguments_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"labels\.csv"):
+        LineImages(str(tmp_path)).load("fit")
+    with pytest.raises(ValueError, match="`alphabet` of different characters"):
+        LineImages(str(tmp_path), alphabet="aa")
+    with pytest.raises(ValueError, match="`val_share` and `test_share`"):
+        LineImages(str(tmp_path), val_share=0.6, test_share=0.5)
