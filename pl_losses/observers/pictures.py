@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from pl_losses.observers.loaders import evaluation_loaders, unrepeated
 from pl_losses.observers.record import run_folder
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class ClassifierReport(Callback):
                 f"Expected `test_step` of {type(pl_module).__name__} to return a dict with 'predicted' and"
                 " 'target'"
             )
+        own = unrepeated(
+            evaluation_loaders(trainer, "test")[dataloader_idx], batch_idx, len(outputs["target"])
+        )
+        outputs = {key: value[:own] for key, value in outputs.items() if isinstance(value, Tensor)}
         labels = torch.stack([outputs["target"], outputs["predicted"]], dim=1)
         pairs, counts = torch.unique(labels, dim=0, return_counts=True)
         table = torch.cat([pairs, counts[:, None]], dim=1)
@@ -90,6 +95,7 @@ class ClassifierReport(Callback):
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
             return
+        images = images[:own]
         wrong = labels[:, 0] != labels[:, 1]
         ones = torch.ones_like(wrong, dtype=torch.float32)
         self._keep("errors", wrong, outputs.get("confidence", ones), images, labels)

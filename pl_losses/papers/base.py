@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from pl_losses.observers.loaders import evaluation_loaders, unrepeated
 from pl_losses.observers.metrics import define_metrics
 
 
@@ -74,6 +75,16 @@ class PaperModule(LightningModule):
     def on_fit_start(self) -> None:
         """Tell the logger which value of each metric is the best."""
         define_metrics(self.trainer, self.best)
+
+    def own_rows(self, batch_idx: int, size: int) -> int:
+        """How many inputs of a validation or test batch to count, the first ones, of ``size``.
+
+        The others are repetitions by which a ``DistributedSampler`` evens out the ranks.
+        """
+        if self._trainer is None or not self._trainer.evaluating:
+            return size
+        loaders = evaluation_loaders(self._trainer, "test" if self._trainer.testing else "val")
+        return unrepeated(loaders[0], batch_idx, size)
 
     def refuse_non_finite(self, loss: Tensor) -> None:
         """Stop at a loss that is not finite: at once on the CPU, at the next logged step on an accelerator.

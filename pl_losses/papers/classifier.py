@@ -17,6 +17,8 @@ class Classifier(PaperModule):
 
     Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` and its
     95 % interval ``test/error_low`` and ``test/error_high``. Errors are shares in [0, 1].
+    Exact over ranks and uneven batches: what a ``DistributedSampler`` repeats, to even out the ranks, is not
+    counted.
 
     To subclass, define ``forward``, and override :meth:`scores` if its outputs are no logits,
     :meth:`configure_loss` for another loss than the cross-entropy, or :meth:`configure_metrics`, which the
@@ -39,6 +41,11 @@ class Classifier(PaperModule):
         """Probabilities of the classes: outputs [B, C] -> [B, C]."""
         return self.scores(outputs).softmax(dim=1)
 
+    def test_outputs(self, inputs: Tensor) -> Tensor:
+        """The outputs [B, C] that a test goes by: those of ``forward``."""
+        outputs: Tensor = self(inputs)
+        return outputs
+
     def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """The loss, by default the cross-entropy: outputs [B, C], target [B] -> scalar."""
         return F.cross_entropy(self.scores(outputs).float(), target)
@@ -48,6 +55,11 @@ class Classifier(PaperModule):
         self.train_error, self.val_error, self.test_error = ErrorRate(), ErrorRate(), ErrorRate()
         # Metrics of their own: `self.log` averages ranks that saw unequally many samples with equal weight.
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+
+    def count(self, stage: str, outputs: Tensor, target: Tensor) -> None:
+        """Add a batch to the metrics of "val" or "test": outputs [B, C], target [B], B at least 1."""
+        getattr(self, f"{stage}_error").update(self.scores(outputs).argmax(dim=1), target)
+        getattr(self, f"{stage}_loss").update(self.configure_loss(outputs, target), len(target))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch of inputs and labels [B]."""
@@ -67,19 +79,19 @@ class Classifier(PaperModule):
         """Count errors and log the loss of a batch."""
         inputs, target = batch
         outputs = self(inputs)
-        self.val_error.update(self.scores(outputs).argmax(dim=1), target)
-        self.val_loss.update(self.configure_loss(outputs, target), len(target))
+        if own := self.own_rows(batch_idx, len(target)):
+            self.count("val", outputs[:own], target[:own])
         self.log("val/loss", self.val_loss)
         self.log("val/error", self.val_error, prog_bar=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count errors; returns what ``ClassifierReport`` draws."""
         inputs, target = batch
-        outputs = self(inputs)
-        confidence, predicted = self.scores(outputs).max(dim=1)
-        self.test_error.update(predicted, target)
-        self.test_loss.update(self.configure_loss(outputs, target), len(target))
+        outputs = self.test_outputs(inputs)
+        if own := self.own_rows(batch_idx, len(target)):
+            self.count("test", outputs[:own], target[:own])
         self.log("test/loss", self.test_loss)
+        confidence, predicted = self.scores(outputs).max(dim=1)
         return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
 
     def on_test_epoch_end(self) -> None:

@@ -59,3 +59,20 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(make_trainer, tmp_path,
     assert one[2] == two[2]
     assert one[2][1] == 301
     assert one[3] == pytest.approx(two[3], rel=1e-6, nan_ok=True)
+
+
+def test_what_a_distributed_sampler_repeats_is_not_counted(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    rows = torch.utils.data.TensorDataset(torch.randn(17, 1, 32, 32), torch.randint(10, (17,)))
+    found = []
+    for ranks in (1, 2):
+        model = Recorded(tmp_path / f"{ranks}.pt", rubbish_penalty=1.0, criterion="map")
+        trainer = make_trainer(ranks, callbacks=[ClassifierReport()])
+        # Lightning gives the ranks 9 rows each, in batches of 4: rank 1 ends with a mere repetition.
+        results = trainer.test(model, torch.utils.data.DataLoader(rows, 4), verbose=False)
+        found.append((torch.load(f"{model.path}.counted"), results[0]))
+    (counted, one), (counted_two, two) = found
+    assert counted == counted_two
+    assert counted[1] == 17
+    assert two == pytest.approx(one, rel=1e-5)

@@ -10,7 +10,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from pl_losses.observers.loaders import evaluation_loaders, unrepeated
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.dropout.networks import drop_probabilities
 from pl_losses.papers.dropout.objective import (
@@ -146,16 +145,6 @@ class DropoutModule(PaperModule):
                 self._decays.append((self.network.get_submodule(path), own, self.decay_of(p)))
         parameters = [getattr(part, name) for part, name, _ in self._decays]
         return dropout_objective(errors, parameters, [decay for _, _, decay in self._decays])
-
-    def own_rows(self, batch_idx: int, size: int) -> int:
-        """How many inputs of a validation or test batch to count, the first ones, of ``size``.
-
-        The others are repetitions by which a ``DistributedSampler`` evens out the ranks.
-        """
-        if self._trainer is None or not self._trainer.evaluating:
-            return size
-        loaders = evaluation_loaders(self._trainer, "test" if self._trainer.testing else "val")
-        return unrepeated(loaders[0], batch_idx, size)
 
     def sample(self, inputs: Any, *key: int, forward: Callable[[Any], Tensor] | None = None) -> Tensor:
         """T passes with dropout, which leave no trace in training: inputs [B, ...] -> [T, B, ...].

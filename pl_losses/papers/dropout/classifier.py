@@ -8,10 +8,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import ErrorRate
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.dropout.base import DropoutModule, Masks
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
@@ -51,8 +49,7 @@ class DropoutClassifier(DropoutModule, Classifier):
 
     Trained by :func:`~pl_losses.papers.dropout.dropout_objective` of the cross-entropy, with the weight decay
     that ``length_scale``, N and each layer's p ask for (tau is 1). Logs the keys of :attr:`KEYS`, exact over
-    ranks and uneven batches; inputs that a ``DistributedSampler`` repeats, to give all ranks equally many,
-    are counted once.
+    ranks and uneven batches.
 
     To change it, override :meth:`configure_network`, :meth:`scores`, :meth:`errors`, :meth:`configure_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.
@@ -143,15 +140,6 @@ class DropoutClassifier(DropoutModule, Classifier):
         """Class probabilities of T passes: images [B, ...] -> [T, B, C]."""
         return self.sample(images, *key, forward=lambda inputs: self.class_probabilities(wide(self(inputs))))
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count errors and log the loss of a batch."""
-        inputs, target = batch
-        outputs = self(inputs)
-        own = self.own_rows(batch_idx, len(target))
-        self._count(outputs[:own], target[:own], self.val_error, self.val_loss)
-        self.log("val/loss", self.val_loss)
-        self.log("val/error", self.val_error, prog_bar=True)
-
     def on_test_epoch_start(self) -> None:
         """Begin anew."""
         self.test_error.reset()
@@ -160,21 +148,13 @@ class DropoutClassifier(DropoutModule, Classifier):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count errors, and score T passes; returns what ``ClassifierReport`` draws, for the whole batch."""
+        results = super().test_step(batch, batch_idx)
         inputs, target = batch
-        outputs = self(inputs)
         samples = self.sample_probabilities(inputs, batch_idx)
         own = self.own_rows(batch_idx, len(target))
-        self._count(outputs[:own], target[:own], self.test_error, self.test_loss)
         self.mc_scores.update(samples.mean(dim=0)[:own], target[:own])
         self.mc_uncertainty.update(samples[:, :own])
-        self.log("test/loss", self.test_loss)
-        confidence, predicted = self.scores(outputs).max(dim=1)
-        return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
-
-    def _count(self, outputs: Tensor, target: Tensor, error: ErrorRate, loss: MeanMetric) -> None:
-        if len(target):
-            error.update(self.scores(outputs).argmax(dim=1), target)
-            loss.update(self.configure_loss(outputs, target), len(target))
+        return results
 
     def on_test_epoch_end(self) -> None:
         """Log the test error with its interval, and the scores of T passes."""

@@ -215,8 +215,10 @@ class LeNet5(Classifier):
         if self.rejects:
             rubbish = rubbish_posterior(results["outputs"], self.rubbish_penalty)
             accepted = rubbish <= self.reject_above
-            self.accepted_error.update(results["predicted"][accepted], results["target"][accepted])
-            self.rejected.update((~accepted).float())
+            own = self.own_rows(batch_idx, len(accepted))
+            kept = accepted[:own].nonzero().flatten()
+            self.accepted_error.update(results["predicted"][kept], results["target"][kept])
+            self.rejected.update((~accepted[:own]).float())
             results |= {"rubbish": rubbish, "rejected": ~accepted}
         return results
 

@@ -212,52 +212,43 @@ class RectifierNet(Classifier):
         logits: Tensor = self.head(self.features(images))
         return logits
 
-    def view_outputs(self, images: Tensor) -> Tensor:
+    def test_outputs(self, inputs: Tensor) -> Tensor:
         """What testing goes by: the logits, or the log of the mean probabilities of several views.
 
         Args:
-            images: [B, in_channels, H, W], at least ``test_crop`` pixels a side where there are views.
+            inputs: Images [B, in_channels, H, W], at least ``test_crop`` pixels a side where there are views.
 
         Returns:
             [B, C].
         """
         if self.test_crop is None:
-            outputs: Tensor = self(images)
-            return outputs
+            return super().test_outputs(inputs)
         if self.test_views == "ten":
-            return mean_log_probabilities(ten_crops(images, self.test_crop), self)
+            return mean_log_probabilities(ten_crops(inputs, self.test_crop), self)
         maps, pooling = self.features[:-1], self.features[-1]
-        crop = images[..., : self.test_crop, : self.test_crop]
+        crop = inputs[..., : self.test_crop, : self.test_crop]
         size = maps(crop[:1]).shape[-2:]
-        both = (windows(maps(view), size) for view in (images, images.flip(-1)))
+        both = (windows(maps(view), size) for view in (inputs, inputs.flip(-1)))
         return mean_log_probabilities(chain.from_iterable(both), lambda window: self.head(pooling(window)))
+
+    def count(self, stage: str, outputs: Tensor, target: Tensor) -> None:
+        """Add a batch to the metrics, with the error of the five best classes."""
+        super().count(stage, outputs, target)
+        if self.num_classes > 5:
+            getattr(self, f"{stage}_error_top5").update(top_prediction(self.scores(outputs), target), target)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count errors and log the loss of a batch."""
-        inputs, target = batch
-        outputs = self(inputs)
-        scores = self.scores(outputs)
-        self.val_error.update(scores.argmax(dim=1), target)
-        self.val_loss.update(self.configure_loss(outputs, target), len(target))
-        self.log("val/loss", self.val_loss)
-        self.log("val/error", self.val_error, prog_bar=True)
+        super().validation_step(batch, batch_idx)
         if self.num_classes > 5:
-            self.val_error_top5.update(top_prediction(scores, target), target)
             self.log("val/error_top5", self.val_error_top5)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count errors; returns what ``ClassifierReport`` draws."""
-        inputs, target = batch
-        outputs = self.view_outputs(inputs)
-        scores = self.scores(outputs)
-        confidence, predicted = scores.max(dim=1)
-        self.test_error.update(predicted, target)
-        self.test_loss.update(self.configure_loss(outputs, target), len(target))
-        self.log("test/loss", self.test_loss)
+        results = super().test_step(batch, batch_idx)
         if self.num_classes > 5:
-            self.test_error_top5.update(top_prediction(scores, target), target)
             self.log("test/error_top5", self.test_error_top5)
-        return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
+        return results
 
 
 def top_prediction(scores: Tensor, target: Tensor, k: int = 5) -> Tensor:

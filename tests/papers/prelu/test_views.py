@@ -47,14 +47,14 @@ def test_probabilities_are_averaged():
 def test_ten_view_testing():
     net, images = small(test_views="ten", test_crop=24), torch.randn(2, 1, 32, 32)
     views = [net(view).softmax(dim=1) for view in ten_crops(images, 24)]
-    torch.testing.assert_close(net.view_outputs(images).exp(), sum(views) / 10)
+    torch.testing.assert_close(net.test_outputs(images).exp(), sum(views) / 10)
 
 
 @torch.no_grad()
 def test_dense_testing_of_an_image_of_the_crops_size_is_the_image_and_its_mirror_image():
     net, images = small(test_views="dense", test_crop=32), torch.randn(2, 1, 32, 32)
     both = net(images).softmax(dim=1) + net(images.flip(-1)).softmax(dim=1)
-    torch.testing.assert_close(net.view_outputs(images).exp(), both / 2)
+    torch.testing.assert_close(net.test_outputs(images).exp(), both / 2)
 
 
 @torch.no_grad()
@@ -68,4 +68,4 @@ def test_dense_testing_is_cropping_where_the_convolutions_see_no_border():
         for top in range(0, 5, 2):  # The pooling takes steps of two pixels.
             for left in range(0, 3, 2):
                 total = total + net(view[..., top : top + 8, left : left + 8]).softmax(dim=1)
-    torch.testing.assert_close(net.view_outputs(images).exp(), total / 12)
+    torch.testing.assert_close(net.test_outputs(images).exp(), total / 12)
