@@ -34,7 +34,7 @@ class LatticeReader(StringReader):
         alphabet: The characters, in the order of the classes; other than the ten digits they need a
             ``recogniser``.
         max_pieces: K, the most pieces of a segment.
-        max_width: The widest segment, in columns.
+        max_width: The widest segment, in columns; the widest slanted digits have 28.
         radius: See :func:`~pl_losses.papers.gtn.segmentation.candidate_cuts`.
         max_ink: See there.
         segment_penalty: Penalty of every segment: above 0 it favours readings of fewer characters.
@@ -61,7 +61,7 @@ class LatticeReader(StringReader):
         criterion: Criterion = "discriminative_forward",
         alphabet: str = "0123456789",
         max_pieces: int = 4,
-        max_width: int = 26,
+        max_width: int = 29,
         radius: int = 2,
         max_ink: float = 12.0,
         segment_penalty: float = 0.0,

@@ -129,7 +129,7 @@ def cut_segments(
     images: Tensor,
     cuts: Cuts,
     max_pieces: int = 4,
-    max_width: int = 26,
+    max_width: int = 29,
     min_ink: float = 2.0,
     size: int = 32,
 ) -> Segments:

@@ -53,7 +53,7 @@ class Sums(nn.Module):
 def test_the_lattice_holds_the_recognisers_penalties(lines):
     model = LatticeReader(alphabet="abc", recogniser=Sums(), penalty_scale=0.5, segment_penalty=2.0)
     lattice = model(lines.images)
-    segments = cut_segments(lines.images, candidate_cuts(lines.images), 4, 26)
+    segments = cut_segments(lines.images, candidate_cuts(lines.images), 4, 29)
     expected = torch.full_like(lattice.penalties, float("inf"))
     for image, line, last, extra in zip(*segments, strict=True):
         expected[line, last, extra] = (image.sum() - 20 * torch.arange(3)).abs() / 2 + 2
