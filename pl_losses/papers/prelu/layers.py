@@ -65,7 +65,7 @@ class PReLU(nn.PReLU):
         self.compiled = compiled
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, *] -> [B, C, *]."""
+        """[B, C, ...] -> [B, C, ...]."""
         if not _pays(input, self.weight, LEAST_ELEMENTS[self.compiled]):
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
