@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pl_losses.losses import (
+    content_loss,
     discriminative_forward_loss,
     discriminative_viterbi_loss,
     discriminator_loss,
@@ -18,6 +19,8 @@ from pl_losses.losses import (
     map_loss,
     mc_log_likelihood,
     mle_loss,
+    reconstruction_loss,
+    style_loss,
     viterbi_loss,
 )
 from pl_losses.papers.gtn import SegmentLattice
@@ -91,6 +94,28 @@ PANELS: list[tuple[str, str, tuple[float, float], dict[str, Loss]]] = [
         },
     ),
     (
+        "Denoising autoencoders",
+        "reconstruction (its logit), 0 and 0.7 are right",
+        (-6.0, 6.0),
+        {
+            "reconstruction_loss, squared": lambda y: reconstruction_loss(
+                y.view(1, 1), torch.zeros(1, 1, dtype=y.dtype)
+            ),
+            "reconstruction_loss, cross_entropy": lambda y: reconstruction_loss(
+                y.view(1, 1), torch.full((1, 1), 0.7, dtype=y.dtype), kind="cross_entropy"
+            ),
+        },
+    ),
+    (
+        "Style transfer (eqs. 1, 4)",
+        "a feature, which is 1 in both pictures",
+        (-2.5, 2.5),
+        {
+            "content_loss": lambda y: content_loss(y.view(1, 1, 1, 1), torch.ones(1, 1, 1, 1, dtype=y.dtype)),
+            "style_loss": lambda y: style_loss(y.view(1, 1, 1, 1), torch.ones(1, 1, 1, 1, dtype=y.dtype)),
+        },
+    ),
+    (
         "GAN: the generator",
         "logit of D for a generated image",
         (-6.0, 6.0),
@@ -133,19 +158,19 @@ def draw_panel(
         (line,) = axes.plot(places, values, label=name)
         axes.plot(places, slopes, "--", color=line.get_color(), linewidth=1)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(title=title, xlabel=label, ylabel="nats", ylim=(-4, 9))
+    axes.set(title=title, xlabel=label, ylabel="loss, slope", ylim=(-4, 9))
     axes.legend(fontsize=8, loc="upper center")
     axes.grid(alpha=0.3)
 
 
 def draw() -> Figure:
     """All panels."""
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=False):
+    figure = Figure(figsize=(17, 8), layout="constrained")
+    for axes, panel in zip(figure.subplots(2, 4).flat, PANELS, strict=True):
         draw_panel(axes, *panel)
     figure.suptitle("Solid: the loss. Dashed: its slope, which is what training follows.")
     return figure
 
 
 if __name__ == "__main__":
-    draw().savefig(PICTURE, dpi=100)
+    draw().savefig(PICTURE, dpi=80)

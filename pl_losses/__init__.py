@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from pl_losses.papers.lenet.features import PretrainedLeNet5 as PretrainedLeNet5
     from pl_losses.papers.lenet.module import LeNet5 as LeNet5
     from pl_losses.papers.prelu.module import RectifierNet as RectifierNet
+    from pl_losses.papers.sdae.denoising import DenoisingAutoencoder as DenoisingAutoencoder
+    from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder as StackedDenoisingAutoencoder
+    from pl_losses.papers.style.module import StyleTransfer as StyleTransfer
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
         "AMSGradCounterexample": "pl_losses.papers.adam.counterexample",
         "ConvNet": "pl_losses.papers.adam.modules",
+        "DenoisingAutoencoder": "pl_losses.papers.sdae.denoising",
         "DropoutClassifier": "pl_losses.papers.dropout.classifier",
         "DropoutRegressor": "pl_losses.papers.dropout.regressor",
         "FullBasicModel": "pl_losses.papers.gan.basic",
@@ -41,6 +45,8 @@ __getattr__, __dir__ = lazy(
         "PretrainedLeNet5": "pl_losses.papers.lenet.features",
         "RectifierNet": "pl_losses.papers.prelu.module",
         "SDNN": "pl_losses.papers.gtn.sdnn",
+        "StyleTransfer": "pl_losses.papers.style.module",
+        "StackedDenoisingAutoencoder": "pl_losses.papers.sdae.module",
         "VAE": "pl_losses.papers.adam.vae",
     },
 )
@@ -51,6 +57,7 @@ __all__ = [
     "VAE",
     "AMSGradCounterexample",
     "ConvNet",
+    "DenoisingAutoencoder",
     "DropoutClassifier",
     "DropoutRegressor",
     "FullBasicModel",
@@ -59,5 +66,7 @@ __all__ = [
     "LogisticRegression",
     "PretrainedLeNet5",
     "RectifierNet",
+    "StackedDenoisingAutoencoder",
+    "StyleTransfer",
     "__version__",
 ]

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from pl_losses.papers.gan.report import GANReport as GANReport
     from pl_losses.papers.gtn.report import ReadingReport as ReadingReport
     from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor as PReLUSlopeMonitor
+    from pl_losses.papers.sdae.report import AutoencoderReport as AutoencoderReport
+    from pl_losses.papers.style.report import StyleReport as StyleReport
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
         "AdamBiasCorrectionMonitor": "pl_losses.papers.adam.monitor",
+        "AutoencoderReport": "pl_losses.papers.sdae.report",
         "ClassifierReport": "pl_losses.observers.pictures",
         "DropoutUncertaintyMonitor": "pl_losses.papers.dropout.monitor",
         "ExtrapolationReport": "pl_losses.papers.dropout.reports",
@@ -26,11 +29,13 @@ __getattr__, __dir__ = lazy(
         "PReLUSlopeMonitor": "pl_losses.papers.prelu.monitor",
         "ReadingReport": "pl_losses.papers.gtn.report",
         "RotationReport": "pl_losses.papers.dropout.reports",
+        "StyleReport": "pl_losses.papers.style.report",
         "TemporalAveraging": "pl_losses.papers.adam.averaging",
     },
 )
 __all__ = [
     "AdamBiasCorrectionMonitor",
+    "AutoencoderReport",
     "ClassifierReport",
     "DropoutUncertaintyMonitor",
     "ExtrapolationReport",
@@ -38,5 +43,6 @@ __all__ = [
     "PReLUSlopeMonitor",
     "ReadingReport",
     "RotationReport",
+    "StyleReport",
     "TemporalAveraging",
 ]

@@ -14,6 +14,7 @@ FUNCTIONS = {
     "adam/fig4": "pl_losses.papers.adam.fig4.fig4",
     "dropout/table1": "pl_losses.papers.dropout.table1.reproduce",
     "gan/table1": "pl_losses.papers.gan.table1.reproduce",
+    "sdae/variations": "pl_losses.papers.sdae.comparison.reproduce",
 }
 
 USAGE = "usage: pl-losses reproduce NAME [--OPTION VALUE ...]\n"

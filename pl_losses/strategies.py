@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook, prepare_for_backward
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
@@ -51,6 +53,7 @@ class DDPPerModule(DDPStrategy):
     Losses are to be passed to ``self.manual_backward``; ``loss.backward()`` is refused, as its gradients
     would stay this rank's own. Under accumulation nothing is sent until the last pass
     (``accumulate_grad_batches``, ``toggle_model(sync_grad=False)`` or ``strategy.block_backward_sync()``).
+    Lightning counts every optimizer's step, on any strategy; see :func:`step_uncounted`.
 
     Args:
         broadcast_buffers: Whether all ranks get rank zero's buffers (running statistics) after each step.
@@ -156,6 +159,21 @@ class DDPPerModule(DDPStrategy):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._groups, self._reducers = [], [], {}
+
+
+def step_uncounted(module: LightningModule, optimizer: LightningOptimizer | Optimizer) -> None:
+    """Step an optimizer under manual optimisation without counting the step.
+
+    Lightning counts the steps of all optimizers together (``trainer.global_step``, and with it ``max_steps``
+    and ``log_every_n_steps``). For a batch to count once, step one optimizer by its own ``step()`` and the
+    others by this; clipping hooks, mixed precision and strategies have their part in it as usual.
+
+    Args:
+        module: Whose training step it is.
+        optimizer: One of ``module.optimizers()``.
+    """
+    inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    module.trainer.strategy.optimizer_step(inner, lambda: None, module)
 
 
 def parameter_groups(module: nn.Module) -> list[list[nn.Parameter]]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pl_losses._lazy import lazy
 
 if TYPE_CHECKING:
+    from pl_losses.data.amat import Amat as Amat
     from pl_losses.data.bag_of_words import BagOfWords as BagOfWords
     from pl_losses.data.cifar10 import CIFAR10 as CIFAR10
     from pl_losses.data.co2 import SyntheticCO2 as SyntheticCO2
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
     from pl_losses.data.loader import BatchLoader as BatchLoader
     from pl_losses.data.mnist import MNIST as MNIST
     from pl_losses.data.module import TensorDataModule as TensorDataModule
+    from pl_losses.data.pictures import Pictures as Pictures
     from pl_losses.data.strings import DigitStrings as DigitStrings
     from pl_losses.data.transforms import RandomAffine as RandomAffine
     from pl_losses.data.uci import UCI as UCI
+    from pl_losses.data.variations import Variations as Variations
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "Amat": "pl_losses.data.amat",
         "BagOfWords": "pl_losses.data.bag_of_words",
         "BatchLoader": "pl_losses.data.loader",
         "CIFAR10": "pl_losses.data.cifar10",
@@ -33,16 +37,19 @@ __getattr__, __dir__ = lazy(
         "LineImages": "pl_losses.data.lines",
         "Lines": "pl_losses.data.lines",
         "MNIST": "pl_losses.data.mnist",
+        "Pictures": "pl_losses.data.pictures",
         "RandomAffine": "pl_losses.data.transforms",
         "SyntheticCO2": "pl_losses.data.co2",
         "TensorDataModule": "pl_losses.data.module",
         "UCI": "pl_losses.data.uci",
+        "Variations": "pl_losses.data.variations",
     },
 )
 __all__ = [
     "CIFAR10",
     "MNIST",
     "UCI",
+    "Amat",
     "BagOfWords",
     "BatchLoader",
     "Characters",
@@ -51,7 +58,9 @@ __all__ = [
     "ImageDataModule",
     "LineImages",
     "Lines",
+    "Pictures",
     "RandomAffine",
     "SyntheticCO2",
     "TensorDataModule",
+    "Variations",
 ]

@@ -76,6 +76,11 @@ class PaperModule(LightningModule):
         """Tell the logger which value of each metric is the best."""
         define_metrics(self.trainer, self.best)
 
+    def on_train_start(self) -> None:
+        """Go on within the epoch that a checkpoint was saved in."""
+        # Lightning forgets where its loader was when a scheduler has asked for the number of steps.
+        self.trainer.fit_loop._load_combined_loader_states()
+
     def own_rows(self, batch_idx: int, size: int) -> int:
         """How many inputs of a validation or test batch to count, the first ones, of ``size``.
 

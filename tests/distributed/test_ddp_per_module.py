@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from pl_losses import GAN
 from pl_losses.data import Digits
 from pl_losses.papers.gan.losses import discriminator_loss, generator_loss
-from pl_losses.strategies import DDPPerModule
+from pl_losses.strategies import DDPPerModule, step_uncounted
 
 
 def per_module(**options):
@@ -165,16 +166,56 @@ def test_two_ranks_equal_one_process_in_any_order(make_trainer, tmp_path, order)
         assert not torch.equal(two["state"][name], start[name])
 
 
+class Three(pl.LightningModule):
+    """Three networks, each with an optimizer, of which one counts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        self.automatic_optimization = False
+        self.networks = nn.ModuleList([nn.Linear(1024, 2) for _ in range(3)])
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.long))
+
+    def configure_optimizers(self):
+        return [sgd(network.parameters()) for network in self.networks]
+
+    def training_step(self, batch, batch_idx):
+        self.counts[0] += 1
+        first, *others = self.optimizers()
+        for optimizer, network in zip((first, *others), self.networks, strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(network(batch[0].flatten(1)), batch[1] % 2))
+        first.step()
+        for optimizer in others:
+            step_uncounted(self, optimizer)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.counts[1] += 1
+
+
+def test_a_batch_of_three_optimizers_counts_once(make_trainer, tmp_path):
+    one = train(make_trainer, Three(), tmp_path / "1.pt", 1, steps=4)
+    two = train(make_trainer, Three(), tmp_path / "2.pt", 2, steps=4)
+    assert_equal(one, two)
+    assert two["steps"] == 4
+    assert two["state"]["counts"].tolist() == [4, 12]
+    start = Three().state_dict()
+    assert not any(
+        torch.equal(start[f"networks.{i}.weight"], two["state"][f"networks.{i}.weight"]) for i in range(3)
+    )
+
+
 class Unsynchronised(DDPPerModule):
     def pre_backward(self, closure_loss):
         pass
 
 
+def unsynchronised():
+    return Unsynchronised(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=20))
+
+
 def test_without_averaging_the_ranks_diverge(make_trainer, tmp_path):
-    strategy = Unsynchronised(
-        start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=20)
-    )
-    two = train(make_trainer, Orders("listing"), tmp_path / "2.pt", 2, strategy=strategy)
+    two = train(make_trainer, Orders("listing"), tmp_path / "2.pt", 2, strategy=unsynchronised())
     assert two["gap"] > 1e-4
 
 
@@ -190,10 +231,15 @@ def gan(**options):
     ids=str,
 )
 def test_gan_on_two_ranks_equals_one_process(make_trainer, tmp_path, options):
-    one = train(make_trainer, gan(**options), tmp_path / "1.pt", 1)
-    two = train(make_trainer, gan(**options), tmp_path / "2.pt", 2)
+    one = train(make_trainer, gan(**options), tmp_path / "1.pt", 1, precision="64-true")
+    two = train(make_trainer, gan(**options), tmp_path / "2.pt", 2, precision="64-true")
     assert_equal(one, two)
     assert two["steps"] == 3
+
+
+def test_gan_without_averaging_diverges(make_trainer, tmp_path):
+    two = train(make_trainer, gan(), tmp_path / "2.pt", 2, strategy=unsynchronised(), precision="64-true")
+    assert two["gap"] > 1e-4
 
 
 def test_running_statistics_are_the_same_on_all_ranks(make_trainer, tmp_path):
@@ -270,18 +316,23 @@ def test_automatic_optimisation_works_too(make_trainer, tmp_path):
     assert_equal(one, two)
 
 
-def test_the_report_is_that_of_one_process(make_trainer, tmp_path):
+@pytest.mark.parametrize("sampled", [True, False], ids=["DistributedSampler", "BatchLoader"])
+def test_the_report_is_that_of_one_process(make_trainer, sampled):
     from pl_losses import PretrainedLeNet5
     from pl_losses.callbacks import GANReport
 
+    # 21 test images do not share out evenly: a DistributedSampler ends with one of the first again.
+    data = Digits(low=-1.0, high=1.0, test_size=21, eval_batch_size=21)
+    data.setup("test")
+    (images, _), *_ = data.test_dataloader()
     results = []
     for ranks in (1, 2):
         trainer = make_trainer(ranks, callbacks=[GANReport(PretrainedLeNet5)])
-        # 301 test images do not share out evenly.
-        data = Digits(low=-1.0, high=1.0, test_size=301, eval_batch_size=100 // ranks)
-        results.append(trainer.test(gan(ema=0.9), data, verbose=False)[0])
+        batched = Digits(low=-1.0, high=1.0, test_size=21, eval_batch_size=8 // ranks)
+        source = DataLoader(images, 8 // ranks) if sampled else batched
+        results.append(trainer.test(gan(ema=0.9), source, verbose=False)[0])
     assert "test/lenet_recall" in results[0]
-    assert results[1] == pytest.approx(results[0], rel=1e-4)
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
 
 
 def test_plain_ddp_is_refused_by_name(make_trainer):

@@ -12,6 +12,7 @@ import yaml
 from pl_losses import recipes
 from pl_losses.__main__ import main
 from pl_losses.cli import run
+from pl_losses.papers.style.vgg import find_oxford
 
 EXPERIMENTS = [name for name in recipes.names() if not name.startswith("trainers/")]
 SMALL = [
@@ -37,6 +38,8 @@ def small(name, *more):
         more = ("--model.samples", "3", *more)
     if name.startswith("gtn/"):
         more = ("--data.isolated_epochs", "0", "--data.eval_strings", "20", *more)
+    if name.startswith("style/"):
+        more = ("--data.size", "32", "--model.scales", "[1.0]", *more)
     return ["fit", "--config", name, *SMALL, *QUIET, *more]
 
 
@@ -44,6 +47,9 @@ def small(name, *more):
 SLOW = {
     *("prelu/cifar10-relu", "prelu/cifar10-prelu", "prelu/depth30-xavier", "prelu/depth30-prelu"),
     "gan/cifar10",
+    *(f"sdae/{name}-gen" for name in ("basic", "bg-rand", "bg-img", "bg-img-rot", "convex", "rect-img")),
+    *(f"style/{name}" for name in ("fast-preview", "gatys", "high-resolution")),
+    *(f"style/{name}" for name in ("shipwreck", "starry-night", "the-scream")),
     *(f"gtn/strings-{name}" for name in ("viterbi", "discriminative-viterbi", "forward", "isolated")),
     *(f"dropout/uci-{name}" for name in ("concrete", "energy", "kin8nm", "naval", "power", "wine", "yacht")),
 }
@@ -54,6 +60,10 @@ MARKED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name f
 def test_recipe(name, request, tmp_path, capfd):
     data = recipes.resolve(name).get("data", {})
     source = str(data.get("init_args", {}).get("source", data.get("class_path"))).lower()
+    if name.startswith("style/") and find_oxford() is None:
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA to the folder that holds them")
+    if source == "variations" and "rect" not in name:
+        source = "mnist"
     if source in ("mnist", "uci"):
         request.getfixturevalue(f"{source}_root")
     assert run(small(name)) == 0

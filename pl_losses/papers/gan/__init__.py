@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pl_losses.papers.gan.quality import precision_recall as precision_recall
     from pl_losses.papers.gan.report import GANReport as GANReport
     from pl_losses.strategies import DDPPerModule as DDPPerModule
+    from pl_losses.strategies import step_uncounted as step_uncounted
 
 __getattr__, __dir__ = lazy(
     __name__,
@@ -27,6 +28,7 @@ __getattr__, __dir__ = lazy(
         "frechet_distance": "pl_losses.papers.gan.quality",
         "generator_loss": "pl_losses.papers.gan.losses",
         "precision_recall": "pl_losses.papers.gan.quality",
+        "step_uncounted": "pl_losses.strategies",
     },
 )
 __all__ = [
@@ -39,4 +41,5 @@ __all__ = [
     "frechet_distance",
     "generator_loss",
     "precision_recall",
+    "step_uncounted",
 ]

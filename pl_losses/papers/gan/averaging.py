@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,25 @@ class MovingAverage(nn.Module):
                 mine.lerp_(theirs, 1 - decay)
             else:
                 mine.copy_(theirs)
+
+
+def fit_average(state: dict[str, Any], wanted: bool) -> None:
+    """Make a GAN's saved weights those of one with or without an average, in place.
+
+    An average that was saved is left out; one that was not starts as the generator.
+
+    Args:
+        state: Tensors by name.
+        wanted: Whether there is to be an average.
+    """
+    prefix = "average.network."
+    saved = [key for key in state if key.startswith(prefix)]
+    if not wanted:
+        for key in saved:
+            del state[key]
+    elif not saved:
+        weights = {key: value for key, value in state.items() if key.startswith("generator.")}
+        state |= {prefix + key.removeprefix("generator."): value for key, value in weights.items()}
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

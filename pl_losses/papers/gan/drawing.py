@@ -83,7 +83,7 @@ def draw_classes(shares: Tensor, names: Sequence[str] = ()) -> Figure:
         places = [place + 0.4 * row - 0.2 for place in range(classes)]
         axes.bar(places, 100 * shares[row].numpy(), width=0.4, color=colour, label=name)
     axes.axhline(100 / classes, color="black", linestyle="--", linewidth=1, label="even")
-    axes.axhspan(50 / classes, 150 / classes, color="0.92", zorder=0, label="half more or less")
+    axes.axhspan(50 / classes, 150 / classes, color="0.92", zorder=0, label="0.5 to 1.5 times even")
     axes.set(xlabel="class, as it is read", ylabel="% of samples")
     axes.set_xticks(range(classes), labels)
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16))

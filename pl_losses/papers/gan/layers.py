@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pl_losses.papers.gan.checks import positive_integers
+
 
 class LinearLayer(nn.Module):
     """An affine map: [..., in_features] -> [..., out_features].
@@ -17,7 +19,7 @@ class LinearLayer(nn.Module):
         out_features: Size of an output.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is no positive integer.
 
     Example:
         >>> LinearLayer(128, 10)(torch.zeros(4, 128)).shape
@@ -26,13 +28,23 @@ class LinearLayer(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if size < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1 but got {size}")
+        positive_integers(in_features=in_features, out_features=out_features)
         # An attribute that is a Parameter is found by `parameters()`, moved by `to`, and saved.
         self.w = nn.Parameter(torch.randn(in_features, out_features) / in_features**0.5)
         self.b = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, activations: Tensor) -> Tensor:
-        """Return ``activations @ w + b``."""
+        """Return ``activations @ w + b``.
+
+        Raises:
+            ValueError: If ``activations`` is of another width than ``in_features``.
+        """
+        if activations.shape[-1:] != self.w.shape[:1]:
+            raise ValueError(
+                f"Expected `activations` of shape [..., {len(self.w)}] but got {list(activations.shape)}"
+            )
         return activations @ self.w + self.b
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of the layer."""
+        return f"in_features={self.w.shape[0]}, out_features={self.w.shape[1]}"

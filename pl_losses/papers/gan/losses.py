@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.papers.gan.checks import number
+
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, smoothing: float = 0.0) -> Tensor:
     r"""The listing's errD_real + errD_fake.
@@ -23,14 +25,14 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, smoothing: f
         Scalar, in nats.
 
     Raises:
+        TypeError: If the logits are no tensors.
         ValueError: If there are no logits, or ``smoothing`` is not in [0, 1).
 
     Example:
         >>> discriminator_loss(torch.zeros(4), torch.zeros(4))  # 2 log 2: D cannot tell
         tensor(1.3863)
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"Expected `smoothing` in [0, 1) but got {smoothing}")
+    number("smoothing", smoothing, "in [0, 1)", lambda share: 0 <= share < 1)
     real, fake = _logits("real_logits", real_logits), _logits("fake_logits", fake_logits)
     # -(1 - s) log sigmoid(r) - s log(1 - sigmoid(r)), and log(1 - sigmoid(r)) = log sigmoid(r) - r.
     loss = F.softplus(-real).mean() + F.softplus(fake).mean()
@@ -47,6 +49,7 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
         Scalar, in nats.
 
     Raises:
+        TypeError: If the logits are no tensor.
         ValueError: If there are no logits.
 
     Example:
@@ -57,6 +60,8 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 
 
 def _logits(name: str, logits: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"Expected `{name}` to be a tensor but got {type(logits).__name__}")
     if not logits.numel():
         raise ValueError(f"Expected `{name}` of at least one sample but got {list(logits.shape)}")
     return logits if logits.dtype == torch.float64 else logits.float()

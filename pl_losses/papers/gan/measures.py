@@ -44,7 +44,9 @@ class Measures(nn.Module):
 
     @torch.no_grad()
     def update(self, images: Tensor, real: bool) -> None:
-        """Take in images [B, C, S, S] with pixels in [-1, 1]."""
+        """Take in images [B, C, S, S] with pixels in [-1, 1]; B may be 0."""
+        if not len(images):
+            return
         if self.features is not None:
             found = self._features(images)
             self.frechet.update(found, real=real)
@@ -71,6 +73,7 @@ class Measures(nn.Module):
                 counted: list[Any] = list(self.shares)
                 shares = torch.stack([one.compute() for one in counted])
                 figures |= extremes(shares[1])
+                figures |= {f"real_{key}": value for key, value in extremes(shares[0]).items()}
         named = {f"{self.name}_{key}": value.float() for key, value in figures.items()}
         if self.extra is not None:
             named[snake_case(type(self.extra).__name__)] = self.extra.compute()

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torchmetrics import MeanMetric
 
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.observers.loaders import evaluation_loaders
 from pl_losses.papers.base import PaperModule
-from pl_losses.papers.gan import networks
-from pl_losses.papers.gan.averaging import MovingAverage
+from pl_losses.papers.gan import checks, networks
+from pl_losses.papers.gan.averaging import MovingAverage, fit_average
 from pl_losses.papers.gan.losses import discriminator_loss, generator_loss
-from pl_losses.papers.gan.noise import standard_normal
-from pl_losses.papers.gan.passes import frozen, unsynchronised
-from pl_losses.strategies import DDPPerModule
+from pl_losses.papers.gan.noise import rows_of_batches, standard_normal
+from pl_losses.papers.gan.passes import frozen, scale_gradients, unsynchronised
+from pl_losses.strategies import step_uncounted
 
 NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "dcgan": (networks.DCGANGenerator, networks.DCGANDiscriminator),
     "mlp": (networks.MLPGenerator, networks.MLPDiscriminator),
 }
+
+# What is logged of a validation and a test.
+PARTS = ("loss", "real_output", "fake_output")
 
 
 def dcgan_adam(parameters: Iterable[Any]) -> Adam:
@@ -67,13 +71,15 @@ class GAN(PaperModule):
         gradient_clip: Largest norm of each network's gradient; None for no limit. (The Trainer's
             ``gradient_clip_val`` is only for modules with one optimizer.)
         accumulate: Batches whose gradients make one step, the same as of one large batch, but for batch
-            normalisation. The generator's images are then generated twice, to save memory.
+            normalisation; the last step of an epoch is of the batches that are left. (The Trainer's
+            ``accumulate_grad_batches`` is only for modules with one optimizer.) The generator's images are
+            then generated twice, to save memory.
         mean: Of the data's normalisation, by channel: an image x is seen as 2 (x std + mean) - 1.
         std: Of the data's normalisation, by channel.
         seed: Seed of the noise.
 
     Raises:
-        TypeError: If an optimizer cannot be called.
+        TypeError: If an optimizer cannot be called, or ``generator`` or ``discriminator`` makes no module.
         ValueError: If an argument is out of range.
 
     Example:
@@ -115,29 +121,25 @@ class GAN(PaperModule):
         std: list[float] | None = None,
         seed: int = 0,
     ) -> None:
-        counts = {"latent_size": latent_size, "channels": channels, "image_size": image_size, "width": width}
-        counts |= {"discriminator_steps": discriminator_steps, "accumulate": accumulate}
-        for name, count in counts.items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"Expected `{name}` to be a positive integer but got {count!r}")
+        checks.positive_integers(latent_size=latent_size, channels=channels, image_size=image_size)
+        checks.positive_integers(width=width, discriminator_steps=discriminator_steps, accumulate=accumulate)
         if architecture not in NETWORKS:
             raise ValueError(f'Expected `architecture` to be "dcgan" or "mlp" but got {architecture!r}')
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"Expected `smoothing` in [0, 1) but got {smoothing}")
-        if ema is not None and not 0 <= ema < 1:
-            raise ValueError(f"Expected `ema` in [0, 1) or None but got {ema}")
-        if gradient_clip is not None and not gradient_clip > 0:
-            raise ValueError(f"Expected `gradient_clip` to be positive or None but got {gradient_clip}")
-        _check_normalisation(mean, std, channels)
+        checks.number("smoothing", smoothing, "in [0, 1)", lambda share: 0 <= share < 1)
+        if ema is not None:
+            checks.number("ema", ema, "in [0, 1) or None", lambda decay: 0 <= decay < 1)
+        if gradient_clip is not None:
+            checks.number("gradient_clip", gradient_clip, "to be positive or None", lambda norm: norm > 0)
+        checks.normalisation(mean, std, channels)
+        checks.number("seed", seed, "to be an integer", lambda value: isinstance(value, int))
+        checks.makers(generator=generator, discriminator=discriminator)
         super().__init__(discriminator_optimizer)
         if not callable(generator_optimizer):
             raise TypeError(f"Expected a callable `generator_optimizer` but got {generator_optimizer!r:.80}")
         save_plain_hyperparameters(self)
         self.automatic_optimization = False
-        self._generator_optimizer, self._discriminator_optimizer = (
-            generator_optimizer,
-            discriminator_optimizer,
-        )
+        self._generator_optimizer = generator_optimizer
+        self._discriminator_optimizer = discriminator_optimizer
         self.latent_size, self.channels, self.image_size = latent_size, channels, image_size
         self.architecture, self.width = architecture, width
         self._make_generator, self._make_discriminator = generator, discriminator
@@ -145,11 +147,16 @@ class GAN(PaperModule):
         self.gradient_clip, self.seed = gradient_clip, seed
         self.mean, self.std = mean, std
         # Convolutions are faster with the channels side by side, a tenth and more on a CPU.
-        self.generator = self.configure_generator().to(memory_format=torch.channels_last)
-        self.discriminator = self.configure_discriminator().to(memory_format=torch.channels_last)
+        made = checks.module("generator", self.configure_generator())
+        self.generator = made.to(memory_format=torch.channels_last)
+        made = checks.module("discriminator", self.configure_discriminator())
+        self.discriminator = made.to(memory_format=torch.channels_last)
         self.average = None if ema is None else MovingAverage(self.generator, ema)
-        self.means = nn.ModuleDict({f"{stage}_{part}": MeanMetric() for stage, part in _PARTS})
+        self.means = nn.ModuleDict(
+            {f"{stage}_{part}": MeanMetric() for stage in ("val", "test") for part in PARTS}
+        )
         self._noise: list[Tensor] = []
+        self._evaluated = 0
 
     def configure_generator(self) -> nn.Module:
         """Build the generator: noise [B, Z] -> images [B, C, S, S]."""
@@ -194,14 +201,12 @@ class GAN(PaperModule):
         Raises:
             ValueError: If it is DDP around the whole module.
         """
-        strategy = self.trainer.strategy
-        if stage != "fit" or not isinstance(strategy, DDPStrategy) or isinstance(strategy, DDPPerModule):
-            return
-        if not strategy._ddp_kwargs.get("find_unused_parameters"):
-            raise ValueError(
-                'Expected `strategy="ddp_per_module"` but got DDP around the whole module, which waits for'
-                " the gradients of both networks in every backward pass"
-            )
+        if stage == "fit":
+            checks.strategy(self.trainer.strategy)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out an average that is not wanted here; start one that was not kept from the generator."""
+        fit_average(checkpoint["state_dict"], wanted=self.average is not None)
 
     def sample_noise(self, count: int, *key: Any) -> Tensor:
         """This rank's rows of the noise of the joined batch.
@@ -248,7 +253,11 @@ class GAN(PaperModule):
 
         Returns:
             [count, C, S, S], pixels in [-1, 1].
+
+        Raises:
+            ValueError: If ``count`` is no positive integer.
         """
+        checks.positive_integers(count=count)
         return self.generate(self.fixed_noise(count, "sample", seed))
 
     @torch.no_grad()
@@ -262,8 +271,12 @@ class GAN(PaperModule):
             self.sampler.train(training)
 
     def images(self, batch: Any) -> Tensor:
-        """The images of a batch, their pixels in [-1, 1]: [B, C, S, S]."""
-        images: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+        """The images of a batch, their pixels in [-1, 1]: [B, C, S, S].
+
+        Raises:
+            TypeError: If the batch is no tensor and does not start with one.
+        """
+        images = checks.images_of(batch).to(next(self.generator.parameters()).dtype)
         if self.mean is None or self.std is None:
             return images
         mean, std = (images.new_tensor(part)[:, None, None] for part in (self.mean, self.std))
@@ -273,22 +286,12 @@ class GAN(PaperModule):
         """Refuse images that the generator cannot make, at the first batch.
 
         Raises:
-            ValueError: If they are of another shape, or pixels are out of range.
+            ValueError: If pixels are out of range.
         """
-        if batch_idx or self.current_epoch:
-            return
-        images = self.images(batch)
-        wanted = (self.channels, self.image_size, self.image_size)
-        if self._make_generator is None and images.shape[1:] != wanted:
-            raise ValueError(
-                f"Expected images of shape [B, {self.channels}, {self.image_size}, {self.image_size}]"
-                f" (`channels`, `image_size`) but got {networks.sizes_in_words(images)}"
-            )
-        low, high = images.min().item(), images.max().item()
-        if low < -1.02 or high > 1.02:
-            raise ValueError(
-                f"Expected pixels in [-1, 1] but got [{low:.3g}, {high:.3g}]: set `low` and `high` of the"
-                " data, or `mean` and `std` of the model"
+        if not batch_idx and not self.current_epoch and checks.pixel_range(self.images(batch)):
+            rank_zero_warn(
+                "No pixel of the first batch is negative, but the generator makes pixels in [-1, 1]: if the"
+                " images are in [0, 1], set `low=-1.0` of the data, or `mean` and `std` of the model"
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -302,14 +305,16 @@ class GAN(PaperModule):
         self._noise.append(self.sample_noise(len(real), "train", self.current_epoch, batch_idx))
         with torch.set_grad_enabled(generator_too):
             fake = self.generator(self._noise[-1])
+        checks.same_shape(real, fake)
         real_logits, fake_logits = self.discriminator(real), self.discriminator(fake.detach())
         loss = self.configure_discriminator_loss(real_logits, fake_logits)
         self.refuse_non_finite(loss)
-        self._backward(loss, synchronise=last)
+        self._backward(loss, len(real), synchronise=last)
         outputs = real_logits.detach().float().sigmoid().mean(), fake_logits.detach().float().sigmoid().mean()
         self.log("train/discriminator_loss", loss.detach(), prog_bar=True)
         self.log_dict({"train/real_output": outputs[0], "train/fake_output": outputs[1]})
         if last:
+            self._even_out(self.discriminator)
             optimizer.step()
             if generator_too:
                 self.log("train/generator_loss", self._step_generator(fake), prog_bar=True)
@@ -322,18 +327,29 @@ class GAN(PaperModule):
         with frozen(self.discriminator):
             for noise in self._noise[:-1]:
                 earlier = self.configure_generator_loss(self.discriminator(self.generator(noise)))
-                self._backward(earlier, synchronise=False)
+                self.refuse_non_finite(earlier)
+                self._backward(earlier, len(noise), synchronise=False)
             loss = self.configure_generator_loss(self.discriminator(fake))
-            self._backward(loss, synchronise=True)
-        # The strategy's step, not the LightningOptimizer's: that one would count the batch a second time.
-        self.trainer.strategy.optimizer_step(optimizer.optimizer, _nothing)
+            self.refuse_non_finite(loss)
+            self._backward(loss, len(fake), synchronise=True)
+        self._even_out(self.generator)
+        step_uncounted(self, optimizer)
         if self.average is not None:
             self.average.update(self.generator, self.global_step)
         return loss.detach()
 
-    def _backward(self, loss: Tensor, synchronise: bool) -> None:
+    def _backward(self, loss: Tensor, size: int, synchronise: bool) -> None:
+        if self.accumulate > 1:
+            # As if all batches were of the first one's size and there were as many as asked for.
+            loss = loss * (size / (self.accumulate * len(self._noise[0])))
         with nullcontext() if synchronise else unsynchronised(self.trainer.strategy):
-            self.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
+            self.manual_backward(loss)
+
+    def _even_out(self, network: nn.Module) -> None:
+        """Make accumulated gradients those of as many images as there were: fewer at an epoch's end."""
+        expected, count = self.accumulate * len(self._noise[0]), sum(map(len, self._noise))
+        if count != expected:
+            scale_gradients(network, expected / count)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient of the network that is about to step; with AMP it is unscaled by now."""
@@ -357,33 +373,31 @@ class GAN(PaperModule):
         images: Tensor = self(self.sample_noise(len(self.images(batch)), "predict", batch_idx))
         return images
 
+    def _evaluation_noise(self, stage: str, batch_idx: int, count: int) -> Tensor:
+        """The noise of this rank's next images: that of one process, however batches end on the ranks."""
+        loader = evaluation_loaders(self.trainer, "test" if stage == "test" else "val")[0]
+        size = getattr(loader, "batch_size", None)
+        if not isinstance(size, int):
+            return self.sample_noise(count, stage, batch_idx)
+        start = self._evaluated if batch_idx else 0
+        self._evaluated = start + count
+        return rows_of_batches(lambda index: self.sample_noise(size, stage, index), size, start, count)
+
     def _evaluate(self, stage: str, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         real = self.images(batch)
-        fake = self(self.sample_noise(len(real), stage, batch_idx))
-        real_logits, fake_logits = self.discriminator(real).float(), self.discriminator(fake).float()
-        values = {
-            "loss": self.configure_discriminator_loss(real_logits, fake_logits),
-            "real_output": real_logits.sigmoid().mean(),
-            "fake_output": fake_logits.sigmoid().mean(),
-        }
-        for part, value in values.items():
-            mean: Any = self.means[f"{stage}_{part}"]
-            mean.update(value, len(real))
-            self.log(f"{stage}/{part}", mean)
+        fake = self(self._evaluation_noise(stage, batch_idx, len(real)))
+        checks.same_shape(real, fake)
+        # What a DistributedSampler repeats is not counted, nor are as many of the generated images.
+        own = self.own_rows(batch_idx, len(real))
+        real, fake = real[:own], fake[:own]
+        real_logits, fake_logits = (
+            self.discriminator(part).float() if own else part.new_zeros(0) for part in (real, fake)
+        )
+        means: Any = self.means
+        if own:
+            loss = self.configure_discriminator_loss(real_logits, fake_logits)
+            means[f"{stage}_loss"].update(loss, own)
+            means[f"{stage}_real_output"].update(real_logits.sigmoid().mean(), own)
+            means[f"{stage}_fake_output"].update(fake_logits.sigmoid().mean(), own)
+        self.log_dict({f"{stage}/{part}": means[f"{stage}_{part}"] for part in PARTS})
         return {"real": real, "fake": fake, "real_logits": real_logits, "fake_logits": fake_logits}
-
-
-_PARTS = [(stage, part) for stage in ("val", "test") for part in ("loss", "real_output", "fake_output")]
-
-
-def _nothing() -> None:
-    """The closure of a step whose gradients are there already."""
-
-
-def _check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
-    for name, values in (("mean", mean), ("std", std)):
-        if (mean is None) != (std is None) or (values is not None and len(values) != channels):
-            raise ValueError(
-                f"Expected `mean` and `std` with {channels} numbers each (`channels`), or neither, but got"
-                f" {name}={values}"
-            )

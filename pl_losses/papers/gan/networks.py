@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 # Side of the image to that of the first map and the number of doublings from there.
 STAGES = {28: (7, 2), 32: (4, 3), 64: (4, 4)}
@@ -147,8 +147,3 @@ def init_dcgan_(network: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
-
-
-def sizes_in_words(images: Tensor) -> str:
-    """The shape of a batch without its size, for messages."""
-    return f"[B, {', '.join(map(str, images.shape[1:]))}]"

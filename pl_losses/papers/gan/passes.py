@@ -1,4 +1,4 @@
-"""What a step needs of its backward passes: a network frozen meanwhile, ranks that do not wait for others."""
+"""What a step needs of its backward passes: a network frozen meanwhile, ranks that do not wait, gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -27,3 +28,11 @@ def unsynchronised(strategy: Any) -> AbstractContextManager[Any]:
     block = getattr(strategy, "block_backward_sync", nullcontext)
     context: AbstractContextManager[Any] = block()
     return context
+
+
+@torch.no_grad()
+def scale_gradients(module: nn.Module, factor: float) -> None:
+    """Multiply the gradients that a module's parameters have."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)

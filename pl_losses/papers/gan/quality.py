@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from pl_losses.papers.gan.checks import positive_integers
+
 
 def frechet_distance(
     real_mean: Tensor, real_covariance: Tensor, fake_mean: Tensor, fake_covariance: Tensor
@@ -28,7 +30,7 @@ def frechet_distance(
         fake_covariance: Shape [F, F].
 
     Returns:
-        Scalar, float64.
+        Scalar, float64; NaN if a mean or a covariance is not finite.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -48,6 +50,8 @@ def frechet_distance(
         if tensor.shape != shape:
             raise ValueError(f"Expected `{name}` of shape {list(shape)} but got {list(tensor.shape)}")
     real, fake = real_covariance.double(), fake_covariance.double()
+    if not all(part.isfinite().all() for part in (real, fake, real_mean, fake_mean)):
+        return real.new_tensor(torch.nan)
     values, vectors = torch.linalg.eigh(real)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     trace = torch.linalg.eigvalsh(root @ fake @ root).clamp_min(0).sqrt().sum()
@@ -69,22 +73,29 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[T
 
     Returns:
         Share of the generated samples that are of the real distribution, and share of the real ones that are
-        of the generated distribution; scalars in [0, 1].
+        of the generated distribution; scalars in [0, 1], NaN if a feature is not finite.
 
     Raises:
-        ValueError: If a set has not more than k samples, or the features differ in number.
+        ValueError: If ``neighbours`` is no positive integer, a set has not more than k samples, or the
+            features differ in number.
 
     Example:
         >>> real = torch.arange(8.0)[:, None]
         >>> precision_recall(real, torch.tensor([[0.05], [0.25], [30.0], [30.1]]), neighbours=1)
         (tensor(0.5000), tensor(0.1250))
     """
+    positive_integers(neighbours=neighbours)
     for name, samples in (("real", real), ("fake", fake)):
         if samples.ndim != 2 or len(samples) <= neighbours or samples.shape[1] != real.shape[1]:
             raise ValueError(
                 f"Expected `{name}` of shape [more than {neighbours}, {real.shape[-1]}] but got"
                 f" {list(samples.shape)}"
             )
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        return real.new_tensor(torch.nan), real.new_tensor(torch.nan)
+    # Distances come from products of the features: a large mean would leave little of them.
+    centre = real.double().mean(dim=0)
+    real, fake = real.double() - centre, fake.double() - centre
     return _within(fake, real, neighbours), _within(real, fake, neighbours)
 
 
@@ -154,6 +165,7 @@ class PrecisionRecall(Metric):
 
     def __init__(self, neighbours: int = 3) -> None:
         super().__init__()
+        positive_integers(neighbours=neighbours)
         self.neighbours = neighbours
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("fake", [], dist_reduce_fx="cat")

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from pl_losses.observers.metrics import define_metrics
 from pl_losses.observers.monitor import Row, log_row, logged_step
 from pl_losses.observers.pictures import gather_objects, log_figure
+from pl_losses.papers.gan.checks import makers, module, positive_integers
 from pl_losses.papers.gan.drawing import draw_classes, draw_outputs, draw_samples
 from pl_losses.papers.gan.measures import Measures, feature_name
 from pl_losses.papers.gan.module import GAN
@@ -45,6 +46,7 @@ class GANReport(Callback):
         seed: Seed of their noise.
 
     Raises:
+        TypeError: If ``features`` is no function that makes a module.
         ValueError: If a number is not positive.
     """
 
@@ -55,6 +57,9 @@ class GANReport(Callback):
         "<name>_classes_covered": "number of classes with at least half of an even share of the samples",
         "<name>_smallest_class": "share of the rarest class",
         "<name>_largest_class": "share of the most frequent class",
+        "<name>_real_classes_covered": "number of such classes among the real samples, read in the same way",
+        "<name>_real_smallest_class": "share of the rarest class among the real samples",
+        "<name>_real_largest_class": "share of the most frequent class among the real samples",
     }
 
     def __init__(
@@ -65,9 +70,8 @@ class GANReport(Callback):
         samples: int = 64,
         seed: int = 0,
     ) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("samples", samples)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}")
+        positive_integers(every_n_epochs=every_n_epochs, samples=samples)
+        makers(features=features)
         self.every_n_epochs, self.samples, self.seed = every_n_epochs, samples, seed
         self._make_features, self._make_metric = features, metric
         self._features: nn.Module | None = None
@@ -78,12 +82,12 @@ class GANReport(Callback):
         """Make the features, once.
 
         Raises:
-            TypeError: If the module is no GAN.
+            TypeError: If the module is no GAN, or ``features`` makes no module.
         """
         if not isinstance(pl_module, GAN):
             raise TypeError(f"Expected a GAN to report on but got {type(pl_module).__name__}")
         if self._make_features is not None and self._features is None:
-            self._features = self._make_features().eval().requires_grad_(False)
+            self._features = module("features", self._make_features()).eval().requires_grad_(False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the logger that small distances are good."""
@@ -176,7 +180,8 @@ class GANReport(Callback):
         assert isinstance(pl_module, GAN)
         images = pl_module.sample(self.samples, self.seed).float().cpu()
         if trainer.is_global_zero and trainer.loggers:
-            title = "" if key.startswith("test") else f"after {logged_step(trainer)} batches"
+            after = f"after {logged_step(trainer)} batches"
+            title = "samples of the tested weights" if key.startswith("test") else after
             log_figure(trainer, key, draw_samples(images, round(self.samples**0.5), title))
 
     def _show_interpolation(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -185,4 +190,5 @@ class GANReport(Callback):
         noise = spherical(ends[:ROWS], ends[ROWS:], STEPS).flatten(0, 1)
         images = pl_module.generate(noise).float().cpu()
         if trainer.is_global_zero:
-            log_figure(trainer, "test/interpolation", draw_samples(images, STEPS))
+            title = "from one sample (left) to another (right), along the arc between their noises"
+            log_figure(trainer, "test/interpolation", draw_samples(images, STEPS, title))

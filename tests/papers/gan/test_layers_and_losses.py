@@ -30,6 +30,15 @@ def test_linear_layer_keeps_the_variance_at_the_start():
     assert float(outputs.var()) == pytest.approx(1, rel=0.05)
 
 
+@pytest.mark.parametrize("sizes", [(2.5, 3), (True, 3), (3, 0)])
+def test_linear_layer_refuses(sizes):
+    with pytest.raises(ValueError, match="_features` to be a positive integer but got"):
+        LinearLayer(*sizes)
+    with pytest.raises(ValueError, match=r"`activations` of shape \[..., 5\] but got \[2, 4\]"):
+        LinearLayer(5, 3)(torch.zeros(2, 4))
+    assert str(LinearLayer(5, 3)) == "LinearLayer(in_features=5, out_features=3)"
+
+
 def test_full_basic_model_by_hand():
     torch.manual_seed(0)
     model = FullBasicModel()
@@ -79,6 +88,8 @@ def test_losses_refuse():
         generator_loss(logits[:0])
     with pytest.raises(ValueError, match=r"`smoothing` in \[0, 1\) but got 1"):
         discriminator_loss(logits, logits, smoothing=1)
+    with pytest.raises(TypeError, match="`fake_logits` to be a tensor but got list"):
+        generator_loss([1.0, 2.0])
 
 
 @pytest.mark.parametrize("size", [28, 32, 64])

@@ -90,6 +90,36 @@ def test_precision_and_recall_in_loops(k):
         precision_recall(real, fake[:3], 3)
 
 
+def test_a_large_mean_of_the_features_does_no_harm():
+    generator = torch.Generator().manual_seed(4)
+    # What float32 keeps of features that are 1000 and more.
+    real, fake = (1000 + spread * torch.randn(40, 84, generator=generator) for spread in (1.0, 0.95))
+    expected = by_hand(fake.double(), real.double(), 3), by_hand(real.double(), fake.double(), 3)
+    assert 0 < expected[1] < expected[0] < 1
+    assert tuple(map(float, precision_recall(real, fake))) == pytest.approx(expected)
+
+
+def test_features_that_are_not_finite_have_no_figures():
+    samples = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    broken = samples.clone()
+    broken[3, 1] = torch.nan
+    assert all(value.isnan() for value in precision_recall(samples, broken))
+    metric = FrechetDistance(2)
+    metric.update(samples, real=True)
+    metric.update(broken, real=False)
+    assert metric.compute().isnan()
+
+
+@pytest.mark.parametrize("neighbours", [0, -1, 1.5])
+def test_neighbours_are_counted(neighbours):
+    for make in (
+        lambda: precision_recall(torch.rand(9, 2), torch.rand(9, 2), neighbours),
+        lambda: PrecisionRecall(neighbours),
+    ):
+        with pytest.raises(ValueError, match=f"`neighbours` to be a positive integer but got {neighbours}"):
+            make()
+
+
 def test_class_shares():
     shares = ClassShares(3)
     shares.update(torch.eye(3)[[0, 0, 2]])
@@ -191,14 +221,8 @@ def test_report_logs_and_draws(tmp_path):
     model = GAN(architecture="mlp", width=4, latent_size=4)
     data = Digits(batch_size=16, low=-1.0, high=1.0, eval_batch_size=100)
     trainer.fit(model, data)
-    figures = {
-        "frechet_distance",
-        "precision",
-        "recall",
-        "classes_covered",
-        "smallest_class",
-        "largest_class",
-    }
+    classes = {"classes_covered", "smallest_class", "largest_class"}
+    figures = {"frechet_distance", "precision", "recall"} | classes | {f"real_{key}" for key in classes}
     assert figures == {key.removeprefix("<name>_") for key in GANReport.KEYS}
     wanted = {f"val/pixel_{key}" for key in figures} | {"val/frechet_inception_distance"}
     assert wanted <= set(trainer.logged_metrics)
@@ -209,7 +233,10 @@ def test_report_logs_and_draws(tmp_path):
     first, second = Mean()(real).double(), Mean()(fake).double()
     by_hand = frechet_distance(first.mean(0), first.T.cov(), second.mean(0), second.T.cov())
     assert tested["test/pixel_frechet_distance"] == pytest.approx(float(by_hand), rel=1e-4)
-    assert tested["test/pixel_smallest_class"] + tested["test/pixel_largest_class"] == pytest.approx(1)
+    for prefix, samples in (("", fake), ("real_", real)):
+        bright = float((Mean()(samples)[:, 0] > 0).float().mean())
+        found = [tested[f"test/pixel_{prefix}{key}_class"] for key in ("smallest", "largest")]
+        assert found == pytest.approx(sorted((bright, 1 - bright)))
     pictures = {path.stem for path in tmp_path.rglob("pictures/*.png")}
     assert pictures == {
         *("train-samples", "test-samples", "test-interpolation", "test-outputs", "test-classes"),
@@ -232,5 +259,10 @@ def test_report_without_features_draws_only(tmp_path):
 def test_report_refuses():
     with pytest.raises(ValueError, match="`samples` to be a positive integer but got 0"):
         GANReport(samples=0)
+    with pytest.raises(TypeError, match="`features` to be a function that makes a module"):
+        GANReport(features=Mean())
+    trainer, model = pl.Trainer(logger=False, accelerator="cpu"), GAN(width=2, latent_size=2)
+    with pytest.raises(TypeError, match=r"`features` to make a torch.nn.Module but got 3"):
+        GANReport(features=lambda: 3).setup(trainer, model, "fit")
     with pytest.raises(TypeError, match="Expected a GAN to report on but got LightningModule"):
-        GANReport().setup(pl.Trainer(logger=False, accelerator="cpu"), pl.LightningModule(), "fit")
+        GANReport().setup(trainer, pl.LightningModule(), "fit")

@@ -1,0 +1,212 @@
+"""Content and style images for style transfer."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from pl_losses.data.image_files import read_image, resized, to_tensor
+from pl_losses.data.loader import BatchLoader
+from pl_losses.data.module import check_integer
+from pl_losses.hparams import save_plain_hyperparameters
+
+# Images that are installed with the suite or with scikit-learn, by name.
+PACKAGED = {
+    "china": ("sklearn.datasets", "images/china.jpg"),
+    "flower": ("sklearn.datasets", "images/flower.jpg"),
+    "starry-night": ("pl_losses.data", "starry-night.jpg"),
+}
+
+
+@dataclass
+class PictureSet:
+    """One rank's images: B contents, each with K styles.
+
+    Attributes:
+        contents: [B, 3, H, W], red, green, blue in [0, 1].
+        styles: For each content K images [3, h, w].
+        shares: Weights of the K styles; None for even ones.
+        masks: [K, H, W] in [0, 1], where each style is wanted; None for everywhere.
+        names: A name for each content with its styles.
+    """
+
+    contents: Tensor
+    styles: list[list[Tensor]]
+    shares: list[float] | None = None
+    masks: Tensor | None = None
+    names: list[str] = field(default_factory=list)
+
+
+class Pictures(LightningDataModule):
+    """Content and style images, read from files, for :class:`~pl_losses.StyleTransfer`.
+
+    Files of any size and kind that Pillow reads: they are turned upright (EXIF), put over white where they
+    are transparent, and grey ones made coloured. A name is looked for in the current folder, then in ``root``
+    and its folder ``images``; "china" and "flower" are scikit-learn's photographs, "starry-night" is van
+    Gogh's painting, packaged small.
+
+    Args:
+        content: Content image, or a list of several of one size, which are worked on together.
+        style: Style image, or a list of several, which are blended.
+        size: Pixels of the content's longest side; or [height, width], to which it is cropped; None to leave
+            it as it is.
+        style_size: Pixels of the style images' longest side. Default: the longest of the content.
+        style_weights: How much of each style. Default: even shares. With ``masks`` weights of the regions.
+        masks: For each style an image that is white where the style is wanted and black elsewhere.
+        paired: Take the first style for the first content, the second for the second, instead of blending.
+        steps: Optimizer steps per epoch.
+        root: Folder with images, and with weights of VGG-19. Default: the one PL_LOSSES_DATA names, if any.
+
+    Raises:
+        TypeError: If an argument that counts is no integer.
+        ValueError: If an argument is out of range, or the lists do not fit together.
+
+    Example:
+        >>> data = Pictures("china", "starry-night", size=64)
+        >>> data.pictures().contents.shape, data.pictures().names
+        (torch.Size([1, 3, 43, 64]), ['china-starry-night'])
+    """
+
+    def __init__(
+        self,
+        content: str | list[str],
+        style: str | list[str],
+        size: int | list[int] | None = 512,
+        style_size: int | None = None,
+        style_weights: list[float] | None = None,
+        masks: list[str] | None = None,
+        paired: bool = False,
+        steps: int = 25,
+        root: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.content = [content] if isinstance(content, str) else list(content)
+        self.style = [style] if isinstance(style, str) else list(style)
+        if not self.content or not self.style:
+            raise ValueError("Expected `content` and `style` to name at least one image each")
+        check_integer("steps", steps, 1)
+        _check_size(size)
+        if style_size is not None:
+            check_integer("style_size", style_size, 16)
+        for name, given in (("style_weights", style_weights), ("masks", masks)):
+            if given is not None and (paired or len(given) != len(self.style)):
+                only = "without `paired`, " if paired else ""
+                raise ValueError(
+                    f"Expected `{name}` {only}for {len(self.style)} style images but got {given}"
+                )
+        if style_weights is not None and (min(style_weights) < 0 or not sum(style_weights) > 0):
+            raise ValueError(f"Expected `style_weights` to be at least 0 but got {style_weights}")
+        if paired and len(self.style) != len(self.content):
+            raise ValueError(
+                f"Expected one `style` for each of {len(self.content)} contents but got {len(self.style)}"
+            )
+        save_plain_hyperparameters(self, logger=False)
+        self.size, self.style_size, self.style_weights = size, style_size, style_weights
+        self.masks, self.paired, self.steps = masks, paired, steps
+        self.root = root or os.environ.get("PL_LOSSES_DATA")
+
+    def pictures(self, rank: int = 0, ranks: int = 1) -> PictureSet:
+        """The images of one rank: every ``ranks``-th content from its own on, with their styles.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is damaged, sizes differ, or there are fewer contents than ranks.
+        """
+        chosen = range(rank, len(self.content), ranks)
+        if len(self.content) < ranks:
+            raise ValueError(f"Expected at least {ranks} images in `content` for as many ranks")
+        contents = [self.open("content", self.content[index], self._size()) for index in chosen]
+        if len({content.shape for content in contents}) > 1:
+            shapes = [list(content.shape[1:]) for content in contents]
+            raise ValueError(f"Expected contents of one size but got {shapes}: set `size` to [height, width]")
+        height, width = contents[0].shape[1:]
+        wanted = self.style_size or max(height, width)
+        lists = [[self.style[index]] if self.paired else self.style for index in chosen]
+        opened = {name: self.open("style", name, wanted) for names in lists for name in names}
+        masks = None
+        if self.masks is not None:
+            grey = [self.open("masks", name, (height, width)).mean(0) for name in self.masks]
+            masks = torch.stack(grey)
+        return PictureSet(
+            torch.stack(contents),
+            [[opened[name] for name in names] for names in lists],
+            self._shares(),
+            masks,
+            _distinct([_name([self.content[i], *names]) for i, names in zip(chosen, lists, strict=True)]),
+        )
+
+    def open(self, argument: str, name: str, size: int | tuple[int, int] | None) -> Tensor:
+        """An image by its name, as [3, H, W] in [0, 1]; override it for images from elsewhere.
+
+        Args:
+            argument: Which of ``content``, ``style`` and ``masks`` named it, for the errors.
+            name: Path, or name of a packaged one.
+            size: See :func:`~pl_losses.data.image_files.resized`.
+        """
+        image = to_tensor(resized(read_image(self.find(name), argument), size))
+        if min(image.shape[1:]) < 16:
+            raise ValueError(
+                f"Expected `{argument}` of at least 16 pixels each way for VGG-19's layers but {name} becomes"
+                f" {image.shape[2]} x {image.shape[1]}: set a larger `size`"
+            )
+        return image
+
+    def find(self, name: str) -> Path:
+        """Where an image is; the path as given where there is none."""
+        if name in PACKAGED:
+            package, file = PACKAGED[name]
+            spec = importlib.util.find_spec(package)
+            return Path(str(spec.origin if spec else "")).parent / file
+        path = Path(name).expanduser()
+        folders = [Path(self.root).expanduser(), Path(self.root, "images").expanduser()] if self.root else []
+        return next((one for one in (path, *(folder / name for folder in folders)) if one.is_file()), path)
+
+    def train_dataloader(self) -> BatchLoader:
+        """As many batches as there are steps: their numbers; the images are in :meth:`pictures`."""
+        return BatchLoader((torch.arange(self.steps),), 1)
+
+    def test_dataloader(self) -> BatchLoader:
+        """One batch."""
+        return BatchLoader((torch.arange(1),), 1)
+
+    predict_dataloader = test_dataloader
+
+    def _size(self) -> int | tuple[int, int] | None:
+        return (self.size[0], self.size[1]) if isinstance(self.size, list) else self.size
+
+    def _shares(self) -> list[float] | None:
+        """Weights that sum to 1; those of regions as they are."""
+        if self.style_weights is None or self.masks is not None:
+            return self.style_weights
+        return [weight / sum(self.style_weights) for weight in self.style_weights]
+
+
+def _check_size(size: int | list[int] | None) -> None:
+    sides = size if isinstance(size, list) else [] if size is None else [size]
+    for side in sides:
+        check_integer("size", side, 16)
+    if isinstance(size, list) and len(size) != 2:
+        raise ValueError(f"Expected `size` to be a number or [height, width] but got {size}")
+
+
+def _name(names: Sequence[str]) -> str:
+    return "-".join(Path(name).stem for name in names)[:100]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names with a number where one comes again.
+
+    >>> _distinct(["a", "b", "a"])
+    ['a', 'b', 'a-2']
+    """
+    return [
+        f"{name}-{names[: index + 1].count(name)}" if name in names[:index] else name
+        for index, name in enumerate(names)
+    ]

@@ -1,0 +1,144 @@
+"""What the GAN wing refuses before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor, nn
+
+from pl_losses.strategies import DDPPerModule
+
+
+def positive_integers(**values: Any) -> None:
+    """Refuse arguments that are no integers of at least 1.
+
+    Raises:
+        ValueError: At the first such argument.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}")
+
+
+def number(name: str, value: Any, wanted: str, fits: Callable[[float], bool]) -> None:
+    """Refuse an argument that is no finite number, or not ``wanted``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    real = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    if not real or not fits(value):
+        raise ValueError(f"Expected `{name}` {wanted} but got {value!r}")
+
+
+def normalisation(mean: Any, std: Any, channels: int) -> None:
+    """Refuse a normalisation that is not one mean and one positive deviation for each channel, or none.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    if mean is None and std is None:
+        return
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, (list, tuple)) or len(values) != channels:
+            raise ValueError(
+                f"Expected `mean` and `std` with {channels} numbers each (`channels`), or neither, but got"
+                f" {name}={values}"
+            )
+    for value in mean:
+        number("mean", value, "to be finite numbers", lambda _: True)
+    for value in std:
+        number("std", value, "to be positive numbers", lambda deviation: deviation > 0)
+
+
+def makers(**values: Any) -> None:
+    """Refuse networks where functions that make them are wanted; None is none.
+
+    Raises:
+        TypeError: If an argument is a module, or cannot be called.
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, nn.Module) or not callable(value)):
+            raise TypeError(
+                f"Expected `{name}` to be a function that makes a module, such as `lambda: network`, but got"
+                f" {value!r:.80}"
+            )
+
+
+def module(name: str, value: Any) -> nn.Module:
+    """What a function made, if it is a module.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"Expected `{name}` to make a torch.nn.Module but got {value!r:.80}")
+    return value
+
+
+def strategy(used: Strategy) -> None:
+    """Refuse DDP around a whole module, which fails with two optimizers.
+
+    Raises:
+        ValueError: If the strategy is that.
+    """
+    if not isinstance(used, DDPStrategy) or isinstance(used, DDPPerModule):
+        return
+    if not used._ddp_kwargs.get("find_unused_parameters"):
+        raise ValueError(
+            'Expected `strategy="ddp_per_module"` but got DDP around the whole module, which waits for the'
+            " gradients of both networks in every backward pass"
+        )
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of a batch: itself, or what it starts with.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            "Expected batches of images [B, C, S, S], or tuples that start with them, but got"
+            f" {type(batch).__name__}: override `images` of the GAN"
+        )
+    return images
+
+
+def same_shape(real: Tensor, fake: Tensor) -> None:
+    """Refuse images of another shape than the generator's.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if real.shape[1:] != fake.shape[1:]:
+        raise ValueError(
+            f"Expected images of shape {_in_words(fake)} as the generator makes them (`channels`,"
+            f" `image_size`) but got {_in_words(real)}"
+        )
+
+
+def pixel_range(images: Tensor) -> bool:
+    """Refuse pixels out of [-1, 1].
+
+    Returns:
+        Whether none is negative, as in images that are in [0, 1].
+
+    Raises:
+        ValueError: If pixels are out of range.
+    """
+    low, high = images.min().item(), images.max().item()
+    if not (low >= -1.02 and high <= 1.02):
+        raise ValueError(
+            f"Expected pixels in [-1, 1] but got [{low:.3g}, {high:.3g}]: set `low` and `high` of the"
+            " data, or `mean` and `std` of the model"
+        )
+    return low >= 0
+
+
+def _in_words(images: Tensor) -> str:
+    return f"[B, {', '.join(map(str, images.shape[1:]))}]"

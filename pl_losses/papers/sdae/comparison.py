@@ -1,0 +1,259 @@
+"""Vincent et al. 2010, section 6.2: SDAE-3 beside SAE-3 and a random start, on the generated variations.
+
+``pl-losses reproduce sdae/variations`` trains all three on the same images for the same number of epochs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import sqrt
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from pl_losses.data.module import check_integer
+from pl_losses.data.variations import NAMES, Name, Variations
+from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder
+
+METHODS = ("SDAE-3", "SAE-3", "MLP-3")
+# The paper's share of masked elements; of basic, bg-rand and so on.
+LEVELS = {"basic-gen": 0.1, "bg-rand-gen": 0.4, "rect-gen": 0.1, "convex-gen": 0.1}
+COLUMNS = ("variation", "method", "seed", "error", "low", "high", "val_error", "seconds")
+
+
+def reproduce(
+    variations: str | list[str] = "bg-rand-gen,bg-img-gen,rot-gen",
+    seeds: int = 3,
+    source: str = "mnist",
+    root: str | None = None,
+    folder: str = "runs/sdae/variations",
+    train_size: int | None = None,
+    val_size: int | None = None,
+    test_size: int | None = None,
+    hidden: int = 1000,
+    pretrain_epochs: int = 20,
+    finetune_epochs: int = 30,
+    pretrain_lr: float = 0.002,
+    finetune_lr: float = 0.001,
+    batch_size: int = 128,
+) -> None:
+    """SDAE-3, SAE-3 and MLP-3 on generated variations of the digits: test errors with intervals, over seeds.
+
+    All train on the same images for the same number of epochs, of which the random start (MLP-3) has all for
+    supervised training; the weights with the lowest validation error are tested. The folder gets
+    ``variations.csv``, a row for each training, and the same command goes on after an interruption. The sets
+    are not the published ones, nor are the errors comparable with the published.
+
+    Args:
+        variations: Names between commas, such as rot-gen; "all" are all eight.
+        seeds: Trainings of each method; they differ in the start, the order and the noise, not in the images.
+        source: Digits of "mnist", or the packaged ones, "digits".
+        root: Folder with MNIST.
+        folder: For the results.
+        train_size: Training images. Default: as many as the original sets have.
+        val_size: Validation images.
+        test_size: Test images.
+        hidden: Units of each of the three layers.
+        pretrain_epochs: Epochs of each layer.
+        finetune_epochs: Epochs of fine-tuning.
+        pretrain_lr: Largest learning rate of pre-training (Adam, one cycle).
+        finetune_lr: The same of fine-tuning.
+        batch_size: Images per step.
+
+    Raises:
+        ValueError: If an argument is out of range, or the folder has the results of other arguments.
+    """
+    names = _names(variations)
+    for name, value, least in (
+        ("seeds", seeds, 1),
+        ("hidden", hidden, 1),
+        ("pretrain_epochs", pretrain_epochs, 1),
+        ("finetune_epochs", finetune_epochs, 1),
+    ):
+        check_integer(name, value, least)
+    settings = {
+        "source": source,
+        "train_size": train_size,
+        "val_size": val_size,
+        "test_size": test_size,
+        "hidden": hidden,
+        "pretrain_epochs": pretrain_epochs,
+        "finetune_epochs": finetune_epochs,
+        "pretrain_lr": pretrain_lr,
+        "finetune_lr": finetune_lr,
+        "batch_size": batch_size,
+    }
+    where = Path(folder)
+    rows = _resumed(where, settings)
+    done = {(row["variation"], row["method"], int(row["seed"])) for row in rows}
+    sizes: dict[str, Any] = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
+    # Refuses what is out of range before any training.
+    sets = {name: _data(name, source, root, batch_size, sizes) for name in names}
+    for seed in range(seeds):
+        for name, data in sets.items():
+            for method in METHODS:
+                if (name, method, seed) not in done:
+                    rows.append(_train(name, method, seed, data, settings))
+                    _append(where, rows[-1])
+                    print(_line(rows[-1]), flush=True)
+    shown = [row for row in rows if row["variation"] in names and int(row["seed"]) < seeds]
+    print(f"\n{table(shown)}\n\nTable: {where / 'variations.csv'}")
+
+
+def _data(name: Name, source: Any, root: str | None, batch_size: int, sizes: dict[str, Any]) -> Variations:
+    return Variations(name, source=source, root=root, batch_size=batch_size, **sizes)
+
+
+def configure(method: str, name: str, settings: dict[str, Any], seed: int = 0) -> StackedDenoisingAutoencoder:
+    """One of :data:`METHODS` for a variation.
+
+    >>> settings = {"hidden": 5, "pretrain_epochs": 2, "pretrain_lr": 0.01, "finetune_lr": 0.01}
+    >>> sae = configure("SAE-3", "rect-gen", settings)
+    >>> sae.level, sae.pretrain_epochs, sae.num_classes
+    (0.0, [2, 2, 2], 2)
+    """
+
+    def cycle(largest: float) -> Any:
+        return lambda optimizer, **options: torch.optim.lr_scheduler.OneCycleLR(optimizer, largest, **options)
+
+    torch.manual_seed(seed)
+    return StackedDenoisingAutoencoder(
+        hidden=[settings["hidden"]] * 3,
+        num_classes=2 if name.startswith(("rect", "convex")) else 10,
+        level=LEVELS.get(name, 0.25) if method == "SDAE-3" else 0.0,
+        mode="bernoulli",
+        pretrain_epochs=0 if method == "MLP-3" else settings["pretrain_epochs"],
+        seed=seed,
+        pretrain_optimizer=lambda parameters: torch.optim.Adam(parameters, fused=True),
+        pretrain_lr_scheduler=cycle(settings["pretrain_lr"]),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, fused=True),
+        lr_scheduler=cycle(settings["finetune_lr"]),
+    )
+
+
+def _train(name: str, method: str, seed: int, data: Variations, settings: dict[str, Any]) -> dict[str, Any]:
+    started = perf_counter()
+    model = configure(method, name, settings, seed)
+    data.seed = seed
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator="auto",
+            devices=1,
+            max_epochs=3 * settings["pretrain_epochs"] + settings["finetune_epochs"],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, data)
+        (result,) = trainer.test(model, data, verbose=False)
+    values = {end: result[f"test/error{end}"] for end in ("", "_low", "_high")}
+    return {
+        "variation": name,
+        "method": method,
+        "seed": seed,
+        "error": values[""],
+        "low": values["_low"],
+        "high": values["_high"],
+        "val_error": model.lowest_error,
+        "seconds": round(perf_counter() - started, 1),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean test error of each method in percent, with the 95 % interval of one test, and a verdict.
+
+    The order holds beyond the intervals where SDAE-3's mean lies below the others', by more than 1.96
+    standard errors of the difference of two means over the same number of test images.
+
+    >>> row = {"variation": "rot-gen", "seed": 0}
+    >>> rows = [row | {"method": method, "error": error, "low": error - 0.005, "high": error + 0.005}
+    ...         for method, error in (("SDAE-3", 0.1), ("SAE-3", 0.12), ("MLP-3", 0.105))]
+    >>> print(table(rows))
+    variation               SDAE-3            SAE-3            MLP-3   SDAE-3 better than
+    rot-gen          10.00 +- 0.50    12.00 +- 0.50    10.50 +- 0.50   SAE-3
+    """
+    lines = [f"{'variation':<13}" + "".join(f"{method:>17}" for method in METHODS) + "   SDAE-3 better than"]
+    for name in dict.fromkeys(row["variation"] for row in rows):
+        means = {}
+        for method in METHODS:
+            found = [row for row in rows if (row["variation"], row["method"]) == (name, method)]
+            if found:
+                error = sum(float(row["error"]) for row in found) / len(found)
+                half = sum(float(row["high"]) - float(row["low"]) for row in found) / len(found) / 2
+                means[method] = error, half
+        ours = means.get("SDAE-3", (float("inf"), 0.0))
+        beaten = [
+            method
+            for method, (error, half) in means.items()
+            if method != "SDAE-3" and error - ours[0] > sqrt(half**2 + ours[1] ** 2)
+        ]
+        cells = [f"{100 * e:.2f} +- {100 * h:.2f}" for e, h in means.values()]
+        lines.append(f"{name:<13}" + "".join(f"{cell:>17}" for cell in cells) + "   " + ", ".join(beaten))
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    error = f"{100 * row['error']:.2f} % ({100 * row['low']:.2f} to {100 * row['high']:.2f} %)"
+    return f"{row['variation']}, {row['method']}, seed {row['seed']}: {error}, {row['seconds']:.0f} s"
+
+
+def _names(given: str | list[str]) -> list[Any]:
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    if names == ["all"]:
+        return list(NAMES)
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f'Expected `variations` of {", ".join(NAMES)}, or "all", but got {name!r}')
+    return list(dict.fromkeys(names))
+
+
+def _resumed(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is done; refuses a folder with the results of other settings."""
+    kept, path = folder / "arguments.json", folder / "variations.csv"
+    if kept.is_file():
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"Expected `{name}` to be {before.get(name)}, as for the results in {folder}, but got"
+                    f" {value}: choose another `folder`, or delete that one"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _append(folder: Path, row: dict[str, Any]) -> None:
+    path = folder / "variations.csv"
+    fresh = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it Lightning says nothing of the many runs."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,194 @@
+"""Vincent et al. 2010, sections 3.3 and 5.1: what a denoising autoencoder's inputs are corrupted by.
+
+A corruption is drawn afresh at every presentation, and what it leaves is not rescaled: dropout, which divides
+the survivors by 1 - p, is no masking noise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from hashlib import blake2b
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Mode = Literal["exact", "bernoulli"]
+# Noise is drawn in so many rows at a time: then fewer rows are the first of more.
+ROWS = 64
+
+
+class Corruption(ABC):
+    """Base of the corruptions: override :meth:`draw` and :meth:`apply`.
+
+    Attributes:
+        subset: Whether only a subset of the elements is touched, so that they can be emphasised.
+    """
+
+    subset = True
+
+    @abstractmethod
+    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+        """Random tensors for rows of elements.
+
+        Args:
+            shape: Rows and elements of each.
+            like: Whose device and type to use.
+            generator: On the same device.
+
+        Returns:
+            A tuple of tensors with the rows as first dimension.
+        """
+
+    @abstractmethod
+    def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Corrupted elements [B, D] and which are touched [B, D], from clean ones and what was drawn."""
+
+    def __call__(
+        self, clean: Tensor, generator: torch.Generator | None = None, rank: int = 0, ranks: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Corrupt a batch.
+
+        Args:
+            clean: [B, ...], of a floating point type.
+            generator: Where the noise comes from, on the same device; default: torch's own.
+            rank: Of ``ranks`` that share a batch: every ``ranks``-th of its samples from this one on.
+            ranks: With the same generator everywhere, their noise is that of the whole batch.
+
+        Returns:
+            The corrupted batch, and which elements are touched (bool), both [B, ...].
+
+        Raises:
+            TypeError: If ``clean`` is not of a floating point type.
+        """
+        if not clean.is_floating_point():
+            raise TypeError(f"Expected `clean` of a floating point type but got {clean.dtype}")
+        rows = clean.flatten(1) if clean.ndim != 2 else clean
+        count = -(-len(rows) * ranks // ROWS) * ROWS
+        drawn = self.draw((count, rows.shape[1]), rows, generator)
+        corrupted, touched = self.apply(rows, *(part[rank::ranks][: len(rows)] for part in drawn))
+        return corrupted.view_as(clean), touched.view_as(clean)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class _SubsetCorruption(Corruption):
+    def __init__(self, fraction: float = 0.25, mode: Mode = "exact") -> None:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"Expected `fraction` in [0, 1] but got {fraction}")
+        if mode not in ("exact", "bernoulli"):
+            raise ValueError(f'Expected `mode` to be "exact" or "bernoulli" but got {mode!r}')
+        self.fraction, self.mode = fraction, mode
+
+    def choose(self, keys: Tensor) -> Tensor:
+        """The touched elements by uniform random keys: [B, D] -> bool [B, D]."""
+        if self.mode == "bernoulli":
+            return keys < self.fraction
+        count = round(self.fraction * keys.shape[1])
+        touched = torch.zeros_like(keys, dtype=torch.bool)
+        return touched.scatter_(1, keys.topk(count, dim=1, sorted=False).indices, True)
+
+
+class MaskingNoise(_SubsetCorruption):
+    """Forces a fraction nu of the elements of each example to 0.
+
+    Args:
+        fraction: nu.
+        mode: "exact" touches round(nu d) of each example's d elements; "bernoulli" each with probability nu,
+            which is faster.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+
+    Example:
+        >>> corrupted, touched = MaskingNoise(0.25)(torch.ones(2, 8))
+        >>> corrupted.sum(dim=1), touched.sum(dim=1)
+        (tensor([6., 6.]), tensor([2, 2]))
+    """
+
+    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+        """Uniform keys."""
+        return (torch.rand(shape, generator=generator, device=like.device),)
+
+    def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros where touched."""
+        touched = self.choose(drawn[0])
+        return clean.masked_fill(touched, 0), touched
+
+
+class SaltAndPepper(_SubsetCorruption):
+    """Sets a fraction nu of the elements of each example to the least or the largest value, by a fair coin.
+
+    Elements that had that value already count as touched.
+
+    Args:
+        fraction: nu.
+        mode: As of :class:`MaskingNoise`.
+        low: The least value.
+        high: The largest value.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+
+    Example:
+        >>> corrupted, touched = SaltAndPepper(0.5)(torch.full((3, 8), 0.5))
+        >>> touched.sum(dim=1), sorted(set(corrupted.flatten().tolist()))
+        (tensor([4, 4, 4]), [0.0, 0.5, 1.0])
+    """
+
+    def __init__(
+        self, fraction: float = 0.25, mode: Mode = "exact", low: float = 0.0, high: float = 1.0
+    ) -> None:
+        super().__init__(fraction, mode)
+        if not low < high:
+            raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
+        self.low, self.high = low, high
+
+    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+        """Uniform keys and coins."""
+        return tuple(torch.rand((2, *shape), generator=generator, device=like.device).unbind())
+
+    def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Salt or pepper where touched."""
+        touched = self.choose(drawn[0])
+        salt = torch.where(drawn[1] < 0.5, self.high, self.low).to(clean.dtype)
+        return torch.where(touched, salt, clean), touched
+
+
+class GaussianNoise(Corruption):
+    """Adds N(0, sigma^2) to every element; all count as touched.
+
+    Args:
+        sigma: Standard deviation.
+
+    Raises:
+        ValueError: If ``sigma`` is negative or not finite.
+
+    Example:
+        >>> corrupted, touched = GaussianNoise(0.1)(torch.zeros(2, 3))
+        >>> corrupted.shape, touched.all()
+        (torch.Size([2, 3]), tensor(True))
+    """
+
+    subset = False
+
+    def __init__(self, sigma: float = 0.25) -> None:
+        if not 0 <= sigma < float("inf"):
+            raise ValueError(f"Expected `sigma` to be finite and at least 0 but got {sigma}")
+        self.sigma = sigma
+
+    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+        """Standard normal numbers."""
+        return (torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype),)
+
+    def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum."""
+        return torch.add(clean, drawn[0], alpha=self.sigma), torch.ones_like(clean, dtype=torch.bool)
+
+
+def keyed_generator(device: torch.device, *key: Any) -> torch.Generator:
+    """A generator whose seed differs in all bits for keys that differ a little."""
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -1,0 +1,314 @@
+"""Vincent et al. 2010, section 4: the denoising criterion, as one layer trained alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.base import PaperModule
+from pl_losses.papers.sdae.corruption import (
+    Corruption,
+    GaussianNoise,
+    MaskingNoise,
+    Mode,
+    SaltAndPepper,
+    keyed_generator,
+)
+from pl_losses.papers.sdae.layers import AutoencoderLayer, DenseLayer
+from pl_losses.papers.sdae.losses import Kind, reconstruction_loss
+
+CorruptionName = Literal["masking", "gaussian", "salt_and_pepper"]
+
+
+class Denoising(PaperModule):
+    """What a denoising autoencoder and a stack of them share: layers, corruption and criterion.
+
+    The constructor is to call :meth:`build`. Override :meth:`configure_layer`, :meth:`configure_corruption`,
+    :meth:`configure_reconstruction_loss` or :meth:`configure_input`.
+    """
+
+    layers: nn.ModuleList
+
+    def build(
+        self,
+        sizes: list[int],
+        corruption: CorruptionName,
+        level: float,
+        mode: Mode,
+        visible: Kind,
+        sigma: float,
+        alpha: float,
+        beta: float,
+        tied: bool,
+        seed: int,
+    ) -> None:
+        """Check the arguments and build the layers: ``sizes`` are the inputs' and the hidden layers'."""
+        for size in sizes:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(
+                    f"Expected `in_features` and `hidden` to be positive integers but got {size!r}"
+                )
+        if corruption not in ("masking", "gaussian", "salt_and_pepper"):
+            raise ValueError(
+                'Expected `corruption` to be "masking", "gaussian" or "salt_and_pepper" but got'
+                f" {corruption!r}"
+            )
+        self.corruption, self.level, self.mode = corruption, level, mode
+        self.visible, self.sigma, self.alpha, self.beta = visible, sigma, alpha, beta
+        self.in_features, self.tied, self.seed = sizes[0], tied, seed
+        # A trial refuses what is out of range, before any work is done.
+        reconstruction_loss(
+            torch.zeros(1, 1),
+            torch.zeros(1, 1),
+            torch.zeros(1, 1, dtype=torch.bool),
+            kind=visible,
+            sigma=sigma,
+            alpha=alpha,
+            beta=beta,
+        )
+        pairs = list(pairwise(sizes))
+        self.noise = [self.configure_corruption(index) for index in range(len(pairs))]
+        if alpha != beta and not all(noise.subset for noise in self.noise):
+            raise ValueError(
+                f"Expected `alpha` equal to `beta` for a corruption that touches all elements but got {alpha}"
+                f" and {beta}"
+            )
+        self.layers = nn.ModuleList(self.configure_layer(index, *pair) for index, pair in enumerate(pairs))
+
+    def configure_layer(self, index: int, in_features: int, hidden: int) -> AutoencoderLayer:
+        """Build the layer ``index``, from 0: inputs [B, in_features] -> codes [B, hidden]."""
+        kind: Kind = self.visible if index == 0 else "cross_entropy"
+        return DenseLayer(in_features, hidden, self.tied, kind)
+
+    def configure_corruption(self, index: int) -> Corruption:
+        """Build the corruption of the inputs of layer ``index``, by default the same for all."""
+        if self.corruption == "gaussian":
+            return GaussianNoise(self.level)
+        if self.corruption == "salt_and_pepper":
+            return SaltAndPepper(self.level, self.mode)
+        return MaskingNoise(self.level, self.mode)
+
+    def configure_reconstruction_loss(
+        self, index: int, decoded: Tensor, clean: Tensor, touched: Tensor
+    ) -> Tensor:
+        """The criterion of layer ``index``: what it decoded, its clean inputs, touched elements -> scalar."""
+        return reconstruction_loss(
+            decoded,
+            clean,
+            touched,
+            kind=self.layer(index).kind,
+            sigma=self.sigma if index == 0 else 1.0,
+            alpha=self.alpha,
+            beta=self.beta,
+        )
+
+    def configure_input(self, inputs: Tensor) -> Tensor:
+        """What the first layer sees of a batch, by default rows: [B, ...] -> [B, D].
+
+        Raises:
+            ValueError: If an input has not D elements.
+        """
+        rows = inputs.flatten(1)
+        if rows.shape[1] != self.in_features:
+            raise ValueError(
+                f"Expected inputs of {self.in_features} elements (`in_features`) but got {rows.shape[1]}"
+            )
+        return rows
+
+    def layer(self, index: int) -> AutoencoderLayer:
+        """The layer ``index``, from 0."""
+        layer: Any = self.layers[index]
+        assert isinstance(layer, AutoencoderLayer)
+        return layer
+
+    def configure_model(self) -> None:
+        """Shard each layer by itself when the strategy has a device mesh (FSDP2): stages use them apart."""
+        if self.device_mesh is None or getattr(self, "_sharded", False):
+            return
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        for child in self.children():
+            for part in child if isinstance(child, nn.ModuleList) else (child,):
+                if any(True for _ in part.parameters()):
+                    fully_shard(part, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
+                if isinstance(part, AutoencoderLayer):
+                    for method in ("encode", "decode"):
+                        register_fsdp_forward_method(part, method)
+        self._sharded = True
+
+    @torch.no_grad()
+    def codes(self, inputs: Tensor, depth: int | None = None) -> Tensor:
+        """Codes of clean inputs, without gradients.
+
+        Args:
+            inputs: [B, ...].
+            depth: How many layers to pass, 0 for the inputs as the first layer sees them. Default: all.
+
+        Returns:
+            [B, H] of the last layer passed.
+        """
+        codes = self.configure_input(inputs)
+        for index in range(len(self.layers) if depth is None else depth):
+            codes = self.layer(index).encode(codes)
+        return codes
+
+    def corrupt(self, clean: Tensor, index: int, *key: Any) -> tuple[Tensor, Tensor]:
+        """Corrupt this rank's inputs of layer ``index`` as those of the joined batch.
+
+        Args:
+            clean: [B, ...].
+            index: The layer, from 0.
+            key: What tells this presentation from others, beside the seed and the layer.
+
+        Returns:
+            The corrupted inputs and which elements are touched, [B, ...] both.
+        """
+        share = self._trainer.distributed_sampler_kwargs if self._trainer is not None else None
+        ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
+        generator = keyed_generator(clean.device, self.seed, index, *key)
+        return self.noise[index](clean, generator, rank, ranks)
+
+    def denoising_loss(self, clean: Tensor, index: int, *key: Any) -> Tensor:
+        """The criterion of layer ``index`` for clean inputs [B, ...] -> scalar."""
+        corrupted, touched = self.corrupt(clean, index, *key)
+        return self.configure_reconstruction_loss(index, self.layers[index](corrupted), clean, touched)
+
+    @torch.no_grad()
+    def reconstruct(self, inputs: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """What the first layer makes of corrupted inputs.
+
+        Args:
+            inputs: Clean ones, [B, ...].
+            seed: Of the noise.
+
+        Returns:
+            The corrupted inputs and the mean of p(x|z), both [B, D].
+        """
+        clean = self.configure_input(inputs)
+        corrupted, _ = self.noise[0](clean, keyed_generator(clean.device, seed, "reconstruct"))
+        layer = self.layer(0)
+        return corrupted, layer.mean(layer.encode(corrupted))
+
+    @torch.no_grad()
+    def sample(self, inputs: Tensor, count: int = 1, seed: int = 0) -> Tensor:
+        """Generate by the procedure of section 7.3.
+
+        The code of each input is computed bottom-up. Then, layer by layer down, binary units are drawn from
+        Bernoulli distributions with the means above; at the visible layer the mean is shown.
+
+        Args:
+            inputs: Training examples to start from, [B, ...].
+            count: Samples of each.
+            seed: Of the units drawn.
+
+        Returns:
+            [count, B, D]: means of the visible layer.
+        """
+        generator = keyed_generator(inputs.device, seed, "sample")
+        top = self.codes(inputs)
+        mean = top.expand(count, *top.shape).flatten(0, 1)
+        for index in reversed(range(len(self.layers))):
+            layer = self.layer(index)
+            uniform = torch.rand(mean.shape, generator=generator, device=mean.device)
+            mean = layer.mean((uniform < mean).to(top.dtype))
+        return mean.view(count, len(top), *mean.shape[1:])
+
+
+class DenoisingAutoencoder(Denoising):
+    """One denoising autoencoder: an encoder and a decoder, trained to undo a corruption.
+
+    Batches are inputs [B, ...], or tuples that start with them. Logs ``<stage>/loss``, the reconstruction
+    error of corrupted inputs in nats per example, for the stages train, val and test; the noise is that of
+    the joined batch on any number of ranks, and in validation and test always the same.
+
+    Args:
+        in_features: Elements D of an input.
+        hidden: Units H of the code.
+        corruption: "masking", "gaussian" or "salt_and_pepper".
+        level: The fraction of masked or set elements, or the standard deviation of Gaussian noise; 0 gives a
+            plain autoencoder.
+        mode: "exact" touches the same number of elements in each example, "bernoulli" each element by itself;
+            not for Gaussian noise.
+        visible: "cross_entropy" for inputs in [0, 1], "squared" for real ones with a linear decoder.
+        sigma: Standard deviation of the Gaussian p(x|z) of "squared".
+        alpha: Weight of touched elements.
+        beta: Weight of the others.
+        tied: Whether the decoder's weights are the encoder's transposed.
+        seed: Seed of the noise.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+
+    Example:
+        >>> model = DenoisingAutoencoder(in_features=64, hidden=100)
+        >>> model(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 100])
+    """
+
+    best: ClassVar[dict[str, Literal["min", "max"]]] = {
+        "train/loss": "min",
+        "val/loss": "min",
+        "test/loss": "min",
+    }
+
+    def __init__(
+        self,
+        in_features: int = 784,
+        hidden: int = 1000,
+        corruption: CorruptionName = "masking",
+        level: float = 0.25,
+        mode: Mode = "exact",
+        visible: Kind = "cross_entropy",
+        sigma: float = 1.0,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        tied: bool = True,
+        seed: int = 0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        save_plain_hyperparameters(self)
+        self.build([in_features, hidden], corruption, level, mode, visible, sigma, alpha, beta, tied, seed)
+        self.means = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Codes of clean inputs: [B, ...] -> [B, H]."""
+        return self.layer(0).encode(self.configure_input(inputs))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Reconstruction error of a batch, per example."""
+        loss = self.denoising_loss(self._clean(batch), 0, "train", self.current_epoch, batch_idx)
+        self.refuse_non_finite(loss)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the mean."""
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the mean."""
+        self._evaluate("test", batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Codes [B, H] of clean inputs and their reconstruction [B, D]."""
+        codes = self.codes(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return {"codes": codes, "reconstruction": self.layer(0).mean(codes)}
+
+    def _clean(self, batch: Any) -> Tensor:
+        return self.configure_input(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+    def _evaluate(self, stage: str, batch: Any, batch_idx: int) -> None:
+        clean = self._clean(batch)
+        mean: Any = self.means[stage]
+        mean.update(self.denoising_loss(clean, 0, stage, batch_idx), len(clean))
+        self.log(f"{stage}/loss", mean, prog_bar=stage == "val")

@@ -1,0 +1,105 @@
+"""Vincent et al. 2010, Figs. 5 to 9, 14 and 15: filters, reconstructions and samples as pictures."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def mosaic(images: Tensor, columns: int, gap: float = 0.5) -> Tensor:
+    """Images side by side with a pixel between them: [N, H, W] -> [rows (H + 1) - 1, columns (W + 1) - 1].
+
+    Args:
+        images: [N, H, W].
+        columns: Images in a row.
+        gap: Value of what is between them, and of places that are left over.
+
+    Example:
+        >>> mosaic(torch.ones(3, 1, 1), columns=2)
+        tensor([[1.0000, 0.5000, 1.0000],
+                [0.5000, 0.5000, 0.5000],
+                [1.0000, 0.5000, 0.5000]])
+    """
+    count, height, width = images.shape
+    rows = ceil(count / columns)
+    images = torch.cat([images, images.new_full((rows * columns - count, height, width), gap)])
+    framed = pad(images, (0, 1, 0, 1), value=gap).view(rows, columns, height + 1, width + 1)
+    return framed.transpose(1, 2).reshape(rows * (height + 1), -1)[:-1, :-1]
+
+
+def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, title: str = "") -> Figure:
+    """Filters, each scaled by its own largest weight; grey is 0.
+
+    Args:
+        weights: [N, D].
+        side: Height and width of an input, H W = D.
+        columns: Filters in a row.
+        title: What to write above.
+    """
+    scale = 2 * weights.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
+    return _show(mosaic((0.5 + weights / scale).view(-1, *side), columns), title)
+
+
+def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int], title: str = "") -> Figure:
+    """Rows of images in [0, 1], each with its name on the left: [N, D] each."""
+    from matplotlib.figure import Figure
+
+    count = len(rows[0][1])
+    figure = Figure(figsize=(1.6 + 0.6 * count, 0.3 + 0.68 * len(rows)), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for one, (name, images) in zip(axes, rows, strict=True):
+        one.imshow(mosaic(images.view(-1, *side), count).numpy(), cmap="gray", vmin=0, vmax=1)
+        one.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        one.set(xticks=[], yticks=[])
+        one.spines[:].set_visible(False)
+    return figure
+
+
+def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int], layers: int) -> Figure:
+    """The criterion of each stage over the epochs, with lines where stages begin.
+
+    Args:
+        curves: Name such as "val/reconstruction_1" to epochs and values.
+        boundaries: The first epoch of each stage but the first.
+        layers: How many stages are pre-training.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for name, points in curves.items():
+        fine = "reconstruction" not in name
+        epochs, values = zip(*points, strict=True)
+        # Layers have criteria of different sizes: what matters is how each falls.
+        shown = values if fine else [value / values[0] for value in values]
+        (lower if fine else upper).plot(epochs, shown, marker=".", label=name)
+    upper.set_ylabel("reconstruction error\nover that of its first epoch")
+    lower.set(xlabel="epoch", ylabel="validation error, 0 to 1")
+    for axes in (upper, lower):
+        for number, epoch in enumerate(boundaries, 2):
+            axes.axvline(epoch - 0.5, color="0.6", linestyle="--", linewidth=1)
+            name = f"layer {number}" if number <= layers else "fine-tuning"
+            axes.text(epoch - 0.4, 0.03, name, transform=axes.get_xaxis_transform(), fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def _show(picture: Tensor, title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    height, width = picture.shape
+    figure = Figure(figsize=(7, 7 * height / width + 0.3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    return figure

@@ -1,0 +1,108 @@
+"""Vincent et al. 2010, section 6.5: the frozen encoder as a feature extractor; support vector machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pl_losses.data.module import TensorDataModule, check_integer
+from pl_losses.papers.sdae.denoising import Denoising
+
+C_VALUES = (1.0, 10.0, 100.0)
+
+
+class FrozenEncoder(nn.Module):
+    """The encoders of a (stacked) denoising autoencoder as a fixed network: inputs [B, ...] -> codes [B, H].
+
+    Its weights are not trained, wherever it is put, such as in front of a classifier of yours:
+    ``nn.Sequential(FrozenEncoder(model), nn.Linear(1000, 10))``.
+
+    Args:
+        model: The autoencoder, which is not copied.
+        depth: How many layers to pass. Default: all.
+
+    Raises:
+        ValueError: If there are not so many layers.
+
+    Example:
+        >>> from pl_losses import DenoisingAutoencoder
+        >>> encoder = FrozenEncoder(DenoisingAutoencoder(16, 8))
+        >>> encoder(torch.rand(3, 1, 4, 4)).shape, any(p.requires_grad for p in encoder.parameters())
+        (torch.Size([3, 8]), False)
+    """
+
+    def __init__(self, model: Denoising, depth: int | None = None) -> None:
+        super().__init__()
+        self.depth = len(model.layers) if depth is None else depth
+        check_integer("depth", self.depth, 0, len(model.layers))
+        self.layers = model.layers.requires_grad_(False)
+        self._codes = [model.codes]  # In a list: the model is not to be a submodule.
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Codes, without gradients."""
+        return self._codes[0](inputs, self.depth)
+
+
+def encode_split(model: Denoising, data: TensorDataModule, split: str, depth: int) -> tuple[Tensor, Tensor]:
+    """Codes [N, H] and labels [N] of a split of a DataModule that is set up, on the host."""
+    loader = data._loader(split)
+    device = next(model.parameters()).device
+    parts = [(model.codes(batch[0].to(device), depth).cpu(), batch[1].cpu()) for batch in loader]
+    codes, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    return codes, labels
+
+
+def svm_errors(
+    model: Denoising,
+    data: TensorDataModule,
+    kernel: str = "linear",
+    depths: Sequence[int] | None = None,
+    c_values: Sequence[float] = C_VALUES,
+) -> dict[int, dict[str, float]]:
+    """Test errors of support vector machines on the codes of each depth; depth 0 are the inputs.
+
+    C is chosen on the validation split; an RBF kernel's gamma is 1 over the number of elements times their
+    variance.
+
+    Args:
+        model: A trained autoencoder.
+        data: Its data, with a validation split.
+        kernel: "linear" or "rbf".
+        depths: Which depths. Default: from 0 to all layers.
+        c_values: Values of C to choose from.
+
+    Returns:
+        Depth to ``error`` (share of the test samples), ``val_error`` and ``C``.
+
+    Raises:
+        ValueError: If ``kernel`` is none of the two, or there is no validation split.
+    """
+    from sklearn.svm import SVC, LinearSVC
+
+    if kernel not in ("linear", "rbf"):
+        raise ValueError(f'Expected `kernel` to be "linear" or "rbf" but got {kernel!r}')
+    for stage in ("fit", "test"):
+        data.setup(stage)
+    if "val" not in data.tensors:
+        raise ValueError("Expected `data` with a validation split, on which C is chosen")
+    found = {}
+    for depth in range(len(model.layers) + 1) if depths is None else depths:
+        splits: Any = {split: encode_split(model, data, split, depth) for split in ("train", "val", "test")}
+        best: tuple[float, float, Any] | None = None
+        for value in c_values:
+            machine = LinearSVC(C=value / 100, dual="auto") if kernel == "linear" else SVC(C=value)
+            machine.fit(*(part.numpy() for part in splits["train"]))
+            error = _error(machine, *splits["val"])
+            if best is None or error < best[0]:
+                best = (error, value / 100 if kernel == "linear" else value, machine)
+        assert best is not None
+        error = _error(best[2], *splits["test"])
+        found[depth] = {"error": error, "val_error": best[0], "C": best[1]}
+    return found
+
+
+def _error(machine: Any, codes: Tensor, labels: Tensor) -> float:
+    return float((torch.from_numpy(machine.predict(codes.numpy())) != labels).float().mean())

@@ -1,0 +1,87 @@
+"""Vincent et al. 2010, section 2.2: one layer of an autoencoder, its encoder and its decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pl_losses.papers.sdae.losses import Kind
+
+
+class AutoencoderLayer(nn.Module):
+    """Base of the layers that can be stacked: override :meth:`encode`, :meth:`decode` and, if the decoder has
+    parameters of its own, :meth:`encoder_parameters`.
+
+    Attributes:
+        kind: What :meth:`decode` returns: logits ("cross_entropy") or values ("squared").
+    """
+
+    kind: Kind = "cross_entropy"
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Code of inputs: [B, ...] -> [B, ...]; in [0, 1] if a layer is stacked on top."""
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `encode`")
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Logits or values of the reconstruction: [B, ...] -> the inputs' shape."""
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `decode`")
+
+    def encoder_parameters(self) -> Iterable[nn.Parameter]:
+        """The parameters that :meth:`encode` uses, which fine-tuning trains."""
+        return self.parameters()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What :meth:`decode` makes of the code: the inputs' shape."""
+        return self.decode(self.encode(inputs))
+
+    def mean(self, codes: Tensor) -> Tensor:
+        """Mean of p(x|z): probabilities or values, the inputs' shape."""
+        decoded = self.decode(codes)
+        return decoded.sigmoid() if self.kind == "cross_entropy" else decoded
+
+
+class DenseLayer(AutoencoderLayer):
+    """y = s(W x + b), decoded to W' y + b', with s the logistic sigmoid.
+
+    Weights start uniform in +-4 sqrt(6 / (D + H)) (Glorot and Bengio 2010, for the sigmoid), biases at 0.
+
+    Args:
+        in_features: D.
+        hidden: H.
+        tied: Whether W' is W transposed: one parameter, whose gradient is the sum of both uses'.
+        kind: What is decoded to: "cross_entropy" (logits) or "squared" (values).
+
+    Example:
+        >>> layer = DenseLayer(6, 4)
+        >>> layer(torch.rand(2, 6)).shape, sorted(layer.state_dict())
+        (torch.Size([2, 6]), ['hidden_bias', 'visible_bias', 'weight'])
+    """
+
+    def __init__(
+        self, in_features: int, hidden: int, tied: bool = True, kind: Kind = "cross_entropy"
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.empty(hidden, in_features))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+        self.visible_bias = nn.Parameter(torch.zeros(in_features))
+        self.decoder_weight = None if tied else nn.Parameter(torch.empty(in_features, hidden))
+        for weight in (self.weight, self.decoder_weight):
+            if weight is not None:
+                nn.init.xavier_uniform_(weight, gain=4.0)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """[B, D] -> [B, H], in (0, 1)."""
+        return F.linear(inputs, self.weight, self.hidden_bias).sigmoid_()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """[B, H] -> [B, D]."""
+        weight = self.weight.t() if self.decoder_weight is None else self.decoder_weight
+        return F.linear(codes, weight, self.visible_bias)
+
+    def encoder_parameters(self) -> Iterable[nn.Parameter]:
+        """W and b."""
+        return self.weight, self.hidden_bias

@@ -1,0 +1,198 @@
+"""Vincent et al. 2010, sections 2.4 and 4.4: stacked denoising autoencoders, pre-trained and fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.classifier import Classifier
+from pl_losses.papers.sdae.corruption import Mode
+from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
+from pl_losses.papers.sdae.losses import Kind
+from pl_losses.papers.sdae.stages import StagedClassifier
+
+
+class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
+    """Layers pre-trained one by one as denoising autoencoders, then fine-tuned as one classifier.
+
+    Of the Trainer's ``max_epochs`` the first ``pretrain_epochs`` train the first layer, and so on; what is
+    left fine-tunes all encoders and the output layer on clean inputs. Layer k is trained on the clean codes
+    of the layers below, computed once when its stage begins; only its own inputs are corrupted. The weights
+    with the lowest validation error are what the model has after the fit.
+
+    Logs ``train/reconstruction_<k>`` and ``val/reconstruction_<k>`` while layer k is trained, in nats per
+    example, and in fine-tuning what :class:`~pl_losses.papers.classifier.Classifier` does; ``train/stage`` is
+    k, and in fine-tuning the number of layers + 1. The noise is that of the joined batch on any number of
+    ranks.
+
+    To change it, override :meth:`configure_layer` (for convolutions, with :meth:`configure_input`),
+    :meth:`configure_corruption`, :meth:`configure_reconstruction_loss`, :meth:`configure_head`,
+    :meth:`configure_loss`, or :meth:`stage_optimizer` for one of its own for each layer.
+
+    Args:
+        in_features: Elements D of an input.
+        hidden: Units of each layer, from below.
+        num_classes: Number of classes C.
+        corruption: "masking", "gaussian" or "salt_and_pepper".
+        level: The fraction of masked or set elements, or the standard deviation of Gaussian noise; 0 gives
+            stacked autoencoders without noise (SAE).
+        mode: "exact" touches the same number of elements in each example, "bernoulli" each element by itself;
+            not for Gaussian noise.
+        visible: "cross_entropy" for inputs in [0, 1], "squared" for real ones with a linear decoder. The
+            layers above have codes in [0, 1] for inputs, and the cross-entropy.
+        sigma: Standard deviation of the Gaussian p(x|z) of "squared".
+        alpha: Weight of touched elements.
+        beta: Weight of the others.
+        tied: Whether the decoders' weights are the encoders' transposed.
+        pretrain_epochs: Epochs of each layer, or one number for all; 0 is a random start.
+        patience: End the fit when so many validations in a row did not lower the error. Default: never.
+        cache_codes: Whether to compute the codes of the layers below once for a stage. They take 4 N H bytes;
+            a loader that is no :class:`~pl_losses.data.BatchLoader`, or has random transforms, has them
+            computed with each batch.
+        start_from: Checkpoint of the same layers to begin the fit with.
+        seed: Seed of the noise.
+        pretrain_optimizer: Parameters of a layer to optimizer.
+        pretrain_lr_scheduler: That optimizer to scheduler; one that takes ``total_steps`` gets the stage's.
+        optimizer: Parameters to optimizer, for fine-tuning.
+        lr_scheduler: Optimizer to scheduler, for fine-tuning.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+
+    Example:
+        >>> model = StackedDenoisingAutoencoder(64, [50, 40])
+        >>> model(torch.rand(3, 1, 8, 8)).shape, model.codes(torch.rand(3, 64), depth=1).shape
+        (torch.Size([3, 10]), torch.Size([3, 50]))
+        >>> model.stage_at(14), model.stage_at(15), model.stage_at(30)
+        (0, 1, 2)
+    """
+
+    best: ClassVar[dict[str, Literal["min", "max"]]] = Classifier.best
+
+    def __init__(
+        self,
+        in_features: int = 784,
+        hidden: list[int] | None = None,
+        num_classes: int = 10,
+        corruption: CorruptionName = "masking",
+        level: float = 0.25,
+        mode: Mode = "exact",
+        visible: Kind = "cross_entropy",
+        sigma: float = 1.0,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        tied: bool = True,
+        pretrain_epochs: int | list[int] = 15,
+        patience: int | None = None,
+        cache_codes: bool = True,
+        start_from: str | None = None,
+        seed: int = 0,
+        pretrain_optimizer: OptimizerCallable = torch.optim.Adam,
+        pretrain_lr_scheduler: LRSchedulerCallable | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        hidden = [1000, 1000, 1000] if hidden is None else hidden
+        if not hidden:
+            raise ValueError("Expected `hidden` of at least one layer but got none")
+        super().__init__(optimizer, lr_scheduler)
+        if isinstance(pretrain_optimizer, torch.optim.Optimizer) or not callable(pretrain_optimizer):
+            raise TypeError(
+                "Expected `pretrain_optimizer` to be a function of the parameters but got"
+                f" {pretrain_optimizer!r:.80}"
+            )
+        self.pretrain_epochs = _epochs(pretrain_epochs, len(hidden))
+        if patience is not None and (isinstance(patience, bool) or patience < 1):
+            raise ValueError(f"Expected `patience` to be at least 1 or None but got {patience}")
+        save_plain_hyperparameters(self)
+        self._pretraining = pretrain_optimizer, pretrain_lr_scheduler
+        self.patience, self.cache_codes, self.start_from = patience, cache_codes, start_from
+        self.num_classes, self.hidden = num_classes, list(hidden)
+        sizes = [in_features, *hidden]
+        self.build(sizes, corruption, level, mode, visible, sigma, alpha, beta, tied, seed)
+        self.head = self.configure_head()
+        self.stage = len(hidden)
+        self.configure_metrics()
+
+    def configure_head(self) -> nn.Module:
+        """Build the output layer: codes [B, H] -> logits [B, C]; by default linear and 0 at the start."""
+        head = nn.Linear(self.hidden[-1], self.num_classes)
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+        return head
+
+    def configure_metrics(self) -> None:
+        """Build the metrics, with those of the layers."""
+        super().configure_metrics()
+        self.val_reconstruction = nn.ModuleList(MeanMetric() for _ in self.layers)
+
+    def setup(self, stage: str) -> None:
+        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it."""
+        if stage == "fit" and self.start_from is not None:
+            checkpoint = torch.load(self.start_from, map_location="cpu", weights_only=True)
+            self.load_state_dict(checkpoint["state_dict"])
+        super().setup(stage)
+
+    def stage_parameters(self, stage: int) -> Iterable[nn.Parameter]:
+        """A layer's; in fine-tuning those of all encoders and of the output layer."""
+        if stage < len(self.layers):
+            return list(self.layers[stage].parameters())
+        encoders = [p for index in range(len(self.layers)) for p in self.layer(index).encoder_parameters()]
+        return [*encoders, *self.head.parameters()]
+
+    def stage_optimizer(self, stage: int) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+        """The constructor's; override it for one of its own for each layer."""
+        return self._pretraining if stage < len(self.layers) else (self._optimizer, self._lr_scheduler)
+
+    def stage_inputs(self, stage: int, inputs: Tensor) -> Tensor:
+        """The clean codes of the layers below."""
+        return self.codes(inputs, stage)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of the classes: [B, ...] -> [B, C]."""
+        codes = self.configure_input(inputs)
+        for index in range(len(self.layers)):
+            codes = self.layer(index).encode(codes)
+        logits: Tensor = self.head(codes.flatten(1))
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The denoising criterion of a layer; in fine-tuning the classifier's loss."""
+        if self.finetuning:
+            return super().training_step(batch, batch_idx)
+        clean = self.served(batch[0])
+        loss = self.denoising_loss(clean, self.stage, "train", self.current_epoch, batch_idx)
+        self.refuse_non_finite(loss)
+        self.log(f"train/reconstruction_{self.stage + 1}", loss, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the stage, and in fine-tuning the error of the pass."""
+        self.log("train/stage", float(self.stage + 1))
+        if self.finetuning:
+            super().on_train_epoch_end()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to a layer's mean reconstruction error; in fine-tuning count errors."""
+        if self.finetuning:
+            super().validation_step(batch, batch_idx)
+            return
+        clean = self.codes(batch[0], self.stage)
+        metric: Any = self.val_reconstruction[self.stage]
+        metric.update(self.denoising_loss(clean, self.stage, "val", batch_idx), len(clean))
+        self.log(f"val/reconstruction_{self.stage + 1}", metric, prog_bar=True)
+
+
+def _epochs(given: int | list[int], layers: int) -> list[int]:
+    epochs = [given] * layers if isinstance(given, int) else list(given)
+    if len(epochs) != layers or any(isinstance(one, bool) or one < 0 for one in epochs):
+        raise ValueError(
+            f"Expected `pretrain_epochs` to be at least 0, one number or {layers} (`hidden`), but got {given}"
+        )
+    return epochs

@@ -1,0 +1,160 @@
+"""What there is to see of denoising autoencoders: filters, reconstructions, samples, where stages begin."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from math import isqrt
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from pl_losses.data.loader import BatchLoader
+from pl_losses.observers.monitor import logged_step
+from pl_losses.observers.pictures import log_figure
+from pl_losses.papers.sdae.denoising import Denoising
+from pl_losses.papers.sdae.drawing import draw_curves, draw_filters, draw_rows
+from pl_losses.papers.sdae.layers import DenseLayer
+from pl_losses.papers.sdae.stages import StagedClassifier
+
+SAMPLES = 100  # Of each example, for their variability.
+SHOWN = 4  # Of these.
+
+
+class AutoencoderReport(Callback):
+    """Shows a denoising autoencoder, or a stack of them, through training.
+
+    For :class:`~pl_losses.DenoisingAutoencoder` and :class:`~pl_losses.StackedDenoisingAutoencoder` on
+    images of the DataModule's ``input_shape``, or square ones. Logs ``pretrain/filters``, the first layer's
+    weights, before the first step and after every ``every_n_epochs`` of its epochs; when pre-training is over
+    ``pretrain/reconstructions``, corrupted inputs beside what the first layer makes of them, and
+    ``pretrain/samples``, samples by the paper's procedure (section 7.3) with the standard deviation of each
+    pixel over 100 of them; after the fit ``finetune/filters``, and ``fit/curves``, the criteria of all stages
+    with lines where stages begin.
+
+    Args:
+        every_n_epochs: How often to show the filters.
+        filters: How many filters to show, the first ones.
+        examples: How many examples to reconstruct and to start samples from.
+        seed: Seed of corruption and samples.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(
+        self, every_n_epochs: int = 5, filters: int = 128, examples: int = 12, seed: int = 0
+    ) -> None:
+        for name, value in (("every_n_epochs", every_n_epochs), ("filters", filters), ("examples", examples)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}")
+        self.every_n_epochs, self.filters, self.examples, self.seed = every_n_epochs, filters, examples, seed
+        self._curves: dict[str, list[tuple[int, float]]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves, which go on after a resume."""
+        return {"curves": self._curves}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the curves."""
+        self._curves = state_dict["curves"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse other modules.
+
+        Raises:
+            TypeError: If the module is no denoising autoencoder.
+        """
+        if not isinstance(pl_module, Denoising):
+            raise TypeError(
+                f"Expected a denoising autoencoder to report on but got {type(pl_module).__name__}"
+            )
+        if stage == "fit":
+            self._curves = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the filters before they have learnt anything."""
+        if trainer.current_epoch == 0:
+            self._show_filters(trainer, pl_module, "pretrain/filters")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add to the curves; show the filters as they learn, and what the layers do when all are trained."""
+        epoch = trainer.current_epoch
+        for name, value in trainer.callback_metrics.items():
+            stage = getattr(pl_module, "stage", 0)
+            fine = getattr(pl_module, "finetuning", False)
+            # The module logs its training error after this.
+            ends = ("val/error",) if fine else ("/loss", f"/reconstruction_{stage + 1}")
+            if name.endswith(ends):
+                self._curves.setdefault(name, []).append((epoch, float(value)))
+        if isinstance(pl_module, StagedClassifier):
+            if pl_module.stage == 0 and (epoch + 1) % self.every_n_epochs == 0:
+                self._show_filters(trainer, pl_module, "pretrain/filters")
+            if epoch + 1 == sum(pl_module.pretrain_epochs):
+                self._show_layers(trainer, pl_module)
+        elif (epoch + 1) % self.every_n_epochs == 0:
+            self._show_filters(trainer, pl_module, "pretrain/filters")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show how it went."""
+        if isinstance(pl_module, StagedClassifier):
+            self._show_filters(trainer, pl_module, "finetune/filters")
+            if trainer.is_global_zero and trainer.loggers and self._curves:
+                ends = list(accumulate(pl_module.pretrain_epochs))
+                boundaries = [end for end in ends if end < trainer.current_epoch]
+                log_figure(trainer, "fit/curves", draw_curves(self._curves, boundaries, len(ends)))
+        else:
+            self._show_layers(trainer, pl_module)
+
+    def _show_filters(self, trainer: Trainer, pl_module: LightningModule, key: str) -> None:
+        assert isinstance(pl_module, Denoising)
+        layer = pl_module.layers[0]
+        if not isinstance(layer, DenseLayer):
+            return
+        weight = layer.weight.detach()[: self.filters]
+        # Of a sharded layer all ranks gather them.
+        weight = getattr(weight, "full_tensor", lambda: weight)()
+        if trainer.is_global_zero and trainer.loggers:
+            title = f"first layer after {logged_step(trainer)} steps"
+            side = _side(trainer, weight.shape[1])
+            log_figure(trainer, key, draw_filters(weight.float().cpu(), side, title=title))
+
+    def _show_layers(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Denoising)
+        inputs = self._examples(trainer)
+        if inputs is None:
+            return
+        inputs = trainer.precision_plugin.convert_input(inputs).to(pl_module.device)
+        # On all ranks, as sharded layers need them all.
+        with trainer.precision_plugin.forward_context():
+            clean = pl_module.configure_input(inputs)
+            corrupted, decoded = pl_module.reconstruct(inputs, self.seed)
+            samples = pl_module.sample(inputs, SAMPLES, self.seed).float().flatten(2)
+        if not trainer.is_global_zero or not trainer.loggers:
+            return
+        clean, corrupted, decoded = (part.float().flatten(1).cpu() for part in (clean, corrupted, decoded))
+        side = _side(trainer, clean.shape[1])
+        rows = [("clean", clean), ("corrupted", corrupted), ("reconstructed", decoded)]
+        log_figure(trainer, "pretrain/reconstructions", draw_rows(rows, side))
+        samples = samples.cpu()
+        # The largest deviation of numbers in [0, 1] is 0.5.
+        spread = 2 * samples.std(dim=0)
+        rows = [("example", clean), *(("sample", one) for one in samples[:SHOWN]), ("2 x std", spread)]
+        log_figure(trainer, "pretrain/samples", draw_rows(rows, side))
+
+    def _examples(self, trainer: Trainer) -> Tensor | None:
+        """Training examples as the model sees them; None where the DataModule has no tensors."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if "train" not in getattr(data, "tensors", {}):
+            return None
+        batch = tuple(tensor[: self.examples] for tensor in data.tensors["train"])
+        return BatchLoader(batch, self.examples, transform=data.eval_transform).__iter__().__next__()[0]
+
+
+def _side(trainer: Trainer, elements: int) -> tuple[int, int]:
+    """Height and width of an input."""
+    shape: Any = getattr(trainer.datamodule, "input_shape", ())[-2:]  # type: ignore[attr-defined]
+    if len(shape) == 2 and shape[0] * shape[1] == elements:
+        return int(shape[0]), int(shape[1])
+    root = isqrt(elements)
+    return (root, root) if root * root == elements else (1, elements)

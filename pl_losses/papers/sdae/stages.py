@@ -1,0 +1,321 @@
+"""Vincent et al. 2010, section 2.4: layers trained one after the other, then all together, in one fit.
+
+A stage is a number of epochs with an optimizer of its own. Automatic optimization goes on as ever: epochs and
+steps count as in any fit, gradients may be clipped or accumulated, and a checkpoint has the state of the
+optimizer of its stage.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from itertools import accumulate, islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from pl_losses.data.loader import Batch, BatchLoader
+from pl_losses.observers.monitor import Monitor
+from pl_losses.papers.classifier import Classifier
+from pl_losses.strategies import DDPPerModule
+
+KEY = "stages"  # Of a checkpoint.
+CHUNK = 1000  # Samples encoded at once.
+
+
+class StagedClassifier(Classifier):
+    """A classifier that is pre-trained in stages: define the abstract methods.
+
+    In the last stage, which lasts until the end of the fit, the weights with the lowest validation error are
+    kept: they are what checkpoints have, and what the model has after the fit. Training itself, also after a
+    resume, goes on with the newest.
+
+    Attributes:
+        pretrain_epochs: Epochs of each stage but the last.
+        stage: The stage that the fit is in, from 0.
+        patience: The fit ends when so many validations in a row did not lower the error.
+        cache_codes: Whether a stage's inputs are computed once, when it begins.
+    """
+
+    pretrain_epochs: list[int]
+    patience: int | None = None
+    cache_codes: bool = True
+    stage: int = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._kept: dict[str, Tensor] = {}  # The best weights; after the fit the newest.
+        self._lowest, self._waited, self._fitted = float("inf"), 0, False
+        self._validated = 0  # The step of the last validation that counts.
+        self._resumed: dict[str, Any] | None = None
+        self._served: int | None = None  # The stage whose codes the loader serves.
+        self._source: tuple[BatchLoader, Batch, Any] | None = None
+
+    @abstractmethod
+    def stage_parameters(self, stage: int) -> Iterable[nn.Parameter]:
+        """What a stage trains; the others are frozen."""
+
+    @abstractmethod
+    def stage_optimizer(self, stage: int) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+        """Parameters to optimizer, and optimizer to scheduler or None."""
+
+    @abstractmethod
+    def stage_inputs(self, stage: int, inputs: Tensor) -> Tensor:
+        """What a stage is trained on, as the stages before made it of a batch of inputs."""
+
+    @property
+    def finetuning(self) -> bool:
+        """Whether the fit is in its last stage, or over."""
+        return self.stage == len(self.pretrain_epochs)
+
+    @property
+    def lowest_error(self) -> float:
+        """The lowest validation error of fine-tuning, which the weights that are kept have; inf before it."""
+        return self._lowest
+
+    def stage_at(self, epoch: int) -> int:
+        """The stage of an epoch, both from 0."""
+        return sum(epoch >= end for end in accumulate(self.pretrain_epochs))
+
+    def setup(self, stage: str) -> None:
+        """Begin with the first stage; a checkpoint to resume from comes after it.
+
+        Raises:
+            ValueError: If the number of epochs is not limited.
+        """
+        if stage != "fit":
+            return
+        if self.trainer.max_epochs is None or self.trainer.max_epochs < 0:
+            raise ValueError(
+                "Expected a Trainer with `max_epochs`, of which the last stage has what is left of"
+                f" {sum(self.pretrain_epochs)}, but got {self.trainer.max_epochs}"
+            )
+        self._kept, self._lowest, self._waited, self._fitted = {}, float("inf"), 0, False
+        self._validated = 0
+        self._resumed = self._served = self._source = None
+        self._select(self.stage_at(self.trainer.current_epoch))
+        if self.trainer.strategy.restore_checkpoint_after_setup:
+            self._find_stage_before_loading()
+
+    def _find_stage_before_loading(self) -> None:
+        """Where the strategy loads the optimizer's state before any hook tells the stage (FSDP2)."""
+        strategy: Any = self.trainer.strategy
+        load = strategy.load_checkpoint
+
+        def load_checkpoint(path: Any, *args: Any, **kwargs: Any) -> Any:
+            found = Path(path, "meta.pt") if Path(path).is_dir() else Path(path)
+            known = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+            self._select(known.get(KEY, {"stage": self.stage})["stage"])
+            strategy.setup_optimizers(self.trainer)
+            return load(path, *args, **kwargs)
+
+        strategy.load_checkpoint = load_checkpoint
+
+    def _select(self, stage: int) -> None:
+        self.stage = stage
+        trained = {id(parameter) for parameter in self.stage_parameters(stage)}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
+    def parameter_groups(self) -> Iterable[Any]:
+        """What the optimizer of this stage is given."""
+        return self.stage_parameters(self.stage)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build this stage's optimizer and scheduler; ``total_steps`` are the stage's."""
+        make_optimizer, make_scheduler = self.stage_optimizer(self.stage)
+        optimizer: torch.optim.Optimizer = make_optimizer(self.parameter_groups())
+        if make_scheduler is None:
+            return optimizer
+        try:
+            scheduler = make_scheduler(optimizer)
+            interval = getattr(scheduler, "interval", "epoch")
+        except ValueError as error:
+            if "total_steps" not in str(error):
+                raise
+            scheduler, interval = make_scheduler(optimizer, total_steps=self.stage_steps()), "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def stage_steps(self) -> int:
+        """The number of optimizer steps of this stage."""
+        self.trainer.fit_loop.setup_data()
+        batches = self.trainer.num_training_batches
+        steps = ceil(batches / self.trainer.accumulate_grad_batches)
+        epochs = [*self.pretrain_epochs, (self.trainer.max_epochs or 0) - sum(self.pretrain_epochs)]
+        return max(1, int(steps * epochs[self.stage]))
+
+    def on_train_start(self) -> None:
+        """Take up the stage that a checkpoint was saved in."""
+        super().on_train_start()
+        vars(self.trainer.strategy).pop("load_checkpoint", None)
+        if self._resumed is not None:
+            self._lowest, self._waited = self._resumed["lowest"], self._resumed["waited"]
+            if newest := self._resumed["newest"]:
+                self._kept = {name: tensor.to(self.device) for name, tensor in newest.items()}
+                self._swap()
+            self._validate_if_skipped(self._resumed["validated"])
+            self._resumed = None
+        # A fit that goes on after the last batch of an epoch comes by here only.
+        self.on_train_epoch_start()
+
+    @torch.no_grad()
+    def _validate_if_skipped(self, validated: int) -> None:
+        """Lightning skips the validation after a checkpoint that was saved just before it."""
+        ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        loader: Any = self.trainer.val_dataloaders
+        if not (self.finetuning and ended and loader) or validated == self.global_step:
+            return
+        self.eval()
+        with self.trainer.precision_plugin.forward_context():
+            for batch in islice(loader, int(self.trainer.num_val_batches[0])):
+                batch = self.trainer.precision_plugin.convert_input(batch)
+                inputs, target = self.trainer.strategy.batch_to_device(batch)
+                self.val_error.update(self.scores(self(inputs)).argmax(dim=1), target)
+        self.train()
+        self._judge(float(self.val_error.compute()))
+        self.val_error.reset()
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the next stage when it is time."""
+        stage = self.stage_at(self.trainer.current_epoch)
+        if stage != self.stage:
+            self._begin(stage)
+        self._serve()
+
+    def _begin(self, stage: int) -> None:
+        self._select(stage)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not isinstance(strategy, DDPPerModule):
+            # DDP waits for the parameters that were to be trained when it was made.
+            strategy.model = self
+            strategy.configure_ddp()
+        strategy.setup_optimizers(self.trainer)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, Monitor):
+                callback.on_train_start(self.trainer, self)
+
+    def _serve(self) -> None:
+        """Let the loader serve this stage's inputs, and give back what it served before."""
+        if self._served == self.stage:
+            return
+        self._restore_loader()
+        loader = self.trainer.train_dataloader
+        if self.stage == 0 or self.finetuning or not self.cache_codes or not isinstance(loader, BatchLoader):
+            return
+        encoded = self._encoded(loader)
+        if encoded is not None:
+            self._source = (loader, loader.tensors, loader.transform)
+            loader.tensors, loader.transform = encoded, None
+            self._served = self.stage
+
+    def _restore_loader(self) -> None:
+        if self._source is not None:
+            loader, tensors, transform = self._source
+            loader.tensors, loader.transform = tensors, transform
+        self._source = self._served = None
+
+    @torch.no_grad()
+    def _encoded(self, loader: BatchLoader) -> Batch | None:
+        """The loader's samples with this stage's inputs first; None if its transform is random."""
+        place = loader.tensors[0].device
+        generator = torch.Generator(place).manual_seed(0)
+        untouched = generator.get_state()
+        parts = []
+        with self.trainer.precision_plugin.forward_context():
+            for first in range(0, loader.samples, CHUNK):
+                batch = tuple(tensor[first : first + CHUNK] for tensor in loader.tensors)
+                if loader.transform is not None:
+                    batch = loader.transform(batch, generator)
+                if not torch.equal(generator.get_state(), untouched):
+                    return None
+                inputs = self.trainer.precision_plugin.convert_input(batch[0]).to(self.device)
+                inputs = self.stage_inputs(self.stage, inputs)
+                parts.append((inputs.to(place), *batch[1:]))
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def served(self, inputs: Tensor) -> Tensor:
+        """This stage's inputs of what a training batch has first: it may have them already."""
+        return inputs if self._served == self.stage else self.stage_inputs(self.stage, inputs)
+
+    def on_validation_epoch_end(self) -> None:
+        """In the last stage keep the weights if their error is the lowest so far, and see whether to stop."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if not fitting or not self.finetuning:
+            return
+        self._judge(float(self.val_error.compute()))
+
+    def _judge(self, error: float) -> None:
+        self._validated = self.global_step
+        if error < self._lowest:
+            self._lowest, self._waited = error, 0
+            self._kept = {name: tensor.detach().clone() for name, tensor in self._trained()}
+            return
+        self._waited += 1
+        if self.patience is not None and self._waited >= self.patience:
+            self.trainer.should_stop = True
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        chosen = {id(parameter) for parameter in self.stage_parameters(self.stage)}
+        return [(name, tensor) for name, tensor in self.named_parameters() if id(tensor) in chosen]
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the weights with those that are kept."""
+        for name, parameter in self._trained():
+            before = parameter.detach().clone()
+            parameter.copy_(_like(self._kept[name], parameter))
+            self._kept[name] = before
+
+    def on_train_end(self) -> None:
+        """Leave the best weights in the model, and the loader and the parameters as they were."""
+        self._restore_loader()
+        if self._kept:
+            self._swap()
+        self._fitted = True
+        self.requires_grad_(True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the best weights as the model, and the newest beside them."""
+        state, newest = checkpoint["state_dict"], {}
+        kept = {name: _whole(tensor) for name, tensor in self._kept.items()}
+        if kept and self._fitted:
+            newest = kept
+        elif kept and state:  # Where the strategy gathers the weights, only rank zero has them.
+            newest = {name: state[name] for name in kept}
+            state.update(kept)
+        checkpoint[KEY] = {
+            "stage": self.stage,
+            "lowest": self._lowest,
+            "waited": self._waited,
+            "validated": self._validated,
+            "newest": newest,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Find out which stage to go on with."""
+        resuming = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if resuming and KEY in checkpoint:
+            self._resumed = checkpoint[KEY]
+            self._select(checkpoint[KEY]["stage"])
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all ranks; any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor sharded as a parameter is."""
+    if hasattr(parameter, "full_tensor") and not hasattr(tensor, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    return tensor

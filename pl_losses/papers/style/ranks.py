@@ -1,0 +1,51 @@
+"""A strategy by which every rank optimises images of its own: nothing is averaged, each saves its part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+
+
+class EachForItself(DDPStrategy):
+    """Processes as DDP starts them, but no gradient is exchanged. ``strategy="each_for_itself"``.
+
+    A checkpoint of several ranks is one file each: rank 1 saves beside ``last.ckpt`` a ``last.ckpt.rank1``.
+    To go on from it takes as many ranks.
+    """
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Save this rank's image and optimizer."""
+        self.checkpoint_io.save_checkpoint(checkpoint, self._own(filepath), storage_options=storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load this rank's image and optimizer.
+
+        Raises:
+            FileNotFoundError: If there is none for this rank.
+        """
+        own = self._own(checkpoint_path)
+        if not Path(own).is_file():
+            raise FileNotFoundError(
+                f"Expected a part of the checkpoint for each of {self.world_size} ranks but there is no {own}"
+                ": go on with as many ranks as it was saved by"
+            )
+        return super().load_checkpoint(own, weights_only=weights_only)
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        """Remove this rank's part."""
+        self.checkpoint_io.remove_checkpoint(self._own(filepath))
+
+    def _own(self, path: Any) -> str:
+        return f"{path}.rank{self.global_rank}" if self.global_rank else str(path)
+
+
+StrategyRegistry.register(
+    "each_for_itself", EachForItself, description="no gradients exchanged", override=True
+)

@@ -1,0 +1,116 @@
+"""What there is to see of a style transfer: the image as it evolves, and the finished one as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from pl_losses.data.image_files import to_image, write_image
+from pl_losses.observers.pictures import log_figure
+from pl_losses.observers.record import run_folder
+from pl_losses.papers.style.module import StyleTransfer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class StyleReport(Callback):
+    """Writes the image to a file and shows it through training, with content and style beside it.
+
+    For a :class:`~pl_losses.StyleTransfer`. Logs ``train/image`` (of rank zero's first images). The file is
+    written when training ends, and when it stops early: interrupted, or at a loss that is not finite, with
+    the last good image.
+
+    Args:
+        output: File to write to; the suffix tells the format. With several contents their names are inserted
+            before the suffix. Default: ``<content>-<style>.png`` in the run's folder.
+        every_n_steps: Show the image after every so-manieth optimizer step; 0 for never.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is no integer of at least 0.
+    """
+
+    def __init__(self, output: str | None = None, every_n_steps: int = 1) -> None:
+        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 0:
+            raise ValueError(
+                f"Expected `every_n_steps` to be an integer of at least 0 but got {every_n_steps!r}"
+            )
+        self.output, self.every_n_steps = output, every_n_steps
+        self.written: list[Path] = []
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder.
+
+        Raises:
+            TypeError: If the module is no StyleTransfer.
+        """
+        if not isinstance(pl_module, StyleTransfer):
+            raise TypeError(f"Expected a StyleTransfer to report on but got {type(pl_module).__name__}")
+        folder = run_folder(trainer) if trainer.is_global_zero else None
+        self._folder = trainer.strategy.broadcast(folder) or Path()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what it starts from."""
+        self._show(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Show the image."""
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the image."""
+        self._write(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the image as it is."""
+        if isinstance(pl_module, StyleTransfer) and pl_module.pictures and int(pl_module.evaluations):
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, StyleTransfer)
+        assert pl_module.pictures is not None
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        self.written = []
+        for name, image in zip(pl_module.pictures.names, pl_module.result(), strict=True):
+            path = self._path(name, alone=len(pl_module.pictures.names) * trainer.world_size == 1)
+            write_image(image, path)
+            self.written.append(path)
+            print(f"Image: {path}")
+
+    def _path(self, name: str, alone: bool) -> Path:
+        if self.output is None:
+            return self._folder / f"{name}.png"
+        path = Path(self.output).expanduser()
+        return path if alone else path.with_name(f"{path.stem}-{name}{path.suffix}")
+
+    def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, StyleTransfer)
+        assert pl_module.pictures is not None
+        if not (self.every_n_steps and trainer.is_global_zero and trainer.loggers):
+            return
+        pictures = pl_module.pictures
+        count = int(pl_module.evaluations)
+        panels = [("content", pictures.contents[0])]
+        panels += [("style", style) for style in pictures.styles[0]]
+        panels += [(f"after {count} evaluations", image) for image in pl_module.result()[:1]]
+        log_figure(trainer, "train/image", draw_panels(panels))
+
+
+def draw_panels(panels: list[tuple[str, Tensor]]) -> Figure:
+    """Images [3, H, W] of one height side by side, each with a title."""
+    from matplotlib.figure import Figure
+
+    shares = [float(image.shape[2] / image.shape[1]) for _, image in panels]
+    figure = Figure(figsize=(3.2 * sum(shares), 3.5), layout="constrained")
+    row = figure.subplots(1, len(panels), squeeze=False, width_ratios=shares)[0]
+    for axes, (title, image) in zip(row, panels, strict=True):
+        axes.imshow(to_image(image))
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    return figure

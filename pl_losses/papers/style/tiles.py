@@ -1,0 +1,96 @@
+"""The objective of an image tile by tile, for images whose features do not fit into memory.
+
+Content losses and Gram matrices are sums over positions. A first pass adds them up tile by tile without
+gradients; from the sums come the loss and its derivative with respect to each sum; a second pass sends those
+back through one tile after the other. Tiles are cut with what the deepest layer sees around them, so the
+result is that of the whole image but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pl_losses.papers.style.objective import Objective, Sums, Terms, Window
+
+
+class TiledObjective:
+    """:class:`~pl_losses.papers.style.objective.Objective`, computed tile by tile.
+
+    Args:
+        objective: With its targets.
+        tile: Height and width of a tile in pixels, without what it needs around it; rounded up to the stride
+            of the deepest layer.
+    """
+
+    def __init__(self, objective: Objective, tile: int) -> None:
+        stride = objective.features.stride
+        self.objective, self.tile = objective, -(-tile // stride) * stride
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Terms]:
+        """Loss and terms of an image [B, 3, H, W], as :meth:`Objective.forward` gives them."""
+        terms: Terms = {}
+        total: Tensor = _Tiled.apply(image, self, terms)
+        return self.objective.add_variation(total, terms, image)
+
+    def windows(self, height: int, width: int) -> Iterator[tuple[Window, tuple[slice, slice]]]:
+        """Each tile, and the rows and columns that its features are computed from."""
+        reach = self.objective.features.reach
+        for rows in _spans(height, self.tile):
+            for columns in _spans(width, self.tile):
+                top, left = max(rows[0] - reach, 0), max(columns[0] - reach, 0)
+                around = slice(top, rows[1] + reach), slice(left, columns[1] + reach)
+                yield Window(rows, columns, (top, left)), around
+
+    def evaluate(self, image: Tensor, terms: Terms, slope: bool) -> tuple[Tensor, Tensor | None]:
+        """Loss and, if wanted, gradient; the terms are written into ``terms``."""
+        sums: Sums = {}
+        for window, around in self.windows(*image.shape[2:]):
+            with torch.no_grad():
+                for key, value in self.objective.measure(image[(..., *around)], window).items():
+                    sums[key] = sums[key] + value if key in sums else value
+        with torch.enable_grad():
+            leaves = {key: value.requires_grad_() for key, value in sums.items()}
+            total, found = self.objective.combine(leaves)
+        terms.update(found)
+        if not slope:
+            return total.detach(), None
+        slopes = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+        gradient = torch.zeros_like(image)
+        for window, around in self.windows(*image.shape[2:]):
+            part = image.detach()[(..., *around)].clone().requires_grad_()
+            with torch.enable_grad():
+                own = self.objective.measure(part, window)
+                linear = torch.stack([(slopes[key] * value).sum() for key, value in own.items()]).sum()
+            gradient[(..., *around)] += torch.autograd.grad(linear, part)[0]
+        return total.detach(), gradient
+
+
+class _Tiled(torch.autograd.Function):
+    """The gradient is computed along with the loss, and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, objective: TiledObjective, terms: Terms) -> Tensor:
+        total, gradient = objective.evaluate(image, terms, ctx.needs_input_grad[0])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None
+
+
+def _spans(length: int, tile: int) -> list[tuple[int, int]]:
+    """First pixel and the one after the last of each tile along an axis.
+
+    >>> _spans(100, 48), _spans(98, 48)
+    ([(0, 48), (48, 100)], [(0, 48), (48, 98)])
+    """
+    count = max(length // tile, 1)
+    return [(i * tile, length if i == count - 1 else (i + 1) * tile) for i in range(count)]

@@ -1,0 +1,175 @@
+"""Images of all kinds are read as they are to be seen, and what cannot be is refused."""
+
+import pytest
+import torch
+from PIL import Image
+
+from pl_losses.data import Pictures
+from pl_losses.data.image_files import read_image, resized, to_tensor, write_image
+
+
+def two_colours(width=40, height=20):
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (width, height), (255, 0, 0))
+    image.paste((0, 0, 255), (width // 2, 0, width, height))
+    return image
+
+
+def read(path):
+    return to_tensor(read_image(path))
+
+
+def test_a_round_trip(tmp_path):
+    values = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    write_image(values, tmp_path / "new" / "image.png")
+    torch.testing.assert_close(read(tmp_path / "new" / "image.png"), values, rtol=0, atol=0.5 / 255 + 1e-6)
+    write_image(values * 3 - 1, tmp_path / "image.jpg")
+    assert read(tmp_path / "image.jpg").shape == (3, 20, 30)
+    assert not list(tmp_path.glob("**/*.part"))
+    with pytest.raises(ValueError, match=r"`output` to end in .png, .jpg or another image format but got"):
+        write_image(values, tmp_path / "image.txt")
+
+
+@pytest.mark.parametrize(("orientation", "red"), [(1, "left"), (3, "right"), (6, "top"), (8, "bottom")])
+def test_turned_as_the_camera_says(tmp_path, orientation, red):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    two_colours().save(tmp_path / "photo.png", exif=exif)
+    image = read(tmp_path / "photo.png")
+    assert image.shape[1:] == ((20, 40) if red in ("left", "right") else (40, 20))
+    halves = {
+        "left": image[0, :, :5],
+        "right": image[0, :, -5:],
+        "top": image[0, :5],
+        "bottom": image[0, -5:],
+    }
+    assert {side for side, part in halves.items() if part.min() == 1} == {red}
+
+
+def test_transparent_is_white(tmp_path):
+    image = two_colours().convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    image.paste((0, 255, 0, 255), (0, 0, 10, 20))
+    image.save(tmp_path / "clear.png")
+    values = read(tmp_path / "clear.png")
+    assert values[:, :, 10:].min() == 1
+    assert values[:, :, :10].mean((1, 2)).tolist() == [0, 1, 0]
+    Image.new("LA", (20, 20), (0, 0)).save(tmp_path / "grey-clear.png")
+    assert read(tmp_path / "grey-clear.png").min() == 1
+    palette = two_colours().quantize(4)
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    palette.save(tmp_path / "palette.gif")
+    values = read(tmp_path / "palette.gif")
+    assert values[:, 5, 5].tolist() == [1, 1, 1]
+    assert values[:, 5, 35].tolist() == [0, 0, 1]
+
+
+def test_grey_of_8_and_16_bits_and_print_colours(tmp_path):
+    Image.new("L", (20, 20), 51).save(tmp_path / "8.png")
+    Image.fromarray((torch.full((20, 20), 13107).numpy()).astype("uint16")).save(tmp_path / "16.png")
+    Image.new("1", (20, 20), 1).save(tmp_path / "1.png")
+    two_colours().convert("CMYK").save(tmp_path / "print.jpg", quality=95)
+    for name in ("8.png", "16.png"):
+        torch.testing.assert_close(read(tmp_path / name), torch.full((3, 20, 20), 0.2), rtol=0, atol=1e-6)
+    assert read(tmp_path / "1.png").min() == 1
+    assert (read(tmp_path / "print.jpg")[:, 5, 5] - torch.tensor([1.0, 0, 0])).abs().max() < 0.1
+
+
+def test_damaged_files_are_refused(tmp_path):
+    two_colours(200, 200).save(tmp_path / "photo.jpg")
+    whole = (tmp_path / "photo.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    two_colours().save(tmp_path / "photo.png")
+    png = bytearray((tmp_path / "photo.png").read_bytes())
+    png[45:60] = b"x" * 15
+    (tmp_path / "broken.png").write_bytes(bytes(png))
+    for name in ("cut.jpg", "text.png", "empty.png", "broken.png"):
+        with pytest.raises(ValueError, match=rf"Expected `content` to be an? .*image file but .*{name}"):
+            read_image(tmp_path / name, "content")
+    with pytest.raises(FileNotFoundError, match="`content` to be an image file but there is no"):
+        read_image(tmp_path / "none.png", "content")
+
+
+def test_sizes():
+    image = two_colours(200, 100)
+    assert resized(image, None).size == (200, 100)
+    assert resized(image, 50).size == (50, 25)
+    square = resized(image, (60, 60))
+    assert square.size == (60, 60)
+    # Cropped in the middle, not squeezed.
+    assert square.getpixel((25, 30))[0] > 250
+    assert square.getpixel((35, 30))[2] > 250
+
+
+def save(folder, **images):
+    for name, image in images.items():
+        image.save(folder / f"{name}.png")
+    return {name: str(folder / f"{name}.png") for name in images}
+
+
+def test_pictures_of_the_ranks(tmp_path):
+    names = save(tmp_path, a=two_colours(), b=two_colours().rotate(180), c=two_colours())
+    data = Pictures(
+        [names["a"], names["b"], names["c"]], [names["b"], names["a"], names["c"]], 32, paired=True
+    )
+    whole, second = data.pictures(), data.pictures(1, 2)
+    assert whole.contents.shape == (3, 3, 16, 32)
+    assert whole.names == ["a-b", "b-a", "c-c"]
+    assert second.names == ["b-a"]
+    assert torch.equal(second.contents[0], whole.contents[1])
+    assert torch.equal(second.styles[0][0], whole.styles[1][0])
+    with pytest.raises(ValueError, match="at least 4 images in `content`"):
+        data.pictures(0, 4)
+
+
+def test_blends_masks_and_steps(tmp_path):
+    mask = Image.new("L", (80, 40), 0)
+    mask.paste(255, (0, 0, 40, 40))
+    names = save(tmp_path, a=two_colours(), b=two_colours(60, 60), mask=mask)
+    data = Pictures(names["a"], [names["a"], names["b"]], 32, style_weights=[1, 3], style_size=36, steps=7)
+    shown = data.pictures()
+    assert shown.shares == [0.25, 0.75]
+    assert [list(style.shape) for style in shown.styles[0]] == [[3, 18, 36], [3, 36, 36]]
+    assert len(data.train_dataloader()) == 7
+    masked = Pictures(names["a"], [names["a"], names["b"]], [16, 32], masks=[names["mask"]] * 2).pictures()
+    assert masked.masks.shape == (2, 16, 32)
+    assert masked.masks[0, :, :12].min() == 1
+    assert masked.masks[0, :, 20:].max() == 0
+
+
+def test_found_in_the_data_folder_and_among_the_packaged(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    two_colours().save(tmp_path / "images" / "photo.png")
+    monkeypatch.setenv("PL_LOSSES_DATA", str(tmp_path))
+    assert Pictures("photo.png", "flower", 32).pictures().names == ["photo-flower"]
+    assert Pictures("china", "starry-night", [32, 48]).pictures().contents.shape == (1, 3, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"content": []}, "`content` and `style` to name at least one image"),
+        ({"steps": 0}, "`steps` to be at least 1"),
+        ({"size": 8}, "`size` to be at least 16"),
+        ({"size": [32]}, r"`size` to be a number or \[height, width\]"),
+        ({"style_weights": [1.0, 2.0]}, "`style_weights` for 1 style images"),
+        ({"style_weights": [0.0]}, "`style_weights` to be at least 0"),
+        ({"masks": []}, "`masks` for 1 style images"),
+        ({"content": ["china", "flower"], "paired": True}, "one `style` for each of 2 contents"),
+    ],
+)
+def test_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Pictures(**{"content": "china", "style": "starry-night"} | options)
+
+
+def test_sizes_that_do_not_go_together(tmp_path):
+    names = save(tmp_path, a=two_colours(), b=two_colours(40, 40), strip=two_colours(400, 20))
+    with pytest.raises(ValueError, match=r"contents of one size but got .*set `size` to \[height, width\]"):
+        Pictures([names["a"], names["b"]], "starry-night", 32).pictures()
+    with pytest.raises(
+        ValueError, match=r"`content` of at least 16 pixels each way .*strip.png becomes 64 x 3"
+    ):
+        Pictures(names["strip"], "starry-night", 64).pictures()

@@ -1,0 +1,335 @@
+"""Stages in one fit: budgets, optimizers, cached codes, the best weights, and resuming anywhere."""
+
+import signal
+import subprocess
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.nn import functional as F
+
+from pl_losses import DenoisingAutoencoder, StackedDenoisingAutoencoder
+from pl_losses.data import Digits
+from pl_losses.papers.sdae import AutoencoderLayer
+from pl_losses.papers.sdae.features import FrozenEncoder, svm_errors
+
+EPOCHS = 5
+
+
+def make(kind=StackedDenoisingAutoencoder, **options):
+    torch.manual_seed(0)
+    defaults = {
+        "in_features": 1024,
+        "hidden": [20, 16, 12],
+        "pretrain_epochs": 1,
+        "pretrain_lr_scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.7),
+        "optimizer": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+        "lr_scheduler": lambda o, **k: torch.optim.lr_scheduler.OneCycleLR(o, 0.5, **k),
+    }
+    return kind(**{**defaults, **options})
+
+
+def data(**options):
+    return Digits(low=0.0, high=1.0, **{"batch_size": 300, **options})
+
+
+def train(folder, *callbacks, epochs=EPOCHS, logger=False, **options):
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=logger,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **{"enable_checkpointing": bool(callbacks), **options},
+    )
+
+
+class Seen(StackedDenoisingAutoencoder):
+    """Writes down what moves in each step, and what its inputs were."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.rows, self.clean = [], []
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.before = {name: value.detach().clone() for name, value in self.named_parameters()}
+
+    def denoising_loss(self, clean, index, *key):
+        if key[0] == "train":
+            self.clean.append(clean.clone())
+        return super().denoising_loss(clean, index, *key)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        moved = {name for name, value in self.named_parameters() if not torch.equal(value, self.before[name])}
+        self.rows.append((self.current_epoch, self.global_step, type(self.optimizers().optimizer), moved))
+
+
+def test_each_stage_trains_its_own_layer_with_its_own_optimizer(tmp_path):
+    model, trainer = make(Seen), train(tmp_path, LearningRateMonitor(), logger=CSVLogger(tmp_path))
+    trainer.fit(model, data())
+    assert trainer.current_epoch == EPOCHS
+    assert [step for _, step, _, _ in model.rows] == list(range(1, 4 * EPOCHS + 1))
+    for epoch, _, optimizer, moved in model.rows:
+        if epoch < 3:
+            own = ("weight", "hidden_bias", "visible_bias")
+            assert moved == {f"layers.{epoch}.{name}" for name in own}
+            assert optimizer is torch.optim.Adam
+        else:
+            assert optimizer is torch.optim.SGD
+            assert moved <= {f"layers.{k}.{n}" for k in range(3) for n in ("weight", "hidden_bias")} | {
+                "head.weight",
+                "head.bias",
+            }
+    assert "layers.0.weight" in model.rows[-1][3]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    logged = trainer.callback_metrics
+    assert logged["train/stage"] == 4
+    assert {"lr-Adam", "lr-SGD", "train/reconstruction_3", "val/reconstruction_3", "val/error"} <= set(logged)
+
+
+def test_cached_codes_are_what_would_be_computed_with_each_batch(tmp_path):
+    models = []
+    for cached in (True, False):
+        model = make(Seen, cache_codes=cached)
+        encoded = []
+        model.layers[0].register_forward_pre_hook(lambda *_, seen=encoded: seen.append(1))
+        train(tmp_path, epochs=3).fit(model, data())
+        models.append(model)
+    for ours, theirs in zip(models[0].clean, models[1].clean, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_codes_are_computed_once_and_not_where_images_are_distorted(tmp_path):
+    class Counting(StackedDenoisingAutoencoder):
+        def stage_inputs(self, stage, inputs):
+            if self.trainer.training and not self.trainer.sanity_checking:
+                self.calls = getattr(self, "calls", 0) + 1
+            return super().stage_inputs(stage, inputs)
+
+    for distort in (False, True):
+        model = make(Counting, hidden=[8, 8], pretrain_epochs=[1, 2])
+        train(tmp_path, epochs=3, limit_val_batches=0).fit(model, data(distort=distort))
+        # The first layer's four batches, then two pieces of 1000, or its eight batches.
+        assert model.calls == (4 + 8 if distort else 4 + 2)
+
+
+def test_resumed_anywhere_the_weights_are_bit_identical(tmp_path):
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    ends = ModelCheckpoint(
+        tmp_path, "end-{step}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True
+    )
+    whole, trainer = make(), train(tmp_path, saver, ends)
+    trainer.fit(whole, data())
+    (tested,) = trainer.test(whole, data(), verbose=False)
+    # In each stage, at the last batch of a stage and of the fit, and at the end of an epoch.
+    for name in ("step=2", "step=4", "step=7", "end-step=8", "step=11", "step=12", "step=14", "step=20"):
+        model, trainer = make(), train(tmp_path)
+        trainer.fit(model, data(), ckpt_path=tmp_path / f"{name}.ckpt", weights_only=True)
+        torch.testing.assert_close(model.state_dict(), whole.state_dict(), rtol=0, atol=0, msg=name)
+        assert trainer.global_step == 4 * EPOCHS
+    # The checkpoint itself has the best weights.
+    path = tmp_path / f"end-step={4 * EPOCHS}.ckpt"
+    loaded = StackedDenoisingAutoencoder.load_from_checkpoint(path, weights_only=True)
+    assert train(tmp_path).test(loaded, data(), verbose=False) == [tested]
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+import test_stages as t
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+class Slow(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        print(trainer.global_step, flush=True)
+        if trainer.global_step > {stop}:
+            import time; time.sleep(60)
+
+saver = ModelCheckpoint({folder!r}, every_n_train_steps=3, save_top_k=1)
+t.train({folder!r}, saver, Slow()).fit(t.make(), t.data())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [3, 7, 10, 16])
+def test_killed_and_resumed(tmp_path, stop):
+    folder = tmp_path / "killed"
+    script = SCRIPT.format(tests=str(__file__).rpartition("/")[0], folder=str(folder), stop=stop)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.strip() == str(stop + 1):
+            process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (checkpoint,) = folder.glob("*.ckpt")
+    whole, resumed = make(), make()
+    train(tmp_path).fit(whole, data())
+    train(tmp_path).fit(resumed, data(), ckpt_path=checkpoint)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_early_stopping_counts_in_the_last_stage_only_and_the_best_weights_are_kept(tmp_path):
+    # Without a learning rate nothing improves on the first validation.
+    model = make(
+        pretrain_epochs=2, patience=2, optimizer=lambda p: torch.optim.SGD(p, 0.0), lr_scheduler=None
+    )
+    trainer = train(tmp_path, epochs=20)
+    trainer.fit(model, data())
+    assert trainer.current_epoch == 3 * 2 + 3
+
+    class Spoilt(StackedDenoisingAutoencoder):
+        def on_train_epoch_start(self):
+            super().on_train_epoch_start()
+            if self.current_epoch == 2:
+                with torch.no_grad():
+                    self.head.weight.mul_(-1)
+
+    spoilt = make(Spoilt, hidden=[30], pretrain_epochs=0, lr_scheduler=None)
+    trainer = train(tmp_path, epochs=3)
+    trainer.fit(spoilt, data(batch_size=30))
+    (validated,) = trainer.validate(spoilt, data(), verbose=False)
+    assert validated["val/error"] == pytest.approx(spoilt.lowest_error)
+    assert spoilt.lowest_error < 0.5
+
+
+def test_separate_commands_equal_one_fit(tmp_path):
+    options = {"lr_scheduler": None, "pretrain_lr_scheduler": None}
+    whole = make(**options)
+    train(tmp_path, epochs=4).fit(whole, data())
+    first, trainer = make(**options), train(tmp_path, epochs=3)
+    trainer.fit(first, data())
+    trainer.save_checkpoint(tmp_path / "pretrained.ckpt")
+    second = make(start_from=str(tmp_path / "pretrained.ckpt"), **options)
+    # The same epoch of the same data, so that the order is the same.
+    second.pretrain_epochs = [0, 0, 0]
+    shifted = data()
+    shifted.setup("fit")
+    loader = shifted.train_dataloader()
+    loader.set_epoch = lambda epoch: type(loader).set_epoch(loader, epoch + 3)
+    train(tmp_path, epochs=1).fit(second, loader, shifted.val_dataloader())
+    torch.testing.assert_close(second.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+class ConvLayer(AutoencoderLayer):
+    """A convolution, decoded by its transpose with the same weights."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(outputs, inputs, 4, 4))
+        self.hidden_bias = nn.Parameter(torch.zeros(outputs))
+        self.visible_bias = nn.Parameter(torch.zeros(inputs))
+
+    def encode(self, inputs):
+        return F.conv2d(inputs, self.weight, self.hidden_bias, stride=4).sigmoid()
+
+    def decode(self, codes):
+        return F.conv_transpose2d(codes, self.weight, self.visible_bias, stride=4)
+
+    def encoder_parameters(self):
+        return self.weight, self.hidden_bias
+
+
+class ConvStack(StackedDenoisingAutoencoder):
+    def configure_layer(self, index, in_features, hidden):
+        return ConvLayer(in_features, hidden)
+
+    def configure_input(self, inputs):
+        return inputs
+
+    def configure_head(self):
+        return nn.Linear(self.hidden[-1] * 4, self.num_classes)
+
+
+def test_convolutional_layers_by_the_hooks(tmp_path):
+    model = make(ConvStack, in_features=1, hidden=[4, 6])
+    trainer = train(tmp_path, epochs=3)
+    trainer.fit(model, data())
+    assert trainer.logged_metrics["val/reconstruction_2"] > 0
+    assert model.codes(torch.rand(3, 1, 32, 32)).shape == (3, 6, 2, 2)
+    assert model.sample(torch.rand(3, 1, 32, 32), 2).shape == (2, 3, 1, 32, 32)
+
+
+def test_samples_are_means_given_binary_units_drawn_from_the_layer_above():
+    model = make()
+    images = torch.rand(3, 1, 32, 32)
+    samples = model.sample(images, 4)
+    assert samples.shape == (4, 3, 1024)
+    assert ((samples > 0) & (samples < 1)).all()
+    assert not torch.equal(samples[0], samples[1])
+    assert torch.equal(samples, model.sample(images, 4))
+    # With units that are sure of themselves nothing is left to chance: up by means, down by rounded ones.
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.weight.mul_(1e4)
+            layer.hidden_bias.add_(1.0)
+            layer.visible_bias.add_(1.0)
+    down = model.codes(images).round()
+    for layer in reversed(model.layers):
+        means = layer.decode(down).sigmoid()
+        down = means.round()
+    torch.testing.assert_close(model.sample(images, 2), means.expand(2, -1, -1))
+
+
+def test_one_autoencoder_learns_to_denoise(tmp_path):
+    torch.manual_seed(0)
+    model = DenoisingAutoencoder(
+        1024, 50, "salt_and_pepper", 0.2, optimizer=lambda p: torch.optim.Adam(p, 5e-3)
+    )
+    trainer = train(tmp_path, epochs=4, inference_mode=False)
+    (before,) = trainer.validate(model, data(), verbose=False)
+    trainer.fit(model, data(batch_size=60))
+    (after,) = trainer.test(model, data(), verbose=False)
+    assert after["test/loss"] < 0.5 * before["val/loss"]
+
+
+def test_a_frozen_encoder_for_other_classifiers():
+    model = make()
+    encoder = FrozenEncoder(model, depth=2)
+    images = torch.rand(3, 1, 32, 32)
+    assert torch.equal(encoder(images), model.codes(images, 2))
+    network = nn.Sequential(encoder, nn.Linear(16, 10))
+    network(images).sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is not None] == ["1.weight", "1.bias"]
+    with pytest.raises(ValueError, match=r"`depth`.*0\.\.3 but got 4"):
+        FrozenEncoder(model, 4)
+
+
+def test_support_vector_machines_on_codes():
+    found = svm_errors(make(), data(limit=300), depths=(0, 1), c_values=(1.0, 10.0))
+    assert found[0]["error"] < 0.12  # Of the pixels themselves.
+    assert set(found) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": []}, "`hidden`"),
+        ({"hidden": [3, 0]}, "`hidden`.*got 0"),
+        ({"corruption": "dropout"}, "`corruption`.*'dropout'"),
+        ({"level": 2.0}, "`fraction`.*2.0"),
+        ({"corruption": "gaussian", "beta": 0.5}, "`alpha` equal to `beta`"),
+        ({"visible": "bernoulli"}, "`kind`"),
+        ({"pretrain_epochs": [1, 2]}, r"`pretrain_epochs`.*\[1, 2\]"),
+        ({"pretrain_epochs": -1}, "`pretrain_epochs`"),
+        ({"patience": 0}, "`patience`"),
+    ],
+)
+def test_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_data_that_do_not_fit_are_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"1024 elements|in_features"):
+        train(tmp_path).fit(make(in_features=784), data())
+    with pytest.raises(ValueError, match="set `low` to 0"):
+        train(tmp_path).fit(make(), Digits(batch_size=300))
+    with pytest.raises(ValueError, match="`max_epochs`"):
+        train(tmp_path, epochs=-1).fit(make(), data())
