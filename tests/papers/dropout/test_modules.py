@@ -33,7 +33,7 @@ class Rows(TensorDataModule):
         return splits | ({"val": (x[60 - self.val :], y[60 - self.val :])} if self.val else {})
 
 
-class Pictures(TensorDataModule):
+class ImageRows(TensorDataModule):
     num_classes = 3
 
     def load(self, stage):
@@ -122,7 +122,7 @@ def test_drop_probabilities_are_those_right_before_each_layer():
 @pytest.mark.parametrize("make", [regressor, classifier])
 def test_training_with_and_without_sampling_is_the_same_to_the_last_bit(tmp_path, make):
     found = []
-    data = Rows if make is regressor else Pictures
+    data = Rows if make is regressor else ImageRows
     for samples, options in ((2, {"limit_val_batches": 0}), (2, {}), (7, {"num_sanity_val_steps": 2})):
         model = make(samples=samples)
         trainer(tmp_path, **options).fit(model, data(batch_size=16))
@@ -232,7 +232,7 @@ def test_logged_keys_are_the_documented_ones(tmp_path, make):
     logger = CSVLogger(tmp_path)
     fit = trainer(tmp_path, logger=logger, log_every_n_steps=1)
     model = make(precision=None) if make is regressor else make()
-    data = Rows(batch_size=8) if make is regressor else Pictures(batch_size=16)
+    data = Rows(batch_size=8) if make is regressor else ImageRows(batch_size=16)
     fit.fit(model, data)
     fit.test(model, data, verbose=False)
     with open(f"{logger.log_dir}/metrics.csv") as file:
@@ -243,7 +243,7 @@ def test_logged_keys_are_the_documented_ones(tmp_path, make):
 @pytest.mark.parametrize("make", [regressor, classifier])
 def test_checkpoints_predict_alike(tmp_path, make):
     model = make(precision=None) if make is regressor else make()
-    data = Rows(batch_size=8) if make is regressor else Pictures(batch_size=16)
+    data = Rows(batch_size=8) if make is regressor else ImageRows(batch_size=16)
     fit = trainer(tmp_path, enable_checkpointing=True)
     fit.fit(model, data)
     fit.save_checkpoint(tmp_path / "kept.ckpt")
@@ -261,7 +261,7 @@ def test_checkpoints_predict_alike(tmp_path, make):
 
 
 def test_classifier_scores_are_those_of_its_predictions(tmp_path):
-    model, data = classifier(), Pictures(batch_size=16)
+    model, data = classifier(), ImageRows(batch_size=16)
     fit = trainer(tmp_path)
     fit.fit(model, data)
     (found,) = fit.test(model, data, verbose=False)
@@ -280,7 +280,7 @@ def test_classifier_scores_are_those_of_its_predictions(tmp_path):
 
 @pytest.mark.parametrize("make", [regressor, classifier])
 def test_a_second_test_counts_nothing_twice(tmp_path, make):
-    model, data = make(), Rows() if make is regressor else Pictures()
+    model, data = make(), Rows() if make is regressor else ImageRows()
     first, second = (trainer(tmp_path).test(model, data, verbose=False) for _ in range(2))
     assert first == second
 
@@ -292,7 +292,7 @@ def test_networks_of_ones_own(tmp_path):
 
     given = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 3))
     own = DropoutClassifier(network=given, samples=3)
-    trainer(tmp_path, fast_dev_run=True).fit(own, Pictures())
+    trainer(tmp_path, fast_dev_run=True).fit(own, ImageRows())
     assert own.network is given
     assert "network" not in own.hparams
     wide = Wide(precision=1.0, samples=3)
