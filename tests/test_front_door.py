@@ -202,9 +202,7 @@ def test_torch_and_torchvision_that_do_not_fit(tmp_path, torch, torchvision, mes
     for name, text in (("torch", torch), ("torchvision", torchvision)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(text)
-    done = outside(
-        sys.executable, "-m", "pl_losses", "fit", env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path
-    )
+    done = outside(sys.executable, "-m", "pl_losses", "fit", env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 2
