@@ -63,7 +63,7 @@ class VGG19Features(nn.Module):
                 comes, where of all computed later the gradients would be held at once.
 
         Returns:
-            Layer to features [B, N, H', W'], in the order of the network.
+            Layer to features [B, N, H', W'], in the order of the network; nothing where they are visited.
 
         Raises:
             ValueError: If the shape is another, or the images are too small for the deepest layer.
@@ -81,8 +81,10 @@ class VGG19Features(nn.Module):
                 x = F.avg_pool2d(x, 2) if self.pooling == "avg" else F.max_pool2d(x, 2)
             x = F.conv2d(x, kernels[f"{name}_weight"], kernels[f"{name}_bias"], padding=1).relu_()
             if name in self.layers:
-                x = x if visit is None else visit(name, x)
-                found[name] = x
+                if visit is None:
+                    found[name] = x
+                else:
+                    x = visit(name, x)
         return found
 
     def _kernels(self, images: Tensor) -> dict[str, Tensor]:
@@ -126,10 +128,14 @@ class VGG19Features(nn.Module):
         sums: dict[str, Tensor] = {}
         counts = dict.fromkeys(self.needed, 0)
         wanted, self.layers = self.layers, self.needed
+
+        def visit(name: str, features: Tensor) -> Tensor:
+            sums[name] = sums.get(name, 0) + features.sum(dim=(0, 2, 3))
+            counts[name] += features.numel() // features.shape[1]
+            return features
+
         for image in images:
-            for name, features in self(image).items():
-                sums[name] = sums.get(name, 0) + features.sum(dim=(0, 2, 3))
-                counts[name] += features.numel() // features.shape[1]
+            self(image, visit)
         self.layers, before = wanted, torch.ones(3, device=self.mean.device)
         for name in self.needed:
             mean = sums[name] / counts[name]

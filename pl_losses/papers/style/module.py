@@ -138,6 +138,7 @@ class StyleTransfer(PaperModule):
         self._data: Any = None
         self._terms: Terms = {}
         self._finite: Tensor | None = None
+        self._stepping = False
 
     def configure_features(self, root: str | None = None) -> VGG19Features:
         """Build the network whose features are compared; ``root`` is the DataModule's folder, if any."""
@@ -241,6 +242,19 @@ class StyleTransfer(PaperModule):
         self._terms["loss"] = loss.detach()
         return loss
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, and know whether it was interrupted."""
+        self._stepping = True
+        super().optimizer_step(*args, **kwargs)
+        self._stepping = False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let an L-BFGS that was interrupted within a step start anew, from the image as it is."""
+        # It writes down its last direction and gradient at the end of a step only, and goes on from them.
+        if self._stepping and isinstance(self.trainer.optimizers[0], LBFGS):
+            for saved in checkpoint.get("optimizer_states", ()):
+                saved["state"] = {}
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the last evaluation: once a step, not in each evaluation."""
         terms = {f"train/{key}": value for key, value in self._terms.items()}
@@ -296,8 +310,10 @@ class StyleTransfer(PaperModule):
         masks = self.pictures.masks
         if masks is not None:
             masks = scaled(masks[None], size)[0].to(self.device)
-        self.objective.set_targets(contents, sized, self.pictures.shares, masks)
-        self._tiled = TiledObjective(self.objective, self.tile) if self.tile else None
+        self.objective.set_targets(contents, sized, self.pictures.shares, masks, self.tile)
+        # An image of one tile would go through the network twice for nothing.
+        tiled = self.tile is not None and max(size) > self.tile
+        self._tiled = TiledObjective(self.objective, self.tile) if self.tile and tiled else None
         self._target_size = size
 
     def _recoloured(self) -> tuple[Tensor, list[list[Tensor]]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,36 @@ class Window:
             for span, start in zip((self.rows, self.columns), origin, strict=True)
         )
         return values[..., rows, columns]
+
+
+def windows(
+    image: Tensor, tile: int | None, features: VGG19Features
+) -> Iterator[tuple[Window, tuple[slice, slice]]]:
+    """The tiles of an image, and the rows and columns that the features of each are computed from.
+
+    Args:
+        image: Of any shape that ends with [H, W].
+        tile: Largest height and width of a tile, rounded up to the deepest layer's stride; None for one tile.
+        features: The network.
+    """
+    reach = features.reach
+    spans = [_spans(side, tile or side, features.stride) for side in image.shape[-2:]]
+    for rows in spans[0]:
+        for columns in spans[1]:
+            top, left = max(rows[0] - reach, 0), max(columns[0] - reach, 0)
+            around = slice(top, rows[1] + reach), slice(left, columns[1] + reach)
+            yield Window(rows, columns, (top, left)), around
+
+
+def _spans(length: int, tile: int, stride: int) -> list[tuple[int, int]]:
+    """First pixel and the one after the last of each tile along an axis, evenly long.
+
+    >>> _spans(100, 48, 16), _spans(130, 128, 16)
+    ([(0, 48), (48, 96), (96, 100)], [(0, 80), (80, 130)])
+    """
+    units, largest = -(-length // stride), -(-tile // stride)
+    each = -(-units // -(-units // largest)) * stride
+    return [(first, min(first + each, length)) for first in range(0, length, each)]
 
 
 @dataclass
@@ -112,6 +143,7 @@ class Objective(nn.Module):
         styles: Sequence[Sequence[Tensor]],
         shares: Sequence[float] | None = None,
         masks: Tensor | None = None,
+        tile: int | None = None,
     ) -> None:
         """Fix what images are compared with; nothing of it is computed again in :meth:`forward`.
 
@@ -124,10 +156,11 @@ class Objective(nn.Module):
             styles: For each image of the batch its K style images, each [3, h, w].
             shares: Of the K styles. Default: 1 / K each. With masks: weights of the regions, default 1 each.
             masks: In [0, 1], [K, H, W]: style k is for the part of the image where mask k is.
+            tile: Go through the images in tiles of this height and width, which takes less memory.
         """
-        layers, count = self.features(content), len(styles[0])
-        grams = [[self._grams(style) for style in own] for own in styles]
-        targets = Targets({layer: layers[layer] for layer in self.content_layers}, {}, {}, {}, [])
+        count = len(styles[0])
+        grams = [[self._grams(style, tile) for style in own] for own in styles]
+        targets = Targets(self._contents(content, tile), {}, {}, {}, [])
         even = 1 / count if masks is None else 1.0
         shares = [even] * count if shares is None else list(shares)
         targets.shares = [1.0] if masks is None else shares
@@ -137,9 +170,9 @@ class Objective(nn.Module):
             if masks is None:
                 blended = torch.einsum("k,k...->...", each.new_tensor(shares), each)
                 targets.grams[layer, "0"] = blended
-                targets.positions[layer, "0"] = float(layers[layer].shape[2:].numel())
+                targets.positions[layer, "0"] = float(math.prod(_size(layer, content)))
                 continue
-            small = F.adaptive_avg_pool2d(masks[:, None], (layers[layer].shape[2], layers[layer].shape[3]))
+            small = F.adaptive_avg_pool2d(masks[:, None], _size(layer, content))
             for region in range(count):
                 key = (layer, str(region))
                 targets.grams[key], targets.masks[key] = each[region], small[region].to(each.dtype)
@@ -228,10 +261,38 @@ class Objective(nn.Module):
             raise RuntimeError("Expected targets: call `set_targets` first")
         return self.targets
 
-    def _grams(self, style: Tensor) -> dict[str, Tensor]:
+    def _grams(self, style: Tensor, tile: int | None) -> dict[str, Tensor]:
         """Gram matrices per position of a style image [3, h, w]."""
-        features = self.features(style[None])
-        return {
-            layer: gram_matrix(features[layer])[0] / features[layer].shape[2:].numel()
-            for layer in self.style_layers
-        }
+        sums: dict[str, Tensor] = {}
+        for window, around in windows(style, tile, self.features):
+
+            def visit(layer: str, features: Tensor, window: Window = window) -> Tensor:
+                if layer in self.style_layers:
+                    gram = gram_matrix(window.cut(features, layer, window.origin))[0]
+                    sums[layer] = sums[layer] + gram if layer in sums else gram
+                return features
+
+            self.features(style[(None, ..., *around)], visit)
+        return {layer: gram / math.prod(_size(layer, style)) for layer, gram in sums.items()}
+
+    def _contents(self, content: Tensor, tile: int | None) -> dict[str, Tensor]:
+        """P of the content layers, of images [B, 3, H, W]."""
+        whole: dict[str, Tensor] = {}
+        for window, around in windows(content, tile, self.features):
+
+            def visit(layer: str, features: Tensor, window: Window = window) -> Tensor:
+                if layer in self.content_layers:
+                    if layer not in whole:
+                        shape = (*features.shape[:2], *_size(layer, content))
+                        whole[layer] = features.new_empty(shape).to(memory_format=torch.channels_last)
+                    window.cut(whole[layer], layer).copy_(window.cut(features, layer, window.origin))
+                return features
+
+            self.features(content[(..., *around)], visit)
+        return whole
+
+
+def _size(layer: str, image: Tensor) -> tuple[int, int]:
+    """Height and width of a layer's features of an image [..., H, W]."""
+    stride = 2 ** (int(layer[4]) - 1)
+    return image.shape[-2] // stride, image.shape[-1] // stride

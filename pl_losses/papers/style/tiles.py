@@ -8,13 +8,12 @@ result is that of the whole image but for rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pl_losses.papers.style.objective import Objective, Sums, Terms, Window
+from pl_losses.papers.style.objective import Objective, Sums, Terms, windows
 
 
 class TiledObjective:
@@ -22,13 +21,12 @@ class TiledObjective:
 
     Args:
         objective: With its targets.
-        tile: Height and width of a tile in pixels, without what it needs around it; rounded up to the stride
-            of the deepest layer.
+        tile: Largest height and width of a tile in pixels, without what it needs around it; rounded up to the
+            stride of the deepest layer.
     """
 
     def __init__(self, objective: Objective, tile: int) -> None:
-        stride = objective.features.stride
-        self.objective, self.tile = objective, -(-tile // stride) * stride
+        self.objective, self.tile = objective, tile
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Terms]:
         """Loss and terms of an image [B, 3, H, W], as :meth:`Objective.forward` gives them."""
@@ -36,19 +34,10 @@ class TiledObjective:
         total: Tensor = _Tiled.apply(image, self, terms)
         return self.objective.add_variation(total, terms, image)
 
-    def windows(self, height: int, width: int) -> Iterator[tuple[Window, tuple[slice, slice]]]:
-        """Each tile, and the rows and columns that its features are computed from."""
-        reach = self.objective.features.reach
-        for rows in _spans(height, self.tile):
-            for columns in _spans(width, self.tile):
-                top, left = max(rows[0] - reach, 0), max(columns[0] - reach, 0)
-                around = slice(top, rows[1] + reach), slice(left, columns[1] + reach)
-                yield Window(rows, columns, (top, left)), around
-
     def evaluate(self, image: Tensor, terms: Terms, slope: bool) -> tuple[Tensor, Tensor | None]:
         """Loss and, if wanted, gradient; the terms are written into ``terms``."""
         sums: Sums = {}
-        for window, around in self.windows(*image.shape[2:]):
+        for window, around in windows(image, self.tile, self.objective.features):
             with torch.no_grad():
                 for key, value in self.objective.measure(image[(..., *around)], window).items():
                     sums[key] = sums[key] + value if key in sums else value
@@ -60,7 +49,7 @@ class TiledObjective:
             return total.detach(), None
         slopes = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
         gradient = torch.zeros_like(image)
-        for window, around in self.windows(*image.shape[2:]):
+        for window, around in windows(image, self.tile, self.objective.features):
             part = image.detach()[(..., *around)].clone().requires_grad_()
             with torch.enable_grad():
                 own = self.objective.measure(part, window)
@@ -84,13 +73,3 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grads[0], None, None
-
-
-def _spans(length: int, tile: int) -> list[tuple[int, int]]:
-    """First pixel and the one after the last of each tile along an axis.
-
-    >>> _spans(100, 48), _spans(98, 48)
-    ([(0, 48), (48, 100)], [(0, 48), (48, 98)])
-    """
-    count = max(length // tile, 1)
-    return [(i * tile, length if i == count - 1 else (i + 1) * tile) for i in range(count)]

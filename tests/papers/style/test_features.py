@@ -148,6 +148,23 @@ def test_every_kind_of_file(tmp_path):
     torch.testing.assert_close(packed.kernels["conv2_1"][0].flatten()[:256], flat[:256])
 
 
+@torch.no_grad()
+def test_torchvisions_weights_give_its_networks_features(monkeypatch):
+    from torchvision.models import VGG19_Weights
+    from torchvision.models.vgg import cfgs, make_layers
+
+    small = [width if width == "M" else width // 32 for width in cfgs["E"]]
+    layers = make_layers(small)
+    tensors = {f"features.{key}": value for key, value in layers.state_dict().items()}
+    monkeypatch.setattr(VGG19_Weights, "get_state_dict", lambda self, **_: tensors)
+    image = picture(32, 32, batch=1)
+    own = VGG19Features(["conv2_2", "conv5_4"], load_weights("torchvision"), "max")(image)
+    seen = VGG19_Weights.IMAGENET1K_V1.transforms()
+    x = (image - torch.tensor(seen.mean)[:, None, None]) / torch.tensor(seen.std)[:, None, None]
+    torch.testing.assert_close(own["conv2_2"], layers[:9](x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own["conv5_4"], layers[:-1](x), rtol=1e-3, atol=1e-5)
+
+
 def test_oxford_is_found_in_a_folder_or_in_the_package(tmp_path, monkeypatch):
     monkeypatch.delenv("PL_LOSSES_DATA", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])

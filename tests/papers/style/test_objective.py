@@ -6,6 +6,7 @@ from papers.style.networks import picture, small_weights
 
 from pl_losses.losses import content_loss, gram_matrix, style_loss, total_variation
 from pl_losses.papers.style import PRESETS, Objective, TiledObjective, VGG19Features
+from pl_losses.papers.style.objective import windows
 
 CONTENT, STYLE = ["conv4_2"], ["conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1"]
 
@@ -138,13 +139,31 @@ def test_tiles_are_the_whole_image(height, width):
             loss, terms = evaluate(image)
             (2 * loss).backward()
             outcomes.append((loss.detach(), terms, image.grad))
-        assert len(list(tiled.windows(height, width))) > 1
+        assert len(list(windows(image, 32, objective.features))) > 1
         close(outcomes[1][0], outcomes[0][0], 1e-9)
         close(outcomes[1][2], outcomes[0][2], 1e-7)
         for key, value in outcomes[0][1].items():
             close(outcomes[1][1][key], value, 1e-9)
     with torch.no_grad():
         close(tiled(image)[0], outcomes[0][0], 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (130, 39), (41, 98)])
+def test_targets_in_tiles_are_those_of_the_whole_images(shape):
+    objective = make()
+    content, styles = picture(*shape, 2, batch=1).double(), [[picture(*shape, 3).double()]]
+    found = []
+    for tile in (None, 32):
+        objective.set_targets(content, styles, tile=tile)
+        found.append(objective.targets)
+    whole = objective.features(content)["conv4_2"]
+    for targets in found:
+        close(targets.content["conv4_2"], whole)
+    for key, gram in found[0].grams.items():
+        close(found[1].grams[key], gram)
+    spans = [window for window, _ in windows(content, 32, objective.features)]
+    assert all(max(b - a for a, b in (span.rows, span.columns)) <= 32 for span in spans)
+    assert sum((w.rows[1] - w.rows[0]) * (w.columns[1] - w.columns[0]) for w in spans) == shape[0] * shape[1]
 
 
 def test_targets_are_needed():
