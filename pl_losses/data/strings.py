@@ -101,6 +101,8 @@ class DigitStrings(TensorDataModule):
         self.source, self.root, self.download = source, root, download
         self.val_size = {"digits": 300, "mnist": 5000}[source] if val_size is None else val_size
         self.test_size = test_size
+        if not isinstance(length, int | tuple | list) or (not isinstance(length, int) and len(length) != 2):
+            raise TypeError(f"Expected `length` to be an integer or two of them but got {length!r}")
         self.shortest, self.longest = (length, length) if isinstance(length, int) else length
         check_integer("length", self.shortest, 1)
         check_integer("length", self.longest, self.shortest)

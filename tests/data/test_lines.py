@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pl_losses.data import LineImages
-from pl_losses.data.lines import normalised
+from pl_losses.data import DigitStrings, LineImages
+from pl_losses.data.lines import character_height, normalised, spelled
 
 
 def written(folder, rows, header="file,label"):
@@ -49,6 +49,33 @@ def test_the_column_split_decides(tmp_path):
     assert next(iter(data.predict_dataloader())).target_lengths.tolist() == [0]
 
 
+def test_exported_strings_come_back_at_the_size_that_readers_know(tmp_path):
+    data = DigitStrings(eval_strings=24, batch_size=8, clutter=0.5)
+    data.setup("test")
+    lines = next(iter(data.test_dataloader()))
+    for i, (image, width) in enumerate(zip(lines.images[:, 0], lines.widths.tolist(), strict=True)):
+        paper = (255 * (1 - image[:, :width])).byte().numpy()
+        Image.fromarray(paper).resize((3 * width, 96)).save(tmp_path / f"{i}.png")
+    rows = [f"{i}.png, {text}" for i, text in enumerate(spelled(lines.targets, lines.target_lengths))]
+    back = LineImages(str(written(tmp_path, rows)), ink_height=24, val_share=0, test_share=0)
+    back.setup("fit")
+    images, widths, *_ = back.tensors["train"]
+    found = sorted(
+        character_height(image[0, :, :width] > 64) for image, width in zip(images, widths, strict=True)
+    )
+    wanted = sorted(character_height(image[0] > 0.25) for image in lines.images)
+    assert np.mean(found) == pytest.approx(24, abs=0.7)
+    assert np.mean(wanted) == pytest.approx(24, abs=0.7)
+
+
+def test_transparent_paper_is_white(tmp_path):
+    ink = np.zeros((40, 40, 4), dtype=np.uint8)
+    ink[10:30, 15:25, 3] = 255  # black ink, all else clear
+    Image.fromarray(ink).save(tmp_path / "clear.png")
+    data = LineImages(str(written(tmp_path, ["clear.png,1"])), val_share=0, test_share=0)
+    assert int((data.load("fit")["train"][0] > 128).sum()) in range(180, 221)
+
+
 def test_normalised_is_free_of_margins():
     ink = torch.zeros(60, 200)
     ink[20:40, 50:90] = 1.0
@@ -62,8 +89,12 @@ def test_normalised_is_free_of_margins():
         (["0.png,1x"], "file,label", "`alphabet` '0123456789' but line 2 of .* has 'x'"),
         (["0.png,"], "file,label", "a label but line 2"),
         (["0.png,1,dev"], "file,label,split", r"`split` in labels.csv .* got \['dev'\]"),
-        (["blank.png,1,test"], "file,label,split", "ink of at least `threshold`"),
-        (["text.png,1,test"], "file,label,split", "text.png to be an image"),
+        (
+            ["blank.png,1,test"],
+            "file,label,split",
+            r"blank\.png: Expected an image with ink of at least `threshold`",
+        ),
+        (["text.png,1,test"], "file,label,split", "`file` to be an image file but .*text.png"),
     ],
 )
 def test_refused_folders(tmp_path, rows, header, words):

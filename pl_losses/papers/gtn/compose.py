@@ -156,7 +156,7 @@ def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> 
         penalties: Penalty of each word, such as its negative log probability, shape [words]; ``None`` for 0.
 
     Raises:
-        ValueError: If there are no words, a word twice, or not one penalty each.
+        ValueError: If there are no words, a word twice, a label below 0, or not one penalty each.
 
     Example:
         >>> lattice = ArcLattice([0, 0, 1, 1], [1, 1, 2, 2], [3, 4, 3, 4], torch.tensor([0.1, 0.5, 0.2, 0.9]))
@@ -169,6 +169,8 @@ def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> 
         raise ValueError(f"Expected `words` to be at least one and all different but got {len(words)}")
     if penalties is not None and penalties.shape != (len(words),):
         raise ValueError(f"Expected `penalties` of shape [{len(words)}] but got {list(penalties.shape)}")
+    if low := [label for word in words for label in word if int(label) < 0]:
+        raise ValueError(f"Expected `words` of labels of at least 0 but got {low[0]}")
     nodes: dict[tuple[int, ...], int] = {(): 0}
     arcs: list[tuple[int, int, int]] = []
     for word in words:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.data.module import check_integer
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.gtn.lattice import SegmentLattice
 from pl_losses.papers.gtn.paths import NO_PATH, Path
@@ -41,7 +43,8 @@ class LatticeReader(StringReader):
         centres: LeNet-5's, see :class:`~pl_losses.LeNet5`: "fixed", "adaptable" or "random".
         recogniser: Segments [M, 1, 32, 32], from -0.1 to 1.175, to penalties [M, C]; default: LeNet-5. It is
             no plain data: give it to ``load_from_checkpoint`` again.
-        start_from: Checkpoint of a ``LeNet5`` with the same ``centres`` to begin the fit with.
+        start_from: Checkpoint to begin the fit with, of a ``LeNet5`` with the same ``centres`` or of another
+            ``LatticeReader``.
         penalty_scale: What the recogniser's penalties are multiplied by. Squared distances are of the order
             of 100 before training: as they stand, posteriors are certain of anything, and training is slow.
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
@@ -88,8 +91,9 @@ class LatticeReader(StringReader):
             lr_scheduler,
         )
         for name, value in (("max_pieces", max_pieces), ("max_width", max_width), ("radius", radius)):
-            if value < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1 but got {value}")
+            check_integer(name, value, 1)
+        if not isfinite(segment_penalty):
+            raise ValueError(f"Expected `segment_penalty` to be finite but got {segment_penalty}")
         save_plain_hyperparameters(self)
         self.max_pieces, self.max_width, self.radius, self.max_ink = max_pieces, max_width, radius, max_ink
         self.segment_penalty, self.centres, self.start_from = segment_penalty, centres, start_from
@@ -103,8 +107,15 @@ class LatticeReader(StringReader):
     def setup(self, stage: str) -> None:
         """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it."""
         if stage == "fit" and self.start_from is not None:
-            source = LeNet5.load_from_checkpoint(self.start_from, map_location="cpu", weights_only=True)
-            self.recogniser.load_state_dict(source.state_dict())
+            weights = torch.load(self.start_from, map_location="cpu", weights_only=True)["state_dict"]
+            weights = {key.removeprefix("recogniser."): value for key, value in weights.items()}
+            try:
+                self.recogniser.load_state_dict(weights)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"Expected `start_from` to be a checkpoint that fits the recogniser but {self.start_from}"
+                    f" does not: {error}"
+                ) from None
 
     def cut(self, images: Tensor) -> Cuts:
         """Where to cut lines [B, 1, H, W] into pieces."""
@@ -113,10 +124,16 @@ class LatticeReader(StringReader):
     def segment_penalties(self, segments: Tensor) -> Tensor:
         """Penalties of segments: ink in [0, 1], [M, 1, 32, 32] -> [M, C]."""
         penalties: Tensor = self.recogniser(LOW + (HIGH - LOW) * segments)
+        if penalties.shape[-1] != len(self.alphabet):
+            raise ValueError(
+                f"Expected `recogniser` to give {len(self.alphabet)} penalties, one for each character of"
+                f" `alphabet`, but got {list(penalties.shape)}"
+            )
         return self.penalty_scale * penalties + self.segment_penalty
 
     def character_penalties(self, images: Tensor) -> Tensor:
         """Penalties of isolated characters, each one segment: [B, 1, H, W] -> [B, C]."""
+        self.check_images(images)
         return self.segment_penalties(centred(images))
 
     def forward(self, images: Tensor) -> SegmentLattice:
@@ -127,7 +144,13 @@ class LatticeReader(StringReader):
 
         Returns:
             Its ``penalties`` are [B, N, K, C], infinite for segments that are too wide or empty.
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If they are of another shape, not finite, or not in [0, 1]; if the recogniser's
+                penalties do not fit the alphabet.
         """
+        self.check_images(images)
         cuts = self.cut(images)
         with torch.no_grad():
             segments = cut_segments(images, cuts, self.max_pieces, self.max_width)

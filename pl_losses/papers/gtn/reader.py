@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from pl_losses.data.lines import Characters, Lines
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.gtn import criteria
+from pl_losses.papers.gtn.checks import floating
 from pl_losses.papers.gtn.compose import lexicon as word_graph
 from pl_losses.papers.gtn.metrics import ErrorReject, StringErrors, count_edits
 from pl_losses.papers.gtn.paths import Path
@@ -45,7 +46,8 @@ class Reading(NamedTuple):
 
     Attributes:
         paths: The path that is the answer, for each line; without labels where there is none.
-        confidence: Probability of the answer given the line, exp(-E_dforw), in [0, 1], [B].
+        confidence: Probability of the answer given the line, exp(-E_dforw), in [0, 1], [B]: among all
+            strings, or those of the lexicon.
     """
 
     paths: list[Path]
@@ -69,7 +71,8 @@ class StringReader(PaperModule):
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
         decoder: Answer with the best path ("viterbi"), or with the segments that are the best one by one from
             the left ("greedy").
-        lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder.
+        lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder. Confidence is
+            then the answer's probability among these: of a single word it is 1 whatever the line says.
         reject_below: An answer is rejected when its confidence is below this.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
@@ -102,6 +105,8 @@ class StringReader(PaperModule):
         ):
             if value not in choices:
                 raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
+        if isinstance(lexicon, str):
+            raise ValueError(f"Expected `lexicon` to be a list of strings but got {lexicon!r}")
         if not alphabet or len(set(alphabet)) < len(alphabet):
             raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
         if not 0 <= reject_below <= 1:
@@ -112,7 +117,7 @@ class StringReader(PaperModule):
         self.criterion, self.alphabet = criterion, alphabet
         self.penalty_scale, self.rubbish_penalty = penalty_scale, rubbish_penalty
         self.decoder, self.reject_below = decoder, reject_below
-        self.words = None if lexicon is None else [self._encoded(word) for word in lexicon]
+        self.words = None if lexicon is None else [self._encoded(word) for word in dict.fromkeys(lexicon)]
         if self.words is not None and (not self.words or decoder == "greedy"):
             raise ValueError("Expected `lexicon` of at least one string, with the `decoder` 'viterbi'")
 
@@ -121,6 +126,22 @@ class StringReader(PaperModule):
             what = f"{''.join(sorted(strange))!r}" if word else "an empty string"
             raise ValueError(f"Expected `lexicon` of strings in `alphabet` {self.alphabet!r} but got {what}")
         return tuple(map(self.alphabet.index, word))
+
+    def check_images(self, images: Tensor, height: int | None = None) -> None:
+        """Refuse what cannot be lines [B, 1, H, W] of ink in [0, 1], or are of another ``height``.
+
+        Raises:
+            TypeError: If they are not floating point.
+            ValueError: If they are of another shape, empty, not finite, or out of range.
+        """
+        rows = "H" if height is None else str(height)
+        shaped = images.ndim == 4 and images.shape[1] == 1 and images.shape[2] == (height or images.shape[2])
+        if not shaped or not images.numel():
+            raise ValueError(f"Expected `images` of shape [B, 1, {rows}, W] but got {list(images.shape)}")
+        low, high = (float(end) for end in floating("images", images).detach().aminmax())
+        # What resampling overshoots is let pass; comparisons with NaN are false.
+        if not (low >= -0.05 and high <= 1.05):
+            raise ValueError(f"Expected `images` of ink in [0, 1] but got values from {low:g} to {high:g}")
 
     def character_penalties(self, images: Tensor) -> Tensor:
         """Penalties of isolated characters: [B, 1, H, W] -> [B, C]."""
@@ -207,6 +228,7 @@ class StringReader(PaperModule):
         low, high, character_low, character_high = self.test_errors.intervals()
         self.test_errors.reset()
         thresholds, rejected, accepted_error = self.error_reject.compute()
+        self.error_reject.reset()
         values = {
             "test/error": error,
             "test/error_low": low,

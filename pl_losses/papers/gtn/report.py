@@ -96,7 +96,8 @@ class ReadingReport(Callback):
             if lines:
                 log_figure(trainer, f"test/{key}", draw_lines(lines))
         confidence, wrong = torch.cat(answers, dim=1)
-        log_figure(trainer, "test/error_reject", draw_error_reject(confidence, wrong > 0))
+        threshold = getattr(pl_module, "reject_below", None)
+        log_figure(trainer, "test/error_reject", draw_error_reject(confidence, wrong > 0, threshold))
 
 
 def _described(module: Any, batch: Lines, reading: Any, chosen: Sequence[int]) -> list[ReadLine]:
@@ -124,7 +125,7 @@ def _most_confident(lines: Sequence[ReadLine], count: int) -> list[ReadLine]:
 def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
     """Lines with all candidate cuts (dotted), the answer's cuts (solid) and its characters below.
 
-    Titles give right string and confidence, in red where the answer is wrong.
+    Titles give the right string and the confidence, in red where the answer is wrong.
     """
     from matplotlib.figure import Figure
 
@@ -134,7 +135,7 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
         axes = figure.add_subplot(rows, per_row, position)
         axes.imshow(line.image.numpy(), cmap="gray_r", vmin=0, vmax=1)
         # Column x is the cut between pixels x - 1 and x.
-        for column in line.candidates:
+        for column in set(line.candidates) - set(line.columns):
             axes.axvline(column - 0.5, color="C0", linestyle=":", linewidth=0.9)
         for column in line.columns:
             axes.axvline(column - 0.5, color="C3", linewidth=1.1)
@@ -144,19 +145,24 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
         right_one = line.answer == line.right
         said = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
         color = "black" if right_one else "firebrick"
-        axes.set_title(f"{said}   {line.confidence:.1%}", fontsize=8, color=color)
+        axes.set_title(f"{said}   (confidence {line.confidence:.1%})", fontsize=8, color=color)
         axes.set_axis_off()
     return figure
 
 
-def draw_error_reject(confidence: Tensor, wrong: Tensor) -> Figure:
-    """The error-reject curve: confidence [N] and whether the answer is wrong [N]."""
+def draw_error_reject(confidence: Tensor, wrong: Tensor, threshold: float | None = None) -> Figure:
+    """The error-reject curve: confidence [N], whether the answer is wrong [N], a threshold to mark."""
     from matplotlib.figure import Figure
 
-    _, rejected, error = error_reject_curve(confidence, wrong)
+    thresholds, rejected, error = error_reject_curve(confidence, wrong)
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.step(100 * rejected, 100 * error, where="post")
+    at = None if threshold is None else int(torch.searchsorted(thresholds, threshold))
+    if at is not None and at < len(error):
+        axes.plot(100 * rejected[at], 100 * error[at], "o", color="C3", label=f"confidence {threshold:g}")
+        axes.legend()
+    axes.set_title(f"{len(confidence)} strings", fontsize=9)
     axes.set(xlabel="rejected strings, %", ylabel="errors among the others, %")
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, 100)

@@ -197,18 +197,23 @@ class SDNN(StringReader):
     def frame_penalties(self, images: Tensor) -> Tensor:
         """Penalties at every fourth column: ink in [0, 1], [B, 1, 32, W] -> [B, T, C + 1]."""
         features = self.network(LOW + (HIGH - LOW) * images)
-        if features.shape[2] != 1:
-            raise ValueError(f"Expected `images` of shape [B, 1, 32, W] but got {list(images.shape)}")
         frames = features[:, :, 0].transpose(1, 2)
         penalties: Tensor = self.output(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return self.penalty_scale * penalties
 
     def character_penalties(self, images: Tensor) -> Tensor:
         """Penalties of isolated characters, in the middle of one window: [B, 1, H, W] -> [B, C]."""
+        self.check_images(images)
         return self.frame_penalties(centred(images))[:, 0, :-1]
 
     def forward(self, images: Tensor) -> FrameLattice:
-        """The output graphs of lines: ink in [0, 1] on background 0, [B, 1, 32, W]."""
+        """The output graphs of lines: ink in [0, 1] on background 0, [B, 1, 32, W].
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If they are of another shape, not finite, or not in [0, 1].
+        """
+        self.check_images(images, WINDOW)
         # Lines end at their last ink, however wide the batch is.
         columns = torch.arange(1, images.shape[-1] + 1, device=images.device)
         widths = torch.where((images > INK).any(dim=2)[:, 0], columns, 0).amax(dim=1) + 2 * MARGIN

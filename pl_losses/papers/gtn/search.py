@@ -45,8 +45,8 @@ class Search:
 
     def n_best(self, n: int) -> list[list[Path]]:
         """The ``n`` best paths of each graph."""
-        if n < 1:
-            raise ValueError(f"Expected `n` of at least 1 but got {n}")
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"Expected `n` to be an integer of at least 1 but got {n}")
         return [list(islice(self._paths(b), n)) for b in range(self.lattice.samples)]
 
     def _paths(self, graph: int) -> Iterator[Path]:

@@ -52,7 +52,7 @@ def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
     upper and the lower contour; in pixels, as the mean of the columns on both sides of the cut. In a gap both
     are below 0 and least in its middle.
     """
-    ink = images[:, 0]
+    ink = _precise(images)
     height, width = ink.shape[1:]
     inked = ink > INK
     rows = torch.arange(height, device=ink.device)[:, None]
@@ -114,6 +114,11 @@ def candidate_cuts(images: Tensor, radius: int = 2, max_ink: float = 12.0) -> Cu
     return Cuts(torch.minimum(torch.cat([ordered, stop], dim=1), stop), lengths)
 
 
+def _precise(images: Tensor) -> Tensor:
+    """Images [B, 1, H, W] as [B, H, W], in float32 at least: bfloat16 cannot count a line's columns."""
+    return images[:, 0] if images.dtype == torch.float64 else images[:, 0].float()
+
+
 def _before(values: Tensor, first: float) -> Tensor:
     """Each column's left neighbour."""
     return F.pad(values, (1, 0), value=first)[:, :-1]
@@ -148,7 +153,7 @@ def cut_segments(
     """
     height, width = images.shape[2:]
     line, last, extra, start, stop = _spans(cuts, max_pieces, max_width)
-    mass, by_column, by_row = _moments(images[:, 0])
+    mass, by_column, by_row = _moments(_precise(images))
     ink = mass[line, stop] - mass[line, start]
     enough = (ink >= min_ink) | (extra == 0)
     line, last, extra, start, stop, ink = (part[enough] for part in (line, last, extra, start, stop, ink))
