@@ -19,8 +19,12 @@ RUNS = {
     "predict": "predictions for the predict set",
 }
 MAKES = {"reproduce": "make a table or figure of a paper that takes more than one training"}
+LOOKS = {
+    "show": "write a page of a run, or of several to compare",
+    "dashboard": "print a recipe's W&B workspace, or save it to W&B",
+}
 TELLS = {"recipes": "list the recipes", "completion": "print a completion script for bash, zsh or fish"}
-COMMANDS = {**RUNS, **MAKES, **TELLS}
+COMMANDS = {**RUNS, **MAKES, **LOOKS, **TELLS}
 SHELLS = ("bash", "zsh", "fish")
 # Names that Lightning itself turns into a checkpoint.
 LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")
@@ -87,6 +91,10 @@ def dispatch(args: list[str]) -> int:
         return run(command, args[1:])
     elif command == "reproduce":
         return reproduce(args[1:])
+    elif command in LOOKS:
+        from pl_losses.dashboards import command as looks
+
+        return looks.show(args[1:]) if command == "show" else looks.dashboard(args[1:])
     else:
         hint = nearest(command, [*COMMANDS, "--help", "--version"])
         hint = hint or f": expected one of {', '.join(COMMANDS)}"

@@ -12,7 +12,7 @@ from typing import Any
 Config = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 OVERLAYS = "trainers"
-NOT_RECIPES = {"sweeps"}
+SWEEPS = "sweeps"
 
 
 class UsageError(Exception):
@@ -44,7 +44,7 @@ def names() -> list[str]:
 def _under(root: Path) -> Iterator[str]:
     for path in root.rglob("*.yaml"):
         name = path.relative_to(root).with_suffix("").as_posix()
-        if name.split("/")[0] not in NOT_RECIPES:
+        if name.split("/")[0] != SWEEPS:
             yield name
 
 
@@ -69,6 +69,9 @@ def listing() -> str:
         overlay = " (overlays: add one with a second --config)" if group == OVERLAYS else ""
         lines.append(f"{group or 'others'}{overlay}")
         lines += [f"  {name:<{width}}  {description(find(name))}".rstrip() for name in members]
+    sweeps = {path.stem: path for root in reversed(roots()) for path in root.glob(f"{SWEEPS}/*.yaml")}
+    lines += [f"{SWEEPS} (of W&B, with an account: wandb sweep recipes/{SWEEPS}/NAME.yaml)"] if sweeps else []
+    lines += [f"  {name:<{width}}  {description(sweeps[name])}".rstrip() for name in sorted(sweeps)]
     return "\n".join(lines)
 
 

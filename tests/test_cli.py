@@ -119,9 +119,8 @@ def test_wandb_is_the_default_and_offline(folder, capfd, monkeypatch):
     monkeypatch.delenv("WANDB_SILENT", raising=False)
     succeeds("fit", *MODEL, *FAST[:-1])
     output = capfd.readouterr()
-    assert re.search(
-        r"Look at it: wandb leet runs/wandb/offline-run-\S+\nUpload it:  wandb sync runs/wandb", output.out
-    )
+    ways = r"Look at it: wandb leet (\S+)\nAs a page:  pl-losses show \1\nUpload it:  wandb sync runs/wandb"
+    assert re.search(ways, output.out)
     assert "wandb:" not in output.err
     assert "anonymous" not in output.err
     [run] = (folder / "runs" / "wandb").glob("offline-run-*/*.wandb")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
+from wandb_workspaces.workspaces import Workspace
 
 from pl_losses.__main__ import main
 from pl_losses.data import MNIST
@@ -46,6 +47,11 @@ def here(folder, monkeypatch):
     (folder / "my_lines" / "labels.csv").write_text("file,label\na.png,1\n")
     for name in ("my_lines/a.png", "photo.jpg", "painting.jpg", "drawing.jpg"):
         Image.new("RGB", (64, 32), "white").save(folder / name)
+    (folder / "runs").mkdir()
+    (folder / "runs" / "metrics.csv").write_text("step,train/loss\n0,2.5\n1,1.5\n")
+    monkeypatch.setattr("pl_losses.dashboards.command.sign_in", lambda: None)
+    monkeypatch.setattr(Workspace, "save", lambda self: self)
+    monkeypatch.setattr(Workspace, "url", "https://wandb.example/view")
     monkeypatch.syspath_prepend(str(folder))
     yield folder
     sys.modules.pop("my_module", None)

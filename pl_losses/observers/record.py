@@ -93,7 +93,8 @@ def how_to_look(logger: Logger) -> list[str]:
     if isinstance(logger, WandbLogger):
         folder = shlex.quote(os.path.relpath(Path(logger.experiment.dir).parent))
         if logger._offline:
-            return [f"Look at it: wandb leet {folder}", f"Upload it:  wandb sync {folder}"]
+            page = f"As a page:  pl-losses show {folder}"
+            return [f"Look at it: wandb leet {folder}", page, f"Upload it:  wandb sync {folder}"]
         return [f"Look at it: {getattr(logger.experiment, 'url', None) or f'wandb leet {folder}'}"]
     if isinstance(logger, TensorBoardLogger):
         return [f"Look at it: tensorboard --logdir {shlex.quote(str(logger.save_dir))}"]

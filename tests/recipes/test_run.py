@@ -1,17 +1,24 @@
 """Every recipe runs end to end, in small, as a user would start it."""
 
+import math
 import os
+import random
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+import wandb
 import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from pl_losses import recipes
 from pl_losses.__main__ import main
 from pl_losses.cli import run
+from pl_losses.dashboards import build_workspace, find_run, read_run
+from pl_losses.dashboards.workspace import patterns_of
 from pl_losses.papers.style.vgg import find_oxford
 
 EXPERIMENTS = [name for name in recipes.names() if not name.startswith("trainers/")]
@@ -22,6 +29,8 @@ SMALL = [
     "1",
     "--trainer.limit_val_batches",
     "2",
+    "--trainer.log_every_n_steps",
+    "1",
 ]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
@@ -38,6 +47,8 @@ def small(name, *more):
         more = ("--model.samples", "3", *more)
     if name.startswith("gtn/"):
         more = ("--data.isolated_epochs", "0", "--data.eval_strings", "20", *more)
+    if name.startswith("sdae/"):
+        more = ("--model.pretrain_epochs", "1", "--trainer.max_epochs", "4", *more)
     if name.startswith("style/"):
         more = ("--data.size", "32", "--model.scales", "[1.0]", *more)
     return ["fit", "--config", name, *SMALL, *QUIET, *more]
@@ -75,6 +86,54 @@ def test_recipe(name, request, tmp_path, capfd):
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["model"]["class_path"].startswith("pl_losses.")
     assert "extends" not in saved
+    check_dashboard(name)
+
+
+def check_dashboard(name):
+    """Every key that was logged is on a panel of the recipe's dashboard, and no panel is without one."""
+    wandb.teardown()  # Until then the file may lack the last rows.
+    logged = read_run(find_run()).keys()
+    shown = patterns_of(build_workspace(name))
+    assert not {key for key in logged if not any(re.search(pattern, key) for pattern in shown)}
+    assert not {pattern for pattern in shown if not any(re.search(pattern, key) for key in logged)}
+
+
+SWEEPS = sorted(path for root in recipes.roots()[:1] for path in root.glob("sweeps/*.yaml"))
+LIGHT = {"lenet-learning-rate", "dropout-uci"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(one, id=one.stem, marks=[] if one.stem in LIGHT else pytest.mark.slow) for one in SWEEPS],
+)
+def test_sweep(path, request):
+    """What W&B's agent would start, with parameters drawn at random, takes them and logs what it seeks."""
+    sweep = yaml.safe_load(path.read_text())
+    name = sweep["command"][sweep["command"].index("--config") + 1]
+    if name == "dropout/uci" or name.endswith("mnist"):
+        request.getfixturevalue(f"{name.split('/')[1].split('-')[-1]}_root")
+    if name.startswith("style/") and find_oxford() is None:
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA to the folder that holds them")
+    drawn = {key: {"value": draw(spec)} for key, spec in sweep["parameters"].items()}
+    given = create_sweep_command_args({"args": drawn})["args"]
+    _, *command = [word for part in sweep["command"] for word in (given if part == "${args}" else [part])]
+    assert main([*command, "--trainer.logger.offline", "true", *small(name)[3:]]) == 0
+    wandb.teardown()
+    run_made = read_run(find_run())
+    assert "metric" not in sweep or sweep["metric"]["name"] in run_made.curves()
+    for key, value in drawn.items():
+        owner, _, argument = key.rpartition(".")
+        node = run_made.config
+        for part in owner.split("."):
+            node = node.get("init_args", node)[part]
+        assert node["init_args"][argument] == value["value"], key
+
+
+def draw(spec):
+    if "values" in spec:
+        return random.choice(spec["values"])
+    assert spec["distribution"] == "log_uniform_values"
+    return math.exp(random.uniform(math.log(spec["min"]), math.log(spec["max"])))
 
 
 def test_saved_checkpoint_alone_knows_its_model_and_data(tmp_path, capfd):

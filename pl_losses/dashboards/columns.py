@@ -1,0 +1,135 @@
+"""Numbers of a run by key: collected row by row, parsed together, thinned out with their extremes kept."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+import numpy as np
+import numpy.typing as npt
+from pydantic_core import from_json
+
+Array = npt.NDArray[np.float64]
+
+# A row with nothing but numbers, as wandb writes it: the record's number (field 1), then the row (2); of each
+# item the name (2) and the value (16). Whether it is all there is told by counting the tags of values.
+ROW = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?\x12")
+ITEM = re.compile(rb"\n..?\x12.([\x20-\x7e]+)\x82\x01.([-0-9NI][^\n]*)", re.DOTALL)
+NUMBER = re.compile(rb"[-+.0-9eENaInfity]*")
+VALUE_TAG = b"\x82\x01"
+
+
+def plain_numbers(payload: bytes) -> dict[bytes, bytes] | None:
+    """The numbers of a serialised row, unparsed; ``None`` if it is none, or may hold something else."""
+    if not ROW.match(payload):
+        return None
+    items = ITEM.findall(payload)
+    if len(items) != payload.count(VALUE_TAG):
+        return None
+    numbers = dict(items)
+    for name, rest in items[-1:]:  # Behind it may stand what else the record has.
+        numbers[name] = NUMBER.match(rest)[0]  # type: ignore[index]  # At least nothing matches.
+    return numbers
+
+
+@dataclass
+class _Block:
+    """Rows that have the same keys: their values as they were written, then, parsed together, as numbers."""
+
+    keys: tuple[bytes, ...]
+    pick: Callable[[Mapping[bytes, bytes]], Iterable[bytes]]
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    text: list[bytes] = field(default_factory=list)
+    parsed: Array | None = None
+
+    def values(self) -> Array:
+        """Shape [rows, keys]."""
+        if self.parsed is None or len(self.parsed) < len(self.rows):
+            numbers = from_json(b"[" + b",".join(self.text) + b"]")
+            self.parsed = np.array(numbers, dtype=np.float64).reshape(len(self.rows), len(self.keys))
+        return self.parsed
+
+
+class Columns:
+    """Numbers by key.
+
+    Example:
+        >>> columns = Columns()
+        >>> columns.add({b"loss": b"2.5", b"step": b"0"})
+        >>> columns.add({b"step": b"10", b"loss": b"1.5", b"error": b"NaN"})
+        >>> columns.pairs("step", "loss")
+        (array([ 0., 10.]), array([2.5, 1.5]))
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._blocks: dict[frozenset[bytes], _Block] = {}
+
+    def add(self, numbers: Mapping[bytes, bytes]) -> None:
+        """Add a row of numbers, each as JSON."""
+        # The order of the keys is another one in each row that wandb writes.
+        same = frozenset(numbers)
+        block = self._blocks.get(same) or self._block(same, tuple(numbers))
+        block.text.append(b",".join(block.pick(numbers)))
+        block.rows.append(self.count)
+        self.count += 1
+
+    def _block(self, same: frozenset[bytes], keys: tuple[bytes, ...]) -> _Block:
+        # itemgetter of one name gives no tuple.
+        pick = itemgetter(*keys) if len(keys) > 1 else lambda row: (row[keys[0]],)
+        block = self._blocks[same] = _Block(keys, pick)
+        return block
+
+    def names(self) -> list[str]:
+        """All keys, in the order of their first rows."""
+        blocks = self._blocks.values()
+        return list(dict.fromkeys(key.decode() for block in blocks for key in block.keys))
+
+    def pairs(self, x: str, y: str) -> tuple[Array, Array]:
+        """Both values of the rows that have both."""
+        first, second, rows = x.encode(), y.encode(), []
+        for block in self._blocks.values():
+            if first in block.keys and second in block.keys:
+                chosen = block.values()[:, [block.keys.index(first), block.keys.index(second)]]
+                rows.append((np.frombuffer(block.rows, dtype=np.int64), chosen))
+        if not rows:
+            return np.empty(0), np.empty(0)
+        both = np.concatenate([chosen for _, chosen in rows])
+        if len(rows) > 1:
+            both = both[np.concatenate([numbers for numbers, _ in rows]).argsort(kind="stable")]
+        return both[:, 0], both[:, 1]
+
+
+def thin_out(x: Array, y: Array, points: int) -> tuple[Array, Array]:
+    """At most ``points`` of the points, in order: the ends, and of each stretch the smallest and the largest.
+
+    Args:
+        x: Shape [N].
+        y: Shape [N]; of what is not finite nothing is kept unless all points are.
+        points: At least 4.
+
+    Example:
+        >>> x = np.arange(1000.0)
+        >>> y = np.where(x == 421, 9.0, np.sin(x))
+        >>> kept, values = thin_out(x, y, points=20)
+        >>> len(kept), 421.0 in kept, bool(values.min() == y.min()), kept[[0, -1]]
+        (20, True, True, array([  0., 999.]))
+    """
+    if len(x) <= points:
+        return x, y
+    finite = np.isfinite(y)
+    x, y = x[finite], y[finite]
+    if len(x) <= points:
+        return x, y
+    stretches = (points - 2) // 2
+    edges = np.linspace(0, len(y), stretches + 1).astype(int)
+    width = int(np.diff(edges).max())
+    # Equal stretches as a matrix; a shorter one sees its last value twice.
+    index = np.minimum(edges[:-1, None] + np.arange(width), edges[1:, None] - 1)
+    rows, values = np.arange(stretches), y[index]
+    extremes = index[rows, values.argmin(axis=1)], index[rows, values.argmax(axis=1)]
+    kept = np.unique(np.concatenate([*extremes, [0, len(y) - 1]]))
+    return x[kept], y[kept]

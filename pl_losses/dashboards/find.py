@@ -1,0 +1,55 @@
+"""Finding the file of a run from what people have at hand: its folder, its id, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pl_losses.recipes import UsageError, nearest
+
+RUNS = "runs"
+PATTERNS = ("**/*run-*/run-*.wandb", "**/metrics.csv")
+
+
+def find_run(given: str = RUNS) -> Path:
+    """The file of a run: of the latest, where several are meant.
+
+    Args:
+        given: The file itself; the run's folder, W&B's or that of its config and checkpoints; a folder of
+            runs; or the run's id, looked for under ``runs``.
+
+    Raises:
+        UsageError: If there is none; the message names the nearest.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        return by_id(given)
+    own = sorted([*path.glob("run-*.wandb"), *path.glob("metrics.csv")])
+    if own:
+        return own[0]
+    if (path / "config.yaml").is_file() or (path / "checkpoints").is_dir():
+        # RunRecord's folder, <save_dir>/<project>/<id>: W&B's file lies beside the project.
+        beside = sorted(path.resolve().parents[1].glob(f"wandb/*run-*/run-{path.resolve().name}.wandb"))
+        if beside:
+            return _latest(beside)
+    found = [file for pattern in PATTERNS for file in path.glob(pattern)]
+    if not found:
+        raise UsageError(f"No run in `{given}`: neither a file run-<id>.wandb nor a metrics.csv")
+    return _latest(found)
+
+
+def by_id(name: str) -> Path:
+    """The run under ``runs`` with this id, or this version of ``CSVLogger``."""
+    found = {}
+    for pattern in PATTERNS:
+        for file in Path(RUNS).glob(pattern):
+            found[file.parent.name if file.suffix == ".csv" else file.stem.removeprefix("run-")] = file
+    if name not in found:
+        hint = nearest(name, found) or f"; runs are looked for in `{RUNS}`"
+        raise UsageError(f"No run, file or folder named `{name}`{hint}")
+    return found[name]
+
+
+def _latest(files: list[Path]) -> Path:
+    return max(files, key=lambda file: file.stat().st_mtime)

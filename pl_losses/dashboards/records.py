@@ -1,0 +1,66 @@
+"""The file of an offline W&B run (``run-<id>.wandb``, what ``wandb sync`` uploads), read record by record.
+
+Seven bytes of header, then the framing of LevelDB's log: blocks of 32 KiB, in which every piece of a record
+has a header of its checksum, length and type; records longer than what is left of a block go on in the next.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+from pl_losses.recipes import UsageError
+
+MAGIC = b":W&B"
+START = 7
+BLOCK = 32768
+PIECE = struct.Struct("<IHB")
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def read_payloads(path: str | Path) -> tuple[list[bytes], str]:
+    """Read the serialised records of a file, as far as it is whole.
+
+    Args:
+        path: A file ``run-<id>.wandb``.
+
+    Returns:
+        The records in their order, and what is wrong with the file: empty, or why nothing follows the last.
+
+    Raises:
+        UsageError: If there is no such file, or it is no run's.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"Cannot read `{path}`: {error.strerror}") from None
+    if not data:
+        raise UsageError(f"`{path}` is empty: its run has written nothing yet, or was killed before it did")
+    if not data.startswith(MAGIC):
+        raise UsageError(f"`{path}` is not the file of a W&B run: it does not begin with {MAGIC.decode()}")
+    found: list[bytes] = []
+    parts: list[bytes] = []
+    at = START
+    while at < len(data):
+        left = BLOCK - at % BLOCK
+        if left < PIECE.size:  # Too little for a header: filled with zeros.
+            at += left
+            continue
+        end = at + PIECE.size
+        if end > len(data):
+            return found, f"the file ends within a record, at byte {at}"
+        checksum, length, kind = PIECE.unpack_from(data, at)
+        piece = data[end : end + length]
+        if len(piece) < length:
+            return found, f"the file ends within a record, at byte {at}"
+        if zlib.crc32(piece, zlib.crc32(data[end - 1 : end])) != checksum:
+            return found, f"the file is damaged at byte {at}; what follows is left out"
+        if kind in (FULL, FIRST):
+            parts = []
+        parts.append(piece)
+        if kind in (FULL, LAST):
+            found.append(b"".join(parts))
+            parts = []
+        at = end + length
+    return found, "the file ends within a record" if parts else ""

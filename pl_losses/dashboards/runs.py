@@ -1,0 +1,234 @@
+"""A run read back from its folder: curves on their axes, histograms, pictures, tables, config, its end."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pl_losses.dashboards import wire
+from pl_losses.dashboards.columns import Array, Columns, plain_numbers
+from pl_losses.dashboards.records import read_payloads
+from pl_losses.recipes import UsageError, load
+
+STEP = "_step"
+NOT_CURVES = {STEP, "_timestamp", "_runtime", "step"}
+
+
+@dataclass
+class Item:
+    """Something logged at a point of the x axis: a histogram, pictures or a table, as wandb described it."""
+
+    x: float
+    value: dict[str, Any]
+
+
+@dataclass
+class Run:
+    """What a run left.
+
+    Attributes:
+        name: Its display name, or its id.
+        path: The file it was read from.
+        files: The folder that pictures' and tables' paths are relative to.
+        stage: Whether it finished, failed, or never said so.
+        recipe: Names of the recipes and files it came from.
+        config: Everything that was configured, by key.
+        facts: When it began and how long it took, versions.
+        columns: All numbers.
+        axes: Key or pattern to its x axis.
+        items: By kind (histogram, picture, table), then by key.
+        notes: What is wrong with its file.
+    """
+
+    name: str
+    path: Path
+    files: Path
+    stage: str = "no end was recorded: it is running, or was killed"
+    recipe: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=Columns)
+    axes: dict[str, str] = field(default_factory=dict)
+    items: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    default_axis: str = STEP
+
+    def axis(self, key: str) -> str:
+        """The x axis that was defined for a key: its own, else that of the first pattern that fits."""
+        if key in self.axes:
+            return self.axes[key]
+        fitting = (
+            axis for pattern, axis in self.axes.items() if "*" in pattern and fnmatch.fnmatch(key, pattern)
+        )
+        return next(fitting, self.default_axis)
+
+    def curve(self, key: str) -> tuple[Array, Array, str]:
+        """x and y of a key, and the name of the x axis."""
+        axis = self.axis(key)
+        x, y = self.columns.pairs(axis, key)
+        if not len(x):
+            axis = self.default_axis
+            x, y = self.columns.pairs(axis, key)
+        return x, y, axis
+
+    def curves(self) -> list[str]:
+        """The keys that have numbers, without those that are only an axis."""
+        return [key for key in self.columns.names() if key not in NOT_CURVES | set(self.axes.values())]
+
+    def keys(self) -> set[str]:
+        """Everything that was logged, less wandb's own columns and the x axes."""
+        return set(self.curves()).union(*self.items.values())
+
+
+def read_run(path: Path) -> Run:
+    """Read a run.
+
+    Args:
+        path: ``run-<id>.wandb`` of W&B, or ``metrics.csv`` of Lightning's ``CSVLogger``.
+
+    Raises:
+        UsageError: If it is neither, or holds nothing.
+    """
+    return read_csv(path) if path.suffix == ".csv" else read_wandb(path)
+
+
+def read_wandb(path: Path) -> Run:
+    """Read an offline run's file, of a run that was killed as far as it got."""
+    payloads, note = read_payloads(path)
+    run = Run(path.stem.removeprefix("run-"), path, path.parent / "files", notes=[note] if note else [])
+    for payload in payloads:
+        if numbers := plain_numbers(payload):
+            run.columns.add(numbers)
+            continue
+        try:
+            found = wire.select(payload, wire.RECORD)
+            for name, values in found.items():
+                for value in values:
+                    _take(run, name, value if isinstance(value, bytes) else b"")
+        except ValueError as error:
+            run.notes.append(f"a record is damaged ({error}) and left out")
+    run.recipe = str(run.config.pop("recipe", ""))
+    # Lightning's own copy of the model's arguments repeats what the resolved config says.
+    versions = {
+        name: run.config.pop(name)
+        for name in ("pl_losses", "torch", "lightning", "git")
+        if name in run.config
+    }
+    run.facts |= {name: str(value) for name, value in versions.items()}
+    run.config = run.config.get("config", run.config)
+    return run
+
+
+def _take(run: Run, name: str, message: bytes) -> None:
+    if name == "history":
+        _row(run, message)
+    elif name == "metric":
+        found = wire.select(message, wire.METRIC)
+        key = wire.text(found.get("name")) or wire.text(found.get("glob_name"))
+        if "step_metric" in found:
+            run.axes[key] = wire.text(found["step_metric"])
+    elif name == "config":
+        _config(run, message)
+    elif name == "run":
+        found = wire.select(message, wire.RUN)
+        run.name = wire.text(found.get("display_name")) or run.name
+        for part in found.get("start_time", []):
+            seconds = (
+                wire.select(part, wire.TIMESTAMP).get("seconds", [0])[0] if isinstance(part, bytes) else 0
+            )
+            run.facts["began"] = f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%d %H:%M} UTC"
+        for part in found.get("config", []):
+            _config(run, part if isinstance(part, bytes) else b"")
+    elif name == "exit":
+        found = wire.select(message, wire.EXIT)
+        code = int(wire.text(found.get("exit_code")) or 0)
+        run.stage = f"failed with exit code {code}" if code else "finished"
+        run.facts["took"] = f"{int(wire.text(found.get('runtime')) or 0)} s"
+    elif name == "environment":
+        arguments = [wire.text([part]) for part in wire.select(message, wire.ENVIRONMENT).get("args", [])]
+        if arguments:
+            run.facts["arguments"] = " ".join(arguments)
+
+
+def _config(run: Run, message: bytes) -> None:
+    for update in wire.select(message, wire.CONFIG).get("update", []):
+        if isinstance(update, bytes):
+            (key, *rest), text = wire.item(update)
+            if key != "_wandb" and not rest:
+                run.config[key] = json.loads(text)
+
+
+def _row(run: Run, message: bytes) -> None:
+    """A row that is not numbers alone; what was taken apart is put together again."""
+    row: dict[str, Any] = {}
+    for part in wire.select(message, wire.HISTORY).get("item", []):
+        if isinstance(part, bytes):
+            (*above, last), text = wire.item(part)
+            place = row
+            for name in above:
+                place = place.setdefault(name, {})
+            place[last] = json.loads(text)
+    numbers = {key: number for key, value in row.items() if (number := as_number(value)) is not None}
+    run.columns.add({key.encode(): json.dumps(number).encode() for key, number in numbers.items()})
+    for key, value in row.items():
+        if isinstance(value, dict) and (kind := kind_of(value)):
+            x = numbers.get(run.axis(key), numbers.get(STEP, 0.0))
+            run.items.setdefault(kind, {}).setdefault(key, []).append(Item(x, value))
+
+
+def as_number(value: Any) -> float | None:
+    """A number, also one that JSON has no word for."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else None
+
+
+def kind_of(value: dict[str, Any]) -> str:
+    """What wandb logged: "histogram", "picture", "table", or nothing that is shown."""
+    kind = str(value.get("_type", ""))
+    if kind.startswith("image"):
+        return "picture"
+    return {"histogram": "histogram", "table-file": "table"}.get(kind, "")
+
+
+def read_csv(path: Path) -> Run:
+    """Read a run of Lightning's ``CSVLogger``, with the pictures and the config in its folder."""
+    folder = path.parent
+    run = Run(f"{folder.parent.name}/{folder.name}", path, folder, default_axis="step")
+    run.stage = "not recorded by CSVLogger"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                run.columns.add(
+                    {key.encode(): number for key, text in row.items() if (number := _json(text))}
+                )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"Cannot read `{path}`: {error}") from None
+    if not run.columns.count:
+        raise UsageError(f"`{path}` has no rows: its run has logged nothing yet")
+    config = folder / "config.yaml"
+    run.config = load(config) if config.is_file() else {}
+    last = float(run.columns.pairs("step", "step")[0][-1:].sum())
+    for picture in sorted(folder.glob("pictures/*.png")):
+        key = picture.stem.replace("-", "/", 1)
+        item = Item(last, {"filenames": [f"pictures/{picture.name}"]})
+        run.items.setdefault("picture", {})[key] = [item]
+    return run
+
+
+def _json(text: str | None) -> bytes | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return (
+        (text or "").encode()
+        if math.isfinite(number) and (text or "")[0] in "-0123456789"
+        else json.dumps(number).encode()
+    )

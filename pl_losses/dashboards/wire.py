@@ -1,0 +1,84 @@
+"""As much of protobuf's wire format as a run's file takes, so that a page of it needs no import of wandb.
+
+That import takes over a second. The numbers of the fields are those of wandb's ``Record``; a test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+# Message to its fields' numbers.
+RECORD = {"history": 2, "config": 5, "run": 17, "metric": 12, "exit": 18, "environment": 26}
+CONFIG = {"update": 1}
+RUN = {"run_id": 1, "display_name": 8, "config": 4, "start_time": 17}
+EXIT = {"exit_code": 1, "runtime": 2}
+METRIC = {"name": 1, "glob_name": 2, "step_metric": 4}
+ENVIRONMENT = {"python": 2, "args": 5}
+ITEM = {"key": 1, "nested_key": 2, "value_json": 16}
+HISTORY = {"item": 1}
+TIMESTAMP = {"seconds": 1}
+
+
+def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message: number and value, an integer or bytes.
+
+    Example:
+        >>> list(fields(bytes([0x08, 0x96, 0x01, 0x12, 0x02, 0x68, 0x69])))
+        [(1, 150), (2, b'hi')]
+
+    Raises:
+        ValueError: If the bytes are no message.
+    """
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            value, at = _varint(message, at)
+            yield number, value
+            continue
+        if kind == 2:
+            length, at = _varint(message, at)
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"Expected a protobuf message but got wire type {kind}")
+        yield number, message[at : at + length]
+        at += length
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(message):
+            raise ValueError("Expected a protobuf message but it ends within a number")
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def select(message: bytes, numbers: dict[str, int]) -> dict[str, list[int | bytes]]:
+    """The values of the fields that have a name, by that name."""
+    names = {number: name for name, number in numbers.items()}
+    found: dict[str, list[int | bytes]] = {}
+    for number, value in fields(message):
+        if number in names:
+            found.setdefault(names[number], []).append(value)
+    return found
+
+
+def text(values: list[int | bytes] | None) -> str:
+    """The last value as text; empty if there is none."""
+    last = values[-1] if values else b""
+    return last.decode("utf-8", "replace") if isinstance(last, bytes) else str(last)
+
+
+def item(message: bytes) -> tuple[list[str], bytes]:
+    """The key, in parts where a mapping was taken apart, and the JSON value of a history or config item."""
+    found = select(message, ITEM)
+    nested = [text([part]) for part in found.get("nested_key", [])]
+    value = found.get("value_json", [b"null"])[-1]
+    return nested or [text(found.get("key"))], value if isinstance(value, bytes) else b"null"

@@ -1,0 +1,223 @@
+"""A W&B workspace for a recipe, as code: what its classes log, in the sections of its papers.
+
+Takes the extra ``dashboards`` (wandb-workspaces). Building and checking need no account; saving does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pl_losses.dashboards.keys import Recipe, keys_of, kind_of, read_recipe, validates
+from pl_losses.dashboards.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
+from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
+from pl_losses.observers.metrics import X_AXIS
+from pl_losses.recipes import OVERLAYS, UsageError, names
+
+COLUMNS, ROWS = 3, 2
+
+
+def sections_of(recipe: Recipe) -> list[Section]:
+    """The sections of a recipe's dashboard: every key that it logs is on a panel, and no panel is empty."""
+    logged = keys_of(recipe)
+    classes = [base.__name__ for part in recipe.parts for base in part.cls.__mro__]
+    wanted = [section for name in classes for section in SECTIONS.get(name, ())]
+    alive = [Section(one.name, _alive(one.panels, logged), one.figure) for one in wanted]
+    shown = [key for section in alive for panel in section.panels for key in panel.keys]
+    rest = [key for key in logged if not any(fits(pattern, key) for pattern in shown)]
+    kinds = {key: kind_of(about) for key, about in logged.items()}
+    # What counts batches and epochs comes last.
+    last = [section for section in alive if section.name == "Progress"]
+    found = [section for section in alive if section not in last]
+    return sorted_sections([*found, *automatic(rest, kinds), *last])
+
+
+def _alive(panels: Iterable[Panel], logged: Iterable[str]) -> tuple[Panel, ...]:
+    kept = []
+    for panel in panels:
+        keys = tuple(pattern for pattern in panel.keys if any(fits(pattern, key) for key in logged))
+        if keys:
+            kept.append(Panel(panel.title, keys, panel.kind, panel.smoothing, panel.log_y))
+    return tuple(kept)
+
+
+def fits(pattern: str, key: str) -> bool:
+    """Whether a panel's pattern and a class's can mean the same key: either may stand for several."""
+    return matches(pattern, key) or matches(key, pattern)
+
+
+def build_workspace(name: str, entity: str = "", project: str = "pl_losses") -> Any:
+    """Build the workspace of a recipe, or of what ``pl-losses reproduce`` makes.
+
+    Args:
+        name: Such as "lenet/digits" or "adam/fig4".
+        entity: W&B's user or team.
+        project: W&B's project.
+
+    Returns:
+        ``wandb_workspaces.workspaces.Workspace``, unsaved.
+
+    Raises:
+        UsageError: If there is no such recipe, or wandb-workspaces is not installed.
+    """
+    ws = _library()
+    if name in REPRODUCED:
+        return _built(name, entity, project, REPRODUCED[name], ("test", "val"), ws.RunsetSettings())
+    recipe = read_recipe(name)
+    stages = ("test", "val") if validates(recipe) else ("test",)
+    settings = ws.RunsetSettings(
+        # The runs of the recipe, with overlays too, as with other seeds, are drawn as their mean and range.
+        groupby=[ws.Config("recipe")],
+        filters=f"Config('recipe') in {[name, *(f'{name}, {overlay}' for overlay in overlays())]}",
+        pinned_columns=[
+            f"summary:{key}" for key in ("test/error", "test/rmse", "test/loss") if key in keys_of(recipe)
+        ],
+    )
+    return _built(name, entity, project, sections_of(recipe), stages, settings)
+
+
+def overlays() -> list[str]:
+    """The recipes that are added to others."""
+    return [name for name in names() if name.startswith(f"{OVERLAYS}/")]
+
+
+def _built(
+    name: str, entity: str, project: str, sections: Iterable[Section], stages: tuple[str, ...], runset: Any
+) -> Any:
+    ws = _library()
+    return ws.Workspace(
+        entity=entity or "entity",
+        project=project,
+        name=f"pl_losses: {name}",
+        sections=[
+            ws.Section(
+                name=section.name,
+                panels=_placed([_panel(panel, stages) for panel in section.panels]),
+                is_open=position < 3,
+                layout_settings=ws.SectionLayoutSettings(columns=COLUMNS, rows=ROWS),
+                panel_settings=ws.SectionPanelSettings(x_axis=X_AXIS),
+            )
+            for position, section in enumerate(sections)
+        ],
+        settings=ws.WorkspaceSettings(x_axis=X_AXIS),
+        runset_settings=runset,
+    )
+
+
+def _placed(panels: list[Any]) -> list[Any]:
+    """Side by side, three in a row of W&B's 24 columns."""
+    import wandb_workspaces.reports.v2 as wr
+
+    width = 24 // COLUMNS
+    for position, panel in enumerate(panels):
+        panel.layout = wr.Layout(x=width * (position % COLUMNS), y=6 * (position // COLUMNS), w=width, h=6)
+    return panels
+
+
+def _panel(panel: Panel, stages: tuple[str, ...]) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    named = list(dict.fromkeys(key for pattern in panel.keys for key in expand(pattern, stages)))
+    if panel.kind == "pictures":
+        return wr.MediaBrowser(
+            title=panel.title, media_keys=named, num_columns=1, mode="gallery", gallery_axis="step"
+        )
+    if panel.kind == "bars":
+        return wr.BarPlot(title=panel.title, metrics=named)
+    if panel.kind == "table":
+        return wr.WeavePanelSummaryTable(table_name=named[0])
+    return wr.LinePlot(
+        title=panel.title,
+        x=X_AXIS,
+        title_x="batches",
+        metric_regex="|".join(map(regex, panel.keys)),
+        log_y=panel.log_y or None,
+        smoothing_type="exponentialTimeWeighted" if panel.smoothing else "none",
+        smoothing_factor=panel.smoothing or None,
+        smoothing_show_original=bool(panel.smoothing) or None,
+        groupby_rangefunc="minmax",
+    )
+
+
+def expand(pattern: str, stages: Iterable[str]) -> list[str]:
+    """The keys of a pattern whose only open part is the stage: where W&B wants keys by name.
+
+    Example:
+        >>> expand("<stage>/dropout/entropy", ("test", "val"))
+        ['test/dropout/entropy', 'val/dropout/entropy']
+    """
+    return [pattern.replace("<stage>", stage) for stage in stages] if "<stage>" in pattern else [pattern]
+
+
+def spec(built: Any) -> dict[str, Any]:
+    """What W&B is sent, as plain data.
+
+    Raises:
+        UsageError: If wandb-workspaces is not installed.
+    """
+    view = built._to_model()
+    found: dict[str, Any] = json.loads(view.model_dump_json(by_alias=True, exclude_none=True))
+    return found
+
+
+def patterns_of(built: Any) -> list[str]:
+    """What a workspace's panels show, as regular expressions of keys, one for each way of naming them."""
+    found: list[str] = []
+    for section in built.sections:
+        for panel in section.panels:
+            if expression := getattr(panel, "metric_regex", None):
+                found += expression.replace("$|^", "$\n^").split("\n")
+            named = [*getattr(panel, "media_keys", []), *getattr(panel, "metrics", [])]
+            named += [panel.table_name] if hasattr(panel, "table_name") else []
+            found += [f"^{literal(str(key))}$" for key in named]
+    return found
+
+
+def push(name: str, entity: str, project: str, save: Callable[[Any], Any] | None = None) -> str:
+    """Save a recipe's workspace to W&B: a new one, or over the one that was pushed before.
+
+    Args:
+        name: The recipe.
+        entity: W&B's user or team.
+        project: W&B's project.
+        save: Does it; by default the workspace's own method, which needs an account.
+
+    Returns:
+        Its address.
+
+    Raises:
+        UsageError: If W&B refuses, or cannot be reached.
+    """
+    import wandb
+
+    built = build_workspace(name, entity, project)
+    # The same name makes W&B update the view that has it.
+    built._internal_name = view_name(name)
+    try:
+        saved = (save or type(built).save)(built)
+    except wandb.Error as error:
+        raise UsageError(f"W&B did not save the workspace: {error}") from None
+    return str(saved.url)
+
+
+def view_name(name: str) -> str:
+    """W&B's internal name of a recipe's workspace: the same whenever it is pushed.
+
+    Example:
+        >>> view_name("lenet/digits") == view_name("lenet/digits") != view_name("lenet/mnist")
+        True
+    """
+    return f"nw-{hashlib.sha256(f'pl_losses {name}'.encode()).hexdigest()[:11]}-v"
+
+
+def _library() -> Any:
+    try:
+        import wandb_workspaces.workspaces as ws
+    except ImportError:
+        raise UsageError(
+            "Dashboards on W&B take wandb-workspaces: pip install 'pl_losses[dashboards]'; "
+            "`pl-losses show` needs no such thing"
+        ) from None
+    return ws

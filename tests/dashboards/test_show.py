@@ -1,0 +1,214 @@
+"""Runs are read back as they were logged, and their page shows them with no network."""
+
+import json
+import re
+import shutil
+import subprocess
+from base64 import b64decode
+
+import numpy as np
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2 as proto
+
+from pl_losses.__main__ import main
+from pl_losses.dashboards import build_page, find_run, read_run, wire
+from pl_losses.dashboards.columns import plain_numbers, thin_out
+from pl_losses.dashboards.runs import Run
+
+LOSSES = [2.5, float("nan"), 1.25, 1e-7, float("inf"), -3.0]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """The file of an offline run that logged one thing of each kind."""
+    folder = tmp_path_factory.mktemp("run")
+    config = {"recipe": "lenet/digits", "config": {"model": {"class_path": "LeNet5"}, "lr": 0.1}}
+    with wandb.init(dir=folder, mode="offline", config=config, settings={"silent": True}) as run:
+        run.define_metric("val/*", step_metric="epoch")
+        for step, loss in enumerate(LOSSES):
+            run.log({"train/loss": loss, "trainer/global_step": 10 * step, "own/x": step})
+        for epoch in range(3):
+            run.log({"val/error": 0.5 / (epoch + 1), "epoch": epoch})
+        image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+        table = wandb.Table(["name", "value"], [["<b>", 1.5]])
+        run.log(
+            {"prelu/1/slopes": wandb.Histogram(np.arange(9.0)), "test/errors": wandb.Image(image), "t": table}
+        )
+    wandb.teardown()
+    return find_run(str(folder))
+
+
+def test_a_run_is_read_back_as_it_was_logged(file):
+    run = read_run(file)
+    steps, losses, axis = run.curve("train/loss")
+    assert axis == "_step"
+    np.testing.assert_array_equal(steps, range(6))
+    np.testing.assert_array_equal(losses, LOSSES)
+    epochs, errors, axis = run.curve("val/error")
+    assert (axis, list(epochs), list(errors)) == ("epoch", [0, 1, 2], [0.5, 0.25, 0.5 / 3])
+    assert run.keys() == {"train/loss", "trainer/global_step", "own/x", "val/error", "prelu/1/slopes"} | {
+        "test/errors",
+        "t",
+    }
+    assert (run.stage, run.recipe, run.config["lr"]) == ("finished", "lenet/digits", 0.1)
+    assert sum(run.items["histogram"]["prelu/1/slopes"][0].value["values"]) == 9
+
+
+def test_a_run_that_was_killed_is_read_as_far_as_it_got(file, tmp_path):
+    data = file.read_bytes()
+    cut = tmp_path / "run-cut.wandb"
+    cut.write_bytes(data[: data.index(b"val/error")])
+    run = read_run(cut)
+    assert len(run.curve("train/loss")[1]) == 6
+    assert "no end was recorded" in run.stage
+    assert run.notes == [f"the file ends within a record, at byte {run.notes[0].rpartition(' ')[2]}"]
+    at = data.index(b"val/error")
+    cut.write_bytes(data[:at] + b"?" + data[at + 1 :])
+    assert "damaged" in read_run(cut).notes[0]
+
+
+def test_the_fields_are_those_of_wandb():
+    messages = {
+        "RECORD": proto.Record,
+        "CONFIG": proto.ConfigRecord,
+        "RUN": proto.RunRecord,
+        "EXIT": proto.RunExitRecord,
+        "METRIC": proto.MetricRecord,
+        "ENVIRONMENT": proto.EnvironmentRecord,
+        "ITEM": proto.HistoryItem,
+        "HISTORY": proto.HistoryRecord,
+    }
+    for name, message in messages.items():
+        for field, number in getattr(wire, name).items():
+            assert message.DESCRIPTOR.fields_by_name[field].number == number, (name, field)
+
+
+def test_rows_of_numbers_are_told_from_others():
+    def row(**values):
+        record = proto.Record()
+        for key, text in values.items():
+            record.history.item.add(nested_key=[key], value_json=text)
+        return record.SerializeToString()
+
+    assert plain_numbers(row(a="1.5", b="NaN")) == {b"a": b"1.5", b"b": b"NaN"}
+    long = {f"k{i:03d}" * 31: f"{i}e-3" for i in range(200)}
+    assert plain_numbers(row(**long)) == {key.encode(): text.encode() for key, text in long.items()}
+    for text in ('"text"', '{"_type": "histogram"}', "null", '"1.5"'):
+        assert plain_numbers(row(a="1", b=text)) is None
+    # What changes in the summary is no row, though it is made of the same.
+    record = proto.Record(num=1)
+    record.summary.update.add(nested_key=["a"], value_json="1")
+    assert plain_numbers(record.SerializeToString()) is None
+
+
+@pytest.mark.parametrize("points", [4, 7, 100, 999])
+def test_thinning_keeps_ends_and_extremes(points):
+    draw = np.random.default_rng(points)
+    x, y = np.arange(1000.0), draw.standard_normal(1000)
+    y[draw.integers(1, 999)] = np.nan
+    kept, values = thin_out(x, y, points)
+    assert len(kept) <= points
+    assert (np.diff(kept) > 0).all()
+    assert {kept[0], kept[-1]} == {0, 999}
+    assert (values.min(), values.max()) == (np.nanmin(y), np.nanmax(y))
+    np.testing.assert_array_equal(values, y[kept.astype(int)])
+
+
+def data_of(page):
+    return json.loads(re.search(r'id="page">(.*?)</script>', page, re.S)[1])
+
+
+def panels_of(page):
+    return [panel for section in data_of(page)["sections"] for panel in section["panels"]]
+
+
+def test_the_page_of_a_run(file):
+    page = build_page([read_run(file)])
+    # Nothing is loaded from anywhere.
+    assert not re.search(r"<(script|link|img|iframe)[^>]*\s(src|href)=", page)
+    assert "default-src 'none'" in page
+    assert len(page) < 2e6
+    panels = panels_of(page)
+    kinds = [panel["kind"] for panel in panels]
+    assert {"lines", "histogram", "pictures", "table"} == set(kinds)
+    shown = [line["key"] for panel in panels for line in panel.get("lines", [])]
+    assert sorted(shown) == ["own/x", "train/loss", "trainer/global_step", "val/error"]
+    (loss,) = (line for panel in panels for line in panel.get("lines", []) if line["key"] == "train/loss")
+    finite = [value for value in LOSSES if np.isfinite(value)]
+    np.testing.assert_array_equal(np.frombuffer(b64decode(loss["y"])), finite)
+    assert loss["note"] == "2 values are not finite, the first at 1"
+    (picture,) = (panel for panel in panels if panel["kind"] == "pictures")
+    assert b64decode(picture["pictures"][0]["frames"][0]["source"].split(",")[1]).startswith(b"\x89PNG")
+    (table,) = (panel for panel in panels if panel["kind"] == "table")
+    assert table["rows"] == [["<b>", 1.5]]
+
+
+def test_runs_are_compared_on_one_page(file):
+    one, other = read_run(file), read_run(file)
+    other.config = {**one.config, "lr": 0.2}
+    page = build_page([one, other])
+    assert data_of(page)["runs"] == [one.name, f"{one.name} (2)"]
+    assert [line["run"] for panel in panels_of(page) for line in panel.get("lines", [])] == [0, 1] * 4
+    assert "<tr class='differs'><td>lr</td><td>0.1</td><td>0.2</td></tr>" in page
+
+
+def test_single_values_make_a_table(tmp_path):
+    runs = [Run(name, tmp_path / name, tmp_path) for name in ("a", "b")]
+    runs[0].columns.add({b"_step": b"3", b"test/error": b"0.25", b"test/error_low": b"0.125"})
+    runs[1].columns.add({b"_step": b"3", b"test/error": b"0.5"})
+    tables = [panel for panel in panels_of(build_page(runs)) if panel["kind"] == "table"]
+    rows = [row for table in tables for row in table["rows"]]
+    assert ["test/error", "0.25", "0.5"] in rows
+    assert ["test/error_low", "0.125", ""] in rows
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
+def test_a_browser_draws_every_panel(file, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(build_page([read_run(file)]))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1400,4000"]
+    options += [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=30000",
+        "--enable-logging=stderr",
+    ]
+    command = ["chromium", *options, "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    panels = panels_of(page.read_text())
+    assert f'data-drawn="{len(panels)}"' in done.stdout
+    drawings = sum(panel["kind"] in ("lines", "histogram") for panel in panels)
+    assert done.stdout.count('class="bk-Figure"') == drawings
+    assert not re.search(r"CONSOLE.*(error|refused)", done.stderr, re.I), done.stderr
+
+
+def test_the_command(file, folder, capsys):
+    shutil.copytree(file.parent, folder / "runs" / "wandb" / file.parent.name)
+    assert main(["show"]) == 0
+    told = capsys.readouterr().out
+    assert "wandb leet" in told
+    (page,) = folder.glob("runs/wandb/*/show.html")
+    assert f"Page: {page.relative_to(folder)}" in told
+    name = file.stem.removeprefix("run-")
+    assert main(["show", name, str(file), "--out", "both.html", "--open", "false"]) == 0
+    assert len(data_of((folder / "both.html").read_text())["runs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere"], "No run, file or folder named `nowhere`"),
+        (["empty.wandb"], "is empty"),
+        (["text.wandb"], "is not the file of a W&B run"),
+        (["."], "No run in `.`"),
+        ([".", "--oot", "x"], "Unknown option `--oot`: did you mean `--out`?"),
+        ([".", "--open", "perhaps"], "Expected `--open` to be true or false"),
+    ],
+)
+def test_refusals(args, message, folder, capsys):
+    (folder / "empty.wandb").touch()
+    (folder / "text.wandb").write_text("no run")
+    assert main(["show", *args]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1

@@ -1,0 +1,139 @@
+"""Workspaces as code; that each recipe's fits what the recipe logs is tested with the recipes."""
+
+import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import wandb
+
+from pl_losses.__main__ import main
+from pl_losses.dashboards import build_workspace, push
+from pl_losses.dashboards.keys import keys_of, read_recipe
+from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
+from pl_losses.dashboards.workspace import patterns_of, sections_of
+
+FIGURES = {
+    "lenet/digits": "Rejection and centres",
+    "gtn/strings-digits": "error-reject curve",
+    "prelu/digits-prelu": "Slopes by depth",
+    "adam/vae": "Bias correction",
+    "sdae/digits": "Filters and reconstructions",
+    "style/demo": "The image",
+    "dropout/co2": "Fig. 2",
+    "dropout/rotated-digits": "Fig. 4",
+    "gan/digits": "Samples",
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_papers_figure_comes_first(name):
+    built = build_workspace(name)
+    assert FIGURES[name] in built.sections[0].name
+    assert all(panel.layout.w == 8 for section in built.sections for panel in section.panels)
+
+
+@pytest.mark.parametrize("name", REPRODUCED)
+def test_what_is_reproduced_has_a_workspace(name):
+    assert any(re.search(pattern, name) for pattern in patterns_of(build_workspace(name)))
+
+
+def test_every_table_is_of_a_class_that_logs():
+    import pl_losses
+    from pl_losses import callbacks
+
+    known = {
+        base.__name__
+        for face in (pl_losses, callbacks)
+        for name in face.__all__
+        for base in bases(face, name)
+    }
+    assert set(SECTIONS) <= known | {"LearningRateMonitor"}
+
+
+def bases(face, name):
+    return getattr(getattr(face, name), "__mro__", ())
+
+
+def test_keys_of_a_class_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "own_model.py").write_text(
+        "from pl_losses import LeNet5\n"
+        "class Own(LeNet5):\n"
+        "    KEYS = {'train/margin': 'margin', 'own/<layer>/norm': 'norm', 'own/map': 'picture: a map'}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("extends: lenet/digits\nmodel: own_model.Own\n")
+    read = read_recipe(str(recipe))
+    assert {"train/margin", "test/loss", "own/map"} <= keys_of(read).keys()
+    sections = {section.name: section.panels for section in sections_of(read)}
+    assert [panel.kind for panel in sections["own"]] == ["lines", "pictures"]
+    assert sections["margin"][0].keys == ("<stage>/margin",)
+
+
+def test_push_saves_over_what_was_pushed_before():
+    saved = []
+
+    def save(workspace):
+        saved.append(workspace._to_model())
+        return SimpleNamespace(url="https://wandb.example/view")
+
+    assert push("lenet/digits", "me", "mine", save) == "https://wandb.example/view"
+    push("lenet/digits", "me", "mine", save)
+    push("lenet/mnist", "me", "mine", save)
+    assert (saved[0].entity, saved[0].project, saved[0].display_name) == (
+        "me",
+        "mine",
+        "pl_losses: lenet/digits",
+    )
+    assert saved[0].name == saved[1].name != saved[2].name
+
+    def fail(workspace):
+        raise wandb.errors.CommError("no such entity")
+
+    with pytest.raises(Exception, match="did not save the workspace: no such entity"):
+        push("lenet/digits", "me", "mine", fail)
+
+
+def test_json(capsys):
+    assert main(["dashboard", "json", "lenet/digits", "--project", "mine"]) == 0
+    view = json.loads(capsys.readouterr().out)
+    assert view["project"] == "mine"
+    runs = view["spec"]["section"]["runSets"][0]
+    assert "lenet/digits" in runs["filters"]["filters"][0]["value"]
+    assert runs["grouping"] == [{"section": "config", "name": "recipe.value"}]
+
+
+REFUSED = [
+    (["json", "lenet/digts"], "No recipe named `lenet/digts`: did you mean `lenet/digits`?"),
+    (["json", "trainers/ddp"], "No recipe named `trainers/ddp`"),
+    (["draw", "lenet/digits"], "json or push but got `draw`"),
+    (["json", "a", "b"], "one recipe but got 2"),
+    (["json", "lenet/digits", "--entty", "me"], "did you mean `--entity`?"),
+    (["push", "lenet/digits"], "takes --entity"),
+    (["push", "lenet/digits", "--entity", "me"], "Not signed in to W&B"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), REFUSED)
+def test_refusals(args, message, capsys, monkeypatch):
+    monkeypatch.setattr(wandb, "login", lambda **_: False)
+    assert main(["dashboard", *args]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) <= 2
+
+
+def test_refused_without_torch_and_without_the_extra():
+    code = (
+        "import sys, importlib.util as u; found = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'wandb_workspaces' else found(name, *a)\n"
+        "from pl_losses.__main__ import main; status = main(['dashboard', 'json', 'lenet/digits'])\n"
+        "assert not {'torch', 'lightning', 'wandb'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'pl_losses[dashboards]'" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
