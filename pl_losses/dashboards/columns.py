@@ -17,7 +17,8 @@ Array = npt.NDArray[np.float64]
 # A row with nothing but numbers, as wandb writes it: the record's number (field 1), then the row (2); of each
 # item the name (2) and the value (16). Whether it is all there is told by counting the tags of values.
 ROW = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?\x12")
-ITEM = re.compile(rb"\n..?\x12.([\x20-\x7e]+)\x82\x01.([-0-9NI][^\n]*)", re.DOTALL)
+LENGTH = rb"(?:[\x00-\x7f]|[\x80-\xff][\x00-\x7f])"
+ITEM = re.compile(rb"\n" + LENGTH + rb"\x12.([\x20-\x7e]+)\x82\x01.([-0-9NI][^\n]*)", re.DOTALL)
 NUMBER = re.compile(rb"[-+.0-9eENaInfity]*")
 VALUE_TAG = b"\x82\x01"
 
