@@ -24,6 +24,7 @@ LOGGED: dict[str, dict[str, str]] = {
     },
     "ClassifierReport": {
         "test/confusion_matrix": "picture: shares of each right class by predicted class",
+        "test/confusion_table": "table: how often each class is taken for each",
         "test/errors": "picture: the most confident errors",
         "test/rejected_samples": "picture: what was most surely rejected",
     },
@@ -50,6 +51,7 @@ LOGGED: dict[str, dict[str, str]] = {
     },
     "ReadingReport": {
         "test/error_reject": "picture: error over the share of strings rejected",
+        "test/error_reject_curve_table": "table: the same as numbers",
         "test/segmentation": "picture: the best paths of the first strings",
         "test/errors": "picture: the most confident errors",
     },

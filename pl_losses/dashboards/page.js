@@ -2,7 +2,7 @@
 // Draws the panels of a run's page with BokehJS, each when it comes into view.
 const page = JSON.parse(document.getElementById("page").textContent)
 const COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#7f7f7f", "#bcbd22"]
-const DASHES = ["solid", "dashed", "dotted", "dotdash", "dashdot"]
+const DASHES = [[], [6, 3], [2, 3], [2, 3, 6, 3], [12, 3]]
 const HEAT = Array.from({length: 32}, (_, i) => {
   const t = i / 31
   return `rgb(${[247 - 239 * t, 251 - 203 * t, 255 - 148 * t].map(Math.round).join(",")})`
@@ -13,13 +13,16 @@ function numbers(base64) {
   return Array.from(new Float64Array(bytes.buffer))
 }
 
-// Exponential moving average with a correction for its start, as Adam's.
-function smoothed(values, weight) {
-  let mean = 0, share = 0
-  return values.map(value => {
-    mean = weight * mean + (1 - weight) * value
-    share = weight * share + (1 - weight)
-    return mean / share
+// Exponential moving average with a correction for its start, as Adam's. Its memory is a stretch of the x axis,
+// of which there are a thousand, so that a curve of few points stays as it is beside one of many.
+function smoothed(x, y, weight, range) {
+  let sum = 0, share = 0
+  return y.map((value, i) => {
+    if (Number.isNaN(value)) return value
+    const kept = Math.sqrt(weight) ** (1000 * (x[i] - x[Math.max(i - 1, 0)]) / range)
+    sum = kept * sum + value
+    share = kept * share + 1
+    return sum / share
   })
 }
 
@@ -31,7 +34,7 @@ function element(tag, parent, text, kind) {
   return made
 }
 
-function figure(panel, log, x) {
+function figure(log, x) {
   const made = Bokeh.Plotting.figure({
     height: 260, sizing_mode: "stretch_width", tools: "pan,box_zoom,wheel_zoom,reset,save",
     x_axis_label: x, y_axis_type: log ? "log" : "auto", output_backend: "canvas",
@@ -41,12 +44,28 @@ function figure(panel, log, x) {
   return made
 }
 
+// Runs by colour and keys by dashes; of one run layers, or whatever else stands before the last slash, by colour.
 function style(line, keys) {
-  const several = page.runs.length > 1
-  const key = keys.indexOf(line.key)
-  return {
-    line_color: COLOURS[(several ? line.run : key) % COLOURS.length],
-    line_dash: DASHES[several ? key % DASHES.length : Math.floor(key / COLOURS.length) % DASHES.length],
+  const head = key => key.slice(0, key.lastIndexOf("/")), tail = key => key.slice(key.lastIndexOf("/"))
+  const heads = [...new Set(keys.map(head))], tails = [...new Set(keys.map(tail))]
+  let colour = keys.indexOf(line.key), dash = Math.floor(colour / COLOURS.length)
+  if (page.runs.length > 1) [colour, dash] = [line.run, colour]
+  else if (heads.length > 1 && tails.length > 1) {
+    [colour, dash] = [heads.indexOf(head(line.key)), tails.indexOf(tail(line.key))]
+  }
+  return {line_color: COLOURS[colour % COLOURS.length], line_dash: DASHES[dash % DASHES.length]}
+}
+
+const named = line => page.runs.length > 1 ? `${line.key} · ${page.runs[line.run]}` : line.key
+
+function drawLegend(panel, keys, parent) {
+  const legend = element("div", parent, undefined, "legend")
+  for (const line of panel.lines) {
+    const {line_color, line_dash} = style(line, keys)
+    const entry = element("span", legend)
+    const stroke = `stroke="${line_color}" stroke-width="2" stroke-dasharray="${line_dash.join(" ")}"`
+    entry.innerHTML = `<svg width="24" height="10"><line x2="24" y1="5" y2="5" ${stroke}/></svg>`
+    entry.append(` ${named(line)} ${line.note && `(${line.note})`}`)
   }
 }
 
@@ -54,44 +73,39 @@ function drawLines(panel, place) {
   const log = element("label", place.head)
   const box = element("input", log)
   box.type = "checkbox"
-  box.checked = panel.log
+  box.checked = panel.log ?? false
   log.append(" log")
-  const weight = element("input", place.head)
-  Object.assign(weight, {type: "range", min: 0, max: 0.99, step: 0.01, value: panel.smoothing, title: "smoothing"})
+  const weight = element("input", element("label", place.head, "smooth "))
+  Object.assign(weight, {type: "range", min: 0, max: 0.99, step: 0.01, value: panel.smoothing ?? 0})
   const keys = [...new Set(panel.lines.map(line => line.key))]
+  const ends = panel.lines.map(line => numbers(line.x)).filter(x => x.length).flatMap(x => [x[0], x.at(-1)])
+  const range = Math.max(...ends) - Math.min(...ends) || 1
   const redraw = () => {
     place.body.replaceChildren()
-    const made = figure(panel, box.checked, panel.x)
+    const made = figure(box.checked, panel.x)
     for (const line of panel.lines) {
-      const x = numbers(line.x), look = style(line, keys)
+      const x = numbers(line.x), look = style(line, keys), name = named(line)
       let y = numbers(line.y)
       if (box.checked) y = y.map(value => value > 0 ? value : NaN)
-      const name = page.runs.length > 1 ? `${line.key} (${page.runs[line.run]})` : line.key
       const options = {name, ...look, line_width: 1.6}
+      if (x.length < 30) made.scatter(x, y, {name, size: 5, fill_color: look.line_color, line_color: null})
       if (weight.value > 0 && x.length > 2) {
         made.line(x, y, {...options, line_alpha: 0.25, line_width: 1})
-        y = smoothed(y, Number(weight.value))
+        y = smoothed(x, y, Number(weight.value), range)
       }
       made.line(x, y, options)
-      if (x.length < 30) made.scatter(x, y, {name, size: 5, fill_color: look.line_color, line_color: null})
     }
     made.add_tools(new Bokeh.HoverTool({tooltips: [["", "$name"], [panel.x, "@x{0,0.####}"], ["value", "@y{0.0000e+0}"]]}))
     Bokeh.Plotting.show(made, place.body)
   }
   box.addEventListener("change", redraw)
   weight.addEventListener("change", redraw)
-  const legend = element("div", place.root, undefined, "legend")
-  for (const line of panel.lines) {
-    const look = style(line, keys)
-    const entry = element("span", legend, page.runs.length > 1 ? `${line.key} · ${page.runs[line.run]}` : line.key)
-    if (line.note) entry.append(` (${line.note})`)
-    entry.style.borderLeft = `14px ${look.line_dash === "solid" ? "solid" : "double"} ${look.line_color}`
-  }
+  drawLegend(panel, keys, place.root)
   redraw()
 }
 
 function drawHistogram(panel, place) {
-  const made = figure(panel, false, panel.x)
+  const made = figure(false, panel.x)
   const left = [], right = [], bottom = [], top = [], colour = [], count = []
   panel.steps.forEach((step, i) => {
     const next = panel.steps[i + 1] ?? step + (step - (panel.steps[i - 1] ?? step - 1))
@@ -115,9 +129,10 @@ function drawPictures(panel, place) {
     const caption = element("figcaption", box)
     image.addEventListener("click", () => place.root.classList.toggle("wide"))
     const show = i => {
-      image.src = one.frames[i].source
       const run = page.runs.length > 1 ? `${page.runs[one.run]}, ` : ""
-      caption.textContent = `${one.key}, ${run}${panel.x} ${one.frames[i].x} ${one.note}`
+      const at = one.frames.length ? `${one.x} ${one.frames[i].x}` : ""
+      caption.textContent = `${one.key}, ${run}${at} ${one.note}`
+      if (one.frames.length) image.src = one.frames[i].source
     }
     show(one.frames.length - 1)
     if (one.frames.length > 1) {

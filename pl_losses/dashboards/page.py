@@ -5,32 +5,26 @@ The charts are drawn by BokehJS, whose minified script comes with the Python pac
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
-import re
+import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pl_losses.dashboards.columns import Array, thin_out
-from pl_losses.dashboards.panels import Panel, Section, automatic, matches
-from pl_losses.dashboards.papers import PROGRESS, REPRODUCED, SECTIONS
-from pl_losses.dashboards.runs import Item, Run
+from pl_losses.dashboards.drawing import Data, Drawing
+from pl_losses.dashboards.panels import PROGRESS, Kind, Section, automatic, joined, matches, rank
+from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
+from pl_losses.dashboards.runs import Run
 from pl_losses.recipes import UsageError
 
 HERE = Path(__file__).parent
 SCRIPTS = ("bokeh.min.js", "bokeh-api.min.js")
-# Of the 5 MB that a page may have, BokehJS takes 1.4; what the curves and the pictures take, in bytes.
-CURVES, PICTURES = 1_300_000, 1_900_000
-POINT = 2 * 8 * 4 / 3  # x and y as float64 in base64
-LEAST, MOST = 40, 2000
-STEPS, ROWS = 120, 200
-KINDS = {"picture": "pictures", "histogram": "histogram", "table": "table"}
+KINDS: dict[str, Kind] = {"picture": "pictures", "histogram": "histogram", "table": "table"}
 
 HTML = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -67,9 +61,24 @@ def build_page(runs: Sequence[Run]) -> str:
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         runs=_run_table(runs, names),
         tables=_folded("All values", _values(runs, names)) + _folded("Config", _config(runs, names)),
-        data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
+        # As "<" could end the element.
+        data=json.dumps(plain(data), separators=(",", ":")).replace("<", "\\u003c"),
         scripts="\n".join(f"<script>{source}</script>" for source in sources),
     )
+
+
+def plain(value: Any) -> Any:
+    """The same with what JSON has no word for as text.
+
+    Example:
+        >>> plain({"a": [1.5, float("nan")]})
+        {'a': [1.5, 'nan']}
+    """
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def distinct(names: list[str]) -> list[str]:
@@ -79,9 +88,6 @@ def distinct(names: list[str]) -> list[str]:
         >>> distinct(["a", "b", "a"])
         ['a', 'b', 'a (2)']
     """
-    seen: dict[str, int] = {}
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
     count: dict[str, int] = {}
     made = []
     for name in names:
@@ -99,213 +105,61 @@ def _script(name: str) -> str:
     return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
-def _sections(runs: Sequence[Run], names: list[str]) -> Iterable[dict[str, Any]]:
+def _sections(runs: Sequence[Run], names: list[str]) -> Iterator[Data]:
     """The sections of the papers' dashboards that have something to show, and what none of them speaks of.
 
-    A key is shown once: by the tables of the classes that the config names, then by those that fit most keys.
+    A key is shown once: by the tables of the model and the callbacks that the config names, then by those of
+    which most is there.
     """
-    kinds = {key: KINDS[kind] for run in runs for kind, items in run.items.items() for key in items}
-    curves = dict.fromkeys((key for run in runs for key in run.curves()), "lines")
-    left = curves | kinds
-    tables = {name: (spoken(sections, left), sections) for name, sections in (SECTIONS | REPRODUCED).items()}
-    named = {name for run in runs for name in class_names(run.config)}
-    order = sorted(tables, key=lambda name: (name not in named, -len(tables[name][0])))
-    drawn = Drawing(runs, names, len(curves))
-    shown: dict[str, list[dict[str, Any]]] = {}
-    figures = set()
-    for name in [*order, ""]:
-        keys, sections = tables[name] if name else (list(left), automatic(left, left))  # type: ignore[arg-type]
-        mine = {key: left.pop(key) for key in keys if key in left}
+    left: dict[str, Kind] = {key: "lines" for run in runs for key in run.curves()}
+    left |= {key: KINDS[kind] for run in runs for kind, items in run.items.items() for key in items}
+    tables = SECTIONS | REPRODUCED
+    named = list(dict.fromkeys(name for run in runs for name in classes_of(run.config)))
+    others = sorted(tables.keys() - set(named), key=lambda name: misfit(tables[name], left))
+    drawing = Drawing(runs, names)
+    made: dict[str, Section] = {}
+    panels: dict[str, list[Data]] = {}
+    for name in [*named, *others, ""]:
+        sections = tables.get(name, ()) if name else automatic(left, left)
+        mine = {key: left[key] for key in left if any(one.shows(key, left[key]) for one in sections)}
+        left = {key: kind for key, kind in left.items() if key not in mine}
         for section in sections:
-            figures |= {section.name} if section.figure else set()
+            made[section.name] = joined(made.get(section.name), section)
             for panel in section.panels:
-                shown.setdefault(section.name, []).extend(drawn.panel(panel, mine))
-    for name in sorted(shown, key=lambda name: (name not in figures, name == PROGRESS.name)):
-        if shown[name]:
-            yield {"name": name, "panels": shown[name], "open": name != PROGRESS.name}
+                panels.setdefault(section.name, []).extend(drawing.panel(panel, mine))
+    for section in sorted(made.values(), key=rank):
+        if panels.get(section.name):
+            yield {"name": section.name, "panels": panels[section.name], "open": section.name != PROGRESS}
 
 
-def spoken(sections: Iterable[Section], keys: Iterable[str]) -> list[str]:
-    """The keys that are on a panel of the sections."""
+def misfit(sections: Iterable[Section], keys: Iterable[str]) -> tuple[int, int]:
+    """How many of the sections' patterns find no key, then how many keys they find, negative."""
     patterns = [pattern for section in sections for panel in section.panels for pattern in panel.keys]
-    return [key for key in keys if any(matches(pattern, key) for pattern in patterns)]
+    found = [[key for key in keys if matches(pattern, key)] for pattern in patterns]
+    return sum(not one for one in found), -sum(map(len, found))
 
 
-def class_names(config: Any) -> set[str]:
-    """The names of the classes in a config.
-
-    Example:
-        >>> class_names({"model": {"class_path": "pl_losses.LeNet5", "init_args": {}}})
-        {'LeNet5'}
-    """
-    if not isinstance(config, (dict, list)):
-        return set()
-    inner = list(config.values()) if isinstance(config, dict) else config
-    own = [config["class_path"]] if isinstance(config, dict) and "class_path" in config else []
-    return {str(path).rpartition(".")[2] for path in own}.union(*map(class_names, inner))
-
-
-class Drawing:
-    """Makes the panels' data, and keeps to the page's size.
-
-    Args:
-        runs: What is shown.
-        names: What the runs are called.
-        curves: How many different curves there are.
-    """
-
-    def __init__(self, runs: Sequence[Run], names: list[str], curves: int) -> None:
-        self.runs, self.names = runs, names
-        self.points = int(min(MOST, max(LEAST, CURVES / POINT / max(1, curves * len(runs)))))
-        files = [
-            _file(run, one)
-            for run in runs
-            for _, frames in run.items.get("picture", {}).items()
-            for one in frames
-        ]
-        sizes = [file.stat().st_size * 4 / 3 for file in files if file is not None]
-        self.share = min(1.0, PICTURES / max(1.0, sum(sizes)))
-        self.left = float(PICTURES)
-
-    def panel(self, panel: Panel, logged: dict[str, str]) -> Iterable[dict[str, Any]]:
-        """The data of a panel: none if there is nothing, several where each key needs one of its own."""
-        keys = [key for key in logged if any(matches(pattern, key) for pattern in panel.keys)]
-        keys.sort(key=natural)
-        wanted = "lines" if panel.kind == "bars" else panel.kind
-        keys = [key for key in keys if logged[key] == wanted]
-        makers = {
-            "pictures": self.pictures,
-            "histogram": self.histograms,
-            "table": self.tables,
-            "lines": self.lines,
-        }
-        return makers[wanted](panel, keys)
-
-    def lines(self, panel: Panel, keys: list[str]) -> Iterable[dict[str, Any]]:
-        """Curves, or a table where no key has more than one value."""
-        made, axis, longest = [], "", 0
-        for number, run in enumerate(self.runs):
-            for key in keys:
-                x, y, name = run.curve(key)
-                if not len(x):
-                    continue
-                axis, longest = name, max(longest, len(x))
-                kept_x, kept_y = thin_out(x, y, self.points)
-                gone = int((~np.isfinite(y)).sum())
-                note = f"{gone} values are not finite, the first at {x[~np.isfinite(y)][0]:g}" if gone else ""
-                finite = np.isfinite(kept_y)
-                line = {"x": encoded(kept_x[finite]), "y": encoded(kept_y[finite])}
-                made.append({"run": number, "key": key, "note": note, **line})
-        if longest > 1:
-            look = {"x": axis, "smoothing": panel.smoothing, "log": panel.log_y}
-            yield {"kind": "lines", "title": panel.title, **look, "lines": made}
-        elif made:
-            rows = [[key, *(last(run, key) for run in self.runs)] for key in keys]
-            yield {"kind": "table", "title": panel.title, "columns": ["", *self.names], "rows": rows}
-
-    def histograms(self, panel: Panel, keys: list[str]) -> Iterable[dict[str, Any]]:
-        """A heat map for each key and run."""
-        for run in self.runs:
-            for key in keys:
-                items = evenly(run.items.get("histogram", {}).get(key, []), STEPS)
-                whole = [item for item in items if "bins" in item.value and "values" in item.value]
-                if whole:
-                    title = key if len(self.runs) == 1 else f"{key} · {run.name}"
-                    yield {
-                        "kind": "histogram",
-                        "title": title,
-                        "x": run.axis(key),
-                        "steps": [item.x for item in whole],
-                        "edges": [[float(f"{edge:.5g}") for edge in item.value["bins"]] for item in whole],
-                        "counts": [item.value["values"] for item in whole],
-                    }
-
-    def pictures(self, panel: Panel, keys: list[str]) -> Iterable[dict[str, Any]]:
-        """Pictures with their steps."""
-        made = []
-        for number, run in enumerate(self.runs):
-            for key in keys:
-                items = run.items.get("picture", {}).get(key, [])
-                kept = evenly(items, max(1, int(self.share * len(items))))
-                frames = [frame for item in kept for frame in self._frames(run, item)]
-                if frames:
-                    note = f"({len(kept)} of {len(items)} steps)" if len(kept) < len(items) else ""
-                    made.append({"run": number, "key": key, "frames": frames, "note": note})
-        if made:
-            yield {
-                "kind": "pictures",
-                "title": panel.title,
-                "x": self.runs[0].axis(keys[0]),
-                "pictures": made,
-            }
-
-    def _frames(self, run: Run, item: Item) -> Iterable[dict[str, Any]]:
-        file = _file(run, item)
-        if file is None or (size := file.stat().st_size * 4 / 3) > self.left:
-            return
-        self.left -= size
-        kind = {".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}.get(
-            file.suffix.lower(), "png"
-        )
-        yield {
-            "x": item.x,
-            "source": f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}",
-        }
-
-    def tables(self, panel: Panel, keys: list[str]) -> Iterable[dict[str, Any]]:
-        """The last table of each key and run."""
-        for run in self.runs:
-            for key in keys:
-                for item in run.items.get("table", {}).get(key, [])[-1:]:
-                    found = _read_table(run.files / str(item.value.get("path", "")))
-                    if found:
-                        title = panel.title if len(self.runs) == 1 else f"{panel.title} · {run.name}"
-                        yield {"kind": "table", "title": title, **found}
-
-
-def last(run: Run, key: str) -> str:
-    """The last value of a key, if there is one."""
-    return "".join(f"{y:.5g}" for y in run.curve(key)[1][-1:])
-
-
-def _file(run: Run, item: Item) -> Path | None:
-    """The first file of a logged picture, if it is there and within the run's folder."""
-    names = item.value.get("filenames") or [item.value.get("path", "")]
-    file = (run.files / str(names[0])).resolve()
-    return file if file.is_file() and file.is_relative_to(run.files.resolve()) else None
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        columns, rows = found["columns"], found["data"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    note = f"The first {ROWS} of {len(rows)} rows" if len(rows) > ROWS else ""
-    return {"columns": columns, "rows": rows[:ROWS], "note": note}
-
-
-def evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` of them, evenly spread, the last one always, the first one from two on."""
-    if len(items) <= count:
-        return list(items)
-    places = np.linspace(0, len(items) - 1, count).round().astype(int) if count > 1 else [-1]
-    return [items[place] for place in places]
-
-
-def natural(key: str) -> list[tuple[int, str]]:
-    """What to sort keys by, so that layer 2 comes before layer 10.
+def classes_of(config: Any) -> list[str]:
+    """The names of the classes of a run's config: the model, the callbacks, then all others.
 
     Example:
-        >>> sorted(["features.10/mean", "features.2/mean"], key=natural)
-        ['features.2/mean', 'features.10/mean']
+        >>> classes_of({"data": {"class_path": "a.B"}, "model": {"class_path": "pl_losses.LeNet5"}})
+        ['LeNet5', 'B']
     """
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+    trainer = config.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    return list(dict.fromkeys(class_names([config.get("model"), callbacks, config])))
 
 
-def encoded(values: Array) -> str:
-    """Numbers as base64 of little-endian float64."""
-    return base64.b64encode(values.astype("<f8").tobytes()).decode()
+def class_names(config: Any) -> Iterator[str]:
+    """The names of the classes in a config, as often as they come."""
+    if isinstance(config, dict):
+        if "class_path" in config:
+            yield str(config["class_path"]).rpartition(".")[2]
+        config = list(config.values())
+    if isinstance(config, list):
+        for one in config:
+            yield from class_names(one)
 
 
 def _folded(title: str, body: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
+PROGRESS = "Progress"
 STAGES = ("train", "val", "test", "predict")
-Kind = Literal["lines", "bars", "pictures", "histogram", "table"]
+Kind = Literal["lines", "bars", "pictures", "histogram", "table", "chart"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class Panel:
     Attributes:
         title: What it shows, with the unit.
         keys: Keys, or patterns of them: see :func:`regex`.
-        kind: Curves, one value per run, pictures, histograms over time, or a table.
+        kind: Curves, one value per run, pictures, histograms over time, a table, or a chart made of one.
         smoothing: Weight of the exponential moving average, in [0, 1).
         log_y: Whether the y axis is logarithmic.
+        chart: W&B's name of the chart.
     """
 
     title: str
@@ -29,6 +31,12 @@ class Panel:
     kind: Kind = "lines"
     smoothing: float = 0.0
     log_y: bool = False
+    chart: str = ""
+
+    def shows(self, key: str, kind: Kind) -> bool:
+        """Whether it shows a key under which lines, pictures, histograms or tables are logged."""
+        logged = {"bars": "lines", "chart": "table"}.get(self.kind, self.kind)
+        return logged == kind and any(matches(pattern, key) for pattern in self.keys)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,10 @@ class Section:
     name: str
     panels: tuple[Panel, ...]
     figure: bool = False
+
+    def shows(self, key: str, kind: Kind) -> bool:
+        """Whether one of the panels does."""
+        return any(panel.shows(key, kind) for panel in self.panels)
 
 
 def lines(title: str, *keys: str, smoothing: float = 0.0, log_y: bool = False) -> Panel:
@@ -69,6 +81,11 @@ def histogram(title: str, *keys: str) -> Panel:
 def table(title: str, key: str) -> Panel:
     """A table."""
     return Panel(title, (key,), "table")
+
+
+def chart(title: str, key: str, name: str) -> Panel:
+    """A chart that the run logged with ``wandb.plot``, by the key of its table."""
+    return Panel(title, (key,), "chart", chart=name)
 
 
 @cache
@@ -114,20 +131,29 @@ def is_pattern(key: str) -> bool:
     return "<" in key
 
 
+def joined(one: Section | None, other: Section) -> Section:
+    """Two sections of one name."""
+    if one is None:
+        return other
+    return Section(one.name, one.panels + other.panels, one.figure or other.figure)
+
+
+def rank(section: Section) -> int:
+    """The place of a section: the paper's figures, training, test, others, and how far it got."""
+    places = {"Training": 1, "Test": 2, PROGRESS: 4}
+    return 0 if section.figure else places.get(section.name, 3)
+
+
 def sorted_sections(sections: Iterable[Section]) -> list[Section]:
-    """Sections of one name joined, panels that come twice left out, the paper's figures first."""
-    joined: dict[str, Section] = {}
+    """Sections of one name joined, panels that come twice left out, sorted."""
+    found: dict[str, Section] = {}
     seen: set[Panel] = set()
     for section in sections:
         new = tuple(panel for panel in dict.fromkeys(section.panels) if panel not in seen)
         seen.update(new)
-        before = joined.get(section.name)
-        if before is not None:
-            section = Section(section.name, before.panels + new, before.figure or section.figure)
-        else:
-            section = Section(section.name, new, section.figure)
-        joined[section.name] = section
-    return sorted((one for one in joined.values() if one.panels), key=lambda section: not section.figure)
+        if new:
+            found[section.name] = joined(found.get(section.name), replace(section, panels=new))
+    return sorted(found.values(), key=rank)
 
 
 def automatic(keys: Iterable[str], kinds: dict[str, Kind] | None = None) -> list[Section]:

@@ -5,12 +5,15 @@ A class without an entry gets panels made of its ``KEYS``; an entry says what co
 
 from __future__ import annotations
 
-from pl_losses.dashboards.panels import Section, bars, histogram, lines, pictures, table
+from pl_losses.dashboards.panels import PROGRESS, Section, bars, chart, histogram, lines, pictures, table
+from pl_losses.observers.charts import CONFUSION, LINES
 
 LOSS = lines("Loss", "<stage>/loss", smoothing=0.6)
 ERROR = lines("Error, share of all", "<stage>/error")
-PROGRESS = Section("Progress", (lines("Epochs", "epoch"),))
+HOW_FAR = Section(PROGRESS, (lines("Epochs", "epoch"),))
 RATE = Section("Training", (lines("Learning rate", "lr-<optimizer>"),))
+ERRORS = pictures("Most confident errors", "test/errors")
+REJECTED = pictures("Rejected samples", "test/rejected_samples")
 TEST_ERROR = bars("Test error with its 95 % interval", "test/error_low", "test/error", "test/error_high")
 
 
@@ -21,9 +24,10 @@ def layers(title: str, statistic: str) -> tuple[str, str]:
 
 SECTIONS: dict[str, tuple[Section, ...]] = {
     "Classifier": (Section("Training", (LOSS, ERROR)), Section("Test", (TEST_ERROR,))),
-    "LightningModule": (PROGRESS,),
+    "LightningModule": (HOW_FAR,),
     "LearningRateMonitor": (RATE,),
     "LeNet5": (
+        Section("What was misread (Fig. 8)", (ERRORS, REJECTED), figure=True),
         Section(
             "Rejection and centres (section II)",
             (
@@ -38,8 +42,9 @@ SECTIONS: dict[str, tuple[Section, ...]] = {
             "What was misread",
             (
                 pictures("Confusion matrix", "test/confusion_matrix"),
-                pictures("Most confident errors", "test/errors"),
-                pictures("Rejected samples", "test/rejected_samples"),
+                ERRORS,
+                REJECTED,
+                chart("Right and predicted class", "test/confusion_table", CONFUSION),
             ),
         ),
     ),
@@ -71,7 +76,8 @@ SECTIONS: dict[str, tuple[Section, ...]] = {
             (
                 pictures("Error over rejection", "test/error_reject"),
                 pictures("Best segmentations", "test/segmentation"),
-                pictures("Most confident errors", "test/errors"),
+                ERRORS,
+                chart("Error over rejection, to compare", "test/error_reject_curve_table", LINES),
             ),
             figure=True,
         ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import fnmatch
 import json
-import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +15,25 @@ from pl_losses.dashboards.columns import Array, Columns, plain_numbers
 from pl_losses.dashboards.records import read_payloads
 from pl_losses.recipes import UsageError, load
 
-STEP = "_step"
-NOT_CURVES = {STEP, "_timestamp", "_runtime", "step"}
+STEP, X_AXIS = "_step", "trainer/global_step"
+NOT_CURVES = {STEP, "_timestamp", "_runtime"}
 
 
 @dataclass
 class Item:
-    """Something logged at a point of the x axis: a histogram, pictures or a table, as wandb described it."""
+    """Something logged at a point of an x axis: a histogram, pictures or a table, as wandb described it."""
 
     x: float
+    axis: str
     value: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What ``wandb.plot`` makes of a table: W&B's name of the chart, and its texts."""
+
+    name: str
+    texts: dict[str, str]
 
 
 @dataclass
@@ -43,6 +51,7 @@ class Run:
         columns: All numbers.
         axes: Key or pattern to its x axis.
         items: By kind (histogram, picture, table), then by key.
+        charts: By the key of its table, what is drawn of it.
         notes: What is wrong with its file.
     """
 
@@ -56,6 +65,7 @@ class Run:
     columns: Columns = field(default_factory=Columns)
     axes: dict[str, str] = field(default_factory=dict)
     items: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
+    charts: dict[str, Chart] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     default_axis: str = STEP
 
@@ -79,7 +89,8 @@ class Run:
 
     def curves(self) -> list[str]:
         """The keys that have numbers, without those that are only an axis."""
-        return [key for key in self.columns.names() if key not in NOT_CURVES | set(self.axes.values())]
+        axes = NOT_CURVES | {self.default_axis, *self.axes.values()}
+        return [key for key in self.columns.names() if key not in axes]
 
     def keys(self) -> set[str]:
         """Everything that was logged, less wandb's own columns and the x axes."""
@@ -160,7 +171,11 @@ def _config(run: Run, message: bytes) -> None:
     for update in wire.select(message, wire.CONFIG).get("update", []):
         if isinstance(update, bytes):
             (key, *rest), text = wire.item(update)
-            if key != "_wandb" and not rest:
+            if (key, *rest[:1]) == ("_wandb", "visualize"):
+                panel = json.loads(text).get("panel_config", {})
+                texts = panel.get("stringSettings") or {}
+                run.charts[f"{rest[-1]}_table"] = Chart(str(panel.get("panelDefId")), texts)
+            elif key != "_wandb" and not rest:
                 run.config[key] = json.loads(text)
 
 
@@ -178,8 +193,10 @@ def _row(run: Run, message: bytes) -> None:
     run.columns.add({key.encode(): json.dumps(number).encode() for key, number in numbers.items()})
     for key, value in row.items():
         if isinstance(value, dict) and (kind := kind_of(value)):
-            x = numbers.get(run.axis(key), numbers.get(STEP, 0.0))
-            run.items.setdefault(kind, {}).setdefault(key, []).append(Item(x, value))
+            axis = run.axis(key) if run.axis(key) in numbers else STEP
+            run.items.setdefault(kind, {}).setdefault(key, []).append(
+                Item(numbers.get(axis, 0.0), axis, value)
+            )
 
 
 def as_number(value: Any) -> float | None:
@@ -200,35 +217,33 @@ def kind_of(value: dict[str, Any]) -> str:
 def read_csv(path: Path) -> Run:
     """Read a run of Lightning's ``CSVLogger``, with the pictures and the config in its folder."""
     folder = path.parent
-    run = Run(f"{folder.parent.name}/{folder.name}", path, folder, default_axis="step")
+    run = Run(f"{folder.parent.name}/{folder.name}", path, folder, default_axis=X_AXIS)
     run.stage = "not recorded by CSVLogger"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
+                # What CSVLogger calls the step is the x axis that W&B's runs have.
+                row[X_AXIS] = row.pop("step", None)
                 run.columns.add(
                     {key.encode(): number for key, text in row.items() if (number := _json(text))}
                 )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"Cannot read `{path}`: {error}") from None
-    if not run.columns.count:
-        raise UsageError(f"`{path}` has no rows: its run has logged nothing yet")
+    if not run.curves():
+        raise UsageError(f"`{path}` has no numbers: it is no run's, or the run has logged nothing yet")
     config = folder / "config.yaml"
     run.config = load(config) if config.is_file() else {}
-    last = float(run.columns.pairs("step", "step")[0][-1:].sum())
+    last = float(run.columns.pairs(X_AXIS, X_AXIS)[0][-1:].sum())
     for picture in sorted(folder.glob("pictures/*.png")):
-        key = picture.stem.replace("-", "/", 1)
-        item = Item(last, {"filenames": [f"pictures/{picture.name}"]})
+        key = picture.stem.replace("-", "/")
+        item = Item(last, X_AXIS, {"filenames": [f"pictures/{picture.name}"]})
         run.items.setdefault("picture", {})[key] = [item]
     return run
 
 
-def _json(text: str | None) -> bytes | None:
+def _json(text: Any) -> bytes | None:
+    """A cell's number as JSON; ``None`` for any other cell, or the list of those beyond the header."""
     try:
-        number = float(text or "")
-    except ValueError:
+        return json.dumps(float(text)).encode()
+    except (TypeError, ValueError):
         return None
-    return (
-        (text or "").encode()
-        if math.isfinite(number) and (text or "")[0] in "-0123456789"
-        else json.dumps(number).encode()
-    )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from pl_losses.dashboards.keys import Recipe, keys_of, kind_of, read_recipe, validates
 from pl_losses.dashboards.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
 from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
+from pl_losses.observers.charts import FIELDS
 from pl_losses.observers.metrics import X_AXIS
 from pl_losses.recipes import OVERLAYS, UsageError, names
 
@@ -24,14 +26,11 @@ def sections_of(recipe: Recipe) -> list[Section]:
     logged = keys_of(recipe)
     classes = [base.__name__ for part in recipe.parts for base in part.cls.__mro__]
     wanted = [section for name in classes for section in SECTIONS.get(name, ())]
-    alive = [Section(one.name, _alive(one.panels, logged), one.figure) for one in wanted]
+    alive = [replace(one, panels=_alive(one.panels, logged)) for one in wanted]
     shown = [key for section in alive for panel in section.panels for key in panel.keys]
     rest = [key for key in logged if not any(fits(pattern, key) for pattern in shown)]
     kinds = {key: kind_of(about) for key, about in logged.items()}
-    # What counts batches and epochs comes last.
-    last = [section for section in alive if section.name == "Progress"]
-    found = [section for section in alive if section not in last]
-    return sorted_sections([*found, *automatic(rest, kinds), *last])
+    return sorted_sections([*alive, *automatic(rest, kinds)])
 
 
 def _alive(panels: Iterable[Panel], logged: Iterable[str]) -> tuple[Panel, ...]:
@@ -39,7 +38,7 @@ def _alive(panels: Iterable[Panel], logged: Iterable[str]) -> tuple[Panel, ...]:
     for panel in panels:
         keys = tuple(pattern for pattern in panel.keys if any(fits(pattern, key) for key in logged))
         if keys:
-            kept.append(Panel(panel.title, keys, panel.kind, panel.smoothing, panel.log_y))
+            kept.append(replace(panel, keys=keys))
     return tuple(kept)
 
 
@@ -126,6 +125,12 @@ def _panel(panel: Panel, stages: tuple[str, ...]) -> Any:
         )
     if panel.kind == "bars":
         return wr.BarPlot(title=panel.title, metrics=named)
+    if panel.kind == "chart":
+        fields = {column: column for column in FIELDS[panel.chart]}
+        query = {"summaryTable": {"tableKey": named[0]}}
+        return wr.CustomChart(
+            query=query, chart_name=panel.chart, chart_fields=fields, chart_strings={"title": panel.title}
+        )
     if panel.kind == "table":
         return wr.WeavePanelSummaryTable(table_name=named[0])
     return wr.LinePlot(
@@ -171,6 +176,7 @@ def patterns_of(built: Any) -> list[str]:
                 found += expression.replace("$|^", "$\n^").split("\n")
             named = [*getattr(panel, "media_keys", []), *getattr(panel, "metrics", [])]
             named += [panel.table_name] if hasattr(panel, "table_name") else []
+            named += [query["tableKey"] for query in getattr(panel, "query", {}).values()]
             found += [f"^{literal(str(key))}$" for key in named]
     return found
 

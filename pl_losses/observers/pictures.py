@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from pl_losses.observers.charts import log_confusion
 from pl_losses.observers.loaders import evaluation_loaders, unrepeated
 from pl_losses.observers.record import run_folder
 
@@ -49,7 +50,7 @@ class ClassifierReport(Callback):
     optionally ``confidence`` [B] (orders the errors) and ``rubbish`` [B] with ``rejected`` [B] (which samples
     are rejected, and how surely). Inputs are the first element of the batch: images [B, 1 or 3, H, W], or
     anything else, for which only the matrix is drawn. Logs ``test/errors``, ``test/rejected_samples`` and
-    ``test/confusion_matrix``. Exact over any number of ranks.
+    ``test/confusion_matrix``, and the chart ``test/confusion`` to W&B. Exact over any number of ranks.
 
     Args:
         samples: How many images each picture shows at most.
@@ -119,6 +120,7 @@ class ClassifierReport(Callback):
         confusion = torch.zeros(classes, classes, dtype=torch.long)
         confusion.index_put_((table[:, 0], table[:, 1]), table[:, 2], accumulate=True)
         log_figure(trainer, "test/confusion_matrix", draw_confusion(confusion))
+        log_confusion(trainer, "test/confusion", confusion, "Right and predicted class")
         for key in self._kept:
             mine = [kept[key] for _, kept in parts if key in kept]
             score, images, labels = (torch.cat([part[i].cpu() for part in mine]) for i in range(3))

@@ -16,7 +16,7 @@ from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
 from pl_losses.dashboards.workspace import patterns_of, sections_of
 
 FIGURES = {
-    "lenet/digits": "Rejection and centres",
+    "lenet/digits": "What was misread (Fig. 8)",
     "gtn/strings-digits": "error-reject curve",
     "prelu/digits-prelu": "Slopes by depth",
     "adam/vae": "Bias correction",

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pl_losses.data.lines import Lines
+from pl_losses.observers.charts import log_lines
 from pl_losses.observers.pictures import gather_objects, log_figure
 from pl_losses.papers.gtn.metrics import error_reject_curve
 
@@ -42,7 +43,7 @@ class ReadingReport(Callback):
 
     Works on :class:`~pl_losses.LatticeReader` and :class:`~pl_losses.papers.gtn.SDNN`. Logs the pictures
     ``test/segmentation`` (the first lines), ``test/errors`` (the most confident wrong answers) and
-    ``test/error_reject``. Exact over any number of ranks.
+    ``test/error_reject``, and the chart ``test/error_reject_curve`` to W&B. Exact over any number of ranks.
 
     Args:
         lines: How many lines the first picture shows at most.
@@ -98,6 +99,10 @@ class ReadingReport(Callback):
         confidence, wrong = torch.cat(answers, dim=1)
         threshold = getattr(pl_module, "reject_below", None)
         log_figure(trainer, "test/error_reject", draw_error_reject(confidence, wrong > 0, threshold))
+        _, rejected, error = error_reject_curve(confidence, wrong > 0)
+        curve = {"strings": (100 * rejected, 100 * error)}
+        title, x = "Errors among the strings that are not rejected, %", "rejected strings, %"
+        log_lines(trainer, "test/error_reject_curve", curve, title, x)
 
 
 def _described(module: Any, batch: Lines, reading: Any, chosen: Sequence[int]) -> list[ReadLine]:

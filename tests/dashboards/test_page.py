@@ -1,0 +1,122 @@
+"""What is on a page of runs that are made here, without wandb."""
+
+import json
+import re
+from base64 import b64decode
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pl_losses.dashboards import build_page, read_run
+from pl_losses.dashboards.panels import Panel
+from pl_losses.dashboards.runs import Chart, Item, Run
+
+
+def sections_of(*runs):
+    data = re.search(r'id="page">(.*?)</script>', build_page(runs), re.S)[1]
+    # As a browser does, which knows no NaN.
+    return json.loads(data, parse_constant=pytest.fail)["sections"]
+
+
+def panels_of(*runs):
+    return [panel for section in sections_of(*runs) for panel in section["panels"]]
+
+
+def made(folder, name="a", **columns):
+    """A run with columns of numbers."""
+    run = Run(name, folder / name, folder)
+    keys = [key.replace("__", "/").encode() for key in columns]
+    for row in zip(*columns.values(), strict=True):
+        run.columns.add(dict(zip(keys, (json.dumps(value).encode() for value in row), strict=True)))
+    return run
+
+
+def test_single_values_make_a_table(tmp_path):
+    runs = [Run(name, tmp_path / name, tmp_path) for name in ("a", "b")]
+    runs[0].columns.add({b"_step": b"3", b"test/error": b"0.25", b"test/error_low": b"0.125"})
+    runs[1].columns.add({b"_step": b"3", b"test/error": b"0.5"})
+    tables = [panel for panel in panels_of(*runs) if panel["kind"] == "table"]
+    rows = [row for table in tables for row in table["rows"]]
+    assert ["test/error", "0.25", "0.5"] in rows
+    assert ["test/error_low", "0.125", ""] in rows
+
+
+def test_the_tables_of_the_config_then_those_that_fit(tmp_path):
+    run = made(
+        tmp_path, _step=[0, 1], train__loss=[2, 1], train__error=[0.5, 0.25], test__error_low=[0.1, 0.1]
+    )
+    sections = {section["name"]: section for section in sections_of(run)}
+    # A classifier's, not those of a reader of strings, which has the same keys and more.
+    assert [panel["title"] for panel in sections["Training"]["panels"]] == ["Loss", "Error, share of all"]
+    run.config = {"model": {"class_path": "pl_losses.LatticeReader"}}
+    assert [section["name"] for section in sections_of(run)] == ["Training", "Test"]
+
+
+def test_each_axis_has_a_panel_of_its_own(tmp_path):
+    one, other = (made(tmp_path, _step=[0, 1], epoch=[0, 1], train__loss=[2, 1]) for _ in range(2))
+    other.axes = {"train/loss": "epoch"}
+    assert [panel["x"] for panel in panels_of(one, other) if panel["title"] == "Loss"] == ["_step", "epoch"]
+
+
+def test_all_pictures_of_a_key(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    run = made(tmp_path)
+    names = ["0.png", "1.png", "gone.png", "../outside.png"]
+    run.items = {"picture": {"own/two": [Item(5.0, "_step", {"filenames": names})]}}
+    (panel,) = panels_of(run)
+    assert len(panel["pictures"][0]["frames"]) == 2
+    run.items["picture"]["own/two"] = [Item(5.0, "_step", {"path": "gone.png"})]
+    (panel,) = panels_of(run)
+    assert panel["pictures"][0]["note"] == "(0 of 1 steps are shown)"
+
+
+def test_a_confusion_matrix_of_a_chart(tmp_path):
+    cells = [["0", "0", 3], ["0", "1", float("nan")], ["1", "0", 0], ["1", "1", 4]]
+    table = {"columns": ["Actual", "Predicted", "nPredictions"], "data": cells}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    run = made(tmp_path)
+    run.items = {"table": {"test/confusion_table": [Item(1.0, "_step", {"path": "table.json"})]}}
+    run.charts = {"test/confusion_table": Chart("wandb/confusion_matrix/v1", {})}
+    (panel,) = panels_of(run)
+    assert panel["columns"] == ["right, predicted", "0", "1"]
+    assert panel["rows"] == [["0", 3, "nan"], ["1", "", 4]]
+
+
+def test_a_page_keeps_to_its_size(tmp_path):
+    draw = np.random.default_rng(0)
+    run = made(tmp_path, _step=range(3000), **{f"k{k}": draw.standard_normal(3000) for k in range(100)})
+    histogram = {"bins": list(draw.standard_normal(65)), "values": [123456] * 64}
+    run.items = {"histogram": {f"h{k}": [Item(i, "_step", histogram) for i in range(200)] for k in range(20)}}
+    (tmp_path / "table.json").write_text(json.dumps({"columns": ["a"], "data": [["b" * 5000]] * 500}))
+    run.items["table"] = {"t": [Item(0, "_step", {"path": "table.json"})]}
+    Image.fromarray(draw.integers(0, 255, (600, 600, 3)).astype(np.uint8)).save(tmp_path / "noise.png")
+    run.items["picture"] = {"p": [Item(i, "_step", {"path": "noise.png"}) for i in range(9)]}
+    page = build_page([run])
+    assert 3e6 < len(page) < 5e6
+    panels = {panel["title"]: panel for panel in panels_of(run)}
+    assert len(panels["h3"]["steps"]) > 10
+    assert "of 500 rows" in panels["t"]["note"]
+    assert panels["p"]["pictures"][0]["note"] == "(1 of 9 steps are shown)"
+    kept, whole = np.frombuffer(b64decode(panels["k7"]["lines"][0]["y"])), run.curve("k7")[1]
+    assert (kept.min(), kept.max()) == (whole.min(), whole.max())
+
+
+def test_a_run_of_csv_logger(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train/loss,text\n0,01.5,a\n10,nan,b,beyond\n20,1_0,\n")
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (2, 2)).save(tmp_path / "pictures" / "test-dropout-entropy.png")
+    run = read_run(tmp_path / "metrics.csv")
+    steps, losses, axis = run.curve("train/loss")
+    assert (axis, list(steps)) == ("trainer/global_step", [0, 10, 20])
+    np.testing.assert_array_equal(losses, [1.5, np.nan, 10])
+    assert run.curves() == ["train/loss"]
+    assert list(run.items["picture"]) == ["test/dropout/entropy"]
+    assert "Uncertainty (Gal and Ghahramani)" in [section["name"] for section in sections_of(run)]
+
+
+def test_a_panel_shows_what_it_is_for():
+    panel = Panel("Right and predicted", ("test/confusion_table",), "chart")
+    assert panel.shows("test/confusion_table", "table")
+    assert not panel.shows("test/confusion_table", "lines")
