@@ -3,20 +3,22 @@
     PL_LOSSES_DATA=... python -m benchmarks.style [closure|trainer|memory|loss]
 
 ``closure``: forward and backward pass at 256 pixels; the floor is VGG-19 alone to conv5_1, frozen, average
-pooling, nothing compared. ``trainer``: L-BFGS under the Trainer and by hand. ``memory``: peak over what was
-taken before, at 512 pixels, each contestant in a process of its own (Linux). ``loss``: after 200
-evaluations of one objective from one start, each with its own optimizer, for three pairs of images.
-Contestants take turns, processor time of one thread is counted, and medians of the turns' ratios shown.
-Pastiche takes part where it is installed.
+pooling, nothing compared. ``trainer``: what the Trainer adds to an evaluation, L-BFGS under it beside a loop
+by hand, with a loss that is free. ``memory``: peak over what was taken before, at 512 pixels, each contestant
+in a process of its own (Linux). ``loss``: after 200 evaluations of one objective from one start, each with
+its optimizer, for three pairs. Contestants take turns, processor time of one thread is counted, and medians
+of the turns' ratios shown. Pastiche takes part where it is installed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from statistics import median
@@ -25,11 +27,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_losses import StyleTransfer
+from pl_losses.callbacks import StyleReport
 from pl_losses.data import Pictures
+from pl_losses.papers.style import Objective
 from pl_losses.papers.style.vgg import CONVOLUTIONS, find_oxford, load_weights
 
 PAIRS = (
@@ -159,7 +164,10 @@ def pastiche(pair: tuple[str, str], size: Any) -> Closure:
     data = Pictures(*pair)
     files = [str(data.find(name)) for name in pair]
     shape = list(Pictures(*pair, size=size).pictures().contents.shape[2:])
-    artist = PasticheArtist(files[0], files[1:], pooling="avg", device="cpu", size=shape)
+    # Without `style_size` its style image would be larger than the others', and so its work.
+    artist = PasticheArtist(
+        files[0], files[1:], pooling="avg", device="cpu", size=shape, style_size=max(shape)
+    )
 
     def closure() -> float:
         artist.pastiche.grad = None
@@ -225,40 +233,69 @@ class Clock(pl.Callback):
         self.seconds = process_time() - self.started
 
 
-def trainer(repeats: int = 5, size: int = 256, steps: int = 2) -> None:
-    """What the Trainer adds to a closure, in percent."""
-    data, over = Pictures(*PAIRS[1], size=size, steps=steps), []
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+class Free(Objective):
+    """A loss that costs next to nothing: what is left is what is around it."""
+
+    def set_targets(self, *_: Any, **__: Any) -> None:
+        """Need none."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (image - 0.3).pow(4).sum()
+        names = [*self.content_layers, *self.style_layers, "content_loss", "style_loss"]
+        return loss, dict.fromkeys(names, loss.detach())
+
+
+class FreeTransfer(StyleTransfer):
+    def configure_objective(self, features: Any) -> Objective:
+        layers = self.content_layers, self.style_layers
+        return Free(features, *layers, self.preset, self.alpha, self.beta)
+
+
+def by_hand(data: Pictures, steps: int) -> tuple[float, int, Tensor]:
+    """Seconds, evaluations and image of L-BFGS without a Trainer."""
+    model = FreeTransfer()
+    objective, model.pictures = model.configure_objective(nn.Identity()), data.pictures()
+    height, width = model.pictures.contents.shape[2:]
+    image, count = (255 * model.first_image((height, width))).requires_grad_(), 0
+    optimizer = model._optimizer([image])
+
+    def closure() -> Tensor:
+        nonlocal count
+        optimizer.zero_grad()
+        loss: Tensor = objective(image / 255)[0]
+        loss.backward()
+        count += 1
+        return loss
+
+    started = process_time()
+    for _ in range(steps):
+        optimizer.step(closure)
+    return process_time() - started, count, image.detach()
+
+
+def trainer(repeats: int = 9, size: int = 256, steps: int = 5) -> None:
+    """What the Trainer adds to a closure: with a loss that is free, as a share of one that is not."""
+    data, full, spent = Pictures(*PAIRS[1], size=size, steps=steps), ours(PAIRS[1], size), list[float]()
+    added: dict[str, list[float]] = {"Trainer": [], "Trainer, CSVLogger and StyleReport": []}
+    quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     for _ in range(repeats):
-        clock, model = Clock(), StyleTransfer()
-        run = pl.Trainer(
-            max_epochs=1, accelerator="cpu", callbacks=[clock], enable_model_summary=False, **options
-        )
-        run.fit(model, data)
-        hand, objective, content = objective_of(PAIRS[1], size)
-        hand.pictures = shown = data.pictures()
-        image = (255 * hand.first_image(tuple(content.shape[2:]))).requires_grad_()  # type: ignore[arg-type]
-        optimizer, count = hand._optimizer([image]), [0]
-
-        def closure(
-            optimizer: Any = optimizer, objective: Any = objective, image: Any = image, count: Any = count
-        ) -> Any:
-            optimizer.zero_grad()
-            loss = objective(image / 255)[0]
-            loss.backward()
-            count[0] += 1
-            return loss
-
-        started = process_time()
-        # Made within the Trainer's time too.
-        objective.set_targets(shown.contents, shown.styles)
-        for _ in range(steps):
-            optimizer.step(closure)
-        by_hand = process_time() - started
-        assert torch.equal(image, model.image)
-        assert count[0] == int(model.evaluations)
-        over.append(clock.seconds / by_hand - 1)
-    print(f"Trainer over a bare loop, same image bit for bit: {100 * median(over):+.1f} % of a closure")
+        bare, count, image = by_hand(data, steps)
+        for name, seconds in added.items():
+            with tempfile.TemporaryDirectory() as folder:
+                model, clock = FreeTransfer(), Clock()
+                shown = {"logger": False, "callbacks": [clock]}
+                if name != "Trainer":
+                    shown = {"logger": CSVLogger(folder), "callbacks": [clock, StyleReport()]}
+                run = pl.Trainer(max_epochs=1, accelerator="cpu", **shown, **dict.fromkeys(quiet, False))
+                with contextlib.redirect_stdout(None):
+                    run.fit(model, data)
+            assert torch.equal(image, model.image)
+            assert count == int(model.evaluations)
+            seconds.append((clock.seconds - bare) / count)
+        spent += turns({"closure": full}, 1)["closure"]
+    print(f"| added to an evaluation, {size} x {size} | ms | share of a closure |\n| --- | ---: | ---: |")
+    for name, seconds in added.items():
+        print(f"| {name} | {1000 * median(seconds):.1f} | {100 * ratio(seconds, spent):.1f} % |")
 
 
 def memory() -> None:
@@ -325,12 +362,10 @@ def minimise(
         return min(losses)
 
 
-def losses(evaluations: int = 200, size: int = 256) -> None:
+def losses(evaluations: int = 200, size: int = 128) -> None:
     """Table of the losses after as many evaluations."""
     lbfgs = torch.optim.LBFGS
-    print(
-        f"| loss after {evaluations} evaluations, {size} px | ours | tutorial's L-BFGS | pastiche's L-BFGS |"
-    )
+    print(f"| loss after {evaluations} evaluations, {size} px | ours | the tutorial's way | pastiche's way |")
     print("| --- | ---: | ---: | ---: |")
     for pair in PAIRS:
         model, objective, content = objective_of(pair, size)

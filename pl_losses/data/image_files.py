@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def read_image(path: str | Path, name: str = "path") -> Image.Image:
             upright = ImageOps.exif_transpose(image) or image
     except UnidentifiedImageError:
         raise ValueError(f"Expected `{name}` to be an image file but {path} is damaged or none") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise ValueError(f"Expected `{name}` to be a whole image file but {path}: {error}") from None
     return to_rgb(upright)
 
@@ -79,21 +80,34 @@ def to_image(values: Tensor) -> Image.Image:
     return Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())
 
 
+def image_format(path: str | Path) -> str:
+    """Pillow's name of the format that a file's name tells.
+
+    Raises:
+        ValueError: If no format that can be written in colours has the name's suffix.
+    """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    try:
+        Image.new("RGB", (16, 16)).save(BytesIO(), kind or "")
+    except (KeyError, OSError, ValueError):
+        raise ValueError(
+            f"Expected `output` to end in .png, .jpg or another image format but got {path}"
+        ) from None
+    return kind or ""
+
+
 def write_image(values: Tensor, path: str | Path) -> None:
     """Write [3, H, W] in [0, 1] to a file whose name tells the format; the file appears whole or not at all.
 
     Raises:
         ValueError: If no format has the name's suffix.
     """
-    path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
-        raise ValueError(f"Expected `output` to end in .png, .jpg or another image format but got {path}")
+    path, kind = Path(path), image_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            to_image(values).save(file, kind)
+            to_image(values).save(file, kind, quality=95)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:

@@ -128,18 +128,21 @@ class Pictures(LightningDataModule):
             raise ValueError(f"Expected contents of one size but got {shapes}: set `size` to [height, width]")
         height, width = contents[0].shape[1:]
         wanted = self.style_size or max(height, width)
-        lists = [[self.style[index]] if self.paired else self.style for index in chosen]
-        opened = {name: self.open("style", name, wanted) for names in lists for name in names}
+        lists = [[self.style[index]] if self.paired else self.style for index in range(len(self.content))]
+        # Distinct over all ranks, which write into one folder.
+        names = _distinct([_name([content, *own]) for content, own in zip(self.content, lists, strict=True)])
+        lists = [lists[index] for index in chosen]
+        opened = {name: self.open("style", name, wanted) for own in lists for name in own}
         masks = None
         if self.masks is not None:
             grey = [self.open("masks", name, (height, width)).mean(0) for name in self.masks]
             masks = torch.stack(grey)
         return PictureSet(
             torch.stack(contents),
-            [[opened[name] for name in names] for names in lists],
+            [[opened[name] for name in own] for own in lists],
             self._shares(),
             masks,
-            _distinct([_name([self.content[i], *names]) for i, names in zip(chosen, lists, strict=True)]),
+            [names[index] for index in chosen],
         )
 
     def open(self, argument: str, name: str, size: int | tuple[int, int] | None) -> Tensor:
@@ -149,8 +152,18 @@ class Pictures(LightningDataModule):
             argument: Which of ``content``, ``style`` and ``masks`` named it, for the errors.
             name: Path, or name of a packaged one.
             size: See :func:`~pl_losses.data.image_files.resized`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged, or the image too small.
         """
-        image = to_tensor(resized(read_image(self.find(name), argument), size))
+        path = self.find(name)
+        if not path.is_file():
+            there = f"nor in {self.root}" if self.root else "and PL_LOSSES_DATA names no folder to look in"
+            raise FileNotFoundError(
+                f"Expected `{argument}` to be an image file but there is no {name} here, {there}"
+            )
+        image = to_tensor(resized(read_image(path, argument), size))
         if min(image.shape[1:]) < 16:
             raise ValueError(
                 f"Expected `{argument}` of at least 16 pixels each way for VGG-19's layers but {name} becomes"

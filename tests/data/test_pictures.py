@@ -1,11 +1,14 @@
 """Images of all kinds are read as they are to be seen, and what cannot be is refused."""
 
+import io
+import random
+
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from pl_losses.data import Pictures
-from pl_losses.data.image_files import read_image, resized, to_tensor, write_image
+from pl_losses.data.image_files import image_format, read_image, resized, to_tensor, write_image
 
 
 def two_colours(width=40, height=20):
@@ -28,6 +31,10 @@ def test_a_round_trip(tmp_path):
     assert not list(tmp_path.glob("**/*.part"))
     with pytest.raises(ValueError, match=r"`output` to end in .png, .jpg or another image format but got"):
         write_image(values, tmp_path / "image.txt")
+    # Pillow knows these, but cannot write colours to them.
+    for name in ("image.psd", "image.xbm", "folder"):
+        with pytest.raises(ValueError, match=r"`output` to end in \.png"):
+            image_format(tmp_path / name)
 
 
 @pytest.mark.parametrize(("orientation", "red"), [(1, "left"), (3, "right"), (6, "top"), (8, "bottom")])
@@ -92,6 +99,27 @@ def test_damaged_files_are_refused(tmp_path):
         read_image(tmp_path / "none.png", "content")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "webp", "tiff", "avif"])
+def test_whatever_is_wrong_in_a_file_it_is_read_or_refused(tmp_path, kind):
+    if kind in ("webp", "avif") and not features.check(kind):
+        pytest.skip(f"this Pillow has no {kind}")
+    buffer, path, rng = io.BytesIO(), tmp_path / f"photo.{kind}", random.Random(0)
+    two_colours().save(buffer, kind)
+    messages = []
+    for _ in range(150):
+        content = bytearray(buffer.getvalue())
+        for _ in range(rng.choice([1, 3, 20])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content[: rng.choice([None, rng.randrange(len(content))])])
+        try:
+            assert read_image(path).mode == "RGB"
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert all(message.startswith("Expected `path` to be a") for message in messages)
+
+
 def test_sizes():
     image = two_colours(200, 100)
     assert resized(image, None).size == (200, 100)
@@ -120,6 +148,8 @@ def test_pictures_of_the_ranks(tmp_path):
     assert second.names == ["b-a"]
     assert torch.equal(second.contents[0], whole.contents[1])
     assert torch.equal(second.styles[0][0], whole.styles[1][0])
+    again = Pictures([names["a"]] * 3, names["b"], 32)
+    assert [again.pictures(rank, 2).names for rank in (0, 1)] == [["a-b", "a-b-3"], ["a-b-2"]]
     with pytest.raises(ValueError, match="at least 4 images in `content`"):
         data.pictures(0, 4)
 

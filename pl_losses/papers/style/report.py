@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from pl_losses.data.image_files import to_image, write_image
+from pl_losses.data.image_files import image_format, to_image, write_image
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.record import run_folder
 from pl_losses.papers.style.module import StyleTransfer
@@ -30,7 +30,7 @@ class StyleReport(Callback):
         every_n_steps: Show the image after every so-manieth optimizer step; 0 for never.
 
     Raises:
-        ValueError: If ``every_n_steps`` is no integer of at least 0.
+        ValueError: If ``every_n_steps`` is no integer of at least 0, or ``output`` names no image format.
     """
 
     def __init__(self, output: str | None = None, every_n_steps: int = 1) -> None:
@@ -38,6 +38,8 @@ class StyleReport(Callback):
             raise ValueError(
                 f"Expected `every_n_steps` to be an integer of at least 0 but got {every_n_steps!r}"
             )
+        if output is not None:
+            image_format(output)
         self.output, self.every_n_steps = output, every_n_steps
         self.written: list[Path] = []
         self._folder = Path()

@@ -282,6 +282,13 @@ def test_refused(options, message):
         StyleTransfer(**options)
 
 
+def test_a_report_that_could_not_be_written_is_refused():
+    with pytest.raises(ValueError, match=r"`output` to end in \.png.* but got my\.pic"):
+        StyleReport("my.pic")
+    with pytest.raises(ValueError, match="`every_n_steps` to be an integer of at least 0 but got -1"):
+        StyleReport(every_n_steps=-1)
+
+
 def test_data_without_pictures_are_refused(files, tmp_path):
     with pytest.raises(TypeError, match="Expected a DataModule with `pictures`"):
         trainer(tmp_path).fit(make(files), [0])
