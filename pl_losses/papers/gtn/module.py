@@ -38,7 +38,9 @@ class LatticeReader(StringReader):
         max_pieces: K, the most pieces of a segment.
         max_width: The widest segment, in columns; the widest slanted digits have 28.
         radius: See :func:`~pl_losses.papers.gtn.segmentation.candidate_cuts`.
+        projection_radius: See there.
         max_ink: See there.
+        deslant: Whether to remove each segment's slant, by the second moments of its ink.
         segment_penalty: Penalty of every segment: above 0 it favours readings of fewer characters.
         centres: LeNet-5's, see :class:`~pl_losses.LeNet5`: "fixed", "adaptable" or "random".
         recogniser: Segments [M, 1, 32, 32], from -0.1 to 1.175, to penalties [M, C]; default: LeNet-5. It is
@@ -63,10 +65,12 @@ class LatticeReader(StringReader):
         self,
         criterion: Criterion = "discriminative_forward",
         alphabet: str = "0123456789",
-        max_pieces: int = 4,
+        max_pieces: int = 6,
         max_width: int = 29,
-        radius: int = 2,
+        radius: int = 1,
+        projection_radius: int = 9,
         max_ink: float = 12.0,
+        deslant: bool = True,
         segment_penalty: float = 0.0,
         centres: Literal["fixed", "adaptable", "random"] = "fixed",
         recogniser: nn.Module | None = None,
@@ -90,12 +94,19 @@ class LatticeReader(StringReader):
             optimizer,
             lr_scheduler,
         )
-        for name, value in (("max_pieces", max_pieces), ("max_width", max_width), ("radius", radius)):
+        for name, value in (
+            ("max_pieces", max_pieces),
+            ("max_width", max_width),
+            ("radius", radius),
+            ("projection_radius", projection_radius),
+        ):
             check_integer(name, value, 1)
         if not isfinite(segment_penalty):
             raise ValueError(f"Expected `segment_penalty` to be finite but got {segment_penalty}")
         save_plain_hyperparameters(self)
-        self.max_pieces, self.max_width, self.radius, self.max_ink = max_pieces, max_width, radius, max_ink
+        self.max_pieces, self.max_width = max_pieces, max_width
+        self.radius, self.projection_radius, self.max_ink = radius, projection_radius, max_ink
+        self.deslant = deslant
         self.segment_penalty, self.centres, self.start_from = segment_penalty, centres, start_from
         self.recogniser = self.configure_recogniser() if recogniser is None else recogniser
         self.configure_metrics()
@@ -119,7 +130,7 @@ class LatticeReader(StringReader):
 
     def cut(self, images: Tensor) -> Cuts:
         """Where to cut lines [B, 1, H, W] into pieces."""
-        return candidate_cuts(images, self.radius, self.max_ink)
+        return candidate_cuts(images, self.radius, self.projection_radius, self.max_ink)
 
     def segment_penalties(self, segments: Tensor) -> Tensor:
         """Penalties of segments: ink in [0, 1], [M, 1, 32, 32] -> [M, C]."""
@@ -134,7 +145,7 @@ class LatticeReader(StringReader):
     def character_penalties(self, images: Tensor) -> Tensor:
         """Penalties of isolated characters, each one segment: [B, 1, H, W] -> [B, C]."""
         self.check_images(images)
-        return self.segment_penalties(centred(images))
+        return self.segment_penalties(centred(images, deslant=self.deslant))
 
     def forward(self, images: Tensor) -> SegmentLattice:
         """The interpretation graphs of lines.
@@ -153,7 +164,7 @@ class LatticeReader(StringReader):
         self.check_images(images)
         cuts = self.cut(images)
         with torch.no_grad():
-            segments = cut_segments(images, cuts, self.max_pieces, self.max_width)
+            segments = cut_segments(images, cuts, self.max_pieces, self.max_width, deslant=self.deslant)
         penalties = self.segment_penalties(segments.images)
         shape = (len(images), cuts.columns.shape[1] - 1, self.max_pieces, penalties.shape[1])
         graph = penalties.new_full(shape, float("inf"))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 INK = 0.2  # Darker than this is ink, as a share of full ink.
+MAX_SLANT = 0.7  # In pixels per row: strokes that lean more are not taken for slanted ones.
 
 
 class Cuts(NamedTuple):
@@ -72,19 +73,22 @@ def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
     return cost(ink.sum(dim=1)), cost(distance)
 
 
-def candidate_cuts(images: Tensor, radius: int = 2, max_ink: float = 12.0) -> Cuts:
+def candidate_cuts(
+    images: Tensor, radius: int = 1, projection_radius: int = 9, max_ink: float = 12.0
+) -> Cuts:
     """Cut lines where characters may meet.
 
     Args:
         images: Ink in [0, 1] on background 0, [B, 1, H, W].
-        radius: A candidate has the smallest distance of contours within this many columns to both sides, or
-            the smallest projection within one more; of candidates so close only the best one is taken, by
-            the projection plus half the distance.
+        radius: Candidates are the columns with the smallest distance of contours within this many columns to
+            both sides; of candidates so close only the best one is taken, by the projection plus half the
+            distance.
+        projection_radius: So are those with the smallest projection within this many columns.
         max_ink: No cut goes through more ink, in pixels.
 
     Raises:
         TypeError: If ``images`` is not floating point.
-        ValueError: If ``images`` is of another shape or ``radius`` is below 1.
+        ValueError: If ``images`` is of another shape or a radius is below 1.
 
     Example:
         >>> line = torch.zeros(1, 1, 32, 30)
@@ -96,15 +100,16 @@ def candidate_cuts(images: Tensor, radius: int = 2, max_ink: float = 12.0) -> Cu
         raise ValueError(f"Expected `images` of shape [B, 1, H, W] but got {list(images.shape)}")
     if not images.is_floating_point():
         raise TypeError(f"Expected `images` of a floating point type, from 0 to 1, but got {images.dtype}")
-    if radius < 1:
-        raise ValueError(f"Expected `radius` to be at least 1 but got {radius}")
+    for name, value in (("radius", radius), ("projection_radius", projection_radius)):
+        if value < 1:
+            raise ValueError(f"Expected `{name}` to be at least 1 but got {value}")
     width = images.shape[-1]
     columns = torch.arange(width, device=images.device)
     filled = (images[:, 0] > INK).any(dim=1)
     first = torch.where(filled, columns, width).amin(dim=1, keepdim=True)
     stop = torch.where(filled, columns + 1, 0).amax(dim=1, keepdim=True)
     projection, distance = cutting_costs(images)
-    chosen = _lowest(distance, radius) | _lowest(projection, radius + 1)
+    chosen = _lowest(distance, radius) | _lowest(projection, projection_radius)
     chosen = _lowest((projection + distance / 2).masked_fill(~chosen, float("inf")), radius) & chosen
     chosen &= (projection <= max_ink) & (columns > first + 1) & (columns < stop - 1)
     chosen |= (columns == first) & (first < stop)
@@ -133,14 +138,17 @@ def _lowest(cost: Tensor, radius: int) -> Tensor:
 def cut_segments(
     images: Tensor,
     cuts: Cuts,
-    max_pieces: int = 4,
+    max_pieces: int = 6,
     max_width: int = 29,
     min_ink: float = 2.0,
     size: int = 32,
+    deslant: bool = False,
 ) -> Segments:
     """Cut out all segments of up to K pieces, each with the centre of its ink in the middle.
 
-    The ink and its moments up to each column are summed once per line and shared by all segments.
+    The ink and its moments up to each column are summed once per line and shared by all segments. Each row of
+    a slanted segment is shifted so that its ink no longer drifts to one side: by the least-squares line that
+    tells the ink's column from its row.
 
     Args:
         images: Ink in [0, 1] on background 0, [B, 1, H, W].
@@ -150,35 +158,47 @@ def cut_segments(
         min_ink: As are those with less ink than this many full pixels. Single pieces stay: every line has a
             path.
         size: Height and width of a segment's image.
+        deslant: Whether to remove the slant of each segment.
     """
     height, width = images.shape[2:]
     line, last, extra, start, stop = _spans(cuts, max_pieces, max_width)
-    mass, by_column, by_row = _moments(_precise(images))
-    ink = mass[line, stop] - mass[line, start]
+    moments = _moments(_precise(images))
+    ink = moments[0][line, stop] - moments[0][line, start]
     enough = (ink >= min_ink) | (extra == 0)
-    line, last, extra, start, stop, ink = (part[enough] for part in (line, last, extra, start, stop, ink))
+    line, last, extra, start, stop = (part[enough] for part in (line, last, extra, start, stop))
+    ink, x, y, xy, yy = (sums[line, stop] - sums[line, start] for sums in moments)
     ink = ink.clamp(min=1e-6)
+    x, y = x / ink, y / ink
     # The window's middle lies between two pixels.
-    x = ((by_column[line, stop] - by_column[line, start]) / ink + 0.5).round().long()
-    y = ((by_row[line, stop] - by_row[line, start]) / ink + 0.5).round().long()
+    left, above = (x + 0.5).round().long(), (y + 0.5).round().long()
     # With a frame of background, every window lies within the image.
     half = size // 2
-    framed = F.pad(images[:, 0], (half, size - half, half, size - half))
+    framed = F.pad(images[:, 0], (half, size - half, half, size - half)).flatten()
     offset = torch.arange(size, device=images.device)
-    columns = x[:, None] + offset
-    inside = (columns - half >= start[:, None]) & (columns - half < stop[:, None])
-    rows = (line * (height + size) + y)[:, None] + offset
-    places = rows[:, :, None] * (width + size) + columns[:, None, :]
-    windows = framed.flatten()[places] * inside[:, None, :]
-    return Segments(windows[:, None], line, last, extra)
+    rows = (line * (height + size) + above)[:, None] + offset
+    start, stop = (start + half)[:, None, None], (stop + half)[:, None, None]
+
+    def taken(columns: Tensor) -> Tensor:
+        inside = (columns >= start) & (columns < stop)
+        return framed[rows[:, :, None] * (width + size) + columns.clamp(0, width + size - 1)] * inside
+
+    columns = (left[:, None] + offset)[:, None, :]
+    if not deslant:
+        return Segments(taken(columns)[:, None], line, last, extra)
+    slant = ((xy / ink - x * y) / (yy / ink - y * y).clamp(min=1.0)).clamp(-MAX_SLANT, MAX_SLANT)
+    drift = slant[:, None] * (offset + (above - half)[:, None] - y[:, None])
+    whole = drift.floor()
+    columns = columns + whole.long()[:, :, None]
+    share = (drift - whole)[:, :, None].to(images.dtype)
+    return Segments(torch.lerp(taken(columns), taken(columns + 1), share)[:, None], line, last, extra)
 
 
-def centred(images: Tensor, size: int = 32) -> Tensor:
+def centred(images: Tensor, size: int = 32, deslant: bool = False) -> Tensor:
     """Whole images as single segments: [B, 1, H, W] -> [B, 1, size, size]; those without ink stay empty."""
     width = images.shape[-1]
     columns = torch.tensor([0, width], device=images.device).expand(len(images), 2)
     cuts = Cuts(columns, torch.ones(len(images), dtype=torch.long, device=images.device))
-    return cut_segments(images, cuts, 1, width, size=size).images
+    return cut_segments(images, cuts, 1, width, size=size, deslant=deslant).images
 
 
 def cut_recall(cuts: Cuts, boundaries: Tensor, tolerance: int = 2) -> Tensor:
@@ -209,12 +229,11 @@ def _spans(cuts: Cuts, max_pieces: int, max_width: int) -> tuple[Tensor, ...]:
     return line, last, more, start[line, last, more], cuts.columns[line, last + 1]
 
 
-def _moments(ink: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ink and its first moments by column and by row, up to each column: [B, H, W] -> [B, W + 1] each."""
+def _moments(ink: Tensor) -> tuple[Tensor, ...]:
+    """Ink and its moments x, y, xy and yy, summed up to each column: [B, H, W] -> [B, W + 1] each."""
     height, width = ink.shape[1:]
     rows = torch.arange(height, device=ink.device, dtype=ink.dtype)
     columns = torch.arange(width, device=ink.device, dtype=ink.dtype)
-    mass = ink.sum(dim=1)
-    moments = (mass, mass * columns, torch.einsum("bhw,h->bw", ink, rows))
-    mass, by_column, by_row = (F.pad(moment.cumsum(dim=1), (1, 0)) for moment in moments)
-    return mass, by_column, by_row
+    mass, by_row, squared = (torch.einsum("bhw,h->bw", ink, rows**power) for power in (0, 1, 2))
+    moments = (mass, mass * columns, by_row, by_row * columns, squared)
+    return tuple(F.pad(moment.cumsum(dim=1), (1, 0)) for moment in moments)

@@ -50,10 +50,13 @@ class Sums(nn.Module):
         return (ink[:, None] - 20 * torch.arange(3)).abs()
 
 
-def test_the_lattice_holds_the_recognisers_penalties(lines):
-    model = LatticeReader(alphabet="abc", recogniser=Sums(), penalty_scale=0.5, segment_penalty=2.0)
+@pytest.mark.parametrize("deslant", [False, True])
+def test_the_lattice_holds_the_recognisers_penalties(deslant, lines):
+    model = LatticeReader(
+        alphabet="abc", recogniser=Sums(), penalty_scale=0.5, segment_penalty=2.0, deslant=deslant
+    )
     lattice = model(lines.images)
-    segments = cut_segments(lines.images, candidate_cuts(lines.images), 4, 29)
+    segments = cut_segments(lines.images, candidate_cuts(lines.images), deslant=deslant)
     expected = torch.full_like(lattice.penalties, float("inf"))
     for image, line, last, extra in zip(*segments, strict=True):
         expected[line, last, extra] = (image.sum() - 20 * torch.arange(3)).abs() / 2 + 2

@@ -29,7 +29,7 @@ def test_costs_are_projection_and_distance_of_contours():
     assert distance[0, 2].item() == (6 + 1) / 2
 
 
-def brute_force_cuts(image, radius, max_ink):
+def brute_force_cuts(image, radius, projection_radius, max_ink):
     """The definition in loops."""
     columns = [image[:, x] for x in range(image.shape[1])]
     inked = [bool((column > INK).any()) for column in columns]
@@ -46,19 +46,19 @@ def brute_force_cuts(image, radius, max_ink):
         }
 
     everywhere = range(len(columns))
-    found = lowest(distance, everywhere, radius) | lowest(projection, everywhere, radius + 1)
+    found = lowest(distance, everywhere, radius) | lowest(projection, everywhere, projection_radius)
     both = [p + d / 2 for p, d in zip(projection, distance, strict=True)]
     found = {x for x in lowest(both, sorted(found), radius) if projection[x] <= max_ink}
     return [first, *sorted(x for x in found if first + 1 < x < stop - 1), stop]
 
 
 def test_candidates_are_the_minima(lines):
-    for radius, max_ink in ((2, 12.0), (3, 5.0)):
-        cuts = candidate_cuts(lines.images, radius, max_ink)
+    for options in ((1, 9, 12.0), (2, 3, 12.0), (3, 4, 5.0)):
+        cuts = candidate_cuts(lines.images, *options)
         for image, row, length in zip(
             lines.images, cuts.columns.tolist(), cuts.lengths.tolist(), strict=True
         ):
-            assert row[: length + 1] == brute_force_cuts(image[0], radius, max_ink)
+            assert row[: length + 1] == brute_force_cuts(image[0], *options)
             assert set(row[length:]) == {row[length]}
 
 
@@ -84,8 +84,8 @@ def test_segments_are_the_ink_between_their_cuts_in_the_middle(lines):
         start, stop = cuts.columns[line, last - extra], cuts.columns[line, last + 1]
         own = lines.images[line, 0, :, start:stop]
         if stop - start < 20:
-            # Faint ink may lie beyond the window.
-            torch.testing.assert_close(image.sum(), own.sum(), rtol=1e-2, atol=0)
+            # Faint ink may lie beyond the window, above or below a small piece.
+            torch.testing.assert_close(image.sum(), own.sum(), rtol=2e-2, atol=0)
             places = torch.arange(32.0)
             for axis in (0, 1):
                 centre = (image[0].sum(dim=1 - axis) * places).sum() / image.sum()
@@ -102,6 +102,42 @@ def test_segments_are_the_ink_between_their_cuts_in_the_middle(lines):
         )
     }
     assert set(zip(*(part.tolist() for part in found[1:]), strict=True)) == expected
+
+
+def slant(image):
+    """Slope of the least-squares line from rows to columns of the ink: [32, 32] -> number."""
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    rows, columns = (places - (image * places).sum() / image.sum() for places in (rows, columns))
+    return float((image * rows * columns).sum() / (image * rows * rows).sum())
+
+
+def test_the_slant_of_each_segment_is_removed():
+    image = torch.zeros(1, 1, 32, 60)
+    for row in range(20):
+        image[0, 0, 6 + row, 10 + row // 2 : 14 + row // 2] = 1.0  # Leans by half a pixel per row.
+        image[0, 0, 6 + row, 40:44] = 1.0
+    cuts = candidate_cuts(image)
+    assert cuts.lengths.tolist() == [2]
+    leaning, upright = cut_segments(image, cuts, 1).images[:, 0]
+    assert slant(leaning) == pytest.approx(0.5, abs=0.02)
+    straight, unchanged = cut_segments(image, cuts, 1, deslant=True).images[:, 0]
+    assert slant(straight) == pytest.approx(0.0, abs=0.02)
+    torch.testing.assert_close(straight.sum(dim=1), leaning.sum(dim=1))
+    rows = straight[straight.sum(dim=1) > 0]
+    middles = (rows * torch.arange(32.0)).sum(dim=1) / rows.sum(dim=1)
+    # The bar leans in steps of whole pixels.
+    assert middles.max() - middles.min() < 0.6
+    torch.testing.assert_close(unchanged, upright, atol=1e-4, rtol=0)
+
+
+def test_segments_of_real_digits_are_deslanted(lines):
+    cuts = candidate_cuts(lines.images)
+    slanted, straight = (cut_segments(lines.images, cuts, deslant=deslant) for deslant in (False, True))
+    before, after = (
+        torch.tensor([abs(slant(image[0])) for image in segments.images]) for segments in (slanted, straight)
+    )
+    assert torch.equal(slanted.line, straight.line)
+    assert after.median() < before.median() / 10
 
 
 def test_centred_moves_whole_images():
@@ -140,6 +176,7 @@ def test_recall_of_true_boundaries_on_real_digits():
         (torch.zeros(1, 32, 40), {}, ValueError, r"`images` of shape \[B, 1, H, W\] but got \[1, 32, 40\]"),
         (torch.zeros(1, 1, 32, 40, dtype=torch.uint8), {}, TypeError, "`images` of a floating point type"),
         (torch.zeros(1, 1, 32, 40), {"radius": 0}, ValueError, "`radius` to be at least 1"),
+        (torch.zeros(1, 1, 32, 40), {"projection_radius": 0}, ValueError, "`projection_radius` to be at"),
     ],
 )
 def test_refused_arguments(images, options, error, words):
