@@ -10,7 +10,7 @@ from pl_losses import StyleTransfer
 from pl_losses.callbacks import StyleReport
 from pl_losses.data import Pictures
 from pl_losses.data.image_files import write_image
-from pl_losses.papers.style.ranks import EachForItself
+from pl_losses.papers.style.ranks import EachForItself, TilesTogether
 
 
 class Written(StyleTransfer):
@@ -60,6 +60,30 @@ def test_two_ranks_are_two_runs_and_go_on_from_their_checkpoint(make_trainer, tm
         (alone,) = run(make_trainer, tmp_path, 1, contents[rank], styles[rank])
         assert torch.equal(both[rank], alone)
         assert torch.equal(again[rank], alone)
+
+
+def test_two_ranks_share_the_tiles_of_an_image(make_trainer, tmp_path, names):
+    """Four tiles for two ranks, then one tile, which leaves a rank without any."""
+    data, images = Pictures(names["a"], names["x"], None, steps=2), {}
+    for tile in (None, 16, 32):
+        ranks = 1 if tile is None else 2
+        # Adam would divide the roundings of a tiny gradient by itself.
+        options = {"alpha": 1.0, "beta": 10.0, "optimizer": lambda p: torch.optim.SGD(p, 0.1)}
+        model = Written(weights=f"{tmp_path}/weights.pt", tile=tile, **options)
+        model.folder, model.keep = tmp_path, False
+        report = StyleReport(str(tmp_path / f"{tile}.png"))
+        trainer = make_trainer(ranks, max_epochs=1, callbacks=[report])
+        if ranks > 1:
+            trainer.strategy.__class__ = TilesTogether
+        trainer.fit(model, data)
+        assert (tmp_path / f"{tile}.png").is_file()
+        images[tile] = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    start = StyleTransfer(weights=f"{tmp_path}/weights.pt")
+    start.pictures = data.pictures()
+    assert (images[None][0] - 255 * start.first_image((32, 24))).abs().max() > 1
+    for tile in (16, 32):
+        assert torch.equal(images[tile][0], images[tile][1])
+        torch.testing.assert_close(images[tile][0], images[None][0], rtol=1e-4, atol=1e-2)
 
 
 def test_plain_ddp_is_refused(make_trainer, tmp_path, names):

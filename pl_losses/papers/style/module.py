@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import LBFGS
 
 from pl_losses.data.pictures import PictureSet
@@ -19,7 +18,8 @@ from pl_losses.papers.style import colour
 from pl_losses.papers.style.features import VGG19Features, check_layers
 from pl_losses.papers.style.objective import Objective, Terms
 from pl_losses.papers.style.presets import PRESETS
-from pl_losses.papers.style.ranks import EachForItself
+from pl_losses.papers.style.ranks import EachForItself, TilesTogether
+from pl_losses.papers.style.sizes import by_share, filling, scaled
 from pl_losses.papers.style.tiles import TiledObjective
 from pl_losses.papers.style.vgg import load_weights
 
@@ -43,7 +43,7 @@ class StyleTransfer(PaperModule):
     VGG-19's features. The images come from the Trainer's DataModule, which is to have
     ``pictures(rank, ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, whose
     losses are added up. On several ranks, with ``strategy="each_for_itself"``, every rank has contents of
-    its own.
+    its own; with ``"tiles_together"`` they share the tiles of the same ones.
 
     Logs what :attr:`KEYS` tells, of the last evaluation of the loss in an optimizer's step; an evaluation is
     a forward and a backward pass, of which L-BFGS makes about 20 to a step.
@@ -179,8 +179,9 @@ class StyleTransfer(PaperModule):
                 self.image.data, self._target_size = torch.zeros(0, 3, 0, 0), None
                 self.evaluations.zero_()
             self._data = data
-            share = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-            self.pictures = data.pictures(share["rank"], share["num_replicas"])
+            apart = isinstance(self.trainer.strategy, EachForItself)
+            ranks = (self.global_rank, self.trainer.world_size) if apart else (0, 1)
+            self.pictures = data.pictures(*ranks)
             features = self.configure_features(getattr(data, "root", None))
             self.objective = self.configure_objective(features)
         if not self.image.numel():
@@ -306,14 +307,17 @@ class StyleTransfer(PaperModule):
             self.objective.features.normalize_([images.to(self.device) for images in seen])
         share = size[1] / contents.shape[3]
         contents = scaled(contents, size).to(self.device)
-        sized = [[_by(style, share).to(self.device) for style in own] for own in styles]
+        sized = [[by_share(style, share).to(self.device) for style in own] for own in styles]
         masks = self.pictures.masks
         if masks is not None:
             masks = scaled(masks[None], size)[0].to(self.device)
         self.objective.set_targets(contents, sized, self.pictures.shares, masks, self.tile)
+        ranks = self.trainer.world_size if isinstance(self.trainer.strategy, TilesTogether) else 1
         # An image of one tile would go through the network twice for nothing.
-        tiled = self.tile is not None and max(size) > self.tile
-        self._tiled = TiledObjective(self.objective, self.tile) if self.tile and tiled else None
+        if self.tile is not None and (max(size) > self.tile or ranks > 1):
+            self._tiled = TiledObjective(self.objective, self.tile, self.global_rank % ranks, ranks)
+        else:
+            self._tiled = None
         self._target_size = size
 
     def _recoloured(self) -> tuple[Tensor, list[list[Tensor]]]:
@@ -363,10 +367,12 @@ class StyleTransfer(PaperModule):
 
     def _check_trainer(self, stage: str) -> None:
         trainer = self.trainer
-        if trainer.world_size > 1 and not isinstance(trainer.strategy, EachForItself):
+        together = isinstance(trainer.strategy, TilesTogether) and self.tile is not None
+        if trainer.world_size > 1 and not (together or isinstance(trainer.strategy, EachForItself)):
             raise ValueError(
                 'Expected `strategy="each_for_itself"` on several ranks, each of which has images of its own,'
-                f" but got {type(trainer.strategy).__name__}"
+                ' or "tiles_together" with `tile`, but got'
+                f" {type(trainer.strategy).__name__} and {self.tile}"
             )
         epochs = trainer.max_epochs
         if stage == "fit" and epochs is not None and 0 <= epochs < len(self.scales):
@@ -374,24 +380,3 @@ class StyleTransfer(PaperModule):
                 f"Expected `max_epochs` of the Trainer to be at least {len(self.scales)}, one for each of"
                 f" `scales` {self.scales}, but got {epochs}"
             )
-
-
-def scaled(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Images [B, C, H, W] at another size; themselves at their own."""
-    if tuple(images.shape[2:]) == tuple(size):
-        return images.clone()
-    return F.interpolate(images, list(size), mode="bilinear", antialias=True)
-
-
-def _by(image: Tensor, share: float) -> Tensor:
-    """An image [3, H, W] at a share of its size, at least 16 pixels."""
-    return scaled(image[None], [max(16, round(share * side)) for side in image.shape[1:]])[0]
-
-
-def filling(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image [3, h, w] at the size that just covers another, its middle: [1, 3, H, W]."""
-    share = max(size[0] / image.shape[1], size[1] / image.shape[2])
-    sides = [max(want, round(share * side)) for want, side in zip(size, image.shape[1:], strict=True)]
-    large = scaled(image[None], sides)
-    top, left = (large.shape[2] - size[0]) // 2, (large.shape[3] - size[1]) // 2
-    return large[:, :, top : top + size[0], left : left + size[1]].clone()

@@ -1,4 +1,4 @@
-"""A strategy by which every rank optimises images of its own: nothing is averaged, each saves its part."""
+"""Strategies of several ranks: each optimises images of its own, or all share the tiles of the same ones."""
 
 from __future__ import annotations
 
@@ -46,6 +46,20 @@ class EachForItself(DDPStrategy):
         return f"{path}.rank{self.global_rank}" if self.global_rank else str(path)
 
 
+class TilesTogether(DDPStrategy):
+    """Every rank has the same image and computes some of its tiles. ``strategy="tiles_together"``.
+
+    The sums over the tiles are the same on all ranks, and so is what the optimizer makes of them: the devices
+    must be of one kind.
+    """
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is: the objective adds up the gradients."""
+
+
 StrategyRegistry.register(
     "each_for_itself", EachForItself, description="no gradients exchanged", override=True
+)
+StrategyRegistry.register(
+    "tiles_together", TilesTogether, description="the tiles of an image shared", override=True
 )

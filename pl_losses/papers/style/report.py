@@ -12,6 +12,7 @@ from pl_losses.data.image_files import image_format, to_image, write_image
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.record import run_folder
 from pl_losses.papers.style.module import StyleTransfer
+from pl_losses.papers.style.ranks import TilesTogether
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,11 +77,12 @@ class StyleReport(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, StyleTransfer)
         assert pl_module.pictures is not None
-        if getattr(trainer, "fast_dev_run", False):
+        together = isinstance(trainer.strategy, TilesTogether)
+        if getattr(trainer, "fast_dev_run", False) or (together and not trainer.is_global_zero):
             return
-        self.written = []
+        self.written, ranks = [], 1 if together else trainer.world_size
         for name, image in zip(pl_module.pictures.names, pl_module.result(), strict=True):
-            path = self._path(name, alone=len(pl_module.pictures.names) * trainer.world_size == 1)
+            path = self._path(name, alone=len(pl_module.pictures.names) * ranks == 1)
             write_image(image, path)
             self.written.append(path)
             print(f"Image: {path}")

@@ -8,6 +8,8 @@ result is that of the whole image but for rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,10 +25,12 @@ class TiledObjective:
         objective: With its targets.
         tile: Largest height and width of a tile in pixels, without what it needs around it; rounded up to the
             stride of the deepest layer.
+        rank: Which tiles are computed in this process: every ``ranks``-th from its own on.
+        ranks: Processes that share the tiles; all have the same image, and come to each evaluation.
     """
 
-    def __init__(self, objective: Objective, tile: int) -> None:
-        self.objective, self.tile = objective, tile
+    def __init__(self, objective: Objective, tile: int, rank: int = 0, ranks: int = 1) -> None:
+        self.objective, self.tile, self.rank, self.ranks = objective, tile, rank, ranks
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Terms]:
         """Loss and terms of an image [B, 3, H, W], as :meth:`Objective.forward` gives them."""
@@ -36,11 +40,13 @@ class TiledObjective:
 
     def evaluate(self, image: Tensor, terms: Terms, slope: bool) -> tuple[Tensor, Tensor | None]:
         """Loss and, if wanted, gradient; the terms are written into ``terms``."""
-        sums: Sums = {}
-        for window, around in windows(image, self.tile, self.objective.features):
+        own = islice(windows(image, self.tile, self.objective.features), self.rank, None, self.ranks)
+        tiles, sums = list(own), self._zeros()
+        for window, around in tiles:
             with torch.no_grad():
                 for key, value in self.objective.measure(image[(..., *around)], window).items():
-                    sums[key] = sums[key] + value if key in sums else value
+                    sums[key] += value
+        self._add_up(sums.values())
         with torch.enable_grad():
             leaves = {key: value.requires_grad_() for key, value in sums.items()}
             total, found = self.objective.combine(leaves)
@@ -49,13 +55,27 @@ class TiledObjective:
             return total.detach(), None
         slopes = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
         gradient = torch.zeros_like(image)
-        for window, around in windows(image, self.tile, self.objective.features):
+        for window, around in tiles:
             part = image.detach()[(..., *around)].clone().requires_grad_()
             with torch.enable_grad():
-                own = self.objective.measure(part, window)
-                linear = torch.stack([(slopes[key] * value).sum() for key, value in own.items()]).sum()
+                again = self.objective.measure(part, window)
+                linear = torch.stack([(slopes[key] * value).sum() for key, value in again.items()]).sum()
             gradient[(..., *around)] += torch.autograd.grad(linear, part)[0]
+        self._add_up([gradient])
         return total.detach(), gradient
+
+    def _zeros(self) -> Sums:
+        """Sums over no tile, in the same order on all ranks."""
+        targets = self.objective.fixed()
+        grams = {key: torch.zeros_like(gram) for key, gram in targets.grams.items()}
+        zero = next(iter(grams.values())).new_zeros(())
+        return {(layer,): zero.clone() for layer in targets.content} | grams
+
+    def _add_up(self, values: Iterable[Tensor]) -> None:
+        """Add the ranks' values, in place."""
+        if self.ranks > 1:
+            for value in values:
+                torch.distributed.all_reduce(value)
 
 
 class _Tiled(torch.autograd.Function):

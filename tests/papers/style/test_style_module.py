@@ -12,7 +12,7 @@ from pl_losses import StyleTransfer
 from pl_losses.callbacks import StyleReport
 from pl_losses.data import Pictures
 from pl_losses.data.image_files import read_image, to_tensor, write_image
-from pl_losses.papers.style.module import filling, scaled
+from pl_losses.papers.style.sizes import filling, scaled
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
