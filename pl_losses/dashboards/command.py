@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
+import subprocess
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -13,15 +15,16 @@ from pathlib import Path
 from pl_losses.dashboards.papers import REPRODUCED
 from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
 
-SHOW_HELP = """usage: pl-losses show [RUN ...] [--out FILE] [--open BOOL]
+SHOW_HELP = """usage: pl-losses show [RUN ...] [--out FILE] [--open BOOL] [--terminal BOOL]
 
 Write one HTML page of a run, which needs no network: curves, histograms over time, pictures, tables, config.
-Several runs are compared on one page. It also tells how to see them in the terminal (`wandb leet`).
+Several runs are compared on one page.
 
   RUN                      a run's folder, its id, run-<id>.wandb or metrics.csv, or a folder of runs for the
                            latest in it (default: runs)
   --out FILE               where to write (default: show.html in the first run's folder)
   --open BOOL              open it in the browser (default: if this is a desktop)
+  --terminal BOOL          show the runs in the terminal too, by `wandb leet` (default: false)
 """
 
 DASHBOARD_HELP = """usage: pl-losses dashboard json RECIPE
@@ -63,13 +66,14 @@ def show(args: Sequence[str]) -> int:
     if rest[:1] in (["--help"], ["-h"]):
         print(SHOW_HELP, end="")
         return 0
-    chosen = options(split(rest), ("out", "open"))
+    chosen = options(split(rest), ("out", "open", "terminal"))
     wanted = opens(chosen.get("open", "auto"))
+    terminal = truth("terminal", chosen.get("terminal", "false"))
     from pl_losses.dashboards.find import RUNS, find_run
 
     paths = [find_run(name) for name in given or [RUNS]]
     out = Path(chosen["out"]) if chosen.get("out") else paths[0].parent / "show.html"
-    from pl_losses.dashboards.page import build_page, leet_command
+    from pl_losses.dashboards.page import build_page, leet_commands
     from pl_losses.dashboards.runs import read_run
 
     runs = [read_run(path) for path in paths]
@@ -82,21 +86,32 @@ def show(args: Sequence[str]) -> int:
         print(f"Run {run.name}: {run.stage}; {run.columns.count} rows, {len(run.keys())} keys")
         for note in run.notes:
             print(f"  {note}")
-        if run.path.suffix == ".wandb":
-            print(f"In the terminal: {leet_command(run)}")
+    for command in leet_commands(runs):
+        print(f"In the terminal: {command}")
     print(f"Page: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     if wanted:
         webbrowser.open(out.resolve().as_uri())
+    if terminal:
+        for command in leet_commands(runs):
+            subprocess.run([sys.executable, "-m", *shlex.split(command)], check=False)
     return 0
+
+
+def truth(option: str, answer: str) -> bool:
+    """What an option's text means.
+
+    Raises:
+        UsageError: If it is neither true nor false.
+    """
+    if answer.lower() not in ("true", "false"):
+        raise UsageError(f"Expected `--{option}` to be true or false but got `{answer}`")
+    return answer.lower() == "true"
 
 
 def opens(answer: str) -> bool:
     """Whether to open the browser: as asked, else if there is a desktop to open it on."""
-    answers = {"true": True, "false": False}
-    if answer.lower() in answers:
-        return answers[answer.lower()]
     if answer != "auto":
-        raise UsageError(f"Expected `--open` to be true or false but got `{answer}`")
+        return truth("open", answer)
     desktop = (
         sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pl_losses.dashboards.columns import Array, thin_out
-from pl_losses.dashboards.panels import Kind, Panel
+from pl_losses.dashboards.panels import STAGES, Kind, Panel
 from pl_losses.dashboards.runs import Item, Run
 from pl_losses.observers.charts import CONFUSION, FIELDS, LINES
 
@@ -237,13 +237,18 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def natural(key: str) -> list[tuple[int, str]]:
-    """What to sort keys by, so that layer 2 comes before layer 10.
+    """What to sort keys by: training before validation before test, layer 2 before layer 10.
 
     Example:
         >>> sorted(["features.10/mean", "features.2/mean"], key=natural)
         ['features.2/mean', 'features.10/mean']
+        >>> sorted(["test/loss", "val/loss", "train/loss"], key=natural)
+        ['train/loss', 'val/loss', 'test/loss']
     """
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+    first = key.partition("/")[0]
+    stage = STAGES.index(first) if first in STAGES else -1
+    parts = re.split(r"(\d+)", key)
+    return [(stage, ""), *((int(part), "") if part.isdigit() else (-1, part) for part in parts)]
 
 
 def encoded(values: Array) -> str:

@@ -23,6 +23,7 @@ from pl_losses.dashboards.runs import Run
 from pl_losses.recipes import UsageError
 
 HERE = Path(__file__).parent
+SOME = 4  # differences that a line has room for
 SCRIPTS = ("bokeh.min.js", "bokeh-api.min.js")
 KINDS: dict[str, Kind] = {"picture": "pictures", "histogram": "histogram", "table": "table"}
 
@@ -176,24 +177,46 @@ def _row(cells: Iterable[object], tag: str = "td", kind: str = "") -> str:
 
 
 def _run_table(runs: Sequence[Run], names: list[str]) -> str:
-    rows = [_row(["run", "recipe", "state", "rows", "began", "took", "final values"], "th")]
-    for run, name in zip(runs, names, strict=True):
+    head = ["run", "recipe", "state", "rows", "began", "took", "final values"]
+    rows = [_row([*head, "what differs"] if len(runs) > 1 else head, "th")]
+    for run, name, own in zip(runs, names, differences(runs), strict=True):
         final = ", ".join(f"{key} {value:.4g}" for key, value in finals(run))
         began, took = (run.facts.get(fact, "") for fact in ("began", "took"))
-        rows.append(_row([name, run.recipe, run.stage, run.columns.count, began, took, final]))
+        rows.append(_row([name, run.recipe, run.stage, run.columns.count, began, took, final, own]))
     notes = [
         f"<p class='note'>{escape(name)}: {escape(note)}</p>"
         for run, name in zip(runs, names, strict=True)
         for note in run.notes
     ]
-    leet = [f"<code>{escape(leet_command(run))}</code>" for run in runs if run.path.suffix == ".wandb"]
-    told = f"<p>In the terminal: {' '.join(leet)}</p>" if leet else ""
+    leet = " ".join(f"<code>{escape(command)}</code>" for command in leet_commands(runs))
+    told = f"<p>In the terminal: {leet}</p>" if leet else ""
     return f"<table>{''.join(rows)}</table>{''.join(notes)}{told}"
 
 
-def leet_command(run: Run) -> str:
-    """The command that shows a run in the terminal."""
-    return f"wandb leet {shlex.quote(str(run.path.parent))}"
+def differences(runs: Sequence[Run]) -> list[str]:
+    """What sets each run's config apart from the others', in short."""
+    flat = [flatten(run.config) for run in runs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if differs(key, flat)]
+    return [
+        ", ".join(f"{key.rpartition('.')[2]} {one.get(key, '-')}" for key in keys[:SOME])
+        + (" ..." if len(keys) > SOME else "")
+        for one in flat
+    ]
+
+
+def differs(key: str, configs: Sequence[dict[str, object]]) -> bool:
+    """Whether configs have different values, or only some have one."""
+    return len({str(config.get(key)) for config in configs}) > 1
+
+
+def leet_commands(runs: Iterable[Run]) -> list[str]:
+    """The commands that show runs in the terminal: one for all those that lie in one folder."""
+    folders: dict[Path, list[Path]] = {}
+    for run in runs:
+        if run.path.suffix == ".wandb":
+            folders.setdefault(run.path.parent.parent, []).append(run.path.parent)
+    paths = [own[0] if len(own) == 1 else folder for folder, own in folders.items()]
+    return [f"wandb leet {shlex.quote(str(path))}" for path in paths]
 
 
 def finals(run: Run) -> list[tuple[str, float]]:
@@ -226,12 +249,11 @@ def _values(runs: Sequence[Run], names: list[str]) -> str:
 def _config(runs: Sequence[Run], names: list[str]) -> str:
     flat = [{**flatten(run.config), **run.facts} for run in runs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
-    rows = [(key, [one.get(key, "") for one in flat]) for key in keys]
-    differing = [(key, values) for key, values in rows if len(set(map(str, values))) > 1]
-    same = [(key, values) for key, values in rows if len(set(map(str, values))) == 1]
-    body = "".join(_row([key, *values], kind="differs") for key, values in differing)
-    body += "".join(_row([key, *values]) for key, values in same)
-    return f"<table>{_row(['', *names], 'th')}{body}</table>" if rows else ""
+    rows = [
+        (_row([key, *(one.get(key, "") for one in flat)], kind="differs" if differs(key, flat) else ""))
+        for key in sorted(keys, key=lambda key: not differs(key, flat))
+    ]
+    return f"<table>{_row(['', *names], 'th')}{''.join(rows)}</table>" if rows else ""
 
 
 def flatten(config: Any, above: str = "") -> dict[str, object]:

@@ -166,6 +166,7 @@ def test_runs_are_compared_on_one_page(file):
     assert data_of(page)["runs"] == [one.name, f"{one.name} (2)"]
     assert [line["run"] for panel in panels_of(page) for line in panel.get("lines", [])] == [0, 1] * 5
     assert "<tr class='differs'><td>lr</td><td>0.1</td><td>0.2</td></tr>" in page
+    assert re.findall(r"<td>(lr [0-9.]+)</td>", page) == ["lr 0.1", "lr 0.2"]
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -201,7 +202,7 @@ def test_a_browser_draws_every_panel(file, tmp_path):
     assert not re.search(r"CONSOLE.*(error|refused)", done.stderr, re.I), done.stderr
 
 
-def test_the_command(file, folder, capsys):
+def test_the_command(file, folder, capsys, monkeypatch):
     shutil.copytree(file.parent, folder / "runs" / "wandb" / file.parent.name)
     assert main(["show"]) == 0
     told = capsys.readouterr().out
@@ -211,6 +212,12 @@ def test_the_command(file, folder, capsys):
     name = file.stem.removeprefix("run-")
     assert main(["show", name, str(file), "--out", "both.html", "--open", "false"]) == 0
     assert len(data_of((folder / "both.html").read_text())["runs"]) == 2
+    ran = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: ran.append(command[1:]))
+    capsys.readouterr()
+    assert main(["show", name, name, "--terminal", "true"]) == 0
+    assert ran == [["-m", "wandb", "leet", "runs/wandb"]]
+    assert "In the terminal: wandb leet runs/wandb\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
