@@ -5,8 +5,10 @@ author = "the pl_losses authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "pydata_sphinx_theme"
 html_title = "pl_losses"
-html_theme_options = {"header_links_before_dropdown": 8, "secondary_sidebar_items": ["page-toc"]}
-html_sidebars = {"**": ["sidebar-nav-bs"], "index": []}
+html_theme_options = {"header_links_before_dropdown": 5, "secondary_sidebar_items": ["page-toc"]}
+# Only the papers' pages have others beside them; elsewhere an empty column would cost the code its width.
+PAPERS = ("papers", "lenet", "gtn", "prelu", "adam", "dropout", "sdae", "style", "gan")
+html_sidebars = {"**": [], **{page: ["sidebar-nav-bs"] for page in PAPERS}}
 html_show_sourcelink = False
 
 # Headings get GitHub's anchors, so that links work on both.

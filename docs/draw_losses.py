@@ -165,8 +165,8 @@ def draw_panel(
 
 def draw() -> Figure:
     """All panels."""
-    figure = Figure(figsize=(17, 8), layout="constrained")
-    for axes, panel in zip(figure.subplots(2, 4).flat, PANELS, strict=True):
+    figure = Figure(figsize=(10, 14), layout="constrained")
+    for axes, panel in zip(figure.subplots(4, 2).flat, PANELS, strict=True):
         draw_panel(axes, *panel)
     figure.suptitle("Solid: the loss. Dashed: its slope, which is what training follows.")
     return figure

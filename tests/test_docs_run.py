@@ -15,25 +15,40 @@ from wandb_workspaces.workspaces import Workspace
 from pl_losses.__main__ import main
 from pl_losses.data import MNIST
 from pl_losses.papers.style.vgg import find_oxford
+from pl_losses.recipes import resolve, roots
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+TUTORIAL = (ROOT / "CONTRIBUTING.md").read_text()
+COMMANDS = PAGES | {"CONTRIBUTING.md": TUTORIAL}
+# What else is called: the checks of the project itself, other programs, and comments to SLURM.
+OTHERS = r"uv run (pytest|ruff|mypy)|\.ci/run|wandb sweep recipes/|#"
 SMALL = {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False}
 LIMITS = {f"limit_{stage}_batches": 2 for stage in ("train", "val", "test", "predict")}
 
 
+def fences(text):
+    return re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S)
+
+
 def blocks(text, *languages):
-    fences = re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S)
-    return [block for language, block in fences if language in languages]
+    return [block for language, block in fences(text) if language in languages]
+
+
+def lines_of(text):
+    return "".join(blocks(text, "", "console", "bash")).replace("\\\n", " ").splitlines()
+
+
+def called(line):
+    """The arguments of `pl-losses`, if that is what is called; paths with a <name> are those of `here`."""
+    words = [re.sub(r".*<\w+>.*ckpt", "last.ckpt", word) for word in shlex.split(line, comments=True)]
+    words = ["runs" if re.search(r"<\w+>", word) else word for word in words]
+    start = next((i + 1 for i, word in enumerate(words) if word in ("pl-losses", "pl_losses")), None)
+    return None if start is None else words[start:]
 
 
 def commands(text):
-    joined = "".join(blocks(text, "", "console", "bash")).replace("\\\n", " ")
-    for line in joined.splitlines():
-        words = shlex.split(line, comments=True)
-        start = next((i + 1 for i, word in enumerate(words) if word in ("pl-losses", "pl_losses")), None)
-        if start is not None and "<" not in line:
-            yield words[start:]
+    return list(filter(None, map(called, lines_of(text))))
 
 
 @pytest.fixture
@@ -49,6 +64,8 @@ def here(folder, monkeypatch):
         Image.new("RGB", (64, 32), "white").save(folder / name)
     (folder / "runs").mkdir()
     (folder / "runs" / "metrics.csv").write_text("step,train/loss\n0,2.5\n1,1.5\n")
+    known = {"model": {"class_path": "pl_losses.LeNet5"}, "data": {"class_path": "pl_losses.data.Digits"}}
+    torch.save({"state_dict": {}, "pl_losses": known}, folder / "last.ckpt")
     monkeypatch.setattr("pl_losses.dashboards.command.sign_in", lambda: None)
     monkeypatch.setattr(Workspace, "save", lambda self: self)
     monkeypatch.setattr(Workspace, "url", "https://wandb.example/view")
@@ -83,9 +100,57 @@ def test_python(page, here, monkeypatch, request):
     exec(compile(text, page, "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(commands(PAGES[page]))])
+@pytest.mark.parametrize("page", COMMANDS)
+def test_nothing_is_left_out(page):
+    """Each block is Python, commands, or what a test below takes; each command is known."""
+    shown = {"", "console", "bash", "python", *(["yaml"] if page == "CONTRIBUTING.md" else [])}
+    assert {language for language, _ in fences(COMMANDS[page]) if not language.startswith("{")} <= shown
+    lines = filter(str.strip, lines_of(COMMANDS[page]))
+    assert [line for line in lines if called(line) is None and not re.match(OTHERS, line)] == []
+    assert all(
+        (ROOT / path).is_file() for path in re.findall(r"wandb sweep (recipes/\S+?yaml)", COMMANDS[page])
+    )
+
+
+def test_the_tutorial(folder, monkeypatch):
+    """CONTRIBUTING's example of a paper, its blocks put where they belong."""
+    losses, module, blobs, tests = blocks(TUTORIAL, "python")
+    (folder / "perceptron.py").write_text(
+        f"{IMPORTS}\n{losses.partition('import torch')[2]}\n{module}\n{blobs}"
+    )
+    recipes = [text.replace("Perceptron\n", "perceptron.Perceptron\n") for text in blocks(TUTORIAL, "yaml")]
+    for name, text in zip(("digits", "mnist"), recipes, strict=True):
+        path = folder / "recipes" / "perceptron" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = [folder / "recipes", *roots()]
+    monkeypatch.setattr("pl_losses.recipes.roots", lambda: found)
+    monkeypatch.syspath_prepend(str(folder))
+    names = {"torch": torch, "main": main}
+    exec(f"from perceptron import *\n{tests}", names)
+    names["test_perceptron_loss_is_the_sum_written_out"]()
+    names["test_the_recipe"](folder, monkeypatch)
+    assert resolve("perceptron/mnist")["data"] == {"class_path": "MNIST"}
+    data = names["Blobs"](batch_size=32)
+    data.setup("fit")
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == 150
+    sys.modules.pop("perceptron")
+
+
+IMPORTS = """
+import torch
+from torch import Tensor, nn
+from pl_losses.data import TensorDataModule
+from pl_losses.data.module import Batch
+from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.papers.base import LRSchedulerCallable, OptimizerCallable
+from pl_losses.papers.classifier import Classifier
+"""
+
+
+@pytest.mark.parametrize("page", [page for page in COMMANDS if commands(COMMANDS[page])])
 def test_commands(page, here, capsys):
-    for command, *words in commands(PAGES[page]):
+    for command, *words in commands(COMMANDS[page]):
         if command == "reproduce":
             assert main([command, words[0], "--help"]) == 0
             told = capsys.readouterr().out
