@@ -1,15 +1,16 @@
 """What the monitors cost: hook time beside a training step and beside peers, memory, collectives.
 
-Run with ``python -m benchmarks.monitors``. Three networks train under a Lightning Trainer on the CPU, one
-thread. The contestants take turns: each turn is a fit of some steps that goes on with the same weights and
-AdamW, its first step left out. Costs are medians within a turn, ratios are taken within a turn, and medians
-over the turns are printed.
+Run with ``python -m benchmarks.monitors``, or of some networks only: ``... mlp cnn``. Three networks train
+under a Lightning Trainer on the CPU, one thread. The contestants take turns: each turn is a fit of some steps
+that goes on with the same weights and AdamW, its first step left out. Costs are medians within a turn, ratios
+are taken within a turn, and medians over the turns are printed.
 
 Hook time is what the monitors' hooks take, measured from the outside: the post-step hook,
 ``on_before_optimizer_step`` and ``on_train_batch_end``, with reduction, copy and handing the row to a logger.
 A step is from ``on_train_batch_start`` to ``on_train_batch_end``, without callbacks. ``wandb.watch`` works
 within forward and backward: its cost is how much longer a step takes than without it. Times are those of the
-processor in this thread, which other jobs disturb least; with W&B, which is waited for, those of the clock.
+processor in this thread, which other jobs disturb least; with W&B, which has a thread that sends, in all
+threads of this process. W&B's service is another process and not counted in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import tempfile
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,7 +29,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from time import perf_counter, thread_time
+from time import perf_counter, process_time, thread_time
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -102,8 +105,9 @@ class Case:
         return DataLoader(pairs, batch_size=None)
 
 
-CASES = (
-    Case("tiny MLP", mlp, lambda: torch.randn(64, 32), 5, 80, (15, 40, 1)),
+TINY = Case("tiny MLP", mlp, lambda: torch.randn(64, 32), 5, 80, (15, 40, 1))
+CASES: tuple[Case, ...] = (
+    TINY,
     Case("1M CNN", cnn, lambda: torch.randn(16, 3, 32, 32), 5, 11, (3, 10, 0.3)),
     Case("10M transformer", transformer, lambda: torch.randint(2000, (8, 64)), 3, 4, (3, 10, 0.3)),
 )
@@ -178,12 +182,12 @@ def fenced(monitors: list[pl.Callback], enter: Callable[[], Any], leave: Callabl
 class Clock(pl.Callback):
     """Seconds of each step, from one step's beginning to the next, and of the hooks in each step.
 
-    With ``waits`` they are those of the clock on the wall. Otherwise they are this thread's, which other jobs
-    do not count in; short hooks are shorter on the wall: the thread's clock takes a microsecond to read.
+    Of the processor, in this thread or in all of this process: other jobs do not count in. Short hooks of one
+    thread are shorter on the wall: the thread's clock takes a microsecond to read.
     """
 
-    def __init__(self, waits: bool) -> None:
-        self.waits, self.now = waits, perf_counter if waits else thread_time
+    def __init__(self, all_threads: bool) -> None:
+        self.all_threads, self.now = all_threads, process_time if all_threads else thread_time
         self.steps: list[float] = []
         self.beginnings: list[float] = []
         self.hooks: list[float] = []
@@ -196,11 +200,11 @@ class Clock(pl.Callback):
         self.steps.append(self.now() - self.beginnings[-1])
 
     def enter(self) -> None:
-        self.entered = thread_time(), perf_counter()
+        self.entered = self.now(), perf_counter()
 
     def leave(self) -> None:
-        wall, own = perf_counter() - self.entered[1], thread_time() - self.entered[0]
-        self.hooks[-1] += wall if self.waits else min(wall, own)
+        wall, own = perf_counter() - self.entered[1], self.now() - self.entered[0]
+        self.hooks[-1] += own if self.all_threads else min(wall, own)
 
     def whole(self) -> float:
         return median(after - before for before, after in pairwise(self.beginnings[1:]))
@@ -298,7 +302,7 @@ class Contestant:
     times: int = 1
 
     def fit(self, case: Case, net: Net, logger: WandbLogger) -> Clock:
-        clock = Clock(waits=self.wandb)
+        clock = Clock(all_threads=self.wandb)
         callbacks = [clock, *fenced(self.callbacks(), clock.enter, clock.leave)]
         with self.around(net, logger):
             fit(net, case.batches(case.steps * self.times), callbacks, logger if self.wandb else None)
@@ -359,30 +363,36 @@ def race(case: Case, logger: WandbLogger) -> list[Seconds]:
 
 
 class Allocations:
-    """Peak of the bytes that live because of the hooks, by the profiler's record of torch's allocations."""
+    """Peak of the bytes that live because of the hooks.
+
+    Of torch's by the profiler's record of its allocations; of NumPy's and Python's the largest of a hook.
+    """
 
     def __init__(self, folder: str) -> None:
         self.trace = Path(folder, "trace.json")
-        self.live = self.peak = 0
+        self.live = self.torch = self.others = 0
 
     def enter(self) -> None:
         cpu = [torch.profiler.ProfilerActivity.CPU]
         self.profiler = torch.profiler.profile(activities=cpu, profile_memory=True)
         self.profiler.start()
+        tracemalloc.start()
 
     def leave(self) -> None:
+        self.others = max(self.others, tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
         self.profiler.stop()
         self.profiler.export_chrome_trace(str(self.trace))
         events = json.loads(self.trace.read_text())["traceEvents"]
         for event in sorted((one for one in events if one["name"] == "[memory]"), key=lambda one: one["ts"]):
             self.live += event["args"]["Bytes"]
-            self.peak = max(self.peak, self.live)
+            self.torch = max(self.torch, self.live)
 
 
 def memory(case: Case, folder: str) -> int:
     meter = Allocations(folder)
     fit(Net(case.build()), case.batches(3), fenced(everything(), meter.enter, meter.leave))
-    return meter.peak
+    return meter.torch + meter.others
 
 
 def identical(case: Case) -> bool:
@@ -422,7 +432,7 @@ def count_collectives(rank: int, folder: str) -> None:
 
         callbacks = fenced(everything(), mode.__enter__, leave)
         gloo = {"strategy": strategy(process_group_backend="gloo"), "devices": 2}
-        fit(Net(mlp(), optimizer), CASES[0].batches(4), callbacks, **gloo)
+        fit(Net(mlp(), optimizer), TINY.batches(4), callbacks, **gloo)
         counts[name] = sum(seen) / 4
     if rank == 0:
         Path(folder, "counts.json").write_text(json.dumps(counts))
@@ -488,7 +498,10 @@ def table_of_peers(found: list[list[Seconds]]) -> None:
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the tables, of all networks or of those in whose names the arguments are."""
+    global CASES
+    wanted = [word.lower() for word in sys.argv[1:]]
+    CASES = tuple(case for case in CASES if not wanted or any(word in case.name.lower() for word in wanted))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -505,7 +518,7 @@ def main() -> None:
     table_of_shares(found)
     table_of_peers(found)
     table(["collectives per logged step", *counts], ["all three"] + [f"{one:g}" for one in counts.values()])
-    rows = [["peak of torch's memory, kB (at most 1000)"] + [f"{peak / 1e3:.3g}" for peak in peaks]]
+    rows = [["peak of memory, kB (at most 1000)"] + [f"{peak / 1e3:.3g}" for peak in peaks]]
     rows += [["weights with and without are bit-identical"] + ["yes" if one else "**no**" for one in same]]
     table(["all three, every step", *(case.name for case in CASES)], *rows)
 

@@ -254,8 +254,7 @@ def log_row(trainer: Trainer, row: Row, step: int) -> None:
             import wandb
 
             pictures = {
-                key: wandb.Histogram(np_histogram=np.histogram(values, bins=bins_for(len(values))))
-                for key, values in row.histograms.items()
+                key: wandb.Histogram(np_histogram=histogram(values)) for key, values in row.histograms.items()
             }
             logger.log_metrics(row.scalars | pictures, step)
         else:
@@ -263,6 +262,30 @@ def log_row(trainer: Trainer, row: Row, step: int) -> None:
             if isinstance(logger, TensorBoardLogger):
                 for key, values in row.histograms.items():
                     logger.experiment.add_histogram(key, values, step)
+
+
+def histogram(values: Array) -> tuple[Array, Array]:
+    """Counts and edges of ``np.histogram`` with :func:`bins_for` so many values, in a fraction of its time.
+
+    Args:
+        values: Finite, shape [N].
+
+    Returns:
+        Counts [B] and edges [B + 1].
+
+    Example:
+        >>> histogram(np.array([0.0, 0.1, 0.5, 1.0]))
+        (array([2, 0, 1, 1]), array([0.  , 0.25, 0.5 , 0.75, 1.  ]))
+    """
+    bins, ordered = bins_for(len(values)), np.sort(values)
+    low, high = ordered[0], ordered[-1]
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = np.arange(bins + 1) * ((high - low) / bins) + low
+    edges[-1] = high
+    ends = ordered.searchsorted(edges)
+    ends[-1] = len(ordered)
+    return np.diff(ends), edges
 
 
 def bins_for(count: int) -> int:

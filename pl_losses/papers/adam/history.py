@@ -68,11 +68,12 @@ def draw_history(history: History) -> Figure:
     figure = Figure(figsize=(9, 7 if known else 4), layout="constrained")
     panels = figure.subplots(1 + known, sharex=True, squeeze=False)[:, 0]
     rules: dict[Rule, float] = {}
-    for name, group in shown.items():
+    for number, (name, group) in enumerate(shown.items(), 1):
         steps, effective, largest = zip(*group["points"], strict=True)
         rule = _rule(group)
         rules[rule] = max(steps[-1], rules.get(rule, 1))
-        panels[0].plot(steps, effective, "o", markersize=5, fillstyle="none", label=name)
+        ring = 5 + 2 * (len(shown) - number)  # Around each other: most groups have the same points.
+        panels[0].plot(steps, effective, "o", markersize=ring, fillstyle="none", label=name)
         if known:
             panels[1].plot(
                 steps, np.array(largest, dtype=float), "o-", markersize=3, linewidth=0.8, label=name

@@ -185,6 +185,8 @@ class AdamBiasCorrectionMonitor(Monitor):
         if len(watched.groups) != len(optimizer.param_groups):
             watched.groups = optimizer_names(trainer.optimizers)[watched.index]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if not parameters:
+            return []
         readings = Readings(parameters[0].device, self.level == "full", self._sharded)
         # Without a single gradient the last step is one before. NAdam's cannot be known without.
         whole = watched.kind != "nadam" and all(p.grad is None for p in parameters)

@@ -168,7 +168,8 @@ def describe_update(
     lr, decay, bounds = float(rule.lr), rule.decay, rule.bounds
     # With decoupled decay the weight w before the step is now (1 - lr wd) w - lr d: solved for the step.
     square = direction + decay * (2 * cross + decay * weight)
-    update = lr * math.sqrt(max(square, 0.0)) / abs(1 - lr * decay)
+    kept = abs(1 - lr * decay)  # 0 if the decay took all of w, which is then unknown.
+    update = lr * math.sqrt(max(square, 0.0)) / kept if kept else math.nan
     statistics = {
         "update_norm": update,
         "update_rms": update / math.sqrt(count),

@@ -13,7 +13,7 @@ from torch._utils import _flatten_dense_tensors
 
 from pl_losses.observers.monitor import Numbers, vector
 from pl_losses.papers.adam.closed_form import Rule, coefficients
-from pl_losses.papers.adam.statistics import Moments, Squares, in_lines
+from pl_losses.papers.adam.statistics import SMALL, Moments, Squares, in_lines
 
 SUMS = ("weight", "direction", "cross", "signal", "trusted", "small")
 
@@ -94,9 +94,10 @@ def _visit_alike(run: list[Moments], rule: Rule, terms: dict[str, Any], known: S
     if device.type != "cpu" or isinstance(ratio, Tensor):
         row = _together(_visit_blocks(packs, large, rule, terms, dtype), device)
         return row * vector(scales, device, dtype)
-    rows = [_visit_pack(pack, rule, terms, dtype, known) for pack in packs]
-    if large:
-        rows += torch.stack(_visit_blocks([], large, rule, terms, dtype, known)).tolist()
+    with np.errstate(all="ignore"):
+        rows = [_visit_pack(pack, rule, terms, dtype, known) for pack in packs]
+        if large:
+            rows += _visit_large(large, rule, terms, dtype, known)
     return [number * scale for number, scale in zip(_together(rows, device), scales, strict=True)]
 
 
@@ -140,8 +141,27 @@ def _visit_pack(
     for part, tensors in zip(parts, _columns(pack)[:2], strict=False):
         known.update(dict.fromkeys(map(id, tensors), 0.0))
         known[id(tensors[0])] = float(np.dot(part, part))
-    with np.errstate(all="ignore"):
-        return [float(number) for number in _visit(np, rule, terms, parts, *np.empty_like(parts[:2]))]
+    return [float(number) for number in _visit(np, rule, terms, parts, *np.empty_like(parts[:2]))]
+
+
+def _visit_large(
+    large: list[Moments], rule: Rule, terms: dict[str, Any], dtype: torch.dtype, known: Squares
+) -> list[list[float]]:
+    """As _visit, of large tensors on the CPU cut into blocks."""
+    block = BLOCK // dtype.itemsize
+    size = min(block, max(one.m.numel() for one in large))
+    buffers = torch.empty(2, size, dtype=dtype).numpy()
+    rows = []
+    for one in large:
+        m_square = v_square = 0.0
+        lines = in_lines([tensor for column in _columns([one]) for tensor in column])
+        for pieces in zip(*(torch.split(line, block) for line in lines), strict=True):
+            parts = [piece.to(dtype).numpy() for piece in pieces]
+            rows.append([float(number) for number in _visit(np, rule, terms, parts, *buffers)])
+            m_square += float(np.dot(parts[0], parts[0]))
+            v_square += float(np.dot(parts[1], parts[1]))
+        known[id(one.m)], known[id(one.largest)] = m_square, v_square
+    return rows
 
 
 def _visit_blocks(
@@ -150,31 +170,21 @@ def _visit_blocks(
     rule: Rule,
     terms: dict[str, Any],
     dtype: torch.dtype,
-    known: Squares | None = None,
 ) -> list[Tensor]:
     """As _visit, of small tensors joined and of large ones cut into blocks."""
     device, sizes = (large or packs[0])[0].m.device, [one.m.numel() for one in large]
-    block = BLOCK // dtype.itemsize
-    if known is not None:  # Every call would convert Python's numbers.
-        terms = dict(zip(terms, torch.tensor([*terms.values()], dtype=dtype).unbind(), strict=True))
-    else:  # Launches would take longer than the work.
-        block = max(block, sum(sizes) // 512)
-        for key in ("zero", "x", "y", "rectified"):
-            if isinstance(terms.get(key), float):
-                terms[key] = torch.full((), terms[key], device=device, dtype=dtype)
+    block = max(BLOCK // dtype.itemsize, sum(sizes) // 512)  # Launches would take longer than the work.
+    for key in ("zero", "x", "y", "rectified"):
+        if isinstance(terms.get(key), float):
+            terms[key] = torch.full((), terms[key], device=device, dtype=dtype)
     size = min(block, max([PACK // dtype.itemsize, *sizes]))
     buffers = torch.empty(2, size, device=device, dtype=dtype)
     rows = [torch.stack(_visit(torch, rule, terms, _joined(pack, dtype), *buffers)) for pack in packs]
     for one in large:
         lines = in_lines([tensor for column in _columns([one]) for tensor in column])
-        squares = []
         for pieces in zip(*(torch.split(line, block) for line in lines), strict=True):
             parts = [piece.to(dtype) for piece in pieces]
             rows.append(torch.stack(_visit(torch, rule, terms, parts, *buffers)))
-            if known is not None:
-                squares.append(torch.stack([torch.dot(part, part) for part in parts[:2]]))
-        if known is not None:
-            known[id(one.m)], known[id(one.largest)] = torch.stack(squares).sum(0).tolist()
     return rows
 
 
@@ -199,6 +209,8 @@ def _visit(xp: Any, rule: Rule, terms: dict[str, Any], parts: Any, inverse: Any,
         xp.add(v, terms["tiny"], out=inverse)
         if xp is torch:
             inverse.rsqrt_()
+        elif len(inverse) > SMALL:
+            torch.from_numpy(inverse).rsqrt_()  # NumPy has none.
         else:
             np.divide(1.0, np.sqrt(inverse, out=inverse), out=inverse)
         small = _count_above(xp, inverse, terms["small"], direction)

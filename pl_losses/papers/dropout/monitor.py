@@ -38,7 +38,7 @@ class DropoutUncertaintyMonitor(Callback):
     offers ``class_probabilities(outputs)`` or ``predicted_values(outputs)``; or override :meth:`get_inputs`,
     :meth:`get_target`, :meth:`call`, :meth:`to_probabilities` or :meth:`to_values` here. Inputs that a
     ``DistributedSampler`` repeats, to give all ranks equally many, are counted once; what an iterable dataset
-    repeats on its own cannot be told.
+    repeats on its own cannot be told. What does not fit is refused in the sanity check already.
 
     Args:
         samples: T, the passes per batch.
@@ -181,14 +181,27 @@ class DropoutUncertaintyMonitor(Callback):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Another run: forget the one before."""
+        """Another run: forget the one before.
+
+        Raises:
+            ValueError: If there is another monitor of the same task, whose keys would be the same.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        alike = [
+            one for one in callbacks if isinstance(one, DropoutUncertaintyMonitor) and one.task == self.task
+        ]
+        if len(alike) > 1:
+            raise ValueError(
+                f"Expected `callbacks` to hold one DropoutUncertaintyMonitor for {self.task} but got"
+                f" {len(alike)}: their keys would be the same"
+            )
         self._seen = {}
         self._open = self._hopeless = self._warned = False
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING
         skipped = fitting and (trainer.current_epoch + 1) % self.every_n_epochs != 0
-        self._open = not trainer.sanity_checking and not skipped
+        self._open = trainer.sanity_checking or not skipped
         self._drops = False if self._hopeless else None
         if self._open:
             self._loaders = evaluation_loaders(trainer, stage)
@@ -203,7 +216,9 @@ class DropoutUncertaintyMonitor(Callback):
     def _look(
         self, trainer: Trainer, pl_module: LightningModule, stage: Stage, batch: Any, index: int, loader: int
     ) -> None:
-        if not self._open or self._drops is False or index >= self.max_batches:
+        # A sanity check is there to refuse, before any training, what cannot be looked at.
+        most = 1 if trainer.sanity_checking else self.max_batches
+        if not self._open or self._drops is False or index >= most:
             return
         inputs = self.get_inputs(batch)
         target = None if stage == "predict" else self.get_target(batch)
@@ -216,6 +231,8 @@ class DropoutUncertaintyMonitor(Callback):
             with undisturbed(pl_module, inputs):
                 single = forward(copied(inputs))
             self._check(summary, single, target)
+            if trainer.sanity_checking:
+                return
             seed = self.seed
             if self.masks == "independent":
                 seed = stream_seed(self.seed, trainer.global_rank, loader, index)
@@ -262,6 +279,8 @@ class DropoutUncertaintyMonitor(Callback):
         if not self._open:
             return
         self._open, self._seen = False, {}
+        if trainer.sanity_checking:
+            return
         for position, summary in enumerate(self._summaries):
             values = summary.values()
             numbers = torch.stack([value.float() for value in values.values()]).tolist()  # one copy
@@ -288,7 +307,7 @@ class DropoutUncertaintyMonitor(Callback):
                 log_figure(trainer, f"{stage}/dropout/{name}{suffix}", figure)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, unless this is a sanity check."""
+        """Begin anew; in a sanity check, to try one batch."""
         self._begin(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -125,6 +125,23 @@ def test_coordinates_without_any_gradient_are_no_nan(look):
     assert "adam/Adam/measured_step" not in row
 
 
+def test_groups_without_parameters(look):
+    nothing = Adam([{"params": []}])
+    assert look(nothing) == {}
+    some = stepped(Adam, [(3,)])
+    expected = {key.replace("Adam/", "Adam/pg1/"): value for key, value in look(some).items()}
+    some.add_param_group({"params": []})
+    assert {key: value for key, value in look(some).items() if "pg1" in key} == {
+        key: value for key, value in expected.items() if "skipped" not in key
+    }
+
+
+def test_a_decay_that_takes_all_of_the_weights(look):
+    row = look(stepped(AdamW, [(40,)], lr=0.5, weight_decay=2.0))
+    assert math.isnan(row["adam/AdamW/update_norm"])
+    assert 0 < row["adam/AdamW/max_update"] <= 1.1
+
+
 @pytest.mark.parametrize("scale", [1e-15, 1e-10, 1e8])
 def test_gradients_of_any_size(look, scale):
     optimizer = stepped(Adam, [(500,)], scale=scale, eps=scale * 1e-8)

@@ -204,12 +204,23 @@ def test_only_some_batches_of_some_epochs(tmp_path, model):
     assert run.callback_metrics["val/dropout/inputs"] == 120
 
 
-def test_nothing_is_done_in_a_sanity_check(tmp_path, model):
+def test_a_sanity_check_tries_one_batch_without_sampling(tmp_path, model):
     monitor = DropoutUncertaintyMonitor(samples=4)
     trainer(tmp_path, monitor, limit_train_batches=1, num_sanity_val_steps=2, limit_val_batches=3).fit(
         model, Digits(eval_batch_size=60)
     )
-    assert model.passes == 1 + 2 + 3 + (1 + 3 * (1 + 4))
+    assert model.passes == (2 + 1 + 1) + 1 + 3 + (1 + 3 * (1 + 4))
+
+
+def test_batches_that_do_not_fit_are_refused_before_training(tmp_path, model, monkeypatch):
+    def never(self, batch):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(Classifier, "training_step", never)
+    monkeypatch.setattr(Classifier, "validation_step", lambda self, batch: None)
+    data = DataLoader(Wrapped(lambda x, y: {"x": x, "y": y}), 4)
+    with pytest.raises(TypeError, match="got dict: override `get_inputs`"):
+        trainer(tmp_path, DropoutUncertaintyMonitor()).fit(model, data, data)
 
 
 def test_two_validation_sets_have_keys_of_their_own(tmp_path, model, drawn, monkeypatch):
@@ -424,6 +435,12 @@ def test_outputs_that_do_not_fit(tmp_path, model, monkeypatch, forward, task, er
 def test_refused_arguments(options, words):
     with pytest.raises(ValueError, match=words):
         DropoutUncertaintyMonitor(**options)
+
+
+def test_two_of_a_task_are_refused(tmp_path, model):
+    two = [DropoutUncertaintyMonitor(samples=2), DropoutUncertaintyMonitor(samples=3)]
+    with pytest.raises(ValueError, match="one DropoutUncertaintyMonitor for classification but got 2"):
+        trainer(tmp_path, *two).validate(model, Digits(), verbose=False)
 
 
 def test_it_is_pickled_in_the_middle_of_a_validation(tmp_path, model):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_losses.papers.prelu.drawing import draw_final_slopes
-from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor, find_slopes, gather
+from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor, describe, find_slopes, gather
 
 
 class Recorder(Logger):
@@ -416,6 +416,15 @@ def test_a_training_that_diverged_is_still_logged(tmp_path):
     fit(tmp_path, model, PReLUSlopeMonitor(), logger)
     assert model.network[1].weight.isnan().all()
     assert len(list(tmp_path.rglob("events*"))) == 1
+
+
+def test_shares_leave_out_what_is_no_number():
+    slopes = np.array([np.nan, -1.0, 2.0, 0.5, 1.0, 0.0, np.inf, np.nan])
+    described = describe(slopes)
+    assert described["below_0"] == 1 / 8
+    assert described["above_1"] == 2 / 8
+    assert np.isnan(described["min"])
+    assert np.isnan(described["max"])
 
 
 def patterns_of(key):
