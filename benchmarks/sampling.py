@@ -1,10 +1,11 @@
 """What MC dropout costs: T = 100 samples as a multiple of one deterministic pass, beside loops and libraries.
 
-Run with ``python -m benchmarks.sampling``; libraries that can be imported take part. Everything is computed
-on the CPU in one thread. The contestants take turns; each is timed between two series of deterministic passes
-of the same network in eval mode without gradients, and the ratio is taken to the median of both. Medians of
-the ratios over the turns are printed. Times are those of the processor in this thread, which other jobs
-disturb least. Memory is the peak of what torch's allocator gives out meanwhile.
+Run with ``python -m benchmarks.sampling [case ...]``, cases being ``lenet``, ``vgg`` and ``mlp``; libraries
+that can be imported take part. Everything is computed on the CPU in one thread. The contestants take turns;
+each is timed between two series of deterministic passes of the same network in eval mode without gradients,
+and the ratio is taken to the median of both. Medians of the ratios over the turns are printed. Times are
+those of the processor in this thread, which other jobs disturb least. Memory is the peak of what torch's
+allocator gives out meanwhile.
 """
 
 from __future__ import annotations
@@ -220,11 +221,11 @@ def bold_if(missed: bool, text: str) -> str:
     return f"**{text}**" if missed else text
 
 
-def table_of_costs(found: list[dict[str, list[float]]]) -> None:
+def table_of_costs(cases: list[Case], found: list[dict[str, list[float]]]) -> None:
     rows = [["deterministic pass, ms"] + [f"{1e3 * median(one['pass']):.3g}" for one in found]]
     for name, label in LABELS.items():
         cells = []
-        for case, one in zip(CASES, found, strict=True):
+        for case, one in zip(cases, found, strict=True):
             if name not in one:
                 cells.append("not installed")
                 continue
@@ -233,23 +234,23 @@ def table_of_costs(found: list[dict[str, list[float]]]) -> None:
             cell = f"{cost:.3g}" if target is None else bold_if(cost > target, f"{cost:.3g}")
             cells.append(f"{cell} ({times:.2g}x)")
         if name in ("independent", "shared"):
-            limits = ", ".join(f"{case.targets[name == 'shared']:g}" for case in CASES)
+            limits = ", ".join(f"{case.targets[name == 'shared']:g}" for case in cases)
             label += f" (at most {limits})"
         rows.append([label, *cells])
     cells = []
-    for case, one in zip(CASES, found, strict=True):
+    for case, one in zip(cases, found, strict=True):
         costs = [median(one[name]) for name in LIBRARIES if name in one]
         if costs:
             times = min(costs) / median(one["independent"])
             cells.append(bold_if(times < case.targets[2], f"{times:.3g}x"))
         else:
             cells.append("none installed")
-    limits = ", ".join(f"{case.targets[2]:g}" for case in CASES)
+    limits = ", ".join(f"{case.targets[2]:g}" for case in cases)
     rows.append([f"faster than the fastest library (at least {limits})", *cells])
-    table([f"deterministic passes for T = {SAMPLES} (times ours)", *(case.name for case in CASES)], *rows)
+    table([f"deterministic passes for T = {SAMPLES} (times ours)", *(case.name for case in cases)], *rows)
 
 
-def table_of_memory() -> None:
+def table_of_memory(cases: list[Case]) -> None:
     rows = []
     for label, make in (
         ("a deterministic pass", lambda network, batch: lambda: network(batch)),
@@ -259,20 +260,21 @@ def table_of_memory() -> None:
         ("batch repeated", repeated),
     ):
         cells = []
-        for case in CASES:
+        for case in cases:
             torch.manual_seed(0)
             network = case.build().eval()
             cells.append(f"{peak(make(network, torch.randn(case.shape))):.3g}")
         rows.append([label, *cells])
-    table(["peak of torch's memory, MB", *(case.name for case in CASES)], *rows)
+    table(["peak of torch's memory, MB", *(case.name for case in cases)], *rows)
 
 
 def main() -> None:
     """Print the tables."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    table_of_costs([race(case) for case in CASES])
-    table_of_memory()
+    chosen = [case for case in CASES if case.build.__name__ in (sys.argv[1:] or ("lenet", "vgg", "mlp"))]
+    table_of_costs(chosen, [race(case) for case in chosen])
+    table_of_memory(chosen)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Masks that all inputs share, folded into the weights of a linear layer: (x m) W^T = x (W m)^T."""
+"""Linear layers for many samples: one call for all of them, masks folded into the weights where they can be.
+
+A mask that all inputs share may as well be that of the weights: (x m) W^T = x (W m)^T.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.nn import functional as F
 
 from pl_losses.papers.dropout.replay import PrefixDiffersError
 
 
 class Folding:
-    """Finds dropouts whose result only goes to a linear layer, and leaves the product to that layer.
+    """Calls linear layers for all samples, and finds dropouts whose product can be left to such a layer.
 
-    A first pass finds them. In later ones, under ``torch.func.vmap``, each returns a stand-in, which nothing
-    but the linear layer may see.
+    A first pass finds those whose result only goes to a linear layer. In later passes, under
+    ``torch.func.vmap``, each returns a stand-in, which nothing but that layer may see.
 
     Attributes:
         found: Which of the dropouts of a pass these are.
@@ -24,7 +28,7 @@ class Folding:
 
     def __init__(self) -> None:
         self.found: frozenset[int] = frozenset()
-        self._linear: set[int]
+        self._linear: dict[int, int]  # bytes of the weights
         self._results: dict[int, weakref.ref[Tensor]]
         self._bytes: dict[int, int]
         self._products: dict[int, tuple[Tensor, Tensor]]
@@ -39,9 +43,9 @@ class Folding:
         """In the first pass: a function that is going to be called."""
         for index in self._seen_by(args, kwargs):
             fits = func is F.linear and args[0] is self._results[index]() and index not in self._linear
-            # Where the layer has many outputs, it does not pay.
-            if fits and args[1].ndim == 2 and 4 * len(args[1]) <= args[1].shape[1]:
-                self._linear.add(index)
+            # Weights are less work than inputs if the layer has fewer outputs than the batch has inputs.
+            if fits and args[1].ndim == 2 and len(args[1]) < len(args[0]):
+                self._linear[index] = args[1].numel() * args[1].element_size()
             else:
                 del self._results[index]
 
@@ -49,15 +53,17 @@ class Folding:
         """The first pass is over, its output still there.
 
         Returns:
-            The most bytes of a result for which there is no stand-in.
+            The most bytes of a result, or of the weights of the layer for which it has a stand-in.
         """
         dead = {index for index, result in self._results.items() if result() is None}
-        self.found = frozenset(dead & self._linear)
-        return max((size for index, size in self._bytes.items() if index not in self.found), default=0)
+        self.found = frozenset(dead & self._linear.keys())
+        self._bytes.update({index: self._linear[index] for index in self.found})
+        return max(self._bytes.values(), default=0)
 
     def begin(self) -> None:
-        """Before a pass."""
-        self._linear, self._results, self._bytes, self._products = set(), {}, {}, {}
+        """Before a pass, for many samples within that ``torch.func.vmap``."""
+        self._level = _functorch.maybe_current_level()
+        self._linear, self._results, self._bytes, self._products = {}, {}, {}, {}
 
     def stand_in(self, index: int, inputs: Tensor, mask: Tensor) -> Tensor:
         """In place of ``inputs * mask``, inputs [B, I] and mask [1, I]."""
@@ -67,12 +73,14 @@ class Folding:
         return result
 
     def linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """In a later pass: the result of a linear layer that is called with a stand-in, if this is one."""
+        """In a later pass: the result of a function, if it is a linear layer that has to do with samples."""
         for index in self._seen_by(args, kwargs):
             if func is not F.linear or args[0] is not self._results[index]() or index not in self._products:
                 raise PrefixDiffersError("it does not always call the same functions after a dropout")
             return _linear(*self._products.pop(index), *args[1:], **kwargs)
-        return None
+        if func is not F.linear or not args or _functorch.maybe_current_level() != self._level:
+            return None
+        return _linear(args[0], None, *args[1:], **kwargs)
 
     def finish(self) -> None:
         """A later pass is over."""
@@ -94,27 +102,31 @@ def _among(tensor: Tensor, values: Any) -> bool:
     )
 
 
-def _linear(inputs: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    output: Tensor = _FoldedLinear.apply(inputs, mask, weight, bias)
-    return output
+def _linear(inputs: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """A linear layer of ``inputs * mask`` for all samples; ``None`` if it is left to ``torch.func.vmap``."""
+    if _of_all(weight) is not None or _of_all(bias) is not None:
+        return None if mask is None else F.linear(inputs * mask, weight, bias)
+    rows, masks = _of_all(inputs), _of_all(mask)
+    if masks is None:
+        # One call, where vmap would make a product and then a sum.
+        return None if rows is None else _for_each(F.linear(rows, weight, bias), 0)
+    weights = weight * masks  # [K, O, I]
+    if rows is not None:
+        product = rows @ weights.mT if bias is None else torch.baddbmm(bias, rows, weights.mT)
+        return _for_each(product, 0)
+    # The same inputs for all samples: one product of matrices with the weights of all of them.
+    biases = bias if bias is None else bias.repeat(len(masks))
+    product = F.linear(inputs, weights.flatten(0, 1), biases)
+    return _for_each(product.view(len(inputs), len(masks), -1), 1)
 
 
-class _FoldedLinear(torch.autograd.Function):
-    """For inputs that are the same for all samples, one matrix product with the weights of all of them."""
+def _of_all(tensor: Tensor | None) -> Tensor | None:
+    """[K, ...] of a tensor that differs between the samples."""
+    if tensor is None or not _functorch.is_batchedtensor(tensor):
+        return None
+    return _functorch.get_unwrapped(tensor).movedim(_functorch.maybe_get_bdim(tensor), 0)
 
-    @staticmethod
-    def forward(inputs: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(inputs * mask, weight, bias)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: there are no gradients."""
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *tensors: Any) -> tuple[Tensor, int]:
-        inputs, mask, weight, bias = tensors
-        if dims != (None, 0, None, None):
-            return torch.func.vmap(_FoldedLinear.forward, dims)(*tensors), 0
-        weights = (weight * mask).flatten(0, 1)  # [K, O, I] -> [K O, I]
-        bias = bias if bias is None else bias.repeat(info.batch_size)
-        return F.linear(inputs, weights, bias).view(len(inputs), info.batch_size, -1), 1
+def _for_each(tensor: Tensor, dim: int) -> Tensor:
+    """What each sample sees of a tensor that has those of all of them along ``dim``."""
+    return _functorch._add_batch_dim(tensor, dim, _functorch.current_level())

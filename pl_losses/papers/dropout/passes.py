@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pl_losses.papers.dropout.active import ActiveDropout
 from pl_losses.papers.dropout.evaluation import copied, held, start_streams, state, untouched
-from pl_losses.papers.dropout.masks import stream_seed
+from pl_losses.papers.dropout.masks import Site, stream_seed
 from pl_losses.papers.dropout.replay import PLAIN, Prefix, PrefixDiffersError
 
 _log = logging.getLogger(__name__)
 _told: set[type[nn.Module]] = set()
 
-# Bytes of masks and results that are worked on at a time: enough to make what each round costs small.
-_AT_A_TIME = {"cpu": 1 << 25}
+# Bytes of masks and results that are worked on at a time: enough to make what each round costs small, and
+# on a CPU no more than its caches hold.
+_AT_A_TIME = {"cpu": 1 << 24}
 _AT_A_TIME_ELSEWHERE = 1 << 28
 
 
@@ -49,12 +52,13 @@ def _tell(kind: type[nn.Module], reason: str) -> None:
 
 
 @cache
-def _keep_freed_memory() -> None:
-    """Make the C library reuse memory instead of giving back that of each tensor to the system.
+def _prepare() -> None:
+    """Once: load the rules of vmap, and have the C library reuse memory instead of giving back each tensor's.
 
     Clearing new pages again and again takes longer than the sums. When so large a block is free once, which
     is never touched, glibc raises its thresholds for giving back: to 31 MB at a time and 62 MB in all.
     """
+    torch.func.vmap(torch.neg)(torch.zeros(1))
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
@@ -193,40 +197,52 @@ class Passes:
         rounds = -(-left // chunk) if left else 0
         size = -(-left // rounds) if rounds else 0
         room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
-        _keep_freed_memory()
+        _prepare()
         seed = stream_seed(self.seed, self.done)
         start_streams(seed, self.devices)
         while self.done < self.samples:
             count = min(size, self.samples - self.done)
-            masks = [
-                self.mode.masks.draw(index, site, count, out[:count])
+            drawn = [
+                (site, self.mode.masks.draw(index, site, count, out[:count]))
                 for index, (site, out) in enumerate(zip(sites, room, strict=True))
             ]
-            leaves = torch.func.vmap(
-                lambda masks, copies: self._chunk(prefix, list(zip(sites, masks, strict=True)), copies),
-                randomness="error",
-            )(masks, prefix.copies(count) if prefix else {})
+            self._chunk(prefix, drawn, count)
             if prefix and prefix.changed() != frozenset():
                 raise PrefixDiffersError("it changes what it has computed before its first dropout")
-            stacks = [stack for stack in self.stacks if stack is not None]
-            for stack, leaf in zip(stacks, leaves, strict=True):
-                stack[self.done : self.done + count] = leaf
             self.done += count
         if not untouched(seed, self.devices):
             raise PrefixDiffersError("it draws random numbers besides its dropout")
 
-    def _chunk(
-        self, prefix: Prefix | None, drawn: list[Any], copies: dict[int, Tensor]
-    ) -> tuple[Tensor, ...]:
-        inputs = self._inputs(prefix, copies)
-        self.mode.begin(prefix, drawn)
-        with self.mode:
-            output = self.call(inputs)
-        self.mode.folding.finish()
-        leaves, structure = tree_flatten(output)
-        if structure != self.structure:
-            raise PrefixDiffersError("its output has not always the same structure")
-        return tuple(leaf for leaf in leaves if leaf is not None)
+    def _chunk(self, prefix: Prefix | None, drawn: list[tuple[Site, Tensor]], count: int) -> None:
+        """Make ``count`` passes at a time, as ``torch.func.vmap`` does, which takes longer for its checks."""
+        copies = prefix.copies(count) if prefix else {}
+        with _samples(count) as level:
+            inputs = self._inputs(prefix, {number: _each(copy, level) for number, copy in copies.items()})
+            self.mode.begin(prefix, [(site, _each(mask, level)) for site, mask in drawn])
+            with self.mode:
+                output = self.call(inputs)
+            self.mode.folding.finish()
+            leaves, structure = tree_flatten(output)
+            if structure != self.structure:
+                raise PrefixDiffersError("its output has not always the same structure")
+            for stack, leaf in zip(self.stacks, leaves, strict=True):
+                if stack is not None:
+                    leaf = _functorch._remove_batch_dim(leaf, level, count, 0)
+                    stack[self.done : self.done + count] = leaf
+
+
+@contextmanager
+def _samples(count: int) -> Iterator[int]:
+    """Within, tensors may have a hidden dimension for the samples: that of the level that is yielded."""
+    level = _functorch._vmap_increment_nesting(count, "error")
+    try:
+        yield level
+    finally:
+        _functorch._vmap_decrement_nesting()
+
+
+def _each(tensor: Tensor, level: int) -> Tensor:
+    return _functorch._add_batch_dim(tensor, 0, level)
 
 
 def _room(leaf: Any, samples: int) -> Tensor | None:

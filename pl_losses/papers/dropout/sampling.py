@@ -60,7 +60,7 @@ def mc_samples(
             arguments, anything else, such as one tensor [B, ...], as it is. Each sample gets a copy.
         samples: T, the number of passes.
         chunk: At most this many samples are computed in one go, which bounds memory; ``None`` for as many as
-            take about 32 MB on a CPU, 256 MB elsewhere. Ranks whose module itself communicates in its forward
+            take about 16 MB on a CPU, 256 MB elsewhere. Ranks whose module itself communicates in its forward
             need 1.
         seed: Seed of the masks, at least 0. With ``None`` a new one is drawn from the operating system, never
             from a global stream.

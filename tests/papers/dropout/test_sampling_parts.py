@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pl_losses.papers.dropout import folding
 from pl_losses.papers.dropout import passes as module_under_test
 from pl_losses.papers.dropout.active import attention
+from pl_losses.papers.dropout.folding import Folding
 from pl_losses.papers.dropout.masks import Masks, Site, _word
 from pl_losses.papers.dropout.sampling import mc_samples
 
@@ -46,12 +46,12 @@ SHARED = {
 def test_shared_masks_are_folded_into_the_weights_where_nothing_else_sees_them(kind, monkeypatch):
     function, folds = SHARED[kind]
     torch.manual_seed(0)
-    module, x, linears, chunks = Called(function).double(), inputs(5, 8), [], []
-    real, chunk = folding._linear, module_under_test.Passes._chunk
-    monkeypatch.setattr(folding, "_linear", lambda *args: (linears.append(1), real(*args))[1])
+    module, x, folded, chunks = Called(function).double(), inputs(5, 8), [], []
+    real, chunk = Folding.stand_in, module_under_test.Passes._chunk
+    monkeypatch.setattr(Folding, "stand_in", lambda *args: (folded.append(1), real(*args))[1])
     monkeypatch.setattr(module_under_test.Passes, "_chunk", lambda *args: (chunks.append(1), chunk(*args))[1])
     samples = mc_samples(module, x, 9, chunk=4, seed=0, masks="shared")
-    assert len(linears) == 2 * folds
+    assert len(folded) == 2 * folds
     assert len(chunks) == 2
     expected = mc_samples(module, x, 9, chunk=1, seed=0, masks="shared")
     torch.testing.assert_close(samples, expected, rtol=1e-12, atol=1e-12)
