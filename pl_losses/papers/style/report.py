@@ -23,7 +23,7 @@ class StyleReport(Callback):
 
     For a :class:`~pl_losses.StyleTransfer`. Logs ``train/image`` (of rank zero's first images). The file is
     written when training ends, and when it stops early: interrupted, or at a loss that is not finite, with
-    the last good image.
+    the last good image. ``predict`` writes the image of a checkpoint.
 
     Args:
         output: File to write to; the suffix tells the format. With several contents their names are inserted
@@ -67,6 +67,10 @@ class StyleReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the image."""
+        self._write(trainer, pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the image of a checkpoint."""
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

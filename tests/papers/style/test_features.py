@@ -9,7 +9,7 @@ from papers.style.networks import picture, small_weights, state
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pl_losses.papers.style import VGG19Features, load_weights
+from pl_losses.papers.style import PRESETS, Objective, VGG19Features, load_weights
 from pl_losses.papers.style.vgg import CONVOLUTIONS, OXFORD_FILE, PLACES
 
 PAPER = ["conv4_2", "conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1"]
@@ -57,6 +57,19 @@ def test_thirteen_convolutions_and_no_gradient_of_weights():
     assert not any(buffer.requires_grad or buffer.grad is not None for buffer in network.buffers())
     assert not network.state_dict()
     assert network(image)["conv3_1"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_closure_makes_thirteen_convolutions():
+    objective = Objective(
+        VGG19Features(PAPER, small_weights()), PAPER[:1], PAPER[1:], PRESETS["paper"], 1.0, 1.0
+    )
+    image = picture(32, 32, batch=1)
+    objective.set_targets(image.flip(3), [[picture(32, 40)]])
+    image.requires_grad_()
+    with Convolutions() as counted:
+        objective(image)[0].backward()
+    assert counted.calls == 13
+    assert image.grad.abs().max() > 0
 
 
 def test_no_layer_too_many():

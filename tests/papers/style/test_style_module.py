@@ -262,6 +262,9 @@ def test_the_report_writes_and_shows(files, tmp_path, capsys):
     layers = {f"train/style_conv{block}_1" for block in range(1, 6)} | {"train/content_conv4_2"}
     assert layers <= set(logged)
     assert json.dumps({key: float(value) for key, value in logged.items()})
+    path.unlink()
+    run.predict(model, pictures(files))
+    assert Image.open(path).size == (32, 40)
 
 
 @pytest.mark.parametrize(
