@@ -71,12 +71,14 @@ class Columns:
 
     def add(self, numbers: Mapping[bytes, bytes]) -> None:
         """Add a row of numbers, each as JSON."""
+        self.count += 1
+        if not numbers:
+            return
         # The order of the keys is another one in each row that wandb writes.
         same = frozenset(numbers)
         block = self._blocks.get(same) or self._block(same, tuple(numbers))
         block.text.append(b",".join(block.pick(numbers)))
         block.rows.append(self.count)
-        self.count += 1
 
     def _block(self, same: frozenset[bytes], keys: tuple[bytes, ...]) -> _Block:
         # itemgetter of one name gives no tuple.

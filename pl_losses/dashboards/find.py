@@ -23,6 +23,10 @@ def find_run(given: str = RUNS) -> Path:
     path = Path(given)
     if path.is_file():
         return path
+    if given == RUNS and not path.is_dir():
+        raise UsageError(
+            f"No folder `{RUNS}` here: name a run, or `pl-losses fit --config lenet/digits` makes one"
+        )
     if not path.is_dir():
         return by_id(given)
     own = sorted([*path.glob("run-*.wandb"), *path.glob("metrics.csv")])

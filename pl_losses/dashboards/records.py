@@ -26,10 +26,10 @@ def read_payloads(path: str | Path) -> tuple[list[bytes], str]:
         path: A file ``run-<id>.wandb``.
 
     Returns:
-        The records in their order, and what is wrong with the file: empty, or why nothing follows the last.
+        The records in their order, and what is wrong with the file; empty if nothing is.
 
     Raises:
-        UsageError: If there is no such file, or it is no run's.
+        UsageError: If there is no such file, it is no run's, or nothing of it can be read.
     """
     try:
         data = Path(path).read_bytes()
@@ -40,27 +40,33 @@ def read_payloads(path: str | Path) -> tuple[list[bytes], str]:
     if not data.startswith(MAGIC):
         raise UsageError(f"`{path}` is not the file of a W&B run: it does not begin with {MAGIC.decode()}")
     found: list[bytes] = []
-    parts: list[bytes] = []
-    at = START
+    parts: list[bytes] | None = []
+    note, at = "", START
     while at < len(data):
         left = BLOCK - at % BLOCK
         if left < PIECE.size:  # Too little for a header: filled with zeros.
             at += left
             continue
         end = at + PIECE.size
-        if end > len(data):
-            return found, f"the file ends within a record, at byte {at}"
-        checksum, length, kind = PIECE.unpack_from(data, at)
+        checksum, length, kind = PIECE.unpack_from(data, at) if end <= len(data) else (0, 1, 0)
         piece = data[end : end + length]
-        if len(piece) < length:
-            return found, f"the file ends within a record, at byte {at}"
+        if len(piece) < length and length <= left - PIECE.size:
+            note = f"the file ends within a record, at byte {at}"
+            break
         if zlib.crc32(piece, zlib.crc32(data[end - 1 : end])) != checksum:
-            return found, f"the file is damaged at byte {at}; what follows is left out"
+            # Where the next piece begins is known again at the next block.
+            note = note or f"the file is damaged at byte {at}: what cannot be read is left out"
+            parts = None
+            at += left
+            continue
         if kind in (FULL, FIRST):
             parts = []
-        parts.append(piece)
-        if kind in (FULL, LAST):
-            found.append(b"".join(parts))
-            parts = []
+        if parts is not None:
+            parts.append(piece)
+            if kind in (FULL, LAST):
+                found.append(b"".join(parts))
+                parts = []
         at = end + length
-    return found, "the file ends within a record" if parts else ""
+    if not found:
+        raise UsageError(f"Nothing of `{path}` can be read: {note.partition(':')[0] or 'it has no record'}")
+    return found, note or ("the file ends within a record" if parts else "")

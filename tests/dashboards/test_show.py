@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import struct
 import subprocess
+import zlib
 from base64 import b64decode
 
 import numpy as np
@@ -14,6 +16,7 @@ from wandb.proto import wandb_internal_pb2 as proto
 from pl_losses.__main__ import main
 from pl_losses.dashboards import build_page, find_run, read_run, wire
 from pl_losses.dashboards.columns import plain_numbers, thin_out
+from pl_losses.dashboards.records import read_payloads
 
 LOSSES = [2.5, float("nan"), 1.25, 1e-7, float("inf"), -3.0]
 
@@ -70,6 +73,42 @@ def test_a_run_that_was_killed_is_read_as_far_as_it_got(file, tmp_path):
     at = data.index(b"val/error")
     cut.write_bytes(data[:at] + b"?" + data[at + 1 :])
     assert "damaged" in read_run(cut).notes[0]
+
+
+def framed(payloads):
+    """Payloads as LevelDB's log has them, behind wandb's header."""
+    data = bytearray(b":W&B\xe1\xbe\0")
+    for payload in payloads:
+        first = True
+        while payload or first:
+            if (left := 32768 - len(data) % 32768) < 7:
+                data += bytes(left)
+                left = 32768
+            piece, payload = payload[: left - 7], payload[left - 7 :]
+            kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}[
+                first, not payload
+            ]
+            checksum = zlib.crc32(piece, zlib.crc32(bytes([kind])))
+            data += struct.pack("<IHB", checksum, len(piece), kind) + piece
+            first = False
+    return data
+
+
+def test_after_damage_reading_goes_on_with_the_next_block(tmp_path):
+    file = tmp_path / "run-long.wandb"
+    payloads = [f"record {number} ".encode() * (1 + number % 9) for number in range(3000)]
+    payloads[7] = b"over three blocks" * 5000
+    data = framed(payloads)
+    file.write_bytes(data)
+    assert read_payloads(file) == (payloads, "")
+    data[32768 * 4 + 500] ^= 1
+    file.write_bytes(data)
+    found, note = read_payloads(file)
+    assert re.match(r"the file is damaged at byte 131\d{3}: ", note)
+    # What is in the rest of that block is lost, no more.
+    lost = [payload for payload in payloads if payload not in found]
+    assert found == [payload for payload in payloads if payload not in lost]
+    assert 30_000 < len(framed(lost)) < 33_000
 
 
 def test_the_fields_are_those_of_wandb():
@@ -226,6 +265,9 @@ def test_the_command(file, folder, capsys, monkeypatch):
         (["nowhere"], "No run, file or folder named `nowhere`"),
         (["empty.wandb"], "is empty"),
         (["text.wandb"], "is not the file of a W&B run"),
+        (["noise.wandb"], "Nothing of `noise.wandb` can be read: the file is damaged at byte 7"),
+        (["names.csv"], "has no numbers"),
+        ([], "No folder `runs` here"),
         (["."], "No run in `.`"),
         ([".", "--oot", "x"], "Unknown option `--oot`: did you mean `--out`?"),
         ([".", "--open", "perhaps"], "Expected `--open` to be true or false"),
@@ -234,6 +276,8 @@ def test_the_command(file, folder, capsys, monkeypatch):
 def test_refusals(args, message, folder, capsys):
     (folder / "empty.wandb").touch()
     (folder / "text.wandb").write_text("no run")
+    (folder / "noise.wandb").write_bytes(b":W&B\xe1\xbe\0" + bytes(range(256)) * 10)
+    (folder / "names.csv").write_text("first,last\nYann,LeCun\n")
     assert main(["show", *args]) == 2
     told = capsys.readouterr().err
     assert message in told
