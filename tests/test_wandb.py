@@ -87,3 +87,14 @@ def test_pictures(rows):
     assert any(key.startswith("test/confusion_matrix") for key in keys)
     assert any(key.startswith("test/errors") for key in keys)
     assert any(key.startswith("test/rejected_samples") for key in keys)
+
+
+def test_a_chart_travels_with_the_run(run_records, rows):
+    assert any(key.startswith("test/confusion_table") for row in rows for key in row)
+    updates = [list(item.nested_key) for record in run_records for item in record.config.update]
+    assert ["_wandb", "visualize", "test/confusion"] in updates
+    artifacts = [record.artifact for record in run_records if record.HasField("artifact")]
+    (table,) = [entry for artifact in artifacts for entry in artifact.manifest.contents]
+    # What `wandb sync` uploads lies with the run, not in the home directory.
+    assert "/runs/wandb/offline-run-" in table.local_path
+    assert os.path.isfile(table.local_path)
