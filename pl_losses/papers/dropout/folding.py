@@ -42,9 +42,9 @@ class Folding:
     def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """In the first pass: a function that is going to be called."""
         for index in self._seen_by(args, kwargs):
-            fits = func is F.linear and args[0] is self._results[index]() and index not in self._linear
+            fits = func is F.linear and len(args) > 1 and args[0] is self._results[index]()
             # Weights are less work than inputs if the layer has fewer outputs than the batch has inputs.
-            if fits and args[1].ndim == 2 and len(args[1]) < len(args[0]):
+            if fits and index not in self._linear and args[1].ndim == 2 and len(args[1]) < len(args[0]):
                 self._linear[index] = args[1].numel() * args[1].element_size()
             else:
                 del self._results[index]
@@ -74,13 +74,16 @@ class Folding:
 
     def linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """In a later pass: the result of a function, if it is a linear layer that has to do with samples."""
+        inputs, mask = args[0] if args else None, None
         for index in self._seen_by(args, kwargs):
-            if func is not F.linear or args[0] is not self._results[index]() or index not in self._products:
+            if func is not F.linear or inputs is not self._results[index]() or index not in self._products:
                 raise PrefixDiffersError("it does not always call the same functions after a dropout")
-            return _linear(*self._products.pop(index), *args[1:], **kwargs)
-        if func is not F.linear or not args or _functorch.maybe_current_level() != self._level:
+            inputs, mask = self._products.pop(index)
+        if func is not F.linear or inputs is None:
             return None
-        return _linear(args[0], None, *args[1:], **kwargs)
+        if _functorch.maybe_current_level() != self._level:  # Within a transform of the module's own.
+            return None if mask is None else F.linear(inputs * mask, *args[1:], **kwargs)
+        return _linear(inputs, mask, *args[1:], **kwargs)
 
     def finish(self) -> None:
         """A later pass is over."""

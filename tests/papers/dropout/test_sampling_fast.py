@@ -104,6 +104,18 @@ def stochastic_weights(m, x):
     return F.linear(x, F.dropout(m.first.weight, P, m.training), m.first.bias)
 
 
+def transformed(m, x):
+    """Linear layers within transforms of the module's own."""
+    x = F.dropout(x, P, m.training)
+    slopes = torch.func.grad(lambda y: m.first(y).square().sum())(x)
+    return torch.func.vmap(lambda row: m.second(row.relu()))(x) + slopes
+
+
+def keywords(m, x):
+    x = F.dropout(x, P, m.training)
+    return F.linear(input=x, weight=m.first.weight) + F.linear(x, bias=m.second.bias, weight=m.second.weight)
+
+
 # A module and the shape of its input.
 ZOO = {
     "Dropout": (lambda: nn.Sequential(linear(), nn.Dropout(P), linear(), nn.Tanh(), nn.Dropout(P)), (4, 8)),
@@ -121,6 +133,9 @@ ZOO = {
     "torch.dropout_": (lambda: Called(lambda m, x: torch.dropout_(x * 2, P, m.training)), (4, 8)),
     "residual": (lambda: Called(residual, first=linear(), second=linear()), (4, 8)),
     "weights": (lambda: Called(stochastic_weights, first=linear()), (4, 8)),
+    "transforms": (lambda: Called(transformed, first=linear(), second=linear()), (4, 8)),
+    "keywords": (lambda: Called(keywords, first=linear(), second=linear()), (4, 8)),
+    "columns": (lambda: Called(lambda m, x: m.first(F.dropout(x, P).mT), first=linear()), (4, 8, 5)),
     "MultiheadAttention": (
         lambda: Called(attended, part=nn.MultiheadAttention(8, 2, P, batch_first=True, add_bias_kv=True)),
         (4, 5, 8),

@@ -29,9 +29,19 @@ class Called(nn.Module):
         return self.function(self, x)
 
 
+def within_vmap(m, x):
+    """As many inputs as samples in a chunk, which makes two dimensions look alike."""
+    dropped = F.dropout(x[:4].repeat(2, 1)[:5], P)
+    return torch.func.vmap(lambda row: m.second(dropped) + row[:2])(x[:4])
+
+
 SHARED = {
     "folded": (lambda m, x: m.second(F.dropout(x, P)), 1),
     "of what differs": (lambda m, x: m.second(F.dropout(m.first(F.dropout(x, P)).relu(), P)), 1),
+    "by keyword": (lambda m, x: F.linear(F.dropout(x, P), weight=m.second.weight), 0),
+    "all by keyword": (lambda m, x: F.linear(input=F.dropout(x, P), weight=m.second.weight), 0),
+    "without bias": (lambda m, x: F.linear(F.dropout(F.dropout(x, P) * 2, P), m.second.weight), 1),
+    "within vmap": (within_vmap, 1),
     "used twice": (lambda m, x: m.second(y := F.dropout(x, P)) + y.sum(), 0),
     "used by two": (lambda m, x: m.second(y := F.dropout(x, P)) + m.second(y), 0),
     "a view": (lambda m, x: m.second(F.dropout(x, P).view(-1, 8)), 0),
