@@ -518,7 +518,9 @@ def main() -> None:
     table_of_shares(found)
     table_of_peers(found)
     table(["collectives per logged step", *counts], ["all three"] + [f"{one:g}" for one in counts.values()])
-    rows = [["peak of memory, kB (at most 1000)"] + [f"{peak / 1e3:.3g}" for peak in peaks]]
+    rows = [
+        ["peak of memory, torch's and NumPy's, kB (at most 1000)"] + [f"{peak / 1e3:.3g}" for peak in peaks]
+    ]
     rows += [["weights with and without are bit-identical"] + ["yes" if one else "**no**" for one in same]]
     table(["all three, every step", *(case.name for case in CASES)], *rows)
 
