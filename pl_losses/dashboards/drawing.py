@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pl_losses.dashboards.columns import Array, thin_out
+from pl_losses.dashboards.images import embedded, fair, files, size
 from pl_losses.dashboards.panels import STAGES, Kind, Panel
 from pl_losses.dashboards.runs import Item, Run
 from pl_losses.observers.charts import CONFUSION, FIELDS, LINES
@@ -22,7 +23,6 @@ CURVES, PICTURES, HISTOGRAMS, TABLES = 1_200_000, 1_600_000, 400_000, 200_000
 POINT = 2 * 8 * 4 / 3  # x and y as float64 in base64
 BIN = 12  # an edge and a count
 POINTS, STEPS, ROWS = (16, 2000), (2, 120), 200
-IMAGES = {".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 
 
 class Drawing:
@@ -39,15 +39,11 @@ class Drawing:
         bins = [len(items[-1].value.get("values", ())) for _, _, items in self.found("histogram")]
         self.steps = share(HISTOGRAMS, BIN * sum(bins), *STEPS)
         self.table = TABLES // max(1, len(self.found("table")))
-        images = [
-            size(file)
-            for run, _, items in self.found("picture")
-            for item in items
-            for file in files(self.runs[run], item)
-        ]
-        self.pictures_kept = min(1.0, PICTURES / max(1.0, sum(images)))
-        self.left = float(PICTURES)
-
+        self.sizes = {
+            (run, key): sum(size(file) for item in items for file in files(runs[run], item))
+            for run, key, items in self.found("picture")
+        }
+        self.room = fair(self.sizes, PICTURES)
         self.makers = {
             "pictures": self.pictures,
             "histogram": self.histograms,
@@ -119,30 +115,22 @@ class Drawing:
                 }
 
     def pictures(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
-        """Pictures with their steps."""
+        """Pictures with their steps: at least the last one of each key, smaller where there is no room."""
         made = []
         for run, key, items in self.found("picture", keys):
-            kept = evenly(items, max(1, int(self.pictures_kept * len(items))))
-            frames = [frame for item in kept for frame in self.frames(run, item)]
-            if len(kept) < len(items) or not frames:
-                note = f"({len(kept) if frames else 0} of {len(items)} steps are shown)"
-            else:
-                note = ""
-            made.append({"run": run, "key": key, "x": items[0].axis, "frames": frames, "note": note})
+            kept = evenly(items, max(1, int(len(items) * self.kept(run, key))))
+            frames = [(item.x, file) for item in kept for file in files(self.runs[run], item)]
+            room = self.room[run, key] / max(1, len(frames))
+            shown = [{"x": x, "source": embedded(file, room)} for x, file in frames]
+            steps = len(kept) if frames else 0
+            note = f"({steps} of {len(items)} steps are shown)" if steps < len(items) else ""
+            made.append({"run": run, "key": key, "x": items[0].axis, "frames": shown, "note": note})
         if made:
             yield {"kind": "pictures", "title": panel.title, "pictures": made}
 
-    def frames(self, run: int, item: Item) -> Iterator[Data]:
-        """The pictures of an item as text, as long as the page has room."""
-        for file in files(self.runs[run], item):
-            if size(file) > self.left:
-                return
-            self.left -= size(file)
-            data = base64.b64encode(file.read_bytes()).decode()
-            yield {
-                "x": item.x,
-                "source": f"data:image/{IMAGES.get(file.suffix.lower(), 'png')};base64,{data}",
-            }
+    def kept(self, run: int, key: str) -> float:
+        """The share of a key's steps for which there is room."""
+        return self.room[run, key] / self.sizes[run, key] if self.sizes[run, key] else 1.0
 
     def tables(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
         """The last table of each key and run, or what the run drew of it."""
@@ -191,18 +179,6 @@ def share(room: float, need: float, least: int, most: int) -> int:
 def last(run: Run, key: str) -> str:
     """The last value of a key, if there is one."""
     return "".join(f"{y:.5g}" for y in run.curve(key)[1][-1:])
-
-
-def files(run: Run, item: Item) -> list[Path]:
-    """The files of logged pictures that are there and within the run's folder."""
-    names = item.value.get("filenames") or [item.value.get("path", "")]
-    found = [(run.files / str(name)).resolve() for name in names]
-    return [file for file in found if file.is_file() and file.is_relative_to(run.files.resolve())]
-
-
-def size(file: Path) -> float:
-    """Bytes that a file takes as base64."""
-    return file.stat().st_size * 4 / 3
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[Any]]]:

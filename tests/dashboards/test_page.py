@@ -92,13 +92,18 @@ def test_a_page_keeps_to_its_size(tmp_path):
     (tmp_path / "table.json").write_text(json.dumps({"columns": ["a"], "data": [["b" * 5000]] * 500}))
     run.items["table"] = {"t": [Item(0, "_step", {"path": "table.json"})]}
     Image.fromarray(draw.integers(0, 255, (600, 600, 3)).astype(np.uint8)).save(tmp_path / "noise.png")
+    Image.new("L", (9, 9)).save(tmp_path / "small.png")
     run.items["picture"] = {"p": [Item(i, "_step", {"path": "noise.png"}) for i in range(9)]}
+    run.items["picture"] |= {key: [Item(0, "_step", {"path": f"{key}.png"})] for key in ("noise", "small")}
     page = build_page([run])
     assert 3e6 < len(page) < 5e6
     panels = {panel["title"]: panel for panel in panels_of(run)}
     assert len(panels["h3"]["steps"]) > 10
     assert "of 500 rows" in panels["t"]["note"]
     assert panels["p"]["pictures"][0]["note"] == "(1 of 9 steps are shown)"
+    # No key is left out for another one's sake: what is too large becomes smaller.
+    kinds = [panels[key]["pictures"][0]["frames"][0]["source"][:14] for key in ("p", "noise", "small")]
+    assert kinds == ["data:image/jpe", "data:image/jpe", "data:image/png"]
     kept, whole = np.frombuffer(b64decode(panels["k7"]["lines"][0]["y"])), run.curve("k7")[1]
     assert (kept.min(), kept.max()) == (whole.min(), whole.max())
 
