@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,13 +155,23 @@ def _visit_large(
     for one in large:
         m_square = v_square = 0.0
         lines = in_lines([tensor for column in _columns([one]) for tensor in column])
-        for pieces in zip(*(torch.split(line, block) for line in lines), strict=True):
-            parts = [piece.to(dtype).numpy() for piece in pieces]
-            rows.append([float(number) for number in _visit(np, rule, terms, parts, *buffers)])
-            m_square += float(np.dot(parts[0], parts[0]))
+        for parts in zip(*(_pieces(line, block, dtype) for line in lines), strict=True):
+            # First, so that the visit finds them in the processor's cache.
             v_square += float(np.dot(parts[1], parts[1]))
+            m_square += float(np.dot(parts[0], parts[0]))
+            rows.append([float(number) for number in _visit(np, rule, terms, parts, *buffers)])
         known[id(one.m)], known[id(one.largest)] = m_square, v_square
     return rows
+
+
+def _pieces(line: Tensor, length: int, dtype: torch.dtype) -> Iterator[Any]:
+    """A line in arrays of a length, the last one shorter; copied only if it is of another dtype."""
+    if line.dtype != dtype:
+        yield from (piece.to(dtype).numpy() for piece in torch.split(line, length))
+        return
+    whole = line.numpy()
+    for start in range(0, len(whole), length):
+        yield whole[start : start + length]
 
 
 def _visit_blocks(
