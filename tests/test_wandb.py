@@ -3,11 +3,12 @@
 import json
 import os
 import struct
-import subprocess
-import sys
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2 as pb
+
+from pl_losses.__main__ import main
 
 
 def records(path):
@@ -30,10 +31,12 @@ def records(path):
 @pytest.fixture(scope="module")
 def run_records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wandb")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     flags = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
-    command = [sys.executable, "-m", "pl_losses", "fit", "--config", "lenet/digits", *flags]
-    subprocess.run(command, cwd=folder, check=True, timeout=200, env=inherited)
+    wandb.teardown()  # The service of an earlier test would write to its own folder.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", "lenet/digits", *flags]) == 0
+        wandb.teardown()
     (path,) = folder.glob("runs/wandb/offline-run-*/*.wandb")
     return list(records(path))
 
