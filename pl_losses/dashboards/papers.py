@@ -262,8 +262,8 @@ SECTIONS: dict[str, tuple[Section, ...]] = {
             (
                 lines("Total loss", "<stage>/loss", log_y=True),
                 lines("Content and style loss", "<stage>/<content_loss|style_loss>", log_y=True),
-                lines("Content loss of each layer", "train/content_<layer>", log_y=True),
-                lines("Style loss of each layer", "train/style_<layer>", log_y=True),
+                lines("Content loss of each layer", "train/content_conv<layer>", log_y=True),
+                lines("Style loss of each layer", "train/style_conv<layer>", log_y=True),
                 lines("Total variation", "train/total_variation"),
                 lines("Evaluations of the loss", "train/evaluations"),
             ),
