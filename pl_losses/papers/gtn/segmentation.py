@@ -74,7 +74,7 @@ def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def candidate_cuts(
-    images: Tensor, radius: int = 1, projection_radius: int = 9, max_ink: float = 12.0
+    images: Tensor, radius: int = 2, projection_radius: int = 3, max_ink: float = 12.0
 ) -> Cuts:
     """Cut lines where characters may meet.
 
@@ -138,7 +138,7 @@ def _lowest(cost: Tensor, radius: int) -> Tensor:
 def cut_segments(
     images: Tensor,
     cuts: Cuts,
-    max_pieces: int = 6,
+    max_pieces: int = 4,
     max_width: int = 29,
     min_ink: float = 2.0,
     size: int = 32,

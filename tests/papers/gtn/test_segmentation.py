@@ -165,9 +165,10 @@ def test_recall_of_true_boundaries_on_real_digits():
     data = DigitStrings(length=5)
     data.setup("test")
     strings = data.compose("test", 0, torch.arange(80))
-    cuts = candidate_cuts(strings.images)
-    assert cut_recall(cuts, strings.boundaries).float().mean() > 0.9
-    assert cuts.lengths.sum() / strings.target_lengths.sum() < 2.5
+    for radii in ((2, 3), (1, 9)):
+        cuts = candidate_cuts(strings.images, *radii)
+        assert cut_recall(cuts, strings.boundaries).float().mean() > 0.9
+        assert cuts.lengths.sum() / strings.target_lengths.sum() < 2.5
 
 
 @pytest.mark.parametrize(
