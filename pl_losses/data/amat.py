@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import torch
@@ -120,14 +121,18 @@ def read_amat(path: Path, cache: bool = True) -> np.ndarray:
     """
     copy = path.with_name(path.name + ".npy")
     if cache and copy.is_file() and copy.stat().st_mtime >= path.stat().st_mtime:
-        found: np.ndarray = np.load(copy)
-        return found
+        found: np.ndarray | None = _copied(copy)
+        if found is not None:
+            return found
     with path.open(encoding="ascii", errors="replace") as file:
         columns = len(file.readline().split())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Of text that is no number, told below.
-        numbers = np.fromfile(path, dtype=np.float32, sep=" ")
-    rows = len(path.read_bytes().splitlines())
+        try:
+            numbers = np.fromfile(path, dtype=np.float32, sep=" ")
+        except ValueError:  # So does a newer NumPy tell, without the file's name.
+            raise ValueError(f"Expected {path} to hold rows of 785 numbers but got other text") from None
+    rows = sum(1 for line in path.read_bytes().splitlines() if line.strip())
     if columns != 785 or numbers.size != rows * columns:
         raise ValueError(
             f"Expected {path} to hold rows of 785 numbers but got {columns} in the first, and {numbers.size}"
@@ -136,7 +141,28 @@ def read_amat(path: Path, cache: bool = True) -> np.ndarray:
     table = numbers.reshape(rows, columns)
     if cache:
         try:
-            np.save(copy, table)
+            _keep(copy, table)
         except OSError as error:
             warnings.warn(f"No copy of {path} is kept: {error}", stacklevel=2)
     return table
+
+
+def _copied(copy: Path) -> np.ndarray | None:
+    """The table in a copy; None if it is damaged, so that the text is read again."""
+    try:
+        table: np.ndarray = np.load(copy)
+    except (OSError, EOFError, ValueError):
+        return None
+    return table if table.ndim == 2 and table.shape[1] == 785 else None
+
+
+def _keep(copy: Path, table: np.ndarray) -> None:
+    """Write a copy beside and then put it in place: another process never reads half of one."""
+    with NamedTemporaryFile(dir=copy.parent, prefix=copy.name, delete=False) as file:
+        try:
+            np.save(file, table)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(copy)

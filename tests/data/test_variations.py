@@ -133,5 +133,21 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
     write(path, 3, 784)
     with pytest.raises(ValueError, match="rows of 785 numbers but got 784"):
         Amat(str(path), str(path)).setup("fit")
+    path.write_text("hello world\n")
+    with pytest.raises(ValueError, match=r"x\.amat to hold rows of 785 numbers but got"):
+        Amat(str(path), str(path)).setup("fit")
     with pytest.raises(FileNotFoundError, match="`test_file`"):
         Amat(str(path), str(tmp_path / "none.amat")).prepare_data()
+
+
+def test_blank_lines_and_damaged_copies_of_files_do_no_harm(tmp_path):
+    path = tmp_path / "x.amat"
+    table = write(path, 6)
+    path.write_text(path.read_text() + "\n  \n")
+    for _ in range(2):
+        data = Amat(str(path), str(path))
+        data.setup("fit")
+        assert data.tensors["train"][1].tolist() == table[:5, -1].tolist()
+        copy = tmp_path / "x.amat.npy"
+        copy.write_bytes(copy.read_bytes()[:1000])  # As if writing it had been cut off.
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.amat", "x.amat.npy"]

@@ -60,9 +60,12 @@ class Corruption(ABC):
 
         Raises:
             TypeError: If ``clean`` is not of a floating point type.
+            ValueError: If ``clean`` is a single example without the dimension of the batch.
         """
         if not clean.is_floating_point():
             raise TypeError(f"Expected `clean` of a floating point type but got {clean.dtype}")
+        if clean.ndim < 2:
+            raise ValueError(f"Expected `clean` of shape [B, ...] but got {list(clean.shape)}")
         rows = clean.flatten(1) if clean.ndim != 2 else clean
         count = -(-len(rows) * ranks // ROWS) * ROWS
         drawn = self.draw((count, rows.shape[1]), rows, generator)

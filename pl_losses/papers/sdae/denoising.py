@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from pl_losses.data.module import check_integer
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.sdae.corruption import (
@@ -59,6 +60,8 @@ class Denoising(PaperModule):
                 'Expected `corruption` to be "masking", "gaussian" or "salt_and_pepper" but got'
                 f" {corruption!r}"
             )
+        if visible not in ("cross_entropy", "squared"):
+            raise ValueError(f'Expected `visible` to be "cross_entropy" or "squared" but got {visible!r}')
         self.corruption, self.level, self.mode = corruption, level, mode
         self.visible, self.sigma, self.alpha, self.beta = visible, sigma, alpha, beta
         self.in_features, self.tied, self.seed = sizes[0], tied, seed
@@ -87,7 +90,16 @@ class Denoising(PaperModule):
         return DenseLayer(in_features, hidden, self.tied, kind)
 
     def configure_corruption(self, index: int) -> Corruption:
-        """Build the corruption of the inputs of layer ``index``, by default the same for all."""
+        """Build the corruption of the inputs of layer ``index``, by default the same for all.
+
+        Raises:
+            ValueError: If ``level`` is out of range.
+        """
+        # What the noises call it is not what the user set, and `sigma` is another argument here.
+        most = float("inf") if self.corruption == "gaussian" else 1.0
+        if not 0 <= self.level <= most or self.level == float("inf"):
+            wanted = "finite and at least 0" if self.corruption == "gaussian" else "in [0, 1]"
+            raise ValueError(f"Expected `level` of {self.corruption} noise {wanted} but got {self.level}")
         if self.corruption == "gaussian":
             return GaussianNoise(self.level)
         if self.corruption == "salt_and_pepper":
@@ -112,8 +124,10 @@ class Denoising(PaperModule):
         """What the first layer sees of a batch, by default rows: [B, ...] -> [B, D].
 
         Raises:
-            ValueError: If an input has not D elements.
+            ValueError: If an input has not D elements, or there is no dimension of the batch.
         """
+        if inputs.ndim < 2:
+            raise ValueError(f"Expected `inputs` of shape [B, ...] but got {list(inputs.shape)}")
         rows = inputs.flatten(1)
         if rows.shape[1] != self.in_features:
             raise ValueError(
@@ -209,7 +223,12 @@ class Denoising(PaperModule):
 
         Returns:
             [count, B, D]: means of the visible layer.
+
+        Raises:
+            TypeError: If ``count`` is not an integer.
+            ValueError: If ``count`` is below 1.
         """
+        check_integer("count", count, 1)
         generator = keyed_generator(inputs.device, seed, "sample")
         top = self.codes(inputs)
         mean = top.expand(count, *top.shape).flatten(0, 1)

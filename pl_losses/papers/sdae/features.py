@@ -78,18 +78,25 @@ def svm_errors(
         Depth to ``error`` (share of the test samples), ``val_error`` and ``C``.
 
     Raises:
-        ValueError: If ``kernel`` is none of the two, or there is no validation split.
+        ValueError: If ``kernel`` is none of the two, ``depths`` are not the model's, or there is no
+            ``c_values`` or no validation split.
     """
     from sklearn.svm import SVC, LinearSVC
 
     if kernel not in ("linear", "rbf"):
         raise ValueError(f'Expected `kernel` to be "linear" or "rbf" but got {kernel!r}')
+    if not c_values:
+        raise ValueError("Expected `c_values` to choose from but got none")
+    chosen = range(len(model.layers) + 1) if depths is None else depths
+    for depth in chosen:
+        check_integer("depths", depth, 0, len(model.layers))
+    data.prepare_data()
     for stage in ("fit", "test"):
         data.setup(stage)
     if "val" not in data.tensors:
         raise ValueError("Expected `data` with a validation split, on which C is chosen")
     found = {}
-    for depth in range(len(model.layers) + 1) if depths is None else depths:
+    for depth in chosen:
         splits: Any = {split: encode_split(model, data, split, depth) for split in ("train", "val", "test")}
         best: tuple[float, float, Any] | None = None
         for value in c_values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,12 +11,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from pl_losses.data.module import check_integer
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.sdae.corruption import Mode
 from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
 from pl_losses.papers.sdae.losses import Kind
-from pl_losses.papers.sdae.stages import StagedClassifier
+from pl_losses.papers.sdae.stages import StagedClassifier, refuse_other_weights
 
 
 class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
@@ -99,8 +101,11 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         hidden = [1000, 1000, 1000] if hidden is None else hidden
+        if not isinstance(hidden, (list, tuple)):
+            raise TypeError(f"Expected `hidden` to be a list, one number for each layer, but got {hidden!r}")
         if not hidden:
             raise ValueError("Expected `hidden` of at least one layer but got none")
+        check_integer("num_classes", num_classes, 1)
         super().__init__(optimizer, lr_scheduler)
         if isinstance(pretrain_optimizer, torch.optim.Optimizer) or not callable(pretrain_optimizer):
             raise TypeError(
@@ -108,8 +113,8 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
                 f" {pretrain_optimizer!r:.80}"
             )
         self.pretrain_epochs = _epochs(pretrain_epochs, len(hidden))
-        if patience is not None and (isinstance(patience, bool) or patience < 1):
-            raise ValueError(f"Expected `patience` to be at least 1 or None but got {patience}")
+        if patience is not None:
+            check_integer("patience", patience, 1, also="None or ")
         save_plain_hyperparameters(self)
         self._pretraining = pretrain_optimizer, pretrain_lr_scheduler
         self.patience, self.cache_codes, self.start_from = patience, cache_codes, start_from
@@ -133,11 +138,26 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         self.val_reconstruction = nn.ModuleList(MeanMetric() for _ in self.layers)
 
     def setup(self, stage: str) -> None:
-        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it."""
+        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it.
+
+        Raises:
+            ValueError: If ``start_from`` is no checkpoint of such a model, or the data have more classes than
+                the output layer.
+        """
+        if stage == "fit":
+            self._refuse_more_classes()
         if stage == "fit" and self.start_from is not None:
-            checkpoint = torch.load(self.start_from, map_location="cpu", weights_only=True)
-            self.load_state_dict(checkpoint["state_dict"])
+            weights = _weights(self.start_from)
+            refuse_other_weights(self, weights, "start_from")
+            self.load_state_dict(weights)
         super().setup(stage)
+
+    def _refuse_more_classes(self) -> None:
+        """At once, instead of after pre-training, which does not look at labels."""
+        there = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        units = getattr(self.head, "out_features", None)
+        if isinstance(there, int) and isinstance(units, int) and there > units:
+            raise ValueError(f"Expected `num_classes` of at least the data's {there} but got {units}")
 
     def stage_parameters(self, stage: int) -> Iterable[nn.Parameter]:
         """A layer's; in fine-tuning those of all encoders and of the output layer."""
@@ -166,7 +186,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         """The denoising criterion of a layer; in fine-tuning the classifier's loss."""
         if self.finetuning:
             return super().training_step(batch, batch_idx)
-        clean = self.served(batch[0])
+        clean = self.served(_inputs(batch))
         loss = self.denoising_loss(clean, self.stage, "train", self.current_epoch, batch_idx)
         self.refuse_non_finite(loss)
         self.log(f"train/reconstruction_{self.stage + 1}", loss, prog_bar=True)
@@ -183,16 +203,38 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         if self.finetuning:
             super().validation_step(batch, batch_idx)
             return
-        clean = self.codes(batch[0], self.stage)
+        clean = self.codes(_inputs(batch), self.stage)
         metric: Any = self.val_reconstruction[self.stage]
         metric.update(self.denoising_loss(clean, self.stage, "val", batch_idx), len(clean))
         self.log(f"val/reconstruction_{self.stage + 1}", metric, prog_bar=True)
 
 
+def _inputs(batch: Any) -> Tensor:
+    """Layers need no labels: the first of a batch, or all of it."""
+    inputs: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return inputs
+
+
 def _epochs(given: int | list[int], layers: int) -> list[int]:
-    epochs = [given] * layers if isinstance(given, int) else list(given)
-    if len(epochs) != layers or any(isinstance(one, bool) or one < 0 for one in epochs):
+    epochs = list(given) if isinstance(given, (list, tuple)) else [given] * layers
+    if len(epochs) != layers or any(
+        not isinstance(one, int) or isinstance(one, bool) or one < 0 for one in epochs
+    ):
         raise ValueError(
-            f"Expected `pretrain_epochs` to be at least 0, one number or {layers} (`hidden`), but got {given}"
+            "Expected `pretrain_epochs` to be integers of at least 0, one or"
+            f" {layers} (`hidden`), but got {given!r}"
         )
     return epochs
+
+
+def _weights(path: str) -> dict[str, Tensor]:
+    """The weights in a checkpoint's file."""
+    try:
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Expected `start_from` to be a checkpoint but of {path} got"
+            f" {type(error).__name__}: {reason:.100}"
+        ) from None
+    return weights

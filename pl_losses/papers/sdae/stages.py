@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -98,10 +99,20 @@ class StagedClassifier(Classifier):
             )
         self._kept, self._lowest, self._waited, self._fitted = {}, float("inf"), 0, False
         self._validated = 0
-        self._resumed = self._served = self._source = None
+        self._resumed = None
+        self._restore_loader()  # A fit that was interrupted left codes in it.
+        self._tell_of_missing_stages(self.trainer.max_epochs)
         self._select(self.stage_at(self.trainer.current_epoch))
         if self.trainer.strategy.restore_checkpoint_after_setup:
             self._find_stage_before_loading()
+
+    def _tell_of_missing_stages(self, epochs: int) -> None:
+        before = sum(self.pretrain_epochs)
+        if epochs < before and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"`max_epochs` {epochs} ends before the {before} of `pretrain_epochs`: layer"
+                f" {self.stage_at(epochs) + 1} will not be finished, and nothing fine-tuned"
+            )
 
     def _find_stage_before_loading(self) -> None:
         """Where the strategy loads the optimizer's state before any hook tells the stage (FSDP2)."""
@@ -151,8 +162,17 @@ class StagedClassifier(Classifier):
         return max(1, int(steps * epochs[self.stage]))
 
     def on_train_start(self) -> None:
-        """Take up the stage that a checkpoint was saved in."""
+        """Take up the stage that a checkpoint was saved in.
+
+        Raises:
+            ValueError: If ``patience`` is set but nothing is validated.
+        """
         super().on_train_start()
+        if self.patience is not None and not self._validates():
+            raise ValueError(
+                f"Expected validation data for `patience` {self.patience} but got none: set `val_size` in the"
+                " data, or `patience` to None"
+            )
         vars(self.trainer.strategy).pop("load_checkpoint", None)
         if self._resumed is not None:
             self._lowest, self._waited = self._resumed["lowest"], self._resumed["waited"]
@@ -163,6 +183,11 @@ class StagedClassifier(Classifier):
             self._resumed = None
         # A fit that goes on after the last batch of an epoch comes by here only.
         self.on_train_epoch_start()
+
+    def _validates(self) -> bool:
+        if self.trainer.val_dataloaders is None:  # Not made yet where epochs are skipped.
+            return bool(self.trainer.enable_validation)
+        return sum(self.trainer.num_val_batches) > 0
 
     @torch.no_grad()
     def _validate_if_skipped(self, validated: int) -> None:
@@ -299,11 +324,40 @@ class StagedClassifier(Classifier):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Find out which stage to go on with."""
+        """Find out which stage to go on with.
+
+        Raises:
+            ValueError: If the checkpoint is of another architecture.
+        """
+        if self._trainer is not None and self.strict_loading:
+            refuse_other_weights(self, checkpoint.get("state_dict") or {}, "ckpt_path")
         resuming = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if resuming and KEY in checkpoint:
             self._resumed = checkpoint[KEY]
             self._select(checkpoint[KEY]["stage"])
+
+
+def refuse_other_weights(model: nn.Module, weights: dict[str, Any], argument: str) -> None:
+    """Name the first weight of a checkpoint that is none of the model's, instead of all of them.
+
+    Args:
+        model: Where they are to go.
+        weights: By name; none to check nothing.
+        argument: Which one named the checkpoint.
+
+    Raises:
+        ValueError: If a name or a shape differs.
+    """
+    if not weights:
+        return
+    own = {name: list(getattr(value, "shape", ())) for name, value in model.state_dict().items()}
+    found = {name: list(getattr(value, "shape", ())) for name, value in weights.items()}
+    for name in (*own, *found):
+        if own.get(name) != found.get(name):
+            raise ValueError(
+                f"Expected `{argument}` to be a checkpoint of the same architecture but of {name!r} the model"
+                f" has {own.get(name, 'none')} and the checkpoint {found.get(name, 'none')}"
+            )
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -148,6 +148,11 @@ def test_corruptions_refuse(make, message):
         make()
 
 
+def test_a_single_example_is_not_corrupted():
+    with pytest.raises(ValueError, match=r"`clean` of shape \[B, \.\.\.\] but got \[3\]"):
+        MaskingNoise()(torch.rand(3))
+
+
 def test_integers_are_not_corrupted():
     with pytest.raises(TypeError, match="`clean` of a floating point type"):
         MaskingNoise()(torch.zeros(2, 3, dtype=torch.uint8))

@@ -305,6 +305,9 @@ def test_support_vector_machines_on_codes():
     found = svm_errors(make(), data(limit=300), depths=(0, 1), c_values=(1.0, 10.0))
     assert found[0]["error"] < 0.12  # Of the pixels themselves.
     assert set(found) == {0, 1}
+    for options in ({"depths": (4,)}, {"c_values": ()}, {"kernel": "poly"}):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
+            svm_errors(make(), data(), **options)
 
 
 @pytest.mark.parametrize(
@@ -313,9 +316,12 @@ def test_support_vector_machines_on_codes():
         ({"hidden": []}, "`hidden`"),
         ({"hidden": [3, 0]}, "`hidden`.*got 0"),
         ({"corruption": "dropout"}, "`corruption`.*'dropout'"),
-        ({"level": 2.0}, "`fraction`.*2.0"),
+        ({"level": 2.0}, "`level`.*2.0"),
+        ({"corruption": "gaussian", "level": -1.0}, "`level`.*-1.0"),
+        ({"num_classes": 0}, "`num_classes`"),
+        ({"pretrain_epochs": 1.5}, "`pretrain_epochs`.*1.5"),
         ({"corruption": "gaussian", "beta": 0.5}, "`alpha` equal to `beta`"),
-        ({"visible": "bernoulli"}, "`kind`"),
+        ({"visible": "bernoulli"}, "`visible`"),
         ({"pretrain_epochs": [1, 2]}, r"`pretrain_epochs`.*\[1, 2\]"),
         ({"pretrain_epochs": -1}, "`pretrain_epochs`"),
         ({"patience": 0}, "`patience`"),
@@ -324,6 +330,79 @@ def test_support_vector_machines_on_codes():
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_a_number_for_hidden_is_refused():
+    with pytest.raises(TypeError, match=r"`hidden`.*list.*5"):
+        make(hidden=5)
+
+
+@pytest.mark.parametrize("inputs", [torch.rand(1024), torch.tensor(0.5)])
+def test_single_inputs_are_refused(inputs):
+    with pytest.raises(ValueError, match=r"`inputs` of shape \[B, \.\.\.\]"):
+        make()(inputs)
+
+
+def test_samples_are_at_least_one():
+    with pytest.raises(ValueError, match=r"`count`.*0"):
+        make().sample(torch.rand(2, 1024), 0)
+
+
+def test_checkpoints_of_other_architectures_are_refused_in_a_line(tmp_path):
+    trainer = train(tmp_path, epochs=1, limit_train_batches=1)
+    trainer.fit(make(), data())
+    path, junk = tmp_path / "other.ckpt", tmp_path / "junk.ckpt"
+    trainer.save_checkpoint(path)
+    junk.write_text("no checkpoint")
+    for options in ({"hidden": [20, 15, 12]}, {"hidden": [20, 16]}, {"tied": False}):
+        with pytest.raises(ValueError, match=r"`ckpt_path`.*'(layers|head).*the checkpoint"):
+            train(tmp_path, epochs=1).fit(make(**options), data(), ckpt_path=path, weights_only=True)
+        with pytest.raises(ValueError, match=r"`start_from`.*'(layers|head).*the checkpoint"):
+            train(tmp_path, epochs=1).fit(make(start_from=str(path), **options), data())
+    for wrong in (junk, tmp_path / "none.ckpt"):
+        with pytest.raises(ValueError, match=f"`start_from`.*{wrong.name}"):
+            train(tmp_path, epochs=1).fit(make(start_from=str(wrong)), data())
+
+
+def test_more_classes_than_units_are_refused_before_pre_training(tmp_path):
+    with pytest.raises(ValueError, match="`num_classes` of at least the data's 10 but got 5"):
+        train(tmp_path).fit(make(num_classes=5), data())
+
+
+def test_patience_needs_validation(tmp_path):
+    for images, options in ((data(val_size=0), {}), (data(), {"limit_val_batches": 0})):
+        with pytest.raises(ValueError, match="`patience` 3"):
+            train(tmp_path, **options).fit(make(patience=3), images)
+
+
+def test_batches_without_labels_are_pre_trained_on_whole(tmp_path):
+    model = make(Seen, pretrain_epochs=[1, 0, 0])
+    loader = torch.utils.data.DataLoader(torch.rand(6, 1, 32, 32), batch_size=3)
+    train(tmp_path, epochs=1).fit(model, loader)
+    assert [len(clean) for clean in model.clean] == [3, 3]
+
+
+def test_too_few_epochs_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="`max_epochs` 2 ends before the 3 .* layer 3 "):
+        train(tmp_path, epochs=2, limit_train_batches=1).fit(make(), data())
+
+
+def test_a_fit_that_broke_off_leaves_no_codes_to_the_next(tmp_path):
+    class Broken(StackedDenoisingAutoencoder):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.stage == 1:
+                raise RuntimeError("broken off")
+
+    images = data()
+    images.setup("fit")
+    loader = images.train_dataloader()
+    model = make(Broken)
+    with pytest.raises(RuntimeError, match="broken off"):
+        train(tmp_path).fit(model, loader)
+    assert loader.tensors[0].shape[1:] == (20,)
+    with pytest.raises(RuntimeError, match="broken off"):  # In the second stage again, not in the first.
+        train(tmp_path, epochs=4).fit(model, loader)
+    assert model.stage == 1
 
 
 def test_data_that_do_not_fit_are_refused_at_once(tmp_path):
