@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pl_losses.data import MNIST, Digits
+from pl_losses.observers.charts import staged_in
 from pl_losses.papers.adam.grid import Grid, Plan, Results, rows
 
 if TYPE_CHECKING:
@@ -279,12 +280,9 @@ def record(
         settings=wandb.Settings(silent=mode == "offline"),
     )
     columns = list(table[0])
-    run.log(
-        {
-            "adam/fig4/losses": wandb.Table(columns, [[row[name] for name in columns] for row in table]),
-            "adam/fig4": wandb.Image(figure),
-        }
-    )
+    losses = wandb.Table(columns, [[row[name] for name in columns] for row in table])
+    with staged_in(Path(run.dir).parent):
+        run.log({"adam/fig4/losses": losses, "adam/fig4": wandb.Image(figure)})
     for correction, name in NAMES.items():
         gone = {tuple(list(row.values())[:4]) for row in table if row["diverged"] is not None}
         run.summary[f"diverged {name}"] = sum(key[3] is correction for key in gone)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pl_losses.observers.charts import staged_in
 from pl_losses.papers.dropout.published import Numbers, numbers, scores
 from pl_losses.papers.dropout.table1_columns import COLUMNS, Row
 
@@ -247,7 +248,8 @@ def record(
     rows = summaries(entries)
     columns = list(rows[0])
     table = wandb.Table(columns, [[row[name] for name in columns] for row in rows])
-    run.log({"dropout/table1": table, "dropout/table1/picture": wandb.Image(figure)})
+    with staged_in(Path(run.dir).parent):
+        run.log({"dropout/table1": table, "dropout/table1/picture": wandb.Image(figure)})
     for entry in entries:
         for name, value in entry.ours._asdict().items():
             run.summary[f"{entry.column}/{entry.name}/{name}"] = value
