@@ -2,12 +2,15 @@
 
 On the CPU a mask costs a few bits of a fast generator per element: words of 8 to 64 bits are compared with a
 threshold, the narrowest that give p to 0.2 % of min(p, 1 - p). Kept elements are scaled by the probability
-that the words really give, so that means are exact.
+that the words really give, so that means are exact. Where few elements are dropped, their places are drawn
+instead: hits anywhere among n elements, as many as a Poisson variable of mean -n log(1 - p) says, leave each
+without a hit with probability 1 - p, independently of the others.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from math import log1p, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +18,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 18  # Elements that are drawn at a time: words and mask stay in the cache.
+_RARE = 0.1  # Up to this p, drawing places takes less time than drawing words.
+_PLACES = 1 << 22  # Of more elements, a place drawn by 32 bits is not equally likely everywhere.
 _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
@@ -36,9 +41,14 @@ class Site(NamedTuple):
     device: torch.device
 
     @property
+    def rare(self) -> bool:
+        """Whether the places of what is dropped are drawn."""
+        return self.device.type == "cpu" and self.p <= _RARE and prod(self.shape) <= _PLACES
+
+    @property
     def kept(self) -> float:
         """The probability to keep an element: 1 - p, as closely as words can have it."""
-        return _word(self.p)[2] if self.device.type == "cpu" else 1.0 - self.p
+        return 1.0 - self.p if self.rare or self.device.type != "cpu" else _word(self.p)[2]
 
 
 @lru_cache(maxsize=256)
@@ -89,10 +99,10 @@ class Masks:
         kept = site.kept
         if kept <= 0.0:
             return out.zero_()
-        stream = self._stream(index, site.device)
+        stream = self._stream(index, site)
         scale = 1.0 / kept if site.scaled else 1.0
         if site.device.type == "cpu":
-            _fill(out.view(samples, -1), site.p, scale, stream)
+            (_fill_sparse if site.rare else _fill)(out.view(samples, -1), site.p, scale, stream)
             return out
         for mask in out:  # Not all at once: on an accelerator that is another stream.
             mask.bernoulli_(kept, generator=stream)
@@ -109,13 +119,19 @@ class Masks:
             if isinstance(stream, torch.Generator):
                 stream.set_state(state[key])
             elif stream is not None:
-                stream.state = state[key]
+                for one, then in zip(stream, state[key], strict=True):
+                    one.state = then
 
-    def _stream(self, index: int, device: torch.device) -> Any:
+    def _stream(self, index: int, site: Site) -> Any:
+        device = site.device
         key = (index, device)
         if key not in self._streams:
             if device.type == "cpu":
-                self._streams[key] = np.random.SFC64(np.random.SeedSequence(self.seed, spawn_key=(1, index)))
+                # Places need a second stream, for their numbers: it is not known how much of it these take.
+                keys = ((1, index), (2, index)) if site.rare else ((1, index),)
+                self._streams[key] = [
+                    np.random.SFC64(np.random.SeedSequence(self.seed, spawn_key=key)) for key in keys
+                ]
             elif device.type == "meta":
                 self._streams[key] = None  # There is nothing to draw.
             else:
@@ -127,10 +143,29 @@ class Masks:
 def _state(stream: Any) -> Any:
     if stream is None:
         return None
-    return stream.get_state() if isinstance(stream, torch.Generator) else stream.state
+    return stream.get_state() if isinstance(stream, torch.Generator) else [one.state for one in stream]
 
 
-def _fill(masks: Tensor, p: float, scale: float, stream: np.random.SFC64) -> None:
+def _fill_sparse(masks: Tensor, p: float, scale: float, streams: list[np.random.SFC64]) -> None:
+    """Fill [K, n] but for the places that are dropped; each row takes as many words as it has hits."""
+    count, size = masks.shape
+    numbers = np.random.Generator(streams[1])
+    rows = max(1, _BLOCK // max(1, size))
+    integers = _WORDS[8 * masks.element_size()]  # NumPy lacks bfloat16; all bits 0 are the number 0.
+    for start in range(0, count if size else 0, rows):
+        part = masks[start : start + rows].fill_(scale)
+        hits = numbers.poisson(-size * log1p(-p), len(part))
+        places = streams[0].random_raw(int(hits.sum()))
+        # The upper half of each word, as a share of the row.
+        places >>= np.uint64(32)
+        places *= np.uint64(size)
+        places >>= np.uint64(32)
+        places += np.repeat(np.arange(0, part.numel(), size, dtype=np.uint64), hits)
+        # NumPy's assignment takes half the time of torch's.
+        part.view(integers).view(-1).numpy()[places.view(np.int64)] = 0
+
+
+def _fill(masks: Tensor, p: float, scale: float, streams: list[np.random.SFC64]) -> None:
     """Fill [K, n] row by row; each row takes a whole number of the stream's 64 bits."""
     count, size = masks.shape
     bits, threshold, _ = _word(p)
@@ -138,7 +173,7 @@ def _fill(masks: Tensor, p: float, scale: float, stream: np.random.SFC64) -> Non
     rows = max(1, _BLOCK // max(1, size))
     for start in range(0, count if size else 0, rows):
         part = masks[start : start + rows]
-        words = torch.from_numpy(stream.random_raw(len(part) * draws).view(np.int64)).view(_WORDS[bits])
+        words = torch.from_numpy(streams[0].random_raw(len(part) * draws).view(np.int64)).view(_WORDS[bits])
         words = words.view(len(part), -1)[:, :size].contiguous()
         # Comparing into floating point is several times faster than into bool.
         torch.lt(words, threshold, out=part)

@@ -92,11 +92,13 @@ def test_words_give_the_probability(p):
         assert abs(narrower - (1 - p)) > 0.002 * min(p, 1 - p)
 
 
-@pytest.mark.parametrize("p", [0.5, 0.3, 0.02])
-def test_masks_have_their_law(p):
+@pytest.mark.parametrize(("p", "rare"), [(0.5, False), (0.3, False), (0.1, True), (0.02, True)])
+def test_masks_have_their_law(p, rare):
     site = Site((3, 7), p, True, torch.float64, torch.device("cpu"))
+    assert site.rare == rare
+    assert site.kept == (1 - p if rare else _word(p)[2])
     whole = Masks(5).draw(0, site, 20_000)
-    assert sorted(whole.unique().tolist()) == [0.0, 1 / _word(p)[2]]
+    assert sorted(whole.unique().tolist()) == [0.0, 1 / site.kept]
     error = (p / (1 - p) / 20_000) ** 0.5
     assert (whole.mean(0) - 1).abs().max() < 4.5 * error
     correlation = torch.corrcoef(whole.flatten(1).T) - torch.eye(21)
@@ -110,6 +112,21 @@ def test_masks_have_their_law(p):
     assert not torch.equal(masks.draw(1, site, 100), whole[:100])
     masks.rewind(state)
     assert torch.equal(masks.draw(0, site, 3), whole[5:8])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_few_places_are_dropped_evenly_over_a_large_mask(dtype):
+    """In 16 parts of half a million elements each, whose counts are binomial."""
+    size, p = 1 << 19, 0.01
+    site = Site((size,), p, False, dtype, torch.device("cpu"))
+    masks = Masks(0).draw(0, site, 16)
+    assert masks.unique().tolist() == [0.0, 1.0]
+    dropped = (masks == 0).view(16, 16, -1).sum(2).double()
+    mean, variance = p * size / 16, p * (1 - p) * size / 16
+    assert ((dropped - mean) ** 2 / variance).mean().item() == pytest.approx(1, abs=0.4)
+    assert abs(dropped.sum(0).div(16) - mean).max() < 4.5 * (variance / 16) ** 0.5
+    # Of larger ones every element is drawn.
+    assert not site._replace(shape=(1 << 23,)).rare
 
 
 def test_everything_dropped():

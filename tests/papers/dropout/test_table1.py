@@ -23,7 +23,7 @@ QUICK = {"samples": 20, "repeats": 1, "epochs_scale": 0.01, "wandb": "disabled"}
 @pytest.fixture(autouse=True)
 def small_grid(monkeypatch):
     """Few settings to choose from, and as few steps as the epochs take."""
-    choice = Choice((0.0, 0.1), (0.0, 1e-4), (0.5, 2.0, 8.0), 10)
+    choice = Choice((0.0, 0.1), (0.0, 1e-4), (1e-3, 1e-2), (0.5, 2.0, 8.0), 10)
     monkeypatch.setattr(table1_columns, "Choice", lambda: choice)
     monkeypatch.setitem(COLUMNS, "grid", COLUMNS["grid"]._replace(steps=0))
 
@@ -161,13 +161,13 @@ def test_the_choice_is_the_best_on_the_last_part_of_train(root, monkeypatch):
         assert len(splits[split][0]) == int(0.8 * 54)
         deviation = small.targets[splits[split][0]].std()
         best = max(
-            (score[2 + step], member.p, member.weight_decay * 43 / 54, member.precision[step].item())
+            (score[2 + step], *member[1:4], member.precision[step].item())
             for member, score in zip(members, scores, strict=True)
             if member.split == split
             for step in range(3)
         )
-        assert (row.p, row.weight_decay) == (best[1], pytest.approx(best[2]))
-        assert row.precision == pytest.approx(best[3])
+        assert (row.p, row.weight_decay) == (best[1], pytest.approx(best[2] * 43 / 54))
+        assert (row.learning_rate, row.precision) == (best[3], pytest.approx(best[4]))
         assert row.precision * deviation**2 in [pytest.approx(tau) for tau in (0.5, 2.0, 8.0)]
 
 
@@ -267,7 +267,8 @@ def test_bad_arguments_are_refused_before_any_work(root, folder, arguments, mess
 
 def entry(rmse, ll, name="small", column="paper"):
     rows = [
-        Row(split, rmse + shift, ll + shift, rmse, 0.1, 1.0, 0.0, 0.0) for split, shift in ((0, -1), (1, 1))
+        Row(split, rmse + shift, ll + shift, rmse, 0.1, 1.0, 0.0, 0.0, 1e-3)
+        for split, shift in ((0, -1), (1, 1))
     ]
     return Entry(name, column, rows, 400, 1.0, 2.0)
 
