@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 18  # Elements that are drawn at a time: words and mask stay in the cache.
-_RARE = 0.1  # Up to this p, drawing places takes less time than drawing words.
-_PLACES = 1 << 22  # Of more elements, a place drawn by 32 bits is not equally likely everywhere.
+_RARE = 0.1  # Up to this p, drawing places takes less time than drawing words,
+# in masks of so many elements. In larger ones, 32 bits do not make all places equally likely.
+_PLACES = range(1 << 12, (1 << 22) + 1)
 _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
@@ -43,7 +44,7 @@ class Site(NamedTuple):
     @property
     def rare(self) -> bool:
         """Whether the places of what is dropped are drawn."""
-        return self.device.type == "cpu" and self.p <= _RARE and prod(self.shape) <= _PLACES
+        return self.device.type == "cpu" and self.p <= _RARE and prod(self.shape) in _PLACES
 
     @property
     def kept(self) -> float:

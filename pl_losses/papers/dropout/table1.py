@@ -39,8 +39,8 @@ def reproduce(
     """Table 1: RMSE and log-likelihood of dropout networks on UCI sets, beside the published ones.
 
     Columns: "paper" is the printed one, 400 epochs at batch size 32 with the authors' p and tau; "10x" has
-    4 000 at 128; "grid" chooses p, weight decay and tau of each split on the last fifth of its training
-    samples. The folder gets ``table1.csv``, ``per_split.csv``, ``table1.png`` and a W&B run. The
+    4 000 at 128; "grid" chooses p, weight decay, learning rate and tau of each split on the last fifth of its
+    training samples. The folder gets ``table1.csv``, ``per_split.csv``, ``table1.png`` and a W&B run. The
     tables are written after each set and column, and the same command goes on after an interruption.
 
     Args:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pl_losses.papers.dropout import masks as dropout_masks
 from pl_losses.papers.dropout import passes as module_under_test
 from pl_losses.papers.dropout.active import attention
 from pl_losses.papers.dropout.folding import Folding
@@ -93,7 +94,8 @@ def test_words_give_the_probability(p):
 
 
 @pytest.mark.parametrize(("p", "rare"), [(0.5, False), (0.3, False), (0.1, True), (0.02, True)])
-def test_masks_have_their_law(p, rare):
+def test_masks_have_their_law(p, rare, monkeypatch):
+    monkeypatch.setattr(dropout_masks, "_PLACES", range(1, 100))
     site = Site((3, 7), p, True, torch.float64, torch.device("cpu"))
     assert site.rare == rare
     assert site.kept == (1 - p if rare else _word(p)[2])
@@ -125,8 +127,8 @@ def test_few_places_are_dropped_evenly_over_a_large_mask(dtype):
     mean, variance = p * size / 16, p * (1 - p) * size / 16
     assert ((dropped - mean) ** 2 / variance).mean().item() == pytest.approx(1, abs=0.4)
     assert abs(dropped.sum(0).div(16) - mean).max() < 4.5 * (variance / 16) ** 0.5
-    # Of larger ones every element is drawn.
-    assert not site._replace(shape=(1 << 23,)).rare
+    # Of larger and of small ones every element is drawn.
+    assert not any(site._replace(shape=(size,)).rare for size in (1 << 23, 100))
 
 
 def test_everything_dropped():
