@@ -25,6 +25,8 @@ def call_module(module: nn.Module, batch: Any) -> Any:
 
 def copied(batch: Any) -> Any:
     """A copy of the tensors in a batch, for a pass that may work in place."""
+    if isinstance(batch, Tensor):  # tree_map takes ten times as long as the copy.
+        return batch.clone()
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
 
 

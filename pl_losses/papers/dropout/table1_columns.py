@@ -1,7 +1,7 @@
 """Gal and Ghahramani 2016, section 5.2: how the columns of Table 1 are made, all splits of a set at once.
 
 "paper" and "10x" use the authors' p and tau. "grid" chooses p, the weight decay, the learning rate and tau of
-each split by the log-likelihood of the last fifth of its training samples less its standard error, trains anew
+each split by the log-likelihood of the last fifth of its training samples, less a standard error, trains anew
 on all of them, and only then looks at the test samples.
 """
 
@@ -237,7 +237,7 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
 
 
 def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, float, float, float]]:
-    """p, lambda, learning rate and tau that do best on the last of a split's training samples, for each split."""
+    """p, lambda, learning rate and tau of each split that do best on the last of its training samples."""
     choice = Choice()
     settings = choice.settings()
     kept = [uci.train_part(len(train), 0.2) for train, _ in case.splits]
