@@ -1,8 +1,8 @@
 """Gal and Ghahramani 2016, section 5.2: how the columns of Table 1 are made, all splits of a set at once.
 
 "paper" and "10x" use the authors' p and tau. "grid" chooses p, the weight decay, the learning rate and tau of
-each split by the log-likelihood of the last fifth of its training samples, less a standard error, trains anew
-on all of them, and only then looks at the test samples.
+each split by the log-likelihood of the last fifth of its training samples, trains anew on all of them, and
+only then looks at the test samples.
 """
 
 from __future__ import annotations
@@ -70,8 +70,6 @@ class Choice(NamedTuple):
         learning_rate: Of Adam, at the start.
         precision: tau, in the units of the standardised targets.
         samples: Passes T per validation sample.
-        caution: Standard errors by which a log-likelihood is lowered. Without it the highest of thousands is
-            one of a tau too large, where validation samples happen to be without outliers.
     """
 
     p: tuple[float, ...] = (0.001, 0.005, 0.02, 0.05, 0.1)
@@ -79,7 +77,6 @@ class Choice(NamedTuple):
     learning_rate: tuple[float, ...] = (1e-3, 1e-2)
     precision: tuple[float, ...] = GRID
     samples: int = 200
-    caution: float = 1.0
 
     def settings(self) -> list[tuple[float, float, float]]:
         """All p, weight decays and learning rates to train with."""
@@ -237,7 +234,7 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
 
 
 def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, float, float, float]]:
-    """p, lambda, learning rate and tau of each split that do best on the last of its training samples."""
+    """p, lambda, learning rate and tau of each split, by the log-likelihood on the last training samples."""
     choice = Choice()
     settings = choice.settings()
     kept = [uci.train_part(len(train), 0.2) for train, _ in case.splits]
@@ -256,7 +253,7 @@ def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, 
         for position, (p, decay, rate) in enumerate(settings)
         for split in range(len(parts))
     ]
-    scores = _scores(case, "grid", parts, members, choice.samples, progress, choice.caution)
+    scores = _scores(case, "grid", parts, members, choice.samples, progress)
     likelihood = torch.tensor([row[2:] for row in scores]).view(len(settings), len(parts), len(grid))
     chosen = []
     for split in range(len(parts)):
@@ -272,12 +269,8 @@ def _scores(
     members: list[_Member],
     samples: int,
     progress: Callable[[float], None],
-    caution: float = 0.0,
 ) -> list[list[float]]:
-    """Of each member RMSE, RMSE without dropout, and log-likelihood for each of its precisions.
-
-    Log-likelihoods are lowered by ``caution`` times their standard error.
-    """
+    """Of each member RMSE, RMSE without dropout, and log-likelihood for each of its precisions."""
     data = Standardised(*_parts(case, splits, 0))
     inputs, targets = data.normalised(*_parts(case, splits, 1))
     sizes = torch.tensor([len(test) for _, test in splits])
@@ -313,10 +306,7 @@ def _scores(
             ((outputs - y).double().square() * counted).sum(dim=1).sqrt() * scale
             for outputs in (result.mean, network(x[..., :-1]))
         ]
-        likelihood = (result.log_likelihood * counted).sum(dim=2)
-        deviation = ((result.log_likelihood - likelihood[..., None]).square() * counted).sum(dim=2).sqrt()
-        likelihood -= caution * deviation / sizes[sources].sqrt()
-        columns += list(likelihood - scale.log())
+        columns += list((result.log_likelihood * counted).sum(dim=2) - scale.log())
         scores.update(zip(positions, torch.stack(columns, dim=1).tolist(), strict=True))
     return [scores[position] for position in range(len(members))]
 

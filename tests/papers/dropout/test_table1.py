@@ -147,8 +147,8 @@ def test_the_choice_is_the_best_on_the_last_part_of_train(root, monkeypatch):
     seen = {}
     original = table1_columns._scores
 
-    def recorded(case, column, splits, members, samples, *rest):
-        scores = original(case, column, splits, members, samples, *rest)
+    def recorded(case, column, splits, members, samples, progress):
+        scores = original(case, column, splits, members, samples, progress)
         seen[samples] = (splits, members, scores)
         return scores
 
@@ -169,26 +169,6 @@ def test_the_choice_is_the_best_on_the_last_part_of_train(root, monkeypatch):
         assert (row.p, row.weight_decay) == (best[1], pytest.approx(best[2] * 43 / 54))
         assert (row.learning_rate, row.precision) == (best[3], pytest.approx(best[4]))
         assert row.precision * deviation**2 in [pytest.approx(tau) for tau in (0.5, 2.0, 8.0)]
-
-
-def test_caution_lowers_a_log_likelihood_by_its_standard_error(root):
-    small = case(root, splits=1)
-    ((train_rows, test_rows),) = small.splits
-    assert len(test_rows) == 6
-    precision = torch.tensor([0.2, 2.0])
-    member = table1_columns._Member(0, 0.05, 1e-4, 1e-3, precision, 0)
-    arguments = (small, "grid", small.splits, [member], 40, lambda amount: None)
-    plain, careful = (table1_columns._scores(*arguments, caution)[0] for caution in (0.0, 2.0))
-    # By each test sample on its own.
-    alone = [
-        table1_columns._scores(small, "grid", [(train_rows, [row])], [member], 40, lambda amount: None)[0]
-        for row in test_rows
-    ]
-    likelihood = np.array(alone)[:, 2:]
-    # Other rows get other masks.
-    np.testing.assert_allclose(likelihood.mean(0), plain[2:], rtol=0.05)
-    error = likelihood.std(0) / 6**0.5
-    np.testing.assert_allclose(np.subtract(plain, careful), [0, 0, *2 * error], rtol=0.05)
 
 
 def test_the_whole_table(root, folder, capsys):
