@@ -160,13 +160,23 @@ def save(folder: Path, entries: Sequence[Entry]) -> None:
 
 
 def load(folder: Path, scale: float = 1.0) -> list[Entry]:
-    """What :func:`save` wrote, trained with this factor of the epochs; nothing if there is nothing."""
+    """What :func:`save` wrote, trained with this factor of the epochs; nothing if there is nothing.
+
+    Raises:
+        ValueError: If an earlier release wrote it, without all that is known of a split now.
+    """
     if not (folder / "table1.csv").is_file():
         return []
     with open(folder / "table1.csv", newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     with open(folder / "per_split.csv", newline="", encoding="utf-8") as file:
-        splits = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        splits = list(reader)
+    if missing := [name for name in Row._fields if name not in (reader.fieldnames or ())]:
+        raise ValueError(
+            f"Expected {folder / 'per_split.csv'} to have a column {missing[0]!r} but it has none, as an earlier"
+            " release wrote it: choose another `folder`, or delete that one"
+        )
     entries = []
     for summary in table:
         own = [row for row in splits if (row["set"], row["column"]) == (summary["set"], summary["column"])]

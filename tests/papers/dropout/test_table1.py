@@ -237,6 +237,10 @@ def test_an_interrupted_run_goes_on(root, folder, monkeypatch):
         ValueError, match=r"`samples` to be 20, as for the results in out, but got 21: choose"
     ):
         reproduce("small", "paper,10x", **arguments | {"samples": 21})
+    with_all = (folder / "out" / "per_split.csv").read_text()
+    (folder / "out" / "per_split.csv").write_text(with_all.replace("learning_rate", "rate"))
+    with pytest.raises(ValueError, match=r"per_split\.csv to have a column 'learning_rate' but it has none"):
+        reproduce("small", "paper,10x", **arguments)
     (folder / "out" / "arguments.json").unlink()
     with pytest.raises(ValueError, match=r"`folder` out to have an arguments\.json beside its table1\.csv"):
         reproduce("small", "paper", **arguments)
