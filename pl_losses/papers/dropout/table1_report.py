@@ -174,8 +174,8 @@ def load(folder: Path, scale: float = 1.0) -> list[Entry]:
         splits = list(reader)
     if missing := [name for name in Row._fields if name not in (reader.fieldnames or ())]:
         raise ValueError(
-            f"Expected {folder / 'per_split.csv'} to have a column {missing[0]!r} but it has none, as an earlier"
-            " release wrote it: choose another `folder`, or delete that one"
+            f"Expected {folder / 'per_split.csv'} to have a column {missing[0]!r} but it has none, as an"
+            " earlier release wrote it: choose another `folder`, or delete that one"
         )
     entries = []
     for summary in table:
