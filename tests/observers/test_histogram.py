@@ -25,6 +25,5 @@ def test_it_is_numpys(draw):
 
 def test_values_too_close_for_edges_between_them():
     values = np.array([0.25, np.nextafter(0.25, 1)] * 8)
-    with pytest.raises(ValueError, match="Too many bins"):
-        np.histogram(values, bins=bins_for(16))
+    # Which NumPy's own refuses from 2.0 on.
     assert histogram(values)[0].sum() == 16
