@@ -103,7 +103,8 @@ def reproduce(
 
 def _entry(case: Case, column: str, bar: tqdm) -> Entry:
     started, cpu = perf_counter(), process_time()
-    rows = reproduce_column(case, column, bar.update)
+    # What is told in advance is not exact, and a bar beyond its end shows nothing.
+    rows = reproduce_column(case, column, lambda done: bar.update(min(done, bar.total - bar.n)))
     times = perf_counter() - started, process_time() - cpu
     return Entry(case.name, column, rows, case.epochs(column), *times, case.scale)
 
