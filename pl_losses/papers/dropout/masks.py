@@ -81,7 +81,7 @@ class Masks:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._streams: dict[tuple[int, torch.device], Any] = {}
+        self._streams: dict[tuple[int, torch.device, bool], Any] = {}
 
     def draw(self, index: int, site: Site, samples: int, out: Tensor | None = None) -> Tensor:
         """The next masks of a site: 0 where an element is dropped.
@@ -125,11 +125,11 @@ class Masks:
 
     def _stream(self, index: int, site: Site) -> Any:
         device = site.device
-        key = (index, device)
+        key = (index, device, site.rare)
         if key not in self._streams:
             if device.type == "cpu":
                 # Places need a second stream, for their numbers: it is not known how much of it these take.
-                keys = ((1, index), (2, index)) if site.rare else ((1, index),)
+                keys = ((2, index), (3, index)) if site.rare else ((1, index),)
                 self._streams[key] = [
                     np.random.SFC64(np.random.SeedSequence(self.seed, spawn_key=key)) for key in keys
                 ]

@@ -131,6 +131,20 @@ def test_few_places_are_dropped_evenly_over_a_large_mask(dtype):
     assert not any(site._replace(shape=(size,)).rare for size in (1 << 23, 100))
 
 
+def test_a_dropout_may_drop_few_places_in_one_pass_and_many_in_another():
+    """Its p changes, or a larger input makes another way of drawing worth while."""
+    seen = []
+
+    def function(module, x):
+        seen.append(None)
+        rows = x[: 20 if len(seen) % 3 else 64]
+        return F.dropout(rows, 0.05 if len(seen) % 2 else 0.2).mean()
+
+    samples = mc_samples(Called(function), torch.ones(64, 100), 12, seed=0)
+    assert samples.unique().numel() == 12
+    assert (samples - 1).abs().max() < 0.05
+
+
 def test_everything_dropped():
     module = nn.Sequential(nn.Dropout(1.0), nn.AlphaDropout(1.0))
     assert (mc_samples(module, inputs(2, 3), 4, seed=0) == 0).all()
