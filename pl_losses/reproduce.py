@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ FUNCTIONS = {
     "gan/table1": "pl_losses.papers.gan.table1.reproduce",
     "sdae/variations": "pl_losses.papers.sdae.comparison.reproduce",
 }
+
+# One command that is over in minutes keeps nothing on the way.
+AT_ONCE = ("gan/table1",)
 
 USAGE = "usage: pl-losses reproduce NAME [--OPTION VALUE ...]\n"
 
@@ -66,6 +70,11 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     options = parser.parse_args([f"--{flag}={value}" for flag, value in flags])
     try:
         function(**parser.instantiate(options).as_dict())
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, FloatingPointError) as error:
         raise in_a_line(error, None) from error
+    except KeyboardInterrupt:
+        if name in AT_ONCE:
+            raise
+        print(f"Interrupted: the same command goes on from what is in {options.folder}", file=sys.stderr)
+        return 130
     return 0

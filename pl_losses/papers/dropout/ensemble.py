@@ -274,7 +274,8 @@ def train(
     That is the mean squared error + 2 lambda (sum of squared kernel entries), which with the ``lambda`` that
     ``weight_decay_of`` gives by the convention "authors" is what their code minimises. In each epoch a member
     sees its samples in an order of its own, the last batch as small as it comes out; one with fewer samples
-    than the largest set sees its first ones of the epoch twice.
+    than the largest set sees its first ones of the epoch twice. A member that diverges ends with weights that
+    are not finite, and the others as they would without it.
 
     Args:
         network: The members, changed in place.
@@ -289,7 +290,6 @@ def train(
 
     Raises:
         ValueError: If an argument is out of range.
-        FloatingPointError: If a weight is not finite in the end.
     """
     _refuse_settings(network, data, sources, epochs, batch_size, weight_decay)
     largest = max(data.sizes[source] for source in sources)
@@ -319,11 +319,6 @@ def train(
             adam.step(gradient, learning_rate * (schedule(share) if schedule else 1.0))
         if progress is not None:
             progress(largest * network.members)
-    if not network.weights.isfinite().all():
-        raise FloatingPointError(
-            "Expected finite weights after training but some are not: lower `learning_rate`, or look at the"
-            " data"
-        )
 
 
 class _Adam:

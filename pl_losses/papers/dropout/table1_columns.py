@@ -200,6 +200,10 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
 
     Returns:
         One row per split.
+
+    Raises:
+        FloatingPointError: If the training of a split diverged; of "grid", with the chosen settings or with
+            all there are to choose from.
     """
     if column == "grid":
         settings = _chosen(case, progress)
@@ -215,6 +219,7 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
     ]
     scores = _scores(case, column, case.splits, members, case.samples, progress)
     means = np.array(scores).reshape(case.repeats, len(settings), 3).mean(axis=0)
+    _refuse_diverged(case.name, np.isfinite(means).all(axis=1))
     return [
         Row(
             split,
@@ -255,11 +260,22 @@ def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, 
     ]
     scores = _scores(case, "grid", parts, members, choice.samples, progress)
     likelihood = torch.tensor([row[2:] for row in scores]).view(len(settings), len(parts), len(grid))
+    # What diverged is not chosen.
+    likelihood.nan_to_num_(nan=-math.inf, posinf=-math.inf)
+    _refuse_diverged(case.name, likelihood.amax(dim=(0, 2)).isfinite().numpy())
     chosen = []
     for split in range(len(parts)):
         setting, step = divmod(int(likelihood[:, split].argmax()), len(grid))
         chosen.append((*settings[setting], float(grid[step]) / deviations[split] ** 2))
     return chosen
+
+
+def _refuse_diverged(name: str, finite: Array) -> None:
+    if not finite.all():
+        splits = ", ".join(map(str, np.flatnonzero(~finite)))
+        raise FloatingPointError(
+            f"Expected finite scores but the training of {name} diverged in split {splits}: look at its data"
+        )
 
 
 def _scores(

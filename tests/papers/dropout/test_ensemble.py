@@ -326,16 +326,14 @@ def test_refused_data_and_scores():
             mc_scores(net, *arguments)
 
 
-def test_training_that_diverges_is_refused():
+def test_a_member_that_diverges_leaves_the_others_alone():
     inputs, targets = sets(9)
-    net = StackedMLP(3, 4, [0.1], [0])
-    with pytest.raises(FloatingPointError, match="finite weights after training"):
-        train(
-            net,
-            Standardised(inputs, targets),
-            [0],
-            epochs=5,
-            batch_size=4,
-            weight_decay=[0.0],
-            learning_rate=1e30,
-        )
+    data = Standardised(inputs * 2, targets * 2)
+    options = {"epochs": 3, "batch_size": 4, "learning_rate": 0.01}
+    both, alone = StackedMLP(3, 4, [0.1, 0.1], [0, 1]), StackedMLP(3, 4, [0.1], [0])
+    both.first[1] = float("inf")
+    train(both, data, [0, 1], weight_decay=[0.0, 0.0], **options)
+    train(alone, data, [0], weight_decay=[0.0], **options)
+    assert not both.first[1].isfinite().all()
+    torch.testing.assert_close(both.first[0], alone.first[0])
+    torch.testing.assert_close(both.second[0], alone.second[0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pl_losses.__main__ import main
 from pl_losses.data import uci
 from pl_losses.papers.dropout import published, table1, table1_columns, table1_report
 from pl_losses.papers.dropout.ensemble import StackedMLP, Standardised, train
@@ -20,11 +21,14 @@ from pl_losses.papers.dropout.table1_report import Entry
 QUICK = {"samples": 20, "repeats": 1, "epochs_scale": 0.01, "wandb": "disabled"}
 
 
+def small_choice(*learning_rates):
+    return Choice((0.0, 0.1), (0.0, 1e-4), learning_rates, (0.5, 2.0, 8.0), 10)
+
+
 @pytest.fixture(autouse=True)
 def small_grid(monkeypatch):
     """Few settings to choose from, and as few steps as the epochs take."""
-    choice = Choice((0.0, 0.1), (0.0, 1e-4), (1e-3, 1e-2), (0.5, 2.0, 8.0), 10)
-    monkeypatch.setattr(table1_columns, "Choice", lambda: choice)
+    monkeypatch.setattr(table1_columns, "Choice", lambda: small_choice(1e-3, 1e-2))
     monkeypatch.setitem(COLUMNS, "grid", COLUMNS["grid"]._replace(steps=0))
 
 
@@ -171,6 +175,15 @@ def test_the_choice_is_the_best_on_the_last_part_of_train(root, monkeypatch):
         assert row.precision * deviation**2 in [pytest.approx(tau) for tau in (0.5, 2.0, 8.0)]
 
 
+def test_what_diverges_is_not_chosen(root, monkeypatch):
+    monkeypatch.setattr(table1_columns, "Choice", lambda: small_choice(1e-3, 1e30))
+    rows = reproduce_column(case(root), "grid", lambda amount: None)
+    assert [row.learning_rate for row in rows] == [1e-3] * 3
+    monkeypatch.setattr(table1_columns, "Choice", lambda: small_choice(1e30))
+    with pytest.raises(FloatingPointError, match="training of small diverged in split 0, 1, 2"):
+        reproduce_column(case(root), "grid", lambda amount: None)
+
+
 def test_the_whole_table(root, folder, capsys):
     reproduce("small,mine", "grid", root=root, folder="out", splits=2, **QUICK | {"wandb": "offline"})
     reproduce("small", "paper", root=root, folder="out", splits=2, **QUICK)
@@ -207,7 +220,7 @@ def test_scikit_learns_diabetes_as_a_folder_of_ones_own(tmp_path):
     assert 40 < row.rmse < data.target.std()
 
 
-def test_an_interrupted_run_goes_on(root, folder, monkeypatch):
+def test_an_interrupted_run_goes_on(root, folder, monkeypatch, capsys):
     made = []
     original = table1.reproduce_column
 
@@ -219,8 +232,9 @@ def test_an_interrupted_run_goes_on(root, folder, monkeypatch):
 
     monkeypatch.setattr(table1, "reproduce_column", interrupted)
     arguments = {"root": root, "folder": "out", "splits": 2} | QUICK
-    with pytest.raises(KeyboardInterrupt):
-        reproduce("small", "paper,10x", **arguments)
+    flags = [f"--{name}={value}" for name, value in arguments.items()]
+    assert main(["reproduce", "dropout/table1", "--sets=small", "--columns=paper,10x", *flags]) == 130
+    assert "Interrupted: the same command goes on from what is in out" in capsys.readouterr().err
     first = read(folder / "out", "table1.csv")
     assert [row["column"] for row in first] == ["paper"]
     made.append("")
