@@ -15,10 +15,11 @@ from pl_losses.data.lines import DIGITS, Characters, Lines
 from pl_losses.data.loader import Batch, BatchLoader, _mix
 from pl_losses.data.mnist import MNIST
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
-from pl_losses.data.transforms import warp
+from pl_losses.data.transforms import smooth_field, warp
 
 INK = 0.2  # Darker than this is ink, as a share of full ink.
 MARGIN = 4  # Empty columns before and after a string.
+NODES = 5  # Elastic displacements are drawn at so many points along each axis, 8 pixels apart.
 SPECKS, SPECK = 2, 5  # At most so many pieces of clutter, their side in pixels.
 
 
@@ -51,6 +52,9 @@ class DigitStrings(TensorDataModule):
         squeeze: Range of the logarithm of the factor that widens a digit and flattens it as much.
         rotate: Range of each digit's rotation, in degrees.
         rise: Range of each digit's vertical shift, in pixels.
+        elastic: Range of the displacement of each training digit's ink along each axis, in pixels, drawn at
+            points 8 pixels apart with cubic interpolation between them (after Simard, Steinkraus and Platt
+            2003). Evaluation does without: it is there to have more kinds of digits to train on.
         clutter: Probability of each of two pieces of clutter, scraps of other digits.
         batch_size: Training strings per step and rank.
         eval_batch_size: Strings per step and rank in evaluation.
@@ -89,6 +93,7 @@ class DigitStrings(TensorDataModule):
         squeeze: float = 0.05,
         rotate: float = 3.0,
         rise: float = 2.0,
+        elastic: float = 0.0,
         clutter: float = 0.1,
         batch_size: int = 64,
         eval_batch_size: int | None = 250,
@@ -113,13 +118,13 @@ class DigitStrings(TensorDataModule):
         if gap[0] > gap[1]:
             raise ValueError(f"Expected `gap` to be a range but got {list(gap)}")
         ranges = {"rise": rise, "scale": scale, "squeeze": squeeze, "shear": shear, "rotate": rotate}
-        for name, value in {**ranges, "slant": slant}.items():
+        for name, value in {**ranges, "slant": slant, "elastic": elastic}.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"Expected `{name}` to be finite and at least 0 but got {value}")
         if not 0 <= clutter <= 1:
             raise ValueError(f"Expected `clutter` in [0, 1] but got {clutter}")
         self.strings, self.eval_strings, self.isolated_epochs = strings, eval_strings, isolated_epochs
-        self.gap, self.slant, self.clutter = gap, slant, clutter
+        self.gap, self.slant, self.elastic, self.clutter = gap, slant, elastic, clutter
         self.ranges = (0.0, rise, scale, squeeze, shear, radians(rotate))
         self.digits: dict[str, tuple[Tensor, Tensor]] = {}
         self._drawn: tuple[tuple[str, int], Tensor] | None = None
@@ -175,9 +180,15 @@ class DigitStrings(TensorDataModule):
         each = draws[:, 2:].view(*slots.shape, 7)
         parameters = (2 * each[..., :6] - 1) * torch.tensor(self.ranges, device=numbers.device)
         parameters[..., 4] += self.slant * (2 * draws[:, 1:2] - 1)
-        warped = warp(images[chosen].float() / 255, parameters.flatten(0, 1)).view(*slots.shape, 32, 32)
+        field = self._displacement(epoch, numbers) if self.elastic and split == "train" else None
+        warped = warp(images[chosen].float() / 255, parameters.flatten(0, 1), displacement=field)
         present = _below(lengths, self.longest)
-        return warped, labels[chosen].view_as(slots) * present, lengths, each
+        return warped.view(*slots.shape, 32, 32), labels[chosen].view_as(slots) * present, lengths, each
+
+    def _displacement(self, epoch: int, numbers: Tensor) -> Tensor:
+        """Smooth displacements of the training digits of strings, [B * L, 2, 32, 32]."""
+        draws = uniform(_stream(self.seed, "train", epoch, 2), numbers, self.longest * 2 * NODES**2)
+        return smooth_field(self.elastic * (2 * draws - 1).view(-1, 2, NODES, NODES), 32, 32)
 
     def _cluttered(self, images: Tensor, widths: Tensor, split: str, epoch: int, numbers: Tensor) -> Tensor:
         """Paste scraps of digits: those in the string's own slots of a second, unrelated draw."""

@@ -6,7 +6,7 @@ from math import radians
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, interpolate
 
 
 class RandomAffine:
@@ -80,7 +80,9 @@ class RandomAffine:
         return warp(images, parameters, self.background)
 
 
-def warp(images: Tensor, parameters: Tensor, background: float = 0.0) -> Tensor:
+def warp(
+    images: Tensor, parameters: Tensor, background: float = 0.0, displacement: Tensor | None = None
+) -> Tensor:
     """Apply one affine map per image, bilinearly.
 
     A point (x, y) seen from the centre, y downwards, goes to ``R(angle) [[1, shear], [0, 1]]
@@ -92,6 +94,8 @@ def warp(images: Tensor, parameters: Tensor, background: float = 0.0) -> Tensor:
         parameters: The columns right and down in pixels, scale and squeeze as logarithms, shear in pixels per
             row, angle in radians from the x towards the y axis: [B, 6].
         background: Value of everything outside of the images.
+        displacement: How far from where the map says each output pixel is taken, to the right and down, in
+            pixels: [B, 2, H, W].
 
     Returns:
         [B, C, H, W].
@@ -113,9 +117,35 @@ def warp(images: Tensor, parameters: Tensor, background: float = 0.0) -> Tensor:
     )
     by_x, by_y, shift = (entry.to(images.dtype)[..., None, None] for entry in (by_x, by_y, shift))
     # One outer sum costs a fraction of `affine_grid`'s products of many small matrices: [B, 2, H, W].
-    grid = (by_x * x + (by_y * y + shift)).permute(0, 2, 3, 1)
+    grid = by_x * x + (by_y * y + shift)
+    if displacement is not None:
+        grid += displacement * (2 / torch.tensor([width, height], device=grid.device)[:, None, None])
+    grid = grid.permute(0, 2, 3, 1)
     warped = grid_sample(images - background if background else images, grid, align_corners=False)
     return warped.add_(background) if background else warped
+
+
+def smooth_field(nodes: Tensor, height: int, width: int) -> Tensor:
+    """Cubic interpolation of values on a coarse grid whose outer nodes lie on the outer pixels.
+
+    As ``torch.nn.functional.interpolate(mode="bicubic", align_corners=True)``, by two products of matrices,
+    which take a fraction of its time.
+
+    Args:
+        nodes: Floating point, [..., h, w].
+        height: H.
+        width: W.
+
+    Returns:
+        [..., H, W].
+    """
+    return _weights(height, nodes.shape[-2], nodes) @ nodes @ _weights(width, nodes.shape[-1], nodes).T
+
+
+def _weights(size: int, nodes: int, like: Tensor) -> Tensor:
+    """What each node contributes to each place, [size, nodes]."""
+    unit = torch.eye(nodes, dtype=like.dtype, device=like.device)[None, None]
+    return interpolate(unit, (size, nodes), mode="bicubic", align_corners=True)[0, 0]
 
 
 def _centres(size: int, like: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ def numbered(loader, transform):
             yield int(number), (target[:length].tolist(), image[..., :width])
 
 
-def test_strings_are_the_same_on_any_number_of_ranks(data):
+@pytest.mark.parametrize("elastic", [0.0, 2.0])
+def test_strings_are_the_same_on_any_number_of_ranks(elastic):
+    data = loaded(elastic=elastic)
     loader = data.train_dataloader()
     transform = loader.transform
     whole = dict(numbered(loader, transform))
@@ -120,6 +122,23 @@ def test_isolated_epochs_show_the_digits_of_the_strings():
     assert all((image * 255).round().byte().numpy().tobytes() in known for image in characters.images)
 
 
+def test_elastic_displacements_are_smooth_and_of_training_alone():
+    still = dict.fromkeys(("slant", "shear", "scale", "squeeze", "rotate", "rise"), 0.0)
+    plain, elastic = (loaded(elastic=pixels, **still) for pixels in (0.0, 2.0))
+    numbers = torch.arange(20)
+    for split in ("val", "test"):
+        assert torch.equal(plain.compose(split, 0, numbers).images, elastic.compose(split, 0, numbers).images)
+    before, after = (data.isolated("train", 0, numbers) for data in (plain, elastic))
+    assert torch.equal(after.labels, before.labels)
+    assert (after.images != before.images).flatten(1).any(dim=1).all()
+    fields = [elastic._displacement(epoch, numbers) for epoch in (0, 1)]
+    assert not torch.equal(*fields)
+    assert 1.7 < fields[0].abs().max() < 2.8  # Cubic interpolation overshoots by up to 40 %.
+    assert abs(fields[0].mean()) < 0.05
+    # Smooth: no fold, that is neighbours keep their order.
+    assert max(fields[0].diff(dim=d).abs().max() for d in (2, 3)) < 1
+
+
 def test_clutter_adds_ink():
     with_, without = (loaded(clutter=share).compose("test", 0, torch.arange(20)) for share in (1.0, 0.0))
     assert torch.equal(with_.targets, without.targets)
@@ -142,6 +161,7 @@ def test_mnist_keeps_the_split_of_the_writers(mnist_root):
         ({"length": (3, 2)}, "`length` to be at least 3 but got 2"),
         ({"gap": (2, 1)}, r"`gap` to be a range but got \[2, 1\]"),
         ({"slant": -0.1}, "`slant`"),
+        ({"elastic": float("nan")}, "`elastic` to be finite and at least 0 but got nan"),
         ({"clutter": 2.0}, r"`clutter` in \[0, 1\]"),
         ({"strings": 0}, "`strings` to be at least 1"),
     ],

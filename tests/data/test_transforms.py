@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
-from pl_losses.data.transforms import RandomAffine, warp
+from pl_losses.data.transforms import RandomAffine, smooth_field, warp
 
 
 def parameters(right=0.0, down=0.0, scale=0.0, squeeze=0.0, shear=0.0, angle=0.0):
@@ -27,6 +28,21 @@ def test_a_shift_by_whole_pixels_is_exact(background):
     expected = torch.full_like(x, background)
     expected[..., 3:, :-2] = x[..., :-3, 2:]
     assert torch.equal(warp(x, parameters(right=-2, down=3), background), expected)
+
+
+def test_a_displacement_says_where_each_pixel_is_taken_from():
+    x = images(2)
+    displacement = torch.zeros(2, 2, 32, 32)
+    displacement[0, 0], displacement[1, 1] = 3, -2  # From the right, and from above.
+    expected = torch.zeros_like(x)
+    expected[0, ..., :-3], expected[1, :, 2:] = x[0, ..., 3:], x[1, :, :-2]
+    assert torch.equal(warp(x, parameters().expand(2, 6), displacement=displacement), expected)
+
+
+def test_a_smooth_field_is_torchs_bicubic_interpolation():
+    nodes = torch.randn(3, 2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = interpolate(nodes, (32, 20), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(smooth_field(nodes, 32, 20), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [28, 32])
