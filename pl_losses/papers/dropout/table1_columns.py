@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pl_losses.data import uci
@@ -270,7 +271,7 @@ def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, 
     return chosen
 
 
-def _refuse_diverged(name: str, finite: Array) -> None:
+def _refuse_diverged(name: str, finite: NDArray[np.bool_]) -> None:
     if not finite.all():
         splits = ", ".join(map(str, np.flatnonzero(~finite)))
         raise FloatingPointError(
