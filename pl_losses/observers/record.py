@@ -175,6 +175,17 @@ class InterruptionCheckpoint(Callback):
             command = ["pl-losses", "fit", "--config", str(self.record.saved), "--ckpt_path", str(path)]
             self.show(f"Interrupted at step {trainer.global_step}. Go on with:\n  {shlex.join(command)}")
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a batch be taken again whose step was interrupted: the loader has handed it out already."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        if self.status is None or progress.ready == progress.processed:
+            return
+        for state in checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", ()):
+            if state.keys() == {"epoch", "batch", "order"}:  # A BatchLoader's.
+                state["batch"] -= 1
+
 
 def save_alone_or_together(trainer: Trainer, path: Path, exception: BaseException) -> bool:
     """Save a checkpoint after an interruption; false if that is not safe.
