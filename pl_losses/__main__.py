@@ -16,7 +16,7 @@ RUNS = {
     "fit": "train, then test with the final weights",
     "validate": "one pass over the validation set",
     "test": "one pass over the test set",
-    "predict": "predictions for the predict set",
+    "predict": "write predictions for the predict set, else for the test set",
 }
 MAKES = {"reproduce": "make a table or figure of a paper that takes more than one training"}
 LOOKS = {

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -28,7 +28,9 @@ from pl_losses import strategies as strategies  # registers their names
 from pl_losses.__main__ import check, first_line, split
 from pl_losses.checkpoints import compare, read_checkpoint
 from pl_losses.checks import DENIED, KINDS, class_paths
+from pl_losses.data.module import TensorDataModule
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
+from pl_losses.predictions import write_predictions
 from pl_losses.recipes import Config, UsageError, dump, merge, nearest, resolve_value
 from pl_losses.signatures import OWN, locate, public, signature
 
@@ -165,6 +167,9 @@ class PLLossesCLI(LightningCLI):
         resolved = self.resolved()
         for line in compare(self.known, resolved):
             say(line)
+        if self.subcommand != "fit":
+            # Of no concern where no checkpoint is written.
+            warnings.filterwarnings("ignore", message="The dirpath has changed")
         if self.subcommand == "fit" and not resolved["trainer"].get("fast_dev_run"):
             for folder in save_dirs(resolved["trainer"]):
                 check_writable(folder)
@@ -193,7 +198,9 @@ class PLLossesCLI(LightningCLI):
         forget_anonymous(section["logger"])
         given = section["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        always = [self.record, self.interruption] if self.subcommand == "fit" else []
+        always: list[Callback] = [self.record] if self.subcommand in ("fit", "predict") else []
+        if self.subcommand == "fit":
+            always.append(self.interruption)
         return super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
 
     def fit(self, **kwargs: Any) -> None:
@@ -206,7 +213,10 @@ class PLLossesCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test with the final weights, and tell where the run is."""
         if self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule):
-            self.trainer.test(self.model, datamodule=self.datamodule)
+            if has_test_split(self.datamodule):
+                self.trainer.test(self.model, datamodule=self.datamodule)
+            else:
+                say("Not tested: the data have no samples for it.")
         self.after_test()
 
     def after_test(self) -> None:
@@ -216,6 +226,18 @@ class PLLossesCLI(LightningCLI):
             print("\n".join(filter(None, [told, self.record.farewell(self.trainer)])))
 
     after_validate = after_test
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write the answers into the run's folder, and tell where."""
+        batches = self.trainer.predict(**kwargs)
+        if not batches or getattr(self.trainer, "fast_dev_run", False) or self.record is None:
+            return
+        assert self.record.folder is not None
+        names = getattr(self.datamodule, "predict_names", lambda: None)()
+        ranks = (self.trainer.global_rank, self.trainer.world_size)
+        files = write_predictions(batches, self.record.folder, names, *ranks)
+        if self.trainer.is_global_zero:
+            print("\n".join(["Answers: " + ", ".join(map(str, files)), self.record.farewell(self.trainer)]))
 
 
 def error_in_words(result: Mapping[str, float]) -> str:
@@ -422,6 +444,14 @@ def can_test(model: LightningModule, datamodule: LightningDataModule | None) -> 
     """Whether there is a test step, and data for it."""
     data = datamodule is not None and is_overridden("test_dataloader", datamodule)
     return is_overridden("test_step", model) and (data or is_overridden("test_dataloader", model))
+
+
+def has_test_split(datamodule: LightningDataModule | None) -> bool:
+    """Whether the suite's data have samples to test on; of any other data it is not known in advance."""
+    if not isinstance(datamodule, TensorDataModule):
+        return True
+    datamodule.setup("test")
+    return "test" in datamodule.tensors
 
 
 @rank_zero_only

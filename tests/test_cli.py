@@ -1,6 +1,7 @@
 """The command line: recipes, records, resumed runs, interruptions."""
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -10,14 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 cli_modules = pytest.importorskip("cli_modules")
 
 from pl_losses import LeNet5  # noqa: E402
 from pl_losses.__main__ import main  # noqa: E402
 from pl_losses.hparams import is_plain  # noqa: E402
+from pl_losses.predictions import write_predictions  # noqa: E402
 from pl_losses.recipes import UsageError, load  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -331,6 +335,45 @@ def test_a_batch_whose_step_was_interrupted_is_taken_again(folder, capsys, monke
     found = read(checkpoint_of(folder))
     assert found["global_step"] == expected["global_step"] == 12
     assert all(torch.equal(found["state_dict"][key], value) for key, value in expected["state_dict"].items())
+
+
+def test_predictions_are_written(folder, capsys):
+    fit = ["fit", "--model=LeNet5", "--data=Digits", "--data.batch_size=300", *FAST]
+    succeeds(*fit)
+    checkpoint = f"--ckpt_path={checkpoint_of(folder)}"
+    succeeds("predict", checkpoint, "--data.eval_batch_size=150", *FAST)
+    run = folder / "runs" / "pl_losses" / "version_1"
+    assert f"Answers: {run.relative_to(folder) / 'predictions.csv'}" in capsys.readouterr().out
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    answers = read(run / "predictions.pt")
+    assert [int(row["sample"]) for row in rows] == list(range(len(answers["predicted"])))
+    outputs = torch.tensor([[float(row[f"outputs_{c}"]) for c in range(10)] for row in rows])
+    torch.testing.assert_close(outputs, answers["outputs"])
+    assert [int(row["predicted"]) for row in rows] == outputs.argmin(dim=1).tolist()
+
+
+def test_predictions_of_several_ranks_and_shapes(tmp_path):
+    batches = [{"x": torch.ones(2, 3, 3), "s": ["a", "b"]}, {"x": torch.ones(1, 3, 3), "s": ["c"]}]
+    for number in ("", "-1"):
+        files = write_predictions(batches, tmp_path, list("uvwxyz"), rank=1, ranks=2)
+        assert [path.name for path in files] == [f"predictions-rank1{number}.{end}" for end in ("csv", "pt")]
+        assert files[0].read_text().split() == ["sample,name,s", "1,v,a", "3,x,b", "5,z,c"]
+        assert read(files[1])["x"].shape == (3, 3, 3)
+    (alone,) = write_predictions([torch.ones(1, 3, 4, 5), torch.ones(1, 3, 2, 2)], tmp_path)
+    assert [image.shape for image in read(alone)["output"]] == [(3, 4, 5), (3, 2, 2)]
+
+
+def test_data_without_a_test_part_are_trained_on(folder, capsys):
+    """And `test` says that there is none."""
+    Image.fromarray(np.pad(np.full((20, 10), 255, np.uint8), 10)).save(folder / "0.png")
+    (folder / "labels.csv").write_text("file,label,split\n0.png,1,train\n")
+    succeeds("fit", "--model=LatticeReader", "--data=LineImages", f"--data.root={folder}", *FAST)
+    output = capsys.readouterr()
+    assert "Not tested: the data have no samples for it." in output.err
+    assert "Run: runs" in output.out
+    message = refused(capsys, "test", f"--ckpt_path={checkpoint_of(folder)}", *FAST)
+    assert message == "Expected data with samples of the 'test' split but there are only of train"
 
 
 def wait_for(condition, process, seconds=90):

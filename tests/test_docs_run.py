@@ -66,6 +66,11 @@ def here(folder, monkeypatch):
     (folder / "runs" / "metrics.csv").write_text("step,train/loss\n0,2.5\n1,1.5\n")
     known = {"model": {"class_path": "pl_losses.LeNet5"}, "data": {"class_path": "pl_losses.data.Digits"}}
     torch.save({"state_dict": {}, "pl_losses": known}, folder / "last.ckpt")
+    known = {
+        "model": {"class_path": "pl_losses.LatticeReader"},
+        "data": {"class_path": "pl_losses.data.DigitStrings"},
+    }
+    torch.save({"state_dict": {}, "pl_losses": known}, folder / "reader.ckpt")
     monkeypatch.setattr("pl_losses.dashboards.command.sign_in", lambda: None)
     monkeypatch.setattr(Workspace, "save", lambda self: self)
     monkeypatch.setattr(Workspace, "url", "https://wandb.example/view")

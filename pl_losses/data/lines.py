@@ -112,6 +112,7 @@ class LineImages(TensorDataModule):
         self.class_names = tuple(alphabet)
         self.threshold, self.height, self.ink_height = threshold, height, ink_height
         self.val_share, self.test_share = val_share, test_share
+        self.files: dict[str, list[str]] = {}
 
     def load(self, stage: str) -> dict[str, Batch]:
         """Return images (uint8), widths, targets and their lengths of every part.
@@ -122,7 +123,12 @@ class LineImages(TensorDataModule):
         """
         rows = self._rows()
         parts = self._parts(rows)
+        self.files = {part: [rows[i]["file"] for i in chosen] for part, chosen in parts.items()}
         return {part: self._tensors([rows[i] for i in chosen]) for part, chosen in parts.items() if chosen}
+
+    def predict_names(self) -> list[str]:
+        """The files of the lines to predict."""
+        return self.files["predict" if "predict" in self.tensors else "test"]
 
     def eval_transform(self, batch: Batch, generator: torch.Generator) -> Lines:
         """Cut the padding that no line of the batch needs; scale ink to [0, 1]."""
@@ -137,10 +143,13 @@ class LineImages(TensorDataModule):
             raise FileNotFoundError(f"Expected {path}, a CSV file with the columns file and label")
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
-        if not rows or not {"file", "label"} <= rows[0].keys():
+        if not rows or not ({"file", "label"} <= rows[0].keys() or {"file", "split"} <= rows[0].keys()):
             found = ", ".join(rows[0]) if rows else "nothing"
             raise ValueError(f"Expected {path} to have rows with the columns file and label but got {found}")
         for number, row in enumerate(rows, start=2):
+            row.setdefault("label", "")
+            if not row["file"]:
+                raise ValueError(f"Expected a file but line {number} of {path} has none")
             if strange := set(row["label"] or "") - set(self.class_names):
                 raise ValueError(
                     f"Expected labels of characters in `alphabet` {''.join(self.class_names)!r} but line"
@@ -153,7 +162,7 @@ class LineImages(TensorDataModule):
     def _parts(self, rows: Sequence[dict[str, str]]) -> dict[str, list[int]]:
         names = ("train", "val", "test", "predict")
         if "split" in rows[0]:
-            if strange := sorted({row["split"] for row in rows} - set(names)):
+            if strange := sorted({row["split"] or "" for row in rows} - set(names)):
                 raise ValueError(f"Expected `split` in {self.labels} to be one of {names} but got {strange}")
             return {name: [i for i, row in enumerate(rows) if row["split"] == name] for name in names}
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()

@@ -127,7 +127,17 @@ class TensorDataModule(LightningDataModule):
         """Return the batches to predict: the test batches unless :meth:`load` gives a split of its own."""
         return self._loader("predict" if "predict" in self.tensors else "test")
 
+    def predict_names(self) -> list[str] | None:
+        """Names of the samples to predict, in their order: ``pl-losses predict`` writes them."""
+        return None
+
     def _loader(self, split: str, shuffle: bool = False, pad: bool = False) -> BatchLoader:
+        stages = {"train": {"fit"}, "val": {"fit", "validate"}}.get(split, {"test", "predict"})
+        if split not in self.tensors and stages & self._loaded:
+            there = ", ".join(self.tensors)
+            raise ValueError(
+                f"Expected data with samples of the {split!r} split but there are only of {there}"
+            )
         if split not in self.tensors:
             loaded = ", ".join(sorted(self.tensors)) or "nothing"
             raise RuntimeError(

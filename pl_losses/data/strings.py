@@ -31,7 +31,7 @@ class DigitStrings(TensorDataModule):
     strings stay the same, and hold digits of their own: of MNIST the 10 000 of the test set. As long as they
     suffice, no digit occurs twice in an epoch.
 
-    To take other characters, override :meth:`configure_digits`.
+    To take other characters, override :meth:`configure_digits` and ``class_names``.
 
     Args:
         source: "digits" for the packaged ones, "mnist" for MNIST.
@@ -110,17 +110,21 @@ class DigitStrings(TensorDataModule):
             raise TypeError(f"Expected `length` to be an integer or two of them but got {length!r}")
         self.shortest, self.longest = (length, length) if isinstance(length, int) else length
         check_integer("length", self.shortest, 1)
-        check_integer("length", self.longest, self.shortest)
+        check_integer("length", self.longest, 1)
+        if self.shortest > self.longest:
+            raise ValueError(f"Expected `length` to be a range but got {list(length)}")  # type: ignore[arg-type]
         for name, count in (("strings", strings), ("eval_strings", eval_strings)):
             if count is not None:
                 check_integer(name, count, 1)
         check_integer("isolated_epochs", isolated_epochs, 0)
+        if not (isinstance(gap, tuple | list) and len(gap) == 2 and all(isinstance(end, int) for end in gap)):
+            raise TypeError(f"Expected `gap` to be two integers but got {gap!r}")
         if gap[0] > gap[1]:
             raise ValueError(f"Expected `gap` to be a range but got {list(gap)}")
         ranges = {"rise": rise, "scale": scale, "squeeze": squeeze, "shear": shear, "rotate": rotate}
         for name, value in {**ranges, "slant": slant, "elastic": elastic}.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"Expected `{name}` to be finite and at least 0 but got {value}")
+            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
+                raise ValueError(f"Expected `{name}` to be a finite number of at least 0 but got {value!r}")
         if not 0 <= clutter <= 1:
             raise ValueError(f"Expected `clutter` in [0, 1] but got {clutter}")
         self.strings, self.eval_strings, self.isolated_epochs = strings, eval_strings, isolated_epochs

@@ -179,7 +179,7 @@ class InterruptionCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Let a batch be taken again whose step was interrupted: the loader has handed it out already."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         if self.status is None or progress.ready == progress.processed:
             return
         for state in checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", ()):

@@ -49,6 +49,17 @@ def test_the_column_split_decides(tmp_path):
     assert next(iter(data.predict_dataloader())).target_lengths.tolist() == [0]
 
 
+def test_lines_to_predict_need_no_labels_and_keep_their_names(tmp_path):
+    for name in ("b.png", "a.png"):
+        picture(tmp_path, name)
+    data = LineImages(str(written(tmp_path, ["b.png,predict", "a.png,predict"], "file,split")))
+    data.setup("predict")
+    assert data.predict_names() == ["b.png", "a.png"]
+    data.setup("fit")
+    with pytest.raises(ValueError, match="samples of the 'train' split but there are only of predict"):
+        data.train_dataloader()
+
+
 def test_exported_strings_come_back_at_the_size_that_readers_know(tmp_path):
     data = DigitStrings(eval_strings=24, batch_size=8, clutter=0.5)
     data.setup("test")
@@ -88,6 +99,9 @@ def test_normalised_is_free_of_margins():
         (["0.png,1"], "name,label", "columns file and label but got name, label"),
         (["0.png,1x"], "file,label", "`alphabet` '0123456789' but line 2 of .* has 'x'"),
         (["0.png,"], "file,label", "a label but line 2"),
+        ([",7"], "file,label", "a file but line 2"),
+        (["0.png,train"], "file,split", "a label but line 2"),
+        (["0.png,1,training", "0.png,1"], "file,label,split", r"got \['', 'training'\]"),
         (["0.png,1,dev"], "file,label,split", r"`split` in labels.csv .* got \['dev'\]"),
         (
             ["blank.png,1,test"],

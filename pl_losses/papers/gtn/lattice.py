@@ -104,7 +104,8 @@ class SegmentLattice(DenseLattice):
 
         Returns:
             A :class:`TargetLattice` for strings, an :class:`ArcLattice` for a grammar. It has the same
-            methods. Its ``feasible`` tells which samples have a path at all.
+            methods, but a :class:`TargetLattice` no ``constrain``. Its ``feasible`` tells which samples have
+            a path at all.
 
         Raises:
             TypeError: If ``target`` is neither integer nor an :class:`ArcLattice`.

@@ -101,6 +101,8 @@ class LatticeReader(StringReader):
             ("projection_radius", projection_radius),
         ):
             check_integer(name, value, 1)
+        if not max_ink > 0:
+            raise ValueError(f"Expected `max_ink` to be positive but got {max_ink}")
         if not isfinite(segment_penalty):
             raise ValueError(f"Expected `segment_penalty` to be finite but got {segment_penalty}")
         save_plain_hyperparameters(self)
@@ -112,13 +114,33 @@ class LatticeReader(StringReader):
         self.configure_metrics()
 
     def configure_recogniser(self) -> nn.Module:
-        """Build the recogniser: segments [M, 1, 32, 32] -> penalties [M, C], lower is better."""
+        """Build the recogniser: segments [M, 1, 32, 32] -> penalties [M, C], lower is better.
+
+        Raises:
+            ValueError: If the alphabet is not of ten characters: LeNet-5's codes are bitmaps of the digits.
+        """
+        if len(self.alphabet) != 10 and self.centres != "random":
+            raise ValueError(
+                f'Expected a `recogniser`, or `centres` "random", for an `alphabet` of {len(self.alphabet)}'
+                " characters: LeNet-5's codes are bitmaps of the ten digits"
+            )
         return LeNet5(len(self.alphabet), centres=self.centres)
 
     def setup(self, stage: str) -> None:
-        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it."""
+        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it.
+
+        Raises:
+            ValueError: If there is no such file, it does not fit the recogniser, or the data have another
+                alphabet.
+        """
+        super().setup(stage)
         if stage == "fit" and self.start_from is not None:
-            weights = torch.load(self.start_from, map_location="cpu", weights_only=True)["state_dict"]
+            try:
+                weights = torch.load(self.start_from, map_location="cpu", weights_only=True)["state_dict"]
+            except FileNotFoundError:
+                raise ValueError(
+                    f"Expected `start_from` to be a checkpoint but got {self.start_from}"
+                ) from None
             weights = {key.removeprefix("recogniser."): value for key, value in weights.items()}
             try:
                 self.recogniser.load_state_dict(weights)
@@ -135,17 +157,20 @@ class LatticeReader(StringReader):
     def segment_penalties(self, segments: Tensor) -> Tensor:
         """Penalties of segments: ink in [0, 1], [M, 1, 32, 32] -> [M, C]."""
         penalties: Tensor = self.recogniser(LOW + (HIGH - LOW) * segments)
-        if penalties.shape[-1] != len(self.alphabet):
-            raise ValueError(
-                f"Expected `recogniser` to give {len(self.alphabet)} penalties, one for each character of"
-                f" `alphabet`, but got {list(penalties.shape)}"
-            )
         return self.penalty_scale * penalties + self.segment_penalty
+
+    def _checked(self, penalties: Tensor) -> Tensor:
+        if penalties.ndim != 2 or penalties.shape[1] != len(self.alphabet):
+            raise ValueError(
+                f"Expected `recogniser` or `segment_penalties` to give [M, {len(self.alphabet)}], a penalty"
+                f" for each character of `alphabet`, but got {list(penalties.shape)}"
+            )
+        return penalties
 
     def character_penalties(self, images: Tensor) -> Tensor:
         """Penalties of isolated characters, each one segment: [B, 1, H, W] -> [B, C]."""
         self.check_images(images)
-        return self.segment_penalties(centred(images, deslant=self.deslant))
+        return self._checked(self.segment_penalties(centred(images, deslant=self.deslant)))
 
     def forward(self, images: Tensor) -> SegmentLattice:
         """The interpretation graphs of lines.
@@ -165,7 +190,7 @@ class LatticeReader(StringReader):
         cuts = self.cut(images)
         with torch.no_grad():
             segments = cut_segments(images, cuts, self.max_pieces, self.max_width, deslant=self.deslant)
-        penalties = self.segment_penalties(segments.images)
+        penalties = self._checked(self.segment_penalties(segments.images))
         shape = (len(images), cuts.columns.shape[1] - 1, self.max_pieces, penalties.shape[1])
         graph = penalties.new_full(shape, float("inf"))
         return SegmentLattice(

@@ -127,6 +127,19 @@ class StringReader(PaperModule):
             raise ValueError(f"Expected `lexicon` of strings in `alphabet` {self.alphabet!r} but got {what}")
         return tuple(map(self.alphabet.index, word))
 
+    def setup(self, stage: str) -> None:
+        """Refuse data whose classes are not the characters of ``alphabet``, in its order.
+
+        Raises:
+            ValueError: If they differ; the data may have the first few only.
+        """
+        datamodule = getattr(self._trainer, "datamodule", None)
+        names = "".join(getattr(datamodule, "class_names", None) or ())
+        if not self.alphabet.startswith(names):
+            raise ValueError(
+                f"Expected `alphabet` to be that of the data, {names!r}, but got {self.alphabet!r}"
+            )
+
     def check_images(self, images: Tensor, height: int | None = None) -> None:
         """Refuse what cannot be lines [B, 1, H, W] of ink in [0, 1], or are of another ``height``.
 

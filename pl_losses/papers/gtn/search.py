@@ -83,8 +83,8 @@ class Search:
 
     def sample(self, n: int, generator: torch.Generator | None) -> list[list[Path]]:
         """``n`` random paths of each graph, all of them one arc at a time."""
-        if n < 0:
-            raise ValueError(f"Expected `n` of at least 0 but got {n}")
+        if not isinstance(n, int) or n < 0:
+            raise ValueError(f"Expected `n` to be an integer of at least 0 but got {n}")
         samples = self.lattice.samples
         graph = torch.arange(samples).repeat_interleave(n)
         graph = graph[self.feasible[graph]]

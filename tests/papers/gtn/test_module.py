@@ -301,6 +301,22 @@ def test_a_fit_can_start_from_lenet_5(tmp_path):
     assert torch.equal(model.recogniser.network.c5.weight, source.network.c5.weight)
 
 
+def test_what_does_not_fit_is_refused_before_training(tmp_path):
+    class Narrow(LatticeReader):
+        def segment_penalties(self, segments):
+            return super().segment_penalties(segments)[:, :7]
+
+    data, fit = DigitStrings(length=2, eval_strings=8), trainer(tmp_path, max_steps=1)
+    with pytest.raises(
+        ValueError, match="`alphabet` to be that of the data, '0123456789', but got '1023456789'"
+    ):
+        fit.fit(LatticeReader(alphabet="1023456789"), data)
+    with pytest.raises(ValueError, match=r"`start_from` to be a checkpoint but got none\.ckpt"):
+        fit.fit(LatticeReader(start_from="none.ckpt"), data)
+    with pytest.raises(ValueError, match=r"to give \[M, 10\], a penalty for each character .* \[\d+, 7\]"):
+        fit.fit(Narrow(), data)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -312,7 +328,8 @@ def test_a_fit_can_start_from_lenet_5(tmp_path):
         ({"max_pieces": 0}, "`max_pieces` to be at least 1"),
         ({"lexicon": ["12", "1x"]}, "`lexicon` of strings in `alphabet` '0123456789' but got 'x'"),
         ({"lexicon": ["1"], "decoder": "greedy"}, "`lexicon` .* 'viterbi'"),
-        ({"alphabet": "abc"}, r"`codes` of shape \[3, 84\]"),
+        ({"alphabet": "abc"}, 'a `recogniser`, or `centres` "random", for an `alphabet` of 3 characters'),
+        ({"max_ink": 0.0}, "`max_ink` to be positive but got 0"),
     ],
 )
 def test_refused_arguments(options, words):
