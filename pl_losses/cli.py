@@ -16,6 +16,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -30,7 +31,7 @@ from pl_losses.checkpoints import compare, read_checkpoint
 from pl_losses.checks import DENIED, KINDS, class_paths
 from pl_losses.data.module import TensorDataModule
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
-from pl_losses.predictions import write_predictions
+from pl_losses.predictions import interleaved, joined, write_predictions
 from pl_losses.recipes import Config, UsageError, dump, merge, nearest, resolve_value
 from pl_losses.signatures import OWN, locate, public, signature
 
@@ -230,13 +231,19 @@ class PLLossesCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write the answers into the run's folder, and tell where."""
         batches = self.trainer.predict(**kwargs)
-        if not batches or getattr(self.trainer, "fast_dev_run", False) or self.record is None:
+        if getattr(self.trainer, "fast_dev_run", False) or self.record is None or self.record.folder is None:
             return
-        assert self.record.folder is not None
-        names = getattr(self.datamodule, "predict_names", lambda: None)()
-        ranks = (self.trainer.global_rank, self.trainer.world_size)
-        files = write_predictions(batches, self.record.folder, names, *ranks)
+        if batches is None:
+            say("No answers are written: `return_predictions` is false, or the strategy cannot return them.")
+            return
+        answers = joined(batches)
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, answers)
+            answers = interleaved(parts)
         if self.trainer.is_global_zero:
+            names = getattr(self.datamodule, "predict_names", lambda: None)()
+            files = write_predictions(answers, self.record.folder, names)
             print("\n".join(["Answers: " + ", ".join(map(str, files)), self.record.farewell(self.trainer)]))
 
 

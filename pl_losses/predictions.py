@@ -4,50 +4,45 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_NONE = object()
 WIDEST = 100  # Of a tensor with more values per sample the table has none.
 
 
 def write_predictions(
-    batches: Sequence[Any], folder: Path, names: Sequence[str] | None = None, rank: int = 0, ranks: int = 1
+    answers: dict[str, Any], folder: Path, names: Sequence[str] | None = None
 ) -> list[Path]:
-    """Write the answers of a Trainer's ``predict``.
+    """Write answers into a folder, where no file is overwritten.
 
-    ``predictions.pt`` has a dict with the answers of all batches, joined; ``torch.load`` reads it.
-    ``predictions.csv`` has a row per sample, with what is a number, a text or a short row of numbers. Several
-    ranks write a file of their own each.
+    ``predictions.pt`` has all of them; ``torch.load`` reads it. ``predictions.csv`` has a row per sample,
+    with what is a number, a text or a short row of numbers.
 
     Args:
-        batches: What ``predict_step`` returned: a dict with tensors or lists, one value per sample, or a
-            tensor.
-        folder: Where to; no file is overwritten.
+        answers: What :func:`joined` or :func:`interleaved` made.
+        folder: Where to.
         names: Of the samples, in their order.
-        rank: This process's, of those that share the samples.
-        ranks: Their number; rank r has the samples r, r + ranks, r + 2 ranks and so on.
 
     Returns:
         The files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = first = "predictions" if ranks == 1 else f"predictions-rank{rank}"
-    number = 0
+    number, stem = 0, "predictions"
     while (folder / f"{stem}.pt").exists():
         number += 1
-        stem = f"{first}-{number}"
-    answers = joined([batch if isinstance(batch, dict) else {"output": batch} for batch in batches])
-    paths = [folder / f"{stem}.pt"]
-    torch.save(answers, paths[0])
+        stem = f"predictions-{number}"
     columns = {name: column for key, values in answers.items() for name, column in as_columns(key, values)}
+    count = len(next(iter(columns.values()), ()))
+    known = {} if names is None else {"name": list(names[:count])}
+    paths = [folder / f"{stem}.pt"]
+    torch.save({**known, **answers}, paths[0])
     if columns and len({len(column) for column in columns.values()}) == 1:
-        count = len(next(iter(columns.values())))
-        samples = range(rank, rank + ranks * count, ranks)
-        known = {} if names is None else {"name": [names[sample] for sample in samples]}
-        columns = {"sample": list(samples), **known, **columns}
+        columns = {"sample": list(range(count)), **known, **columns}
         paths.insert(0, folder / f"{stem}.csv")
         with paths[0].open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -56,9 +51,15 @@ def write_predictions(
     return paths
 
 
-def joined(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The values of all batches, one after the other."""
-    return {key: _one_after_the_other([batch[key] for batch in batches]) for key in (batches or [{}])[0]}
+def joined(batches: Sequence[Any]) -> dict[str, Any]:
+    """The answers of all batches, one after the other.
+
+    Args:
+        batches: What ``predict_step`` returned: a dict with tensors or lists, one value per sample, or a
+            tensor, which is called "output".
+    """
+    named = [batch if isinstance(batch, dict) else {"output": batch} for batch in batches]
+    return {key: _one_after_the_other([batch[key] for batch in named]) for key in (named or [{}])[0]}
 
 
 def _one_after_the_other(values: list[Any]) -> Any:
@@ -71,6 +72,21 @@ def _one_after_the_other(values: list[Any]) -> Any:
     if all(isinstance(value, list) for value in values):
         return [plain(one) for value in values for one in value]
     return values
+
+
+def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The answers of all ranks in the order of the samples: rank r has r, r + ranks, r + 2 ranks and so on.
+
+    >>> interleaved([{"x": ["a", "c", "e"]}, {"x": ["b", "d"]}])
+    {'x': ['a', 'b', 'c', 'd', 'e']}
+    """
+    return {key: _in_turn([part[key] for part in parts]) for key in parts[0]}
+
+
+def _in_turn(values: list[Any]) -> Any:
+    rows = [row for turn in zip_longest(*values, fillvalue=_NONE) for row in turn if row is not _NONE]
+    stacked = all(isinstance(value, Tensor) for value in values) and len({row.shape for row in rows}) == 1
+    return torch.stack(rows) if stacked else rows
 
 
 def plain(value: Any) -> Any:

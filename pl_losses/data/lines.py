@@ -162,8 +162,12 @@ class LineImages(TensorDataModule):
     def _parts(self, rows: Sequence[dict[str, str]]) -> dict[str, list[int]]:
         names = ("train", "val", "test", "predict")
         if "split" in rows[0]:
-            if strange := sorted({row["split"] or "" for row in rows} - set(names)):
-                raise ValueError(f"Expected `split` in {self.labels} to be one of {names} but got {strange}")
+            for number, row in enumerate(rows, start=2):
+                if row["split"] not in names:
+                    raise ValueError(
+                        f"Expected `split` to be one of {', '.join(names)} but line {number} of"
+                        f" {self.root / self.labels} has {row['split'] or ''!r}"
+                    )
             return {name: [i for i, row in enumerate(rows) if row["split"] == name] for name in names}
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
         test, val = (round(share * len(rows)) for share in (self.test_share, self.val_share))

@@ -101,8 +101,12 @@ def test_normalised_is_free_of_margins():
         (["0.png,"], "file,label", "a label but line 2"),
         ([",7"], "file,label", "a file but line 2"),
         (["0.png,train"], "file,split", "a label but line 2"),
-        (["0.png,1,training", "0.png,1"], "file,label,split", r"got \['', 'training'\]"),
-        (["0.png,1,dev"], "file,label,split", r"`split` in labels.csv .* got \['dev'\]"),
+        (["0.png,1,training", "0.png,1"], "file,label,split", "but line 2 of .* has 'training'"),
+        (
+            ["0.png,1,dev"],
+            "file,label,split",
+            "`split` to be one of train, val, test, predict but line 2 of .* has 'dev'",
+        ),
         (
             ["blank.png,1,test"],
             "file,label,split",

@@ -122,7 +122,7 @@ class LatticeReader(StringReader):
         if len(self.alphabet) != 10 and self.centres != "random":
             raise ValueError(
                 f'Expected a `recogniser`, or `centres` "random", for an `alphabet` of {len(self.alphabet)}'
-                " characters: LeNet-5's codes are bitmaps of the ten digits"
+                f" characters but got {self.centres!r}: LeNet-5's codes are bitmaps of the ten digits"
             )
         return LeNet5(len(self.alphabet), centres=self.centres)
 

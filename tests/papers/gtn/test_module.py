@@ -328,7 +328,10 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
         ({"max_pieces": 0}, "`max_pieces` to be at least 1"),
         ({"lexicon": ["12", "1x"]}, "`lexicon` of strings in `alphabet` '0123456789' but got 'x'"),
         ({"lexicon": ["1"], "decoder": "greedy"}, "`lexicon` .* 'viterbi'"),
-        ({"alphabet": "abc"}, 'a `recogniser`, or `centres` "random", for an `alphabet` of 3 characters'),
+        (
+            {"alphabet": "abc"},
+            'a `recogniser`, or `centres` "random", for an `alphabet` of 3 characters but got .fixed.',
+        ),
         ({"max_ink": 0.0}, "`max_ink` to be positive but got 0"),
     ],
 )
