@@ -11,12 +11,10 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -28,85 +26,22 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pl_losses import strategies as strategies  # registers their names
 from pl_losses.__main__ import check, first_line, split
 from pl_losses.checkpoints import compare, read_checkpoint
-from pl_losses.checks import DENIED, KINDS, class_paths
+from pl_losses.checks import DENIED, class_paths
 from pl_losses.data.module import TensorDataModule
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
-from pl_losses.predictions import interleaved, joined, write_predictions
-from pl_losses.recipes import Config, UsageError, dump, merge, nearest, resolve_value
-from pl_losses.signatures import OWN, locate, public, signature
+from pl_losses.parser import Parser, shorten
+from pl_losses.predictions import joined, of_all_ranks, write_predictions
+from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
+from pl_losses.signatures import OWN, public
 
 SAVE_DIR = "runs"
+RECORDED = ("fit", "predict")  # They leave something in the run's folder.
 FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
 LOGGERS: dict[str, Config] = {
     "WandbLogger": {"project": "pl_losses", "save_dir": SAVE_DIR, "offline": True},
     "TensorBoardLogger": {"save_dir": SAVE_DIR, "name": "pl_losses"},
     "CSVLogger": {"save_dir": SAVE_DIR, "name": "pl_losses"},
 }
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are one or two lines."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a usage error; within jsonargparse's own attempts, what it expects."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise UsageError(shorten(message)) from None
-
-
-NOISE = (
-    *("Does not validate", "Subtypes:", "Errors:", "Given value", "Parser key", "Problem with"),
-    *(
-        "Expected a <class 'NoneType'>",
-        "Expected a path but",
-        "Not a valid subclass",
-        "Subclass types expect",
-    ),
-    *("a class path (str)", "a dict w"),
-)
-
-
-def shorten(message: str) -> str:
-    """The part of a parser's message that names the fault, with the nearest valid name.
-
-    >>> shorten("Parser key \'model\':\\n  Errors:\\n    - Expected a <class \'int\'>".replace("'", '"', 2))
-    '`model`: Expected int'
-    """
-    if required := re.search(r"^the following arguments are required: (.*)", message):
-        names = ", ".join(f"`{key.split('.', 1)[-1]}`" for key in required[1].split(", "))
-        return f"Missing {names}: name a recipe (--config), a class (--model), or a checkpoint (--ckpt_path)"
-    lines = [re.sub(r"^Type .* callable class: ", "", line.strip(" -\t")) for line in message.splitlines()]
-    telling = [line for line in lines if line and not line.startswith(NOISE)]
-    told = telling[0] if telling else lines[0] if lines else message
-    # What else the same argument may be stands in the lines that follow.
-    for line in takewhile(lambda line: line.startswith("Expected a "), telling[1:]):
-        told += line.replace("Expected a", " or a", 1) if told.startswith("Expected a ") else ""
-    told = re.sub(r", denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", told)
-    told = re.sub(
-        r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", told
-    )
-    told = re.sub(r"(?:a )?<class '([\w.]+)'>", r"\1", told)
-    told = re.sub(r"(?:a )?typing[.]Literal\[(.*?)\]", r"one of \1", told)
-    if (
-        "got" not in told.lower()
-        and told.startswith("Expected")
-        and (given := re.search(r"Given value: (.*?)(?:[.] Got value: .*)?$", message, re.MULTILINE))
-    ):
-        told += f" but got {given[1]}"
-    classes: list[str] = re.findall(r"Problem with given class_path '([\w.]+)'", message)
-    keys = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
-    depth = 1 + message.count("Problem with given") + message.count("callable class: Parser key")
-    path = ".".join(keys[:depth] if classes else keys[:2])
-    return (f"`{path}`: " if path else "") + told[:300] + hint(told, path, classes)
-
-
-def hint(told: str, path: str, classes: list[str]) -> str:
-    """The nearest argument of the class at fault, or the nearest class."""
-    option, unknown = re.search(r"Option '(\w+)'", told), re.search(r"No class `(\w+)`", told)
-    if unknown:
-        return nearest(unknown[1], [name for module in KINDS.get(path, ()) for name in public(module)])
-    located = locate(classes[-1]) if option and classes else None
-    return nearest(option[1], signature(located).parameters) if option and located else ""
 
 
 class PLLossesCLI(LightningCLI):
@@ -171,7 +106,7 @@ class PLLossesCLI(LightningCLI):
         if self.subcommand != "fit":
             # Of no concern where no checkpoint is written.
             warnings.filterwarnings("ignore", message="The dirpath has changed")
-        if self.subcommand == "fit" and not resolved["trainer"].get("fast_dev_run"):
+        if self.subcommand in RECORDED and not resolved["trainer"].get("fast_dev_run"):
             for folder in save_dirs(resolved["trainer"]):
                 check_writable(folder)
         for logger in loggers(resolved["trainer"]):
@@ -199,7 +134,7 @@ class PLLossesCLI(LightningCLI):
         forget_anonymous(section["logger"])
         given = section["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        always: list[Callback] = [self.record] if self.subcommand in ("fit", "predict") else []
+        always: list[Callback] = [self.record] if self.subcommand in RECORDED else []
         if self.subcommand == "fit":
             always.append(self.interruption)
         return super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
@@ -236,11 +171,7 @@ class PLLossesCLI(LightningCLI):
         if batches is None:
             say("No answers are written: `return_predictions` is false, or the strategy cannot return them.")
             return
-        answers = joined(batches)
-        if self.trainer.world_size > 1:
-            parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, answers)
-            answers = interleaved(parts)
+        answers = of_all_ranks(joined(batches), self.trainer)
         if self.trainer.is_global_zero:
             names = getattr(self.datamodule, "predict_names", lambda: None)()
             files = write_predictions(answers, self.record.folder, names)

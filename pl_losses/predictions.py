@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 _NONE = object()
@@ -24,7 +25,7 @@ def write_predictions(
     with what is a number, a text or a short row of numbers.
 
     Args:
-        answers: What :func:`joined` or :func:`interleaved` made.
+        answers: What :func:`joined` or :func:`of_all_ranks` made.
         folder: Where to.
         names: Of the samples, in their order.
 
@@ -37,11 +38,11 @@ def write_predictions(
         number += 1
         stem = f"predictions-{number}"
     columns = {name: column for key, values in answers.items() for name, column in as_columns(key, values)}
-    count = len(next(iter(columns.values()), ()))
+    count = len(next(iter(answers.values()), ()))
     known = {} if names is None else {"name": list(names[:count])}
     paths = [folder / f"{stem}.pt"]
     torch.save({**known, **answers}, paths[0])
-    if columns and len({len(column) for column in columns.values()}) == 1:
+    if columns and {len(column) for column in columns.values()} == {count}:
         columns = {"sample": list(range(count)), **known, **columns}
         paths.insert(0, folder / f"{stem}.csv")
         with paths[0].open("w", newline="", encoding="utf-8") as file:
@@ -72,6 +73,17 @@ def _one_after_the_other(values: list[Any]) -> Any:
     if all(isinstance(value, list) for value in values):
         return [plain(one) for value in values for one in value]
     return values
+
+
+def of_all_ranks(answers: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """The answers of all ranks, on each of them."""
+    if trainer.world_size == 1:
+        return answers
+    share: dict[str, Any] = trainer.distributed_sampler_kwargs or {"rank": 0}
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, (share["rank"], answers))
+    # Ranks that share a model answer for the same samples: one of them will do.
+    return interleaved([part for _, part in sorted(dict(parts).items())])
 
 
 def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

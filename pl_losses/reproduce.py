@@ -61,7 +61,8 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     Raises:
         UsageError: If an option's value does not fit.
     """
-    from pl_losses.cli import Parser, in_a_line
+    from pl_losses.cli import in_a_line
+    from pl_losses.parser import Parser
 
     module, _, attribute = FUNCTIONS[name].rpartition(".")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)

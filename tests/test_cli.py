@@ -21,7 +21,6 @@ cli_modules = pytest.importorskip("cli_modules")
 from pl_losses import LeNet5  # noqa: E402
 from pl_losses.__main__ import main  # noqa: E402
 from pl_losses.hparams import is_plain  # noqa: E402
-from pl_losses.predictions import interleaved, joined, write_predictions  # noqa: E402
 from pl_losses.recipes import UsageError, load  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -353,23 +352,6 @@ def test_predictions_are_written(folder, capsys):
     assert [int(row["predicted"]) for row in rows] == outputs.argmin(dim=1).tolist()
 
 
-def test_predictions_of_several_ranks_and_shapes(tmp_path):
-    x = torch.arange(45.0).view(5, 3, 3)
-    ranks = [
-        joined([{"x": x[[0, 2]], "s": ["a", "c"]}, {"x": x[[4]], "s": ["e"]}]),
-        joined([{"x": x[[1, 3]], "s": ["b", "d"]}]),
-    ]
-    answers = interleaved(ranks)
-    for number in ("", "-1"):
-        files = write_predictions(answers, tmp_path, list("uvwxy"))
-        assert [path.name for path in files] == [f"predictions{number}.{end}" for end in ("csv", "pt")]
-        assert files[0].read_text().split() == ["sample,name,s", "0,u,a", "1,v,b", "2,w,c", "3,x,d", "4,y,e"]
-        assert torch.equal(read(files[1])["x"], x)
-        assert read(files[1])["name"] == list("uvwxy")
-    images = joined([torch.ones(1, 3, 4, 5), torch.ones(1, 3, 2, 2)])["output"]
-    assert [image.shape for image in images] == [(3, 4, 5), (3, 2, 2)]
-
-
 def test_answers_that_are_not_returned_are_told(trained, capsys):
     succeeds("predict", f"--ckpt_path={trained}", "--return_predictions=false", *FAST)
     assert "No answers are written: `return_predictions` is false" in capsys.readouterr().err
@@ -384,7 +366,7 @@ def test_data_without_a_test_part_are_trained_on(folder, capsys):
     assert "Not tested: the data have no samples for it." in output.err
     assert "Run: runs" in output.out
     message = refused(capsys, "test", f"--ckpt_path={checkpoint_of(folder)}", *FAST)
-    assert message == "Expected data with samples of the 'test' split but there are only of train"
+    assert message == "Expected data with samples of the 'test' split but there is train"
 
 
 def wait_for(condition, process, seconds=90):

@@ -18,6 +18,7 @@ from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
 
 DIGITS = tuple("0123456789")
+PARTS = ("train", "val", "test", "predict")
 
 
 class Lines(NamedTuple):
@@ -143,14 +144,19 @@ class LineImages(TensorDataModule):
             raise FileNotFoundError(f"Expected {path}, a CSV file with the columns file and label")
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
-        if not rows or not ({"file", "label"} <= rows[0].keys() or {"file", "split"} <= rows[0].keys()):
+        if not rows or "file" not in rows[0] or not {"label", "split"} & rows[0].keys():
             found = ", ".join(rows[0]) if rows else "nothing"
             raise ValueError(f"Expected {path} to have rows with the columns file and label but got {found}")
         for number, row in enumerate(rows, start=2):
-            row.setdefault("label", "")
+            row["label"] = row.get("label") or ""
             if not row["file"]:
                 raise ValueError(f"Expected a file but line {number} of {path} has none")
-            if strange := set(row["label"] or "") - set(self.class_names):
+            if "split" in row and row["split"] not in PARTS:
+                raise ValueError(
+                    f"Expected `split` to be one of {', '.join(PARTS)} but line {number} of {path} has"
+                    f" {row['split'] or ''!r}"
+                )
+            if strange := set(row["label"]) - set(self.class_names):
                 raise ValueError(
                     f"Expected labels of characters in `alphabet` {''.join(self.class_names)!r} but line"
                     f" {number} of {path} has {''.join(sorted(strange))!r}"
@@ -160,15 +166,8 @@ class LineImages(TensorDataModule):
         return rows
 
     def _parts(self, rows: Sequence[dict[str, str]]) -> dict[str, list[int]]:
-        names = ("train", "val", "test", "predict")
         if "split" in rows[0]:
-            for number, row in enumerate(rows, start=2):
-                if row["split"] not in names:
-                    raise ValueError(
-                        f"Expected `split` to be one of {', '.join(names)} but line {number} of"
-                        f" {self.root / self.labels} has {row['split'] or ''!r}"
-                    )
-            return {name: [i for i, row in enumerate(rows) if row["split"] == name] for name in names}
+            return {part: [i for i, row in enumerate(rows) if row["split"] == part] for part in PARTS}
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
         test, val = (round(share * len(rows)) for share in (self.test_share, self.val_share))
         return {"test": order[:test], "val": order[test : test + val], "train": order[test + val :]}

@@ -132,16 +132,13 @@ class TensorDataModule(LightningDataModule):
         return None
 
     def _loader(self, split: str, shuffle: bool = False, pad: bool = False) -> BatchLoader:
-        stages = {"train": {"fit"}, "val": {"fit", "validate"}}.get(split, {"test", "predict"})
-        if split not in self.tensors and stages & self._loaded:
-            there = ", ".join(self.tensors)
-            raise ValueError(
-                f"Expected data with samples of the {split!r} split but there are only of {there}"
-            )
         if split not in self.tensors:
-            loaded = ", ".join(sorted(self.tensors)) or "nothing"
+            there = ", ".join(sorted(self.tensors)) or "nothing"
+            stages = {"train": {"fit"}, "val": {"fit", "validate"}}.get(split, {"test", "predict"})
+            if stages & self._loaded:
+                raise ValueError(f"Expected data with samples of the {split!r} split but there is {there}")
             raise RuntimeError(
-                f"Expected the {split!r} split to be loaded but there is {loaded}: call `prepare_data()` and"
+                f"Expected the {split!r} split to be loaded but there is {there}: call `prepare_data()` and"
                 " `setup()` first, or pass the DataModule to a Trainer"
             )
         train = split == "train"

@@ -112,7 +112,7 @@ class DigitStrings(TensorDataModule):
         check_integer("length", self.shortest, 1)
         check_integer("length", self.longest, 1)
         if self.shortest > self.longest:
-            raise ValueError(f"Expected `length` to be a range but got {list(length)}")  # type: ignore[arg-type]
+            raise ValueError(f"Expected `length` to be a range but got {[self.shortest, self.longest]}")
         for name, count in (("strings", strings), ("eval_strings", eval_strings)):
             if count is not None:
                 check_integer(name, count, 1)

@@ -56,7 +56,7 @@ def test_lines_to_predict_need_no_labels_and_keep_their_names(tmp_path):
     data.setup("predict")
     assert data.predict_names() == ["b.png", "a.png"]
     data.setup("fit")
-    with pytest.raises(ValueError, match="samples of the 'train' split but there are only of predict"):
+    with pytest.raises(ValueError, match="samples of the 'train' split but there is predict"):
         data.train_dataloader()
 
 
@@ -100,6 +100,7 @@ def test_normalised_is_free_of_margins():
         (["0.png,1x"], "file,label", "`alphabet` '0123456789' but line 2 of .* has 'x'"),
         (["0.png,"], "file,label", "a label but line 2"),
         ([",7"], "file,label", "a file but line 2"),
+        (["0.png,train"], "file,split,label", "a label but line 2"),
         (["0.png,train"], "file,split", "a label but line 2"),
         (["0.png,1,training", "0.png,1"], "file,label,split", "but line 2 of .* has 'training'"),
         (

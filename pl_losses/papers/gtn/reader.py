@@ -133,6 +133,7 @@ class StringReader(PaperModule):
         Raises:
             ValueError: If they differ; the data may have the first few only.
         """
+        # `trainer` raises where there is none.
         datamodule = getattr(self._trainer, "datamodule", None)
         names = "".join(getattr(datamodule, "class_names", None) or ())
         if not self.alphabet.startswith(names):
