@@ -69,11 +69,7 @@ def draw_uncertain(images: Tensor, labels: Tensor, information: Tensor) -> Figur
         information: Mutual information in nats, [N].
     """
     notes = [f"{nats:.2f} nats" for nats in information.tolist()]
-    figure = draw_samples(images, labels, notes)
-    for axes, note, (right, predicted) in zip(figure.axes, notes, labels.tolist(), strict=True):
-        if right < 0:
-            axes.set_title(f"read as {predicted}\n{note}", fontsize=8, color="black")
-    return figure
+    return draw_samples(images, labels, notes)
 
 
 def draw_coverage(coverage: Tensor) -> Figure:
