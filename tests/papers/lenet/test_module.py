@@ -65,12 +65,14 @@ def test_other_alphabets():
 @pytest.mark.parametrize("optimizer", [None, ADAM], ids=["levenberg-marquardt", "adam"])
 def test_it_learns_real_digits_and_its_checkpoint_loads(tmp_path, optimizer):
     pl.seed_everything(0)
-    fit = trainer(tmp_path, max_epochs=2 if optimizer is None else 4)
+    # Errors of three seeds: 0.36 to 0.48 after 600 steps of one digit, 0.05 to 0.07 after two passes of Adam.
+    steps, most = (600, 0.7) if optimizer is None else (-1, 0.2)
+    fit = trainer(tmp_path, max_steps=steps, max_epochs=2, limit_val_batches=0)
     model = LeNet5() if optimizer is None else LeNet5(optimizer=optimizer)
     data = Digits(batch_size=1 if optimizer is None else 8)
     fit.fit(model, data)
     (result,) = fit.test(model, data, verbose=False)
-    assert result["test/error"] < 0.15
+    assert result["test/error"] < most
     assert result["test/error_low"] <= result["test/error"] <= result["test/error_high"]
     path = fit.checkpoint_callback.best_model_path
     again = LeNet5.load_from_checkpoint(path, weights_only=True)
@@ -78,6 +80,7 @@ def test_it_learns_real_digits_and_its_checkpoint_loads(tmp_path, optimizer):
     torch.testing.assert_close(again(images), model(images))
 
 
+@pytest.mark.slow
 def test_adaptable_centres_collapse_under_eq_8_and_not_under_eq_9(tmp_path, monkeypatch):
     """Eq. 8 is satisfied by equal centres and features: the loss vanishes and nothing is recognised."""
     monkeypatch.chdir(tmp_path)
