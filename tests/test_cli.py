@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Fork
 
 cli_modules = pytest.importorskip("cli_modules")
 
@@ -288,17 +288,11 @@ def test_print_config(capsys):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_goes_on(folder, number, status):
     args = [*MODEL, *FAST, "--trainer.max_epochs=200", "--model.pause=0.05", "--test_after_fit=false"]
-    # Where a shell started the tests in the background, they ignore it, and so would what they start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    env = {**os.environ, "PYTHONPATH": str(HERE)}
-    command = [sys.executable, "-m", "pl_losses", "fit", *args]
-    with subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_for(lambda: list(folder.rglob("*.ckpt")), process)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
+    process = Fork(main, ["fit", *args])
+    wait_for(lambda: list(folder.rglob("*.ckpt")), process)
+    os.kill(process.pid, number)
+    assert process.wait() == status, process.printed
+    _, errors = process.printed
     assert "Traceback" not in errors
     shown = re.search(r"Interrupted at step (\d+)\. Go on with:\n  pl-losses (fit .*)", errors)
     assert shown, errors
@@ -369,10 +363,10 @@ def test_data_without_a_test_part_are_trained_on(folder, capsys):
     assert message == "Expected data with samples of the 'test' split but there is train"
 
 
-def wait_for(condition, process, seconds=90):
+def wait_for(condition, process, seconds=60):
     end = time.time() + seconds
     while not condition():
-        assert process.poll() is None, json.dumps(process.communicate())
+        assert process.ended() is None, process.printed
         assert time.time() < end
         time.sleep(0.1)
     time.sleep(0.2)

@@ -85,7 +85,7 @@ def test_python(page, here, monkeypatch, request):
     if re.search(r"MNIST\(|\"mnist\"", text):
         request.getfixturevalue("mnist_root")
     if "StyleTransfer(" in text and find_oxford() is None:
-        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA to the folder that holds them")
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
     made = pl.Trainer.__init__
 
     def small(self, *args, **options):

@@ -19,7 +19,7 @@ def real_root():
 
 
 REAL = real_root()
-real = pytest.mark.skipif(REAL is None, reason="no MNIST files in PL_LOSSES_DATA or ../shared/data")
+real = pytest.mark.skipif(REAL is None, reason="no MNIST files: set PL_LOSSES_DATA")
 
 
 def idx(*shape):

@@ -17,7 +17,7 @@ def real_root():
 
 
 REAL = real_root()
-real = pytest.mark.skipif(REAL is None, reason="no UCI sets in PL_LOSSES_DATA or ../shared/data")
+real = pytest.mark.skipif(REAL is None, reason="no UCI sets: set PL_LOSSES_DATA")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_splits_are_the_published_ones(name):
     known = uci.SETS[name]
     folder = uci.find(name, REAL)
     if not (folder / "index_train_0.txt").is_file():
-        pytest.skip(f"no index files in {folder}")
+        pytest.skip("no UCI index files: set PL_LOSSES_DATA")
     for split in {0, 1, known.splits - 1}:
         drawn, stored = (uci.split_rows(known.samples, split, where) for where in (None, folder))
         for ours, theirs, part in zip(drawn, stored, ("train", "test"), strict=True):
@@ -80,7 +80,7 @@ def test_the_columns_of_the_published_files():
     for name, known in uci.SETS.items():
         folder = uci.find(name, REAL)
         if not (folder / "index_features.txt").is_file():
-            pytest.skip(f"no index files in {folder}")
+            pytest.skip("no UCI index files: set PL_LOSSES_DATA")
         assert np.array_equal(np.loadtxt(folder / "index_features.txt"), np.arange(known.features))
         assert int(np.loadtxt(folder / "index_target.txt")) == known.features
 

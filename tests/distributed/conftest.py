@@ -31,8 +31,6 @@ def make_trainer(tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    # First: a process that has started autograd's threads for another device may not fork.
-    items.sort(key=lambda item: "distributed" not in item.nodeid)
     for item in items:
         if "distributed" in item.nodeid:
             item.add_marker(pytest.mark.timeout(90))

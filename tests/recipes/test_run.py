@@ -4,7 +4,6 @@ import math
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 import wandb
 import yaml
+from processes import on_ranks
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from pl_losses import recipes
@@ -72,7 +72,7 @@ def test_recipe(name, request, tmp_path, capfd):
     data = recipes.resolve(name).get("data", {})
     source = str(data.get("init_args", {}).get("source", data.get("class_path"))).lower()
     if name.startswith("style/") and find_oxford() is None:
-        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA to the folder that holds them")
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
     if source == "variations" and "rect" not in name:
         source = "mnist"
     if source in ("mnist", "uci"):
@@ -113,7 +113,7 @@ def test_sweep(path, request):
     if name == "dropout/uci" or name.endswith("mnist"):
         request.getfixturevalue(f"{name.split('/')[1].split('-')[-1]}_root")
     if name.startswith("style/") and find_oxford() is None:
-        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA to the folder that holds them")
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
     drawn = {key: {"value": draw(spec)} for key, spec in sweep["parameters"].items()}
     given = create_sweep_command_args({"args": drawn})["args"]
     _, *command = [word for part in sweep["command"] for word in (given if part == "${args}" else [part])]
@@ -151,39 +151,24 @@ def test_saved_checkpoint_alone_knows_its_model_and_data(tmp_path, capfd):
     assert error(first) == error(again)
 
 
-@pytest.mark.parametrize("overlay", ["trainers/ddp", "trainers/fsdp2"])
-@pytest.mark.timeout(240)
+@pytest.mark.parametrize("overlay", ["trainers/ddp", "trainers/fsdp2", "trainers/multi-node"])
 def test_overlays_on_two_ranks(overlay, tmp_path):
-    command = [sys.executable, "-m", "pl_losses", *small("lenet/digits"), "--config", overlay, *CPU]
-    subprocess.run([*command, "--trainer.devices", "2"], check=True, timeout=200, env=environment())
+    on_ranks(2, run, [*small("lenet/digits"), "--config", overlay, *CPU, "--trainer.devices", "2"])
     check_one_run(tmp_path)
 
 
-@pytest.mark.timeout(240)
-def test_torchrun(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [
-        "--nproc-per-node",
-        "2",
-        "--master-addr",
-        "127.0.0.1",
-        "--master-port",
-        str(port),
-        "-m",
-        "pl_losses",
-    ]
-    options = ["--config", "trainers/multi-node", *CPU, "--trainer.devices", "2"]
-    command = [sys.executable, "-m", "torch.distributed.run", *launch, *small("lenet/digits"), *options]
-    subprocess.run(command, check=True, timeout=200, env=environment())
-    check_one_run(tmp_path)
-
-
-def environment():
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]])
+def test_launchers(launcher, tmp_path):
+    """Lightning's own and torchrun, with interpreters that import everything anew."""
+    overlay = "trainers/multi-node" if launcher else "trainers/ddp"
+    options = [*small("lenet/digits"), "--config", overlay, *CPU, "--trainer.devices", "2"]
+    command = [sys.executable, *(word for part in (*launcher[:1], "pl_losses") for word in ("-m", part))]
+    command[3:3] = launcher[1:]
     # The W&B service of this process would write the run into this process's folder.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    return {**inherited, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *options], check=True, timeout=200, env=inherited)
+    check_one_run(tmp_path)
 
 
 def check_one_run(folder):

@@ -224,7 +224,7 @@ def test_the_oxford_weights_see_more_than_random_ones_do():
     from pl_losses.papers.style.vgg import find_oxford
 
     if find_oxford() is None:
-        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA to the folder that holds them")
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
     network = VGG19Features(["conv5_1"], load_weights())
     assert network.conv5_1_weight.shape == (512, 512, 3, 3)
     assert network.conv1_1_weight.std() > 10  # for pixels in [0, 1], not 0..255
