@@ -209,7 +209,7 @@ def places_of(config: Config, given: dict[str, str | None]) -> tuple[list[str], 
         config: The merged config.
         given: Value of each option.
     """
-    trainer = config.get("trainer") if isinstance(config.get("trainer"), dict) else {}
+    trainer: Config = config["trainer"] if isinstance(config.get("trainer"), dict) else {}
     options = {name.replace(".init_args", ""): value for name, value in given.items()}
     root = options.get("trainer.default_root_dir") or trainer.get("default_root_dir")
     named = trainer.get("logger")
