@@ -270,7 +270,8 @@ def missing(command: str, flags: Sequence[tuple[str, str | None]], wanted: Wante
         which = f"The newest run{wanted}: {shlex.join(again)}"
     else:
         where = " or ".join(f"`{place}`" for place in places)
-        named = [flag for flag in flags if flag[0] == "config"] or [("config", "lenet/digits")]
+        named = [flag for flag in flags if flag[0].split(".")[0] in ("config", "model", "data")]
+        named = named or [("config", "lenet/digits")]
         fit = shlex.join(["pl-losses", "fit", *words(named)])
         which = f"No run{wanted} in {where} has a checkpoint; this makes one: {fit}"
     why = "or the model is untrained: `--ckpt_path none` if that is meant"
@@ -367,7 +368,8 @@ def of_id(given: str, wanted: Wanted, places: list[str]) -> Checkpoint:
     for run in found.values():
         return last(run, f"of run {given}")
     beside = Path(given).expanduser().parent
-    near = [*WORDS, *(run.folder.name for run in known), *_checkpoints(beside)]
+    near = [*WORDS, *_checkpoints(beside), *(run.folder.name for run in known)]
+    near += [str(run.folder) for run in known]
     hint = nearest(given, near) or f": no such file, nor a run of that id in {', '.join(places)}"
     raise UsageError(f"No checkpoint `{given}` (--ckpt_path){hint}")
 

@@ -176,6 +176,7 @@ def test_a_run_by_its_folder_or_id(monkeypatch, folder):
     assert taken("--ckpt_path runs") == "runs/pl_losses/version_3/checkpoints/a.ckpt"
     assert taken(f"{DIGITS} --ckpt_path runs/pl_losses") == files[1]
     assert refused("--ckpt_path ab13") == "No checkpoint `ab13` (--ckpt_path): did you mean `ab12`?"
+    assert "did you mean `runs/pl_losses/ab12`?" in refused("--ckpt_path runs/pl_losses/ab13/")
     assert "nor a run of that id in runs" in refused("--ckpt_path zzzzzzzz")
     made("runs/elsewhere/version_3")
     assert "Several runs are named `version_3`" in refused("--ckpt_path version_3")

@@ -126,8 +126,9 @@ class RunRecord(Callback):
         lines = [f"Run: {run_folder(trainer)}"]
         if testable and self.run and any(map(exists, self.run.files)):
             self.run.files = list(filter(exists, self.run.files))
-            final = self._step in (None, trainer.global_step)
-            when = "" if final else f"  (saved at step {self._step} of {trainer.global_step})"
+            steps = [getattr(one, "_last_global_step_saved", 0) for one in trainer.checkpoint_callbacks]
+            step, final = self._step or max(steps, default=0), trainer.global_step
+            when = f"  (saved at step {step} of {final})" if step != final else ""
             # Without a logger, later runs share the folder.
             name = named_by(self.run) if trainer.loggers else self.run.newest()
             lines.append(f"Test it:    pl-losses test --ckpt_path {shlex.quote(name)}{when}")
