@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pl_losses import __version__
 from pl_losses.recipes import Config, UsageError, listing, merge, names, nearest, resolve_value
@@ -26,8 +24,6 @@ LOOKS = {
 TELLS = {"recipes": "list the recipes", "completion": "print a completion script for bash, zsh or fish"}
 COMMANDS = {**RUNS, **MAKES, **LOOKS, **TELLS}
 SHELLS = ("bash", "zsh", "fish")
-# Names that Lightning itself turns into a checkpoint.
-LIGHTNING_CHECKPOINTS = ("last", "best", "hpc", "registry")
 
 HELP = """usage: pl-losses COMMAND [--config RECIPE] [--KEY VALUE ...]
 
@@ -37,7 +33,7 @@ commands:
 examples:
   pl-losses fit --config lenet/digits
   pl-losses fit --config lenet/mnist --config trainers/ddp --trainer.max_epochs 3
-  pl-losses test --ckpt_path runs/.../checkpoints/x.ckpt
+  pl-losses test --config lenet/digits --ckpt_path last
 
 `pl-losses fit --help` shows the options of a command; --version the version.
 """
@@ -47,7 +43,11 @@ COMMAND_HELP = """usage: pl-losses {command} [--config RECIPE] [--KEY VALUE ...]
 {about}.
 
   --config RECIPE          a recipe's name or a YAML file; later ones override earlier ones
-  --ckpt_path FILE         go on from a checkpoint: its model and data are the defaults
+  --ckpt_path WHICH        go on from a checkpoint: its model and data are the defaults
+                           last   the newest checkpoint of the recipe's newest run
+                           best   that run's best by the `monitor` of a ModelCheckpoint
+                           none   {untrained}
+                           or a run's folder or id (its newest checkpoint), or a file
   --model CLASS            {models}, or a class of your own: my_module.MyModel
   --model.NAME VALUE       an argument of the model; --model.help CLASS lists them
   --data CLASS             {data}, or a class of your own
@@ -104,6 +104,8 @@ def dispatch(args: list[str]) -> int:
 
 def run(command: str, args: list[str]) -> int:
     """Check the arguments of a trainer command, then load torch and run it."""
+    from pl_losses.run_folders import choose
+
     if not {"", os.getcwd()} & set(sys.path):
         # A console script does not see the modules of the folder it is called in.
         sys.path.append(os.getcwd())
@@ -111,7 +113,7 @@ def run(command: str, args: list[str]) -> int:
     if answer := help_for(command, flags):
         print(answer, end="")
         return 0
-    check(command, flags)
+    choose(command, flags, check(command, flags))
     load_torch()
     from pl_losses.cli import run as run_cli
 
@@ -183,23 +185,7 @@ def check(command: str, flags: Flags) -> Config:
             check_flag(checker, config, name, value)
     # Once more, now that options have named the classes of what the files left open.
     checker.config(config)
-    check_checkpoint(dict(flags).get("ckpt_path") or config.get("ckpt_path"))
     return config
-
-
-def check_checkpoint(path: Any) -> None:
-    """Refuse a checkpoint file that is missing or is none."""
-    if not isinstance(path, str) or path.split(":")[0] in LIGHTNING_CHECKPOINTS or "://" in path:
-        return
-    file = Path(path)
-    if not file.exists():
-        near = [str(other) for other in file.parent.glob("*.ckpt")] if file.parent.is_dir() else []
-        raise UsageError(f"No checkpoint `{path}` (--ckpt_path){nearest(path, near)}")
-    # A folder is a sharded checkpoint; a file without the zip's mark may still be torch's format before 1.6.
-    if file.is_file() and not zipfile.is_zipfile(file):
-        with file.open("rb") as stream:
-            if stream.read(1) != b"\x80":
-                raise UsageError(f"`{path}` (--ckpt_path) is not a checkpoint, or is damaged")
 
 
 def help_for(command: str, flags: Flags) -> str:
@@ -210,7 +196,11 @@ def help_for(command: str, flags: Flags) -> str:
         if name == "help":
             models, data = (", ".join(checks.candidates(kind, own=True)) for kind in ("model", "data"))
             return COMMAND_HELP.format(
-                command=command, about=RUNS[command].capitalize(), models=models, data=data
+                command=command,
+                about=RUNS[command].capitalize(),
+                models=models,
+                data=data,
+                untrained="a new start" if command == "fit" else "untrained weights, on purpose",
             )
         if name == "trainer.help" or (name.endswith(".help") and value):
             kind = name.removesuffix(".help")
@@ -275,7 +265,7 @@ BASH = """_pl_losses() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
   case "$before" in
     --config|-c) COMPREPLY=($(compgen -W "{recipes}" -- "$word") $(compgen -f -X '!*.yaml' -- "$word")) ;;
-    --ckpt_path) COMPREPLY=($(compgen -f -- "$word")) ;;
+    --ckpt_path) COMPREPLY=($(compgen -W "last best none" -- "$word") $(compgen -f -- "$word")) ;;
     *) if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{commands}" -- "$word"))
        else COMPREPLY=($(compgen -W "{options}" -- "$word")); fi ;;
   esac

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pl_losses.recipes import Config, UsageError
-from pl_losses.signatures import locate
+from pl_losses.signatures import canonical
 
 SECTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
 SHOWN = 12
+WRAPPERS = r"_fsdp_wrapped_module\.|_orig_mod\."
 
 
-def read_checkpoint(path: Any, weights_only: bool = True) -> Config:
-    """The ``model`` and ``data`` sections that a checkpoint knows, as plain data.
+def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
+    """What is in a checkpoint; its tensors stay on disk.
 
     Args:
-        path: The checkpoint's file; for anything else, such as "last", nothing is known.
+        path: The checkpoint's file; of anything else, a folder or an address, nothing is known.
         weights_only: Whether the file must hold plain data; if not, nothing but Lightning reads it.
 
     Raises:
         UsageError: If the file is damaged, holds more than plain data, or is none of Lightning's.
     """
-    if not isinstance(path, str) or not Path(path).is_file() or not weights_only:
+    if path is None or not Path(path).is_file() or not weights_only:
         return {}
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"`{path}` (--ckpt_path) is not a checkpoint of Lightning: it has no `state_dict`")
+    return checkpoint
+
+
+def sections(checkpoint: Config) -> Config:
+    """The ``model`` and ``data`` sections that a checkpoint knows, as plain data."""
     known = {**checkpoint["pl_losses"]} if isinstance(checkpoint.get("pl_losses"), dict) else {}
     for section, key in SECTIONS.items():
         if section not in known and checkpoint.get(key):
@@ -93,12 +102,6 @@ def differs(one: Any, other: Any) -> bool:
     return bool(one != other) and (not isinstance(one, str) or canonical(one) != canonical(other))
 
 
-def canonical(path: Any) -> str | None:
-    """The path of a class where it is defined, if the source tells."""
-    located = locate(path) if isinstance(path, str) and "." in path else None
-    return f"{located.module}.{located.name}" if located else path
-
-
 def flatten(config: Config, prefix: str = "") -> Config:
     """Values by dotted names, without the ``init_args`` in between."""
     flat: Config = {}
@@ -106,3 +109,53 @@ def flatten(config: Config, prefix: str = "") -> Config:
         name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
         flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
     return {key: value for key, value in flat.items() if value is not None}
+
+
+class CheckpointCheck(Callback):
+    """Sees to it that a run's weights are those of its checkpoint, the same on all ranks.
+
+    Args:
+        path: The checkpoint, if there is one.
+        saved: What is in it, as far as that is known.
+        show: Prints one message.
+    """
+
+    def __init__(self, path: str | None, saved: Config, show: Callable[[str], None] = print) -> None:
+        self.path, self.show = path, show
+        self.names = set(saved.get("state_dict") or ())
+        fit: Any = (saved.get("loops") or {}).get("fit_loop") or {}
+        progress = fit.get("epoch_loop.batch_progress", {}).get("total", {})
+        self.untrained = progress.get("ready") == 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse different checkpoints on different ranks, each of which has looked it up.
+
+        Raises:
+            UsageError: If they differ.
+        """
+        first = trainer.strategy.broadcast(self.path)
+        if not trainer.strategy.reduce_boolean_decision(first == self.path):
+            raise UsageError(f"Ranks found other checkpoints than {first}: name it by --ckpt_path")
+        if self.untrained:
+            self.show("The checkpoint was saved before the first batch: its weights are untrained.")
+            self.untrained = False
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell which weights a model that loads not strictly begins with of its own.
+
+        Raises:
+            UsageError: If all of them are.
+        """
+        if pl_module.strict_loading or not self.names:
+            return
+        own = [re.sub(WRAPPERS, "", name) for name, _ in pl_module.named_parameters()]
+        left = [name for name in own if name not in self.names]
+        self.names = set()
+        if left and len(left) == len(own):
+            raise UsageError(
+                f"`{self.path}` (--ckpt_path) has none of the model's weights, such as `{own[0]}`"
+            )
+        if left:
+            self.show(f"{len(left)} of {len(own)} weights are not in the checkpoint, such as `{left[0]}`")
+
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = check

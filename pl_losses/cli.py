@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
 import re
 import sys
 import tempfile
@@ -19,29 +18,31 @@ from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from pl_losses import strategies as strategies  # registers their names
 from pl_losses.__main__ import check, first_line, split
-from pl_losses.checkpoints import compare, read_checkpoint
+from pl_losses.checkpoints import CheckpointCheck, compare, read_checkpoint, sections
 from pl_losses.checks import DENIED, class_paths
 from pl_losses.data.module import TensorDataModule
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
 from pl_losses.parser import Parser, shorten
 from pl_losses.predictions import joined, of_all_ranks, write_predictions
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
+from pl_losses.run_folders import RUNS, choose
+from pl_losses.run_loggers import (
+    check_writable,
+    fill_logger,
+    forget_anonymous,
+    loggers,
+    quiet_wandb,
+    save_dirs,
+)
 from pl_losses.signatures import OWN, public
 
-SAVE_DIR = "runs"
 RECORDED = ("fit", "predict")  # They leave something in the run's folder.
 FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
-LOGGERS: dict[str, Config] = {
-    "WandbLogger": {"project": "pl_losses", "save_dir": SAVE_DIR, "offline": True},
-    "TensorBoardLogger": {"save_dir": SAVE_DIR, "name": "pl_losses"},
-    "CSVLogger": {"save_dir": SAVE_DIR, "name": "pl_losses"},
-}
 
 
 class PLLossesCLI(LightningCLI):
@@ -51,7 +52,8 @@ class PLLossesCLI(LightningCLI):
         args: Command and options, without ``--config``.
         config: What recipes, files and the checkpoint say, merged.
         recipes: Names of the recipes and files, for the record.
-        known: What the checkpoint says, to tell how the run differs.
+        saved: What is in the checkpoint, to tell how the run differs.
+        path: The checkpoint.
         kwargs: Passed on to ``LightningCLI``.
     """
 
@@ -60,19 +62,21 @@ class PLLossesCLI(LightningCLI):
         args: list[str],
         config: Config,
         recipes: Sequence[str] = (),
-        known: Config | None = None,
+        saved: Config | None = None,
+        path: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.merged = config
         self.recipes = list(recipes)
-        self.known = known or {}
+        self.saved = saved or {}
+        self.check = CheckpointCheck(path, self.saved, say)
         self.record: RunRecord | None = None
         self.interruption: InterruptionCheckpoint | None = None
         strict = {"allow_abbrev": False}
         super().__init__(
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": SAVE_DIR},
+            trainer_defaults={"default_root_dir": RUNS},
             parser_kwargs={**strict, **{command: dict(strict) for command in self.subcommands()}},
             parser_class=Parser,
             auto_configure_optimizers=False,
@@ -101,7 +105,7 @@ class PLLossesCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another model, and a folder that cannot be written to."""
         resolved = self.resolved()
-        for line in compare(self.known, resolved):
+        for line in compare(sections(self.saved), resolved):
             say(line)
         if self.subcommand != "fit":
             # Of no concern where no checkpoint is written.
@@ -134,7 +138,7 @@ class PLLossesCLI(LightningCLI):
         forget_anonymous(section["logger"])
         given = section["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        always: list[Callback] = [self.record] if self.subcommand in RECORDED else []
+        always: list[Callback] = [self.check, *([self.record] if self.subcommand in RECORDED else [])]
         if self.subcommand == "fit":
             always.append(self.interruption)
         return super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
@@ -148,18 +152,21 @@ class PLLossesCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test with the final weights, and tell where the run is."""
-        if self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule):
-            if has_test_split(self.datamodule):
-                self.trainer.test(self.model, datamodule=self.datamodule)
-            else:
-                say("Not tested: the data have no samples for it.")
+        asked = self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule)
+        if asked and not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+            say("Not tested: the fit saw no batch, so the weights are untrained.")
+        elif asked and not has_test_split(self.datamodule):
+            say("Not tested: the data have no samples for it.")
+        elif asked:
+            self.trainer.test(self.model, datamodule=self.datamodule)
         self.after_test()
 
     def after_test(self) -> None:
         """Tell the error and where the run is."""
+        testable = can_test(self.model, self.datamodule) and has_test_split(self.datamodule)
         if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             told = error_in_words({key: float(value) for key, value in self.trainer.logged_metrics.items()})
-            print("\n".join(filter(None, [told, self.record.farewell(self.trainer)])))
+            print("\n".join(filter(None, [told, self.record.farewell(self.trainer, testable)])))
 
     after_validate = after_test
 
@@ -215,14 +222,16 @@ def run(args: list[str] | None = None) -> int:
     command, *options = sys.argv[1:] if args is None else args
     flags = split(options)
     effective = check(command, flags)
+    checkpoint = choose(command, flags, effective)
+    if checkpoint.told:
+        say(checkpoint.told)
     recipes = [value for name, value in flags if name == "config" and value]
     config: Config = {}
     for recipe in recipes:
         config = merge(config, resolve_value(recipe))
-    given = dict(flags)
-    checkpoint = given.get("ckpt_path") or config.get("ckpt_path")
-    known = read_checkpoint(checkpoint, given.get("weights_only") != "false")
-    config = merge(known, config)
+    given = {**config, **dict(flags)}
+    saved = read_checkpoint(checkpoint.path, str(given.get("weights_only")).lower() != "false")
+    config = merge(sections(saved), {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
             # An option may name the class whose arguments a file gives.
@@ -230,19 +239,19 @@ def run(args: list[str] | None = None) -> int:
             named = named.get("class_path") if isinstance(named, dict) else named
             config[section] = {**({"class_path": named} if named else {}), **config[section]}
     fill_logger(config, effective)
-    rest = [
-        f"--{name}" if value is None else f"--{name}={value}" for name, value in flags if name != "config"
-    ]
+    kept = [flag for flag in flags if flag[0] not in ("config", "ckpt_path")]
+    kept += [("ckpt_path", checkpoint.path)] if checkpoint.path else []
+    rest = [f"--{name}" if value is None else f"--{name}={value}" for name, value in kept]
     prepare_imports(class_paths([config, effective, [value for _, value in flags]]))
-    if "://" in str(checkpoint) and "weights_only" not in {**given, **config}:
+    if "://" in str(checkpoint.path) and "weights_only" not in given:
         # Lightning's own default for what comes over the network is to unpickle anything.
         config["weights_only"] = True
     status = 1
     try:
-        PLLossesCLI([command, *rest], config, recipes, known)
+        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path)
         status = 0
     except (OSError, ValueError, TypeError, RuntimeError, FloatingPointError) as error:
-        raise in_a_line(error, checkpoint) from error
+        raise in_a_line(error, checkpoint.path) from error
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     finally:
@@ -310,72 +319,6 @@ def config_file(config: Config) -> Iterator[str]:
         path = Path(folder, "config.yaml")
         path.write_text(dump(config), encoding="utf-8")
         yield str(path)
-
-
-def fill_logger(config: Config, effective: Config) -> None:
-    """Give the logger what it needs and was not told: W&B offline where none is named.
-
-    Args:
-        config: The merged config, which is changed.
-        effective: The same with the classes that options name, as options may name another logger.
-    """
-    trainer = config.setdefault("trainer", {})
-    named = (effective.get("trainer") or {}).get("logger")
-    if named is None:
-        named = "WandbLogger"
-    if isinstance(named, list):
-        trainer["logger"] = [filled(one) for one in named]
-    else:
-        trainer["logger"] = filled(named)
-
-
-def filled(logger: Any) -> Any:
-    """A logger's config over the suite's defaults for its class."""
-    logger = {"class_path": logger} if isinstance(logger, str) else logger
-    name = str(logger.get("class_path")).rpartition(".")[2] if isinstance(logger, dict) else ""
-    if name not in LOGGERS:
-        return logger
-    path = logger["class_path"] if "." in logger["class_path"] else f"lightning.pytorch.loggers.{name}"
-    defaults = {"class_path": path, "init_args": LOGGERS[name]}
-    return merge(defaults, {**logger, "class_path": path})
-
-
-def loggers(trainer: Config) -> list[Config]:
-    """The loggers' configs of a resolved trainer section."""
-    value = trainer.get("logger")
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
-
-
-def save_dirs(trainer: Config) -> list[str]:
-    """The folders that a run is going to write to."""
-    folders = [one.get("init_args", {}).get("save_dir") for one in loggers(trainer)] or [None]
-    folders = [folder or trainer.get("default_root_dir") or "." for folder in folders]
-    return [folder for folder in folders if "://" not in folder]
-
-
-def check_writable(folder: str) -> None:
-    """Refuse a folder that cannot be made or written to."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"The run's folder `{folder}` cannot be made ({error.strerror}); set `save_dir`"
-        ) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"The run's folder `{folder}` cannot be written to; set `save_dir` of the logger")
-
-
-def quiet_wandb(logger: Config) -> None:
-    """Keep wandb from chatting about an offline run."""
-    if logger.get("init_args", {}).get("offline"):
-        os.environ.setdefault("WANDB_SILENT", "true")
-
-
-def forget_anonymous(loggers: Any) -> None:
-    """Keep Lightning from passing ``anonymous`` on to wandb, which warns that it has no effect."""
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, WandbLogger) and logger._wandb_init.get("anonymous") is None:
-            logger._wandb_init.pop("anonymous", None)
 
 
 def can_test(model: LightningModule, datamodule: LightningDataModule | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import takewhile
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -15,6 +15,13 @@ from pl_losses.signatures import locate, public, signature
 
 class Parser(LightningArgumentParser):
     """A parser whose errors are one or two lines."""
+
+    def dump(self, cfg: Any, **kwargs: Any) -> str:
+        """Write a config; a checkpoint that was not named is not written as one that shall be none."""
+        if cfg.get("ckpt_path", "") is None:
+            cfg = cfg.clone()
+            del cfg["ckpt_path"]
+        return str(super().dump(cfg, **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a usage error; within jsonargparse's own attempts, what it expects."""

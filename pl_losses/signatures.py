@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 from pl_losses.recipes import HERE
 
@@ -142,6 +142,12 @@ def _locate(module: str, name: str, seen: frozenset[tuple[str, str]]) -> Class |
             if located := _locate(star, name, seen):
                 return located
     return None
+
+
+def canonical(path: Any) -> Any:
+    """The path of a class where it is defined, if the source tells; anything else as it is."""
+    located = locate(path) if isinstance(path, str) and "." in path else None
+    return f"{located.module}.{located.name}" if located else path
 
 
 def public(module: str) -> list[str]:

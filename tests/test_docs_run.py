@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pl_losses.__main__ import main
 from pl_losses.data import MNIST
 from pl_losses.papers.style.vgg import find_oxford
 from pl_losses.recipes import resolve, roots
+from pl_losses.run_folders import Run, write_record
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
@@ -66,6 +68,11 @@ def here(folder, monkeypatch):
     (folder / "runs" / "metrics.csv").write_text("step,train/loss\n0,2.5\n1,1.5\n")
     known = {"model": {"class_path": "pl_losses.LeNet5"}, "data": {"class_path": "pl_losses.data.Digits"}}
     torch.save({"state_dict": {}, "pl_losses": known}, folder / "last.ckpt")
+    run = folder / "runs" / "pl_losses" / "a"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(folder / "last.ckpt", run / "checkpoints")
+    recipes = ["lenet/digits", "lenet/mnist"]
+    write_record(run / "config.yaml", Run(run, 0.0, recipes, "pl_losses.LeNet5", [], []))
     known = {
         "model": {"class_path": "pl_losses.LatticeReader"},
         "data": {"class_path": "pl_losses.data.DigitStrings"},

@@ -69,7 +69,8 @@ def show(args: Sequence[str]) -> int:
     chosen = options(split(rest), ("out", "open", "terminal"))
     wanted = opens(chosen.get("open", "auto"))
     terminal = truth("terminal", chosen.get("terminal", "false"))
-    from pl_losses.dashboards.find import RUNS, find_run
+    from pl_losses.dashboards.find import find_run
+    from pl_losses.run_folders import RUNS
 
     paths = [find_run(name) for name in given or [RUNS]]
     out = Path(chosen["out"]) if chosen.get("out") else paths[0].parent / "show.html"

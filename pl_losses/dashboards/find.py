@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pl_losses.recipes import UsageError, nearest
+from pl_losses.run_folders import RUNS
 
-RUNS = "runs"
 PATTERNS = ("**/*run-*/run-*.wandb", "**/metrics.csv")
 
 

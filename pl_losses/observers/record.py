@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pl_losses import __version__
 from pl_losses.recipes import HERE, Config, dump
+from pl_losses.run_folders import Run, exists, lineage, modified, named_by, write_record
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -36,6 +38,8 @@ def run_folder(trainer: Trainer) -> Path:
 class RunRecord(Callback):
     """Keeps what a run was made of: the config in its folder, and the config and versions in its loggers.
 
+    Beside the config it keeps which checkpoints the run has, so that they are found again.
+
     Args:
         config: The resolved config, plain data.
         recipe: Names of the recipes and files it came from.
@@ -43,6 +47,7 @@ class RunRecord(Callback):
     Attributes:
         folder: The run's folder, the same on all ranks, once the run is set up.
         saved: Where the config was saved (rank zero).
+        run: The recipes and checkpoints of a fit (rank zero).
     """
 
     def __init__(self, config: Config, recipe: list[str] | None = None) -> None:
@@ -50,6 +55,8 @@ class RunRecord(Callback):
         self.recipe = recipe or []
         self.folder: Path | None = None
         self.saved: Path | None = None
+        self.run: Run | None = None
+        self._step: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the config once, when the first stage begins."""
@@ -59,6 +66,10 @@ class RunRecord(Callback):
         self.folder = trainer.strategy.broadcast(folder)
         if trainer.is_global_zero and self.folder is not None:
             self.saved = save_config(self.config, self.folder)
+            if stage == "fit":
+                model = str((self.config.get("model") or {}).get("class_path") or "")
+                self.run = Run(self.folder, time.time(), lineage(self.recipe), model, [], [])
+                self.keep(trainer)
             for logger in trainer.loggers:
                 logger.log_hyperparams(self.facts())
 
@@ -67,6 +78,36 @@ class RunRecord(Callback):
     ) -> None:
         """Write model and data of the config into the checkpoint."""
         checkpoint["pl_losses"] = {key: self.config[key] for key in ("model", "data") if self.config.get(key)}
+        self._step = checkpoint["global_step"]
+        self.keep(trainer)
+
+    def keep(self, trainer: Trainer, *files: str) -> None:
+        """Note the checkpoints that the fit has now, and others by name."""
+        if self.run is None or self.saved is None:
+            return
+        known = list(files)
+        best = []
+        for callback in trainer.checkpoint_callbacks:
+            path = getattr(callback, "best_model_path", "")
+            known += [*getattr(callback, "best_k_models", ()), path, getattr(callback, "last_model_path", "")]
+            known += [getattr(callback, "ckpt_path", "")]  # OnExceptionCheckpoint's.
+            if path and getattr(callback, "monitor", None):
+                score = getattr(callback, "best_model_score", None)
+                best.append((callback.monitor, None if score is None else float(score), path))  # type: ignore[attr-defined]
+        run = self.run
+        # One that is not there yet is about to be written; an older one is of the run that this goes on from.
+        mine = [file for file in known if file and (not exists(file) or modified(file) >= run.started)]
+        run.files = list(dict.fromkeys([*filter(exists, run.files), *mine]))
+        run.best = [one for one in best if one[2] in run.files]
+        write_record(self.saved, run)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the checkpoints once more: those of weights alone come without a call."""
+        self.keep(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self.keep(trainer)
 
     def facts(self) -> Config:
         """What the loggers are told."""
@@ -80,9 +121,17 @@ class RunRecord(Callback):
             facts["git"] = git
         return facts
 
-    def farewell(self, trainer: Trainer) -> str:
-        """Where the run is, and how to look at it; for rank zero only."""
+    def farewell(self, trainer: Trainer, testable: bool = False) -> str:
+        """Where the run is, how to look at it, and how to test a fit's checkpoint; for rank zero only."""
         lines = [f"Run: {run_folder(trainer)}"]
+        if testable and self.run and any(map(exists, self.run.files)):
+            self.run.files = list(filter(exists, self.run.files))
+            steps = [getattr(one, "_last_global_step_saved", 0) for one in trainer.checkpoint_callbacks]
+            step, final = self._step or max(steps, default=0), trainer.global_step
+            when = f"  (saved at step {step} of {final})" if step != final else ""
+            # Without a logger, later runs share the folder.
+            name = named_by(self.run) if trainer.loggers else self.run.newest()
+            lines.append(f"Test it:    pl-losses test --ckpt_path {shlex.quote(name)}{when}")
         for logger in trainer.loggers:
             lines += how_to_look(logger)
         return "\n".join(lines)
@@ -172,6 +221,7 @@ class InterruptionCheckpoint(Callback):
         if not save_alone_or_together(trainer, path, exception):
             self.show("Interrupted; this strategy saves on all ranks together, so no checkpoint was written.")
         elif trainer.is_global_zero:
+            self.record.keep(trainer, str(path))
             command = ["pl-losses", "fit", "--config", str(self.record.saved), "--ckpt_path", str(path)]
             self.show(f"Interrupted at step {trainer.global_step}. Go on with:\n  {shlex.join(command)}")
 

@@ -31,7 +31,7 @@ class TemporalAveraging(WeightAveraging):
 
     Raises:
         ValueError: If ``beta2`` is outside of [0, 1), or, when training starts, if the strategy shards the
-            weights.
+            weights or a ``ModelCheckpoint`` saves weights only, which are not averaged.
 
     Example:
         >>> TemporalAveraging(0.9).beta2
@@ -57,6 +57,13 @@ class TemporalAveraging(WeightAveraging):
             warnings.filterwarnings("ignore", message=".*model that overrides the configure_model")
             super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            if any(
+                getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks
+            ):
+                raise ValueError(
+                    "Expected a ModelCheckpoint with `save_weights_only` false for TemporalAveraging but got"
+                    " true: such a file has the weights of the last step, not their average"
+                )
             # Of a fit before this one; those of a checkpoint to resume from are loaded later.
             self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
             self._swapped = False

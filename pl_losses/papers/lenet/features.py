@@ -46,7 +46,7 @@ class PretrainedLeNet5(nn.Module):
         super().__init__()
         self.low, self.high = low, high
         model = LeNet5()
-        model.load_state_dict(torch.load(WEIGHTS, weights_only=True), strict=False)
+        model.load_state_dict(torch.load(WEIGHTS, weights_only=True))
         self.network, self.output = model.network, model.output
         self.eval().requires_grad_(False)
 

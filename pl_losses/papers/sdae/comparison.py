@@ -227,6 +227,8 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
                     f"Expected `{name}` to be {before.get(name)}, as for the results in {folder}, but got"
                     f" {value}: choose another `folder`, or delete that one"
                 )
+    elif path.exists():
+        raise ValueError(f"Expected `folder` {folder} to have an arguments.json beside its variations.csv")
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(settings) + "\n", encoding="utf-8")
     if not path.is_file():

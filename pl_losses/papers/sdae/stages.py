@@ -324,7 +324,7 @@ class StagedClassifier(Classifier):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Find out which stage to go on with.
+        """Find out which stage to go on with, and warn where one that is not the last is evaluated.
 
         Raises:
             ValueError: If the checkpoint is of another architecture.
@@ -335,6 +335,13 @@ class StagedClassifier(Classifier):
         if resuming and KEY in checkpoint:
             self._resumed = checkpoint[KEY]
             self._select(checkpoint[KEY]["stage"])
+        elif self._trainer is not None and KEY in checkpoint:
+            stage, last = checkpoint[KEY]["stage"], len(self.pretrain_epochs)
+            if stage < last:
+                rank_zero_warn(
+                    f"The checkpoint is of stage {stage + 1} of {last + 1}: the output layer at least"
+                    " is untrained"
+                )
 
 
 def refuse_other_weights(model: nn.Module, weights: dict[str, Any], argument: str) -> None:

@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 
 from pl_losses.data import BatchLoader
@@ -130,3 +131,15 @@ def test_bad_arguments():
     trainer = type("Trainer", (), {"strategy": FSDPStrategy()})()
     with pytest.raises(ValueError, match="keeps the weights whole"):
         TemporalAveraging().setup(trainer, LogisticRegression(), "fit")
+
+
+def test_files_without_the_average_are_refused(tmp_path):
+    trainer = pl.Trainer(
+        logger=False,
+        accelerator="cpu",
+        max_steps=1,
+        callbacks=[TemporalAveraging(BETA2), ModelCheckpoint(tmp_path, save_weights_only=True)],
+    )
+    model = LogisticRegression(in_features=3, num_classes=2)
+    with pytest.raises(ValueError, match="`save_weights_only` false for TemporalAveraging"):
+        trainer.fit(model, BatchLoader((torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)), 4))

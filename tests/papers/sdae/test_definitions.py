@@ -6,6 +6,7 @@ from torch.distributions import Bernoulli, Normal
 
 from pl_losses.losses import reconstruction_loss
 from pl_losses.papers.sdae import DenseLayer, GaussianNoise, MaskingNoise, SaltAndPepper
+from pl_losses.papers.sdae.comparison import reproduce
 
 
 def stream(seed=0):
@@ -156,3 +157,9 @@ def test_a_single_example_is_not_corrupted():
 def test_integers_are_not_corrupted():
     with pytest.raises(TypeError, match="`clean` of a floating point type"):
         MaskingNoise()(torch.zeros(2, 3, dtype=torch.uint8))
+
+
+def test_results_of_unknown_arguments_are_not_gone_on_with(tmp_path):
+    (tmp_path / "variations.csv").write_text("variation,method,seed\nrot-gen,MLP-3,0\n")
+    with pytest.raises(ValueError, match=r"arguments\.json beside its variations\.csv"):
+        reproduce(folder=str(tmp_path), source="digits")

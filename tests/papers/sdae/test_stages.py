@@ -206,6 +206,8 @@ def test_separate_commands_equal_one_fit(tmp_path):
     first, trainer = make(**options), train(tmp_path, epochs=3)
     trainer.fit(first, data())
     trainer.save_checkpoint(tmp_path / "pretrained.ckpt")
+    with pytest.warns(UserWarning, match="of stage 3 of 4: the output layer at least is untrained"):
+        trainer.validate(make(**options), data(), ckpt_path=tmp_path / "pretrained.ckpt", verbose=False)
     second = make(start_from=str(tmp_path / "pretrained.ckpt"), **options)
     # The same epoch of the same data, so that the order is the same.
     second.pretrain_epochs = [0, 0, 0]
