@@ -59,6 +59,7 @@ def test_fit_test_predict(logger, capsys):
     tested = succeeds(capsys, "test", option, "--ckpt_path=last")
     assert f"Checkpoint: {path}" in tested.err
     assert loss(tested) == loss(fitted)
+    assert all(Path(folder).is_dir() for folder in re.findall(r"^Run: (\S+)$", tested.out, re.M))
     if logger == "false":
         assert loss(succeeds(capsys, "test", *MODEL, option, "--ckpt_path=none")) != loss(fitted)
     which = offered if logger == "false" else run.name

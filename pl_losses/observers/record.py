@@ -123,7 +123,8 @@ class RunRecord(Callback):
 
     def farewell(self, trainer: Trainer, testable: bool = False) -> str:
         """Where the run is, how to look at it, and how to test a fit's checkpoint; for rank zero only."""
-        lines = [f"Run: {run_folder(trainer)}"]
+        folder = run_folder(trainer)
+        lines = [f"Run: {folder}"] if folder.is_dir() else []  # A test leaves none.
         if testable and self.run and any(map(exists, self.run.files)):
             self.run.files = list(filter(exists, self.run.files))
             steps = [getattr(one, "_last_global_step_saved", 0) for one in trainer.checkpoint_callbacks]
