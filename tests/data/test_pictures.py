@@ -266,6 +266,18 @@ def test_blends_masks_and_steps(tmp_path):
     assert masked.masks[0, :, 20:].max() == 0
 
 
+def test_masks_are_cropped_as_the_content_is_or_refused(tmp_path):
+    names = save(tmp_path, a=two_colours(80, 40), same=two_colours(160, 80), square=two_colours(40, 40))
+    options = {"content": names["a"], "style": [names["a"]]}
+    for size, masks in ((64, "same"), (None, "same"), ([32, 32], "square"), ([32, 32], "same")):
+        assert Pictures(**options, size=size, masks=[names[masks]]).pictures().masks is not None
+    for size, masks in ((64, "square"), (None, "square"), ([24, 64], "square")):
+        with pytest.raises(
+            ValueError, match=r"`masks` in the proportions of the content, .*square.png is 40 x 40"
+        ):
+            Pictures(**options, size=size, masks=[names[masks]]).pictures()
+
+
 def test_found_in_the_data_folder_and_among_the_packaged(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     two_colours().save(tmp_path / "images" / "photo.png")
