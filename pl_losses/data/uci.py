@@ -163,8 +163,7 @@ class UCI(TensorDataModule):
         """
         inputs, target = read(self.dataset, str(self.root))
         x, y = self._single(inputs, "feature"), self._single(target[:, None], "target")
-        parts = {part: torch.from_numpy(rows) for part, rows in self._rows().items() if len(rows)}
-        return {part: (x[rows], y[rows]) for part, rows in parts.items()}
+        return {part: (x[rows], y[rows]) for part, rows in self._rows().items() if len(rows)}
 
     def _single(self, values: Array, what: str) -> torch.Tensor:
         """Values in float32, [N, Q], unless that would round away how they differ."""
@@ -323,8 +322,8 @@ def read(name: str, root: str | None = None) -> tuple[Array, Array]:
     published = SETS.get(name)
     if published is not None and (found := checksum(path)) != published.sha256:
         raise ValueError(
-            f"Expected {path} with the SHA-256 {published.sha256} but got {found}: delete it and run again, or"
-            " give data of your own another folder's name"
+            f"Expected {path} with the SHA-256 {published.sha256} but got {found}: delete it and run again,"
+            " or give data of your own another folder's name"
         )
     values = _numbers(path)
     width = values.shape[1]
@@ -383,7 +382,8 @@ def _read_rows(path: Path, below: int, what: str = "rows") -> Rows:
             numbers = np.loadtxt(path, ndmin=1)
     except ValueError as error:
         raise ValueError(f"Expected {path} to hold one number per line but got: {error}") from error
-    if numbers.ndim > 1 or not len(numbers) or not np.isin(numbers, np.arange(below)).all():
+    inside = (numbers >= 0) & (numbers < below) & (numbers == np.floor(numbers))
+    if numbers.ndim > 1 or not len(numbers) or not inside.all():
         raise ValueError(f"Expected {path} to hold {what} in 0..{below - 1} but it does not")
     rows = numbers.astype(np.int64)
     if len(np.unique(rows)) < len(rows):
