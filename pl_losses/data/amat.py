@@ -107,7 +107,7 @@ class Amat(TensorDataModule):
         if val_size:
             splits["val"] = (images[first:], labels[first:])
         if self.num_classes is None:
-            found = labels.unique().tolist()
+            found = sorted({*labels.tolist()})
             if found != list(range(len(found))):
                 raise ValueError(
                     f"Expected labels 0..K-1 in {self.files['train_file']}, each of them at least once, but"
