@@ -169,9 +169,10 @@ def test_ink_of_is_equivariant_and_finds_ink_in_grain():
         for ink in ("auto", "dark", "bright"):
             with pytest.raises(ValueError, match="none stands out from the paper"):
                 ink_of(empty, ink)
-    # Sevens cut out tightly: most of the border is ink.
-    sevens = 1 - drawn()[14:44, 15:37]
-    assert float(ink_of(torch.from_numpy(sevens), "dark")[20, 15]) == 0
+    # Cut out tightly: much of the border, or most of it, is ink.
+    tight = torch.from_numpy(drawn()[14:44, 15:117])
+    torch.testing.assert_close(ink_of(0.8 - 0.5 * tight), tight.float())
+    torch.testing.assert_close(ink_of(0.8 - 0.5 * tight[:, :22], "dark"), tight[:, :22].float())
 
 
 def test_csv_files_as_programs_write_them(tmp_path):
