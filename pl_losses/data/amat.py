@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 import torch
 
+from pl_losses.data.files import checksum, written_whole
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
 
@@ -19,15 +19,17 @@ SIDEWAYS = ("all_rotation_normalized", "background_random", "background_images")
 class Amat(TensorDataModule):
     """Images 28x28 from a training and a test file in ``.amat`` format.
 
-    Reading text takes a minute for 50 000 images, so that a copy in binary is kept beside each file
-    (``<file>.npy``), and read as long as it is newer.
+    Reading text takes ten seconds and more for 50 000 images, so that a copy in binary is kept beside each
+    file (``<file>.npy``) with the checksums of both. It is read as long as they are right, whatever the dates
+    of the files.
 
     Args:
         train_file: Such as "mnist_all_rotation_normalized_float_train_valid.amat".
         test_file: Such as "mnist_all_rotation_normalized_float_test.amat".
         val_size: The last this many rows of the training file are for validation; 0 for none. Default: a
             sixth.
-        num_classes: Number of classes. Default: one more than the largest label of the training file.
+        num_classes: Number of classes. Default: as many as the training file has, whose labels are then to be
+            0, 1, 2 and so on without a gap.
         sideways: Whether to transpose the images. Default: as the file's name tells.
         cache: Whether to keep the copies.
         batch_size: Training images per step and rank.
@@ -37,7 +39,7 @@ class Amat(TensorDataModule):
         resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the files' names tell that they do not go together.
     """
 
     input_shape = (1, 28, 28)
@@ -59,7 +61,19 @@ class Amat(TensorDataModule):
         if val_size is not None:
             check_integer("val_size", val_size, 0)
         self.files = {"train_file": Path(train_file).expanduser(), "test_file": Path(test_file).expanduser()}
-        self.val_size, self.num_classes, self.sideways, self.cache = val_size, num_classes, sideways, cache
+        train, test = self.files.values()
+        if "test" in train.name and "train" not in train.name and "train" in test.name:
+            raise ValueError(
+                f"Expected `train_file` to be for training and `test_file` for the test but got {train} and"
+                f" {test}: they are interchanged"
+            )
+        if sideways is None and _sideways(train) != _sideways(test):
+            raise ValueError(
+                "Expected `train_file` and `test_file` of one set but by their names one of"
+                f" {train} and {test} has images that lie on their side: set `sideways` if they are alike"
+            )
+        self.sideways = _sideways(train) if sideways is None else sideways
+        self.val_size, self.num_classes, self.cache = val_size, num_classes, cache
 
     def prepare_data(self) -> None:
         """Find the files.
@@ -93,7 +107,13 @@ class Amat(TensorDataModule):
         if val_size:
             splits["val"] = (images[first:], labels[first:])
         if self.num_classes is None:
-            self.num_classes = int(labels.max()) + 1
+            found = sorted({*labels.tolist()})
+            if found != list(range(len(found))):
+                raise ValueError(
+                    f"Expected labels 0..K-1 in {self.files['train_file']}, each of them at least once, but"
+                    f" got {found[:20]}: number classes from 0 on, or set `num_classes`"
+                )
+            self.num_classes = len(found)
         return splits
 
     def _read(self, name: str) -> Batch:
@@ -102,11 +122,14 @@ class Amat(TensorDataModule):
         images, labels = rows[:, :-1].view(-1, 1, 28, 28), rows[:, -1]
         if not torch.equal(labels, labels.round()):
             raise ValueError(f"Expected the last column of {path} to hold labels but it has fractions")
-        both = "background_images_rotation" in path.name
-        sideways = any(word in path.name for word in SIDEWAYS) and not both
-        if sideways if self.sideways is None else self.sideways:
+        if self.sideways:
             images = images.transpose(2, 3)
         return images.contiguous(), labels.long()
+
+
+def _sideways(path: Path) -> bool:
+    both = "background_images_rotation" in path.name
+    return any(word in path.name for word in SIDEWAYS) and not both
 
 
 def read_amat(path: Path, cache: bool = True) -> np.ndarray:
@@ -120,49 +143,42 @@ def read_amat(path: Path, cache: bool = True) -> np.ndarray:
         ValueError: If the file does not hold rows of 785 numbers.
     """
     copy = path.with_name(path.name + ".npy")
-    if cache and copy.is_file() and copy.stat().st_mtime >= path.stat().st_mtime:
-        found: np.ndarray | None = _copied(copy)
-        if found is not None:
-            return found
-    with path.open(encoding="ascii", errors="replace") as file:
-        columns = len(file.readline().split())
+    if cache and (found := _copied(copy, path)) is not None:
+        return found
+    text = path.read_bytes()
+    rows = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        columns = len(line.split())
+        if columns not in (0, 785):
+            raise ValueError(
+                f"Expected {path} to hold rows of 785 numbers but got {columns} in line {number}"
+            )
+        rows += columns > 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Of text that is no number, told below.
         try:
-            numbers = np.fromfile(path, dtype=np.float32, sep=" ")
+            numbers = np.fromstring(text, dtype=np.float32, sep=" ")
         except ValueError:  # So does a newer NumPy tell, without the file's name.
-            raise ValueError(f"Expected {path} to hold rows of 785 numbers but got other text") from None
-    rows = sum(1 for line in path.read_bytes().splitlines() if line.strip())
-    if columns != 785 or numbers.size != rows * columns:
-        raise ValueError(
-            f"Expected {path} to hold rows of 785 numbers but got {columns} in the first, and {numbers.size}"
-            f" in {rows} rows"
-        )
-    table = numbers.reshape(rows, columns)
+            numbers = np.empty(0, dtype=np.float32)
+    if not rows or numbers.size != rows * 785:
+        raise ValueError(f"Expected {path} to hold rows of 785 numbers but got other text, or none")
+    table = numbers.reshape(rows, 785)
     if cache:
         try:
-            _keep(copy, table)
+            with written_whole(copy) as file:
+                np.save(file, table)
+                np.save(file, np.array([checksum(text), checksum(table.data)]))
         except OSError as error:
             warnings.warn(f"No copy of {path} is kept: {error}", stacklevel=2)
     return table
 
 
-def _copied(copy: Path) -> np.ndarray | None:
-    """The table in a copy; None if it is damaged, so that the text is read again."""
+def _copied(copy: Path, path: Path) -> np.ndarray | None:
+    """The table in a copy of a file; None if there is none, it is damaged, or was made from another file."""
     try:
-        table: np.ndarray = np.load(copy)
-    except (OSError, EOFError, ValueError):
+        with copy.open("rb") as file:
+            table: np.ndarray = np.load(file)
+            known = np.load(file).tolist()
+        return table if known == [checksum(path), checksum(table.data)] else None
+    except Exception:  # NumPy raises nearly anything for a damaged file.
         return None
-    return table if table.ndim == 2 and table.shape[1] == 785 else None
-
-
-def _keep(copy: Path, table: np.ndarray) -> None:
-    """Write a copy beside and then put it in place: another process never reads half of one."""
-    with NamedTemporaryFile(dir=copy.parent, prefix=copy.name, delete=False) as file:
-        try:
-            np.save(file, table)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(copy)

@@ -72,7 +72,8 @@ class BagOfWords(TensorDataModule):
         self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
         self.vocabulary = vocabulary
         self.input_shape = (vocabulary,)
-        there = all(_find(self.root, part) for part in ("train", "test"))
+        # One file of the two is an accident, which prepare_data refuses.
+        there = any(_find(self.root, part) for part in ("train", "test"))
         self.found = ("imdb" if there else "synthetic") if source == "auto" else source
 
     def prepare_data(self) -> None:
@@ -130,7 +131,7 @@ def _find(root: Path, part: str) -> Path | None:
 
 
 def read_labelled(path: Path) -> tuple[Documents, Counts]:
-    """Read a ``labeledBow.feat``: on each line a rating and ``word:count`` for each word that occurs.
+    """Read a ``labeledBow.feat``: on each line a rating of 1 to 10 and ``word:count`` for each word in it.
 
     Returns:
         The documents' entries, and their labels [N]: 1 for ratings above 5, else 0.
@@ -145,17 +146,21 @@ def read_labelled(path: Path) -> tuple[Documents, Counts]:
         for number, line in enumerate(file):
             rating, _, rest = line.partition(" ")
             try:
-                labels.append(int(int(rating) > 5))
                 pairs = np.array(rest.replace(":", " ").split(), dtype=np.int64).reshape(-1, 2)
-            except ValueError:
+                if not 1 <= int(rating) <= 10 or rest.count(":") != len(pairs) or (pairs < [0, 1]).any():
+                    raise ValueError
+            except (ValueError, OverflowError):
                 raise ValueError(
-                    f"Expected line {number + 1} of {path} to be a rating and pairs word:count but got"
-                    f" {line.strip()[:60]!r}"
+                    f"Expected line {number + 1} of {path} to be a rating of 1 to 10 and pairs word:count but"
+                    f" got {line.strip()[:60]!r}"
                 ) from None
+            labels.append(int(int(rating) > 5))
             rows.append(np.full(len(pairs), number))
             entries.append(pairs)
     if not labels:
         raise ValueError(f"Expected {path} to hold documents but it is empty")
+    if len({*labels}) < 2:
+        raise ValueError(f"Expected ratings of both classes, up to 5 and above, in {path} but all are of one")
     joined = np.concatenate(entries)
     return (np.concatenate(rows), joined[:, 0], joined[:, 1]), np.array(labels)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import pickle
@@ -14,10 +13,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
+from pl_losses.data.files import checksum
+from pl_losses.data.image_files import read_image
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
 
@@ -204,7 +204,7 @@ class _Python(Source):
         published = dict(Published.train_list if split == "train" else Published.test_list)
         images, labels = [], []
         for name, data in self._files(list(published)):
-            if (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != published[name]:
+            if (found := checksum(data, "md5")) != published[name]:
                 raise ValueError(
                     f"Expected {name} in {self.path} with the published MD5 {published[name]} but got"
                     f" {found}: {ADVICE}"
@@ -277,6 +277,7 @@ class _Images(Source):
             raise ValueError(
                 f"Expected {SAMPLES[split]} images for {split!r} in {self.path} but got {len(files)}"
             )
+        _check_classes(torch.tensor([label for label, _ in files]), split, self.path)
         rank_zero_warn(
             f"CIFAR10 reads single images from {self.path}: they have no checksums, and JPEG loses detail, so"
             " do not compare errors on them with those on the original set"
@@ -284,16 +285,21 @@ class _Images(Source):
         chosen = [files[row] for row in rows.tolist()]
         images = torch.empty(len(chosen), 3, 32, 32, dtype=torch.uint8)
         for place, (_, data) in enumerate(chosen):
-            images[place] = self._decoded(data)
-        return images, torch.tensor([label for label, _ in chosen])
-
-    def _decoded(self, data: bytes) -> Tensor:
-        with Image.open(io.BytesIO(data)) as image:
+            image = read_image(io.BytesIO(data), "root", f"an image in {self.path}")
             if image.size != (32, 32):
                 raise ValueError(
                     f"Expected images of 32x32 pixels in {self.path} but got one of {image.size}"
                 )
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            images[place] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return images, torch.tensor([label for label, _ in chosen])
+
+
+def _check_classes(labels: Tensor, split: str, path: Path) -> None:
+    """Refuse files without checksums that belong to the other split, or to another set."""
+    counts = labels.bincount(minlength=len(CLASSES)).tolist()
+    wanted = SAMPLES[split] // len(CLASSES)
+    if counts != [wanted] * len(CLASSES):
+        raise ValueError(f"Expected {wanted} images of each class for {split!r} in {path} but got {counts}")
 
 
 def _found(root: Path) -> Source | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
+
+from pl_losses.data.files import checksum as checksum_of
+from pl_losses.data.files import written_whole
 
 
 def download(addresses: Sequence[str], path: Path, algorithm: str, checksum: str, contents: str) -> None:
@@ -26,16 +27,8 @@ def download(addresses: Sequence[str], path: Path, algorithm: str, checksum: str
     """
     _check_writable(path.parent)
     data = _fetched(addresses, path, algorithm, checksum, contents)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp lets nobody else read the file; a data folder may be shared.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with written_whole(path) as file:
+        file.write(data)
 
 
 def _check_writable(folder: Path) -> None:
@@ -57,7 +50,7 @@ def _fetched(addresses: Sequence[str], path: Path, algorithm: str, checksum: str
         except (OSError, HTTPException) as error:
             failures.append(f"{address}: {error}")
             continue
-        found = hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
+        found = checksum_of(data, algorithm)
         if found == checksum:
             return data
         failures.append(f"{address}: {algorithm} {found} instead of {checksum}")

@@ -1,54 +1,121 @@
-"""Image files to tensors and back: any size and kind, upright, without alpha, in red, green and blue."""
+"""Image files to tensors and back: any size and kind, upright, without alpha, in the colours of sRGB."""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import warnings
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from pl_losses.data.files import written_whole
 
-def read_image(path: str | Path, name: str = "path") -> Image.Image:
-    """An image file as 8-bit RGB: turned as its EXIF data say, three channels, white where clear.
+# Which modes of Pillow's a profile for a kind of colours is for, and what it has to be given.
+GREY = ("1", "L", "LA")
+KINDS = {
+    "GRAY": (GREY, "L"),
+    "RGB": ((*GREY, "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"), "RGB"),
+    "CMYK": (("CMYK",), "CMYK"),
+    "Lab": (("LAB",), "LAB"),
+}
+# Where a file may hold several pictures; further ones in other formats are layers and previews.
+SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+# What is lighter in the colours of a photograph (ITU-R BT.601).
+LUMA = (0.299, 0.587, 0.114)
+
+
+def read_image(file: str | Path | BytesIO, name: str = "path", label: str = "") -> Image.Image:
+    """An image file as 8-bit sRGB: turned as its EXIF data say, out of its colour profile, white where clear.
 
     Args:
-        path: The file.
+        file: The file, or what is in it.
         name: Of the argument, for the errors.
+        label: What the errors call the file. Default: its path.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, too large to be genuine, or no image.
+        ValueError: If the file is damaged, too large to be genuine, no image or several, or has pixels beyond
+            the range of its kind.
+
+    Warns:
+        UserWarning: If the file's colour profile cannot be used.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"Expected `{name}` to be an image file but there is no {path}")
+    image = _read(file, name, label or str(file))
+    if image.mode == "F":
+        image = Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def read_grey(file: str | Path, name: str = "path") -> Tensor:
+    """How light an image file is: [H, W] in [0, 1], read as by :func:`read_image` but not rounded to 8 bits.
+
+    Raises:
+        FileNotFoundError: As :func:`read_image`.
+        ValueError: As :func:`read_image`.
+    """
+    values = to_tensor(_read(file, name, str(file)))
+    return values[0] if len(values) == 1 else torch.tensordot(torch.tensor(LUMA), values, 1)
+
+
+def _read(file: str | Path | BytesIO, name: str, label: str) -> Image.Image:
+    """An image in mode "RGB", or grey of more than 8 bits in mode "F" in [0, 1]."""
+    if not isinstance(file, BytesIO) and not Path(file).is_file():
+        raise FileNotFoundError(f"Expected `{name}` to be an image file but there is no {file}")
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
+            if image.format in SEQUENCES and (count := getattr(image, "n_frames", 1)) > 1:
+                raise ValueError(f"it holds {count} pictures, save the wanted one alone")
             image.load()
-            upright = ImageOps.exif_transpose(image) or image
+            return _as_seen(ImageOps.exif_transpose(image) or image, label)
     except UnidentifiedImageError:
-        raise ValueError(f"Expected `{name}` to be an image file but {path} is damaged or none") from None
+        raise ValueError(f"Expected `{name}` to be an image file but {label} is damaged or none") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Expected `{name}` to be a whole image file but {path}: {error}") from None
-    return to_rgb(upright)
+        raise ValueError(f"Expected `{name}` to be a whole image file but {label}: {error}") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image in any mode of Pillow's."""
+def _as_seen(image: Image.Image, label: str) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
         # Pillow would clip 16 bits to the lowest 8 of them.
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
-        return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert("RGB")
+        top = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
+        if not (values.min() >= 0 and values.max() <= top):
+            raise ValueError(f"its pixels lie in {values.min():g}..{values.max():g}, not in 0..{top}")
+        values /= top
+        if profile:
+            steps = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+            curve = np.asarray(_in_srgb(steps, profile, label))[0, :, 1] / 255
+            values = np.interp(values, np.linspace(0, 1, 256), curve)
+        return Image.fromarray(values.astype(np.float32))
+    alpha = None
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        alpha = image.convert("RGBA").getchannel("A")
+    coloured = _in_srgb(image, profile, label) if profile else image.convert("RGB")
+    if alpha is None:
+        return coloured
+    return Image.composite(coloured, Image.new("RGB", image.size, (255, 255, 255)), alpha)
+
+
+def _in_srgb(image: Image.Image, profile: bytes, label: str) -> Image.Image:
+    """An image as 8-bit RGB of sRGB instead of its colour profile."""
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        kind = source.profile.xcolor_space.strip()
+        modes, wanted = KINDS.get(kind, ((), ""))
+        if image.mode not in modes:
+            raise ValueError(f"it is for {kind}, the pixels are {image.mode}")
+        converted = ImageCms.profileToProfile(image.convert(wanted), source, _srgb(), outputMode="RGB")
+        return converted or image.convert("RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        warnings.warn(f"{label}: its colour profile is not used ({error}) but sRGB", stacklevel=5)
+        return image.convert("RGB")
+
+
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 def resized(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Image:
@@ -69,8 +136,8 @@ def resized(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Ima
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An image as [C, H, W] in [0, 1]: 3 channels, or 1 of a grey one."""
-    values = torch.from_numpy(np.array(image)).float() / 255
+    """An image in mode "RGB", "L" or "F" as [C, H, W] in [0, 1]: 3 channels, or 1 of a grey one."""
+    values = torch.from_numpy(np.array(image)).float() / (1 if image.mode == "F" else 255)
     return values[None] if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
 
 
@@ -97,18 +164,17 @@ def image_format(path: str | Path) -> str:
 
 
 def write_image(values: Tensor, path: str | Path) -> None:
-    """Write [3, H, W] in [0, 1] to a file whose name tells the format; the file appears whole or not at all.
+    """Write [3, H, W] in [0, 1] to a file whose name tells the format, with the colour profile of sRGB.
+
+    The file appears whole or not at all.
 
     Raises:
         ValueError: If no format has the name's suffix.
     """
     path, kind = Path(path), image_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            to_image(values).save(file, kind, quality=95)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    profile = bytearray(_srgb().tobytes())
+    profile[24:36] = bytes(
+        [7, 208, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]
+    )  # Of 2000: an image is always the same file.
+    with written_whole(path) as file:
+        to_image(values).save(file, kind, quality=95, icc_profile=bytes(profile))

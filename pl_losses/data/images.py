@@ -29,7 +29,8 @@ class ImageDataModule(TensorDataModule):
         resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
-        ValueError: If an argument is out of range or ``distort`` names an unknown one.
+        ValueError: If an argument is out of range or ``distort`` names an unknown one. ``setup`` raises a
+            TypeError if ``load`` returns other images than bytes.
     """
 
     def __init__(
@@ -52,6 +53,13 @@ class ImageDataModule(TensorDataModule):
         self.high = high
         self.limit = limit
         self._affine = _affine(distort)
+
+    def _check(self, split: str, tensors: Batch) -> None:
+        if tensors[0].dtype != torch.uint8:
+            raise TypeError(
+                f"Expected `load` to return images of bytes, 0..255, for {split!r} but got {tensors[0].dtype}"
+            )
+        super()._check(split, tensors)
 
     def train_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Distort the images if asked to, then scale their pixels."""

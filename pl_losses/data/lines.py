@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from pl_losses.data.image_files import read_image
+from pl_losses.data.image_files import read_grey
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
 
 DIGITS = tuple("0123456789")
 PARTS = ("train", "val", "test", "predict")
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Ink differs from its paper by at least so much of the range from black to white, and by so many standard
+# deviations of the paper's own grain, which a page of a million pixels reaches 5 of without ink.
+CONTRAST, GRAINS = 10 / 255, 6
 
 
 class Lines(NamedTuple):
@@ -57,14 +63,16 @@ class LineImages(TensorDataModule):
 
     A third column, ``split``, may say "train", "val" or "test" (or "predict", whose labels may be empty);
     without it the parts are drawn by ``seed``. Images are read as grey (white where they are transparent, and
-    turned as their EXIF data say), inverted so that ink is bright, cropped to their ink, and scaled so that a
-    character is ``ink_height`` pixels high, in the middle of ``height`` rows.
+    turned as their EXIF data say), stretched so that their paper is 0 and their fullest ink is 1, cropped to
+    their ink, and scaled so that a character is ``ink_height`` pixels high, in the middle of ``height`` rows.
+    The paper is what most of an image's border is, and of one shade: a line under uneven light has to be
+    evened out before.
 
     Args:
         root: Folder with the images and the CSV file.
         labels: Name of the CSV file.
         alphabet: The characters, in the order of the classes.
-        ink: Whether ink is "dark" or "bright" in the files, or, with "auto", what the border is not.
+        ink: Whether ink is "dark" or "bright" in the files, or, with "auto", what differs from the border.
         threshold: What counts as ink when cropping, as a share of full ink.
         height: Rows of a line.
         ink_height: Rows of a character: 20 for MNIST's, 24 for readers of the packaged digits.
@@ -121,6 +129,9 @@ class LineImages(TensorDataModule):
         Raises:
             FileNotFoundError: If the CSV file or an image is missing.
             ValueError: If the CSV file lacks a column, or a label or an image cannot be used.
+
+        Warns:
+            UserWarning: If there are images beside the others that the CSV file does not name.
         """
         rows = self._rows()
         parts = self._parts(rows)
@@ -142,15 +153,18 @@ class LineImages(TensorDataModule):
         path = self.root / self.labels
         if not path.is_file():
             raise FileNotFoundError(f"Expected {path}, a CSV file with the columns file and label")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-        if not rows or "file" not in rows[0] or not {"label", "split"} & rows[0].keys():
-            found = ", ".join(rows[0]) if rows else "nothing"
-            raise ValueError(f"Expected {path} to have rows with the columns file and label but got {found}")
-        for number, row in enumerate(rows, start=2):
+        rows: list[dict[str, str]] = []
+        lines: dict[str, int] = {}
+        for number, row in _table(path):
+            rows.append(row)
             row["label"] = row.get("label") or ""
             if not row["file"]:
                 raise ValueError(f"Expected a file but line {number} of {path} has none")
+            first = lines.setdefault(os.path.normpath(self.root / row["file"]), number)
+            if first != number:
+                raise ValueError(
+                    f"Expected each file once but lines {first} and {number} of {path} have {row['file']}"
+                )
             if "split" in row and row["split"] not in PARTS:
                 raise ValueError(
                     f"Expected `split` to be one of {', '.join(PARTS)} but line {number} of {path} has"
@@ -163,6 +177,12 @@ class LineImages(TensorDataModule):
                 )
             if not row["label"] and row.get("split") != "predict":
                 raise ValueError(f"Expected a label but line {number} of {path} has none")
+        folders = {Path(file).parent for file in lines}
+        there = {str(file) for folder in folders if folder.is_dir() for file in folder.iterdir()}
+        if left := sorted(file for file in there - lines.keys() if file.lower().endswith(SUFFIXES)):
+            rank_zero_warn(
+                f"{path} does not name, so that they are not read, {len(left)} images: {left[0]}, ..."
+            )
         return rows
 
     def _parts(self, rows: Sequence[dict[str, str]]) -> dict[str, list[int]]:
@@ -185,13 +205,71 @@ class LineImages(TensorDataModule):
         return canvas, widths, targets, lengths
 
     def _read(self, path: Path) -> Tensor:
-        image = torch.from_numpy(np.array(read_image(path, "file").convert("L"), dtype=np.float32)) / 255
-        border = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
-        dark = self.ink == "dark" or (self.ink == "auto" and border.median() > 0.5)
+        light = read_grey(path, "file")
         try:
-            return normalised(1 - image if dark else image, self.height, self.ink_height, self.threshold)
+            return normalised(ink_of(light, self.ink), self.height, self.ink_height, self.threshold)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file and the numbers of their lines."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            names = reader.fieldnames or ()
+            wanted = f"Expected {path} to have rows with the columns file and label but got"
+            if "file" not in names or not {"label", "split"} & {*names}:
+                raise ValueError(f"{wanted} {', '.join(names) or 'nothing'}")
+            if len({*names}) < len(names):
+                raise ValueError(f"{wanted} one twice: {', '.join(names)}")
+            empty = True
+            for row in reader:
+                if None in row:
+                    raise ValueError(
+                        f"Expected {len(names)} columns but line {reader.line_num} of {path} has more: put"
+                        " what has a comma into quotation marks"
+                    )
+                yield reader.line_num, row
+                empty = False
+            if empty:
+                raise ValueError(f"{wanted} nothing")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Expected {path} to be a text in UTF-8, save it so, but got: {error}") from None
+    except csv.Error as error:
+        raise ValueError(f"Expected {path} to be a CSV file but got: {error}") from None
+
+
+def ink_of(light: Tensor, ink: Literal["auto", "dark", "bright"] = "auto") -> Tensor:
+    """Ink in [0, 1] on background 0 of a line on paper of any shade: ``a * light + b`` has the same, a != 0.
+
+    Args:
+        light: How light the image is, [H, W].
+        ink: Whether the ink is "dark" or "bright"; with "auto" what differs from the border.
+
+    Raises:
+        ValueError: If no ink stands out from the paper.
+
+    Example:
+        >>> ink_of(torch.tensor([[0.6, 0.6, 0.6], [0.6, 0.2, 0.5], [0.6, 0.6, 0.6]]))
+        tensor([[0.0000, 0.0000, 0.0000],
+                [0.0000, 1.0000, 0.2500],
+                [0.0000, 0.0000, 0.0000]])
+    """
+    light = light.double()
+    border = torch.cat([light[0], light[-1], light[1:-1, 0], light[1:-1, -1]])
+    dark = ink == "dark" or (ink == "auto" and (light - border.quantile(0.5)).pow(3).sum() < 0)
+    # Where a line is cut out tightly, its ends are ink and the soft edges of ink.
+    paper = border.quantile(0.75 if dark else 0.25)
+    stroke = paper - light if dark else light - paper
+    full = stroke.max()
+    # A quarter of normal deviations is below 0.3186 of the standard deviation; ink on the border is above.
+    grain = (border - paper).abs().quantile(0.25) / 0.3186
+    if full < max(CONTRAST, float(GRAINS * grain)):
+        raise ValueError(
+            "Expected an image with ink of at least `threshold` but none stands out from the paper"
+        )
+    return (stroke / full).clamp(min=0).float()
 
 
 def normalised(ink: Tensor, height: int = 32, ink_height: int = 20, threshold: float = 0.25) -> Tensor:

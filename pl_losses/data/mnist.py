@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import zlib
 from math import prod
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
 from pl_losses.data.download import download
+from pl_losses.data.files import checksum
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, check_integer
+
+# MD5 of the four files unpacked: of what is in the packed ones, whose MD5 are published.
+UNPACKED = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+ADVICE = "delete it and run again, or copy the original file there"
 
 
 class MNIST(ImageDataModule):
     """The 60 000 training and 10 000 test digits, padded to 32x32 as LeNet-5 wants them.
 
-    The files are looked for in ``root``, ``root/mnist`` and ``root/MNIST/raw``, packed or unpacked. Missing
-    ones are downloaded into ``root/MNIST/raw`` when a Trainer (or you) calls ``prepare_data``.
+    The files are looked for in ``root``, ``root/mnist`` and ``root/MNIST/raw``, packed or unpacked, and
+    verified by their checksums. Missing ones are downloaded into ``root/MNIST/raw`` when a Trainer (or you)
+    calls ``prepare_data``.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
@@ -42,9 +52,11 @@ class MNIST(ImageDataModule):
             larger.
         seed: Seed of the split, the order and the distortions.
         resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
+        source: "mnist" for MNIST's own files only; "any" to read another set of 28x28 images in ten
+            classes under the same names, such as Fashion-MNIST, without checksums or downloads.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range or none of its choices.
     """
 
     num_classes = 10
@@ -64,12 +76,16 @@ class MNIST(ImageDataModule):
         eval_batch_size: int | None = None,
         seed: int = 0,
         resident: Resident = "auto",
+        source: Literal["mnist", "any"] = "mnist",
     ) -> None:
-        check_integer("val_size", val_size, 0, 59_999)
+        if source not in ("mnist", "any"):
+            raise ValueError(f'Expected `source` to be "mnist" or "any" but got {source!r}')
+        check_integer("val_size", val_size, 0, 59_999 if source == "mnist" else None)
         check_integer("pad", pad, 0)
         super().__init__(low, high, distort, limit, batch_size, eval_batch_size, seed, resident)
         self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
-        self.download = download
+        self.source = source
+        self.download = download and source == "mnist"
         self.val_size = val_size
         self.pad = pad
         self.input_shape = (1, 28 + 2 * pad, 28 + 2 * pad)
@@ -104,6 +120,8 @@ class MNIST(ImageDataModule):
         if stage in ("test", "predict"):
             return {"test": self._read("t10k", 10_000)}
         images, labels = self._read("train", 60_000)
+        if self.val_size >= len(labels):
+            raise ValueError(f"Expected `val_size` below the {len(labels)} images but got {self.val_size}")
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
         # In the files' order, so that `limit` takes the first images whatever the seed.
         train = order[: len(order) - self.val_size].sort().values[: self.limit]
@@ -114,13 +132,22 @@ class MNIST(ImageDataModule):
         return splits
 
     def _read(self, part: str, samples: int) -> Batch:
-        _, resources = _published()
         names = (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz")
         found = {name: path for name in names if (path := _find(self.root, name)) is not None}
         if len(found) < len(names):
             raise FileNotFoundError(self._missing([name for name in names if name not in found]))
-        images = read_idx(found[names[0]], (samples, 28, 28), resources[names[0]])
-        labels = read_idx(found[names[1]], (samples,), resources[names[1]])
+        paths = [found[name] for name in names]
+        if self.source == "any":
+            images, labels = read_idx(paths[0], (None, 28, 28)), read_idx(paths[1], (None,))
+            if len(images) != len(labels):
+                raise ValueError(
+                    f"Expected a label for each image but {paths[0]} has {len(images)} and {paths[1]} has"
+                    f" {len(labels)}"
+                )
+        else:
+            known = {**_published()[1], **UNPACKED}
+            images = read_idx(paths[0], (samples, 28, 28), known[paths[0].name])
+            labels = read_idx(paths[1], (samples,), known[paths[1].name])
         return pad_image(images[:, None], (self.pad,) * 4), labels.long()
 
     def _missing_files(self) -> list[str]:
@@ -135,13 +162,13 @@ class MNIST(ImageDataModule):
         )
 
 
-def read_idx(path: Path, shape: tuple[int, ...], md5: str | None = None) -> Tensor:
+def read_idx(path: Path, shape: tuple[int | None, ...], md5: str | None = None) -> Tensor:
     """Read one file of bytes in the format of MNIST.
 
     Args:
         path: The file, packed if its name ends in ``.gz``.
-        shape: Shape that the file must have.
-        md5: Published checksum of the packed file; unpacked files are checked by their shape and length only.
+        shape: Shape that the file must have, None where any size will do.
+        md5: Published checksum of the file as it is, packed or unpacked.
 
     Returns:
         uint8, of ``shape``.
@@ -150,28 +177,35 @@ def read_idx(path: Path, shape: tuple[int, ...], md5: str | None = None) -> Tens
         ValueError: If the file is damaged, or holds something else.
     """
     data = path.read_bytes()
-    advice = "delete it and run again, or copy the original file there"
+    if md5 is not None and (found := checksum(data, "md5")) != md5:
+        raise ValueError(
+            f"Expected {path} with the published MD5 {md5} but got {found}: {ADVICE}; to read another set"
+            ' under this name, set `source` to "any"'
+        )
     if path.suffix == ".gz":
-        if md5 is not None and (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != md5:
-            raise ValueError(f"Expected {path} with the published MD5 {md5} but got {found}: {advice}")
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(
-                f"Expected {path} to be a complete gzip file but got: {error}: {advice}"
+                f"Expected {path} to be a complete gzip file but got: {error}: {ADVICE}"
             ) from error
     # Two zero bytes, the type (8: unsigned bytes), the number of dimensions, and each of them in four bytes.
-    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
-    if not data.startswith(header):
+    magic, header = bytes([0, 0, 8, len(shape)]), data[: 4 + 4 * len(shape)]
+    sizes = [int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4)]
+    fits = len(sizes) == len(shape) and all(
+        known in (None, size) for known, size in zip(shape, sizes, strict=True)
+    )
+    if header[:4] != magic or not fits:
+        wanted = ["any" if size is None else size for size in shape]
         raise ValueError(
-            f"Expected {path} to hold bytes of shape {list(shape)}, header {header.hex()}, but its header is"
-            f" {data[: len(header)].hex()}: {advice}"
+            f"Expected {path} to hold bytes of shape {wanted}, header {magic.hex()} and these sizes, but its"
+            f" header is {header.hex()}: {ADVICE}"
         )
-    if len(data) != len(header) + prod(shape):
+    if len(data) != len(header) + prod(sizes):
         raise ValueError(
-            f"Expected {path} of {len(header) + prod(shape)} bytes but got {len(data)}: {advice}"
+            f"Expected {path} of {len(header) + prod(sizes)} bytes but got {len(data)}: {ADVICE}"
         )
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=len(header)).view(shape)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=len(header)).view(sizes)
 
 
 def _published() -> tuple[list[str], dict[str, str]]:

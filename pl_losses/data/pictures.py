@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -47,10 +48,10 @@ class PictureSet:
 class Pictures(LightningDataModule):
     """Content and style images, read from files, for :class:`~pl_losses.StyleTransfer`.
 
-    Files of any size and kind that Pillow reads: they are turned upright (EXIF), put over white where they
-    are transparent, and grey ones made coloured. A name is looked for in the current folder, then in ``root``
-    and its folder ``images``; "china" and "flower" are scikit-learn's photographs, "starry-night" is van
-    Gogh's painting, packaged small.
+    Files of any size and kind that Pillow reads: they are turned upright (EXIF), taken out of their colour
+    profiles into sRGB, put over white where they are transparent, and grey ones made coloured. A
+    name is looked for in the current folder, then in ``root`` and its folder ``images``; "china" and "flower"
+    are scikit-learn's photographs, "starry-night" is van Gogh's painting, packaged small.
 
     Args:
         content: Content image, or a list of several of one size, which are worked on together.
@@ -59,7 +60,8 @@ class Pictures(LightningDataModule):
             it as it is.
         style_size: Pixels of the style images' longest side. Default: the longest of the content.
         style_weights: How much of each style. Default: even shares. With ``masks`` weights of the regions.
-        masks: For each style an image that is white where the style is wanted and black elsewhere.
+        masks: For each style an image that is white where the style is wanted and black elsewhere, in the
+            proportions of the content.
         paired: Take the first style for the first content, the second for the second, instead of blending.
         steps: Optimizer steps per epoch.
         root: Folder with images, and with weights of VGG-19. Default: the one PL_LOSSES_DATA names, if any.
@@ -135,6 +137,7 @@ class Pictures(LightningDataModule):
         opened = {name: self.open("style", name, wanted) for own in lists for name in own}
         masks = None
         if self.masks is not None:
+            self._check_masks(self.masks, height, width)
             grey = [self.open("masks", name, (height, width)).mean(0) for name in self.masks]
             masks = torch.stack(grey)
         return PictureSet(
@@ -191,6 +194,21 @@ class Pictures(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
+    def _check_masks(self, names: list[str], height: int, width: int) -> None:
+        """Refuse masks that would be cropped otherwise than the content is."""
+        fitting = [(height, width)]
+        if isinstance(self.size, list):
+            whole = {self.open("content", name, None).shape[1:] for name in self.content}
+            fitting += [(height, width) for height, width in whole if len(whole) == 1]
+        for name in names:
+            h, w = self.open("masks", name, None).shape[1:]
+            # In proportion, but for a pixel of rounding.
+            if not any(abs(h * width - w * height) <= max(h, w, height, width) for height, width in fitting):
+                wanted = " or ".join(f"{width} x {height}" for height, width in dict.fromkeys(fitting))
+                raise ValueError(
+                    f"Expected `masks` in the proportions of the content, {wanted}, but {name} is {w} x {h}"
+                )
+
     def _size(self) -> int | tuple[int, int] | None:
         return (self.size[0], self.size[1]) if isinstance(self.size, list) else self.size
 
@@ -216,10 +234,12 @@ def _name(names: Sequence[str]) -> str:
 def _distinct(names: list[str]) -> list[str]:
     """The names with a number where one comes again.
 
-    >>> _distinct(["a", "b", "a"])
-    ['a', 'b', 'a-2']
+    >>> _distinct(["a", "b", "a", "a-2"])
+    ['a', 'b', 'a-3', 'a-2']
     """
-    return [
-        f"{name}-{names[: index + 1].count(name)}" if name in names[:index] else name
-        for index, name in enumerate(names)
-    ]
+    found: list[str] = []
+    for name in names:
+        further = (f"{name}-{number}" for number in count(2))
+        unused = (one for one in further if one not in found and one not in names)
+        found.append(next(unused) if name in found else name)
+    return found

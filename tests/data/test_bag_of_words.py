@@ -52,9 +52,22 @@ def test_missing_and_damaged_files_are_named(imdb, tmp_path):
     file.write_text("7 1:1\n8 1:1 5\n")
     with pytest.raises(ValueError, match=r"line 2 of .*labeledBow.feat .* got '8 1:1 5'"):
         BagOfWords("imdb", root=str(imdb)).setup("fit")
+    for line in ("1 3", "0 1:1", "-1 1:1", "11 1:1", "8 -1:2", "8 1:0", "8 1:1.5", "8 1 1:2"):
+        file.write_text(f"3 1:1\n{line}\n")
+        with pytest.raises(ValueError, match=f"line 2 of .*rating of 1 to 10 .* got '{line}'"):
+            BagOfWords("imdb", root=str(imdb)).setup("fit")
+    # Labels of 0 and 1 are no ratings: all of these would be negative.
+    file.write_text("1 1:1\n2 1:1\n")
+    with pytest.raises(ValueError, match=r"ratings of both classes, up to 5 and above, .* all are of one"):
+        BagOfWords("imdb", root=str(imdb)).setup("fit")
     file.write_text("")
     with pytest.raises(ValueError, match="empty"):
         BagOfWords("imdb", root=str(imdb)).setup("fit")
+    file.unlink()
+    data = BagOfWords(root=str(imdb))
+    assert data.found == "imdb"
+    with pytest.raises(FileNotFoundError, match=r"aclImdb.test.labeledBow.feat"):
+        data.prepare_data()
 
 
 def test_generated_frequencies_follow_zipfs_law():

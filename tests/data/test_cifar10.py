@@ -111,6 +111,11 @@ def test_images_in_a_folder_and_in_an_archive(tmp_path, monkeypatch):
             10 * label + number for number in (0, 1) for label in range(10)
         ]
         assert len(data.tensors["test"][0]) == 10
+    (root / "test" / "cat" / "0000.png").rename(root / "test" / "dog" / "0001.png")
+    with pytest.raises(
+        ValueError, match=r"1 images of each class for 'test' in .* \[1, 1, 1, 0, 1, 2, 1, 1, 1, 1\]"
+    ):
+        CIFAR10(str(root), download=False).setup("test")
     (root / "train" / "cat" / "0000.png").unlink()
     with pytest.raises(ValueError, match=r"20 images for 'train' .* but got 19"):
         load(root)

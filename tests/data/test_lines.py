@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pl_losses.data import DigitStrings, LineImages
-from pl_losses.data.lines import character_height, normalised, spelled
+from pl_losses.data.lines import character_height, ink_of, normalised, spelled
 
 
 def written(folder, rows, header="file,label"):
@@ -87,12 +87,112 @@ def test_transparent_paper_is_white(tmp_path):
     assert int((data.load("fit")["train"][0] > 128).sum()) in range(180, 221)
 
 
+def drawn(height=60, width=150):
+    """A line of soft strokes, in [0, 1]."""
+    ink = np.zeros((height, width))
+    for left in (15, 50, 95):
+        ink[14:44, left : left + 7] = 1.0
+        ink[14:19, left : left + 22] = 0.8
+        ink[29:32, left : left + 18] = 0.6
+    return ink
+
+
+def line(folder, name, values, mode="L", **options):
+    Image.fromarray(values.round().astype(np.uint8)).convert(mode).save(folder / name, **options)
+    data = LineImages(str(written(folder, [f"{name},1"])), val_share=0, test_share=0)
+    return data.load("fit")["train"][0][0, 0].int()
+
+
+@pytest.mark.filterwarnings("ignore:.*does not name")
+@pytest.mark.parametrize(
+    ("paper", "ink"),
+    [
+        (255, 0),
+        (220, 0),
+        (190, 20),
+        (150, 0),
+        (150, 100),
+        (40, 10),
+        (0, 255),
+        (30, 220),
+        (90, 140),
+        (200, 255),
+    ],
+)
+def test_a_line_is_the_same_on_any_paper_in_any_ink(tmp_path, paper, ink):
+    wanted = line(tmp_path, "white.png", 255 - 255 * drawn())
+    found = line(tmp_path, "other.png", paper + (ink - paper) * drawn())
+    # Half a level of the file, stretched, and half of the result.
+    assert (found - wanted).abs().max() <= 255 / abs(ink - paper) + 1
+    assert found[0].max() == 0
+    assert found[:, :4].max() == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*does not name")
+def test_a_line_is_the_same_in_a_file_of_any_kind(tmp_path):
+    ink = drawn() > 0.5
+    wanted = line(tmp_path, "grey.png", 255.0 - 255 * ink)
+    clear = np.zeros((*ink.shape, 4))
+    clear[..., :3], clear[..., 3] = 60, 255 * ink
+    for name, values, options in (
+        ("1.png", 255.0 - 255 * ink, {"mode": "1"}),
+        ("palette.gif", 255.0 - 255 * ink, {"mode": "P"}),
+        ("clear.png", clear, {"mode": "RGBA"}),
+        ("colours.png", np.where(ink[..., None], (20, 40, 120), (240, 225, 180)), {"mode": "RGB"}),
+        ("chalk.png", np.where(ink[..., None], (250, 240, 150), (20, 70, 40)), {"mode": "RGB"}),
+    ):
+        assert (line(tmp_path, name, values, **options) - wanted).abs().max() <= 1, name
+    # 16 bits of which few are used: in 8 bits there were but two shades of ink.
+    deep = (4000 - 3000 * drawn()).round().astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    wanted = line(tmp_path, "white.png", 255 - 255 * drawn())
+    data = LineImages(str(written(tmp_path, ["deep.png,1"])), val_share=0, test_share=0)
+    found = data.load("fit")["train"][0][0, 0].int()
+    assert (found - wanted).abs().max() <= 2
+
+
+def test_ink_of_is_equivariant_and_finds_ink_in_grain():
+    generator = torch.Generator().manual_seed(0)
+    light = torch.from_numpy(1 - drawn()).double()
+    light = light + 0.02 * torch.randn(light.shape, generator=generator, dtype=torch.float64)
+    wanted = ink_of(light)
+    for a, b in ((0.3, 0.1), (-1.0, 1.0), (-0.2, 0.9), (2.0, -5.0)):
+        torch.testing.assert_close(ink_of(a * light + b), wanted)
+        torch.testing.assert_close(
+            ink_of(a * light + b, "dark" if a > 0 else "bright"), ink_of(light, "dark")
+        )
+    for empty in (
+        light[:10],
+        torch.full((40, 200), 0.7),
+        0.7 + 0.03 * torch.randn(300, 3000, generator=generator),
+    ):
+        for ink in ("auto", "dark", "bright"):
+            with pytest.raises(ValueError, match="none stands out from the paper"):
+                ink_of(empty, ink)
+    # Cut out tightly: much of the border, or most of it, is ink.
+    tight = torch.from_numpy(drawn()[14:44, 15:117])
+    torch.testing.assert_close(ink_of(0.8 - 0.5 * tight), tight.float())
+    torch.testing.assert_close(ink_of(0.8 - 0.5 * tight[:, :22], "dark"), tight[:, :22].float())
+
+
+def test_csv_files_as_programs_write_them(tmp_path):
+    for name in ("a.png", "b,c.png", "d.png"):
+        picture(tmp_path, name)
+    text = '\ufefffile,label\r\na.png,1\r\n\r\n"b,c.png","2"\r\n'
+    (tmp_path / "labels.csv").write_bytes(text.encode())
+    data = LineImages(str(tmp_path), val_share=0, test_share=0)
+    with pytest.warns(UserWarning, match=r"does not name.* 1 images: .*d\.png"):
+        data.setup("fit")
+    assert sorted(data.files["train"]) == ["a.png", "b,c.png"]
+
+
 def test_normalised_is_free_of_margins():
     ink = torch.zeros(60, 200)
     ink[20:40, 50:90] = 1.0
     assert torch.equal(normalised(ink), normalised(ink[15:60, 30:120]))
 
 
+@pytest.mark.filterwarnings("ignore:.*does not name")
 @pytest.mark.parametrize(
     ("rows", "header", "words"),
     [
@@ -113,6 +213,13 @@ def test_normalised_is_free_of_margins():
             "file,label,split",
             r"blank\.png: Expected an image with ink of at least `threshold`",
         ),
+        (["0.png,1", "./0.png,2"], "file,label", r"each file once but lines 2 and 3 of .* have \./0\.png"),
+        (["0.png,1,2"], "file,label", "Expected 2 columns but line 2 of .* has more"),
+        (["0.png,1,2"], "file,label,label", "but got one twice: file, label, label"),
+        (["0.png;1"], "file;label", "columns file and label but got file;label"),
+        ([], "file,label", "rows with the columns file and label but got nothing"),
+        (["", "0.png,7.0"], "file,label", r"line 3 of .* has '\.'"),
+        (['0.png,"1'], "file,label", "to be a CSV file but got: unexpected end of data"),
         (["text.png,1,test"], "file,label,split", "`file` to be an image file but .*text.png"),
     ],
 )
@@ -126,6 +233,12 @@ def test_refused_folders(tmp_path, rows, header, words):
 
 def test_a_missing_file_and_wrong_arguments_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"labels\.csv"):
+        LineImages(str(tmp_path)).load("fit")
+    (tmp_path / "labels.csv").write_bytes("file,label\nä.png,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.csv to be a text in UTF-8, save it so, but got"):
+        LineImages(str(tmp_path)).load("fit")
+    written(tmp_path, ["none.png,1"])
+    with pytest.raises(FileNotFoundError, match=r"no .*none\.png"):
         LineImages(str(tmp_path)).load("fit")
     with pytest.raises(ValueError, match="`alphabet` of different characters"):
         LineImages(str(tmp_path), alphabet="aa")

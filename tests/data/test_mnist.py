@@ -25,7 +25,7 @@ real = pytest.mark.skipif(REAL is None, reason="no MNIST files: set PL_LOSSES_DA
 def idx(*shape):
     data = torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1)).expand(shape) % 10
     header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
-    return header + bytes(data.flatten().tolist())
+    return header + data.byte().numpy().tobytes()
 
 
 @pytest.fixture
@@ -87,6 +87,66 @@ def test_a_wrong_checksum_is_refused(tmp_path):
         read_idx(path, (12, 2, 3), "0123")
 
 
+@pytest.fixture
+def others(tmp_path):
+    """Another set in MNIST's files, unpacked: of its shape, its labels and images alike."""
+    for name in NAMES:
+        count = 60_000 if name.startswith("train") else 10_000
+        data = idx(count, 28, 28) if "images" in name else idx(count)
+        (tmp_path / name.removesuffix(".gz")).write_bytes(data)
+    return tmp_path
+
+
+def test_unpacked_files_of_another_set_are_not_taken_for_mnist(others):
+    for stage, name in (("fit", "train-images"), ("test", "t10k-images")):
+        with pytest.raises(
+            ValueError, match=rf"{name}-idx3-ubyte with the published MD5 .*`source` to \"any\""
+        ):
+            MNIST(str(others), download=False).setup(stage)
+    data = MNIST(str(others), source="any", pad=0)
+    data.prepare_data()
+    data.setup("test")
+    images, labels = data.tensors["test"]
+    assert torch.equal(images[:, 0, 5, 5].long(), labels)
+
+
+def test_sets_of_another_size_are_read_and_refused_where_they_do_not_fit(tmp_path):
+    for name, count in zip(NAMES, (30, 30, 20, 20), strict=True):
+        (tmp_path / name).write_bytes(gzip.compress(idx(count, 28, 28) if "images" in name else idx(count)))
+    data = MNIST(str(tmp_path), source="any", val_size=10)
+    data.setup()
+    assert {split: len(labels) for split, (_, labels) in data.tensors.items()} == {
+        "train": 20,
+        "val": 10,
+        "test": 20,
+    }
+    with pytest.raises(ValueError, match="`val_size` below the 30 images but got 30"):
+        MNIST(str(tmp_path), source="any", val_size=30).setup("fit")
+    (tmp_path / NAMES[3]).write_bytes(gzip.compress(idx(19)))
+    with pytest.raises(ValueError, match=r"label for each image but .*has 20 and .*t10k-labels.* has 19"):
+        MNIST(str(tmp_path), source="any").setup("test")
+    (tmp_path / NAMES[3]).unlink()
+    with pytest.raises(FileNotFoundError, match="t10k-labels"):
+        MNIST(str(tmp_path), source="any").prepare_data()
+
+
+@real
+def test_the_unpacked_files_are_those_that_were_packed(tmp_path):
+    for path in Path(REAL).glob("**/*ubyte.gz"):
+        if path.name in NAMES:
+            (tmp_path / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    packed, unpacked = MNIST(str(REAL)), MNIST(str(tmp_path), download=False)
+    for data in (packed, unpacked):
+        data.setup("test")
+    assert torch.equal(packed.tensors["test"][0], unpacked.tensors["test"][0])
+    file = tmp_path / "t10k-images-idx3-ubyte"
+    damaged = bytearray(file.read_bytes())
+    damaged[5000] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match="published MD5 2646ac647ad5339dbf082846283269ea but got"):
+        MNIST(str(tmp_path)).setup("test")
+
+
 def test_missing_files_are_downloaded_whole_from_the_first_mirror_that_works(tmp_path, mirror):
     root = tmp_path / "root"
     MNIST(str(root)).prepare_data()
@@ -132,6 +192,8 @@ def test_bad_arguments_are_named():
         MNIST(val_size=60_000)
     with pytest.raises(ValueError, match="`pad` to be at least 0 but got -1"):
         MNIST(pad=-1)
+    with pytest.raises(ValueError, match="`source` to be"):
+        MNIST(source="fashion")
 
 
 @real

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from pl_losses.data import Digits, TensorDataModule
+from pl_losses.data import Digits, ImageDataModule, TensorDataModule
 
 
 class Points(TensorDataModule):
@@ -194,3 +194,12 @@ def test_tensors_move_to_the_gpu_and_give_the_same_order(tmp_path):
         assert images.is_cuda
         torch.testing.assert_close(images.cpu(), x)
         assert torch.equal(labels.cpu(), y)
+
+
+def test_images_that_are_not_bytes_are_refused():
+    class Scaled(ImageDataModule):
+        def load(self, stage):
+            return {"train": (torch.rand(4, 1, 8, 8), torch.arange(4))}
+
+    with pytest.raises(TypeError, match=r"images of bytes, 0\.\.255, for 'train' but got torch\.float32"):
+        Scaled().setup("fit")

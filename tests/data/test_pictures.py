@@ -3,9 +3,10 @@
 import io
 import random
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 
 from pl_losses.data import Pictures
 from pl_losses.data.image_files import image_format, read_image, resized, to_tensor, write_image
@@ -80,6 +81,102 @@ def test_grey_of_8_and_16_bits_and_print_colours(tmp_path):
         torch.testing.assert_close(read(tmp_path / name), torch.full((3, 20, 20), 0.2), rtol=0, atol=1e-6)
     assert read(tmp_path / "1.png").min() == 1
     assert (read(tmp_path / "print.jpg")[:, 5, 5] - torch.tensor([1.0, 0, 0])).abs().max() < 0.1
+
+
+def icc(kind, gamma, primaries=()):
+    """A colour profile: values to the power of ``gamma``, and full colours in XYZ, in columns."""
+    tags = {
+        b"wtpt": fixed(b"XYZ ", 0.9642, 1.0, 0.8249),
+        b"desc": b"desc" + bytes(4) + b"\0\0\0\2x" + bytes(80),
+    }
+    curve = b"curv" + bytes(4) + (1).to_bytes(4, "big") + round(gamma * 256).to_bytes(2, "big") + bytes(2)
+    if kind == b"GRAY":
+        tags[b"kTRC"] = curve
+    for colour, column in zip(b"rgb", np.transpose(primaries), strict=False):
+        tags[bytes([colour]) + b"TRC"] = curve
+        tags[bytes([colour]) + b"XYZ"] = fixed(b"XYZ ", *column)
+    table, body = len(tags).to_bytes(4, "big"), b""
+    for name, data in tags.items():
+        place = 128 + 4 + 12 * len(tags) + len(body)
+        table += name + place.to_bytes(4, "big") + len(data).to_bytes(4, "big")
+        body += data + bytes(-len(data) % 4)
+    head = b"\2\x20\0\0" + b"mntr" + kind + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head = head + fixed(b"", 0.9642, 1.0, 0.8249)[4:] + bytes(48)
+    return (132 + len(table) - 4 + len(body)).to_bytes(4, "big") + bytes(4) + head + table + body
+
+
+def fixed(kind, *values):
+    return (
+        kind + bytes(4) + b"".join(round(value * 65536).to_bytes(4, "big", signed=True) for value in values)
+    )
+
+
+def encoded(linear):
+    """Linear light as sRGB (IEC 61966-2-1)."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0) ** (1 / 2.4) - 0.055)
+
+
+# Full red, green and blue in XYZ under D50, in columns: of sRGB and of Display P3.
+SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_colour_profiles_are_converted_to_srgb(tmp_path, suffix):
+    colours = np.array([[200, 120, 90], [90, 160, 140], [128, 128, 128], [250, 240, 235]], dtype=np.uint8)
+    pixels = np.repeat(np.repeat(colours[None], 16, axis=1), 16, axis=0)
+    options = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", icc_profile=icc(b"RGB ", 1.8, P3), **options)
+    linear = (colours / 255.0) ** 1.8
+    wanted = encoded(linear @ P3.T @ np.linalg.inv(SRGB).T)
+    assert np.abs(wanted - colours / 255).max() > 20 / 255  # As it was read before.
+    found = read(tmp_path / f"a.{suffix}")[:, 8, 8::16].T
+    assert np.abs(found.numpy() - wanted).max() < 3 / 255
+
+
+def test_grey_profiles_alpha_and_profiles_that_do_not_fit(tmp_path):
+    linear = icc(b"GRAY", 1.0)
+    Image.new("L", (20, 20), 51).save(tmp_path / "8.png", icc_profile=linear)
+    Image.fromarray(np.full((20, 20), 13107, dtype=np.uint16)).save(tmp_path / "16.tif", icc_profile=linear)
+    for name in ("8.png", "16.tif"):
+        assert float(read(tmp_path / name)[1, 5, 5]) == pytest.approx(float(encoded(0.2)), abs=2 / 255)
+    half = Image.new("RGBA", (20, 20), (100, 100, 100, 128))
+    half.save(tmp_path / "half.png", icc_profile=icc(b"RGB ", 1.0, SRGB))
+    wanted = 1 + (float(encoded(100 / 255)) - 1) * 128 / 255
+    assert float(read(tmp_path / "half.png")[1, 5, 5]) == pytest.approx(wanted, abs=2 / 255)
+    for profile in (linear, b"no profile"):
+        two_colours().save(tmp_path / "unfit.png", icc_profile=profile)
+        with pytest.warns(UserWarning, match=r"unfit\.png: its colour profile is not used"):
+            assert read(tmp_path / "unfit.png")[:, 5, 5].tolist() == [1, 0, 0]
+
+
+def test_what_is_written_says_that_it_is_srgb(tmp_path):
+    values = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    for name in ("a.png", "b.png", "a.tif"):
+        write_image(values, tmp_path / name)
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(Image.open(tmp_path / name).info["icc_profile"]))
+        assert "sRGB" in profile.profile.profile_description
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_several_pictures_and_pixels_out_of_range_are_refused(tmp_path):
+    frames = [Image.new("L", (20, 20), level) for level in (0, 100, 200)]
+    for name in ("pages.tif", "moving.gif", "moving.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(ValueError, match=rf"{name}: it holds 3 pictures"):
+            read_image(tmp_path / name)
+    for name, pixels, words in (
+        ("32.tif", np.full((20, 20), 70_000, dtype=np.int32), r"70000\.\.70000, not in 0\.\.65535"),
+        ("negative.tif", np.full((20, 20), -0.5, dtype=np.float32), r"-0\.5\.\.-0\.5, not in 0\.\.1"),
+        ("large.tif", np.full((20, 20), 300, dtype=np.float32), r"300\.\.300, not in 0\.\.255"),
+        ("nan.tif", np.full((20, 20), np.nan, dtype=np.float32), "nan"),
+    ):
+        Image.fromarray(pixels).save(tmp_path / name)
+        with pytest.raises(ValueError, match=words):
+            read_image(tmp_path / name)
+    for level in (0.2, 51.0):
+        Image.fromarray(np.full((20, 20), level, dtype=np.float32)).save(tmp_path / "float.tif")
+        assert float(read(tmp_path / "float.tif")[0, 5, 5]) == pytest.approx(0.2)
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -167,6 +264,18 @@ def test_blends_masks_and_steps(tmp_path):
     assert masked.masks.shape == (2, 16, 32)
     assert masked.masks[0, :, :12].min() == 1
     assert masked.masks[0, :, 20:].max() == 0
+
+
+def test_masks_are_cropped_as_the_content_is_or_refused(tmp_path):
+    names = save(tmp_path, a=two_colours(80, 40), same=two_colours(160, 80), square=two_colours(40, 40))
+    options = {"content": names["a"], "style": [names["a"]]}
+    for size, masks in ((64, "same"), (None, "same"), ([32, 32], "square"), ([32, 32], "same")):
+        assert Pictures(**options, size=size, masks=[names[masks]]).pictures().masks is not None
+    for size, masks in ((64, "square"), (None, "square"), ([24, 64], "square")):
+        with pytest.raises(
+            ValueError, match=r"`masks` in the proportions of the content, .*square.png is 40 x 40"
+        ):
+            Pictures(**options, size=size, masks=[names[masks]]).pictures()
 
 
 def test_found_in_the_data_folder_and_among_the_packaged(tmp_path, monkeypatch):

@@ -128,6 +128,82 @@ def test_index_files_of_ones_own(mine, tmp_path):
     assert data.tensors["test"][1].tolist() == [[24]]
 
 
+@pytest.mark.parametrize(
+    ("features", "target", "wanted"),
+    [
+        (None, [1], ([0, 2, 3], 1)),
+        ([2, 0], None, ([2, 0], 3)),
+        ([0, 1], [2], ([0, 1], 2)),
+        (None, None, ([0, 1, 2], 3)),
+    ],
+)
+def test_either_index_file_may_be_missing(mine, tmp_path, features, target, wanted):
+    for name, columns in (("features", features), ("target", target)):
+        if columns is not None:
+            np.savetxt(mine / f"index_{name}.txt", columns, fmt="%d")
+    x, y = uci.read("mine", str(tmp_path))
+    table = np.arange(80.0).reshape(20, 4)
+    assert np.array_equal(x, table[:, wanted[0]])
+    assert np.array_equal(y, table[:, wanted[1]])
+    assert UCI("mine", root=str(tmp_path)).features == len(wanted[0])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"target": "3\n2\n"}, r"index_target\.txt to name one column but it names \[3, 2\]"),
+        ({"target": "1\n", "features": "0\n1\n"}, r"index_features\.txt without the target but .* column, 1"),
+        ({"features": "0\n3\n"}, r"index_features\.txt without the target but .* column, 3"),
+        ({"features": "0\n0\n"}, r"index_features\.txt to name none of its columns twice"),
+        ({"features": ""}, r"index_features\.txt to hold columns in 0\.\.3 but it does not"),
+        ({"features": "0\nnan\n"}, r"index_features\.txt to hold columns in 0\.\.3 but it does not"),
+        ({"features": "-1\n"}, r"index_features\.txt to hold columns in 0\.\.3 but it does not"),
+        ({"features": "0 1\n2 3\n"}, r"index_features\.txt to hold columns in 0\.\.3 but it does not"),
+        ({"train_0": "0\n"}, r"k = 0, 1, 2 and so on but one of them is missing: see k = 0"),
+        ({"test_0": "0\n"}, r"one of them is missing: see k = 0"),
+        ({"train_1": "0\n", "test_1": "1\n"}, r"one of them is missing: see k = 1"),
+        (
+            {f"{part}_{k}": "01"[part == "test"] for part in ("train", "test") for k in (0, 2)},
+            r"see k = 0, 2",
+        ),
+    ],
+)
+def test_index_files_that_do_not_say_what_is_meant_are_refused(mine, tmp_path, files, message):
+    for name, text in files.items():
+        (mine / f"index_{name}.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        UCI("mine", root=str(tmp_path)).setup()
+
+
+def test_other_columns_of_a_published_set_are_refused(published, tmp_path):
+    UCI("small", root=str(tmp_path)).prepare_data()
+    folder = tmp_path / "uci" / "Small"
+    (folder / "index_features.txt").write_text("0\n1\n")
+    (folder / "index_target.txt").write_text("2\n")
+    UCI("small", root=str(tmp_path)).setup()
+    (folder / "index_train_4.txt").write_text("0\n")
+    UCI("small", root=str(tmp_path)).setup()
+    with pytest.raises(FileNotFoundError, match=r"index_test_4\.txt"):
+        UCI("small", 4, root=str(tmp_path)).setup()
+    (folder / "index_features.txt").write_text("1\n0\n")
+    with pytest.raises(ValueError, match=r"to name the published columns, 0\.\.1 and 2: delete them"):
+        UCI("small", root=str(tmp_path)).setup()
+
+
+def test_columns_that_float32_cannot_tell_apart_are_refused(mine, tmp_path):
+    table = np.arange(80.0).reshape(20, 4)
+    table[:, 1] = 1.7e9 + np.arange(20)  # Seconds since 1970.
+    np.savetxt(mine / "data.txt", table, fmt="%.17g")
+    with pytest.raises(ValueError, match=r"feature 1 has a standard deviation of only 5\.7"):
+        UCI("mine", root=str(tmp_path)).setup()
+    (mine / "index_target.txt").write_text("1\n")
+    with pytest.raises(ValueError, match="target 0 has a standard deviation"):
+        UCI("mine", root=str(tmp_path)).setup()
+    table[:, 1] = 0.998
+    np.savetxt(mine / "data.txt", table, fmt="%.17g")
+    UCI("mine", root=str(tmp_path)).setup()
+
+
 def test_a_missing_set_is_downloaded_once(published, tmp_path):
     root = tmp_path / "root"
     UCI("small", root=str(root)).prepare_data()

@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from pl_losses.data import Amat, Variations
+from pl_losses.data.amat import read_amat
 from pl_losses.data.shapes import convex_regions, dents, other_regions
 from pl_losses.data.variations import NAMES, SHAPES
 
@@ -89,8 +92,8 @@ def test_refused(options, message):
         Variations(**{**SMALL, **options})
 
 
-def write(path, rows, columns=785):
-    table = np.random.default_rng(0).random((rows, columns)).round(6).astype(np.float32)
+def write(path, rows, columns=785, seed=0):
+    table = np.random.default_rng(seed).random((rows, columns)).round(6).astype(np.float32)
     table[:, -1] = np.arange(rows) % 3
     path.write_text("\n".join(" ".join(f"{value:.6f}" for value in row) for row in table) + "\n")
     return table
@@ -101,10 +104,10 @@ def write(path, rows, columns=785):
     [("mnist_background_random_{}.amat", True), ("rectangles_{}.amat", False),
      ("mnist_all_background_images_rotation_normalized_{}.amat", False)],
 )  # fmt: skip
-def test_original_files(tmp_path, name, sideways):
+def test_original_files(tmp_path, monkeypatch, name, sideways):
     paths = {part: tmp_path / name.format(part) for part in ("train_valid", "test")}
     tables = {part: write(path, rows) for (part, path), rows in zip(paths.items(), (12, 5), strict=True)}
-    for turn in range(2):  # The second reads the copies.
+    for _ in range(2):  # The second reads the copies.
         data = Amat(str(paths["train_valid"]), str(paths["test"]))
         data.prepare_data()
         data.setup()
@@ -119,13 +122,62 @@ def test_original_files(tmp_path, name, sideways):
         torch.testing.assert_close(data.tensors["test"][0], wanted)
         assert data.tensors["val"][1].tolist() == [1, 2]
         assert len(list(tmp_path.glob("*.npy"))) == 2
-        if turn == 0:
-            for path in paths.values():
-                stamp = path.stat().st_mtime
-                path.write_text("no longer readable\n")
-                import os
+        monkeypatch.setattr(np, "fromstring", None)
 
-                os.utime(path, (stamp, stamp))
+
+def test_a_copy_is_of_the_file_that_is_there(tmp_path):
+    """Neither an older date nor the same one, with the same size, makes it the same file."""
+    path = tmp_path / "x.amat"
+    old = write(path, 6)
+    stamp, size = path.stat().st_mtime_ns, path.stat().st_size
+    assert np.allclose(read_amat(path), old)
+    for age in (-(10**12), 0, 10**12):
+        new = write(path, 6, seed=age // 10**12 + 2)
+        assert path.stat().st_size == size
+        os.utime(path, ns=(stamp + age, stamp + age))
+        assert not np.allclose(new[:, :-1], old[:, :-1])
+        assert np.allclose(read_amat(path), new)
+        old = new
+
+
+def test_a_damaged_copy_is_made_anew(tmp_path, monkeypatch):
+    path, copy = tmp_path / "x.amat", tmp_path / "x.amat.npy"
+    table = write(path, 6)
+    read_amat(path)
+    whole = copy.read_bytes()
+    for place in (0, 12, 70, 140, len(whole) // 2, len(whole) - 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        copy.write_bytes(damaged)
+        assert np.allclose(read_amat(path), table)
+        assert copy.read_bytes() == whole
+    # One that another program wrote, and one that cannot be kept.
+    np.save(copy, np.zeros((6, 785), dtype=np.float32))
+    assert np.allclose(read_amat(path), table)
+    copy.unlink()
+    copy.mkdir()
+    with pytest.warns(UserWarning, match="No copy of"):
+        assert np.allclose(read_amat(path), table)
+
+
+def test_files_that_do_not_go_together_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`train_file` to be for training .* they are interchanged"):
+        Amat("convex_test.amat", "convex_train.amat")
+    with pytest.raises(ValueError, match=r"of one set but .* lie on their side"):
+        Amat("mnist_background_random_train.amat", "mnist_test.amat")
+    path = tmp_path / "x.amat"
+    table = write(path, 6)
+    table[:, -1] += 1
+    np.savetxt(path, table)
+    with pytest.raises(ValueError, match=r"labels 0..K-1 in .*x\.amat, .* but got \[1, 2, 3\]"):
+        Amat(str(path), str(path)).setup("fit")
+    data = Amat(str(path), str(path), num_classes=4)
+    data.setup("fit")
+    assert data.num_classes == 4
+    # The numbers of one row are in the next one.
+    path.write_text(path.read_text().replace("\n", " ", 1).replace(" ", "\n", 1))
+    with pytest.raises(ValueError, match=r"rows of 785 numbers but got 1 in line 1"):
+        Amat(str(path), str(path), num_classes=4).setup("fit")
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path):

