@@ -16,6 +16,7 @@ from pl_losses.data.image_files import read_image, resized, to_tensor
 from pl_losses.data.loader import BatchLoader
 from pl_losses.data.module import check_integer
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.names import distinct
 
 # Images that are installed with the suite or with scikit-learn, by name.
 PACKAGED = {
@@ -130,7 +131,7 @@ class Pictures(LightningDataModule):
         wanted = self.style_size or max(height, width)
         lists = [[self.style[index]] if self.paired else self.style for index in range(len(self.content))]
         # Distinct over all ranks, which write into one folder.
-        names = _distinct([_name([content, *own]) for content, own in zip(self.content, lists, strict=True)])
+        names = distinct([_name([content, *own]) for content, own in zip(self.content, lists, strict=True)])
         lists = [lists[index] for index in chosen]
         opened = {name: self.open("style", name, wanted) for own in lists for name in own}
         masks = None
@@ -211,15 +212,3 @@ def _check_size(size: int | list[int] | None) -> None:
 
 def _name(names: Sequence[str]) -> str:
     return "-".join(Path(name).stem for name in names)[:100]
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """The names with a number where one comes again.
-
-    >>> _distinct(["a", "b", "a"])
-    ['a', 'b', 'a-2']
-    """
-    return [
-        f"{name}-{names[: index + 1].count(name)}" if name in names[:index] else name
-        for index, name in enumerate(names)
-    ]

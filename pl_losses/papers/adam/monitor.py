@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from pl_losses.observers.monitor import Array, Monitor, Part, Row, optimizer_names, own_shard, unwrap
+from pl_losses.observers.monitor import Array, Monitor, Part, Row, optimizer_names, own_shard, vector
 from pl_losses.observers.pictures import log_figure
-from pl_losses.papers.adam.closed_form import Kind, Rule, kind_of, number
+from pl_losses.observers.steps import torch_optimizers, unwrap
+from pl_losses.papers.adam.closed_form import Kind, Number, Rule, kind_of, number
 from pl_losses.papers.adam.history import History, draw_history
 from pl_losses.papers.adam.readings import Group, Readings
 from pl_losses.papers.adam.statistics import Moments
@@ -33,8 +34,9 @@ class _Watched:
         kind: Its closed form.
         decoupled: Whether its weight decay is, unless a group says so.
         groups: The names of its parameter groups.
-        attempts: Steps that were begun in this run of training.
-        before: Those of runs before, if known.
+        attempts: Steps so far, also those of the runs that this one goes on from.
+        taken: Those of them that changed something.
+        phase: "announced" by Lightning or "under way"; empty else.
     """
 
     index: int
@@ -43,7 +45,8 @@ class _Watched:
     decoupled: bool
     groups: list[str]
     attempts: int = 0
-    before: int | None = 0
+    taken: Number = 0
+    phase: str = ""
 
 
 class AdamBiasCorrectionMonitor(Monitor):
@@ -116,7 +119,7 @@ class AdamBiasCorrectionMonitor(Monitor):
         self._history = History()
         self._watched: dict[int, _Watched] = {}
         self._selected: dict[int, str] = {}
-        self._restored: dict[str, int] = {}
+        self._restored: dict[str, tuple[int, int]] = {}  # Attempts, and those taken.
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,28 +128,42 @@ class AdamBiasCorrectionMonitor(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         """Step counts and the points of the picture."""
-        counts = {
-            one.name: one.attempts + one.before for one in self._watched.values() if one.before is not None
+        counts = self._restored | {
+            one.name: (one.attempts, round(float(one.taken))) for one in self._watched.values()
         }
-        return {"attempts": self._restored | counts, "history": self._history.state_dict()}
+        return {
+            "attempts": {name: attempts for name, (attempts, _) in counts.items()},
+            "taken": {name: taken for name, (_, taken) in counts.items()},
+            "history": self._history.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up again."""
-        self._restored = dict(state_dict["attempts"])
+        taken = state_dict["taken"]
+        self._restored = {name: (attempts, taken[name]) for name, attempts in state_dict["attempts"].items()}
+        self._watched = {}
         self._history.load_state_dict(state_dict["history"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget a training before, unless this one continues it."""
+        self._watched = {}
+        super().on_train_start(trainer, pl_module)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find Adam and its kin among the optimizers, and the parameters that ``tensors`` names."""
+        counts = self._restored | {one.name: (one.attempts, one.taken) for one in self._watched.values()}
         self._watched, self._selected = {}, {}
-        optimizers = [unwrap(optimizer) for optimizer in trainer.optimizers]
+        optimizers = torch_optimizers(trainer)
         unread = []
         for index, (optimizer, groups) in enumerate(
             zip(optimizers, optimizer_names(optimizers), strict=True)
         ):
             if known := kind_of(optimizer):
-                watched = _Watched(index, groups[0].split("/")[0], *known, groups)
+                name = groups[0].split("/")[0]
+                watched = _Watched(index, name, *known, groups, *counts.get(name, (0, 0)))
                 self._watched[id(optimizer)] = watched
-                self._begin(watched, _states(optimizer))
+                if name not in counts and not _states(optimizer):
+                    self._history.forget(groups)
             elif any("betas" in group for group in optimizer.param_groups):
                 unread.append(type(optimizer).__name__)
         self._restored = {}
@@ -164,18 +181,30 @@ class AdamBiasCorrectionMonitor(Monitor):
                     f"Expected `tensors` to match a parameter such as {some} but got {self.tensors!r}"
                 )
 
-    def _begin(self, watched: _Watched, states: dict[Tensor, Any]) -> None:
-        """Whether this run goes on from another one decides what its step counts mean."""
-        if watched.name not in self._restored and not states:
-            self._history.forget(watched.groups)
-        watched.before = self._restored.get(watched.name, None if states else 0)
-
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Count the steps that begin; those that mixed precision skips do not end."""
-        if watched := self._watched.get(id(optimizer)) or self._watched.get(id(unwrap(optimizer))):
+        """Count a step that Lightning announces: mixed precision may skip it, so that it never begins."""
+        optimizer = unwrap(optimizer)
+        known = any(steps.known(optimizer) for steps in self._handles)
+        watched = self._watched.get(id(optimizer)) if known else None
+        if watched and watched.phase != "under way":  # Else a closure announces what has begun.
             watched.attempts += 1
+            watched.phase = "announced"
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """Count a step that no one has announced."""
+        if watched := self._watched.get(id(optimizer)):
+            watched.attempts += watched.phase != "announced"
+            watched.phase = "under way"
+
+    def end(self, optimizer: Optimizer) -> None:
+        """Count a step if it had a gradient and, with a fused optimizer, did not overflow."""
+        if watched := self._watched.get(id(optimizer)):
+            watched.phase = ""
+            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+                overflow = getattr(optimizer, "found_inf", None)
+                watched.taken = watched.taken + (1 if overflow is None else number(overflow.detach() == 0))
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
         """Sums and maxima of the step that this optimizer just made."""
@@ -183,7 +212,7 @@ class AdamBiasCorrectionMonitor(Monitor):
         if watched is None:
             return []
         if len(watched.groups) != len(optimizer.param_groups):
-            watched.groups = optimizer_names(trainer.optimizers)[watched.index]
+            watched.groups = optimizer_names(torch_optimizers(trainer))[watched.index]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not parameters:
             return []
@@ -193,22 +222,21 @@ class AdamBiasCorrectionMonitor(Monitor):
         for name, group in zip(watched.groups, optimizer.param_groups, strict=True):
             rule = Rule.of(group, watched.kind, watched.decoupled)
             readings.add(self._group(name, rule, group["params"], optimizer, trainer.global_rank, whole))
-        attempts = watched.attempts
+        attempts, taken = watched.attempts, watched.taken
+        if isinstance(taken, Tensor):
+            readings.maxima.append(vector([taken], readings.device))
 
         def finish(sums: Array, maxima: Array, row: Row) -> None:
-            steps = []
+            known = False
             for group, found in readings.read(sums, maxima):
                 for name, statistics in found.items():
                     row.scalars |= {f"adam/{name}/{key}": value for key, value in statistics.items()}
                 if pooled := found[group.name]:
-                    steps.append(pooled["step_max"])
+                    known = True
                     self._history.add(group.name, group.rule, pooled)
-            if not steps:
-                return
-            done = round(max(steps))
-            if watched.before is None:
-                watched.before = done - attempts
-            row.scalars[f"adam/{watched.name}/skipped_steps"] = float(attempts + watched.before - done)
+            if known:
+                done = round(maxima[-1]) if isinstance(taken, Tensor) else taken
+                row.scalars[f"adam/{watched.name}/skipped_steps"] = float(attempts - done)
 
         return [Part(*readings.vectors(), finish)]
 
