@@ -67,7 +67,7 @@ class Adam(torch.optim.Adam):
         self.defaults["bias_correction"] = bias_correction
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._bias_correction = self.defaults["bias_correction"]  # A copy has the defaults only.
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

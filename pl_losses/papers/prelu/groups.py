@@ -98,7 +98,9 @@ def slope_parameters(layer: nn.PReLU) -> list[nn.Parameter]:
         [(3,), (3,)]
     """
     own = [*layer.parameters(recurse=False)]  # Torch's old weight norm and pruning leave them here.
-    return [*own, *layer.parametrizations.parameters()] if is_parametrized(layer) else own
+    if is_parametrized(layer):
+        own += layer.get_submodule("parametrizations").parameters()
+    return own
 
 
 def _kinds(module: nn.Module, decay_biases: bool, decay_norms: bool) -> dict[nn.Parameter, str]:

@@ -124,11 +124,16 @@ class PReLUSlopeMonitor(Monitor):
         if not layers:
             return []
         trained = self._warn_of_decay(trainer, pl_module, layers)
-        return [self._part(trainer, layers, trained, optimizer)]
+        return [self._part(trainer, layers, optimizer, trained)]
 
     def _part(
-        self, trainer: Trainer, layers: dict[str, Tensor], trained: Trained, optimizer: Optimizer | None
+        self,
+        trainer: Trainer,
+        layers: dict[str, Tensor],
+        optimizer: Optimizer | None,
+        trained: Trained | None = None,
     ) -> Part:
+        trained = {path: [slopes] for path, slopes in layers.items()} if trained is None else trained
         sums = gather(layers, optimizer, self._sharded, trainer.global_rank, trained)
         sizes = {
             path: (slopes.numel(), sum(one.numel() for one in trained[path]))
@@ -195,8 +200,7 @@ class PReLUSlopeMonitor(Monitor):
         layers = find_slopes(pl_module, self.modules) if watching else {}
         if layers:
             # The last step need not have been a logged one.
-            trained = parameters_of(layers, pl_module, self.modules)
-            bring_together([self._part(trainer, layers, trained, None)], trainer, self._sharded)
+            bring_together([self._part(trainer, layers, None)], trainer, self._sharded)
             self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -59,7 +59,7 @@ def find_layers(module: nn.Module, pattern: str = "*") -> dict[str, nn.PReLU]:
         if isinstance(layer, nn.PReLU) and (pattern == "*" or fnmatchcase(path, pattern)):
             slopes = layer._parameters.get("weight")
             key = id(layer if slopes is None else slopes)
-            if key not in seen and not is_lazy(slopes):
+            if key not in seen and (slopes is None or not is_lazy(slopes)):
                 found.append((path, layer))
                 seen.add(key)
         for name, child in layer._modules.items():
@@ -79,11 +79,12 @@ def slopes_of(layer: nn.PReLU) -> Tensor:
         return slopes
     for hook in layer._forward_pre_hooks.values():  # They would set the weight in the next forward pass.
         if isinstance(hook, WeightNorm) and hook.name == "weight":
-            return hook.compute_weight(layer)
+            computed: Tensor = hook.compute_weight(layer)
+            return computed
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
-            pruned: Tensor = hook.apply_mask(layer)
-            return pruned
-    modules = [*layer.parametrizations.modules()] if is_parametrized(layer) else []
+            computed = hook.apply_mask(layer)  # type: ignore[no-untyped-call]
+            return computed
+    modules = [*layer.get_submodule("parametrizations").modules()] if is_parametrized(layer) else []
     training = [one.training for one in modules]
     devices = {p.device for p in slope_parameters(layer) if p.device.type != "cpu"}
     kind = next(iter(devices)).type if devices else "cuda"

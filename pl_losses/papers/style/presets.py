@@ -50,7 +50,7 @@ def _means(content: float, style: float) -> dict[str, Any]:
 
 # Not lambdas, which could not be pickled with a module.
 def _over(weight: float, power: int, *sizes: int) -> float:
-    return weight / prod(sizes) ** power
+    return weight / float(prod(sizes)) ** power
 
 
 PRESETS = {
