@@ -6,7 +6,6 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from pl_losses.data.image_files import read_image, resized, to_tensor
 from pl_losses.data.loader import BatchLoader
 from pl_losses.data.module import check_integer
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.names import distinct
 
 # Images that are installed with the suite or with scikit-learn, by name.
 PACKAGED = {
@@ -132,7 +132,7 @@ class Pictures(LightningDataModule):
         wanted = self.style_size or max(height, width)
         lists = [[self.style[index]] if self.paired else self.style for index in range(len(self.content))]
         # Distinct over all ranks, which write into one folder.
-        names = _distinct([_name([content, *own]) for content, own in zip(self.content, lists, strict=True)])
+        names = distinct([_name([content, *own]) for content, own in zip(self.content, lists, strict=True)])
         lists = [lists[index] for index in chosen]
         opened = {name: self.open("style", name, wanted) for own in lists for name in own}
         masks = None
@@ -229,17 +229,3 @@ def _check_size(size: int | list[int] | None) -> None:
 
 def _name(names: Sequence[str]) -> str:
     return "-".join(Path(name).stem for name in names)[:100]
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """The names with a number where one comes again.
-
-    >>> _distinct(["a", "b", "a", "a-2"])
-    ['a', 'b', 'a-3', 'a-2']
-    """
-    found: list[str] = []
-    for name in names:
-        further = (f"{name}-{number}" for number in count(2))
-        unused = (one for one in further if one not in found and one not in names)
-        found.append(next(unused) if name in found else name)
-    return found

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
+
+from pl_losses.names import distinct
+from pl_losses.observers.steps import OptimizerSteps, is_hookable, logged_step, torch_optimizers
 
 Array = npt.NDArray[np.float64]
 UNREADABLE = (DeepSpeedStrategy, FSDPStrategy)
@@ -52,11 +55,12 @@ class Monitor(Callback):
     """Base of the callbacks that look at parameters and optimizers after a step.
 
     A subclass overrides :meth:`prepare`, which runs once when training starts, and :meth:`collect`, which
-    runs after an optimizer's step if that step is logged. Nothing is computed on other steps. The parts of
-    all monitors of a trainer are copied from the device together and logged as one row, with the step of
-    Lightning's own rows. Where parameters or optimizer states are sharded, every rank collects its own and at
-    most two collectives bring them together; otherwise only rank zero collects. DeepSpeed and the first FSDP,
-    which flatten parameters and states, are left alone with a warning.
+    runs after an optimizer's step if that step is logged. Nothing is computed on other steps. An optimizer
+    that takes the place of another one while training goes on is prepared for, too. The parts of all monitors
+    of a trainer are copied from the device together and logged as one row, with the step of Lightning's own
+    rows. Where parameters or optimizer states are sharded, every rank collects its own and at most two
+    collectives bring them together; otherwise only rank zero collects. DeepSpeed and the first FSDP, which
+    flatten parameters and states, are left alone with a warning.
 
     Args:
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
@@ -73,7 +77,7 @@ class Monitor(Callback):
                 f"Expected `every_n_steps` to be a positive integer or None but got {every_n_steps!r}"
             )
         self.every_n_steps = every_n_steps
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[OptimizerSteps] = []
         self._parts: list[Part] = []
         self._sharded = False
 
@@ -86,7 +90,13 @@ class Monitor(Callback):
         return kept | {"_handles": [], "_parts": []}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find what to look at and name it; runs on all ranks."""
+        """Find what to look at and name it; runs on all ranks, and where optimizers were replaced."""
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """Called before every step, logged or not."""
+
+    def end(self, optimizer: Optimizer) -> None:
+        """Called after every step, logged or not, before :meth:`collect`."""
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
         """What to log of the step that this optimizer just made; all ranks or, unsharded, rank zero only."""
@@ -104,18 +114,29 @@ class Monitor(Callback):
                 " optimizer states where it cannot read them"
             )
             return
-        self._sharded = any(is_sharded(optimizer) for optimizer in trainer.optimizers)
-        self.prepare(trainer, pl_module)
+        self._prepare(trainer, pl_module)
         every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or not (self._sharded or trainer.is_global_zero):
             return
 
-        def look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        def look(optimizer: Optimizer) -> None:
+            self.end(optimizer)
             if (logged_step(trainer) + 1) % every == 0:
                 with torch.no_grad():
                     self._parts += self.collect(trainer, pl_module, optimizer)
 
-        self._handles = [unwrap(optimizer).register_step_post_hook(look) for optimizer in trainer.optimizers]
+        renew = partial(self._prepare, trainer, pl_module)
+        self._handles = [OptimizerSteps(trainer, look, self.begin, renew)]
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        optimizers = torch_optimizers(trainer)
+        self._sharded = any(is_sharded(optimizer) for optimizer in optimizers)
+        if silent := [type(one).__name__ for one in optimizers if not is_hookable(one)]:
+            rank_zero_warn(
+                f"{type(self).__name__} leaves out {', '.join(silent)}: it does not tell when it steps, as"
+                " torch's optimizers do"
+            )
+        self.prepare(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -148,20 +169,8 @@ class Monitor(Callback):
         self._handles, self._parts = [], []
 
 
-def logged_step(trainer: Trainer) -> int:
-    """The step that Lightning gives to the rows of ``self.log``: batches, not steps of each optimizer."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def unwrap(optimizer: Any) -> Optimizer:
-    """The torch optimizer in Lightning's or another wrapper."""
-    inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
-
-
 def is_sharded(optimizer: Any) -> bool:
     """Whether ranks hold different parts of the parameters (DTensor) or of the states (ZeRO)."""
-    optimizer = unwrap(optimizer)
     tensors = (tensor for group in optimizer.param_groups for tensor in group["params"])
     return type(optimizer).__name__ == "ZeroRedundancyOptimizer" or any(
         isinstance(tensor, DTensor) for tensor in tensors
@@ -299,20 +308,18 @@ def bins_for(count: int) -> int:
 
 
 def optimizer_names(optimizers: list[Any]) -> list[list[str]]:
-    """A name for each parameter group of each optimizer, as ``LearningRateMonitor`` gives them.
+    """A name of its own for each parameter group of each optimizer, as ``LearningRateMonitor`` gives them.
 
     ``Adam``, a second one ``Adam-1``; with several groups ``Adam/pg1``, ``Adam/pg2``; a group's own ``name``
-    instead of ``pg1`` if it has one.
+    instead of ``pg1`` if it has one, with a number where a name comes again: ``Adam/weights-1``.
     """
-    classes = [type(unwrap(optimizer)).__name__ for optimizer in optimizers]
     names = []
-    for index, optimizer in enumerate(optimizers):
-        earlier = classes[:index].count(classes[index])
-        name = f"{classes[index]}-{earlier}" if earlier else classes[index]
-        groups = unwrap(optimizer).param_groups
-        names.append(
-            [name]
-            if len(groups) == 1 and "name" not in groups[0]
-            else [f"{name}/{group.get('name', f'pg{number}')}" for number, group in enumerate(groups, 1)]
-        )
+    for name, optimizer in zip(
+        distinct([type(one).__name__ for one in optimizers], start=1), optimizers, strict=True
+    ):
+        groups = optimizer.param_groups
+        # A slash would make two groups of a group and a tensor of it.
+        own = [str(group.get("name", f"pg{n}")).replace("/", ".") for n, group in enumerate(groups, 1)]
+        alone = len(groups) == 1 and "name" not in groups[0]
+        names.append([name] if alone else [f"{name}/{group}" for group in distinct(own, start=1)])
     return names

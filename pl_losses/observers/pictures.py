@@ -11,9 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from pl_losses.names import file_stem
 from pl_losses.observers.charts import log_confusion
 from pl_losses.observers.loaders import evaluation_loaders, unrepeated
 from pl_losses.observers.record import run_folder
+from pl_losses.observers.steps import logged_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
     """Log a figure: as an image to W&B and TensorBoard, otherwise as a PNG under ``pictures/``.
 
-    For rank zero only. The folder is in the run's own.
+    For rank zero only. The folder is in the run's own. Each key has a file of its own.
 
     Args:
         trainer: Its loggers are used.
@@ -35,10 +37,10 @@ def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
             logger.log_image(key, [figure])
             shown = True
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(key, figure, trainer.global_step)
+            logger.experiment.add_figure(key, figure, logged_step(trainer))
             shown = True
     if not shown:
-        path = Path(run_folder(trainer), "pictures", f"{key.replace('/', '-')}.png")
+        path = Path(run_folder(trainer), "pictures", f"{file_stem(key)}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
 

@@ -11,6 +11,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim import Optimizer
+
+from pl_losses.observers.steps import OptimizerSteps, logged_step
 
 
 class TemporalAveraging(WeightAveraging):
@@ -19,12 +22,11 @@ class TemporalAveraging(WeightAveraging):
     .. math:: \bar\theta_t = \beta_2 \bar\theta_{t-1} + (1 - \beta_2) \theta_t, \qquad
         \hat\theta_t = \bar\theta_t / (1 - \beta_2^t)
 
-    after each optimizer step t. Validation, the test after training and ``state_dict`` of checkpoints have
-    :math:`\hat\theta_t`; training goes on with :math:`\theta_t`, also after a resume. A fit that is not
-    resumed begins an average of its own. The same average moves by
-    :math:`\hat\theta_t - \hat\theta_{t-1} = w_t (\theta_t - \hat\theta_{t-1})` with
-    :math:`w_t = (1 - \beta_2) / (1 - \beta_2^t)`, which is computed. Buffers of floating point are averaged
-    too, others copied.
+    after each batch t in which an optimizer stepped, whoever asked it to. Validation, the test after training
+    and ``state_dict`` of checkpoints have :math:`\hat\theta_t`; training goes on with :math:`\theta_t`, also
+    after a resume. A fit that is not resumed begins an average of its own. The same average moves by
+    :math:`\hat\theta_t - \hat\theta_{t-1} = w_t (\theta_t - \hat\theta_{t-1})` with :math:`w_t = (1 -
+    \beta_2) / (1 - \beta_2^t)`, which is computed. Buffers of floating point are averaged too, others copied.
 
     Args:
         beta2: Decay rate of the average.
@@ -43,7 +45,15 @@ class TemporalAveraging(WeightAveraging):
             raise ValueError(f"Expected `beta2` in [0, 1) but got {beta2}")
         self.beta2 = beta2
         self._swapped = False  # Whether the model holds the average, and the average's copy the weights.
+        self._stepped = False
+        self._steps: list[OptimizerSteps] = []
+        self._lost: dict[tuple[int, torch.Size], Tensor] = {}  # What rounding took from an average so far.
         super().__init__(multi_avg_fn=self.move)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to one process, and the logging that Lightning lends."""
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
+        return kept | {"_steps": [], "_lost": {}}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the average's copy of the model when a fit begins."""
@@ -66,7 +76,33 @@ class TemporalAveraging(WeightAveraging):
                 )
             # Of a fit before this one; those of a checkpoint to resume from are loaded later.
             self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
-            self._swapped = False
+            self._swapped, self._lost = False, {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hook into the optimizers: Lightning does not see all of their steps."""
+        self._release()
+        self._steps = [OptimizerSteps(trainer, after=self._note)]
+
+    def _note(self, optimizer: Optimizer) -> None:
+        self._stepped = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the average."""
+        stepped, self._stepped = self._stepped, False
+        if stepped and self._average_model is not None and self.should_update(step_idx=logged_step(trainer)):
+            self._average_model.update_parameters(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizers."""
+        self._release()
+
+    def _release(self) -> None:
+        for steps in self._steps:
+            steps.remove()
+        self._steps, self._stepped = [], False
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
@@ -84,6 +120,7 @@ class TemporalAveraging(WeightAveraging):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the model, and keep the weights for a checkpoint saved after the fit."""
+        self._release()
         if not self._swapped:
             self._swap_models(pl_module)
 
@@ -108,5 +145,21 @@ class TemporalAveraging(WeightAveraging):
         if not averages[0].is_floating_point():
             torch._foreach_copy_(averages, current)
             return
-        weight: Any = (1 - self.beta2) / (1 - self.beta2 ** (int(averaged) + 1))
-        torch._foreach_lerp_(averages, current, weight)
+        weight = (1 - self.beta2) / (1 - self.beta2 ** (int(averaged) + 1))
+        # A small share of the difference is mostly rounded off: added up over the steps, it is not lost.
+        dtype = torch.promote_types(averages[0].dtype, torch.float32)
+        before = [average.to(dtype) for average in averages]
+        lost = []
+        for one in averages:
+            key = one.data_ptr(), one.shape
+            if key not in self._lost:
+                self._lost[key] = torch.zeros_like(one, dtype=dtype)
+            lost.append(self._lost[key])
+        change = torch._foreach_sub([one.to(dtype) for one in current], before)
+        torch._foreach_sub_(change, lost)
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(change, lost)
+        moved = [total.to(averages[0].dtype) for total in torch._foreach_add(before, change)]
+        torch._foreach_copy_(lost, change)
+        torch._foreach_sub_(lost, torch._foreach_sub([one.to(dtype) for one in moved], before))
+        torch._foreach_copy_(averages, moved)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, optim
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from pl_losses.observers.monitor import Array, Monitor, Part, Row, optimizer_names, own_shard, unwrap
+from pl_losses.observers.monitor import Array, Monitor, Part, Row, on_cpu, optimizer_names, own_shard, vector
 from pl_losses.observers.pictures import log_figure
-from pl_losses.papers.adam.closed_form import Kind, Rule, kind_of, number
+from pl_losses.observers.steps import torch_optimizers, unwrap
+from pl_losses.papers.adam.closed_form import Kind, Number, Rule, kind_of, number
 from pl_losses.papers.adam.history import History, draw_history
+from pl_losses.papers.adam.optimizer import Adam, AdaMax
 from pl_losses.papers.adam.readings import Group, Readings
 from pl_losses.papers.adam.statistics import Moments
+
+KNOWN = {optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, Adam, AdaMax}
 
 
 @dataclass
@@ -33,8 +37,11 @@ class _Watched:
         kind: Its closed form.
         decoupled: Whether its weight decay is, unless a group says so.
         groups: The names of its parameter groups.
-        attempts: Steps that were begun in this run of training.
-        before: Those of runs before, if known.
+        attempts: Steps so far, also those of the runs that this one goes on from.
+        taken: Those of them that changed something.
+        phase: "announced" by Lightning or "under way"; empty else.
+        proven: Whether its closed form is known to hold: a subclass may step otherwise.
+        before: Until then, some parameters of each group and what they were before the step under way.
     """
 
     index: int
@@ -43,14 +50,18 @@ class _Watched:
     decoupled: bool
     groups: list[str]
     attempts: int = 0
-    before: int | None = 0
+    taken: Number = 0
+    phase: str = ""
+    proven: bool = False
+    before: list[dict[Tensor, Tensor]] = field(default_factory=list)
 
 
 class AdamBiasCorrectionMonitor(Monitor):
     r"""Shows what Adam's bias correction does and how far Adam steps, for any module.
 
-    Watches torch's Adam, AdamW, NAdam, RAdam and Adamax in all their variants, and this suite's; with several
-    optimizers, those among them that are. Everything is computed from the state after a step, the step itself
+    Watches torch's Adam, AdamW, NAdam, RAdam and Adamax in all their variants, this suite's, and subclasses
+    and others of their kind whose first step is what the closed form says; with several optimizers, those
+    among them that are. Everything is computed from the state after a step, the step itself
     in closed form, over the parameters that the step changed; if mixed precision skipped the step, over those
     of the step before. Keys begin with ``adam/`` and the optimizer's name, followed by the parameter group's
     if there are several, as ``LearningRateMonitor`` gives them; :attr:`KEYS` says what is logged. At the end
@@ -116,7 +127,7 @@ class AdamBiasCorrectionMonitor(Monitor):
         self._history = History()
         self._watched: dict[int, _Watched] = {}
         self._selected: dict[int, str] = {}
-        self._restored: dict[str, int] = {}
+        self._restored: dict[str, tuple[int, int]] = {}  # Attempts, and those taken.
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,28 +136,43 @@ class AdamBiasCorrectionMonitor(Monitor):
 
     def state_dict(self) -> dict[str, Any]:
         """Step counts and the points of the picture."""
-        counts = {
-            one.name: one.attempts + one.before for one in self._watched.values() if one.before is not None
+        counts = self._restored | {
+            one.name: (one.attempts, round(float(one.taken))) for one in self._watched.values()
         }
-        return {"attempts": self._restored | counts, "history": self._history.state_dict()}
+        return {
+            "attempts": {name: attempts for name, (attempts, _) in counts.items()},
+            "taken": {name: taken for name, (_, taken) in counts.items()},
+            "history": self._history.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up again."""
-        self._restored = dict(state_dict["attempts"])
+        taken = state_dict["taken"]
+        self._restored = {name: (attempts, taken[name]) for name, attempts in state_dict["attempts"].items()}
+        self._watched = {}
         self._history.load_state_dict(state_dict["history"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget a training before, unless this one continues it."""
+        self._watched = {}
+        super().on_train_start(trainer, pl_module)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find Adam and its kin among the optimizers, and the parameters that ``tensors`` names."""
+        counts = self._restored | {one.name: (one.attempts, one.taken) for one in self._watched.values()}
         self._watched, self._selected = {}, {}
-        optimizers = [unwrap(optimizer) for optimizer in trainer.optimizers]
+        optimizers = torch_optimizers(trainer)
         unread = []
         for index, (optimizer, groups) in enumerate(
             zip(optimizers, optimizer_names(optimizers), strict=True)
         ):
             if known := kind_of(optimizer):
-                watched = _Watched(index, groups[0].split("/")[0], *known, groups)
+                name = groups[0].split("/")[0]
+                watched = _Watched(index, name, *known, groups, *counts.get(name, (0, 0)))
+                watched.proven = self._sharded or type(optimizer) in KNOWN
                 self._watched[id(optimizer)] = watched
-                self._begin(watched, _states(optimizer))
+                if name not in counts and not _states(optimizer):
+                    self._history.forget(groups)
             elif any("betas" in group for group in optimizer.param_groups):
                 unread.append(type(optimizer).__name__)
         self._restored = {}
@@ -164,18 +190,66 @@ class AdamBiasCorrectionMonitor(Monitor):
                     f"Expected `tensors` to match a parameter such as {some} but got {self.tensors!r}"
                 )
 
-    def _begin(self, watched: _Watched, states: dict[Tensor, Any]) -> None:
-        """Whether this run goes on from another one decides what its step counts mean."""
-        if watched.name not in self._restored and not states:
-            self._history.forget(watched.groups)
-        watched.before = self._restored.get(watched.name, None if states else 0)
-
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Count the steps that begin; those that mixed precision skips do not end."""
-        if watched := self._watched.get(id(optimizer)) or self._watched.get(id(unwrap(optimizer))):
+        """Count a step that Lightning announces: mixed precision may skip it, so that it never begins."""
+        optimizer = unwrap(optimizer)
+        known = any(steps.known(optimizer) for steps in self._handles)
+        watched = self._watched.get(id(optimizer)) if known else None
+        if watched and watched.phase != "under way":  # Else a closure announces what has begun.
             watched.attempts += 1
+            watched.phase = "announced"
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """Count a step that no one has announced."""
+        if watched := self._watched.get(id(optimizer)):
+            watched.attempts += watched.phase != "announced"
+            watched.phase = "under way"
+            if not watched.proven:
+                watched.before = [
+                    {p: p.detach().clone() for p in _some(group["params"])}
+                    for group in optimizer.param_groups
+                ]
+
+    def end(self, optimizer: Optimizer) -> None:
+        """Count a step if it had a gradient and, with a fused optimizer, did not overflow."""
+        if watched := self._watched.get(id(optimizer)):
+            watched.phase = ""
+            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+                overflow = getattr(optimizer, "found_inf", None)
+                watched.taken = watched.taken + (1 if overflow is None else number(overflow.detach() == 0))
+            if not watched.proven:
+                with torch.no_grad():
+                    self._prove(watched, optimizer)
+
+    def _prove(self, watched: _Watched, optimizer: Optimizer) -> None:
+        """Compare a step that changed something with the closed form; leave out an optimizer that differs."""
+        told, real = 0.0, 0.0
+        for decoupled in (watched.decoupled, not watched.decoupled):
+            fits = True
+            for group, before in zip(optimizer.param_groups, watched.before, strict=False):
+                if not before:
+                    continue
+                readings = Readings(next(iter(before)).device, True, False)
+                rule = Rule.of(group, watched.kind, decoupled)
+                readings.add(self._group("", rule, list(before), optimizer, 0, False))
+                ((_, found),) = readings.read(*on_cpu([*readings.vectors()]))
+                told = found[""].get("update_norm", 0.0)
+                real = math.hypot(*(float((p - was).norm()) for p, was in before.items()))
+                rounded = (torch.finfo(p.dtype).eps * float(p.norm()) for p in before)
+                fits &= abs(told - real) <= 0.01 * told + 2 * math.hypot(*rounded)
+                watched.proven |= real > 0
+            if fits:
+                watched.decoupled = decoupled
+                break
+        watched.before = []
+        if watched.proven and not fits:
+            del self._watched[id(optimizer)]
+            rank_zero_warn(
+                f"{type(self).__name__} leaves out {type(optimizer).__name__}: it made a step of norm"
+                f" {real:.3g} where its state tells of {told:.3g}"
+            )
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
         """Sums and maxima of the step that this optimizer just made."""
@@ -183,32 +257,32 @@ class AdamBiasCorrectionMonitor(Monitor):
         if watched is None:
             return []
         if len(watched.groups) != len(optimizer.param_groups):
-            watched.groups = optimizer_names(trainer.optimizers)[watched.index]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            watched.groups = optimizer_names(torch_optimizers(trainer))[watched.index]
+        groups = [list(dict.fromkeys(group["params"])) for group in optimizer.param_groups]
+        parameters = [p for group in groups for p in group]
         if not parameters:
             return []
         readings = Readings(parameters[0].device, self.level == "full", self._sharded)
         # Without a single gradient the last step is one before. NAdam's cannot be known without.
         whole = watched.kind != "nadam" and all(p.grad is None for p in parameters)
-        for name, group in zip(watched.groups, optimizer.param_groups, strict=True):
+        for name, group, own in zip(watched.groups, optimizer.param_groups, groups, strict=True):
             rule = Rule.of(group, watched.kind, watched.decoupled)
-            readings.add(self._group(name, rule, group["params"], optimizer, trainer.global_rank, whole))
-        attempts = watched.attempts
+            readings.add(self._group(name, rule, own, optimizer, trainer.global_rank, whole))
+        attempts, taken = watched.attempts, watched.taken
+        if isinstance(taken, Tensor):
+            readings.maxima.append(vector([taken], readings.device))
 
         def finish(sums: Array, maxima: Array, row: Row) -> None:
-            steps = []
+            known = False
             for group, found in readings.read(sums, maxima):
                 for name, statistics in found.items():
                     row.scalars |= {f"adam/{name}/{key}": value for key, value in statistics.items()}
                 if pooled := found[group.name]:
-                    steps.append(pooled["step_max"])
+                    known = True
                     self._history.add(group.name, group.rule, pooled)
-            if not steps:
-                return
-            done = round(max(steps))
-            if watched.before is None:
-                watched.before = done - attempts
-            row.scalars[f"adam/{watched.name}/skipped_steps"] = float(attempts + watched.before - done)
+            if known:
+                done = round(maxima[-1]) if isinstance(taken, Tensor) else taken
+                row.scalars[f"adam/{watched.name}/skipped_steps"] = float(attempts - done)
 
         return [Part(*readings.vectors(), finish)]
 
@@ -273,6 +347,16 @@ def _states(optimizer: Optimizer) -> dict[Tensor, Any]:
     """Of each parameter; of those that this rank keeps, with ZeroRedundancyOptimizer."""
     inner: Optimizer = getattr(optimizer, "optim", optimizer)
     return inner.state
+
+
+def _some(parameters: list[Tensor]) -> list[Tensor]:
+    """The smallest parameters, of about a million coordinates."""
+    chosen: list[Tensor] = []
+    for one in sorted(parameters, key=Tensor.numel):
+        if chosen and sum(map(Tensor.numel, chosen)) + one.numel() > 2**20:
+            break
+        chosen.append(one)
+    return chosen
 
 
 def _local(tensor: Tensor) -> Tensor:

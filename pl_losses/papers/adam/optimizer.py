@@ -66,6 +66,10 @@ class Adam(torch.optim.Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **kwargs)
         self.defaults["bias_correction"] = bias_correction
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._bias_correction = self.defaults["bias_correction"]  # A copy has the defaults only.
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, whose ``bias_correction`` is that of the constructor unless it has one."""
         _refuse(param_group.setdefault("bias_correction", self._bias_correction))

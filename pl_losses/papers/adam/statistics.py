@@ -23,7 +23,7 @@ Squares = dict[int, float]  # Sums of squares by the id of their tensors.
 
 EXACT = (torch.float32, torch.float64)
 SMALL = 2**13  # Elements that NumPy sums up in less time than a call of torch takes.
-LONG = 2**18  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
+LONG = 2**16  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
 
 
 class Moments(NamedTuple):

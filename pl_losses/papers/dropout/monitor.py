@@ -13,8 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from pl_losses.observers.loaders import Stage, evaluation_loaders, unrepeated
-from pl_losses.observers.monitor import Row, log_row, logged_step
+from pl_losses.observers.monitor import Row, log_row
 from pl_losses.observers.pictures import log_figure
+from pl_losses.observers.steps import logged_step
 from pl_losses.papers.dropout.evaluation import call_module, copied, undisturbed
 from pl_losses.papers.dropout.masks import stream_seed
 from pl_losses.papers.dropout.quantities import refuse_precision

@@ -5,11 +5,15 @@ The numbers depend on whose features they are, and compare with others by the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from pl_losses.observers.sums import has_float64, wide
 from pl_losses.papers.gan.checks import positive_integers
 
 
@@ -49,13 +53,13 @@ def frechet_distance(
     ):
         if tensor.shape != shape:
             raise ValueError(f"Expected `{name}` of shape {list(shape)} but got {list(tensor.shape)}")
-    real, fake = real_covariance.double(), fake_covariance.double()
+    real, fake = wide(real_covariance), wide(fake_covariance)
     if not all(part.isfinite().all() for part in (real, fake, real_mean, fake_mean)):
         return real.new_tensor(torch.nan)
     values, vectors = torch.linalg.eigh(real)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     trace = torch.linalg.eigvalsh(root @ fake @ root).clamp_min(0).sqrt().sum()
-    shift = (real_mean.double() - fake_mean.double()).square().sum()
+    shift = (wide(real_mean) - wide(fake_mean)).square().sum()
     distance: Tensor = shift + real.trace() + fake.trace() - 2 * trace
     return distance
 
@@ -94,8 +98,8 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[T
     if not (real.isfinite().all() and fake.isfinite().all()):
         return real.new_tensor(torch.nan), real.new_tensor(torch.nan)
     # Distances come from products of the features: a large mean would leave little of them.
-    centre = real.double().mean(dim=0)
-    real, fake = real.double() - centre, fake.double() - centre
+    centre = wide(real).mean(dim=0)
+    real, fake = wide(real) - centre, wide(fake) - centre
     return _within(fake, real, neighbours), _within(real, fake, neighbours)
 
 
@@ -135,12 +139,16 @@ class FrechetDistance(Metric):
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
+    def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
+        # The sums stay on the host where they could not be as wide.
+        return self if not has_float64(fn(torch.zeros(()))) else super()._apply(fn, exclude_state)
+
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [B, F] of real or of generated samples."""
-        which, wide = int(not real), features.double()
-        self.counts[which] += len(wide)
-        self.sums[which] += wide.sum(dim=0)
-        self.products[which] += wide.T @ wide
+        which, own = int(not real), wide(features)
+        self.counts[which] += len(own)
+        self.sums[which] += own.sum(dim=0)
+        self.products[which] += own.T @ own
 
     def compute(self) -> Tensor:
         """Scalar; NaN with less than two samples of either kind."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from pl_losses.observers.metrics import define_metrics
-from pl_losses.observers.monitor import Row, log_row, logged_step
+from pl_losses.observers.monitor import Row, log_row
 from pl_losses.observers.pictures import gather_objects, log_figure
+from pl_losses.observers.steps import logged_step
 from pl_losses.papers.gan.checks import makers, module, positive_integers
 from pl_losses.papers.gan.drawing import draw_classes, draw_outputs, draw_samples
 from pl_losses.papers.gan.measures import Measures, feature_name

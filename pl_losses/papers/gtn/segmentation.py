@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.observers.sums import wide
+
 INK = 0.2  # Darker than this is ink, as a share of full ink.
 MAX_SLANT = 0.7  # In pixels per row: strokes that lean more are not taken for slanted ones.
 
@@ -162,13 +164,17 @@ def cut_segments(
     """
     height, width = images.shape[2:]
     line, last, extra, start, stop = _spans(cuts, max_pieces, max_width)
-    moments = _moments(_precise(images))
-    ink = moments[0][line, stop] - moments[0][line, start]
-    enough = (ink >= min_ink) | (extra == 0)
-    line, last, extra, start, stop = (part[enough] for part in (line, last, extra, start, stop))
-    ink, x, y, xy, yy = (sums[line, stop] - sums[line, start] for sums in moments)
+    precise = _precise(images)
+    moments = _moments(precise)
+    first, after = ([part.to(moments[0].device) for part in (line, place)] for place in (start, stop))
+    ink, x, y, xy, yy = (sums[after[0], after[1]] - sums[first[0], first[1]] for sums in moments)
+    enough = (ink >= min_ink).to(line.device) | (extra == 0)
+    # The middle of the ink, and how its column goes with its row: on the host where sums are.
     ink = ink.clamp(min=1e-6)
     x, y = x / ink, y / ink
+    slant = ((xy / ink - x * y) / (yy / ink - y * y).clamp(min=1.0)).clamp(-MAX_SLANT, MAX_SLANT)
+    x, y, slant = (part.to(line.device, precise.dtype)[enough] for part in (x, y, slant))
+    line, last, extra, start, stop = (part[enough] for part in (line, last, extra, start, stop))
     # The window's middle lies between two pixels.
     left, above = (x + 0.5).round().long(), (y + 0.5).round().long()
     # With a frame of background, every window lies within the image.
@@ -185,7 +191,6 @@ def cut_segments(
     columns = (left[:, None] + offset)[:, None, :]
     if not deslant:
         return Segments(taken(columns)[:, None], line, last, extra)
-    slant = ((xy / ink - x * y) / (yy / ink - y * y).clamp(min=1.0)).clamp(-MAX_SLANT, MAX_SLANT)
     drift = slant[:, None] * (offset + (above - half)[:, None] - y[:, None])
     whole = drift.floor()
     columns = columns + whole.long()[:, :, None]
@@ -233,7 +238,8 @@ def _moments(ink: Tensor) -> tuple[Tensor, ...]:
     """Ink and its moments x, y, xy and yy, summed up to each column: [B, H, W] -> [B, W + 1] each."""
     height, width = ink.shape[1:]
     rows = torch.arange(height, device=ink.device, dtype=ink.dtype)
-    columns = torch.arange(width, device=ink.device, dtype=ink.dtype)
-    mass, by_row, squared = (torch.einsum("bhw,h->bw", ink, rows**power) for power in (0, 1, 2))
+    # Differences of sums up to far columns: in float32 a long line's end would be noise.
+    mass, by_row, squared = (wide(torch.einsum("bhw,h->bw", ink, rows**power)) for power in (0, 1, 2))
+    columns = wide(torch.arange(width)).to(mass.device)
     moments = (mass, mass * columns, by_row, by_row * columns, squared)
     return tuple(F.pad(moment.cumsum(dim=1), (1, 0)) for moment in moments)

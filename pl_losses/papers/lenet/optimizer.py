@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from pl_losses.observers.sums import wide
+
 Network = Callable[..., Tensor]
 Loss = Callable[[Tensor, Any], Tensor]
 Seconds = Sequence[Tensor | None]
@@ -162,7 +164,7 @@ class StochasticDiagonalLM(Optimizer):
                 "output, move the last layers (such as RBF units) from `network` into `loss`"
             )
         for parameter, mean in means.items():
-            self.state[parameter]["curvature"] = mean.to(parameter.dtype)
+            self.state[parameter]["curvature"] = mean.to(parameter)
 
 
 def lecun_1998_schedule(pass_number: int) -> float:
@@ -195,7 +197,7 @@ class _Totals:
     def __init__(self, params: list[Tensor]) -> None:
         self.parameters = params
         self.device = params[0].device
-        self.sums = {p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float)) for p in params}
+        self.sums = {p: wide(torch.zeros_like(p)) for p in params}
         self.reached = dict.fromkeys(params, 0)
         self.count = 0
 
@@ -217,7 +219,7 @@ class _Totals:
             if second is None and (mean := _hessian_diagonal(value, parameter, 1)) is not None:
                 second = len(output) * mean
             if second is not None:
-                self.sums[parameter] += second
+                self.sums[parameter] += wide(second)
                 self.reached[parameter] = 1
         self.count += len(output)
 

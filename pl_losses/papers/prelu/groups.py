@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import is_parametrized
 
 NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -24,8 +25,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for any optimizer: the slopes of PReLUs apart, without weight decay.
 
-    A parameter is a slope if it belongs to an ``nn.PReLU`` or a subclass, whatever it is called and whichever
-    shape it has; a shared one is taken once. With SGD the slopes then follow the paper's update,
+    A parameter is a slope if it belongs to an ``nn.PReLU`` or a subclass, or to a parametrisation of it
+    (``torch.nn.utils.parametrize``), whatever it is called and whichever shape it has; a shared one is taken
+    once. With SGD the slopes then follow the paper's update,
     delta a := mu delta a + eps dE/da (eq. 9), with their own mu and eps if these are given.
 
     Args:
@@ -87,13 +89,27 @@ def param_groups(
     return groups
 
 
+def slope_parameters(layer: nn.PReLU) -> list[nn.Parameter]:
+    """What a PReLU's slopes are trained by: themselves or, under a parametrisation, what they are made of.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.PReLU(3))
+        >>> [tuple(parameter.shape) for parameter in slope_parameters(layer)]
+        [(3,), (3,)]
+    """
+    own = [*layer.parameters(recurse=False)]  # Torch's old weight norm and pruning leave them here.
+    if is_parametrized(layer):
+        own += layer.get_submodule("parametrizations").parameters()
+    return own
+
+
 def _kinds(module: nn.Module, decay_biases: bool, decay_norms: bool) -> dict[nn.Parameter, str]:
     kinds: dict[nn.Parameter, str] = {}
     for layer in module.modules():
+        if isinstance(layer, nn.PReLU):
+            kinds |= dict.fromkeys(slope_parameters(layer), "slopes")
+            continue
         for name, parameter in layer.named_parameters(recurse=False):
-            if isinstance(layer, nn.PReLU):
-                kinds[parameter] = "slopes"
-                continue
             norm = isinstance(layer, NORMS)
             decays = decay_norms if norm else decay_biases or not name.endswith("bias")
             kinds.setdefault(parameter, "weights" if decays else "undecayed")

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pl_losses.data.loader import BatchLoader
-from pl_losses.observers.monitor import logged_step
 from pl_losses.observers.pictures import log_figure
+from pl_losses.observers.steps import logged_step
 from pl_losses.papers.sdae.denoising import Denoising
 from pl_losses.papers.sdae.drawing import draw_curves, draw_filters, draw_rows
 from pl_losses.papers.sdae.layers import DenseLayer

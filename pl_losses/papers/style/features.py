@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.observers.sums import wide
 from pl_losses.papers.style.vgg import CONVOLUTIONS, Weights
 
 Pooling = Literal["avg", "max"]
@@ -130,7 +131,7 @@ class VGG19Features(nn.Module):
         wanted, self.layers = self.layers, self.needed
 
         def visit(name: str, features: Tensor) -> Tensor:
-            sums[name] = sums.get(name, 0) + features.sum(dim=(0, 2, 3))
+            sums[name] = sums.get(name, 0) + wide(features).sum(dim=(0, 2, 3))
             counts[name] += features.numel() // features.shape[1]
             return features
 
@@ -138,10 +139,10 @@ class VGG19Features(nn.Module):
             self(image, visit)
         self.layers, before = wanted, torch.ones(3, device=self.mean.device)
         for name in self.needed:
-            mean = sums[name] / counts[name]
+            weight: Tensor = getattr(self, f"{name}_weight")
+            mean = (sums[name] / counts[name]).to(weight)
             # A filter that never fires stays as it is.
             mean = torch.where(mean > 0, mean, 1)
-            weight: Tensor = getattr(self, f"{name}_weight")
             bias: Tensor = getattr(self, f"{name}_bias")
             weight.mul_(before[:, None, None]).div_(mean[:, None, None, None])
             bias.div_(mean)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import Any
 
 PAPER_STYLE = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
@@ -43,14 +45,16 @@ class Preset:
 
 def _means(content: float, style: float) -> dict[str, Any]:
     """Weights of tools that take means instead of sums."""
-    return {
-        "content": lambda channels, positions: content / (channels * positions),
-        "style": lambda channels: style / channels**2,
-    }
+    return {"content": partial(_over, content, 1), "style": partial(_over, style, 2)}
+
+
+# Not lambdas, which could not be pickled with a module.
+def _over(weight: float, power: int, *sizes: int) -> float:
+    return weight / float(prod(sizes)) ** power
 
 
 PRESETS = {
-    "paper": Preset(lambda *_: 1.0, lambda _: 1.0, averaged=True, alpha=1e-3, pooling="avg"),
+    "paper": Preset(partial(_over, 1.0, 0), partial(_over, 1.0, 0), averaged=True, alpha=1e-3, pooling="avg"),
     "authors": Preset(**_means(2, 4e3), normalize=True),
     "neural-style": Preset(**_means(10, 400)),
     "tutorial": Preset(
