@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +13,25 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook, prepare_for_backward
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from pl_losses.sharding import load_whole
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2 over all ranks: parameters, gradients and optimizer state sharded, one checkpoint file.
 
     Lightning's ModelParallelStrategy takes the number of nodes for the size of the data-parallel group and
-    shards nothing on one machine; this one takes the number of ranks.
+    shards nothing on one machine; this one takes the number of ranks. Its checkpoint of one file is that of
+    any other strategy: it numbers parameters in an optimizer's order, where Lightning's goes by the module's.
 
     Args:
         save_distributed_checkpoint: Whether every rank saves its shard, instead of one file with the whole.
@@ -37,6 +47,51 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Make the data-parallel group as large as the job."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        if self._layer_sync is not None:
+            raise ValueError(
+                "Expected `sync_batchnorm` to be False under FSDP2: give the module layers of"
+                ' `torch.nn.SyncBatchNorm`, or use `strategy="ddp"`'
+            )
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state, on rank zero, or this rank's part of it where each saves its own."""
+        if self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        assert self.model is not None
+        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_optimizer_state_dict(self.model, inner, options=options)
+        return self._renamed(state, OptimStateKeyType.PARAM_ID, inner) if self.is_global_zero else state
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load the weights and the optimizers' states; returns what else was saved."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only=weights_only)
+        assert self.model is not None
+        assert self.lightning_module is not None
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        strict = self.lightning_module.strict_loading
+        load_whole(self.model, saved.pop("state_dict"), strict)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
+        for optimizer, state in zip(self.optimizers, saved.get("optimizer_states", ()), strict=False):
+            state = self._renamed(state, OptimStateKeyType.PARAM_NAME, optimizer)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state, options=options)
+        return saved
+
+    def _renamed(self, state: dict[str, Any], key: OptimStateKeyType, optimizer: Optimizer) -> dict[str, Any]:
+        assert self.model is not None
+        renamed: dict[str, Any] = FullyShardedDataParallel.rekey_optim_state_dict(
+            state, key, self.model, optim=optimizer
+        )
+        return renamed
+
+    def on_validation_start(self) -> None:
+        """Give all ranks rank zero's buffers (running statistics), of which training uses none."""
+        if self.lightning_module is not None:
+            broadcast(list(self.lightning_module.buffers()))
+
+    on_test_start = on_predict_start = on_validation_start
 
 
 class DDPPerModule(DDPStrategy):

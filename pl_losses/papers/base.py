@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pl_losses.observers.loaders import evaluation_loaders, unrepeated
 from pl_losses.observers.metrics import define_metrics
+from pl_losses.strategies import units
 
 
 class PaperModule(LightningModule):
@@ -42,15 +44,56 @@ class PaperModule(LightningModule):
             )
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
+        self._sharded = False
 
     def configure_model(self) -> None:
-        """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are."""
-        if self.device_mesh is None or getattr(self, "_sharded", False):
+        """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are.
+
+        In the steps and in ``forward`` they are whole, whatever is called there; see :meth:`whole` for hooks.
+        Under manual optimization every child is sharded by itself, and whole in its own ``forward`` only.
+
+        Raises:
+            ValueError: If a parameter is a scalar, or under manual optimization in no child.
+        """
+        if self.device_mesh is None or self._sharded:
             return
         from torch.distributed.fsdp import fully_shard
 
-        fully_shard(self, mesh=self.device_mesh["data_parallel"])
-        self._sharded = True
+        from pl_losses.sharding import Shards
+
+        self._refuse_to_shard()
+        self._sharded, mesh = True, self.device_mesh["data_parallel"]
+        for parameter in self.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP2 wants it so; channels_last is not.
+        if not self.automatic_optimization:
+            for _, child in units(self):
+                if any(True for _ in child.parameters()):
+                    fully_shard(child, mesh=mesh, reshard_after_forward=True)
+            return
+        shards = Shards(self, mesh)
+        self.whole = shards.whole  # type: ignore[method-assign]
+        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            setattr(self, name, shards.through(getattr(self, name)))
+
+    def _refuse_to_shard(self) -> None:
+        if scalars := [name for name, parameter in self.named_parameters() if not parameter.ndim]:
+            raise ValueError(
+                f"Expected no scalar parameters under FSDP2 but got {scalars}: give them the shape [1], or"
+                ' use `strategy="ddp"`'
+            )
+        own = [name for name, _ in self.named_parameters(recurse=False)]
+        if own and not self.automatic_optimization:
+            raise ValueError(
+                f"Expected parameters in children only under FSDP2 and manual optimization but got {own} in"
+                f' {type(self).__name__} itself: move them, or use `strategy="ddp_per_module"`'
+            )
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it this rank has all parameters whole, to look at: what changes them is lost under FSDP2.
+
+        For hooks that use parameters otherwise than by calling a layer. All ranks are to enter it together.
+        """
+        return nullcontext()
 
     def parameter_groups(self) -> Iterable[Any]:
         """What the optimizer is given: all parameters; override it to treat some of them differently."""

@@ -45,7 +45,7 @@ class GAN(PaperModule):
     under the discriminator as it is now. The discriminator's parameters are frozen meanwhile, so that the
     generator's loss leaves no gradients in them. A batch counts as one step (``max_steps``,
     ``trainer.global_step``), although two optimizers step. The noise is that of the joined batch on any
-    number of ranks; on more than one, train with ``strategy="ddp_per_module"``.
+    number of ranks; on more than one, train with ``strategy="ddp_per_module"`` or FSDP2.
 
     Logs what :attr:`KEYS` tells. Batches are images [B, C, S, S], or start with them, their pixels in
     [-1, 1]; give ``mean`` and ``std`` if they are normalised otherwise. Validation, test and prediction are
@@ -186,15 +186,6 @@ class GAN(PaperModule):
             self._generator_optimizer(self.generator.parameters()),
         ]
 
-    def configure_model(self) -> None:
-        """Refuse to be sharded: the networks are used apart from one another.
-
-        Raises:
-            ValueError: If the strategy shards modules.
-        """
-        if self.device_mesh is not None:
-            raise ValueError('Expected `strategy` not to shard the module: use "ddp_per_module"')
-
     def setup(self, stage: str) -> None:
         """Refuse a strategy that fails with two optimizers.
 
@@ -206,7 +197,8 @@ class GAN(PaperModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out an average that is not wanted here; start one that was not kept from the generator."""
-        fit_average(checkpoint["state_dict"], wanted=self.average is not None)
+        if "state_dict" in checkpoint:  # Under FSDP2 the strategy has loaded it already.
+            fit_average(checkpoint["state_dict"], wanted=self.average is not None)
 
     def sample_noise(self, count: int, *key: Any) -> Tensor:
         """This rank's rows of the noise of the joined batch.
@@ -230,7 +222,7 @@ class GAN(PaperModule):
     @property
     def sampler(self) -> nn.Module:
         """The averaged generator if there is one, else the generator."""
-        return self.generator if self.average is None else self.average.network
+        return self.generator if self.average is None else self.average
 
     def forward(self, noise: Tensor) -> Tensor:
         """Images of :attr:`sampler`: noise [B, Z] -> [B, C, S, S].

@@ -17,6 +17,7 @@ from pl_losses.papers.gtn.paths import NO_PATH, Path
 from pl_losses.papers.gtn.reader import Criterion, StringReader
 from pl_losses.papers.gtn.segmentation import Cuts, candidate_cuts, centred, cut_segments
 from pl_losses.papers.lenet.module import LeNet5
+from pl_losses.sharding import load_whole
 
 LOW, HIGH = -0.1, 1.175  # LeNet-5's values of background and ink.
 
@@ -143,7 +144,7 @@ class LatticeReader(StringReader):
                 ) from None
             weights = {key.removeprefix("recogniser."): value for key, value in weights.items()}
             try:
-                self.recogniser.load_state_dict(weights)
+                load_whole(self.recogniser, weights)
             except RuntimeError as error:
                 raise ValueError(
                     f"Expected `start_from` to be a checkpoint that fits the recogniser but {self.start_from}"

@@ -18,6 +18,7 @@ from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
 from pl_losses.papers.lenet.losses import map_loss, mle_loss, rubbish_posterior
 from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
+from pl_losses.sharding import shard_like
 
 CURVATURE_PATTERNS = 500
 
@@ -186,7 +187,8 @@ class LeNet5(Classifier):
         """Log the error of the pass, and how far apart adaptable centres are."""
         super().on_train_epoch_end()
         if self.head == "rbf" and self.centres != "fixed":
-            distances = torch.pdist(self.output.get_parameter("centres").detach())
+            with self.whole():
+                distances = torch.pdist(self.output.get_parameter("centres").detach())
             extremes = {"centres/closest": distances.min(), "centres/farthest": distances.max()}
             self.log_dict(extremes, sync_dist=True)
 
@@ -203,11 +205,23 @@ class LeNet5(Classifier):
         images, target = (torch.cat(parts)[:wanted].to(self.device) for parts in zip(*drawn, strict=True))
         images, target = self.trainer.precision_plugin.convert_input((images, target))
         batches = zip(images.split(100), target.split(100), strict=True)
-        optimizer.estimate_curvature(
-            self.features,
-            batches,
-            lambda features, target: self.configure_loss(self.output(features), target),
-        )
+        sharded = list(self.parameters())
+        with self.whole():
+            whole = dict(zip(sharded, self.parameters(), strict=True))
+            groups = [
+                {**group, "params": [whole[parameter] for parameter in group["params"]]}
+                for group in optimizer.param_groups
+            ]
+            # The optimizer has what each rank steps on, the graph the whole parameters.
+            of_whole = StochasticDiagonalLM(groups)
+            of_whole.estimate_curvature(
+                self.features,
+                batches,
+                lambda features, target: self.configure_loss(self.output(features), target),
+            )
+        for parameter in sharded:
+            if found := of_whole.state.get(whole[parameter]):
+                optimizer.state[parameter]["curvature"] = shard_like(found["curvature"], parameter)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count errors and rejected patterns; returns what ``ClassifierReport`` draws."""

@@ -65,11 +65,12 @@ class StochasticDiagonalLM(Optimizer):
         if not mu > 0:
             raise ValueError(f"Expected `mu` to be above 0 but got {mu}")
         self._rates: dict[Tensor, tuple[Tensor, int, float, Tensor]] = {}
+        self._blank: list[Tensor] = []
         super().__init__(params, {"lr": lr, "mu": mu})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._rates = {}
+        self._rates, self._blank = {}, []
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -78,21 +79,23 @@ class StochasticDiagonalLM(Optimizer):
         Raises:
             RuntimeError: If the curvature of a parameter with a gradient was never estimated.
         """
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
+        with torch.enable_grad():
+            value = closure() if closure is not None else None
         for group in self.param_groups:
-            if params := [p for p in group["params"] if p.grad is not None]:
-                rates = [self._rate(p, group["mu"]) for p in params]
-                grads = [p.grad for p in params]
+            params = [p for p in group["params"] if p.grad is not None]
+            if not group["lr"]:
+                # torch.distributed steps so to have a state that a checkpoint's can be loaded into.
+                new = [p for p in params if not self.state[p]]
+                self._blank += [self.state[p].setdefault("curvature", torch.zeros_like(p)) for p in new]
+            elif params:
+                rates, grads = [self._rate(p, group["mu"]) for p in params], [p.grad for p in params]
                 torch._foreach_addcmul_(params, grads, rates, value=-float(group["lr"]))
         return value
 
     def _rate(self, parameter: Tensor, mu: float) -> Tensor:
         """1 / (mu + h), computed afresh only when h or mu has changed."""
         curvature = self.state[parameter].get("curvature")
-        if curvature is None:
+        if curvature is None or any(curvature is blank for blank in self._blank):
             raise RuntimeError(f"No curvature of {self._name(parameter)}: call `estimate_curvature` first")
         cached = self._rates.get(parameter)
         if cached and cached[0] is curvature and cached[1] == curvature._version and cached[2] == mu:
@@ -187,8 +190,7 @@ class LeCun1998Schedule(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The step size of each group in this pass."""
-        factor = lecun_1998_schedule(self.last_epoch + 1) / lecun_1998_schedule(1)
-        return [base * factor for base in self.base_lrs]
+        return [base * (lecun_1998_schedule(self.last_epoch + 1) / PASSES[0][1]) for base in self.base_lrs]
 
 
 class _Totals:
@@ -196,7 +198,6 @@ class _Totals:
 
     def __init__(self, params: list[Tensor]) -> None:
         self.parameters = params
-        self.device = params[0].device
         self.sums = {p: wide(torch.zeros_like(p)) for p in params}
         self.reached = dict.fromkeys(params, 0)
         self.count = 0
@@ -204,7 +205,9 @@ class _Totals:
     def add_batch(self, network: Network, batch: Any, loss: Loss, output_curvature: OutputCurvature) -> None:
         if not isinstance(batch, list | tuple) or len(batch) != 2:
             raise TypeError(f"Expected `batches` of pairs (input, target) but got {type(batch).__name__}")
-        input, target = (part.to(self.device) if isinstance(part, Tensor) else part for part in batch)
+        input, target = (
+            part.to(self.parameters[0].device) if isinstance(part, Tensor) else part for part in batch
+        )
         output = network(input)
         if not isinstance(output, Tensor) or output.ndim == 0:
             got = "a scalar" if isinstance(output, Tensor) else type(output).__name__
@@ -227,7 +230,7 @@ class _Totals:
         if not (dist.is_available() and dist.is_initialized()):
             return
         # All processes join in the same reductions, whichever parameters their own batches reached.
-        counts = torch.tensor([self.count, *self.reached.values()], device=self.device)
+        counts = torch.tensor([self.count, *self.reached.values()], device=self.parameters[0].device)
         dist.all_reduce(counts)
         self.count, *reached = counts.tolist()
         self.reached = dict(zip(self.parameters, reached, strict=True))
@@ -255,10 +258,8 @@ def _hessian_diagonal(value: Tensor, variable: Tensor, rows: int) -> Tensor | No
 
     The ``rows`` of the first dimension must not interact in ``value``: they share their backward passes.
     """
-    gradient: Tensor | None = None
-    if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value, variable, create_graph=True, allow_unused=True)
-    if gradient is None:
+    found = value.requires_grad and torch.autograd.grad(value, variable, create_graph=True, allow_unused=True)
+    if not found or (gradient := found[0]) is None:
         return None
     diagonal = torch.zeros_like(variable, requires_grad=False).reshape(rows, -1)
     columns = gradient.reshape(rows, -1).sum(0)
@@ -338,11 +339,6 @@ def _squares(h: Tensor, *coefficients: Tensor | None) -> Seconds:
     return [None if c is None else h * c * c for c in coefficients]
 
 
-def _division(node: Any, h: Tensor) -> Seconds:
-    divisor, dividend = node._saved_other, node._saved_self
-    return _squares(h, 1 / divisor, None if dividend is None else dividend / divisor**2)
-
-
 def _average_pool(node: Any, h: Tensor) -> Seconds:
     if node._saved_ceil_mode or (any(node._saved_padding) and not node._saved_count_include_pad):
         raise NotImplementedError("Average pooling in `network` must divide by the same number everywhere")
@@ -355,8 +351,8 @@ def _matmul(h: Tensor, left: Tensor | None, right: Tensor | None) -> Seconds:
 
 
 def _convolution(node: Any, h: Tensor) -> Seconds:
-    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-    geometry = [getattr(node, f"_saved_{name}") for name in names]
+    names = "stride padding dilation transposed output_padding groups"
+    geometry = [getattr(node, f"_saved_{name}") for name in names.split()]
     wanted = [source is not None for source, _ in node.next_functions]
     tensors = (h, node._saved_input.square(), node._saved_weight.square(), node._saved_bias_sym_sizes_opt)
     seconds: Seconds = torch.ops.aten.convolution_backward(*tensors, *geometry, wanted)
@@ -388,7 +384,11 @@ _RULES: dict[str, Callable[..., Seconds]] = {
     **dict.fromkeys(("Add", "Sub"), lambda node, h: (h, node._saved_alpha**2 * h)),
     "Rsub": lambda node, h: (node._saved_alpha**2 * h,),
     "Mul": lambda node, h: _squares(h, node._saved_other, node._saved_self),
-    "Div": _division,
+    "Div": lambda node, h: _squares(
+        h,
+        1 / node._saved_other,
+        None if node._saved_self is None else node._saved_self / node._saved_other**2,
+    ),
     "Mean": lambda node, h: (node(h * (h.numel() / node._saved_self_sym_numel)),),
     **dict.fromkeys(("AvgPool2D", "AvgPool3D"), _average_pool),
     **dict.fromkeys(("Mm", "Bmm"), lambda node, h: _matmul(h, node._saved_self, node._saved_mat2)),

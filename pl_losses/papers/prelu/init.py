@@ -9,15 +9,17 @@ a the slope of the rectifier after the layer (eq. 14).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from pl_losses.papers.prelu.flow import TRANSPOSED, WEIGHTED, feeding_slopes, weighted_layers
+from pl_losses.sharding import shard_like
 
 Mode = Literal["fan_in", "fan_out"]
 MODES = ("fan_in", "fan_out")
@@ -135,8 +137,7 @@ def he_normal_(
         0.029
     """
     std = he_std(slope, fan(tensor, mode, groups=groups, stride=stride, transposed=transposed))
-    with torch.no_grad():
-        return tensor.normal_(0, std, generator=generator)
+    return _drawn(tensor, lambda whole: whole.normal_(0, std, generator=generator))
 
 
 def he_uniform_(
@@ -155,8 +156,17 @@ def he_uniform_(
         True
     """
     std = he_std(slope, fan(tensor, mode, groups=groups, stride=stride, transposed=transposed))
-    with torch.no_grad():
-        return tensor.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std, generator=generator)
+    bound = math.sqrt(3) * std
+    return _drawn(tensor, lambda whole: whole.uniform_(-bound, bound, generator=generator))
+
+
+@torch.no_grad()
+def _drawn(tensor: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return draw(tensor)
+    # Each rank by itself would draw the same numbers for its shard as the others for theirs.
+    whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return tensor.copy_(shard_like(draw(whole), tensor))
 
 
 def he_init_(

@@ -141,21 +141,6 @@ class Denoising(PaperModule):
         assert isinstance(layer, AutoencoderLayer)
         return layer
 
-    def configure_model(self) -> None:
-        """Shard each layer by itself when the strategy has a device mesh (FSDP2): stages use them apart."""
-        if self.device_mesh is None or getattr(self, "_sharded", False):
-            return
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-        for child in self.children():
-            for part in child if isinstance(child, nn.ModuleList) else (child,):
-                if any(True for _ in part.parameters()):
-                    fully_shard(part, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
-                if isinstance(part, AutoencoderLayer):
-                    for method in ("encode", "decode"):
-                        register_fsdp_forward_method(part, method)
-        self._sharded = True
-
     @torch.no_grad()
     def codes(self, inputs: Tensor, depth: int | None = None) -> Tensor:
         """Codes of clean inputs, without gradients.
@@ -168,8 +153,9 @@ class Denoising(PaperModule):
             [B, H] of the last layer passed.
         """
         codes = self.configure_input(inputs)
-        for index in range(len(self.layers) if depth is None else depth):
-            codes = self.layer(index).encode(codes)
+        with self.whole():
+            for index in range(len(self.layers) if depth is None else depth):
+                codes = self.layer(index).encode(codes)
         return codes
 
     def corrupt(self, clean: Tensor, index: int, *key: Any) -> tuple[Tensor, Tensor]:
@@ -207,7 +193,8 @@ class Denoising(PaperModule):
         clean = self.configure_input(inputs)
         corrupted, _ = self.noise[0](clean, keyed_generator(clean.device, seed, "reconstruct"))
         layer = self.layer(0)
-        return corrupted, layer.mean(layer.encode(corrupted))
+        with self.whole():
+            return corrupted, layer.mean(layer.encode(corrupted))
 
     @torch.no_grad()
     def sample(self, inputs: Tensor, count: int = 1, seed: int = 0) -> Tensor:
@@ -235,7 +222,8 @@ class Denoising(PaperModule):
         for index in reversed(range(len(self.layers))):
             layer = self.layer(index)
             uniform = torch.rand(mean.shape, generator=generator, device=mean.device)
-            mean = layer.mean((uniform < mean).to(top.dtype))
+            with self.whole():
+                mean = layer.mean((uniform < mean).to(top.dtype))
         return mean.view(count, len(top), *mean.shape[1:])
 
 

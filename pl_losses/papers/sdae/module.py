@@ -18,6 +18,7 @@ from pl_losses.papers.sdae.corruption import Mode
 from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
 from pl_losses.papers.sdae.losses import Kind
 from pl_losses.papers.sdae.stages import StagedClassifier, refuse_other_weights
+from pl_losses.sharding import load_whole
 
 
 class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
@@ -149,7 +150,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         if stage == "fit" and self.start_from is not None:
             weights = _weights(self.start_from)
             refuse_other_weights(self, weights, "start_from")
-            self.load_state_dict(weights)
+            load_whole(self, weights)
         super().setup(stage)
 
     def _refuse_more_classes(self) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pl_losses.data.loader import Batch, BatchLoader
 from pl_losses.observers.monitor import Monitor
 from pl_losses.papers.classifier import Classifier
+from pl_losses.sharding import shard_like, whole_tensor
 from pl_losses.strategies import DDPPerModule
 
 KEY = "stages"  # Of a checkpoint.
@@ -295,7 +296,7 @@ class StagedClassifier(Classifier):
         """Exchange the weights with those that are kept."""
         for name, parameter in self._trained():
             before = parameter.detach().clone()
-            parameter.copy_(_like(self._kept[name], parameter))
+            parameter.copy_(shard_like(self._kept[name], parameter))
             self._kept[name] = before
 
     def on_train_end(self) -> None:
@@ -309,7 +310,7 @@ class StagedClassifier(Classifier):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the best weights as the model, and the newest beside them."""
         state, newest = checkpoint["state_dict"], {}
-        kept = {name: _whole(tensor) for name, tensor in self._kept.items()}
+        kept = {name: whole_tensor(tensor) for name, tensor in self._kept.items()}
         if kept and self._fitted:
             newest = kept
         elif kept and state:  # Where the strategy gathers the weights, only rank zero has them.
@@ -365,18 +366,3 @@ def refuse_other_weights(model: nn.Module, weights: dict[str, Any], argument: st
                 f"Expected `{argument}` to be a checkpoint of the same architecture but of {name!r} the model"
                 f" has {own.get(name, 'none')} and the checkpoint {found.get(name, 'none')}"
             )
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered from all ranks; any other as it is."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
-
-
-def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor sharded as a parameter is."""
-    if hasattr(parameter, "full_tensor") and not hasattr(tensor, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
-    return tensor

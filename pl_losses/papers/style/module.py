@@ -369,7 +369,8 @@ class StyleTransfer(PaperModule):
     def _check_trainer(self, stage: str) -> None:
         trainer = self.trainer
         together = isinstance(trainer.strategy, TilesTogether) and self.tile is not None
-        if trainer.world_size > 1 and not (together or isinstance(trainer.strategy, EachForItself)):
+        several = trainer.world_size > 1 or self.device_mesh is not None
+        if several and not (together or isinstance(trainer.strategy, EachForItself)):
             raise ValueError(
                 'Expected `strategy="each_for_itself"` on several ranks, each of which has images of its own,'
                 ' or "tiles_together" with `tile`, but got'

@@ -259,7 +259,7 @@ def test_the_moving_average_is_that_of_the_weights():
         decay = min(0.15, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight
     torch.testing.assert_close(model.average.network[0].weight, expected)
-    assert model.sampler is model.average.network
+    assert model.sampler is model.average
     assert not any(p.requires_grad for p in model.average.parameters())
     assert make().sampler is not None
 

@@ -1,0 +1,402 @@
+"""All modules under FSDP2: two ranks, forked once for the whole table, equal one process."""
+
+import logging
+import os
+import traceback
+import warnings
+from datetime import timedelta
+from functools import cache, partial
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins.precision import DoublePrecision
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+import pl_losses
+from pl_losses import GAN, SDNN, DropoutClassifier, DropoutRegressor, LatticeReader, LeNet5, RectifierNet
+from pl_losses.callbacks import AdamBiasCorrectionMonitor, DropoutUncertaintyMonitor, PReLUSlopeMonitor
+from pl_losses.data import Digits, DigitStrings, TensorDataModule
+from pl_losses.papers.adam import MLP, VAE, AdaMax, AMSGradCounterexample, ConvNet, LogisticRegression
+from pl_losses.papers.base import PaperModule
+from pl_losses.papers.classifier import Classifier
+from pl_losses.papers.dropout import mc_samples
+from pl_losses.papers.gtn.reader import CRITERIA
+from pl_losses.papers.prelu import he_init_, param_groups
+from pl_losses.sharding import whole_tensor
+from pl_losses.strategies import FSDP2Strategy
+
+sgd = partial(torch.optim.SGD, lr=1e-3, momentum=0.9)
+
+
+class Ninth(Classifier):
+    """A module that knows nothing of FSDP2: methods, layers and parameters are used wherever it likes."""
+
+    def __init__(self):
+        super().__init__(sgd)
+        self.encoder, self.decoder = nn.Linear(1024, 6), nn.Linear(6, 1024)
+        self.head = nn.ModuleDict({"a": nn.Linear(6, 10)})
+        self.scale = nn.Parameter(torch.ones(1))
+        self.configure_metrics()
+
+    def encode(self, images):
+        return self.scale * self.encoder(images.flatten(1)).tanh()
+
+    def reconstruct(self, images):
+        return F.linear(self.encode(images), self.decoder.weight, self.decoder.bias).sigmoid()
+
+    def forward(self, images):
+        return Logits(self.head["a"](self.encode(images)))
+
+    def test_outputs(self, images):
+        return self(images).values
+
+    def training_step(self, batch, batch_idx):
+        # The second pass is of what the module's own parameters made, and the loss is of parameters too.
+        images, target = batch
+        both = (self(part).values for part in (self.reconstruct(images), images))
+        loss = sum(self.configure_loss(logits, target) for logits in both)
+        return {"loss": loss + 0.1 * self.decoder.weight.square().sum()}
+
+    def on_train_epoch_end(self):
+        pass
+
+    def validation_step(self, batch, batch_idx):
+        self.val_loss.update(self.reconstruct(batch[0]).mean(), len(batch[0]))
+        self.log("val/reconstruction", self.val_loss)
+
+    def on_validation_epoch_end(self):
+        with torch.no_grad():
+            shown = self.decoder(torch.ones(1, 6)).mean()
+            with self.whole():
+                shown = shown + self.reconstruct(torch.ones(1, 1024)).mean()
+        self.log("val/shown", shown, sync_dist=True)
+
+    def predict_step(self, batch, batch_idx):
+        return self.encode(batch[0])
+
+
+class Logits:
+    """An output that is neither a tensor nor a collection of them."""
+
+    def __init__(self, values):
+        self.values = values
+
+
+class Rows(TensorDataModule):
+    """Numbers to predict by regression."""
+
+    def load(self, stage):
+        x = torch.randn(71, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        ends = {"train": slice(0, 32), "val": slice(32, 50), "test": slice(50, 71)}
+        return {split: (x[end], x[end, :1] + 3) for split, end in ends.items()}
+
+
+@cache
+def digits(ranks, **options):
+    options = {"val_size": 12, "test_size": 21, "limit": 16, "low": 0.0, "high": 1.0} | options
+    return Digits(batch_size=16 // ranks, eval_batch_size=12 // ranks, **options)
+
+
+@cache
+def strings(ranks):
+    options = {"length": 2, "strings": 8, "eval_strings": 6, "isolated_epochs": 1, "clutter": 0.0}
+    return DigitStrings(batch_size=4 // ranks, eval_batch_size=6 // ranks, **options)
+
+
+@cache
+def rows(ranks):
+    return Rows(batch_size=16 // ranks, eval_batch_size=12 // ranks)
+
+
+def regressor():
+    return DropoutRegressor(network=nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)), **dropout)
+
+
+even = partial(digits, test_size=24, limit=32)
+signed = partial(even, low=-1.0)
+lenet = partial(partial, LeNet5)
+rectifiers = partial(
+    RectifierNet, stages=[[4], [4]], hidden=8, dropout=0.0, slope_momentum=0.5, optimizer=sgd
+)
+mlp = partial(MLP, 1024, [8], dropout=0.0)
+stack = partial(pl_losses.StackedDenoisingAutoencoder, 1024, [8, 6], pretrain_epochs=1)
+dropout = {"samples": 3, "masks": "shared", "length_scale": 3.0, "optimizer": sgd}
+gan = partial(GAN, 4, architecture="mlp", width=4, generator_optimizer=sgd, discriminator_optimizer=sgd)
+# What makes the module, its data, and the Trainer's options; "monitor" makes a callback, and "epochs" are
+# those before the checkpoint and in all.
+TABLE = {
+    "lenet5": (LeNet5, digits, {}),
+    "lenet5 mle": (lenet(criterion="mle", optimizer=torch.optim.Adam), digits, {}),
+    "lenet5 adaptable": (lenet(centres="adaptable"), digits, {}),
+    "lenet5 random": (lenet(centres="random", optimizer=sgd), digits, {"gradient_clip_val": 0.01}),
+    "rectifiers": (
+        partial(rectifiers, test_views="ten", test_crop=30),
+        digits,
+        {"monitor": PReLUSlopeMonitor},
+    ),
+    "rectifiers dense": (partial(rectifiers, test_views="dense", test_crop=28), digits, {}),
+    "logistic": (partial(LogisticRegression, 1024, optimizer=AdaMax), digits, {}),
+    "mlp": (mlp, digits, {"monitor": AdamBiasCorrectionMonitor}),
+    "convnet": (
+        partial(ConvNet, 10, 1, channels=[2, 2, 3], hidden=8, input_dropout=0.0, dropout=0.0),
+        digits,
+        {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value"},
+    ),
+    "vae": (partial(VAE, 1024, 8, 3), even, {"accumulate_grad_batches": 2}),
+    "dae": (partial(pl_losses.DenoisingAutoencoder, 1024, 8, optimizer=sgd), even, {}),
+    "sdae": (stack, digits, {"epochs": (1, 3)}),
+    "sdae fine-tuned": (stack, digits, {"epochs": (3, 4)}),
+    "reader": (partial(LatticeReader, optimizer=sgd), strings, {}),
+    **{f"sdnn {one}": (partial(SDNN, one, optimizer=sgd), strings, {}) for one in CRITERIA},
+    "regressor": (regressor, rows, {}),
+    "classifier": (partial(DropoutClassifier, p=0.0, **dropout), digits, {}),
+    "gan": (partial(gan, ema=0.9, gradient_clip=0.05), signed, {}),
+    "gan accumulating": (partial(gan, accumulate=2), signed, {}),
+    "full basic model": (partial(pl_losses.FullBasicModel, optimizer=sgd), digits, {}),
+    "ninth": (Ninth, digits, {}),
+    # Masks of training differ between ranks, as they should: these are only tested.
+    "dropout": (
+        partial(MLP, 1024, [8]),
+        digits,
+        {"epochs": (0, 0), "monitor": partial(DropoutUncertaintyMonitor, 3, masks="shared")},
+    ),
+    # In bfloat16, of 8 bits, sums of other addends are rounded otherwise.
+    "bf16-mixed": (partial(mlp, optimizer=sgd), digits, {"precision": "bf16-mixed"}),
+    "bf16-true": (partial(mlp, optimizer=sgd), digits, {"precision": "bf16-true"}),
+}
+
+
+class Rest(DummyLogger):
+    """Remembers what monitors log."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = {}
+
+    def log_metrics(self, metrics, step=None):
+        # Training losses are of rank zero's own batch.
+        self.rows |= {f"{step}/{key}": value for key, value in metrics.items() if key[:5] != "train"}
+
+
+class Gradients(pl.Callback):
+    """Remembers this rank's shards of the gradients: rows of them, which parents need no collective for."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.found += [getattr(one, "_local_tensor", one).clone() for one in gradients]
+
+
+def trainer_on(ranks, folder, **options):
+    strategy = FSDP2Strategy(process_group_backend="gloo", timeout=timedelta(seconds=20))
+    quiet = ("enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    plugin = {} if "precision" in options else {"plugins": DoublePrecision()}
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=strategy if ranks > 1 else "auto",
+        default_root_dir=folder,
+        **{**dict.fromkeys(quiet, False), "logger": False, "num_sanity_val_steps": 0, **plugin, **options},
+    )
+
+
+def outcome(name, ranks, folder):
+    """Of a fit that goes on from a checkpoint, a test and a prediction: all that can be compared."""
+    make, data, options = TABLE[name]
+    options = {"monitor": None, "epochs": (1, 2)} | options
+    monitor, (first, epochs) = options.pop("monitor"), options.pop("epochs")
+    gradients, logger, path = Gradients(), Rest(), f"{folder}/{name}-{ranks}.ckpt"
+    callbacks = [gradients, *([monitor()] if monitor else [])]
+    torch.set_default_dtype(torch.float32 if "precision" in options else torch.float64)
+    try:
+        torch.manual_seed(3)
+        trainer, model = trainer_on(ranks, folder, max_epochs=first, **options), make()
+        trainer.fit(model, data(ranks))
+        trainer.save_checkpoint(path)
+        torch.manual_seed(4)
+        model = make()
+        options |= {"callbacks": callbacks, "logger": logger if monitor else False, "log_every_n_steps": 1}
+        trainer = trainer_on(ranks, folder, max_epochs=epochs, **options)
+        trainer.fit(model, data(ranks), ckpt_path=path)
+        logged = trainer.callback_metrics | trainer.test(model, data(ranks), verbose=False)[0]
+        predicted = trainer.predict(model, data(ranks))
+        trainer.save_checkpoint(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    logged = {key: value for key, value in logged.items() if not key.startswith("train/")} | logger.rows
+    tensors = [leaf.double() for leaf in tree_leaves(predicted) if torch.is_tensor(leaf)]
+    return {
+        "gradients": gradients.found,
+        "weights": torch.load(path)["state_dict"] if trainer.is_global_zero else {},
+        "logged": {key: float(value) for key, value in logged.items()},
+        "predicted": torch.cat([leaf.flatten(1).sum(1) if leaf.ndim > 1 else leaf for leaf in tensors]),
+    }
+
+
+CARRIED = ("rectifiers dense", "gan")  # Optimizers with parameters in another order than the module's.
+
+
+def carried_on(name, ranks, folder, path):
+    """Weights after one epoch more than a checkpoint has, of any number of ranks."""
+    make, data, _ = TABLE[name]
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, trainer = make(), trainer_on(ranks, folder, max_epochs=3)
+        trainer.fit(model, data(ranks), ckpt_path=path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return [whole_tensor(parameter).detach() for parameter in model.parameters()]
+
+
+def network():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 5, 3), nn.PReLU(5), nn.Flatten(), nn.Dropout(0.5), nn.Linear(180, 3))
+    return nn.Sequential(*layers)
+
+
+def by_hand(net):
+    """Initial weights, names of the groups, and samples, of a network that may be sharded."""
+    torch.manual_seed(1)
+    he_init_(net)
+    groups = param_groups(net, 0.1, lr=0.1, slope_momentum=0.5)
+    batch = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    weights = [whole_tensor(parameter).detach().clone() for parameter in net.parameters()]
+    return (
+        weights,
+        {group["name"]: len(group["params"]) for group in groups},
+        mc_samples(net, batch, 4, seed=0),
+    )
+
+
+def statistics(folder):
+    """Running statistics of batch normalisation after a test, of networks in another memory format."""
+    torch.manual_seed(3)
+    model, trainer = GAN(4, width=2), trainer_on(2, folder, max_epochs=1)
+    before = [buffer.clone() for buffer in model.buffers()]
+    trainer.fit(model, signed(2))
+    trainer.test(model, signed(2), verbose=False)
+    return before, list(model.buffers())
+
+
+class Apart(PaperModule):
+    """Manual optimization of a parameter that is in no child."""
+
+    def __init__(self):
+        super().__init__(sgd)
+        self.automatic_optimization, self.weight = False, nn.Parameter(torch.ones(2))
+
+    def training_step(self, batch, batch_idx):
+        """Never gets here."""
+
+
+REFUSED = {
+    "style": (pl_losses.StyleTransfer, 'Expected `strategy="each_for_itself"` on several ranks'),
+    "scalar": (AMSGradCounterexample, r"Expected no scalar parameters under FSDP2 but got \['x'\]"),
+    "apart": (Apart, r"Expected parameters in children only .* but got \['weight'\] in Apart"),
+}
+
+
+def run(rank, folder, port):
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable()
+    work = {name: partial(outcome, name, 2, folder) for name in TABLE}
+    for name, (make, _) in REFUSED.items():
+        work[name] = partial(trainer_on(2, folder).fit, make(), digits(2))
+    for name in CARRIED:
+        work[f"{name} on"] = partial(carried_on, name, 2, folder, f"{folder}/{name}-1.ckpt")
+    work["statistics"] = partial(statistics, folder)
+    work["by hand"] = lambda: by_hand(fully_shard(network()))
+    for name, task in work.items():
+        try:
+            found = task()
+        except Exception:
+            found = traceback.format_exc()
+        torch.save(found, f"{folder}/{name}-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp2")
+    ones = {name: outcome(name, 1, folder) for name in CARRIED}
+    arguments = (str(folder), find_free_network_port())
+    torch.multiprocessing.start_processes(run, arguments, nprocs=2, start_method="fork")
+    return Found(folder, ones)
+
+
+class Found:
+    """What both ranks found, by name, and what one process did, as far as it is known."""
+
+    def __init__(self, folder, ones):
+        self.folder, self.ones = folder, ones
+
+    def __call__(self, name):
+        return [torch.load(self.folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def close(found, expected, rounding):
+    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert (one - other).double().norm() <= rounding * other.double().norm() + 1e-12
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.filterwarnings("ignore")
+def test_two_ranks_equal_one_process(two, tmp_path, name):
+    double = two(name)
+    for found in double:
+        assert not isinstance(found, str), found
+    one = two.ones.get(name) or outcome(name, 1, tmp_path)
+    assert bool(one["gradients"]) == (name != "dropout")
+    rounding = 2**-6 if "bf16" in name else 1e-6
+    shards = zip(*(found["gradients"] for found in double), strict=True)
+    close([torch.cat(both) for both in shards], one["gradients"], rounding)
+    assert double[0]["weights"].keys() == one["weights"].keys()
+    close(double[0]["weights"], one["weights"], rounding)
+    for found in double:
+        # What monitors log is rank zero's.
+        logged = one["logged"] if found is double[0] else {key: one["logged"][key] for key in found["logged"]}
+        assert found["logged"] == pytest.approx(logged, rel=rounding, abs=1e-9, nan_ok=True)
+    predicted = torch.cat([found["predicted"] for found in double])
+    close(predicted.sort().values, one["predicted"].sort().values, rounding)
+
+
+def test_what_cannot_be_sharded_is_refused_before_training(two):
+    for name, (_, message) in REFUSED.items():
+        for found in two(name):
+            with pytest.raises(ValueError, match=message):
+                raise ValueError(found.strip().splitlines()[-1])
+
+
+def test_sharded_networks_are_drawn_grouped_and_sampled_as_whole_ones(two):
+    weights, groups, samples = by_hand(network())
+    for found in two("by hand"):
+        for one, other in zip(found[0], weights, strict=True):
+            assert torch.equal(one, other)
+        assert found[1] == groups
+        torch.testing.assert_close(found[2], samples)
+
+
+def test_running_statistics_are_the_same_on_all_ranks(two):
+    (before, one), (_, other) = two("statistics")
+    for first, mine, theirs in zip(before, one, other, strict=True):
+        assert torch.equal(mine, theirs)
+        assert not torch.equal(mine, first)
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_a_file_goes_on_with_any_number_of_ranks(two, tmp_path, name):
+    start = f"{two.folder}/{name}-{{}}.ckpt"
+    expected = carried_on(name, 1, tmp_path, start.format(1))
+    close(carried_on(name, 1, tmp_path, start.format(2)), expected, 1e-6)
+    for found in two(f"{name} on"):
+        close(found, expected, 1e-6)
