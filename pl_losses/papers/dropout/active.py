@@ -113,7 +113,7 @@ class ActiveDropout(TorchFunctionMode):
         """Call the function, with its dropout switched on if it has one."""
         kwargs = kwargs or {}
         if self.asked is not None:
-            self.asked.called(func)
+            self.asked.called(func, args, kwargs)
         if self.shared_over is not None and self.drawn is None:
             self.folding.look(func, args, kwargs)
         if func in _KINDS:

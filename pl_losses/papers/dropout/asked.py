@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from pl_losses.papers.dropout.active import KNOWN, ActiveDropout
 from pl_losses.papers.dropout.evaluation import after_streams, copied, start_streams, version
@@ -74,7 +74,7 @@ class Asked:
         else:
             self.parts[id(part)] = part
 
-    def called(self, func: Any) -> None:
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A torch function is called, by the caller of the caller of this method."""
         if self._last is None:
             return
@@ -82,7 +82,9 @@ class Asked:
         between = {*_GO_BETWEENS, getattr(func, "__code__", None)}
         while frame is not None and frame.f_code in between:
             frame = frame.f_back
-        if func in KNOWN and frame is self._last[1]:
+        flag = kwargs.get("training", kwargs.get("train"))
+        off = any(one is False for one in args) if flag is None else flag is False
+        if off and func in KNOWN and frame is self._last[1]:
             self._last = None
         self._settle()
 
@@ -135,6 +137,8 @@ class Parts(NamedTuple):
 def random_parts(asked: Asked, call: Callable[[], Any], devices: list[torch.device]) -> Parts:
     """Which of the parts that were asked are random in training, more than they are in evaluation.
 
+    One that returns something else in training, such as losses, is none of them.
+
     Args:
         asked: Which were.
         call: Makes a pass.
@@ -157,12 +161,14 @@ def random_parts(asked: Asked, call: Callable[[], Any], devices: list[torch.devi
             return
         trying = True
         try:
-            _, *without = run(part, False, args, kwargs)
+            start_streams(0, devices)
+            untouched = after_streams(devices)
+            output, *without = run(part, False, args, kwargs)
             first, *drawn = run(part, True, args, kwargs)
             # The same streams once more: what differs has a generator of its own.
             second, *_ = run(part, True, args, kwargs)
-            own = drawn[1] != without[1] or _differ(first, second)
-            if own or drawn != without:
+            own = drawn[1] not in (untouched, without[1]) or _differ(first, second)
+            if _alike(output, first) and (own or drawn[0] > without[0]):
                 found[id(part)], draw = part, draw or own
         except Exception:  # It cannot be called in training like this, for instance without targets.
             pass
@@ -198,6 +204,13 @@ def _as_it_is(part: nn.Module) -> Iterator[None]:
 
 def _versions(part: nn.Module) -> dict[str, int]:
     return {name: version(buffer) for name, buffer in part._buffers.items() if buffer is not None}
+
+
+def _alike(first: Any, second: Any) -> bool:
+    """Whether results have the same structure and shapes."""
+    (leaves, structure), (others, other) = tree_flatten(first), tree_flatten(second)
+    shapes = [[getattr(leaf, "shape", None) for leaf in each] for each in (leaves, others)]
+    return bool(structure == other and shapes[0] == shapes[1])
 
 
 def _differ(first: Any, second: Any) -> bool:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pl_losses.papers.dropout.active import ActiveDropout
 from pl_losses.papers.dropout.asked import Asked, Parts, random_parts
@@ -213,6 +214,8 @@ class Passes:
 
     def _store(self, output: Any) -> None:
         leaves, self.structure = _flat(output)
+        if not self.stacks:
+            _refuse_packed(output)
         self.stacks = self.stacks or [_room(leaf, self.samples) for leaf in leaves]
         for stack, leaf in zip(self.stacks, leaves, strict=True):
             if stack is not None:
@@ -296,6 +299,13 @@ def _flat(output: Any) -> tuple[list[Any], Any]:
     if any(isinstance(leaf, Mapping) for leaf in leaves):
         leaves, structure = tree_flatten(as_dict(output))
     return leaves, structure
+
+
+def _refuse_packed(output: Any) -> None:
+    """Refuse packed sequences, whose sizes are no result that differs between samples."""
+    for leaf in tree_leaves(output, is_leaf=lambda part: isinstance(part, PackedSequence)):
+        if isinstance(leaf, PackedSequence):
+            _room(leaf, 1)
 
 
 def _room(leaf: Any, samples: int) -> Tensor | None:
