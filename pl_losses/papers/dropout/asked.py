@@ -41,11 +41,7 @@ class Asked:
     def __init__(self, module: nn.Module) -> None:
         kinds = {type(part) for part in module.modules()}
         # One that has `training` itself, such as a scripted module, is left alone.
-        self.kinds = [
-            kind
-            for kind in kinds
-            if not kind.__module__.startswith("torch.") and not hasattr(kind, "training")
-        ]
+        self.kinds = [kind for kind in kinds if not _is_torchs(kind) and not hasattr(kind, "training")]
         self.parts: dict[int, nn.Module] = {}
         self._own = {id(part) for part in module.modules()} if self.kinds else set()
         self._last: tuple[nn.Module, FrameType] | None = None
@@ -108,6 +104,12 @@ class _Flag:
 
     def __set__(self, part: nn.Module, value: Any) -> None:
         part.__dict__["training"] = value
+
+
+@cache
+def _is_torchs(kind: type) -> bool:
+    """Whether a class and all that it inherits from are torch's own."""
+    return all(base.__module__.startswith("torch.") for base in kind.__mro__[:-1])
 
 
 @cache
@@ -198,8 +200,8 @@ def _as_it_is(part: nn.Module) -> Iterator[None]:
             one.__dict__.update(attributes)
             one._buffers.update(buffers)
             for name, now in _versions(one).items():
-                if now != versions[name]:
-                    buffers[name].copy_(copies[name])
+                if now != versions[name] and (buffer := buffers[name]) is not None:
+                    buffer.copy_(copies[name])
 
 
 def _versions(part: nn.Module) -> dict[str, int]:

@@ -73,7 +73,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             that are random in training, by trying them out once for each pass over the data.
         pictures: How many of the most uncertain images are shown; 0 draws no pictures at all.
         target: Where the target is in a batch that is no pair: its place in a tuple, its name in a mapping.
-        ignore_index: Target of rows that do not count.
+        ignore_index: Target of a classification's rows that do not count.
         name: Of the keys, ``<stage>/<name>/...``. Each of several monitors of a task needs its own.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -208,7 +209,12 @@ class RotationReport(Callback):
         network = getattr(pl_module, "network", pl_module)
         with undisturbed(pl_module, images), trainer.precision_plugin.forward_context():
             logits = mc_samples(network, images, self.samples, seed=self.seed, forward=forward)
-            single, _ = without_dropout(network, images, forward)
+            single, random = without_dropout(network, images, forward)
+        if random:
+            rank_zero_warn(
+                f"{type(pl_module).__name__} is random in evaluation too: what {type(self).__name__} draws as"
+                " without dropout is one pass of many"
+            )
         if trainer.is_global_zero:
             figure = draw_rotation(images.cpu(), self.angles, logits.cpu(), single.cpu(), self.classes)
             log_figure(trainer, "test/rotation", figure)

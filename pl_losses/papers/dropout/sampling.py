@@ -71,7 +71,7 @@ def mc_samples(
 
     Args:
         module: Any module. Compiled ones run uncompiled here. A scripted or traced one may not hold dropout.
-        batch: What ``module`` is called with: a tuple or list as positional arguments, a dict as keyword
+        batch: What ``module`` is called with: a tuple or list as positional arguments, a mapping as keyword
             arguments, anything else, such as one tensor [B, ...], as it is. Each sample gets a copy.
         samples: T, the number of passes.
         chunk: At most this many samples are computed in one go, which bounds memory; ``None`` for as many as
@@ -93,7 +93,7 @@ def mc_samples(
 
     Returns:
         [T, B, ...], or the structure (tuple, list, dict) that the module returns, of such tensors. What is
-        ``None`` in it stays so.
+        ``None`` in it stays so; mappings that torch does not know become dicts.
 
     Raises:
         TypeError: If ``module`` is no module or its output holds anything but tensors and ``None``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -46,7 +46,7 @@ class Sums(Metric):
 
     @property
     def _sum_dtype(self) -> torch.dtype:
-        states = (getattr(self, name) for name in self._defaults)
+        states: Iterator[Tensor] = (getattr(self, name) for name in self._defaults)
         return next(state.dtype for state in states if state.is_floating_point())
 
     def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +60,7 @@ class Sums(Metric):
             except TypeError:  # which is what MPS has for float64
                 return tensor.float().to(device)
 
-        return super()._apply(moved, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return super()._apply(moved, *args, **kwargs)
 
 
 class Sum(Sums):
