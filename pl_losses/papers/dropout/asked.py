@@ -106,7 +106,6 @@ class _Flag:
         part.__dict__["training"] = value
 
 
-@cache
 def _is_torchs(kind: type) -> bool:
     """Whether a class and all that it inherits from are torch's own."""
     return all(base.__module__.startswith("torch.") for base in kind.__mro__[:-1])
