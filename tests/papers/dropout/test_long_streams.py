@@ -32,9 +32,9 @@ def in_float32(metric):
 
 @pytest.fixture(scope="module")
 def calibrated():
-    """The probability of class 0, which is right as often as it says, and the class."""
+    """The probability of class 0, right as often as it says, and the class; nearly all in one bin."""
     generator = torch.Generator().manual_seed(0)
-    confidence = 0.5 + 0.5 * torch.rand(ROWS, generator=generator)
+    confidence = 1 - 0.07 * torch.rand(ROWS, generator=generator)
     return confidence, (torch.rand(ROWS, generator=generator) >= confidence).long()
 
 
@@ -59,10 +59,12 @@ def test_scores_of_two_million_predictions(calibrated, device):
         "nll": -np.log(np.where(wrong, other, p)).mean(),
         "brier": np.square(np.stack([p, other]) - np.stack([1 - wrong, wrong])).sum(axis=0).mean(),
     }
-    # Each number has float32's precision, their sum must not have less: 1e-7 of a confidence in all.
+    # Each number has float32's precision, and their sum as much. Without float64, the 65 536 rows of a batch
+    # are added up in float32, and only the batches exactly.
+    room = 2e-7 if device == "with float64" else 2e-6
     assert expected["ece"] < 1e-3
     for name, value in expected.items():
-        assert found[name].item() == pytest.approx(value, rel=2e-7, abs=2e-7), name
+        assert found[name].item() == pytest.approx(value, rel=room, abs=room), name
     entropy = -(p * np.log(p) + other * np.log(np.maximum(other, 1e-300))).mean()
     found = uncertainty.compute()
     assert found["predictive_entropy"].item() == pytest.approx(entropy, rel=1e-6)
