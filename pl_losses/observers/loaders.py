@@ -46,6 +46,36 @@ def unrepeated(loader: Any, batch_idx: int, size: int) -> int:
     return max(0, min(size, own_share(sampler) - int(batch_idx * batch_size)))
 
 
+def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int | None:
+    """How many rows of a batch's outputs, the first ones, belong to samples that are no repetition.
+
+    Rows may be pixels or tokens, equally many for each sample.
+
+    Args:
+        loader: See :func:`unrepeated`.
+        batch_idx: Which of this rank's batches it is.
+        rows: How many rows there are.
+
+    Returns:
+        Their number; ``None`` if some samples are repetitions and the rows are no multiple of the samples.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> sampler = DistributedSampler(range(5), num_replicas=2, rank=1)
+        >>> loader = DataLoader(range(5), 2, sampler=sampler)  # ranks have 0, 2, 4 and 1, 3, 0
+        >>> unrepeated_rows(loader, 0, 8), unrepeated_rows(loader, 1, 4)
+        (8, 0)
+    """
+    sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    if not isinstance(sampler, DistributedSampler) or not batch_size:
+        return rows
+    samples = max(1, min(int(batch_size), len(sampler) - batch_idx * int(batch_size)))
+    own = unrepeated(loader, batch_idx, samples)
+    if own in (0, samples):
+        return rows if own else 0
+    return None if rows % samples else rows // samples * own
+
+
 def own_share(sampler: DistributedSampler[Any]) -> int:
     """How many samples of a rank are no repetition."""
     return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]

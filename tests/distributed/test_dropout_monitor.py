@@ -105,6 +105,68 @@ def test_two_ranks_equal_one_process_on_an_uneven_set(make_trainer, tmp_path, ta
     assert not any(math.isnan(value) for value in results[1].values())
 
 
+class Flattened(Network):
+    """An output for each of 16 pixels, or for as many as the image says, in one row each."""
+
+    def __init__(self, folder, ragged=False):
+        super().__init__(folder, "classification")
+        self.network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Dropout2d(0.3), nn.Conv2d(4, 3, 1))
+        self.ragged = ragged
+
+    def kept(self, images):
+        few = (images[:, :, :1, :1] > 0).expand(-1, 1, 4, 4)
+        return ~(few & (torch.arange(16).view(4, 4) > 10)).flatten() if self.ragged else slice(None)
+
+    def forward(self, images):
+        return self.network(images).permute(0, 2, 3, 1).flatten(0, 2)[self.kept(images)]
+
+
+class PixelMonitor(DropoutUncertaintyMonitor):
+    def get_target(self, batch):
+        return (batch[0] > 0).long().flatten()
+
+    def call(self, pl_module, inputs):
+        return pl_module(inputs)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_pixels_of_ranks_equal_those_of_one_process(make_trainer, tmp_path, ranks):
+    """37 inputs of 16 pixels each: the repetitions of one or two inputs are 16 rows each."""
+    results = {}
+    for devices in (1, ranks):
+        monitor = PixelMonitor(samples=5, masks="shared", max_batches=100, pictures=6)
+        trainer = make_trainer(devices, callbacks=[monitor, Watch()], logger=CSVLogger(tmp_path))
+        trainer.test(
+            Flattened(tmp_path), DataLoader(TensorDataset(*tensors("classification")), 5), verbose=False
+        )
+        results[devices] = read(tmp_path, "metrics", devices)
+    assert results[1]["test/dropout/inputs"] == 37 * 16
+    assert results[ranks] == pytest.approx(results[1], rel=1e-5, abs=1e-6)
+
+
+class RaggedMonitor(PixelMonitor):
+    def get_target(self, batch):
+        return super().get_target(batch)[Flattened("", ragged=True).kept(batch[0])]
+
+    def _tell(self, words):
+        with open(f"{self.folder}/told", "a") as file:
+            file.write(words)
+        super()._tell(words)
+
+
+def test_repetitions_that_cannot_be_told_are_counted_and_that_is_said(make_trainer, tmp_path):
+    monitor = RaggedMonitor(samples=3, masks="shared", max_batches=100)
+    monitor.folder = tmp_path
+    images, target = tensors("classification")
+    trainer = make_trainer(2, callbacks=[monitor, Watch()])
+    trainer.test(Flattened(tmp_path, True), DataLoader(TensorDataset(images, target), 5), verbose=False)
+    sizes = torch.where(images[:, 0, 0, 0] > 0, 11, 16)
+    # The second rank ends with these four samples, the last of them for the second time.
+    assert sizes[[31, 33, 35, 0]].sum() % 4
+    assert read(tmp_path, "metrics", 2)["test/dropout/inputs"] == sizes.sum() + sizes[0]
+    assert "it cannot tell their rows" in (tmp_path / "told").read_text()
+
+
 def test_pictures_of_two_ranks_are_drawn_once_from_all_inputs(make_trainer, tmp_path, monkeypatch):
     class Monitor(DropoutUncertaintyMonitor):
         def _draw(self, trainer, stage):

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from pl_losses.papers.dropout.folding import Folding
 from pl_losses.papers.dropout.masks import Masks, Site
-from pl_losses.papers.dropout.recurrent import RECURRENT, between_layers, in_one_call, layered
+from pl_losses.papers.dropout.recurrent import RECURRENT, between_layers, in_evaluation, in_one_call, layered
 from pl_losses.papers.dropout.replay import PLAIN, Prefix, PrefixDiffersError
+
+if TYPE_CHECKING:
+    from pl_losses.papers.dropout.asked import Asked
 
 
 class _Kind(NamedTuple):
@@ -43,6 +46,10 @@ _KINDS: dict[Any, _Kind] = {
     torch.feature_alpha_dropout: _Kind("train", features=True, alpha=True),
     torch.feature_alpha_dropout_: _Kind("train", features=True, alpha=True, inplace=True),
 }
+# Noise by their argument like dropout's, but from the global random streams.
+_NOISE = (F.rrelu, torch.rrelu, torch.rrelu_)
+# Functions that are told here whether it is training, whatever their caller thinks.
+KNOWN = {*_KINDS, *_NOISE, F.multi_head_attention_forward, F.batch_norm, *RECURRENT}
 _SHAREABLE = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 # Where an input with one dimension less is one without a batch.
 _BATCHED_DIMENSIONS = {F.dropout1d: 3, F.dropout3d: 5}
@@ -50,7 +57,7 @@ _ALPHA = -1.7580993408473766  # what SELU tends to, Klambauer et al. 2017
 
 
 class ActiveDropout(TorchFunctionMode):
-    """While it is entered, every dropout is on, whatever ``training`` says; nothing else changes its mode.
+    """While it is entered, every dropout is on, or off, whatever ``training`` says; nothing else changes.
 
     Modules and functions both end in a few torch functions that take p and a training flag. Catching those
     reaches all of them and leaves the modules in eval: BatchNorm never sees training mode, and the fused
@@ -59,17 +66,22 @@ class ActiveDropout(TorchFunctionMode):
     Args:
         masks: What draws the masks.
         shared_over: The batch size B, to draw each mask once for all inputs; ``None`` for a mask per input.
+        on: Whether dropout is on or, instead, off.
 
     Attributes:
         calls: How many dropouts were called in the last pass.
         active: How many of them had p > 0.
         sites: What those draw whose masks came from ``masks``.
+        asked: Watches which parts are asked for their mode.
+        parts: Parts that are random in training in another way, and are on.
         largest: The most bytes of a result since the first dropout.
     """
 
-    def __init__(self, masks: Masks, shared_over: int | None = None) -> None:
+    def __init__(self, masks: Masks, shared_over: int | None = None, on: bool = True) -> None:
         super().__init__()
-        self.masks, self.shared_over = masks, shared_over
+        self.masks, self.shared_over, self.on = masks, shared_over, on
+        self.asked: Asked | None = None
+        self.parts: list[nn.Module] = []
         self.folding = Folding()
         self.begin()
 
@@ -88,21 +100,20 @@ class ActiveDropout(TorchFunctionMode):
 
     @property
     def reason(self) -> str:
-        """Why the passes do not differ; empty if they do."""
-        if self.active:
+        """Why the passes do not differ by dropout; empty if they do."""
+        if self.active or self.parts:
             return ""
         if self.calls:
             return "every dropout that it calls has p = 0"
-        return (
-            "it calls no dropout, or asks `self.training` before it calls one (then name the class of that"
-            " part in `train`)"
-        )
+        return "it calls no dropout, and no part of it that asks for its mode is random in training"
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function, with its dropout switched on if it has one."""
         kwargs = kwargs or {}
+        if self.asked is not None:
+            self.asked.called(func, args, kwargs)
         if self.shared_over is not None and self.drawn is None:
             self.folding.look(func, args, kwargs)
         if func in _KINDS:
@@ -114,6 +125,8 @@ class ActiveDropout(TorchFunctionMode):
             p = _get(10, "dropout_p", args, kwargs, 0.0)
         elif func in RECURRENT:
             p = between_layers(args)
+        elif func in _NOISE:
+            p = 1.0
         else:
             return self._undropped(func, args, kwargs)
         if p is None:
@@ -121,6 +134,9 @@ class ActiveDropout(TorchFunctionMode):
         if not p:
             self.calls += 1
             return self._undropped(func, args, kwargs)
+        if not self.on:
+            self.calls, self.active = self.calls + 1, self.active + 1
+            return _off(func, args, kwargs)
         if self.shared_over is not None and func not in _SHAREABLE:
             raise ValueError(
                 "Expected `masks` to be 'independent' for a module that drops within"
@@ -128,6 +144,10 @@ class ActiveDropout(TorchFunctionMode):
             )
         if func in _KINDS:
             return self._drop(func, args, kwargs, p)
+        if func in _NOISE:
+            self._first_reached()
+            args, kwargs = _switched(3, "training", True, args, kwargs)
+            return func(*args, **kwargs)
         # The others in terms of functions that come here again.
         with self:
             if func is F.scaled_dot_product_attention:
@@ -140,6 +160,9 @@ class ActiveDropout(TorchFunctionMode):
     def _undropped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is torch._C._set_grad_enabled:
             return func(*args, **kwargs)
+        if func is F.batch_norm and _get(1, "running_mean", args, kwargs, None) is not None:
+            # Its statistics are those of training, also in a part whose own flag is on.
+            args, kwargs = _switched(5, "training", False, args, kwargs)
         if self.prefix is not None and not self.active:
             return (self.prefix.replay if self.prefix.over else self.prefix.record)(func, args, kwargs)
         if self.drawn is not None:
@@ -159,10 +182,7 @@ class ActiveDropout(TorchFunctionMode):
 
     def _drop(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], p: float) -> Any:
         kind = _KINDS[func]
-        self.calls += 1
-        if not self.active and self.prefix is not None:
-            (self.prefix.finish if self.prefix.over else self.prefix.freeze)()
-        self.active += 1
+        self._first_reached()
         inputs = args[0] if args else kwargs["input"]
         if self.shared_over is not None and (inputs.ndim == 0 or len(inputs) != self.shared_over):
             raise ValueError(
@@ -197,6 +217,13 @@ class ActiveDropout(TorchFunctionMode):
             self._measure(output)
         return output
 
+    def _first_reached(self) -> None:
+        """Count a dropout; the first one ends what all passes have in common."""
+        self.calls += 1
+        if not self.active and self.prefix is not None:
+            (self.prefix.finish if self.prefix.over else self.prefix.freeze)()
+        self.active += 1
+
     def _site(self, func: Any, kind: _Kind, inputs: Tensor, p: float) -> Site:
         shape = list(inputs.shape)
         if kind.features:
@@ -215,6 +242,21 @@ class ActiveDropout(TorchFunctionMode):
         if index >= len(self.drawn) or site != self.drawn[index][0]:
             raise PrefixDiffersError("it does not always call the same dropouts")
         return self.drawn[index][1]
+
+
+def _off(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a function that drops returns in evaluation."""
+    if func is F.scaled_dot_product_attention:
+        args, kwargs = _switched(4, "dropout_p", 0.0, args, kwargs)
+    elif func is F.multi_head_attention_forward:
+        args, kwargs = _switched(13, "training", False, args, kwargs)
+    elif func in RECURRENT:
+        args, kwargs = in_evaluation(args), kwargs
+    elif func in _NOISE:
+        args, kwargs = _switched(3, "training", False, args, kwargs)
+    else:
+        args, kwargs = _switched(2, _KINDS[func].flag, False, args, kwargs)
+    return func(*args, **kwargs)
 
 
 def _masked(inputs: Tensor, mask: Tensor, site: Site, alpha: bool, inplace: bool) -> Tensor:
@@ -269,12 +311,14 @@ _multi_head_attention = FunctionType(
 )
 
 
-def _get(position: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: float) -> Any:
+def _get(
+    position: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: float | None
+) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
 def _switched(
-    position: int, name: str, flag: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
+    position: int, name: str, flag: float, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if len(args) > position:
         return (*args[:position], flag, *args[position + 1 :]), kwargs

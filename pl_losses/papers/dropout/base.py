@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_losses.papers.base import PaperModule
+from pl_losses.papers.dropout.active import ActiveDropout
+from pl_losses.papers.dropout.evaluation import start_streams, undisturbed, untouched
+from pl_losses.papers.dropout.masks import Masks
 from pl_losses.papers.dropout.networks import drop_probabilities
 from pl_losses.papers.dropout.objective import (
     Convention,
@@ -22,7 +26,7 @@ from pl_losses.papers.dropout.objective import (
 from pl_losses.papers.dropout.sampling import find_dropout, mc_samples, stream_seed
 from pl_losses.papers.dropout.standardization import count_samples
 
-Masks = Literal["independent", "shared"]
+Sharing = Literal["independent", "shared"]
 
 
 class DropoutModule(PaperModule):
@@ -57,7 +61,7 @@ class DropoutModule(PaperModule):
         length_scale: float,
         convention: Convention,
         samples: int,
-        masks: Masks,
+        masks: Sharing,
         chunk: int | None,
         seed: int,
     ) -> None:
@@ -76,7 +80,7 @@ class DropoutModule(PaperModule):
         self.length_scale: float = length_scale
         self.convention: Convention = convention
         self.samples, self.chunk, self.seed = samples, chunk, seed
-        self.masks: Masks = masks
+        self.masks: Sharing = masks
         self.register_buffer("size", torch.zeros((), dtype=torch.long))
         self._decays: list[tuple[nn.Module, str, float]] = []
         self._looked = False
@@ -145,6 +149,27 @@ class DropoutModule(PaperModule):
                 self._decays.append((self.network.get_submodule(path), own, self.decay_of(p)))
         parameters = [getattr(part, name) for part, name, _ in self._decays]
         return dropout_objective(errors, parameters, [decay for _, _, decay in self._decays])
+
+    @contextmanager
+    def without_dropout(self, inputs: Any) -> Iterator[None]:
+        """Within, the network is in evaluation (weight averaging), dropout with ``training=True`` off too.
+
+        Args:
+            inputs: What the network is going to be called with.
+
+        Raises:
+            ValueError: If the network is random all the same.
+        """
+        with undisturbed(self.network, inputs) as devices:
+            start_streams(0, devices)
+            with ActiveDropout(Masks(0), on=False):
+                yield
+            if not untouched(0, devices):
+                raise ValueError(
+                    f"Expected `network` of {type(self).__name__} to be random by dropout only but it draws"
+                    " random numbers in evaluation, so that there is no pass without dropout: have it draw"
+                    " them `if self.training`"
+                )
 
     def sample(self, inputs: Any, *key: int, forward: Callable[[Any], Tensor] | None = None) -> Tensor:
         """T passes with dropout, which leave no trace in training: inputs [B, ...] -> [T, B, ...].

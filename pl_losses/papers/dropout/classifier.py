@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.classifier import Classifier
-from pl_losses.papers.dropout.base import DropoutModule, Masks
+from pl_losses.papers.dropout.base import DropoutModule, Sharing
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
 from pl_losses.papers.dropout.networks import DropoutLeNet
 from pl_losses.papers.dropout.objective import Convention, refuse_p
@@ -96,7 +96,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         length_scale: float = 1.0,
         convention: Convention = "paper",
         samples: int = 100,
-        masks: Masks = "independent",
+        masks: Sharing = "independent",
         chunk: int | None = None,
         seed: int = 0,
         network: nn.Module | None = None,
@@ -139,6 +139,16 @@ class DropoutClassifier(DropoutModule, Classifier):
     def sample_probabilities(self, images: Tensor, *key: int) -> Tensor:
         """Class probabilities of T passes: images [B, ...] -> [T, B, C]."""
         return self.sample(images, *key, forward=lambda inputs: self.class_probabilities(wide(self(inputs))))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count errors and log the loss of a batch."""
+        with self.without_dropout(batch[0]):
+            super().validation_step(batch, batch_idx)
+
+    def test_outputs(self, inputs: Tensor) -> Tensor:
+        """The outputs [B, C] that a test goes by: those without dropout."""
+        with self.without_dropout(inputs):
+            return super().test_outputs(inputs)
 
     def on_test_epoch_start(self) -> None:
         """Begin anew."""

@@ -4,37 +4,69 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 _EVERY_MODULE_HAS = nn.Module().__dict__.keys()
 
 
 def call_module(module: nn.Module, batch: Any) -> Any:
-    """Call a module with positional arguments from a tuple or list, keyword arguments from a dict."""
-    if isinstance(batch, (tuple, list)):
+    """Call a module with positional arguments from a tuple or list, keyword arguments from a mapping."""
+    if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
         return module(*batch)
-    return module(**batch) if isinstance(batch, dict) else module(batch)
+    return module(**batch) if isinstance(batch, Mapping) else module(batch)
 
 
 def copied(batch: Any) -> Any:
     """A copy of the tensors in a batch, for a pass that may work in place."""
     if isinstance(batch, Tensor):  # tree_map takes ten times as long as the copy.
         return batch.clone()
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+    return tree_map(_copied_leaf, batch)
+
+
+def _copied_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    if isinstance(leaf, MutableMapping):  # one of its own kind, such as a tokenizer's BatchEncoding
+        found = copy(leaf)
+        for key, value in leaf.items():
+            found[key] = copied(value)
+        return found
+    return leaf
+
+
+def as_dict(value: Any) -> Any:
+    """Mappings of all kinds as dicts, also those within tuples, lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: as_dict(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(as_dict(item) for item in value)
+    return value
+
+
+def tensors_in(batch: Any) -> list[Tensor]:
+    """The tensors of a batch, in their order."""
+    return [leaf for leaf in tree_leaves(as_dict(batch)) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
 def undisturbed(
-    module: nn.Module, batch: Any, train: Sequence[type[nn.Module] | str] = ()
+    module: nn.Module, batch: Any, train: Sequence[nn.Module] = ()
 ) -> Iterator[list[torch.device]]:
     """Evaluate a module here and leave no trace: eval mode, no gradients, random streams of its own.
+
+    Args:
+        module: What is evaluated.
+        batch: What it is called with.
+        train: Parts whose own flag is on all the same.
 
     Yields:
         The accelerators that module and batch are on.
@@ -53,7 +85,7 @@ def undisturbed(
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for part in parts:
-                part.training = type(part) in train or type(part).__name__ in train
+                part.training = part in train
             yield devices
         finally:
             for part, flag in zip(parts, flags, strict=True):
@@ -65,8 +97,8 @@ def undisturbed(
 def _accelerators(module: nn.Module, batch: Any) -> list[torch.device]:
     if not torch.accelerator.is_available():
         return []
-    tensors = (*module.parameters(), *module.buffers(), *tree_leaves(batch))
-    found = {tensor.device for tensor in tensors if isinstance(tensor, Tensor)}
+    tensors = (*module.parameters(), *module.buffers(), *tensors_in(batch))
+    found = {tensor.device for tensor in tensors}
     return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
 
 
@@ -84,12 +116,13 @@ def start_streams(seed: int, devices: list[torch.device]) -> None:
 
 def untouched(seed: int, devices: list[torch.device]) -> bool:
     """Whether nothing was drawn from the global streams since they were started, which draws from them."""
-    after = _next(devices)
+    after = after_streams(devices)
     start_streams(seed, devices)
-    return _next(devices) == after
+    return after_streams(devices) == after
 
 
-def _next(devices: list[torch.device]) -> list[Any]:
+def after_streams(devices: list[torch.device]) -> list[Any]:
+    """Where the global random streams stand, which draws from some of them."""
     states = [torch.get_rng_state(), *(torch.get_device_module(one).get_rng_state(one) for one in devices)]
     # A number tells as much as the whole state, which NumPy takes long to give.
     return [random.random(), np.random.random_sample(), *(state.numpy().tobytes() for state in states)]

@@ -1,7 +1,7 @@
 """Gal and Ghahramani 2016, section 4: how uncertain T stochastic passes are over a data set, and how good.
 
-All metrics keep sums only: exact over uneven batches and any number of ranks, also where a rank has seen
-nothing. What they sum up is in :mod:`~pl_losses.papers.dropout.quantities`.
+All metrics keep sums only, in float64 or integers: exact over uneven batches, long streams and any number of
+ranks, also where a rank has seen nothing. What they sum up is in :mod:`~pl_losses.papers.dropout.quantities`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from pl_losses.papers.dropout.quantities import (
     variation_ratio,
     wide,
 )
+from pl_losses.papers.dropout.sums import Sums
 
+IGNORED = -100  # what F.cross_entropy takes for no target
 BINS = 15  # of the calibration error
 LEVELS = 20  # of the intervals' calibration: 5 %, 10 %, ..., 100 %
 
 
-class ClassificationUncertainty(Metric):
+class ClassificationUncertainty(Sums):
     """Means over a data set of what T passes say about each input; no targets needed.
 
     ``update`` takes probabilities [T, B, C], ``compute`` returns a dict of scalars: ``predictive_entropy``,
@@ -44,8 +46,6 @@ class ClassificationUncertainty(Metric):
         0.693
     """
 
-    full_state_update = False
-    sums: Tensor
     total: Tensor
     quantities = (
         predictive_entropy,
@@ -57,36 +57,40 @@ class ClassificationUncertainty(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(len(self.quantities)), dist_reduce_fx="sum")
+        self.add_sum("sums", len(self.quantities))
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, samples: Tensor) -> None:
-        """Add a batch.
+    def update(self, samples: Tensor, counted: Tensor | None = None) -> None:
+        """Add a batch of samples [T, B, C], or those of its inputs that are ``counted``, a mask [B].
 
         Raises:
             ValueError: If ``samples`` is not of shape [T, B, C] or, on the CPU, no probabilities.
         """
         if samples.ndim != 3:
             raise ValueError(f"Expected `samples` of shape [T, B, C] but got {list(samples.shape)}")
-        self.sums += torch.stack([quantity(samples).sum() for quantity in self.quantities])
-        self.total += samples.shape[1]
+        rows = torch.stack([self.exact(quantity(samples)) for quantity in self.quantities])
+        self.increase("sums", (rows if counted is None else rows.where(counted, 0)).sum(dim=1))
+        self.total += samples.shape[1] if counted is None else counted.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Means; all NaN before any input, and if one was not finite."""
-        means = self.sums / (self.total + 0 * self.sums.sum())
+        sums = self.total_of("sums")
+        means = sums / (self.total + 0 * sums.sum())
         return {quantity.__name__: mean for quantity, mean in zip(self.quantities, means, strict=True)}
 
 
-class ClassificationScores(Metric):
+class ClassificationScores(Sums):
     """Error, negative log-likelihood, Brier score and expected calibration error of probabilities.
 
-    ``update`` takes probabilities [B, C], such as the mean of T passes, and targets [B]; ``compute`` returns
-    a dict of scalars: ``error``, a share; ``nll``, -log p of the right class in nats, at most 87.3 an input;
-    ``brier``, the sum over classes of the squared difference from the one-hot target, in [0, 2]; ``ece``, the
-    mean distance of confidence and accuracy over equally wide bins of the confidence.
+    ``update`` takes probabilities [B, C], such as the mean of T passes, and targets as :func:`as_classes`
+    does; ``compute`` returns a dict of scalars: ``error``, a share; ``nll``, -log p of the right class in
+    nats, at most 87.3 an input; ``brier``, the sum over classes of the squared difference from the one-hot
+    target, in [0, 2]; ``ece``, the mean distance of confidence and accuracy over equally wide bins of the
+    confidence.
 
     Args:
         bins: Number of bins of the calibration error.
+        ignore_index: Target of inputs that do not count.
 
     Attributes:
         reliability: After :meth:`compute`, per bin the number of inputs of all ranks, their summed
@@ -99,19 +103,16 @@ class ClassificationScores(Metric):
         {'error': 0.5, 'nll': 0.857, 'brier': 0.65, 'ece': 0.45}
     """
 
-    full_state_update = False
-    sums: Tensor
-    confidence: Tensor
     counts: Tensor
 
-    def __init__(self, bins: int = BINS) -> None:
+    def __init__(self, bins: int = BINS, ignore_index: int = IGNORED) -> None:
         super().__init__()
         if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
             raise ValueError(f"Expected `bins` to be a positive integer but got {bins!r}")
-        self.bins = bins
+        self.bins, self.ignore_index = bins, ignore_index
         self.reliability = torch.zeros(3, bins)
-        self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
-        self.add_state("confidence", torch.zeros(bins), dist_reduce_fx="sum")
+        self.add_sum("sums", 2)
+        self.add_sum("confidence", bins)
         self.add_state("counts", torch.zeros(2, bins, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
@@ -120,41 +121,48 @@ class ClassificationScores(Metric):
         Raises:
             ValueError: If the shapes do not fit, or ``target`` holds no classes.
         """
-        refuse_target(target, probabilities)
+        target = as_classes(target, probabilities, self.ignore_index)
         refuse_logits("probabilities", probabilities)
+        counted = target != self.ignore_index
         probabilities = wide(probabilities)
-        chosen = probabilities.gather(1, target[:, None])[:, 0]
+        chosen = probabilities.gather(1, target.where(counted, 0)[:, None])[:, 0]
         nll = -chosen.clamp_min(torch.finfo(torch.float32).tiny).log()
         brier = probabilities.square().sum(dim=1) - 2 * chosen + 1
-        self.sums += torch.stack([nll.sum(), brier.sum()])
+        self.increase("sums", self.exact(torch.stack([nll, brier])).where(counted, 0).sum(dim=1))
         confidence, predicted = probabilities.max(dim=1)
         inside = (confidence * self.bins).ceil().long().clamp(1, self.bins) - 1
-        self.confidence.index_add_(0, inside, confidence.to(self.confidence.dtype))
-        _count(self.counts[0], inside)
-        self.counts[1].index_add_(0, inside, (predicted == target).to(self.counts.dtype))
+        sums = self.exact(torch.zeros(self.bins, device=inside.device))
+        sums.index_add_(0, inside, self.exact(confidence).where(counted, 0))
+        self.increase("confidence", sums)
+        self.counts[0].index_add_(0, inside, counted.long())
+        # What is ignored is no class, so that it is never right.
+        self.counts[1].index_add_(0, inside, (predicted == target).long())
 
     def compute(self) -> dict[str, Tensor]:
         """Scores; all NaN before any input, and if one was not finite."""
         count, right = self.counts
-        self.reliability = torch.stack([count, self.confidence, right])
-        total = count.sum() + 0 * self.sums.sum()
-        nll, brier = self.sums / total
+        sums, confidence = self.total_of("sums"), self.total_of("confidence")
+        self.reliability = torch.stack([count, confidence, right])
+        total = count.sum() + 0 * sums.sum()
+        nll, brier = sums / total
         return {
             "error": (total - right.sum()) / total,
             "nll": nll,
             "brier": brier,
-            "ece": (right - self.confidence).abs().sum() / total,
+            "ece": (right - confidence).abs().sum() / total,
         }
 
 
 class EntropyHistogram(Metric):
     """How many right and wrong predictions have which predictive entropy, as a share of log C.
 
-    ``update`` takes probabilities [T, B, C] and targets [B], ``compute`` returns counts [2, bins], right
-    predictions of the mean first. A useful uncertainty is low where the network is right.
+    ``update`` takes probabilities [T, B, C] and targets as :func:`as_classes` does, ``compute`` returns
+    counts [2, bins], right predictions of the mean first. A useful uncertainty is low where the network is
+    right.
 
     Args:
         bins: Number of equally wide bins of [0, 1].
+        ignore_index: Target of inputs that do not count.
 
     Example:
         >>> histogram = EntropyHistogram(bins=2)
@@ -167,25 +175,26 @@ class EntropyHistogram(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, bins: int = 30) -> None:
+    def __init__(self, bins: int = 30, ignore_index: int = IGNORED) -> None:
         super().__init__()
-        self.bins = bins
+        self.bins, self.ignore_index = bins, ignore_index
         self.add_state("counts", torch.zeros(2, bins, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, samples: Tensor, target: Tensor) -> None:
         """Add a batch."""
-        refuse_target(target, samples[0])
+        target = as_classes(target, samples[0], self.ignore_index)
+        counted = (target != self.ignore_index).long()
         share = predictive_entropy(samples) / math.log(samples.shape[-1])
         inside = (share * self.bins).long().clamp(0, self.bins - 1)
         wrong = (samples.mean(dim=0).argmax(dim=1) != target).long()
-        _count(self.counts.view(-1), wrong * self.bins + inside)
+        self.counts.view(-1).index_add_(0, wrong * self.bins + inside, counted)
 
     def compute(self) -> Tensor:
         """Counts, [2, bins]."""
         return self.counts.clone()
 
 
-class RegressionScores(Metric):
+class RegressionScores(Sums):
     """Error, spread, likelihood and calibration of T passes of a regression, in the targets' units.
 
     ``update`` takes samples [T, B] or [T, B, Q] and targets [B] or [B, Q]; ``compute`` returns a dict of
@@ -212,8 +221,6 @@ class RegressionScores(Metric):
         [0.0, 1.207, -1.169]
     """
 
-    full_state_update = False
-    sums: Tensor
     total: Tensor
     counts: Tensor
 
@@ -222,7 +229,7 @@ class RegressionScores(Metric):
         refuse_precision(precision)
         self.precision = precision
         self.coverage = torch.zeros(LEVELS)
-        self.add_state("sums", torch.zeros(3), dist_reduce_fx="sum")
+        self.add_sum("sums", 3)
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(LEVELS, dtype=torch.long), dist_reduce_fx="sum")
 
@@ -232,22 +239,24 @@ class RegressionScores(Metric):
         Raises:
             ValueError: If the shapes do not fit.
         """
-        likelihood = torch.zeros((), device=samples.device)
+        likelihood = self.exact(torch.zeros((), device=samples.device))
         if self.precision is not None:
-            likelihood = mc_log_likelihood(samples, target, self.precision).sum()
+            likelihood = self.exact(mc_log_likelihood(samples, target, self.precision)).sum()
         # The central interval that just reaches the target has probability |2 P(Y <= y) - 1|.
         reach = (2 * predictive_cdf(samples, target, self.precision) - 1).abs().flatten()
         inside = (reach * LEVELS).ceil().long().clamp(1, LEVELS) - 1
-        _count(self.counts, inside)
+        self.counts.index_add_(0, inside, torch.ones_like(inside))
         samples, target = fitting(samples, target)
         mean, variance = predictive_moments(samples, self.precision)
-        self.sums += torch.stack([(target - mean).square().sum(), variance.sqrt().sum(), likelihood])
+        squares, deviations = self.exact(target - mean).square(), self.exact(variance.sqrt())
+        self.increase("sums", torch.stack([squares.sum(), deviations.sum(), likelihood]))
         self.total += len(target)
 
     def compute(self) -> dict[str, Tensor]:
         """Scores; all NaN before any input, and if one was not finite."""
-        values = self.counts.sum() + 0 * self.sums[:2].sum()
-        squares, deviations, likelihood = self.sums
+        sums = self.total_of("sums")
+        values = self.counts.sum() + 0 * sums[:2].sum()
+        squares, deviations, likelihood = sums
         self.coverage = self.counts.cumsum(0) / values
         levels = torch.arange(1, LEVELS, device=values.device) / LEVELS
         scores = {
@@ -263,25 +272,43 @@ class RegressionScores(Metric):
         )
 
 
-def refuse_target(target: Tensor, probabilities: Tensor) -> None:
-    """Refuse targets that are no classes of these probabilities [B, C].
+def as_classes(target: Tensor, probabilities: Tensor, ignore_index: int = IGNORED) -> Tensor:
+    """The right classes of probabilities [B, C], [B] of integers; what is ignored stays ``ignore_index``.
+
+    Args:
+        target: Integers [B] or [B, 1]; of two classes also booleans, or 0 and 1 as floating point, the
+            targets of ``F.binary_cross_entropy_with_logits``.
+        probabilities: [B, C].
+        ignore_index: Target of inputs that do not count.
 
     Raises:
-        ValueError: If the shapes do not fit, ``target`` is not integer or, on the CPU, out of range.
+        ValueError: If the shapes do not fit, or ``target`` holds no classes or, on the CPU, ones out of
+            range.
     """
     if probabilities.ndim != 2:
         raise ValueError(f"Expected `probabilities` of shape [B, C] but got {list(probabilities.shape)}")
     batch, classes = probabilities.shape
+    if target.shape == (batch, 1):
+        target = target[:, 0]
     if target.shape != (batch,):
         raise ValueError(f"Expected `target` of shape [B] with B = {batch} but got {list(target.shape)}")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+    number = target.is_floating_point() or target.dtype == torch.bool
+    if target.is_complex() or (number and classes != 2):
         raise ValueError(f"Expected `target` to hold class indices but got {target.dtype}")
+    given = target
+    if given.is_floating_point():
+        # What is no whole number becomes a class that there is not.
+        target = given.where(given == given.round(), classes)
+    target = target.long()
     # Asking an accelerator would wait for it; there, indexing fails by itself.
-    if batch and target.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
-        raise ValueError(
-            f"Expected `target` in 0..{classes - 1} but got {int(target.min())}..{int(target.max())}"
-        )
-
-
-def _count(counts: Tensor, where: Tensor) -> None:
-    counts.index_add_(0, where, torch.ones_like(where, dtype=counts.dtype))
+    if batch and target.device.type == "cpu":
+        wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
+        if wrong.any():
+            found = given[wrong]
+            raise ValueError(
+                f"Expected `target` to hold class indices in 0..{classes - 1} but got"
+                f" {found.min():.4g}..{found.max():.4g}"
+                if number
+                else f"Expected `target` in 0..{classes - 1} but got {int(given.min())}..{int(given.max())}"
+            )
+    return target

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from pl_losses.observers.loaders import Stage, evaluation_loaders, unrepeated
+from pl_losses.observers.loaders import Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.observers.monitor import Row, log_row
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.steps import logged_step
-from pl_losses.papers.dropout.evaluation import call_module, copied, undisturbed
+from pl_losses.papers.dropout.asked import differ
 from pl_losses.papers.dropout.masks import stream_seed
+from pl_losses.papers.dropout.metrics import IGNORED
 from pl_losses.papers.dropout.quantities import refuse_precision
-from pl_losses.papers.dropout.sampling import find_dropout, mc_samples
-from pl_losses.papers.dropout.summaries import KEYS, ClassificationSummary, RegressionSummary, Summary
+from pl_losses.papers.dropout.reading import Reading
+from pl_losses.papers.dropout.sampling import Found, find_dropout, mc_samples, without_dropout
+from pl_losses.papers.dropout.summaries import (
+    KEYS,
+    ClassificationSummary,
+    RegressionSummary,
+    Summary,
+    images_of,
+)
 
 
-class DropoutUncertaintyMonitor(Callback):
+class DropoutUncertaintyMonitor(Reading, Callback):
     """During validation, test and prediction, T passes with dropout on: how uncertain they are and how good.
 
     Works on any LightningModule with dropout, of whatever kind, see
@@ -34,12 +43,21 @@ class DropoutUncertaintyMonitor(Callback):
     that what is logged of them needs none. Pictures are drawn after the last validation of a fit, and after
     each ``validate``, ``test`` and ``predict``.
 
-    A batch is taken for ``(inputs, target)``, the module for one that maps inputs to logits [B, C] (one logit
-    [B] or [B, 1] is that of class 1 of 2) or to values [B] or [B, Q]. A module that returns anything else
-    offers ``class_probabilities(outputs)`` or ``predicted_values(outputs)``; or override :meth:`get_inputs`,
-    :meth:`get_target`, :meth:`call`, :meth:`to_probabilities` or :meth:`to_values` here. Inputs that a
-    ``DistributedSampler`` repeats, to give all ranks equally many, are counted once; what an iterable dataset
-    repeats on its own cannot be told. What does not fit is refused in the sanity check already.
+    A batch is taken for ``(inputs, target)``, or for a mapping of keyword arguments with "labels", the module
+    for one that maps inputs to logits [B, C] (one logit [B] or [B, 1] is that of class 1 of 2, whose targets
+    may be booleans or floating point) or to values [B] or [B, Q], or to a mapping with such "logits". A
+    module that returns anything else offers ``class_probabilities(outputs)`` or
+    ``predicted_values(outputs)``; or override :meth:`get_inputs`, :meth:`get_target`, :meth:`call`,
+    :meth:`to_probabilities` or :meth:`to_values` here. What does not fit is refused in the sanity check
+    already.
+
+    Rows of outputs may be pixels, tokens or nodes, more than there are samples in a batch: flatten them, and
+    the targets too. Samples that a ``DistributedSampler`` repeats, to give all ranks equally many, count
+    once, with all their rows; where a batch has not equally many rows for each sample, a warning says that
+    its repetitions are counted. What an iterable dataset repeats on its own cannot be told.
+
+    What "without dropout" means is an evaluation in which also dropout with ``training=True`` is off. A
+    network that is random all the same has NaN for its ``..._deterministic``, and a warning says so.
 
     Args:
         samples: T, the passes per batch.
@@ -52,10 +70,15 @@ class DropoutUncertaintyMonitor(Callback):
             changes and not those of the masks.
         masks: "independent", or "shared": one draw of T functions for all inputs, batches and ranks.
         chunk: At most this many samples in one go, see ``mc_samples``.
-        train: Names of classes that ask ``self.training`` before they drop anything, see ``mc_samples``.
+        train: Names of classes whose own ``training`` is on in the passes, see ``mc_samples``. Default: those
+            that are random in training, by trying them out once for each pass over the data.
         pictures: How many of the most uncertain images are shown; 0 draws no pictures at all.
+        target: Where the target is in a batch that is no pair: its place in a tuple, its name in a mapping.
+        ignore_index: Target of a classification's rows that do not count.
+        name: Of the keys, ``<stage>/<name>/...``. Each of several monitors of a task needs its own.
 
     Raises:
+        TypeError: If ``target`` is neither place nor name.
         ValueError: If an argument is out of range.
 
     Example:
@@ -75,10 +98,14 @@ class DropoutUncertaintyMonitor(Callback):
         seed: int = 0,
         masks: Literal["independent", "shared"] = "independent",
         chunk: int | None = None,
-        train: Sequence[str] = (),
+        train: Sequence[str] | None = None,
         pictures: int = 24,
+        target: int | str | None = None,
+        ignore_index: int = IGNORED,
+        name: str = "dropout",
     ) -> None:
-        for name, value, least in (
+        super().__init__(target)
+        for argument, value, least in (
             ("samples", samples, 1),
             ("max_batches", max_batches, 1),
             ("every_n_epochs", every_n_epochs, 1),
@@ -87,99 +114,43 @@ class DropoutUncertaintyMonitor(Callback):
             ("pictures", pictures, 0),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Expected `{name}` to be an integer of at least {least} but got {value!r}")
-        for name, choice, choices in (
+                raise ValueError(
+                    f"Expected `{argument}` to be an integer of at least {least} but got {value!r}"
+                )
+        for argument, choice, choices in (
             ("task", task, ("classification", "regression")),
             ("masks", masks, ("independent", "shared")),
         ):
             if choice not in choices:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)} but got {choice!r}")
+                raise ValueError(
+                    f"Expected `{argument}` to be one of {', '.join(choices)} but got {choice!r}"
+                )
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+            raise ValueError(f"Expected `name` to be of letters, digits and _ but got {name!r}")
         refuse_precision(precision)
         self.samples, self.task, self.max_batches, self.precision = samples, task, max_batches, precision
         self.every_n_epochs, self.seed, self.masks, self.chunk = every_n_epochs, seed, masks, chunk
-        self.train, self.pictures = tuple(train), pictures
-        # Of the pass over the data that is under way: sums and dataloaders, and whether there is dropout.
+        self.train, self.pictures = None if train is None else tuple(train), pictures
+        self.ignore_index, self.name = ignore_index, name
+        self._forget()
+
+    def _forget(self) -> None:
+        # Of the pass over the data that is under way: sums, dataloaders, and what a look at the module found.
         self._open = False
         self._summaries: list[Summary] = []
         self._loaders: list[Any] = []
-        self._drops: bool | None = None
+        self._found: Found | None = None
         # What the last pass found, to be drawn, by the ending of its keys.
         self._seen: dict[str, Summary] = {}
-        self._hopeless = self._warned = False
+        self._hopeless = False
+        self._told: set[str] = set()
+        self._beside = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what a pass over the data has found."""
-        return self.__dict__ | {"_open": False, "_summaries": [], "_loaders": [], "_seen": {}}
-
-    def get_inputs(self, batch: Any) -> Any:
-        """What the module is called with: a tensor, a tuple of arguments or a dict of keyword arguments.
-
-        Raises:
-            TypeError: If the batch is a dict or another object; then override this.
-        """
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if isinstance(inputs, Tensor):
-            return inputs
-        raise TypeError(
-            f"Expected a batch to be a tensor or (inputs, target) but got {_described(batch)}: override"
-            f" `get_inputs` of {type(self).__name__}"
-        )
-
-    def get_target(self, batch: Any) -> Tensor:
-        """Right classes [B] or values [B] or [B, Q].
-
-        Raises:
-            TypeError: If the batch is no pair of tensors; then override this.
-        """
-        if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
-            return batch[1]
-        raise TypeError(
-            f"Expected a batch to be (inputs, target) but got {_described(batch)}: override `get_target` of"
-            f" {type(self).__name__}"
-        )
-
-    def call(self, pl_module: LightningModule, inputs: Any) -> Any:
-        """One pass through the module, by default its ``forward``."""
-        return call_module(pl_module, inputs)
-
-    def to_probabilities(self, pl_module: LightningModule, outputs: Any) -> Tensor:
-        """Turn the outputs of one pass into probabilities [B, C].
-
-        Raises:
-            TypeError: If the outputs are no tensor; then override this.
-            ValueError: If they are of another shape than [B, C], [B, 1] or [B].
-        """
-        hook = getattr(pl_module, "class_probabilities", None)
-        if callable(hook):
-            return self._tensor(hook(outputs), "to_probabilities")
-        logits = self._tensor(outputs, "to_probabilities")
-        if logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1):
-            second = logits.flatten().sigmoid()
-            return torch.stack([1 - second, second], dim=1)
-        if logits.ndim != 2:
-            raise ValueError(
-                f"Expected logits of shape [B, C] but got {list(logits.shape)}: override `to_probabilities`"
-                f" of {type(self).__name__}, or give the module a `class_probabilities(outputs)`"
-            )
-        return logits.softmax(dim=1)
-
-    def to_values(self, pl_module: LightningModule, outputs: Any) -> Tensor:
-        """Turn the outputs of one pass into values [B] or [B, Q], in the units of the target.
-
-        Raises:
-            TypeError: If the outputs are no tensor; then override this.
-        """
-        hook = getattr(pl_module, "predicted_values", None)
-        return self._tensor(hook(outputs) if callable(hook) else outputs, "to_values")
-
-    def _tensor(self, value: Any, method: str) -> Tensor:
-        if isinstance(value, Tensor):
-            return value if value.dtype == torch.float64 else value.float()
-        hook = {"to_probabilities": "class_probabilities", "to_values": "predicted_values"}[method]
-        raise TypeError(
-            f"Expected the module to return a tensor but got {_described(value)}: override `{method}` of"
-            f" {type(self).__name__}, or give the module a `{hook}(outputs)`"
-        )
+        return self.__dict__ | {
+            "_open": False, "_summaries": [], "_loaders": [], "_found": None, "_seen": {}
+        }  # fmt: skip
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Another run: forget the one before.
@@ -188,22 +159,23 @@ class DropoutUncertaintyMonitor(Callback):
             ValueError: If there is another monitor of the same task, whose keys would be the same.
         """
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        alike = [
-            one for one in callbacks if isinstance(one, DropoutUncertaintyMonitor) and one.task == self.task
+        named = [
+            one for one in callbacks if isinstance(one, DropoutUncertaintyMonitor) and one.name == self.name
         ]
-        if len(alike) > 1:
+        alike = sum(one.task == self.task for one in named)
+        if alike > 1:
             raise ValueError(
                 f"Expected `callbacks` to hold one DropoutUncertaintyMonitor for {self.task} but got"
-                f" {len(alike)}: their keys would be the same"
+                f" {alike} of `name` {self.name!r}: their keys would be the same"
             )
-        self._seen = {}
-        self._open = self._hopeless = self._warned = False
+        self._forget()
+        self._beside = self.task == "regression" and len(named) > 1
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING
         skipped = fitting and (trainer.current_epoch + 1) % self.every_n_epochs != 0
         self._open = trainer.sanity_checking or not skipped
-        self._drops = False if self._hopeless else None
+        self._found = None
         if self._open:
             self._loaders = evaluation_loaders(trainer, stage)
             self._summaries = [self._summary(stage).to(pl_module.device) for _ in self._loaders]
@@ -211,7 +183,7 @@ class DropoutUncertaintyMonitor(Callback):
     def _summary(self, stage: Stage) -> Summary:
         labelled = stage != "predict"
         if self.task == "classification":
-            return ClassificationSummary(labelled, self.pictures)
+            return ClassificationSummary(labelled, self.pictures, self.ignore_index)
         return RegressionSummary(labelled, self.precision, bool(self.pictures))
 
     def _look(
@@ -219,7 +191,7 @@ class DropoutUncertaintyMonitor(Callback):
     ) -> None:
         # A sanity check is there to refuse, before any training, what cannot be looked at.
         most = 1 if trainer.sanity_checking else self.max_batches
-        if not self._open or self._drops is False or index >= most:
+        if not self._open or self._hopeless or index >= most:
             return
         inputs = self.get_inputs(batch)
         target = None if stage == "predict" else self.get_target(batch)
@@ -227,41 +199,54 @@ class DropoutUncertaintyMonitor(Callback):
         # As Lightning runs the steps: autocast, or another default dtype.
         with trainer.precision_plugin.forward_context():
             forward = partial(self._forward, pl_module)
-            if self._drops is None and not self._find(pl_module, inputs, forward):
+            first = self._found is None
+            found = self._found = self._found or find_dropout(pl_module, inputs, forward, self.train)
+            if found.reason:
+                # A probability may yet rise from 0; what is not called at all is not going to be.
+                self._hopeless = found.hopeless
+                if trainer.is_global_zero:
+                    self._tell(f"measures nothing of {type(pl_module).__name__}: {found.reason}")
                 return
-            with undisturbed(pl_module, inputs):
-                single = forward(copied(inputs))
+            single, random = without_dropout(pl_module, inputs, forward)
             self._check(summary, single, target)
+            found.random = found.random or random or (first and differ(found.output, single))
+            if found.random:
+                single = torch.full_like(single, torch.nan)
+                self._tell(
+                    f"has no numbers without dropout: {type(pl_module).__name__} is random in evaluation too"
+                )
             if trainer.sanity_checking:
                 return
             seed = self.seed
             if self.masks == "independent":
                 seed = stream_seed(self.seed, trainer.global_rank, loader, index)
             samples = mc_samples(
-                pl_module, inputs, self.samples, self.chunk, seed, self.masks, forward, self.train
+                pl_module, inputs, self.samples, self.chunk, seed, self.masks, forward, found.parts
             )
-        if own := unrepeated(self._loaders[loader], index, len(single)):
+        own = unrepeated_rows(self._loaders[loader], index, len(single))
+        if own is None:
+            own = len(single)
+            self._tell(
+                "counts samples that a DistributedSampler repeats more than once: it cannot tell their rows,"
+                " as not all samples of a batch have equally many"
+            )
+        if own:
             target = None if target is None else target[:own]
-            summary.update(samples[:, :own], single[:own], target, inputs)
+            images = images_of(inputs, len(single))
+            images = None if images is None else images[:own]
+            summary.update(samples[:, :own], single[:own], target, images)
+
+    def _tell(self, words: str) -> None:
+        """Say something once in a run, on the rank that has found it."""
+        if words not in self._told:
+            self._told.add(words)
+            warnings.warn(f"{type(self).__name__} {words}", stacklevel=2)
 
     def _forward(self, pl_module: LightningModule, inputs: Any) -> Tensor:
         outputs = self.call(pl_module, inputs)
         if self.task == "classification":
             return self.to_probabilities(pl_module, outputs)
         return self.to_values(pl_module, outputs)
-
-    def _find(self, pl_module: LightningModule, inputs: Any, forward: Callable[[Any], Any]) -> bool:
-        """Whether there is dropout; if not, nothing is looked at, and the reason is told once."""
-        found = find_dropout(pl_module, inputs, forward, self.train)
-        self._drops = not found.reason
-        # A probability may yet rise from 0; what is not called at all is not going to be.
-        self._hopeless = not found.calls
-        if found.reason and not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"{type(self).__name__} measures nothing of {type(pl_module).__name__}: {found.reason}"
-            )
-        return self._drops
 
     def _check(self, summary: Summary, single: Tensor, target: Tensor | None) -> None:
         try:
@@ -284,13 +269,16 @@ class DropoutUncertaintyMonitor(Callback):
             return
         for position, summary in enumerate(self._summaries):
             values = summary.values()
-            numbers = torch.stack([value.float() for value in values.values()]).tolist()  # one copy
+            wide = torch.promote_types(torch.float32, next(iter(values.values())).dtype)
+            numbers = torch.stack([value.to(wide) for value in values.values()]).tolist()  # one copy
             row = dict(zip(values, numbers, strict=True))
             if not row["inputs"]:
                 continue
+            if self._beside:  # that of the classification beside it has that key
+                row["inputs_regression"] = row.pop("inputs")
             suffix = f"/dataloader_idx_{position}" if len(self._summaries) > 1 else ""
             self._seen[suffix] = summary
-            row = {f"{stage}/dropout/{name}{suffix}": number for name, number in row.items()}
+            row = {f"{stage}/{self.name}/{name}{suffix}": number for name, number in row.items()}
             if stage != "predict":
                 # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
                 pl_module.log_dict(row, sync_dist=True, add_dataloader_idx=False)
@@ -305,7 +293,7 @@ class DropoutUncertaintyMonitor(Callback):
             return
         for suffix, summary in seen.items():
             for name, figure in summary.figures(trainer.is_global_zero).items():
-                log_figure(trainer, f"{stage}/dropout/{name}{suffix}", figure)
+                log_figure(trainer, f"{stage}/{self.name}/{name}{suffix}", figure)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew; in a sanity check, to try one batch."""
@@ -383,9 +371,3 @@ class DropoutUncertaintyMonitor(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
         self._draw(trainer, "predict")
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"{type(value).__name__} of {[type(item).__name__ for item in value]}"
-    return type(value).__name__

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pl_losses.papers.dropout.active import ActiveDropout
-from pl_losses.papers.dropout.evaluation import copied, held, start_streams, state, untouched
+from pl_losses.papers.dropout.asked import Asked, Parts, random_parts
+from pl_losses.papers.dropout.evaluation import (
+    as_dict,
+    copied,
+    held,
+    start_streams,
+    state,
+    tensors_in,
+    untouched,
+)
 from pl_losses.papers.dropout.masks import Site, stream_seed
 from pl_losses.papers.dropout.replay import PLAIN, Prefix, PrefixDiffersError
 
+Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
 _told: set[type[nn.Module]] = set()
 
@@ -29,7 +40,7 @@ _AT_A_TIME_ELSEWHERE = 1 << 28
 
 def why_not_many(module: nn.Module, batch: Any) -> str:
     """Why each sample takes a pass of its own with everything repeated; empty if that is not known yet."""
-    for value in (*held(module), *tree_leaves(batch)):
+    for value in (*held(module), *tensors_in(batch)):
         if isinstance(value, Tensor) and (type(value) not in PLAIN or hasattr(value, "ds_id")):
             # Such as sharded parameters, that are gathered by all ranks together, equally often.
             return f"it holds a {type(value).__name__} that is not plain"
@@ -72,6 +83,7 @@ class Passes:
         mode: What switches dropout on.
         seed: Of the global random streams in each pass.
         devices: Accelerators whose streams are to be seeded too.
+        parts: Parts that are on as they are random in training in other ways; ``None`` to look for them.
     """
 
     def __init__(
@@ -82,10 +94,14 @@ class Passes:
         mode: ActiveDropout,
         seed: int,
         devices: list[torch.device],
+        parts: Parts | None,
     ) -> None:
+        self.search, self._draw = parts is None, parts is not None and parts.draw
+        mode.parts = parts.found if parts else []
         self.module, self.call, self.batch, self.mode = module, call, batch, mode
         self.seed, self.devices = seed, devices
         self.stacks: list[Tensor | None] = []
+        self.drew = False
 
     def run(self, samples: int, chunk: int | None, reason: str) -> tuple[list[Tensor | None], Any]:
         """Make the passes.
@@ -100,8 +116,10 @@ class Passes:
         """
         self.samples, self.done = samples, 0
         prefix = None
-        if not reason:
-            prefix, reason = self._first()
+        if reason:
+            self._searched(lambda: self._one(None))
+        else:
+            prefix, reason = self._searched(self._first)
         ways: list[Callable[[], None]] = []
         if not reason and self.done < samples:
             sites, largest = list(self.mode.sites), self.mode.largest
@@ -121,9 +139,36 @@ class Passes:
                 self.done = done
         else:
             self._one_by_one(None)
-        if reason and self.mode.active and samples > 1:
+        if reason and (self.mode.active or self.mode.parts) and samples > 1:
             _tell(type(self.module), reason)
         return self.stacks, self.structure
+
+    def _searched(self, make: Callable[[], Found]) -> Found:
+        """Make the first pass, and again where it shows parts that are random in training in other ways."""
+        if not self.search or not (asked := Asked(self.module)).kinds:
+            return make()
+        masks = self.mode.masks.state()
+        self.mode.asked = asked
+        with asked.watching():
+            result = make()
+        self.mode.asked = None
+        parts = None
+        if asked.parts:
+            parts = random_parts(asked, lambda: self.call(copied(self.batch)), self.devices)
+        if not parts or not parts.found:
+            return result
+        if self.mode.shared_over is not None:
+            raise ValueError(
+                f"Expected `masks` to be 'independent' for a module with a {type(parts.found[0]).__name__},"
+                " which is random in training, but got 'shared', which is there for Dropout and Dropout1d, 2d"
+                " and 3d"
+            )
+        self.mode.parts, self._draw = parts.found, parts.draw
+        for part in parts.found:
+            part.training = True
+        self.mode.masks.rewind(masks)
+        self.done, self.stacks = 0, []
+        return make()
 
     def _first(self) -> tuple[Prefix | None, str]:
         """Make a pass, or two, that record what comes before the first dropout.
@@ -135,10 +180,11 @@ class Passes:
         seed = stream_seed(self.seed, self.done)
         start_streams(seed, self.devices)
         prefix = self._record(frozenset())
+        if not untouched(seed, self.devices) or self._draw:
+            self.drew = True
+            return None, "it draws random numbers besides its dropout"
         if not self.mode.active:
             return None, "it drops nothing"  # which a warning tells
-        if not untouched(seed, self.devices):
-            return None, "it draws random numbers besides its dropout"
         if state(self.module) != before:
             return None, "it changes what it holds"
         changing = prefix.changed() if prefix.usable else None
@@ -167,7 +213,9 @@ class Passes:
         )
 
     def _store(self, output: Any) -> None:
-        leaves, self.structure = tree_flatten(output)
+        leaves, self.structure = _flat(output)
+        if not self.stacks:
+            _refuse_packed(output)
         self.stacks = self.stacks or [_room(leaf, self.samples) for leaf in leaves]
         for stack, leaf in zip(self.stacks, leaves, strict=True):
             if stack is not None:
@@ -222,7 +270,7 @@ class Passes:
             with self.mode:
                 output = self.call(inputs)
             self.mode.folding.finish()
-            leaves, structure = tree_flatten(output)
+            leaves, structure = _flat(output)
             if structure != self.structure:
                 raise PrefixDiffersError("its output has not always the same structure")
             for stack, leaf in zip(self.stacks, leaves, strict=True):
@@ -243,6 +291,21 @@ def _samples(count: int) -> Iterator[int]:
 
 def _each(tensor: Tensor, level: int) -> Tensor:
     return _functorch._add_batch_dim(tensor, 0, level)
+
+
+def _flat(output: Any) -> tuple[list[Any], Any]:
+    """The leaves and the structure of an output; mappings of a kind that torch does not know become dicts."""
+    leaves, structure = tree_flatten(output)
+    if any(isinstance(leaf, Mapping) for leaf in leaves):
+        leaves, structure = tree_flatten(as_dict(output))
+    return leaves, structure
+
+
+def _refuse_packed(output: Any) -> None:
+    """Refuse packed sequences, whose sizes are no result that differs between samples."""
+    for leaf in tree_leaves(output, is_leaf=lambda part: isinstance(part, PackedSequence)):
+        if isinstance(leaf, PackedSequence):
+            _room(leaf, 1)
 
 
 def _room(leaf: Any, samples: int) -> Tensor | None:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from pl_losses.papers.dropout.quantities import fitting, refuse_precision
+from pl_losses.papers.dropout.sums import Sums
 
 # In units of 1/sigma_y^2: from noise ten times the targets' variance to a millionth of it, 20 a decade.
 GRID = tuple(10 ** (exponent / 20) for exponent in range(-20, 121))
 
 
-class PrecisionSearch(Metric):
+class PrecisionSearch(Sums):
     """Mean log-likelihood under each of several precisions tau, and the best of them.
 
     ``update`` takes samples [T, B] or [T, B, Q] and targets [B] or [B, Q]; ``compute`` returns a dict of
@@ -38,15 +38,13 @@ class PrecisionSearch(Metric):
         {'precision': 1.0, 'log_likelihood': -1.419}
     """
 
-    full_state_update = False
-    sums: Tensor
     total: Tensor
 
     def __init__(self, precisions: Sequence[float] = GRID) -> None:
         super().__init__()
         refuse_precisions(precisions)
         self.precisions = list(precisions)
-        self.add_state("sums", torch.zeros(len(self.precisions)), dist_reduce_fx="sum")
+        self.add_sum("sums", len(self.precisions))
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, samples: Tensor, target: Tensor) -> None:
@@ -59,14 +57,19 @@ class PrecisionSearch(Metric):
         passes, batch, outputs = samples.shape
         squares = (target - samples).square().sum(dim=-1)
         # One precision at a time: memory as for one.
-        likelihoods = [torch.logsumexp(-0.5 * tau * squares, dim=0).sum() for tau in self.precisions]
-        halves = torch.tensor([0.5 * outputs * math.log(tau / (2 * math.pi)) for tau in self.precisions])
-        self.sums += torch.stack(likelihoods) + batch * (halves.to(squares) - math.log(passes))
+        likelihoods = [
+            self.exact(torch.logsumexp(-0.5 * tau * squares, dim=0)).sum() for tau in self.precisions
+        ]
+        constants = [
+            batch * (0.5 * outputs * math.log(tau / (2 * math.pi)) - math.log(passes))
+            for tau in self.precisions
+        ]
+        self.increase("sums", torch.stack(likelihoods) + torch.tensor(constants).to(likelihoods[0]))
         self.total += batch
 
     def compute(self) -> dict[str, Tensor]:
         """The best; its log-likelihood is NaN before any input."""
-        means = self.sums / self.total
+        means = self.total_of("sums") / self.total
         best = means.argmax()
         return {"precision": means.new_tensor(self.precisions)[best], "log_likelihood": means[best]}
 

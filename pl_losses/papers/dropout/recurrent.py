@@ -17,6 +17,12 @@ def between_layers(args: tuple[Any, ...]) -> float:
     return float(args[5 + packed]) if args[4 + packed] > 1 else 0.0
 
 
+def in_evaluation(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """These arguments with the flag of training off."""
+    flag = 6 + _is_packed(args)
+    return *args[:flag], False, *args[flag + 1 :]
+
+
 def _is_packed(args: tuple[Any, ...]) -> bool:
     # (data, sizes, states, weights, biases, layers, ...) instead of (data, states, weights, biases, ...)
     return not isinstance(args[3], bool)

@@ -10,10 +10,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError
 
 from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.papers.dropout.base import DropoutModule, Masks, refuse_p_each
+from pl_losses.papers.dropout.base import DropoutModule, Sharing, refuse_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
 from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
 from pl_losses.papers.dropout.objective import Convention, weight_decay_of
@@ -21,6 +20,7 @@ from pl_losses.papers.dropout.precision import GRID, PrecisionSearch, refuse_pre
 from pl_losses.papers.dropout.quantities import predictive_moments, wide
 from pl_losses.papers.dropout.standardization import Standardization, read_moments
 from pl_losses.papers.dropout.summaries import computed
+from pl_losses.papers.dropout.sums import RootMeanSquare
 
 KEYS = {
     "train/loss": "L_dropout of the last batch, for standardised targets",
@@ -111,7 +111,7 @@ class DropoutRegressor(DropoutModule):
         length_scale: float = 0.01,
         convention: Convention = "paper",
         samples: int = 100,
-        masks: Masks = "independent",
+        masks: Sharing = "independent",
         chunk: int | None = None,
         seed: int = 0,
         network: nn.Module | None = None,
@@ -153,7 +153,7 @@ class DropoutRegressor(DropoutModule):
     def configure_metrics(self) -> None:
         """Build the metrics that are reset before every validation or test and summed over ranks."""
         self.val_scores, self.test_scores = RegressionScores(), RegressionScores()
-        self.val_single, self.test_single = MeanSquaredError(squared=False), MeanSquaredError(squared=False)
+        self.val_single, self.test_single = RootMeanSquare(), RootMeanSquare()
         self.search = PrecisionSearch(self.choices or GRID)
         self.likelihood = PrecisionSearch([1.0])
 
@@ -323,11 +323,12 @@ class DropoutRegressor(DropoutModule):
         return predictive_moments(samples, self.precision)
 
     def _evaluate(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, single: MeanSquaredError
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, single: RootMeanSquare
     ) -> tuple[Tensor, Tensor, int]:
         """Samples [T, B, D], targets [B, D], and how many of these inputs, the first, to count."""
         inputs, target = batch
-        outputs = self(inputs)
+        with self.without_dropout(inputs):
+            outputs = self(inputs)
         target = fit_shape(target, outputs)
         samples = self.sample(inputs, batch_idx)
         own = self.own_rows(batch_idx, len(target))

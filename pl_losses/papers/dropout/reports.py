@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
 from pl_losses.observers.pictures import gather_objects, log_figure
 from pl_losses.papers.dropout.evaluation import undisturbed
 from pl_losses.papers.dropout.quantities import mutual_information, predictive_entropy, wide
-from pl_losses.papers.dropout.sampling import mc_samples
+from pl_losses.papers.dropout.sampling import mc_samples, without_dropout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -208,7 +209,12 @@ class RotationReport(Callback):
         network = getattr(pl_module, "network", pl_module)
         with undisturbed(pl_module, images), trainer.precision_plugin.forward_context():
             logits = mc_samples(network, images, self.samples, seed=self.seed, forward=forward)
-            single = forward(images)
+            single, random = without_dropout(network, images, forward)
+        if random:
+            rank_zero_warn(
+                f"{type(pl_module).__name__} is random in evaluation too: what {type(self).__name__} draws as"
+                " without dropout is one pass of many"
+            )
         if trainer.is_global_zero:
             figure = draw_rotation(images.cpu(), self.angles, logits.cpu(), single.cpu(), self.classes)
             log_figure(trainer, "test/rotation", figure)

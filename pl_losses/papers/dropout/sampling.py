@@ -7,22 +7,33 @@ same in all of them and is computed once; what follows is computed for many mask
 
 from __future__ import annotations
 
+import re
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from inspect import unwrap
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from pl_losses.papers.dropout.active import ActiveDropout
-from pl_losses.papers.dropout.evaluation import call_module, copied, undisturbed
+from pl_losses.papers.dropout.asked import Asked, Parts, random_parts
+from pl_losses.papers.dropout.evaluation import (
+    call_module,
+    copied,
+    start_streams,
+    tensors_in,
+    undisturbed,
+    untouched,
+)
 from pl_losses.papers.dropout.masks import Masks
 from pl_losses.papers.dropout.masks import stream_seed as stream_seed
 from pl_losses.papers.dropout.passes import Passes, why_not_many
+
+Train = Sequence[type[nn.Module] | str]
 
 
 def mc_samples(
@@ -33,14 +44,18 @@ def mc_samples(
     seed: int | None = None,
     masks: Literal["independent", "shared"] = "independent",
     forward: Callable[[Any], Any] | None = None,
-    train: Sequence[type[nn.Module] | str] = (),
+    train: Train | Parts | None = None,
 ) -> Any:
     """T stochastic passes with dropout on and everything else as in evaluation.
 
-    Every kind of dropout is on: ``nn.Dropout`` and its relatives, dropout in attention, Transformer and
-    recurrent layers, ``F.dropout(x, p, self.training)`` and its like. All else runs in eval, without
-    gradients, and nothing is left behind: modes, running statistics, gradients and the global random streams
-    (torch's, NumPy's, Python's) are afterwards as before, also after an exception.
+    What is random in training is random here: ``nn.Dropout`` and its relatives, dropout in attention,
+    Transformer and recurrent layers, ``F.dropout(x, p, self.training)`` and its like, ``nn.RReLU``, and parts
+    that draw random numbers of their own, or choose a probability, ``if self.training``: drop path
+    (StochasticDepth, DropBlock), layers that are skipped, noise that is added or multiplied. The latter are
+    found by what they do: a part that asks for its mode is tried out in both, and is on if it is more random
+    in training. All else runs in eval, without gradients, and nothing is left behind: modes, running
+    statistics, gradients and the global random streams (torch's, NumPy's, Python's) are afterwards as before,
+    also after an exception.
 
     What comes before the first dropout is computed once. What follows is computed for many samples at a
     time, by ``torch.func.vmap``, where that is possible. It is not, and passes are made one by one, for a
@@ -56,7 +71,7 @@ def mc_samples(
 
     Args:
         module: Any module. Compiled ones run uncompiled here. A scripted or traced one may not hold dropout.
-        batch: What ``module`` is called with: a tuple or list as positional arguments, a dict as keyword
+        batch: What ``module`` is called with: a tuple or list as positional arguments, a mapping as keyword
             arguments, anything else, such as one tensor [B, ...], as it is. Each sample gets a copy.
         samples: T, the number of passes.
         chunk: At most this many samples are computed in one go, which bounds memory; ``None`` for as many as
@@ -71,13 +86,14 @@ def mc_samples(
             (B time steps before B inputs) is taken for the batch.
         forward: Called with the batch in place of the module, such as a method of it or what turns its
             outputs into probabilities.
-        train: Classes, or their names, of parts that ask ``self.training`` before they drop anything
-            (``dropout_p=self.p if self.training else 0.0``). Their own flag, not that of their children, is
-            on during the passes.
+        train: Classes, or their names, of parts whose own flag ``training``, not that of their children, is
+            on during the passes. With ``None`` those are found that are random in training, which takes up to
+            five passes more for a module with parts that ask for their mode; an empty list leaves it at
+            dropout functions.
 
     Returns:
         [T, B, ...], or the structure (tuple, list, dict) that the module returns, of such tensors. What is
-        ``None`` in it stays so.
+        ``None`` in it stays so; mappings that torch does not know become dicts.
 
     Raises:
         TypeError: If ``module`` is no module or its output holds anything but tensors and ``None``.
@@ -85,7 +101,7 @@ def mc_samples(
             has a dropout that cannot be shared.
 
     Warns:
-        UserWarning: If no dropout with p > 0 was called, or a part seems to need ``train``.
+        UserWarning: If the samples do not differ, with the reason.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 50), nn.ReLU(), nn.Dropout(0.1), nn.Linear(50, 1))
@@ -96,61 +112,136 @@ def mc_samples(
         True
     """
     _refuse(module, samples, chunk, seed, masks)
-    _refuse_unknown(module, train)
+    parts = _named(module, train)
     seed = secrets.randbits(63) if seed is None else seed
     call = forward or (lambda inputs: call_module(module, inputs))
     shared_over = _batch_size(batch) if masks == "shared" else None
 
-    def sample(reason: str) -> tuple[Any, ActiveDropout]:
+    def sample(reason: str) -> tuple[list[Tensor | None], Any, Passes]:
         mode = ActiveDropout(Masks(seed), shared_over)
         with ExitStack() as stack:
             if not reason:
                 # Tensors of inference mode do not count their changes.
                 stack.enter_context(torch.inference_mode(False))
-            devices = stack.enter_context(undisturbed(module, batch, train))
-            stacks, structure = Passes(module, call, batch, mode, seed, devices).run(samples, chunk, reason)
-        return tree_unflatten(stacks, structure), mode
+            devices = stack.enter_context(undisturbed(module, batch, parts.found if parts else ()))
+            passes = Passes(module, call, batch, mode, seed, devices, parts)
+            return *passes.run(samples, chunk, reason), passes
 
     reason = why_not_many(module, batch)
     try:
-        found, mode = sample(reason)
+        stacks, structure, passes = sample(reason)
     except RuntimeError as error:
         if reason or not torch.is_inference_mode_enabled() or "inference tensor" not in str(error).lower():
             raise
-        found, mode = sample("it changes tensors of inference mode")
-    _warn(module, mode, train)
-    return found
+        stacks, structure, passes = sample("it changes tensors of inference mode")
+    if passes.mode.reason and not _differ(stacks, passes.drew):
+        name = type(module).__name__
+        warnings.warn(f"The samples of {name} do not differ by dropout: {passes.mode.reason}", stacklevel=2)
+    return tree_unflatten(stacks, structure)
+
+
+def _differ(stacks: list[Tensor | None], drew: bool) -> bool:
+    """Whether samples differ; one alone if random numbers were drawn for it."""
+    tensors = [stack for stack in stacks if stack is not None and stack.device.type != "meta"]
+    if any(len(stack) < 2 for stack in tensors):
+        return drew
+    return any(not torch.equal(stack[:-1], stack[1:]) for stack in tensors)
+
+
+@dataclass
+class Found:
+    """What a pass without dropout tells of a module.
+
+    Attributes:
+        output: Of the pass.
+        random: Whether random numbers were drawn all the same, so that the output is of no use.
+        calls: How many dropouts were called.
+        active: How many of them had p > 0.
+        parts: Parts that are random in training in other ways.
+        reason: Why samples would not differ; empty if they would.
+        hopeless: Whether they never will, whatever becomes of the probabilities.
+    """
+
+    output: Any
+    random: bool
+    calls: int
+    active: int
+    parts: Parts
+    reason: str
+    hopeless: bool
 
 
 def find_dropout(
     module: nn.Module,
     batch: Any,
     forward: Callable[[Any], Any] | None = None,
-    train: Sequence[type[nn.Module] | str] = (),
-) -> ActiveDropout:
-    """Make one pass to see whether :func:`mc_samples`, given the same arguments, would drop anything.
+    train: Train | Parts | None = None,
+) -> Found:
+    """Make one pass without dropout, and see what :func:`mc_samples` would do.
+
+    It is one pass, unless parts ask for their mode and ``train`` is ``None``.
+
+    Args:
+        module: As for :func:`mc_samples`, like all arguments.
+        batch: What it is called with.
+        forward: Called in place of the module.
+        train: Parts that are on in the samples.
+    """
+    call = forward or (lambda inputs: call_module(module, inputs))
+    parts = _named(module, train)
+    mode, asked = ActiveDropout(Masks(0), on=False), Asked(module)
+    with undisturbed(module, batch) as devices:
+        start_streams(0, devices)
+        if parts is None:
+            mode.asked = asked
+            with asked.watching(), mode:
+                output = call(copied(batch))
+        else:
+            with mode:
+                output = call(copied(batch))
+        random = not untouched(0, devices)
+        if parts is None:
+            parts = Parts([], False)
+            if asked.parts:
+                parts = random_parts(asked, lambda: call(copied(batch)), devices)
+    mode.parts = parts.found
+    reason = "" if random else mode.reason
+    return Found(output, random, mode.calls, mode.active, parts, reason, not mode.calls and not asked.parts)
+
+
+def without_dropout(
+    module: nn.Module, batch: Any, forward: Callable[[Any], Any] | None = None
+) -> tuple[Any, bool]:
+    """One pass in evaluation in which every dropout is off, also one that says ``training=True``.
+
+    Args:
+        module: Any module.
+        batch: What it is called with, see :func:`mc_samples`.
+        forward: Called in place of the module.
 
     Returns:
-        What counted the dropouts, and has the ``reason`` if there are none.
+        The output, and whether random numbers were drawn all the same, so that it is one of many.
     """
-    mode = ActiveDropout(Masks(0))
-    with undisturbed(module, batch, train), mode:
-        (forward or (lambda inputs: call_module(module, inputs)))(copied(batch))
-    return mode
+    found = find_dropout(module, batch, forward, train=())
+    return found.output, found.random
 
 
 def _batch_size(batch: Any) -> int:
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return len(leaf)
+    for tensor in tensors_in(batch):
+        if tensor.ndim:
+            return len(tensor)
     raise ValueError(f"Expected `batch` to hold a tensor [B, ...] for `masks='shared'` but got {batch!r}")
 
 
-def _refuse_unknown(module: nn.Module, train: Sequence[type[nn.Module] | str]) -> None:
-    kinds = {type(part) for part in module.modules()}
+def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
+    """The parts that ``train`` names."""
+    if train is None or isinstance(train, Parts):
+        return train
+    parts = list(module.modules())
     for wanted in train:
-        if wanted not in kinds and wanted not in {kind.__name__ for kind in kinds}:
+        if not any(wanted in (type(part), type(part).__name__) for part in parts):
             raise ValueError(f"Expected `train` to name classes of parts of `module` but {wanted!r} is none")
+    return Parts([part for part in parts if type(part) in train or type(part).__name__ in train], False)
 
 
 def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None, masks: str) -> None:
@@ -165,33 +256,8 @@ def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None
         raise ValueError(f"Expected `masks` to be 'independent' or 'shared' but got {masks!r}")
     for name, part in module.named_modules():
         graph = getattr(part, "inlined_graph", "") if isinstance(part, torch.jit.ScriptModule) else ""
-        if "dropout" in str(graph):
+        if re.search(r"aten::\w*(dropout|bernoulli)", str(graph)):
             raise ValueError(
                 f"Expected `module` to hold no dropout in scripted or traced parts but {name or 'it'} does:"
                 " pass the module from before `torch.jit.script` or `torch.jit.trace`"
             )
-
-
-def _warn(module: nn.Module, mode: ActiveDropout, train: Sequence[type[nn.Module] | str]) -> None:
-    if mode.reason:
-        warnings.warn(
-            f"The samples of {type(module).__name__} do not differ by dropout: {mode.reason}", stacklevel=3
-        )
-        return
-    for kind in {type(part) for part in module.modules()}:
-        if kind not in train and kind.__name__ not in train and _asks_for_itself(kind):
-            warnings.warn(
-                f"{kind.__name__} seems to choose a dropout probability by `self.training`, which stays off:"
-                f" pass `train=['{kind.__name__}']` to have that dropout too",
-                stacklevel=3,
-            )
-
-
-def _asks_for_itself(kind: type[nn.Module]) -> bool:
-    """Whether a forward reads ``training`` and passes on a probability, as to fused attention."""
-    forward = getattr(kind, "forward", None)  # a scripted module's class has none
-    code = getattr(unwrap(forward), "__code__", None) if forward else None
-    if code is None or kind.__module__.startswith("torch.nn") or "training" not in code.co_names:
-        return False
-    keywords = {word for const in code.co_consts if isinstance(const, tuple) for word in const}
-    return bool(keywords & {"dropout_p", "dropout"})

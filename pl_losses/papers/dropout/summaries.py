@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from torchmetrics import MeanSquaredError, Metric
+from torchmetrics import Metric
 
 from pl_losses.observers.pictures import gather_objects
 from pl_losses.papers.dropout.drawing import (
@@ -18,14 +17,17 @@ from pl_losses.papers.dropout.drawing import (
     draw_reliability,
     draw_uncertain,
 )
+from pl_losses.papers.dropout.evaluation import tensors_in
 from pl_losses.papers.dropout.metrics import (
+    IGNORED,
     ClassificationScores,
     ClassificationUncertainty,
     EntropyHistogram,
     RegressionScores,
-    refuse_target,
+    as_classes,
 )
 from pl_losses.papers.dropout.quantities import mutual_information, predictive_moments
+from pl_losses.papers.dropout.sums import RootMeanSquare, Sum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,25 +63,6 @@ KEYS = {
     "<stage>/dropout/predictions": "picture: predictive mean and standard deviation over the target",
 }
 POINTS = 200  # of a regression that each rank keeps for a picture
-
-
-class Sum(Metric):
-    """A sum that, unlike ``torchmetrics.SumMetric``, does not wait for the device to look for NaN."""
-
-    full_state_update = False
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, value: Tensor | int) -> None:
-        """Add a scalar."""
-        self.total += value
-
-    def compute(self) -> Tensor:
-        """The sum."""
-        return self.total.clone()
 
 
 class Summary(nn.Module):
@@ -121,14 +104,15 @@ class ClassificationSummary(Summary):
     Args:
         labelled: Whether there are targets.
         images: How many images are kept.
+        ignore_index: Target of rows that do not count.
     """
 
-    def __init__(self, labelled: bool, images: int) -> None:
+    def __init__(self, labelled: bool, images: int, ignore_index: int = IGNORED) -> None:
         super().__init__(labelled)
-        self.images = images
+        self.images, self.ignore_index = images, ignore_index
         self.uncertainty = ClassificationUncertainty()
-        self.scores, self.single = ClassificationScores(), ClassificationScores()
-        self.histogram = EntropyHistogram()
+        self.scores, self.single = (ClassificationScores(ignore_index=ignore_index) for _ in range(2))
+        self.histogram = EntropyHistogram(ignore_index=ignore_index)
         self.kept: tuple[Tensor, ...] = ()
         self.counts = torch.zeros(2, 1)
 
@@ -137,22 +121,24 @@ class ClassificationSummary(Summary):
         if single.ndim != 2:
             raise ValueError(f"Expected probabilities of shape [B, C] but got {list(single.shape)}")
         if target is not None:
-            refuse_target(target, single)
+            as_classes(target, single, self.ignore_index)
 
     def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:
         """Add a batch of probabilities."""
-        self.inputs.update(len(single))
-        self.uncertainty.update(samples)
-        mean = samples.mean(dim=0)
+        mean, information = samples.mean(dim=0), mutual_information(samples)
+        predicted = mean.argmax(dim=1)
+        right, counted = torch.full_like(predicted, -1), None
         if target is not None:
-            self.scores.update(mean, target)
-            self.single.update(single, target)
-            self.histogram.update(samples, target)
-        images = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
-        if self.images and images is not None and images.ndim == 4 and images.shape[1] in (1, 3):
-            predicted = mean.argmax(dim=1)
-            right = torch.full_like(predicted, -1) if target is None else target
-            found = (mutual_information(samples), images, torch.stack([right, predicted], dim=1))
+            right = as_classes(target, single, self.ignore_index)
+            counted = right != self.ignore_index
+            information = information.where(counted, -torch.inf)
+            self.scores.update(mean, right)
+            self.single.update(single, right)
+            self.histogram.update(samples, right)
+        self.inputs.update(len(single) if counted is None else counted.sum())
+        self.uncertainty.update(samples, counted)
+        if self.images and (images := images_of(inputs, len(mean))) is not None:
+            found = (information, images, torch.stack([right, predicted], dim=1))
             self.kept = self._most_uncertain([self.kept, found] if self.kept else [found])
 
     def _most_uncertain(self, parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -176,10 +162,14 @@ class ClassificationSummary(Summary):
             return {}
         figures = {}
         if self.labelled:
-            tables = {"mean of passes": self.scores.reliability, "no dropout": self.single.reliability}
+            tables = {"mean of passes": self.scores.reliability}
+            if self.single.reliability.isfinite().all():
+                tables["no dropout"] = self.single.reliability
             figures = {"reliability": draw_reliability(tables), "entropy": draw_entropy(self.counts)}
         if parts := [part for part in parts if part]:
             information, images, labels = self._most_uncertain(parts)
+            counted = information != -torch.inf
+            information, images, labels = information[counted], images[counted], labels[counted]
             figures["most_uncertain"] = draw_uncertain(images.float(), labels, information)
         return figures
 
@@ -198,7 +188,7 @@ class RegressionSummary(Summary):
         self.precision, self.pictures = precision, pictures
         self.spread = Sum()
         self.scores = RegressionScores(precision)
-        self.single = MeanSquaredError(squared=False)
+        self.single = RootMeanSquare()
         self.points: list[Tensor] = []
 
     def check(self, single: Tensor, target: Tensor | None) -> None:
@@ -243,6 +233,14 @@ class RegressionSummary(Summary):
             "calibration": draw_coverage(self.scores.coverage),
             "predictions": draw_predictions(points),
         }
+
+
+def images_of(inputs: Any, rows: int) -> Tensor | None:
+    """The images [B, 1 or 3, H, W] that so many rows are about, one each; ``None`` if there are none."""
+    images = next(iter(tensors_in(inputs)), None)
+    if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != rows:
+        return None
+    return images
 
 
 def computed(metric: Metric) -> Any:

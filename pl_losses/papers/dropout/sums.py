@@ -1,0 +1,106 @@
+"""Sums over a data set that lose nothing to their own size, on any device and any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Sums(Metric):
+    """Base of metrics whose states are sums: float64 where the device has it, compensated everywhere.
+
+    A float32 sum of a million numbers near 1 stops growing by the smaller ones. Each sum has what its
+    rounding has lost beside it (Knuth's two-sum), so that it is exact on a device without float64, too.
+    """
+
+    full_state_update = False
+
+    def add_sum(self, name: str, *shape: int) -> None:
+        """Register a sum of this shape, by default a scalar."""
+        zeros = torch.zeros(2, *shape, dtype=torch.float64)  # the sum, and what it has lost
+        self.add_state(name, zeros, dist_reduce_fx="sum")
+
+    def increase(self, name: str, values: Tensor | float) -> None:
+        """Add values of the sum's shape."""
+        state = getattr(self, name)
+        before = state[0].clone()
+        added = values.to(before) if isinstance(values, Tensor) else torch.full_like(before, values)
+        after = before + added
+        grown = after - before
+        state[1] += (before - (after - grown)) + (added - grown)
+        state[0] = after
+
+    def total_of(self, name: str) -> Tensor:
+        """The sum so far; NaN if something that was added was not finite."""
+        total: Tensor = getattr(self, name).sum(dim=0)
+        return total
+
+    def exact(self, values: Tensor) -> Tensor:
+        """Values in the type of the sums, to be added up within a batch."""
+        return values.to(self._sum_dtype)
+
+    @property
+    def _sum_dtype(self) -> torch.dtype:
+        states: Iterator[Tensor] = (getattr(self, name) for name in self._defaults)
+        return next(state.dtype for state in states if state.is_floating_point())
+
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Move to another device; a model that becomes bfloat16 leaves the sums as they are."""
+
+        @wraps(fn)
+        def moved(tensor: Tensor) -> Tensor:
+            device = fn(torch.zeros((), dtype=torch.long, device=tensor.device)).device
+            try:
+                return tensor.to(device)
+            except TypeError:  # which is what MPS has for float64
+                return tensor.float().to(device)
+
+        return super()._apply(moved, *args, **kwargs)
+
+
+class Sum(Sums):
+    """A sum that, unlike ``torchmetrics.SumMetric``, does not wait for the device to look for NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sum("total")
+
+    def update(self, value: Tensor | float) -> None:
+        """Add a scalar."""
+        self.increase("total", value)
+
+    def compute(self) -> Tensor:
+        """The sum."""
+        return self.total_of("total")
+
+
+class RootMeanSquare(Sums):
+    """Root of the mean squared difference of values and targets of one shape.
+
+    Example:
+        >>> error = RootMeanSquare()
+        >>> error.update(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0]))
+        >>> round(error.compute().item(), 4)
+        3.5355
+    """
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sum("squares")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        self.increase("squares", (self.exact(values) - self.exact(target)).square().sum())
+        self.count += target.numel()
+
+    def compute(self) -> Tensor:
+        """Scalar; NaN before any value."""
+        return (self.total_of("squares") / self.count).sqrt()

@@ -1,0 +1,392 @@
+"""What is switched on and off, by behaviour and not by name: held against training mode and evaluation."""
+
+import random
+import warnings
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
+
+from pl_losses import DropoutClassifier, DropoutRegressor
+from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
+from pl_losses.papers.dropout.sampling import find_dropout, mc_samples, without_dropout
+
+P = 0.3
+
+
+def inputs(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) - 0.2
+
+
+class Called(nn.Module):
+    """A module that is one function of itself and its input."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+class DropPath(nn.Module):
+    """As it is written by hand in many repositories."""
+
+    def __init__(self, p, row=True):
+        super().__init__()
+        self.p, self.row = p, row
+
+    def forward(self, x):
+        if self.p == 0.0 or not self.training:
+            return x
+        mask = x.new_empty((len(x) if self.row else 1,) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * mask / (1 - self.p)
+
+
+class DropConnect(nn.Linear):
+    def forward(self, x):
+        weight = F.dropout(self.weight, P, self.training)
+        if self.training:
+            weight = weight * (torch.rand_like(weight) > P)
+        return F.linear(x, weight, self.bias)
+
+
+class OwnStream(nn.Module):
+    def __init__(self, stream):
+        super().__init__()
+        self.stream = stream
+
+    def forward(self, x):
+        return x * torch.from_numpy(self.stream.random(x.shape) > P) if self.training else x
+
+
+def layerdrop(m, x):
+    for layer in m.layers:
+        if not m.training or torch.rand([]) > P:
+            x = layer(x)
+    return x
+
+
+def stored(m, x):
+    training = m.training
+    if training:
+        x = x * (torch.rand_like(x) > P)
+    return F.dropout(x, P, training)
+
+
+def functional_drop_path(x, p, training):
+    return x * (torch.rand(len(x), 1) > p) if training else x
+
+
+def noise_beside_dropout(m, x):
+    x = functional_drop_path(x, P, m.training)
+    return F.dropout(x, 0.0)
+
+
+def attention(p):
+    return lambda m, x: F.scaled_dot_product_attention(x, x, x, dropout_p=p if m.training else 0.0)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = nn.MultiheadAttention(8, 2, P, batch_first=True)
+
+    def forward(self, x):
+        return self.part(x, x, x)[0]
+
+
+# A module whose only randomness is that of training, and the shape of its input.
+TRAINING_ONLY = {
+    "StochasticDepth row": (lambda: StochasticDepth(P, "row"), (16, 8)),
+    "StochasticDepth batch": (lambda: StochasticDepth(P, "batch"), (4, 8)),
+    "DropBlock2d": (lambda: DropBlock2d(P, 3), (4, 8, 7, 7)),
+    "DropBlock3d": (lambda: DropBlock3d(P, 3), (2, 4, 5, 5, 5)),
+    "DropPath by hand": (lambda: nn.Sequential(nn.Linear(8, 8), DropPath(P), nn.Dropout(0.0)), (16, 8)),
+    "before dropout": (lambda: nn.Sequential(DropPath(P), nn.Dropout(1e-9)), (16, 8)),
+    "drop connect": (lambda: DropConnect(8, 8), (4, 8)),
+    "layerdrop": (
+        lambda: Called(layerdrop, layers=nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])),
+        (4, 8),
+    ),
+    "if training": (lambda: Called(lambda m, x: x * (torch.rand_like(x) > P) if m.training else x), (4, 8)),
+    "stored flag": (lambda: Called(stored), (4, 8)),
+    "a function": (lambda: Called(noise_beside_dropout), (16, 8)),
+    "added noise": (lambda: Called(lambda m, x: x + torch.randn_like(x) if m.training else x), (4, 8)),
+    "NumPy": (lambda: Called(lambda m, x: x * np.random.rand() if m.training else x), (4, 8)),
+    "Python": (lambda: Called(lambda m, x: x * random.random() if m.training else x), (4, 8)),
+    "own stream": (lambda: OwnStream(np.random.default_rng(0)), (4, 8)),
+    "fused attention": (lambda: Called(attention(P)), (4, 2, 5, 8)),
+    "MultiheadAttention": (Attending, (4, 5, 8)),
+    "RReLU": (lambda: nn.RReLU(), (4, 8)),
+    "LSTM": (lambda: Called(lambda m, x: m.part(x)[0], part=nn.LSTM(8, 6, 2, dropout=P)), (4, 5, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINING_ONLY)
+def test_what_is_random_in_training_is_on_in_samples_and_off_without_dropout(kind):
+    torch.manual_seed(0)
+    make, shape = TRAINING_ONLY[kind]
+    module, x = make().train(), inputs(*shape)
+    before = [part.training for part in module.modules()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = mc_samples(module, x, 200, seed=0)
+    assert not find_dropout(module, x).reason
+    assert (samples != samples[0]).any()
+    if kind != "own stream":
+        assert torch.equal(samples, mc_samples(module, x, 200, seed=0))
+        assert torch.equal(samples[:3], mc_samples(module, x, 3, seed=0, chunk=1))
+    # The law is that of training mode.
+    assert [part.training for part in module.modules()] == before
+    with torch.no_grad():
+        passes = torch.stack([module(x.clone()) for _ in range(200)])
+    error = 6 * ((passes.var(dim=0) + samples.var(dim=0)) / 200).sqrt() + 1e-4
+    assert ((samples.mean(dim=0) - passes.mean(dim=0)).abs() < error).all()
+    torch.testing.assert_close(samples.var(dim=0).mean(), passes.var(dim=0).mean(), rtol=0.35, atol=0)
+    single, is_random = without_dropout(module, x)
+    assert not is_random
+    with torch.no_grad():
+        assert torch.equal(single, module.eval()(x))
+
+
+# Dropout that says training=True, and what is left without it.
+FIXED = {
+    "F.dropout": (lambda x: F.dropout(x, P, training=True), None),
+    "F.dropout by default": (lambda x: F.dropout(x, P), None),
+    "F.dropout2d": (lambda x: F.dropout2d(x[..., None, None], P)[..., 0, 0], None),
+    "F.dropout3d": (lambda x: F.dropout3d(x[..., None, None, None], P)[..., 0, 0, 0], None),
+    "F.alpha_dropout": (lambda x: F.alpha_dropout(x, P, True), None),
+    "F.feature_alpha_dropout": (lambda x: F.feature_alpha_dropout(x, P, True), None),
+    "torch.dropout": (lambda x: torch.dropout(x, P, True), None),
+    "torch.native_dropout": (lambda x: torch.native_dropout(x, P, True)[0], None),
+    "attention": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=P),
+        lambda x: F.scaled_dot_product_attention(x, x, x),
+    ),
+    "F.rrelu": (lambda x: F.rrelu(x, training=True), F.rrelu),
+}
+
+
+@pytest.mark.parametrize("kind", FIXED)
+def test_dropout_that_says_training_is_off_without_dropout(kind):
+    function, expected = FIXED[kind]
+    module, x = Called(lambda m, x: function(x)), inputs(4, 8)
+    single, is_random = without_dropout(module, x)
+    assert torch.equal(single, expected(x) if expected else x)
+    assert not is_random
+    samples = mc_samples(module, x, 5, seed=0)
+    assert (samples != samples[0]).any()
+
+
+def test_a_part_with_batch_normalisation_and_noise_keeps_its_statistics():
+    class Both(nn.BatchNorm1d):
+        def forward(self, x):
+            x = F.batch_norm(x, self.running_mean, self.running_var, training=self.training, momentum=0.5)
+            return x * (torch.rand_like(x) > P) if self.training else x
+
+    module = nn.Sequential(nn.Linear(3, 3), Both(3), nn.BatchNorm1d(3)).train()
+    module[1].running_mean.fill_(5.0)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    samples = mc_samples(module, inputs(16, 3), 50, seed=0)
+    assert (samples != samples[0]).any()
+    assert samples.min() < -3
+    assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
+
+
+def test_trying_a_part_out_changes_nothing():
+    """Attributes and buffers of what asks for its mode, and which is no dropout at all."""
+
+    def function(m, x):
+        if m.training:
+            m.steps, m.other = m.steps + 1, torch.zeros(())
+            m.scale.mul_(2)
+            m.shift = m.shift + 1
+            raise_if = m.fail
+            if raise_if:
+                raise RuntimeError("no target")
+            return {"loss": x.sum()}
+        return F.dropout(x, P) * m.scale
+
+    for fail in (False, True):
+        module = Called(function)
+        module.steps, module.fail = 0, fail
+        module.register_buffer("scale", torch.ones(()))
+        module.register_buffer("shift", torch.ones(()))
+        scale = module.scale
+        samples = mc_samples(module, x := inputs(4, 8), 5, seed=0)
+        assert samples.shape == (5, 4, 8)
+        assert not find_dropout(module, x).parts.found
+        assert (module.steps, module.scale.item(), module.shift.item()) == (0, 1.0, 1.0)
+        assert module.scale is scale
+        assert not hasattr(module, "other")
+        assert not module._forward_pre_hooks
+        assert not hasattr(Called, "training")
+
+
+def test_a_flag_that_goes_straight_to_dropout_costs_no_further_passes():
+    calls = []
+    module = Called(
+        lambda m, x: (calls.append(1), F.dropout(m.part(x), P, m.training))[1], part=nn.Linear(8, 8)
+    )
+    mc_samples(module, inputs(4, 8), 5, chunk=1, seed=0)
+    assert len(calls) == 5
+    calls.clear()
+    find_dropout(module, inputs(4, 8))
+    assert len(calls) == 1
+
+
+def test_shared_masks_refuse_what_cannot_be_shared():
+    with pytest.raises(
+        ValueError, match="'independent' for a module with a DropPath, which is random in tra"
+    ):
+        mc_samples(nn.Sequential(DropPath(P), nn.Dropout(P)), inputs(16, 8), 5, masks="shared")
+
+
+def test_a_list_of_classes_is_all_that_is_on():
+    module, x = nn.Sequential(DropPath(P), StochasticDepth(P, "row")), inputs(200, 8)
+    share = [
+        (mc_samples(module, x, 1, seed=0, train=train) == 0).double().mean() for train in (["DropPath"], None)
+    ]
+    assert share[0] == pytest.approx(P, abs=0.12)
+    assert share[1] == pytest.approx(1 - (1 - P) ** 2, abs=0.12)
+    with pytest.warns(UserWarning, match="do not differ by dropout"):
+        mc_samples(module, x, 2, train=[])
+
+
+def test_samples_that_differ_without_dropout_are_not_said_to_be_equal():
+    module = Called(lambda m, x: x * torch.bernoulli(torch.full_like(x, 0.5)))
+    for samples in (1, 4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mc_samples(module, inputs(4, 8), samples, seed=0)
+
+
+class Regressor(pl.LightningModule):
+    def __init__(self, function):
+        super().__init__()
+        self.network = Called(function)
+
+    def forward(self, x):
+        return self.network(x)
+
+    def validation_step(self, batch):
+        pass
+
+
+def rows(function, target, **options):
+    """What the monitor logs of a regression."""
+    x = inputs(60, 1)
+    run = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[DropoutUncertaintyMonitor(samples=4, task="regression", **options)],
+    )  # fmt: skip
+    run.validate(Regressor(function), DataLoader(TensorDataset(x, target(x)), 20), verbose=False)
+    return {key.removeprefix("val/dropout/"): value.item() for key, value in run.callback_metrics.items()}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: F.dropout(2 * x, P, training=True),
+        lambda m, x: 2 * F.alpha_dropout(x, P, training=True),
+        lambda m, x: 2 * x * (torch.rand_like(x) > P) if m.training else 2 * x,
+    ],
+)
+def test_the_exact_pass_without_dropout_has_no_error(function):
+    found = rows(function, lambda x: 2 * x)
+    assert found["rmse_deterministic"] == 0
+    assert found["rmse"] > 0.1
+
+
+def test_without_dropout_there_is_no_number_of_a_network_that_stays_random():
+    stream = np.random.default_rng(0)
+    for noise in (torch.rand_like, lambda x: torch.from_numpy(stream.random(x.shape)).float()):
+        with pytest.warns(
+            UserWarning, match="no numbers without dropout: Regressor is random in eval"
+        ) as told:
+            found = rows(lambda m, x, noise=noise: F.dropout(x, P) + noise(x), lambda x: x)
+        assert sum("no numbers" in str(one.message) for one in told) == 1
+        assert np.isnan(found["rmse_deterministic"])
+        assert found["rmse"] > 0.1
+    # No dropout at all, but its samples differ.
+    with pytest.warns(UserWarning, match="no numbers without dropout"):
+        assert rows(lambda m, x: x + torch.rand_like(x), lambda x: x)["inputs"] == 60
+
+
+def fit(model, *data):
+    run = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    loader = DataLoader(TensorDataset(*data), 30)
+    run.fit(model, loader, loader)
+    return {key: value.item() for key, value in run.callback_metrics.items()}
+
+
+def test_the_papers_modules_know_what_is_without_dropout():
+    class Fixed(nn.Sequential):
+        def forward(self, x):
+            return F.dropout(super().forward(x), P, training=True)
+
+    torch.manual_seed(0)
+    x = inputs(60, 2)
+    network = Fixed(nn.Linear(2, 1))
+    regressor = DropoutRegressor(network=network, precision=1.0, samples=3)
+    found = fit(regressor, x, x.sum(dim=1, keepdim=True))
+    exact = regressor.target_scale.inverse(network[0](regressor.input_scale(x)))[:, 0]
+    error = (exact - x.sum(dim=1)).square().mean().sqrt().item()
+    assert found["val/rmse_deterministic"] == pytest.approx(error, rel=1e-5)
+    target = (x.sum(dim=1) > 0).long()
+    network = Fixed(nn.Linear(2, 2))
+    found = fit(DropoutClassifier(network=network, samples=3), x, target)
+    assert found["val/loss"] == pytest.approx(F.cross_entropy(network[0](x), target).item(), rel=1e-5)
+    noisy = Called(lambda m, x: m.part(x) + torch.randn(1), part=nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="`network` of DropoutClassifier to be random by dropout only"):
+        fit(DropoutClassifier(network=noisy), x, target)
+
+
+class Images(pl.LightningModule):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images)
+
+    def validation_step(self, batch):
+        pass
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t"])
+def test_networks_of_torchvision_whose_randomness_is_drop_path(name):
+    torch.manual_seed(0)
+    network, images = getattr(torchvision.models, name)(num_classes=5), inputs(4, 3, 32, 32)
+    for name, parameter in network.named_parameters():
+        if "layer_scale" in name:  # 1e-6 at first: what is dropped would hardly show
+            nn.init.ones_(parameter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = mc_samples(network, images, 3, seed=0)
+    assert (samples != samples[0]).any()
+    assert all(part.training for part in network.modules())
+    with torch.no_grad():
+        exact = network.eval()(images)
+    target = torch.arange(4)
+    run = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[DropoutUncertaintyMonitor(samples=2)],
+    )  # fmt: skip
+    (found,) = run.validate(Images(network), DataLoader(TensorDataset(images, target), 4), verbose=False)
+    assert found["val/dropout/nll_deterministic"] == pytest.approx(
+        F.cross_entropy(exact, target).item(), abs=1e-5
+    )
+    assert found["val/dropout/mutual_information"] > 0
