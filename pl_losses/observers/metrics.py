@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -26,6 +27,80 @@ def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> 
         if isinstance(logger, WandbLogger):
             for key, summary in best.items():
                 logger.experiment.define_metric(key, step_metric=X_AXIS, summary=f"{summary},last")
+
+
+class Mean(Metric):
+    """Mean over a data set, over any number of ranks and uneven batches.
+
+    The sum is in float64 whatever the precision of training, with the rounding of each addition kept apart:
+    on a device without float64 it is in float32. A value that is not finite is not left out.
+
+    Example:
+        >>> mean = Mean()
+        >>> mean.update(torch.tensor(1.0), 3)
+        >>> mean.update(torch.tensor([4.0, 8.0]))
+        >>> mean.compute()
+        tensor(3., dtype=torch.float64)
+    """
+
+    full_state_update = False
+    total: Tensor
+    rounded: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rounded", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, count: int | Tensor = 1) -> None:
+        """Add values of any shape, each the mean of ``count`` samples."""
+        added = (values.detach().to(self.total.dtype) * count).sum()
+        total = self.total + added
+        part = total - self.total
+        self.rounded = self.rounded + ((self.total - (total - part)) + (added - part))
+        self.total = total
+        self.count += values.numel() * count
+
+    def compute(self) -> Tensor:
+        """Scalar; NaN before any sample."""
+        return (self.total + self.rounded.nan_to_num()) / self.count
+
+    def _apply(self, fn: Any, exclude_state: Any = "") -> Any:
+        # Sums go along to another device; to half precision, as a module with them may, they do not.
+        sums = ("total", "rounded")
+        this: Any = super()._apply(fn, (*exclude_state, *sums))
+        dtype = torch.float32 if this.device.type == "mps" else torch.float64
+        for name in sums:
+            setattr(this, name, getattr(this, name).to(this.device, dtype))
+            this._defaults[name] = this._defaults[name].to(this.device, dtype)
+        return this
+
+
+class ListMetric(Metric):
+    """Base of metrics that keep rows in lists: a rank that has added none comes to the collective, too."""
+
+    def add_rows(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+        """Add a state, a list of tensors [B, *shape]."""
+        self.add_state(name, [], dist_reduce_fx="cat")
+        self._rows[name] = torch.zeros(0, *shape, dtype=dtype)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: dict[str, Tensor] = {}
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the rows of all ranks."""
+        for name, none in self._rows.items():
+            if not getattr(self, name):
+                setattr(self, name, [none.to(self.device)])
+        super().sync(*args, **kwargs)
+
+    def rows(self, name: str) -> Tensor:
+        """All rows of a state."""
+        found: list[Tensor] | Tensor = getattr(self, name)
+        return found if isinstance(found, Tensor) else torch.cat([self._rows[name].to(self.device), *found])
 
 
 class ErrorRate(Metric):
@@ -52,7 +127,16 @@ class ErrorRate(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Count a batch: predicted and right classes, shape [B] each."""
+        """Count a batch: predicted and right classes, shape [B] each.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if predicted.shape != target.shape:
+            raise ValueError(
+                f"Expected `target` of the shape of `predicted`, {list(predicted.shape)}, but got"
+                f" {list(target.shape)}"
+            )
         self.wrong += (predicted != target).sum()
         self.total += target.numel()
 
@@ -60,6 +144,13 @@ class ErrorRate(Metric):
         """Scalar in [0, 1]; NaN before any sample."""
         self.counted = (int(self.wrong), int(self.total))
         return self.wrong / self.total
+
+
+def computed(metric: Metric) -> Any:
+    """The value of a metric over all ranks, also if this one has added nothing to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
+        return metric.compute()
 
 
 def binomial_interval(wrong: int, total: int, level: float = 0.95) -> tuple[float, float]:
@@ -71,7 +162,7 @@ def binomial_interval(wrong: int, total: int, level: float = 0.95) -> tuple[floa
         level: Confidence level.
 
     Returns:
-        Lower and upper end, in [0, 1].
+        Lower and upper end, in [0, 1]: all of it where nothing was tried.
 
     Example:
         >>> [round(100 * end, 2) for end in binomial_interval(95, 10_000)]
@@ -79,5 +170,7 @@ def binomial_interval(wrong: int, total: int, level: float = 0.95) -> tuple[floa
     """
     from scipy.stats import binomtest
 
+    if not total:
+        return 0.0, 1.0
     low, high = binomtest(wrong, total).proportion_ci(level, method="exact")
     return float(low), float(high)
