@@ -75,6 +75,11 @@ class TemporalAveraging(WeightAveraging):
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_end(trainer, pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the weights in the model, also where a fit stops within a validation."""
+        if self._swapped and trainer.state.fn == TrainerFn.FITTING and trainer.evaluating:
+            self._swap_models(pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the model, and keep the weights for a checkpoint saved after the fit."""
         if not self._swapped:
