@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from pl_losses.observers.loaders import evaluation_loaders, fingerprint, share_of
+
 _NONE = object()
 WIDEST = 100  # Of a tensor with more values per sample the table has none.
 
@@ -76,14 +78,30 @@ def _one_after_the_other(values: list[Any]) -> Any:
 
 
 def of_all_ranks(answers: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
-    """The answers of all ranks, on each of them."""
+    """The answers of all ranks, on each of them, each sample's once: a collective.
+
+    They are in the order of the samples where rank r has samples r, r + ranks, r + 2 ranks and so on. Ranks
+    that share a model or an image, and ranks that have all samples, give the same answers: one will do.
+
+    Raises:
+        ValueError: If there are several dataloaders.
+    """
+    loaders = evaluation_loaders(trainer, "predict")
+    if len(loaders) > 1:
+        raise ValueError(f"Expected one dataloader to predict for but got {len(loaders)}")
     if trainer.world_size == 1:
         return answers
-    share: dict[str, Any] = trainer.distributed_sampler_kwargs or {"rank": 0}
+    share = share_of(loaders[0])
+    shared = share is not None and share[1] > 1
+    if share is not None and shared:
+        rank, ranks, samples = share
+        own = len(range(rank, samples, ranks))
+        answers = {key: values[:own] for key, values in answers.items()}
     parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, (share["rank"], answers))
-    # Ranks that share a model answer for the same samples: one of them will do.
-    return interleaved([part for _, part in sorted(dict(parts).items())])
+    key = share if shared else fingerprint(answers)
+    torch.distributed.all_gather_object(parts, (key, answers))
+    different = {key: part for key, part in parts if part}
+    return interleaved([different[key] for key in (sorted(different) if shared else different)])
 
 
 def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -92,7 +110,7 @@ def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     >>> interleaved([{"x": ["a", "c", "e"]}, {"x": ["b", "d"]}])
     {'x': ['a', 'b', 'c', 'd', 'e']}
     """
-    return {key: _in_turn([part[key] for part in parts]) for key in parts[0]}
+    return {key: _in_turn([part[key] for part in parts]) for key in (parts or [{}])[0]}
 
 
 def _in_turn(values: list[Any]) -> Any:

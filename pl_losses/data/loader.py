@@ -108,13 +108,17 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self._stops)
 
+    def start(self, batch_idx: int) -> int:
+        """Return how many of this rank's samples come before a batch of an epoch."""
+        return self._stops[batch_idx - 1] if batch_idx else 0
+
     def __iter__(self) -> Iterator[Batch]:
         # A generator runs from its first `next` on: Lightning makes the iterator before it sets the epoch.
         epoch, first = self._start
         self._start = (epoch + 1, 0)
         order = self._order(epoch)
         for index in range(first, len(self)):
-            chosen = order[self._stops[index - 1] if index else 0 : self._stops[index]]
+            chosen = order[self.start(index) : self._stops[index]]
             batch = tuple(tensor.index_select(0, chosen) for tensor in self.tensors)
             if self.transform is not None:
                 self._generator.manual_seed(_mix(self.seed, epoch, self.rank, index))

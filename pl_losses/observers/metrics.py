@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -26,6 +27,31 @@ def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> 
         if isinstance(logger, WandbLogger):
             for key, summary in best.items():
                 logger.experiment.define_metric(key, step_metric=X_AXIS, summary=f"{summary},last")
+
+
+class ListMetric(Metric):
+    """Base of metrics that keep rows in lists: a rank that has added none comes to the collective, too."""
+
+    def add_rows(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+        """Add a state, a list of tensors [B, *shape]."""
+        self.add_state(name, [], dist_reduce_fx="cat")
+        self._rows[name] = torch.zeros(0, *shape, dtype=dtype)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: dict[str, Tensor] = {}
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the rows of all ranks."""
+        for name, none in self._rows.items():
+            if not getattr(self, name):
+                setattr(self, name, [none.to(self.device)])
+        super().sync(*args, **kwargs)
+
+    def rows(self, name: str) -> Tensor:
+        """All rows of a state."""
+        found: list[Tensor] | Tensor = getattr(self, name)
+        return found if isinstance(found, Tensor) else torch.cat([self._rows[name].to(self.device), *found])
 
 
 class ErrorRate(Metric):
@@ -52,7 +78,16 @@ class ErrorRate(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Count a batch: predicted and right classes, shape [B] each."""
+        """Count a batch: predicted and right classes, shape [B] each.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if predicted.shape != target.shape:
+            raise ValueError(
+                f"Expected `target` of the shape of `predicted`, {list(predicted.shape)}, but got"
+                f" {list(target.shape)}"
+            )
         self.wrong += (predicted != target).sum()
         self.total += target.numel()
 
@@ -60,6 +95,13 @@ class ErrorRate(Metric):
         """Scalar in [0, 1]; NaN before any sample."""
         self.counted = (int(self.wrong), int(self.total))
         return self.wrong / self.total
+
+
+def computed(metric: Metric) -> Any:
+    """The value of a metric over all ranks, also if this one has added nothing to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
+        return metric.compute()
 
 
 def binomial_interval(wrong: int, total: int, level: float = 0.95) -> tuple[float, float]:
@@ -71,7 +113,7 @@ def binomial_interval(wrong: int, total: int, level: float = 0.95) -> tuple[floa
         level: Confidence level.
 
     Returns:
-        Lower and upper end, in [0, 1].
+        Lower and upper end, in [0, 1]: all of it where nothing was tried.
 
     Example:
         >>> [round(100 * end, 2) for end in binomial_interval(95, 10_000)]
@@ -79,5 +121,7 @@ def binomial_interval(wrong: int, total: int, level: float = 0.95) -> tuple[floa
     """
     from scipy.stats import binomtest
 
+    if not total:
+        return 0.0, 1.0
     low, high = binomtest(wrong, total).proportion_ci(level, method="exact")
     return float(low), float(high)

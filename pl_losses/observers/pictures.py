@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pl_losses.names import file_stem
 from pl_losses.observers.charts import log_confusion
-from pl_losses.observers.loaders import evaluation_loaders, unrepeated
+from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, unrepeated
 from pl_losses.observers.record import run_folder
 from pl_losses.observers.steps import logged_step
 
@@ -67,10 +67,11 @@ class ClassifierReport(Callback):
         self.samples = samples
         self._pairs: dict[str, Tensor] = {}
         self._kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._seen = SeenSamples()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the test before."""
-        self._pairs, self._kept = {}, {}
+        self._pairs, self._kept, self._seen = {}, {}, SeenSamples()
 
     def on_test_batch_end(
         self,
@@ -87,9 +88,9 @@ class ClassifierReport(Callback):
                 f"Expected `test_step` of {type(pl_module).__name__} to return a dict with 'predicted' and"
                 " 'target'"
             )
-        own = unrepeated(
-            evaluation_loaders(trainer, "test")[dataloader_idx], batch_idx, len(outputs["target"])
-        )
+        loader = evaluation_loaders(trainer, "test")[dataloader_idx]
+        self._seen.add(loader, batch)
+        own = unrepeated(loader, batch_idx, len(outputs["target"]))
         outputs = {key: value[:own] for key, value in outputs.items() if isinstance(value, Tensor)}
         labels = torch.stack([outputs["target"], outputs["predicted"]], dim=1)
         pairs, counts = torch.unique(labels, dim=0, return_counts=True)
@@ -114,7 +115,7 @@ class ClassifierReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the ranks' parts together (on all ranks) and draw (on rank zero)."""
-        parts = gather_objects((self._pairs, self._kept))
+        parts = gather_objects((self._pairs, self._kept) if self._seen.counts() else ({}, {}))
         if not trainer.is_global_zero or not any(pairs for pairs, _ in parts):
             return
         table = torch.cat([pairs["test"].cpu() for pairs, _ in parts if pairs])
@@ -123,7 +124,7 @@ class ClassifierReport(Callback):
         confusion.index_put_((table[:, 0], table[:, 1]), table[:, 2], accumulate=True)
         log_figure(trainer, "test/confusion_matrix", draw_confusion(confusion))
         log_confusion(trainer, "test/confusion", confusion, "Right and predicted class")
-        for key in self._kept:
+        for key in sorted({key for _, kept in parts for key in kept}):
             mine = [kept[key] for _, kept in parts if key in kept]
             score, images, labels = (torch.cat([part[i].cpu() for part in mine]) for i in range(3))
             best = score.argsort(descending=True)[: self.samples]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
@@ -10,15 +10,23 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
 
-from pl_losses.observers.loaders import evaluation_loaders, unrepeated
+from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, places_of, unrepeated
 from pl_losses.observers.metrics import define_metrics
 from pl_losses.strategies import units
+
+COUNTED = "training_metrics"  # Of a checkpoint.
 
 
 class PaperModule(LightningModule):
     """Base of the papers' modules: pass it an optimizer's callable, override what the paper adds.
+
+    The module's metrics (torchmetrics) are empty when a validation, test or prediction starts; those whose
+    names start with "train" are empty when a fit does, and checkpoints keep them. A step is to count the
+    first :meth:`own_rows` samples of its batch, and to multiply its loss by :meth:`rank_weight`; what is
+    logged when a validation or test ends is :meth:`evaluation_results`.
 
     Attributes:
         best: Logged key to whether its smallest or largest value is the best; loggers that can, show it.
@@ -45,6 +53,11 @@ class PaperModule(LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._sharded = False
+        self._seen, self._dataloader = SeenSamples(), 0
+        self._counted: dict[str, Any] = {}  # By a checkpoint that a fit goes on from.
+        # Of the modules before an evaluation that has not ended; and whether there was such a one before.
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._unended = False
 
     def configure_model(self) -> None:
         """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are.
@@ -116,23 +129,169 @@ class PaperModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Tell the logger which value of each metric is the best."""
+        """Tell the logger which value of each metric is the best, and train in the mode of before."""
+        # An exception in an evaluation leaves dropout off.
+        for part, training in self._modes:
+            part.training = training
+        self._modes = []
         define_metrics(self.trainer, self.best)
 
     def on_train_start(self) -> None:
-        """Go on within the epoch that a checkpoint was saved in."""
+        """Go on within the epoch that a checkpoint was saved in; else begin with empty metrics."""
         # Lightning forgets where its loader was when a scheduler has asked for the number of steps.
         self.trainer.fit_loop._load_combined_loader_states()
+        ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        for name, metric in self._metrics(training=True):
+            metric.reset()
+            # All ranks' counts are in the checkpoint, and are summed again.
+            if self.global_rank == 0 and not ended:
+                for key, state in self._counted.get(name, {}).items():
+                    setattr(metric, key, state.to(self.device))
+        self._counted = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what was counted in this epoch so far, on all ranks together.
+
+        It is left out where several ranks were interrupted, each at another place.
+        """
+        if self._trainer is None or (self._trainer.world_size > 1 and self._trainer.interrupted):
+            return
+        checkpoint[COUNTED] = {}
+        for name, metric in self._metrics(training=True):
+            with metric.sync_context():
+                states: dict[str, Any] = metric.metric_state
+                checkpoint[COUNTED][name] = {key: state.clone() for key, state in states.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember what was counted in the epoch that the checkpoint was saved in."""
+        self._counted = checkpoint.get(COUNTED, {})
+
+    def on_validation_model_eval(self) -> None:
+        """Begin a validation with empty metrics."""
+        self._begin_evaluation()
+        super().on_validation_model_eval()
+
+    def on_test_model_eval(self) -> None:
+        """Begin a test with empty metrics."""
+        self._begin_evaluation()
+        super().on_test_model_eval()
+
+    def on_predict_model_eval(self) -> None:
+        """Begin a prediction with empty metrics."""
+        self._begin_evaluation()
+        super().on_predict_model_eval()
+
+    def _begin_evaluation(self) -> None:
+        # Before any other hook, and whatever ended the evaluation before.
+        self._seen, self._dataloader = SeenSamples(), 0
+        for _, metric in self._metrics(training=False):
+            metric.reset()
+        self._unended = bool(self._modes)
+        self._modes = self._modes or [(part, part.training) for part in self.modules()]
+
+    def on_validation_end(self) -> None:
+        """Leave it to Lightning to go on in the mode of before."""
+        self._end_evaluation()
+
+    def on_test_end(self) -> None:
+        """Leave it to Lightning to go on in the mode of before."""
+        self._end_evaluation()
+
+    def on_predict_end(self) -> None:
+        """Leave it to Lightning to go on in the mode of before."""
+        self._end_evaluation()
+
+    def _end_evaluation(self) -> None:
+        if not self._unended:
+            self._modes = []
+
+    def _metrics(self, training: bool) -> Iterator[tuple[str, Metric]]:
+        for name, module in self.named_modules():
+            if isinstance(module, Metric) and name.startswith("train") == training:
+                yield name, module
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Note which samples this rank sees."""
+        self._note(batch, dataloader_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Note which samples this rank sees."""
+        self._note(batch, dataloader_idx)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Note which dataloader this is."""
+        self._dataloader = dataloader_idx
+
+    def _note(self, batch: Any, dataloader_idx: int) -> None:
+        self._dataloader = dataloader_idx
+        self._seen.add(self._loader(), batch)
+
+    def _loader(self) -> Any:
+        """The dataloader of the batch that is under way; ``None`` if nothing is known of it."""
+        trainer = self._trainer
+        if trainer is None or trainer.state.stage is None:
+            return None
+        if trainer.training:
+            loader = trainer.train_dataloader
+            return None if isinstance(loader, (dict, list, tuple)) else loader
+        stage: Any = trainer.state.stage.dataloader_prefix
+        return evaluation_loaders(trainer, stage)[self._dataloader]
 
     def own_rows(self, batch_idx: int, size: int) -> int:
-        """How many inputs of a validation or test batch to count, the first ones, of ``size``.
+        """How many samples of a batch to count, the first ones, of ``size``.
 
-        The others are repetitions by which a ``DistributedSampler`` evens out the ranks.
+        The others are repetitions by which ranks are given equally many. There may be none to count.
         """
-        if self._trainer is None or not self._trainer.evaluating:
-            return size
-        loaders = evaluation_loaders(self._trainer, "test" if self._trainer.testing else "val")
-        return unrepeated(loaders[0], batch_idx, size)
+        return unrepeated(self._loader(), batch_idx, size)
+
+    def places(self, batch_idx: int, size: int) -> range:
+        """The places in the data set of the samples of a batch of ``size``, on any number of ranks."""
+        return places_of(self._loader(), batch_idx, size)
+
+    def counts(self) -> bool:
+        """Whether what this rank saw in a validation or test counts: no rank before it saw the same samples.
+
+        For hooks at the end of an evaluation, on all ranks: the first time it is a collective.
+        """
+        return self._seen.counts()
+
+    def rank_weight(self, count: int | Tensor) -> float | Tensor:
+        """What to multiply this rank's loss by, a mean over ``count`` samples (strings, ...) of its batch.
+
+        Strategies average the gradients of the ranks. So weighted they are those of the mean over the samples
+        of all ranks' batches. A collective, if there are several ranks: all are to come here, once a loss.
+        """
+        if self._trainer is None or self._trainer.world_size == 1:
+            return 1.0
+        return count / self.mean_count(count)
+
+    def mean_count(self, count: int | Tensor) -> int | Tensor:
+        """The mean of the ranks' counts, or 1 if all are 0: a collective, if there are several ranks."""
+        if self._trainer is None or self._trainer.world_size == 1:
+            return count
+        total = torch.as_tensor(count, dtype=torch.float32, device=self.device).clone()
+        torch.distributed.all_reduce(total)
+        return torch.where(total > 0, total / self._trainer.world_size, 1.0)
+
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """What the metrics of "val" or "test" give, to be logged as ``<stage>/<name>``: runs on all ranks."""
+        return {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the metrics give."""
+        self._log_results("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the metrics give."""
+        self._log_results("test")
+
+    def _log_results(self, stage: str) -> None:
+        if not self.counts():
+            for _, metric in self._metrics(training=False):
+                metric.reset()
+        values = {f"{stage}/{name}": value for name, value in self.evaluation_results(stage).items()}
+        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
+        self.log_dict(values, prog_bar=stage == "val", sync_dist=True)
 
     def refuse_non_finite(self, loss: Tensor) -> None:
         """Stop at a loss that is not finite: at once on the CPU, at the next logged step on an accelerator.

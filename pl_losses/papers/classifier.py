@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
-from pl_losses.observers.metrics import ErrorRate, binomial_interval
+from pl_losses.observers.metrics import ErrorRate, binomial_interval, computed
+from pl_losses.observers.sums import Mean
 from pl_losses.papers.base import PaperModule
 
 
@@ -17,8 +17,8 @@ class Classifier(PaperModule):
 
     Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` and its
     95 % interval ``test/error_low`` and ``test/error_high``. Errors are shares in [0, 1].
-    Exact over ranks and uneven batches: what a ``DistributedSampler`` repeats, to even out the ranks, is not
-    counted.
+    Exact over ranks and uneven batches: samples that are repeated, to give all ranks equally many, are not
+    counted, and not trained on.
 
     To subclass, define ``forward``, and override :meth:`scores` if its outputs are no logits,
     :meth:`configure_loss` for another loss than the cross-entropy, or :meth:`configure_metrics`, which the
@@ -32,6 +32,9 @@ class Classifier(PaperModule):
         "val/error": "min",
         "test/error": "min",
     }
+
+    # Predicted and right classes of the step that is being made.
+    _uncounted: tuple[Tensor, Tensor] | None = None
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the classes, higher is better: outputs [B, C] -> [B, C]."""
@@ -54,7 +57,7 @@ class Classifier(PaperModule):
         """Build the metrics that are reset every epoch and summed over ranks."""
         self.train_error, self.val_error, self.test_error = ErrorRate(), ErrorRate(), ErrorRate()
         # Metrics of their own: `self.log` averages ranks that saw unequally many samples with equal weight.
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_loss, self.test_loss = Mean(), Mean()
 
     def count(self, stage: str, outputs: Tensor, target: Tensor) -> None:
         """Add a batch to the metrics of "val" or "test": outputs [B, C], target [B], B at least 1."""
@@ -65,24 +68,45 @@ class Classifier(PaperModule):
         """Loss of a batch of inputs and labels [B]."""
         inputs, target = batch
         outputs = self(inputs)
-        loss = self.configure_loss(outputs, target)
+        own = self.own_rows(batch_idx, len(target))
+        rows = own or len(target)
+        loss = self.configure_loss(outputs[:rows], target[:rows])
         self.refuse_non_finite(loss)
-        self.train_error.update(self.scores(outputs.detach()).argmax(dim=1), target)
+        self._uncounted = self.scores(outputs.detach()).argmax(dim=1)[:own], target[:own]
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return loss * self.rank_weight(own)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the errors of a batch, once, however often the optimizer evaluated it."""
+        self._count_trained()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count a batch that was trained on; one whose step was interrupted is taken again."""
+        if self._trainer is not None:
+            progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+            if progress.ready == progress.processed:
+                self._count_trained()
+        super().on_save_checkpoint(checkpoint)
+
+    def _count_trained(self) -> None:
+        if self._uncounted is not None:
+            self.train_error.update(*self._uncounted)
+            self._uncounted = None
 
     def on_train_epoch_end(self) -> None:
         """Log the error of the pass: of the weights as they were at each step."""
-        self.log("train/error", self.train_error)
+        error = computed(self.train_error)
+        self.train_error.reset()
+        # Going on after the last batch of an epoch there is none.
+        if bool(error.isfinite()):
+            self.log("train/error", error, sync_dist=True)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count errors and log the loss of a batch."""
+        """Count errors and the loss of a batch."""
         inputs, target = batch
         outputs = self(inputs)
         if own := self.own_rows(batch_idx, len(target)):
             self.count("val", outputs[:own], target[:own])
-        self.log("val/loss", self.val_loss)
-        self.log("val/error", self.val_error, prog_bar=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count errors; returns what ``ClassifierReport`` draws."""
@@ -90,16 +114,16 @@ class Classifier(PaperModule):
         outputs = self.test_outputs(inputs)
         if own := self.own_rows(batch_idx, len(target)):
             self.count("test", outputs[:own], target[:own])
-        self.log("test/loss", self.test_loss)
         confidence, predicted = self.scores(outputs).max(dim=1)
         return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
 
-    def on_test_epoch_end(self) -> None:
-        """Log the test error with its 95 % binomial interval."""
-        error = self.test_error.compute()
-        low, high = binomial_interval(*self.test_error.counted)
-        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
-        self.log_dict({"test/error": error, "test/error_low": low, "test/error_high": high}, sync_dist=True)
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """Loss and error, that of the test with its 95 % binomial interval."""
+        error: ErrorRate = getattr(self, f"{stage}_error")
+        values = {"loss": computed(getattr(self, f"{stage}_loss")), "error": computed(error)}
+        if stage == "test":
+            values["error_low"], values["error_high"] = binomial_interval(*error.counted)
+        return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Outputs [B, C] and predicted class [B]."""

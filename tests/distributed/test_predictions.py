@@ -3,6 +3,8 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 from pl_losses.data import TensorDataModule
 from pl_losses.predictions import joined, of_all_ranks, write_predictions
@@ -37,5 +39,46 @@ def test_every_sample_once_and_in_order(make_trainer, tmp_path, ranks, shared, m
         alone = property(lambda self: {"num_replicas": 1, "rank": 0})
         monkeypatch.setattr(type(trainer.strategy), "distributed_sampler_kwargs", alone, raising=False)
     trainer.predict(Echo(tmp_path), Numbers(eval_batch_size=2), return_predictions=False)
+    lines = (tmp_path / "predictions.csv").read_text().split()
+    assert lines == ["sample,x,s", *(f"{i},{i},{i}" for i in range(7))]
+
+
+class Stream(IterableDataset):
+    """Numbers of which each rank reads all, or its own share."""
+
+    def __init__(self, shares):
+        self.shares = shares
+
+    def __iter__(self):
+        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return iter([(torch.tensor(x),) for x in (range(rank, 7, ranks) if self.shares else range(7))])
+
+
+class Repeating(pl.LightningDataModule):
+    """A DataLoader whose sampler, the user's own, repeats a sample."""
+
+    def predict_dataloader(self):
+        return DataLoader(ROWS, batch_size=2, sampler=DistributedSampler(ROWS, shuffle=False))
+
+
+ROWS = TensorDataset(torch.arange(7))
+LOADERS = {
+    "a DataLoader": lambda: DataLoader(ROWS, 2),
+    "batches of a sampler": lambda: DataLoader(
+        ROWS, batch_sampler=BatchSampler(SequentialSampler(ROWS), 2, drop_last=False)
+    ),
+    "all samples on each rank": lambda: DataLoader(ROWS, 2),
+    "a stream on each rank": lambda: DataLoader(Stream(shares=False), 2),
+    "a stream that shares": lambda: DataLoader(Stream(shares=True), 2),
+    "a sampler that repeats": Repeating,
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_every_sample_once_and_in_order_of_a_users_own_loader(make_trainer, tmp_path, kind):
+    shared = {"use_distributed_sampler": kind != "all samples on each rank"}
+    data = LOADERS[kind]()
+    given = {"datamodule" if isinstance(data, Repeating) else "dataloaders": data}
+    make_trainer(2, **shared).predict(Echo(tmp_path), **given, return_predictions=False)
     lines = (tmp_path / "predictions.csv").read_text().split()
     assert lines == ["sample,x,s", *(f"{i},{i},{i}" for i in range(7))]

@@ -95,10 +95,6 @@ class TemporalAveraging(WeightAveraging):
             self._average_model.update_parameters(pl_module)
             self._latest_update_step = trainer.global_step
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizers."""
-        self._release()
-
     def _release(self) -> None:
         for steps in self._steps:
             steps.remove()
@@ -117,6 +113,12 @@ class TemporalAveraging(WeightAveraging):
         """Go on with the weights."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizers; where a fit stops within a validation, leave the weights in the model."""
+        self._release()
+        if self._swapped and trainer.state.fn == TrainerFn.FITTING and trainer.evaluating:
+            self._swap_models(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the model, and keep the weights for a checkpoint saved after the fit."""

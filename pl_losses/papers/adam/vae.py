@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.observers.loaders import BLOCK, drawn_at
+from pl_losses.observers.metrics import computed
+from pl_losses.observers.sums import Mean
 from pl_losses.papers.adam.losses import bernoulli_error, kl_to_standard_normal
 from pl_losses.papers.adam.optimizer import Adam
 from pl_losses.papers.base import PaperModule
@@ -25,8 +27,8 @@ class VAE(PaperModule):
     The loss is the negative variational bound with one sample of z per image, in nats per image, see
     :mod:`~pl_losses.papers.adam.losses`. Images [B, ...] with pixels in [0, 1] are made binary at 0.5. Logs
     ``<stage>/loss`` and its parts ``<stage>/reconstruction`` and ``<stage>/kl`` for the stages train, val and
-    test. The noise of z is that of the joined batch on any number of ranks; validation and test draw the same
-    each time.
+    test. The noise of z is that of the joined batch on any number of ranks; in validation and test it goes by
+    the image's place in the data set, and is the same each time.
 
     Args:
         in_features: Pixels D of an image.
@@ -73,7 +75,7 @@ class VAE(PaperModule):
         self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.Softplus(), nn.Linear(hidden, in_features))
         self.metrics = nn.ModuleDict(
             {
-                f"{stage}_{part}": MeanMetric()
+                f"{stage}_{part}": Mean()
                 for stage in ("val", "test")
                 for part in ("loss", "reconstruction", "kl")
             }
@@ -132,21 +134,31 @@ class VAE(PaperModule):
         """Negative bound of a batch of images, per image."""
         target = self.configure_target(batch[0])
         noise = self.draw_noise(target, "train", self.current_epoch, batch_idx)
-        reconstruction, kl = (term.mean() for term in self.configure_loss(target, noise))
+        own = self.own_rows(batch_idx, len(target))
+        rows = own or len(target)
+        reconstruction, kl = (term[:rows].mean() for term in self.configure_loss(target, noise))
         loss: Tensor = reconstruction + kl
         self.refuse_non_finite(loss)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({"train/reconstruction": reconstruction, "train/kl": kl})
-        return loss
+        return loss * self.rank_weight(own)
 
     def _evaluate(self, stage: str, images: Tensor, batch_idx: int) -> None:
         target = self.configure_target(images)
-        reconstruction, kl = self.configure_loss(target, self.draw_noise(target, stage, batch_idx))
+        places = self.places(batch_idx, len(target))
+        key = (self.latent, target.dtype, self.seed, stage)
+        (noise,) = drawn_at(places, lambda block: (standard_normal(BLOCK, *key, block),))
+        reconstruction, kl = self.configure_loss(target, noise.to(target.device, non_blocking=True))
         parts = {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+        own = self.own_rows(batch_idx, len(target))
         for part, values in parts.items():
             metric: Any = self.metrics[f"{stage}_{part}"]
-            metric.update(values)
-            self.log(f"{stage}/{part}", metric, prog_bar=(stage, part) == ("val", "loss"))
+            metric.update(values[:own])
+
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """The bound and its terms."""
+        names = [name for name in self.metrics if name.startswith(stage)]
+        return {name.removeprefix(f"{stage}_"): computed(self.metrics[name]) for name in names}  # type: ignore[arg-type]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the means of the bound's terms."""

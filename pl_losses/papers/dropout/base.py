@@ -177,12 +177,12 @@ class DropoutModule(PaperModule):
         Args:
             inputs: What the module is called with.
             key: Numbers that tell this batch's masks from those of others; with shared masks, all batches and
-                ranks have the same ones.
+                ranks have the same ones, and so have ranks that do not share the samples.
             forward: Called in place of the module.
         """
         seed = self.seed
         if self.masks == "independent":
-            seed = stream_seed(self.seed, self.global_rank, *key)
+            seed = stream_seed(self.seed, self.places(0, 1)[0], *key)
         # The network for the module: metrics hold tensors of inference mode, which the sampler is slow with.
         call = forward or self.__call__
         found: Tensor = mc_samples(self.network, inputs, self.samples, self.chunk, seed, self.masks, call)

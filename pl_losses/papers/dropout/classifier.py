@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.observers.metrics import computed
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.dropout.base import DropoutModule, Sharing
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
@@ -21,7 +22,6 @@ from pl_losses.papers.dropout.quantities import (
     variation_ratio,
     wide,
 )
-from pl_losses.papers.dropout.summaries import computed
 
 KEYS = {
     "train/loss": "L_dropout of the last batch",
@@ -150,12 +150,6 @@ class DropoutClassifier(DropoutModule, Classifier):
         with self.without_dropout(inputs):
             return super().test_outputs(inputs)
 
-    def on_test_epoch_start(self) -> None:
-        """Begin anew."""
-        self.test_error.reset()
-        self.mc_scores.reset()
-        self.mc_uncertainty.reset()
-
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count errors, and score T passes; returns what ``ClassifierReport`` draws, for the whole batch."""
         results = super().test_step(batch, batch_idx)
@@ -166,11 +160,13 @@ class DropoutClassifier(DropoutModule, Classifier):
         self.mc_uncertainty.update(samples[:, :own])
         return results
 
-    def on_test_epoch_end(self) -> None:
-        """Log the test error with its interval, and the scores of T passes."""
-        super().on_test_epoch_end()
-        scores = computed(self.mc_scores) | computed(self.mc_uncertainty)
-        self.log_dict({f"test/mc_{name}": value for name, value in scores.items()}, sync_dist=True)
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """Loss and error, those of the test with its interval and the scores of T passes."""
+        values = super().evaluation_results(stage)
+        if stage == "test":
+            scores = computed(self.mc_scores) | computed(self.mc_uncertainty)
+            values |= {f"mc_{name}": value for name, value in scores.items()}
+        return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Mean ``probabilities`` [B, C] of T passes, ``predicted`` class [B], and its uncertainty.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.observers.sums import Sums
 from pl_losses.papers.dropout.quantities import (
     expected_entropy,
     fitting,
@@ -26,7 +27,6 @@ from pl_losses.papers.dropout.quantities import (
     variation_ratio,
     wide,
 )
-from pl_losses.papers.dropout.sums import Sums
 
 IGNORED = -100  # what F.cross_entropy takes for no target
 BINS = 15  # of the calibration error

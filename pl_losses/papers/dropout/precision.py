@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pl_losses.observers.sums import Sums
 from pl_losses.papers.dropout.quantities import fitting, refuse_precision
-from pl_losses.papers.dropout.sums import Sums
 
 # In units of 1/sigma_y^2: from noise ten times the targets' variance to a millionth of it, 20 a decade.
 GRID = tuple(10 ** (exponent / 20) for exponent in range(-20, 121))

@@ -12,6 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.observers.metrics import computed
+from pl_losses.observers.sums import Mean
 from pl_losses.papers.dropout.base import DropoutModule, Sharing, refuse_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
 from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
@@ -19,8 +21,6 @@ from pl_losses.papers.dropout.objective import Convention, weight_decay_of
 from pl_losses.papers.dropout.precision import GRID, PrecisionSearch, refuse_precisions
 from pl_losses.papers.dropout.quantities import predictive_moments, wide
 from pl_losses.papers.dropout.standardization import Standardization, read_moments
-from pl_losses.papers.dropout.summaries import computed
-from pl_losses.papers.dropout.sums import RootMeanSquare
 
 KEYS = {
     "train/loss": "L_dropout of the last batch, for standardised targets",
@@ -49,8 +49,8 @@ class DropoutRegressor(DropoutModule):
     :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of standardised targets,
     with the weight decay that ``length_scale``, the precision tau, N and each layer's p ask for.
 
-    Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches; inputs that a ``DistributedSampler``
-    repeats, to give all ranks equally many, are counted once.
+    Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches; inputs that are repeated, to give all
+    ranks equally many, are counted once, and trained on once.
 
     To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`configure_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.
@@ -151,9 +151,9 @@ class DropoutRegressor(DropoutModule):
         return DropoutMLP(self.sizes, self.p, self.activation)
 
     def configure_metrics(self) -> None:
-        """Build the metrics that are reset before every validation or test and summed over ranks."""
+        """Build the metrics, which are summed over ranks."""
         self.val_scores, self.test_scores = RegressionScores(), RegressionScores()
-        self.val_single, self.test_single = RootMeanSquare(), RootMeanSquare()
+        self.val_single, self.test_single = Mean(), Mean()
         self.search = PrecisionSearch(self.choices or GRID)
         self.likelihood = PrecisionSearch([1.0])
 
@@ -238,17 +238,16 @@ class DropoutRegressor(DropoutModule):
         """L_dropout of a batch of inputs [B, Q] and targets [B, D], or [B] for one output."""
         inputs, target = batch
         outputs = self(inputs)
-        loss = self.configure_loss(outputs, fit_shape(target, outputs))
+        own = self.own_rows(batch_idx, len(outputs))
+        rows = own or len(outputs)
+        loss = self.configure_loss(outputs[:rows], fit_shape(target, outputs)[:rows])
         self.refuse_non_finite(loss)
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        # The weight decay is weighted too, by what is 1 on average.
+        return loss * self.rank_weight(own)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin anew, with the precisions there are to choose from."""
-        self.val_scores.reset()
-        self.val_single.reset()
-        self.search.reset()
-        self.likelihood.reset()
+        """Begin with the precisions there are to choose from."""
         if self.choices is None:
             variance = float(self.target_scale.std) ** 2
             self.search.precisions = [tau / variance for tau in GRID]
@@ -266,25 +265,25 @@ class DropoutRegressor(DropoutModule):
         self.val_scores.update(samples, target)
         (self.search if self.chooses else self.likelihood).update(samples, target)
 
-    def on_validation_epoch_end(self) -> None:
-        """Choose the precision if that is asked for, and log the scores."""
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """The scores."""
+        scores: dict[str, Any] = computed(getattr(self, f"{stage}_scores"))
+        scores["rmse_deterministic"] = computed(getattr(self, f"{stage}_single")).sqrt()
+        if stage == "test":
+            return scores
         found = computed(self.search if self.chooses else self.likelihood)
-        scores = {
-            "rmse": computed(self.val_scores)["rmse"],
-            "rmse_deterministic": computed(self.val_single),
-            "log_likelihood": found["log_likelihood"],
-        }
-        if self.chooses:
-            scores["precision"] = found["precision"]
-            if not self.trainer.sanity_checking:
-                self.tau.copy_(found["precision"])
-        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
-        self.log_dict({f"val/{name}": value for name, value in scores.items()}, sync_dist=True, prog_bar=True)
+        names = ("rmse", "rmse_deterministic")
+        chosen = ("precision", "log_likelihood") if self.chooses else ("log_likelihood",)
+        return {name: scores[name] for name in names} | {name: found[name] for name in chosen}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores, and choose the precision if that is asked for."""
+        super().on_validation_epoch_end()
+        if self.chooses and not self.trainer.sanity_checking:
+            self.tau.copy_(computed(self.search)["precision"])
 
     def on_test_epoch_start(self) -> None:
-        """Begin anew, with the precision there is."""
-        self.test_scores.reset()
-        self.test_single.reset()
+        """Begin with the precision there is."""
         self.test_scores.precision = self.precision
         if self.precision is None:
             self._told = True
@@ -297,11 +296,6 @@ class DropoutRegressor(DropoutModule):
         samples, target, own = self._evaluate(batch, batch_idx, self.test_single)
         self.test_scores.update(samples[:, :own], target[:own])
         return {**self._summed_up(samples), "target": target}
-
-    def on_test_epoch_end(self) -> None:
-        """Log the scores."""
-        scores = {**computed(self.test_scores), "rmse_deterministic": computed(self.test_single)}
-        self.log_dict({f"test/{name}": value for name, value in scores.items()}, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Predictive ``mean``, ``variance`` and ``standard_deviation``, 1/tau included, each [B, D].
@@ -323,7 +317,7 @@ class DropoutRegressor(DropoutModule):
         return predictive_moments(samples, self.precision)
 
     def _evaluate(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, single: RootMeanSquare
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, single: Mean
     ) -> tuple[Tensor, Tensor, int]:
         """Samples [T, B, D], targets [B, D], and how many of these inputs, the first, to count."""
         inputs, target = batch
@@ -332,7 +326,7 @@ class DropoutRegressor(DropoutModule):
         target = fit_shape(target, outputs)
         samples = self.sample(inputs, batch_idx)
         own = self.own_rows(batch_idx, len(target))
-        single.update(outputs[:own], target[:own])
+        single.update((outputs[:own] - target[:own]).square())
         return samples, target, own
 
 

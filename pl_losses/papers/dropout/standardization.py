@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader
 
-from pl_losses.observers.loaders import own_share
+from pl_losses.observers.loaders import SeenSamples, share_of
 from pl_losses.observers.pictures import gather_objects
 
 
@@ -106,8 +105,8 @@ class Standardization(nn.Module):
 def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
     """Moments of inputs and of flattened targets over one pass of all ranks' loaders: a collective.
 
-    Exact where ranks share the samples unevenly: what a loader repeats to even that out is left out. Global
-    random streams are as before afterwards.
+    Exact where ranks share the samples unevenly: what a loader repeats to even that out is left out; so is
+    what a rank before has, too. Global random streams are as before afterwards.
 
     Args:
         loader: This rank's batches (inputs [B, ...], targets [B, ...]).
@@ -116,19 +115,20 @@ def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
         TypeError: If a batch is something else.
         ValueError: If there are no samples at all.
     """
-    left = own_samples(loader)
+    left, seen = own_samples(loader), SeenSamples()
     own: list[Moments] = []
     with isolate_rng():
         # A copy, so that the epoch about to begin starts at its own first batch.
         for batch in copy(loader):
             _refuse_batch(batch)
+            seen.add(loader, batch)
             inputs, target = (rows[:left] for rows in batch)
             if not len(inputs):
                 break
             new = [Moments.of(inputs), Moments.of(target.flatten(1) if target.ndim > 1 else target[:, None])]
             own = [Moments.merged(pair) for pair in zip(own, new, strict=True)] if own else new
             left = None if left is None else left - len(inputs)
-    ranks = [part for part in gather_objects(own) if part]
+    ranks = [part for part in gather_objects(own if seen.counts() else []) if part]
     if not ranks:
         raise ValueError("Expected training samples to standardise by but got none")
     of_inputs, of_targets = (Moments.merged(parts) for parts in zip(*ranks, strict=True))
@@ -142,22 +142,26 @@ def own_samples(loader: Any) -> int | None:
     >>> [own_samples(BatchLoader((torch.arange(5),), 2, pad=True, rank=r, world_size=2)) for r in (0, 1)]
     [3, 2]
     """
-    rank, world_size, samples = (getattr(loader, name, None) for name in ("rank", "world_size", "samples"))
-    if rank is not None and world_size and samples:
-        return len(range(rank, samples, world_size))
+    alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+    share = share_of(loader)
+    if share is not None and (alone or share[1] > 1):
+        rank, ranks, samples = share
+        return len(range(rank, samples, ranks))
     sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, DistributedSampler):
-        return own_share(sampler)
-    sized = isinstance(loader, DataLoader) and hasattr(sampler, "__len__")
-    return len(sampler) if sized else None  # type: ignore[arg-type]
+    plain = isinstance(loader, DataLoader) and type(loader.batch_sampler) in (BatchSampler, type(None))
+    return len(sampler) if alone and plain and hasattr(sampler, "__len__") else None  # type: ignore[arg-type]
 
 
 def count_samples(loader: Any) -> int:
     """Number of training samples over all ranks, by a pass only if nothing else tells: a collective."""
-    own = own_samples(loader)
+    own, seen = own_samples(loader), SeenSamples()
     if own is None:
+        own = 0
         with isolate_rng():
-            own = sum(len(batch[0]) for batch in copy(loader))
+            for batch in copy(loader):
+                seen.add(loader, batch)
+                own += len(batch[0])
+        own *= seen.counts()
     return sum(gather_objects(own))
 
 

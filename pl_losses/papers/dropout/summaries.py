@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
+from pl_losses.observers.metrics import computed
 from pl_losses.observers.pictures import gather_objects
+from pl_losses.observers.sums import Mean, Sum
 from pl_losses.papers.dropout.drawing import (
     draw_coverage,
     draw_entropy,
@@ -27,7 +27,6 @@ from pl_losses.papers.dropout.metrics import (
     as_classes,
 )
 from pl_losses.papers.dropout.quantities import mutual_information, predictive_moments
-from pl_losses.papers.dropout.sums import RootMeanSquare, Sum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -188,7 +187,7 @@ class RegressionSummary(Summary):
         self.precision, self.pictures = precision, pictures
         self.spread = Sum()
         self.scores = RegressionScores(precision)
-        self.single = RootMeanSquare()
+        self.single = Mean()
         self.points: list[Tensor] = []
 
     def check(self, single: Tensor, target: Tensor | None) -> None:
@@ -207,7 +206,7 @@ class RegressionSummary(Summary):
         # Values [B, 1] and targets [B] are the same thing.
         samples, single = samples.reshape(len(samples), *target.shape), single.reshape(target.shape)
         self.scores.update(samples, target)
-        self.single.update(single, target)
+        self.single.update((single - target).square())
         room = POINTS - sum(map(len, self.points))
         if self.pictures and room > 0:
             mean, variance = predictive_moments(samples, self.precision)
@@ -221,7 +220,7 @@ class RegressionSummary(Summary):
         if not self.labelled:
             return values | {"standard_deviation": computed(self.spread) / values["inputs"]}
         values |= computed(self.scores)
-        return values | {"rmse_deterministic": computed(self.single)}
+        return values | {"rmse_deterministic": computed(self.single).sqrt()}
 
     def figures(self, draw: bool) -> dict[str, Figure]:
         """Calibration of the central intervals, and predictions over targets."""
@@ -241,10 +240,3 @@ def images_of(inputs: Any, rows: int) -> Tensor | None:
     if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != rows:
         return None
     return images
-
-
-def computed(metric: Metric) -> Any:
-    """The value of a metric over all ranks, also if this one has added nothing to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
-        return metric.compute()

@@ -31,7 +31,7 @@ class Measures(nn.Module):
         self.shares: nn.ModuleList | None = None
         if features is not None:
             found = self._features(example)
-            self.frechet, self.neighbours = FrechetDistance(found.shape[1]), PrecisionRecall()
+            self.frechet, self.neighbours = FrechetDistance(found.shape[1]), PrecisionRecall(found.shape[1])
             if callable(self.scores):
                 classes = self.scores(found).shape[1]
                 self.shares = nn.ModuleList([ClassShares(classes), ClassShares(classes)])
@@ -56,6 +56,12 @@ class Measures(nn.Module):
                 shares.update(self.scores(found))
         if self.extra is not None:
             self.extra.update(((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1), real=real)
+
+    def reset(self) -> None:
+        """Forget what was taken in."""
+        for module in self.modules():
+            if isinstance(module, Metric):
+                module.reset()
 
     def compute(self) -> tuple[dict[str, Tensor], Tensor | None]:
         """The figures by name, and the share of each class; a collective on several ranks.

@@ -11,15 +11,16 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torchmetrics import MeanMetric
 
 from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.loaders import evaluation_loaders
+from pl_losses.observers.loaders import BLOCK, drawn_at
+from pl_losses.observers.metrics import computed
+from pl_losses.observers.sums import Mean
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.gan import checks, networks
 from pl_losses.papers.gan.averaging import MovingAverage, fit_average
 from pl_losses.papers.gan.losses import discriminator_loss, generator_loss
-from pl_losses.papers.gan.noise import rows_of_batches, standard_normal
+from pl_losses.papers.gan.noise import standard_normal
 from pl_losses.papers.gan.passes import frozen, scale_gradients, unsynchronised
 from pl_losses.strategies import step_uncounted
 
@@ -45,7 +46,8 @@ class GAN(PaperModule):
     under the discriminator as it is now. The discriminator's parameters are frozen meanwhile, so that the
     generator's loss leaves no gradients in them. A batch counts as one step (``max_steps``,
     ``trainer.global_step``), although two optimizers step. The noise is that of the joined batch on any
-    number of ranks; on more than one, train with ``strategy="ddp_per_module"`` or FSDP2.
+    number of ranks, and in evaluation goes by the image's place in the data set; on more than one rank, train
+    with ``strategy="ddp_per_module"`` or FSDP2.
 
     Logs what :attr:`KEYS` tells. Batches are images [B, C, S, S], or start with them, their pixels in
     [-1, 1]; give ``mean`` and ``std`` if they are normalised otherwise. Validation, test and prediction are
@@ -152,11 +154,11 @@ class GAN(PaperModule):
         made = checks.module("discriminator", self.configure_discriminator())
         self.discriminator = made.to(memory_format=torch.channels_last)
         self.average = None if ema is None else MovingAverage(self.generator, ema)
-        self.means = nn.ModuleDict(
-            {f"{stage}_{part}": MeanMetric() for stage in ("val", "test") for part in PARTS}
-        )
+        self.means = nn.ModuleDict({f"{stage}_{part}": Mean() for stage in ("val", "test") for part in PARTS})
+        # Of the batches that make one step: noise, samples that count, and the ranks' mean of these.
         self._noise: list[Tensor] = []
-        self._evaluated = 0
+        self._own: list[int] = []
+        self._counts: list[Any] = []
 
     def configure_generator(self) -> nn.Module:
         """Build the generator: noise [B, Z] -> images [B, C, S, S]."""
@@ -197,6 +199,7 @@ class GAN(PaperModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out an average that is not wanted here; start one that was not kept from the generator."""
+        super().on_load_checkpoint(checkpoint)
         if "state_dict" in checkpoint:  # Under FSDP2 the strategy has loaded it already.
             fit_average(checkpoint["state_dict"], wanted=self.average is not None)
 
@@ -298,10 +301,14 @@ class GAN(PaperModule):
         with torch.set_grad_enabled(generator_too):
             fake = self.generator(self._noise[-1])
         checks.same_shape(real, fake)
-        real_logits, fake_logits = self.discriminator(real), self.discriminator(fake.detach())
+        self._own.append(self.own_rows(batch_idx, len(real)))
+        self._counts.append(self.mean_count(self._own[-1]))
+        rows = self._own[-1] or len(real)
+        # Batch normalisation sees what is repeated, the loss does not.
+        real_logits, fake_logits = self.discriminator(real)[:rows], self.discriminator(fake.detach())[:rows]
         loss = self.configure_discriminator_loss(real_logits, fake_logits)
         self.refuse_non_finite(loss)
-        self._backward(loss, len(real), synchronise=last)
+        self._backward(loss, self._own[-1], synchronise=last)
         outputs = real_logits.detach().float().sigmoid().mean(), fake_logits.detach().float().sigmoid().mean()
         self.log("train/discriminator_loss", loss.detach(), prog_bar=True)
         self.log_dict({"train/real_output": outputs[0], "train/fake_output": outputs[1]})
@@ -310,38 +317,38 @@ class GAN(PaperModule):
             optimizer.step()
             if generator_too:
                 self.log("train/generator_loss", self._step_generator(fake), prog_bar=True)
-            self._noise.clear()
+            self._forget()
 
     def _step_generator(self, fake: Tensor) -> Tensor:
         """Step on the images of the last batch, whose graph is there, and of those accumulated before it."""
         optimizer: Any = self.optimizers()[1]  # type: ignore[index]
         optimizer.zero_grad()
         with frozen(self.discriminator):
-            for noise in self._noise[:-1]:
-                earlier = self.configure_generator_loss(self.discriminator(self.generator(noise)))
+            for noise, own in zip(self._noise[:-1], self._own, strict=False):
+                logits = self.discriminator(self.generator(noise))
+                earlier = self.configure_generator_loss(logits[: own or len(noise)])
                 self.refuse_non_finite(earlier)
-                self._backward(earlier, len(noise), synchronise=False)
-            loss = self.configure_generator_loss(self.discriminator(fake))
+                self._backward(earlier, own, synchronise=False)
+            own = self._own[-1]
+            loss = self.configure_generator_loss(self.discriminator(fake)[: own or len(fake)])
             self.refuse_non_finite(loss)
-            self._backward(loss, len(fake), synchronise=True)
+            self._backward(loss, own, synchronise=True)
         self._even_out(self.generator)
         step_uncounted(self, optimizer)
         if self.average is not None:
             self.average.update(self.generator, self.global_step)
         return loss.detach()
 
-    def _backward(self, loss: Tensor, size: int, synchronise: bool) -> None:
-        if self.accumulate > 1:
-            # As if all batches were of the first one's size and there were as many as asked for.
-            loss = loss * (size / (self.accumulate * len(self._noise[0])))
+    def _backward(self, loss: Tensor, own: int, synchronise: bool) -> None:
+        # As if all batches were of the first one's size, over the ranks, and there were as many as asked for.
+        loss = loss * (own / (self.accumulate * self._counts[0]))
         with nullcontext() if synchronise else unsynchronised(self.trainer.strategy):
             self.manual_backward(loss)
 
     def _even_out(self, network: nn.Module) -> None:
         """Make accumulated gradients those of as many images as there were: fewer at an epoch's end."""
-        expected, count = self.accumulate * len(self._noise[0]), sum(map(len, self._noise))
-        if count != expected:
-            scale_gradients(network, expected / count)
+        if self.accumulate > 1:
+            scale_gradients(network, float(self.accumulate * self._counts[0] / sum(self._counts)))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient of the network that is about to step; with AMP it is unscaled by now."""
@@ -350,7 +357,15 @@ class GAN(PaperModule):
 
     def on_train_epoch_start(self) -> None:
         """Forget what a run before left unfinished."""
-        self._noise.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._noise, self._own, self._counts = [], [], []
+
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """The means."""
+        means: Any = self.means
+        return {part: computed(means[f"{stage}_{part}"]) for part in PARTS}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Compare a batch with as many generated images; returns what ``GANReport`` draws."""
@@ -362,24 +377,20 @@ class GAN(PaperModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """As many generated images as the batch has."""
-        images: Tensor = self(self.sample_noise(len(self.images(batch)), "predict", batch_idx))
+        images: Tensor = self(self.evaluation_noise("predict", batch_idx, len(self.images(batch))))
         return images
 
-    def _evaluation_noise(self, stage: str, batch_idx: int, count: int) -> Tensor:
-        """The noise of this rank's next images: that of one process, however batches end on the ranks."""
-        loader = evaluation_loaders(self.trainer, "test" if stage == "test" else "val")[0]
-        size = getattr(loader, "batch_size", None)
-        if not isinstance(size, int):
-            return self.sample_noise(count, stage, batch_idx)
-        start = self._evaluated if batch_idx else 0
-        self._evaluated = start + count
-        return rows_of_batches(lambda index: self.sample_noise(size, stage, index), size, start, count)
+    def evaluation_noise(self, stage: str, batch_idx: int, count: int) -> Tensor:
+        """Noise by the places of a batch's images in the data set: [count, Z], on the module's device."""
+        places = self.places(batch_idx, count)
+        (noise,) = drawn_at(places, lambda block: (self.fixed_noise(BLOCK, self.seed, stage, block),))
+        return noise
 
     def _evaluate(self, stage: str, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         real = self.images(batch)
-        fake = self(self._evaluation_noise(stage, batch_idx, len(real)))
+        fake = self(self.evaluation_noise(stage, batch_idx, len(real)))
         checks.same_shape(real, fake)
-        # What a DistributedSampler repeats is not counted, nor are as many of the generated images.
+        # What is repeated is not counted, nor are as many of the generated images.
         own = self.own_rows(batch_idx, len(real))
         real, fake = real[:own], fake[:own]
         real_logits, fake_logits = (
@@ -391,5 +402,4 @@ class GAN(PaperModule):
             means[f"{stage}_loss"].update(loss, own)
             means[f"{stage}_real_output"].update(real_logits.sigmoid().mean(), own)
             means[f"{stage}_fake_output"].update(fake_logits.sigmoid().mean(), own)
-        self.log_dict({f"{stage}/{part}": means[f"{stage}_{part}"] for part in PARTS})
         return {"real": real, "fake": fake, "real_logits": real_logits, "fake_logits": fake_logits}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -31,28 +30,6 @@ def standard_normal(rows: int, columns: int, *key: Any) -> Tensor:
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     return torch.randn(-(-rows // ROWS) * ROWS, columns, generator=generator)[:rows]
-
-
-def rows_of_batches(draw: Callable[[int], Tensor], size: int, start: int, count: int) -> Tensor:
-    """Rows of noise that is drawn in batches.
-
-    Args:
-        draw: The index of a batch to its noise [size, Z].
-        size: Rows of a batch.
-        start: The first row wanted, counted from the start of the first batch.
-        count: How many.
-
-    Returns:
-        Shape [count, Z].
-
-    Example:
-        >>> batches = lambda index: 3 * index + torch.arange(3.0)[:, None]
-        >>> rows_of_batches(batches, 3, start=4, count=3).flatten()
-        tensor([4., 5., 6.])
-    """
-    first = start // size
-    batches = [draw(index) for index in range(first, (start + max(count, 1) - 1) // size + 1)]
-    return torch.cat(batches)[start - first * size :][:count]
 
 
 def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
+from pl_losses.observers.metrics import ListMetric
 from pl_losses.observers.sums import has_float64, wide
 from pl_losses.papers.gan.checks import positive_integers
 
@@ -160,10 +160,11 @@ class FrechetDistance(Metric):
         return frechet_distance(means[0], covariances[0], means[1], covariances[1])
 
 
-class PrecisionRecall(Metric):
+class PrecisionRecall(ListMetric):
     """Precision and recall by nearest neighbours, over all samples of all ranks.
 
     Args:
+        features: F.
         neighbours: k, see :func:`precision_recall`.
     """
 
@@ -171,12 +172,12 @@ class PrecisionRecall(Metric):
     real: list[Tensor]
     fake: list[Tensor]
 
-    def __init__(self, neighbours: int = 3) -> None:
+    def __init__(self, features: int, neighbours: int = 3) -> None:
         super().__init__()
-        positive_integers(neighbours=neighbours)
+        positive_integers(features=features, neighbours=neighbours)
         self.neighbours = neighbours
-        self.add_state("real", [], dist_reduce_fx="cat")
-        self.add_state("fake", [], dist_reduce_fx="cat")
+        self.add_rows("real", features)
+        self.add_rows("fake", features)
 
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [B, F] of real or of generated samples."""
@@ -184,7 +185,7 @@ class PrecisionRecall(Metric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Precision and recall, scalars in [0, 1]; NaN with too few samples."""
-        real, fake = dim_zero_cat(self.real), dim_zero_cat(self.fake)
+        real, fake = self.rows("real"), self.rows("fake")
         if min(len(real), len(fake)) <= self.neighbours:
             return real.new_tensor(torch.nan), real.new_tensor(torch.nan)
         return precision_recall(real, fake, self.neighbours)

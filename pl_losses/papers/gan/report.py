@@ -129,7 +129,7 @@ class GANReport(Callback):
         if trainer.sanity_checking:
             return
         self._log_quality(pl_module, "val")
-        real, fake = self._gathered()
+        real, fake = self._gathered(pl_module)
         if not trainer.is_global_zero:
             return
         row = Row()
@@ -143,7 +143,7 @@ class GANReport(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the figures and draw the pictures."""
         shares = self._log_quality(pl_module, "test")
-        real, fake = self._gathered()
+        real, fake = self._gathered(pl_module)
         self._show_samples(trainer, pl_module, "test/samples")
         self._show_interpolation(trainer, pl_module)
         if trainer.is_global_zero:
@@ -165,14 +165,20 @@ class GANReport(Callback):
 
     def _log_quality(self, pl_module: LightningModule, stage: str) -> Tensor | None:
         assert self._measures is not None
+        assert isinstance(pl_module, GAN)
+        if not pl_module.counts():
+            self._measures.reset()
         figures, shares = self._measures.compute()
         # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
         pl_module.log_dict({f"{stage}/{key}": value for key, value in figures.items()}, sync_dist=True)
         self._measures = None
         return shares
 
-    def _gathered(self) -> tuple[Tensor, Tensor]:
-        ranks = gather_objects({part: torch.cat(kept) for part, kept in self._logits.items()})
+    def _gathered(self, pl_module: LightningModule) -> tuple[Tensor, Tensor]:
+        assert isinstance(pl_module, GAN)
+        count = None if pl_module.counts() else 0
+        own = {part: torch.cat([torch.zeros(0), *kept])[:count] for part, kept in self._logits.items()}
+        ranks = gather_objects(own)
         self._logits = {"real": [], "fake": []}
         real, fake = (torch.cat([rank[part] for rank in ranks]) for part in ("real", "fake"))
         return real, fake

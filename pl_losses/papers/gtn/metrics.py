@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from pl_losses.observers.metrics import binomial_interval
+from pl_losses.observers.metrics import ListMetric, binomial_interval
 
 
 def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
@@ -84,7 +83,7 @@ class StringErrors(Metric):
         return *binomial_interval(wrong, strings), max(0.0, rate - half), rate + half
 
 
-class ErrorReject(Metric):
+class ErrorReject(ListMetric):
     """Error-reject curve: what is left of the error when the least confident answers are rejected."""
 
     full_state_update = False
@@ -93,8 +92,8 @@ class ErrorReject(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("confidence", [], dist_reduce_fx="cat")
-        self.add_state("wrong", [], dist_reduce_fx="cat")
+        self.add_rows("confidence")
+        self.add_rows("wrong", dtype=torch.bool)
 
     def update(self, confidence: Tensor, wrong: Tensor) -> None:
         """Add a batch: confidence [B], and whether the answer is wrong [B]."""
@@ -103,7 +102,7 @@ class ErrorReject(Metric):
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """The curve of :func:`error_reject_curve` over all answers."""
-        return error_reject_curve(dim_zero_cat(self.confidence), dim_zero_cat(self.wrong))
+        return error_reject_curve(self.rows("confidence"), self.rows("wrong"))
 
 
 def error_reject_curve(confidence: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, Tensor]:

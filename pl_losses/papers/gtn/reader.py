@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from pl_losses.data.lines import Characters, Lines
+from pl_losses.observers.metrics import computed
+from pl_losses.observers.sums import Mean
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.gtn import criteria
 from pl_losses.papers.gtn.checks import floating
@@ -166,9 +167,9 @@ class StringReader(PaperModule):
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `columns`")
 
     def configure_metrics(self) -> None:
-        """Build the metrics that are reset every epoch and summed over ranks."""
+        """Build the metrics, which are summed over ranks."""
         self.val_errors, self.test_errors = StringErrors(), StringErrors()
-        self.val_loss, self.test_loss, self.test_infeasible = MeanMetric(), MeanMetric(), MeanMetric()
+        self.val_loss, self.test_loss, self.test_infeasible = Mean(), Mean(), Mean()
         self.error_reject = ErrorReject()
 
     def configure_loss(self, lattice: Any, targets: Tensor, lengths: Tensor) -> Tensor:
@@ -179,16 +180,22 @@ class StringReader(PaperModule):
 
     def training_step(self, batch: Lines | Characters, batch_idx: int) -> Tensor:
         """Loss of a batch of lines or of isolated characters."""
+        count: int | Tensor
+        own = self.own_rows(batch_idx, len(batch.images))
         if isinstance(batch, Characters):
-            loss = map_loss(self.character_penalties(batch.images), batch.labels, self.rubbish_penalty)
+            count, rows = own, own or len(batch.labels)
+            penalties = self.character_penalties(batch.images)[:rows]
+            loss = map_loss(penalties, batch.labels[:rows], self.rubbish_penalty)
         else:
             losses = self.configure_loss(self(batch.images), batch.targets, batch.target_lengths)
             spelt = losses != float("inf")
-            loss = losses.where(spelt, 0.0).sum() / spelt.sum().clamp(min=1)
             self.log("train/infeasible", 1 - spelt.float().mean(), batch_size=len(losses))
+            spelt[own:] = False
+            count = spelt.sum()
+            loss = losses.where(spelt, 0.0).sum() / count.clamp(min=1)
         self.refuse_non_finite(loss)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
-        return loss
+        return loss * self.rank_weight(count)
 
     def read(self, lattice: Any) -> Reading:
         """The answers of a lattice, with their confidence."""
@@ -206,60 +213,47 @@ class StringReader(PaperModule):
         """The answers without a search, for ``decoder="greedy"``."""
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `greedy_paths`")
 
-    def _evaluated(self, batch: Lines, errors: StringErrors, loss: MeanMetric) -> dict[str, Any]:
+    def _evaluated(self, stage: str, batch: Lines, batch_idx: int) -> dict[str, Any]:
         lattice = self(batch.images)
         reading = self.read(lattice)
         edits = count_edits([path.labels for path in reading.paths], batch.targets, batch.target_lengths)
-        errors.update(edits, batch.target_lengths)
         losses = self.configure_loss(lattice, batch.targets, batch.target_lengths)
+        own = self.own_rows(batch_idx, len(edits))
+        getattr(self, f"{stage}_errors").update(edits[:own], batch.target_lengths[:own])
         spelt = losses != float("inf")
-        if spelt.any():
-            loss.update(losses[spelt].mean(), int(spelt.sum()))
-        return {"reading": reading, "wrong": edits > 0, "infeasible": ~spelt}
+        getattr(self, f"{stage}_loss").update(losses[:own][spelt[:own]])
+        return {"reading": reading, "wrong": edits > 0, "infeasible": ~spelt, "own": own}
 
     def validation_step(self, batch: Lines, batch_idx: int) -> None:
         """Count errors."""
-        self._evaluated(batch, self.val_errors, self.val_loss)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the loss and both errors."""
-        error, character_error = self.val_errors.compute()
-        self.val_errors.reset()
-        self.log("val/loss", self.val_loss)
-        self.log("val/error", error, prog_bar=True, sync_dist=True)
-        self.log("val/character_error", character_error, sync_dist=True)
+        self._evaluated("val", batch, batch_idx)
 
     def test_step(self, batch: Lines, batch_idx: int) -> dict[str, Any]:
-        """Count errors; returns what ``ReadingReport`` draws."""
-        found = self._evaluated(batch, self.test_errors, self.test_loss)
-        self.test_infeasible.update(found["infeasible"].float())
-        self.error_reject.update(found["reading"].confidence, found["wrong"])
+        """Count errors; returns what ``ReadingReport`` draws, of which the first ``own`` lines count."""
+        found = self._evaluated("test", batch, batch_idx)
+        own = found["own"]
+        self.test_infeasible.update(found["infeasible"][:own])
+        self.error_reject.update(found["reading"].confidence[:own], found["wrong"][:own])
         return found
 
-    def on_test_epoch_end(self) -> None:
-        """Log the errors with their intervals, and what rejecting brings."""
-        error, character_error = self.test_errors.compute()
-        low, high, character_low, character_high = self.test_errors.intervals()
-        self.test_errors.reset()
-        thresholds, rejected, accepted_error = self.error_reject.compute()
-        self.error_reject.reset()
-        values = {
-            "test/error": error,
-            "test/error_low": low,
-            "test/error_high": high,
-            "test/character_error": character_error,
-            "test/character_error_low": character_low,
-            "test/character_error_high": character_high,
-        }
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """Loss and errors, those of a test with their intervals and what rejecting brings."""
+        errors: StringErrors = getattr(self, f"{stage}_errors")
+        error, character_error = computed(errors)
+        loss = computed(getattr(self, f"{stage}_loss"))
+        values = {"loss": loss, "error": error, "character_error": character_error}
+        if stage == "val" or not bool(error.isfinite()):
+            return values
+        low, high, character_low, character_high = errors.intervals()
+        values |= {"error_low": low, "error_high": high}
+        values |= {"character_error_low": character_low, "character_error_high": character_high}
+        thresholds, rejected, accepted_error = computed(self.error_reject)
         chosen = int(torch.searchsorted(thresholds, self.reject_below))
         none_left = chosen == len(thresholds)
-        values["test/rejected"] = 1.0 if none_left else float(rejected[chosen])
+        values["rejected"] = 1.0 if none_left else float(rejected[chosen])
         if not none_left:
-            values["test/error_accepted"] = float(accepted_error[chosen])
-        self.log("test/loss", self.test_loss)
-        self.log("test/infeasible", self.test_infeasible)
-        # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
-        self.log_dict(values, sync_dist=True)
+            values["error_accepted"] = float(accepted_error[chosen])
+        return values | {"infeasible": computed(self.test_infeasible)}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The answers as strings, their confidence [B], whether they are accepted [B], and the paths."""

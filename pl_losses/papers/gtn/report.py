@@ -13,6 +13,7 @@ from pl_losses.data.lines import Lines
 from pl_losses.observers.charts import log_lines
 from pl_losses.observers.pictures import gather_objects, log_figure
 from pl_losses.papers.gtn.metrics import error_reject_curve
+from pl_losses.papers.gtn.reader import StringReader
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,9 +77,10 @@ class ReadingReport(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first lines, the worst errors so far, and all confidences."""
-        reading, wrong = outputs["reading"], outputs["wrong"]
-        self._answers.append(torch.stack([reading.confidence.float(), wrong.float()]).cpu())
-        order = reading.confidence.argsort(descending=True)
+        reading, own = outputs["reading"], outputs["own"]
+        wrong = outputs["wrong"][:own]
+        self._answers.append(torch.stack([reading.confidence[:own].float(), wrong.float()]).cpu())
+        order = reading.confidence[:own].argsort(descending=True)
         worst = order[wrong[order]][: self.errors].tolist()
         first = list(range(min(self.lines - len(self._first), len(wrong))))
         found = _described(pl_module, batch, reading, [*first, *worst])
@@ -87,7 +89,9 @@ class ReadingReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the ranks' parts together (on all ranks) and draw (on rank zero)."""
-        parts = gather_objects((self._first, self._worst, self._answers))
+        assert isinstance(pl_module, StringReader)
+        own = (self._first, self._worst, self._answers) if pl_module.counts() else ([], [], [])
+        parts = gather_objects(own)
         answers = [answer for _, _, own in parts for answer in own]
         if not trainer.is_global_zero or not answers:
             return

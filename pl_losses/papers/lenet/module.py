@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import ErrorRate
+from pl_losses.observers.metrics import ErrorRate, computed
+from pl_losses.observers.sums import Mean
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
 from pl_losses.papers.lenet.losses import map_loss, mle_loss, rubbish_posterior
@@ -134,7 +134,7 @@ class LeNet5(Classifier):
     def configure_metrics(self) -> None:
         """Build the metrics, with those of rejection."""
         super().configure_metrics()
-        self.accepted_error, self.rejected = ErrorRate(), MeanMetric()
+        self.accepted_error, self.rejected = ErrorRate(), Mean()
 
     @property
     def rejects(self) -> bool:
@@ -232,18 +232,19 @@ class LeNet5(Classifier):
             own = self.own_rows(batch_idx, len(accepted))
             kept = accepted[:own].nonzero().flatten()
             self.accepted_error.update(results["predicted"][kept], results["target"][kept])
-            self.rejected.update((~accepted[:own]).float())
+            self.rejected.update(~accepted[:own])
             results |= {"rubbish": rubbish, "rejected": ~accepted}
         return results
 
-    def on_test_epoch_end(self) -> None:
-        """Log the test error with its 95 % binomial interval, and what rejecting brings."""
-        super().on_test_epoch_end()
-        if self.rejects:
-            self.log("test/rejected", self.rejected)
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """Loss and error, that of the test with its 95 % binomial interval, and what rejecting brings."""
+        values = super().evaluation_results(stage)
+        if stage == "test" and self.rejects:
+            values["rejected"] = computed(self.rejected)
             # With every pattern rejected there is no error to tell; all ranks see the same sum.
-            if bool(self.accepted_error.compute().isfinite()):
-                self.log("test/error_accepted", self.accepted_error)
+            if bool((error := computed(self.accepted_error)).isfinite()):
+                values["error_accepted"] = error
+        return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Penalties [B, C], predicted class [B] and, where there is one, the rubbish posterior [B]."""

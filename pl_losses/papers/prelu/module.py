@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import ErrorRate
+from pl_losses.observers.metrics import ErrorRate, computed
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.prelu.groups import param_groups
 from pl_losses.papers.prelu.init import he_init_
@@ -237,18 +237,12 @@ class RectifierNet(Classifier):
         if self.num_classes > 5:
             getattr(self, f"{stage}_error_top5").update(top_prediction(self.scores(outputs), target), target)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count errors and log the loss of a batch."""
-        super().validation_step(batch, batch_idx)
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """Loss and errors, that of the five best classes among them."""
+        values = super().evaluation_results(stage)
         if self.num_classes > 5:
-            self.log("val/error_top5", self.val_error_top5)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Count errors; returns what ``ClassifierReport`` draws."""
-        results = super().test_step(batch, batch_idx)
-        if self.num_classes > 5:
-            self.log("test/error_top5", self.test_error_top5)
-        return results
+            values["error_top5"] = computed(getattr(self, f"{stage}_error_top5"))
+        return values
 
 
 def top_prediction(scores: Tensor, target: Tensor, k: int = 5) -> Tensor:

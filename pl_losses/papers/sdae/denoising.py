@@ -8,10 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from pl_losses.data.module import check_integer
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.observers.loaders import BLOCK, drawn_at
+from pl_losses.observers.metrics import computed
+from pl_losses.observers.sums import Mean
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.sdae.corruption import (
     Corruption,
@@ -158,26 +160,60 @@ class Denoising(PaperModule):
                 codes = self.layer(index).encode(codes)
         return codes
 
-    def corrupt(self, clean: Tensor, index: int, *key: Any) -> tuple[Tensor, Tensor]:
+    def corrupt(
+        self, clean: Tensor, index: int, *key: Any, places: range | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Corrupt this rank's inputs of layer ``index`` as those of the joined batch.
 
         Args:
             clean: [B, ...].
             index: The layer, from 0.
             key: What tells this presentation from others, beside the seed and the layer.
+            places: Of the inputs in the data set: then their noise goes by these, and not by the batch.
 
         Returns:
             The corrupted inputs and which elements are touched, [B, ...] both.
         """
+        if places is not None:
+            rows, noise = clean.flatten(1), self.noise[index]
+
+            def draw(block: int) -> Any:
+                generator = keyed_generator(clean.device, self.seed, index, *key, block)
+                return noise.draw((BLOCK, rows.shape[1]), rows, generator)
+
+            corrupted, touched = noise.apply(rows, *drawn_at(places, draw))
+            return corrupted.view_as(clean), touched.view_as(clean)
         share = self._trainer.distributed_sampler_kwargs if self._trainer is not None else None
         ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
         generator = keyed_generator(clean.device, self.seed, index, *key)
         return self.noise[index](clean, generator, rank, ranks)
 
-    def denoising_loss(self, clean: Tensor, index: int, *key: Any) -> Tensor:
-        """The criterion of layer ``index`` for clean inputs [B, ...] -> scalar."""
-        corrupted, touched = self.corrupt(clean, index, *key)
-        return self.configure_reconstruction_loss(index, self.layers[index](corrupted), clean, touched)
+    def denoising_loss(
+        self, clean: Tensor, index: int, own: int, *key: Any, places: range | None = None
+    ) -> Tensor:
+        """The criterion of layer ``index`` for the first ``own`` of clean inputs [B, ...] -> scalar.
+
+        Of all of them, if none is to count. ``key`` and ``places`` are those of :meth:`corrupt`.
+        """
+        rows = own or len(clean)
+        corrupted, touched = self.corrupt(clean, index, *key, places=places)
+        decoded = self.layers[index](corrupted)
+        return self.configure_reconstruction_loss(index, decoded[:rows], clean[:rows], touched[:rows])
+
+    def denoise(self, clean: Tensor, index: int, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Loss of a training batch of clean inputs of layer ``index``, of this rank and weighted."""
+        own = self.own_rows(batch_idx, len(clean))
+        loss = self.denoising_loss(clean, index, own, "train", self.current_epoch, batch_idx)
+        self.refuse_non_finite(loss)
+        return loss, loss * self.rank_weight(own)
+
+    def count_reconstruction(self, mean: Any, clean: Tensor, index: int, stage: str, batch_idx: int) -> None:
+        """Add the criterion of a batch of clean inputs of layer ``index`` to a mean."""
+        own = self.own_rows(batch_idx, len(clean))
+        places = self.places(batch_idx, len(clean))
+        loss = self.denoising_loss(clean, index, own, stage, places=places)
+        if own:
+            mean.update(loss, own)
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -232,7 +268,7 @@ class DenoisingAutoencoder(Denoising):
 
     Batches are inputs [B, ...], or tuples that start with them. Logs ``<stage>/loss``, the reconstruction
     error of corrupted inputs in nats per example, for the stages train, val and test; the noise is that of
-    the joined batch on any number of ranks, and in validation and test always the same.
+    the joined batch on any number of ranks, and in validation and test always the same for an input.
 
     Args:
         in_features: Elements D of an input.
@@ -285,7 +321,7 @@ class DenoisingAutoencoder(Denoising):
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.build([in_features, hidden], corruption, level, mode, visible, sigma, alpha, beta, tied, seed)
-        self.means = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+        self.means = nn.ModuleDict({"val": Mean(), "test": Mean()})
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Codes of clean inputs: [B, ...] -> [B, H]."""
@@ -293,18 +329,21 @@ class DenoisingAutoencoder(Denoising):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Reconstruction error of a batch, per example."""
-        loss = self.denoising_loss(self._clean(batch), 0, "train", self.current_epoch, batch_idx)
-        self.refuse_non_finite(loss)
+        loss, weighted = self.denoise(self._clean(batch), 0, batch_idx)
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return weighted
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to the mean."""
-        self._evaluate("val", batch, batch_idx)
+        self.count_reconstruction(self.means["val"], self._clean(batch), 0, "val", batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to the mean."""
-        self._evaluate("test", batch, batch_idx)
+        self.count_reconstruction(self.means["test"], self._clean(batch), 0, "test", batch_idx)
+
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """The mean."""
+        return {"loss": computed(self.means[stage])}  # type: ignore[arg-type]
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Codes [B, H] of clean inputs and their reconstruction [B, D]."""
@@ -313,9 +352,3 @@ class DenoisingAutoencoder(Denoising):
 
     def _clean(self, batch: Any) -> Tensor:
         return self.configure_input(batch[0] if isinstance(batch, (tuple, list)) else batch)
-
-    def _evaluate(self, stage: str, batch: Any, batch_idx: int) -> None:
-        clean = self._clean(batch)
-        mean: Any = self.means[stage]
-        mean.update(self.denoising_loss(clean, 0, stage, batch_idx), len(clean))
-        self.log(f"{stage}/loss", mean, prog_bar=stage == "val")

@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from pl_losses.data.module import check_integer
 from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.observers.metrics import computed
+from pl_losses.observers.sums import Mean
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.sdae.corruption import Mode
 from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
@@ -136,7 +137,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
     def configure_metrics(self) -> None:
         """Build the metrics, with those of the layers."""
         super().configure_metrics()
-        self.val_reconstruction = nn.ModuleList(MeanMetric() for _ in self.layers)
+        self.val_reconstruction = nn.ModuleList(Mean() for _ in self.layers)
 
     def setup(self, stage: str) -> None:
         """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it.
@@ -187,11 +188,9 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         """The denoising criterion of a layer; in fine-tuning the classifier's loss."""
         if self.finetuning:
             return super().training_step(batch, batch_idx)
-        clean = self.served(_inputs(batch))
-        loss = self.denoising_loss(clean, self.stage, "train", self.current_epoch, batch_idx)
-        self.refuse_non_finite(loss)
+        loss, weighted = self.denoise(self.served(_inputs(batch)), self.stage, batch_idx)
         self.log(f"train/reconstruction_{self.stage + 1}", loss, prog_bar=True)
-        return loss
+        return weighted
 
     def on_train_epoch_end(self) -> None:
         """Log the stage, and in fine-tuning the error of the pass."""
@@ -205,9 +204,15 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
             super().validation_step(batch, batch_idx)
             return
         clean = self.codes(_inputs(batch), self.stage)
-        metric: Any = self.val_reconstruction[self.stage]
-        metric.update(self.denoising_loss(clean, self.stage, "val", batch_idx), len(clean))
-        self.log(f"val/reconstruction_{self.stage + 1}", metric, prog_bar=True)
+        mean = self.val_reconstruction[self.stage]
+        self.count_reconstruction(mean, clean, self.stage, "val", batch_idx)
+
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """A layer's mean reconstruction error; in fine-tuning and tests loss and error."""
+        if self.finetuning or stage == "test":
+            return super().evaluation_results(stage)
+        mean: Any = self.val_reconstruction[self.stage]
+        return {f"reconstruction_{self.stage + 1}": computed(mean)}
 
 
 def _inputs(batch: Any) -> Tensor:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from pl_losses.data.loader import Batch, BatchLoader
+from pl_losses.observers.loaders import unrepeated
 from pl_losses.observers.monitor import Monitor
 from pl_losses.papers.classifier import Classifier
 from pl_losses.sharding import shard_like, whole_tensor
@@ -92,6 +93,8 @@ class StagedClassifier(Classifier):
             ValueError: If the number of epochs is not limited.
         """
         if stage != "fit":
+            # Of a fit that did not come to its end, too, it is the classifier.
+            self.stage = len(self.pretrain_epochs)
             return
         if self.trainer.max_epochs is None or self.trainer.max_epochs < 0:
             raise ValueError(
@@ -198,11 +201,13 @@ class StagedClassifier(Classifier):
         if not (self.finetuning and ended and loader) or validated == self.global_step:
             return
         self.eval()
+        self.val_error.reset()
         with self.trainer.precision_plugin.forward_context():
-            for batch in islice(loader, int(self.trainer.num_val_batches[0])):
+            for index, batch in enumerate(islice(loader, int(self.trainer.num_val_batches[0]))):
                 batch = self.trainer.precision_plugin.convert_input(batch)
                 inputs, target = self.trainer.strategy.batch_to_device(batch)
-                self.val_error.update(self.scores(self(inputs)).argmax(dim=1), target)
+                own = unrepeated(loader, index, len(target))
+                self.val_error.update(self.scores(self(inputs)).argmax(dim=1)[:own], target[:own])
         self.train()
         self._judge(float(self.val_error.compute()))
         self.val_error.reset()
@@ -272,6 +277,7 @@ class StagedClassifier(Classifier):
 
     def on_validation_epoch_end(self) -> None:
         """In the last stage keep the weights if their error is the lowest so far, and see whether to stop."""
+        super().on_validation_epoch_end()
         fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
         if not fitting or not self.finetuning:
             return
@@ -309,6 +315,7 @@ class StagedClassifier(Classifier):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the best weights as the model, and the newest beside them."""
+        super().on_save_checkpoint(checkpoint)
         state, newest = checkpoint["state_dict"], {}
         kept = {name: whole_tensor(tensor) for name, tensor in self._kept.items()}
         if kept and self._fitted:
@@ -330,6 +337,7 @@ class StagedClassifier(Classifier):
         Raises:
             ValueError: If the checkpoint is of another architecture.
         """
+        super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self.strict_loading:
             refuse_other_weights(self, checkpoint.get("state_dict") or {}, "ckpt_path")
         resuming = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING

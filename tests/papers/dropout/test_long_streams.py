@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from pl_losses.observers.sums import Mean, Sum
 from pl_losses.papers.dropout.metrics import (
     ClassificationScores,
     ClassificationUncertainty,
     RegressionScores,
 )
 from pl_losses.papers.dropout.precision import PrecisionSearch
-from pl_losses.papers.dropout.sums import RootMeanSquare, Sum
 
 ROWS = 2**21
 PIECES = 32
@@ -78,15 +78,15 @@ def test_regression_of_two_million_values(device):
     generator = torch.Generator().manual_seed(0)
     target, error = 100 + torch.rand(2, ROWS, generator=generator)
     samples = target + (error - 100)
-    scores, single, search = RegressionScores(1.0), RootMeanSquare(), PrecisionSearch([0.5, 1.0])
+    scores, single, search = RegressionScores(1.0), Mean(), PrecisionSearch([0.5, 1.0])
     if device == "without":
         scores, single, search = in_float32(scores), in_float32(single), in_float32(search)
     for y, truth in pieces(samples, target):
         scores.update(y[None], truth)
-        single.update(y, truth)
+        single.update((y - truth).square())
         search.update(y[None], truth)
     squares = np.square(samples.double().numpy() - target.double().numpy())
-    assert single.compute().item() == pytest.approx(math.sqrt(squares.mean()), rel=2e-7)
+    assert single.compute().item() == pytest.approx(squares.mean(), rel=2e-7)
     found = scores.compute()
     assert found["rmse"].item() == pytest.approx(math.sqrt(squares.mean()), rel=2e-7)
     assert found["standard_deviation"].item() == pytest.approx(1.0, rel=2e-7)

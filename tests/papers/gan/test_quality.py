@@ -81,7 +81,7 @@ def test_precision_and_recall_in_loops(k):
     expected = by_hand(fake, real, k), by_hand(real, fake, k)
     assert tuple(map(float, found)) == pytest.approx(expected)
     assert 0 < expected[1] < expected[0]
-    metric = PrecisionRecall(k)
+    metric = PrecisionRecall(real.shape[1], k)
     for part in (slice(8), slice(8, None)):
         metric.update(real[part], real=True)
         metric.update(fake[part], real=False)
@@ -114,7 +114,7 @@ def test_features_that_are_not_finite_have_no_figures():
 def test_neighbours_are_counted(neighbours):
     for make in (
         lambda: precision_recall(torch.rand(9, 2), torch.rand(9, 2), neighbours),
-        lambda: PrecisionRecall(neighbours),
+        lambda: PrecisionRecall(2, neighbours),
     ):
         with pytest.raises(ValueError, match=f"`neighbours` to be a positive integer but got {neighbours}"):
             make()
@@ -229,7 +229,8 @@ def test_report_logs_and_draws(tmp_path):
     tested = trainer.test(model, data, verbose=False)[0]
     # The figures are those of the test images and as many generated ones, the same noise as in the step.
     real = torch.cat([batch[0] for batch in data.test_dataloader()])
-    fake = torch.cat([model.generate(model.sample_noise(100, "test", index)) for index in range(3)])
+    noise = torch.cat([model.fixed_noise(64, model.seed, "test", block) for block in range(5)])
+    fake = model.generate(noise[: len(real)])
     first, second = Mean()(real).double(), Mean()(fake).double()
     by_hand = frechet_distance(first.mean(0), first.T.cov(), second.mean(0), second.T.cov())
     assert tested["test/pixel_frechet_distance"] == pytest.approx(float(by_hand), rel=1e-4)

@@ -61,10 +61,10 @@ class Seen(StackedDenoisingAutoencoder):
     def on_train_batch_start(self, batch, batch_idx):
         self.before = {name: value.detach().clone() for name, value in self.named_parameters()}
 
-    def denoising_loss(self, clean, index, *key):
+    def denoising_loss(self, clean, index, own, *key, places=None):
         if key[0] == "train":
             self.clean.append(clean.clone())
-        return super().denoising_loss(clean, index, *key)
+        return super().denoising_loss(clean, index, own, *key, places=places)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         moved = {name for name, value in self.named_parameters() if not torch.equal(value, self.before[name])}

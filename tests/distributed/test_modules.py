@@ -1,0 +1,177 @@
+"""All modules train, validate and test on two and three ranks as on one, whoever made the loaders."""
+
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from module_table import CASES, Data, dataset, loader, make
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import pl_losses
+from pl_losses import AMSGradCounterexample, StyleTransfer
+from pl_losses.papers.base import PaperModule
+from pl_losses.strategies import DDPPerModule
+
+TRAIN, TEST = 13, 7  # Samples to train on, and to validate and test.
+MORE = 2  # Batches to accumulate.
+
+
+@contextmanager
+def double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class Stream(IterableDataset):
+    """Samples that nobody but itself shares out."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+def stream(case, indices, size):
+    samples = dataset(case, TEST)
+    collate = loader(case, 1, 1).collate_fn
+    return DataLoader(Stream([samples[i] for i in indices]), size, collate_fn=collate)
+
+
+def parts(case, rank, ranks):
+    """This rank's part of two batches of 6 and 5 samples: on two ranks 5 and 1, then 4 and 1."""
+    chosen = []
+    for first, last in ((0, 6), (6, 11)):
+        cuts = [first, *range(last - ranks + 1, last), last]
+        chosen.append(list(range(cuts[rank], cuts[rank + 1])))
+    whole = loader(case, 11, 1, train=True)
+    return DataLoader(whole.dataset, batch_sampler=chosen, collate_fn=whole.collate_fn)
+
+
+def trainer(case, ranks, folder, **options):
+    kind = {"ddp": DDPStrategy, "ddp_per_module": DDPPerModule}[case.strategy]
+    strategy = kind(process_group_backend="gloo") if ranks > 1 else "auto"
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=strategy,
+        precision="64-true",
+        max_epochs=case.epochs,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **dict.fromkeys(quiet, False) | options,
+    )
+
+
+def found(run, model):
+    """What a fit ended with: weights, and what it logged of validation and of training as a whole."""
+    logged = {key: float(value) for key, value in run.callback_metrics.items()}
+    kept = {key: value for key, value in logged.items() if key[:3] == "val" or key == "train/error"}
+    return {"weights": [p.detach().clone() for p in model.parameters()], "logged": kept}
+
+
+def outcomes(case, rank, ranks, folder):
+    """All paths of a module on this rank; joint batches are of 6 samples on any number of ranks."""
+    size = 6 // ranks
+    run, model = trainer(case, ranks, folder), make(case)
+    # Lightning's would shuffle. The last batch of a pass is one sample: other ranks repeat some.
+    share = DistributedSampler(range(TRAIN), ranks, rank, shuffle=False)
+    run.fit(model, loader(case, TRAIN, size, train=True, sampler=share), loader(case, TEST, size))
+    ended = found(run, model)
+    own = run.test(model, loader(case, TEST, size), verbose=False)[0]
+    yield "own loader", ended | {"test": own}
+    # Every rank has all samples; then the last one has all of them, and the others have no batch.
+    alone = trainer(case, ranks, folder, use_distributed_sampler=False)
+    yield "all samples on each rank", {"test": alone.test(model, loader(case, TEST, 4), verbose=False)[0]}
+    there = range(TEST) if rank == ranks - 1 else ()
+    yield "a rank without a batch", {"test": alone.test(model, stream(case, there, 3), verbose=False)[0]}
+    if ranks == 3:  # The rest is no different from two.
+        return
+    if not case.noise:
+        # The first rank has most of each batch, and of strings some have no path.
+        run, model = trainer(case, ranks, folder, use_distributed_sampler=False), make(case)
+        run.fit(model, parts(case, rank, ranks), loader(case, TEST, 4))
+        yield "uneven batches", found(run, model)
+    options = {} if case.accumulates else {"accumulate_grad_batches": MORE}
+    run, model = trainer(case, ranks, folder, **options), make(case, MORE)
+    data = Data(case, size, TRAIN, TEST)
+    run.fit(model, data)
+    ended = found(run, model)
+    yield "data module, accumulation", ended | {"test": run.test(model, data, verbose=False)[0]}
+
+
+def work(rank, ranks, folder):
+    """One forked rank."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/{ranks}", rank=rank, world_size=ranks
+    )
+    results = {}
+    with double():
+        for name, case in CASES.items():
+            try:
+                results[name] = dict(outcomes(case, rank, ranks, folder))
+            except Exception as error:  # The test of this case shows it, and the others go on.
+                results[name] = f"{type(error).__name__}: {error}"
+    torch.save(results, f"{folder}/{ranks}.{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What every rank found, by the number of ranks."""
+    folder = tmp_path_factory.mktemp("modules")
+    # One process first: what it loads, the others have.
+    with double(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = {1: [{name: dict(outcomes(case, 0, 1, folder)) for name, case in CASES.items()}]}
+    for ranks in (2, 3):
+        torch.multiprocessing.start_processes(work, (ranks, folder), ranks, start_method="fork")
+        found[ranks] = [torch.load(folder / f"{ranks}.{rank}.pt") for rank in range(ranks)]
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_any_number_of_ranks_is_one_process(results, name, ranks):
+    (whole,) = results[1]
+    for rank in range(ranks):
+        parts = results[ranks][rank][name]
+        assert isinstance(parts, dict), parts
+        assert len(parts) == (len(whole[name]) if ranks == 2 else 3)
+        for path, part in parts.items():
+            torch.testing.assert_close(
+                part, whole[name][path], rtol=1e-6, atol=1e-8, msg=lambda text, path=path: f"{path}: {text}"
+            )
+
+
+def test_the_table_has_all_modules():
+    modules = (getattr(pl_losses, name) for name in pl_losses.__all__)
+    papers = {one for one in modules if isinstance(one, type) and issubclass(one, PaperModule)}
+    # They bring their own data: see test_style_ranks.py and test_adam_modules.py.
+    assert papers - {StyleTransfer, AMSGradCounterexample} <= {type(make(case)) for case in CASES.values()}
+
+
+def test_fits_move_the_weights_and_tests_tell_something(results):
+    """So that equal outcomes mean something."""
+    with double():
+        for name, case in CASES.items():
+            first = [p.detach() for p in make(case).parameters()]
+            for path, outcome in results[1][0][name].items():
+                assert outcome.get("test", True), (name, path)
+                if "weights" in outcome:
+                    pairs = zip(first, outcome["weights"], strict=True)
+                    assert any((one - other).abs().max() > 1e-5 for one, other in pairs), (name, path)
