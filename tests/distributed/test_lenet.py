@@ -32,8 +32,8 @@ def train(make_trainer, tmp_path, ranks, optimizer, **options):
     path = tmp_path / f"{ranks}.pt"
     model = Recorded(path, **({} if optimizer is None else {"optimizer": optimizer}), **options)
     trainer = make_trainer(ranks, max_steps=4, callbacks=[ClassifierReport()], limit_val_batches=0)
-    # 301 test samples do not share out evenly between two ranks.
-    data = Digits(batch_size=32 // ranks, test_size=301)
+    # 101 test samples do not share out evenly between two ranks.
+    data = Digits(batch_size=32 // ranks, test_size=101, limit=96)
     trainer.fit(model, data)
     results = trainer.test(model, data, verbose=False)
     gradients, weights = torch.load(path)
@@ -57,7 +57,7 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(make_trainer, tmp_path,
         torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(one[1], two[1], rtol=1e-6, atol=1e-9)
     assert one[2] == two[2]
-    assert one[2][1] == 301
+    assert one[2][1] == 101
     assert one[3] == pytest.approx(two[3], rel=1e-6, nan_ok=True)
 
 
