@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from pl_losses.observers.loaders import evaluation_loaders, unrepeated
 from pl_losses.observers.metrics import define_metrics
+from pl_losses.observers.random_state import RandomState
 
 
 class PaperModule(LightningModule):
@@ -42,6 +43,11 @@ class PaperModule(LightningModule):
             )
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Let checkpoints have the state of the random numbers; an override adds its own to these."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if any(isinstance(one, RandomState) for one in callbacks) else [RandomState()]
 
     def configure_model(self) -> None:
         """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are."""
