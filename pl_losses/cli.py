@@ -349,4 +349,4 @@ def has_test_split(datamodule: LightningDataModule | None) -> bool:
 @rank_zero_only
 def say(message: str) -> None:
     """Tell the user something beside the results."""
-    print(message, file=sys.stderr)
+    print(message, file=sys.stderr, flush=True)

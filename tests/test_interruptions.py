@@ -404,3 +404,24 @@ def test_a_full_disk_leaves_the_checkpoint_of_before():
     assert "`kept/x.ckpt` cannot be written (File too large); older ones are as they" in process.printed[1]
     assert [one.name for one in path.parent.iterdir()] == ["x.ckpt"]
     assert torch.load(path)["a"].tolist() == [1, 1, 1]
+
+
+def killed(args):
+    record.SHARE = 0
+    record.InterruptionCheckpoint.__init__.__defaults__ = (print, 0.0)
+    return command(args, Shooter("start", 5, [signal.SIGKILL]))
+
+
+def test_a_killed_fit_of_one_epoch_goes_on(folder, capsys):
+    args = ["fit", "--model=cli_modules.Line", "--data=cli_modules.LocalPoints", *OPTIONS[:5]]
+    args += ["--data.count=40", "--trainer.max_epochs=1"]
+    process = Fork(killed, args)
+    assert process.wait() == -signal.SIGKILL
+    assert sorted(path.name for path in folder.rglob("*.ckpt")) == [
+        "recent-step=4.ckpt",
+        "recent-step=5.ckpt",
+    ]
+    told = re.search(r"If it is interrupted, go on with:\n  pl-losses (fit .*)", process.printed[1])[1]
+    assert main(told.split()) == 0
+    assert "recent-step=5.ckpt" in capsys.readouterr().err
+    assert torch.load(newest(folder), weights_only=True)["global_step"] == 10

@@ -19,7 +19,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from pl_losses import __version__
 from pl_losses.recipes import HERE, Config, dump
@@ -212,7 +211,7 @@ class InterruptionCheckpoint(Callback):
         self._noted = 0  # The signal that this process got.
         self._agreed = 0  # The signal by which all ranks end.
         self._validated = -1  # The batch behind which the last validation came.
-        self._training = False
+        self._training = self._telling = False
         self._handlers: dict[int, Any] = {}
         self._saved, self._cost = time.monotonic(), 0.0
         self._recent: list[Path] = []
@@ -234,6 +233,7 @@ class InterruptionCheckpoint(Callback):
         # Lightning's own handler of SIGTERM makes ranks wait for one another wherever they are.
         if threading.current_thread() is not threading.main_thread() or self._handlers:
             return
+        self._telling = trainer.is_global_zero
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._note)
@@ -241,7 +241,7 @@ class InterruptionCheckpoint(Callback):
     def _note(self, number: int, frame: Any) -> None:
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._noted and rank_zero_only.rank == 0:
+        if not self._noted and self._telling:
             # Not by `print`, which must not be entered twice.
             os.write(2, b"\nEnding after this batch; Ctrl-C once more ends at once and saves nothing.\n")
         self._noted = self._noted or number
