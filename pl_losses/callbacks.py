@@ -6,6 +6,7 @@ from pl_losses._lazy import lazy
 
 if TYPE_CHECKING:
     from pl_losses.observers.pictures import ClassifierReport as ClassifierReport
+    from pl_losses.observers.random_state import RandomState as RandomState
     from pl_losses.papers.adam.averaging import TemporalAveraging as TemporalAveraging
     from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
     from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor as DropoutUncertaintyMonitor
@@ -27,6 +28,7 @@ __getattr__, __dir__ = lazy(
         "ExtrapolationReport": "pl_losses.papers.dropout.reports",
         "GANReport": "pl_losses.papers.gan.report",
         "PReLUSlopeMonitor": "pl_losses.papers.prelu.monitor",
+        "RandomState": "pl_losses.observers.random_state",
         "ReadingReport": "pl_losses.papers.gtn.report",
         "RotationReport": "pl_losses.papers.dropout.reports",
         "StyleReport": "pl_losses.papers.style.report",
@@ -41,6 +43,7 @@ __all__ = [
     "ExtrapolationReport",
     "GANReport",
     "PReLUSlopeMonitor",
+    "RandomState",
     "ReadingReport",
     "RotationReport",
     "StyleReport",

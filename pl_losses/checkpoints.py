@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pl_losses.recipes import Config, UsageError
 from pl_losses.signatures import canonical
 
 SECTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+CALL = ("seed_everything", "test_after_fit")
 SHOWN = 12
 WRAPPERS = r"_fsdp_wrapped_module\.|_orig_mod\."
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all: the file of before stays until the new one is complete."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write to a file beside the path, and move it there.
+
+        Raises:
+            OSError: If it cannot be written, as on a full disk.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except (OSError, RuntimeError) as error:
+            # torch's writer hides what the system said.
+            reason = next((one.strerror for one in causes(error) if isinstance(one, OSError)), str(error))
+            raise OSError(
+                f"The checkpoint `{path}` cannot be written ({reason}); older ones are as they were"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
@@ -37,9 +78,13 @@ def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
     return checkpoint
 
 
-def sections(checkpoint: Config) -> Config:
-    """The ``model`` and ``data`` sections that a checkpoint knows, as plain data."""
-    known = {**checkpoint["pl_losses"]} if isinstance(checkpoint.get("pl_losses"), dict) else {}
+def sections(checkpoint: Config, whole: bool = False) -> Config:
+    """The ``model`` and ``data`` sections that a checkpoint knows, or all its config, as plain data."""
+    known = checkpoint["pl_losses"] if isinstance(checkpoint.get("pl_losses"), dict) else {}
+    kept = (*SECTIONS, *((*CALL, "trainer") if whole else ()))
+    known = {
+        key: known[key] for key in kept if isinstance(known.get(key), dict) or (key in CALL and key in known)
+    }
     for section, key in SECTIONS.items():
         if section not in known and checkpoint.get(key):
             known[section] = as_config(checkpoint[key])

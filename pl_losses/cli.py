@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import logging
 import re
@@ -18,19 +19,22 @@ from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from pl_losses import strategies as strategies  # registers their names
 from pl_losses.__main__ import check, first_line, split
-from pl_losses.checkpoints import CheckpointCheck, compare, read_checkpoint, sections
+from pl_losses.checkpoints import CheckpointCheck, WholeCheckpointIO, compare, read_checkpoint, sections
 from pl_losses.checks import DENIED, class_paths
 from pl_losses.data.module import TensorDataModule
+from pl_losses.observers.random_state import RandomState
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
 from pl_losses.parser import Parser, shorten
 from pl_losses.predictions import joined, of_all_ranks, write_predictions
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
-from pl_losses.run_folders import RUNS, choose
+from pl_losses.run_folders import RUNS, choose, recipe_of
 from pl_losses.run_loggers import (
     check_writable,
     fill_logger,
@@ -71,7 +75,6 @@ class PLLossesCLI(LightningCLI):
         self.saved = saved or {}
         self.check = CheckpointCheck(path, self.saved, say)
         self.record: RunRecord | None = None
-        self.interruption: InterruptionCheckpoint | None = None
         strict = {"allow_abbrev": False}
         super().__init__(
             save_config_callback=None,
@@ -133,22 +136,17 @@ class PLLossesCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
         self.record = RunRecord(self.resolved(), self.recipes)
-        self.interruption = InterruptionCheckpoint(self.record, say)
         section = self._get(self.config_init, "trainer")
         forget_anonymous(section["logger"])
         given = section["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         always: list[Callback] = [self.check, *([self.record] if self.subcommand in RECORDED else [])]
         if self.subcommand == "fit":
-            always.append(self.interruption)
-        return super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
-
-    def fit(self, **kwargs: Any) -> None:
-        """Train; after a signal, leave with the status that shells expect."""
-        try:
-            self.trainer.fit(**kwargs)
-        except SystemExit as leaving:
-            raise SystemExit((self.interruption and self.interruption.status) or leaving.code) from None
+            always += [InterruptionCheckpoint(self.record, say), RandomState()]
+        trainer = super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
     def after_fit(self) -> None:
         """Test with the final weights, and tell where the run is."""
@@ -231,7 +229,9 @@ def run(args: list[str] | None = None) -> int:
         config = merge(config, resolve_value(recipe))
     given = {**config, **dict(flags)}
     saved = read_checkpoint(checkpoint.path, str(given.get("weights_only")).lower() != "false")
-    config = merge(sections(saved), {key: value for key, value in config.items() if key != "ckpt_path"})
+    # A fit that no recipe is named for is the same fit, gone on with.
+    known = sections(saved, command == "fit" and recipe_of(recipes) is None)
+    config = merge(known, {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
             # An option may name the class whose arguments a file gives.
@@ -253,10 +253,19 @@ def run(args: list[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, RuntimeError, FloatingPointError) as error:
         raise in_a_line(error, checkpoint.path) from error
     except SystemExit as leaving:
-        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        status = status_of(leaving)
     finally:
         finish_wandb(status)
     return status
+
+
+def status_of(leaving: SystemExit) -> int:
+    """The exit status that shells expect; after a signal 128 and its number."""
+    if isinstance(leaving.__context__, KeyboardInterrupt):  # Which Lightning turns into a status of 1.
+        return 130
+    if isinstance(leaving, SIGTERMException) and leaving.code is None:
+        return 143
+    return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
 
 
 def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
@@ -275,6 +284,8 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         return UsageError(
             f"`{checkpoint}` (--ckpt_path) does not fit the model or its optimizer: {fault[:300]}"
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UsageError(f"{error.strerror}: {error.filename or 'the run stopped'}; checkpoints are whole")
     # Refused by the suite's own code, not by something that failed within it.
     return (
         UsageError(message) if module.split(".")[0] == OWN and not isinstance(error, RuntimeError) else error
@@ -338,4 +349,4 @@ def has_test_split(datamodule: LightningDataModule | None) -> bool:
 @rank_zero_only
 def say(message: str) -> None:
     """Tell the user something beside the results."""
-    print(message, file=sys.stderr)
+    print(message, file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ def fill_logger(config: Config, effective: Config) -> None:
         effective: The same with the classes that options name, as options may name another logger.
     """
     trainer = config.setdefault("trainer", {})
-    named = (effective.get("trainer") or {}).get("logger")
+    named = (effective.get("trainer") or {}).get("logger", trainer.get("logger"))
     if named is None:
         named = "WandbLogger"
     if isinstance(named, list):

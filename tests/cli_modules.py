@@ -50,6 +50,16 @@ class Other(Line):
     """The same by another name."""
 
 
+class Stepped(Line):
+    """A model whose schedule knows the number of its steps."""
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
 class Plain(LightningModule):
     """A model that saves no hyper-parameters."""
 

@@ -1,6 +1,8 @@
 """Runs are tested with the weights that they ended with, whatever keeps their record."""
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from lightning.pytorch import Trainer  # noqa: E402
 
 from pl_losses.__main__ import main  # noqa: E402
 from pl_losses.checkpoints import CheckpointCheck  # noqa: E402
-from pl_losses.recipes import UsageError  # noqa: E402
+from pl_losses.recipes import UsageError, load  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("folder")
 MODEL = ["--model=cli_modules.Line", "--data=cli_modules.LocalPoints"]
@@ -94,16 +96,33 @@ def test_an_interrupted_fit_goes_on_from_last(capsys, monkeypatch):
     original = cli_modules.Line.training_step
 
     def interrupted(self, batch, index):
-        if self.global_step == 3:
-            raise KeyboardInterrupt
+        if self.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
         return original(self, batch, index)
 
     with monkeypatch.context() as patched:
         patched.setattr(cli_modules.Line, "training_step", interrupted)
         assert main([*fit, *QUIET]) == 130
+    told = capsys.readouterr().err
+    assert re.search(r"Run: (\S+)\nIf .*:\n  pl-losses fit --config \1/config.yaml --ckpt_path \1\n", told)
     went_on = succeeds(capsys, *fit, "--ckpt_path=last")
     assert "interrupted-step=3.ckpt (the last of cli_modules.Line)" in went_on.err
     assert "version_1/" in succeeds(capsys, "test", CSV, "--ckpt_path=last").err
+
+
+def test_a_checkpoint_alone_goes_on_with_its_own_trainer(capsys):
+    data = ["--data=cli_modules.LocalPoints", "--model=cli_modules.Stepped", CSV, "--trainer.accelerator=cpu"]
+    succeeds(capsys, "fit", *data, "--trainer.max_epochs=2", "--trainer.callbacks+=LearningRateMonitor")
+    (path,) = Path("runs").rglob("*.ckpt")
+    assert main(["fit", f"--ckpt_path={path}"]) == 0
+    config = load(Path("runs/pl_losses/version_1/config.yaml"))
+    first = load(Path("runs/pl_losses/version_0/config.yaml"))
+    assert config == first
+    assert config["trainer"]["max_epochs"] == 2
+    # A recipe's trainer is its own.
+    Path("mine.yaml").write_text("model: cli_modules.Stepped")
+    succeeds(capsys, "fit", "--config=mine", f"--ckpt_path={path}", CSV, "--trainer.max_steps=4")
+    assert load(Path("runs/pl_losses/version_2/config.yaml"))["trainer"]["callbacks"] is None
 
 
 def test_a_fit_without_a_batch_is_not_tested(capsys):

@@ -18,7 +18,6 @@ from processes import Fork
 
 cli_modules = pytest.importorskip("cli_modules")
 
-from pl_losses import LeNet5  # noqa: E402
 from pl_losses.__main__ import main  # noqa: E402
 from pl_losses.hparams import is_plain  # noqa: E402
 from pl_losses.recipes import UsageError, load  # noqa: E402
@@ -301,33 +300,6 @@ def test_an_interrupted_run_goes_on(folder, number, status):
     resume = [*shown[2].split(), "--trainer.max_steps", str(int(shown[1]) + 3), "--model.pause=0"]
     succeeds(*resume)
     assert read(checkpoint_of(folder))["global_step"] == int(shown[1]) + 3
-
-
-@pytest.mark.parametrize("step", [5, 7, 8])  # The second, the last and the first batch of an epoch.
-def test_a_batch_whose_step_was_interrupted_is_taken_again(folder, capsys, monkeypatch, step):
-    args = ["fit", "--model=LeNet5", "--data=Digits", "--data.batch_size=300", "--model.optimizer=SGD", *FAST]
-    args += ["--model.optimizer.lr=1e-3", "--trainer.max_epochs=3", "--test_after_fit=false"]
-    succeeds(*args)
-    expected = read(checkpoint_of(folder))
-    original = LeNet5.training_step
-
-    def interrupted(self, batch, index):
-        if self.global_step == step:
-            raise KeyboardInterrupt
-        return original(self, batch, index)
-
-    capsys.readouterr()
-    with monkeypatch.context() as patched:
-        patched.setattr(LeNet5, "training_step", interrupted)
-        assert main(args) == 130
-    shown = re.search(
-        r"Interrupted at step (\d+)\. Go on with:\n  pl-losses (fit .*)", capsys.readouterr().err
-    )
-    assert int(shown[1]) == step
-    succeeds(*shown[2].split())
-    found = read(checkpoint_of(folder))
-    assert found["global_step"] == expected["global_step"] == 12
-    assert all(torch.equal(found["state_dict"][key], value) for key, value in expected["state_dict"].items())
 
 
 def test_predictions_are_written(folder, capsys):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, places_of, unrepeated
 from pl_losses.observers.metrics import define_metrics
+from pl_losses.observers.random_state import RandomState
 from pl_losses.strategies import units
 
 COUNTED = "training_metrics"  # Of a checkpoint.
@@ -58,6 +59,11 @@ class PaperModule(LightningModule):
         # Of the modules before an evaluation that has not ended; and whether there was such a one before.
         self._modes: list[tuple[nn.Module, bool]] = []
         self._unended = False
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Let checkpoints have the state of the random numbers; an override adds its own to these."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if any(isinstance(one, RandomState) for one in callbacks) else [RandomState()]
 
     def configure_model(self) -> None:
         """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are.

@@ -126,6 +126,9 @@ class TemporalAveraging(WeightAveraging):
         if not self._swapped:
             self._swap_models(pl_module)
 
+    # A fit that nothing was left of does not end its training.
+    on_fit_end = on_train_end
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -139,7 +139,6 @@ class StyleTransfer(PaperModule):
         self._data: Any = None
         self._terms: Terms = {}
         self._finite: Tensor | None = None
-        self._stepping = False
 
     def configure_features(self, root: str | None = None) -> VGG19Features:
         """Build the network whose features are compared; ``root`` is the DataModule's folder, if any."""
@@ -243,19 +242,6 @@ class StyleTransfer(PaperModule):
         self.evaluations += 1
         self._terms["loss"] = loss.detach()
         return loss
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, and know whether it was interrupted."""
-        self._stepping = True
-        super().optimizer_step(*args, **kwargs)
-        self._stepping = False
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let an L-BFGS that was interrupted within a step start anew, from the image as it is."""
-        # It writes down its last direction and gradient at the end of a step only, and goes on from them.
-        if self._stepping and isinstance(self.trainer.optimizers[0], LBFGS):
-            for saved in checkpoint.get("optimizer_states", ()):
-                saved["state"] = {}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the last evaluation: once a step, not in each evaluation."""

@@ -140,45 +140,6 @@ def test_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_image(files,
     torch.testing.assert_close(saved, model.result()[0], rtol=0, atol=0.5 / 255 + 1e-6)
 
 
-class Interrupted(StyleTransfer):
-    """Ctrl-C during an evaluation."""
-
-    at = 0
-
-    def evaluate(self):
-        if int(self.evaluations) == self.at:
-            raise KeyboardInterrupt
-        return super().evaluate()
-
-
-class SaveOnException(pl.Callback):
-    def __init__(self, path):
-        self.path = path
-
-    def on_exception(self, trainer, pl_module, exception):
-        trainer.save_checkpoint(self.path)
-
-
-@pytest.mark.parametrize("at", [3, 8])
-def test_goes_on_from_within_a_step(files, tmp_path, at):
-    model, path = Interrupted(weights=files["weights"], optimizer=short_lbfgs), tmp_path / "interrupted.ckpt"
-    model.at = at
-    with pytest.raises(SystemExit):
-        trainer(tmp_path, callbacks=[SaveOnException(path)]).fit(model, pictures(files))
-    resumed = StyleTransfer(weights=files["weights"], optimizer=short_lbfgs)
-    run = trainer(tmp_path)
-    run.fit(resumed, pictures(files), ckpt_path=path)
-    # Of three; the interrupted one is not repeated, and L-BFGS starts anew from the image as it was.
-    assert run.global_step == 2
-    assert int(resumed.evaluations) > at
-    saved = torch.load(path, weights_only=True)
-    image, taken = saved["state_dict"]["image"], saved["global_step"]
-    assert torch.equal(image, model.image.detach())
-    alike = make(files, alpha=model.alpha, beta=model.beta)
-    wanted, _ = bare_loop(alike, pictures(files), 2 - taken, image=image)
-    assert torch.equal(resumed.image.detach(), wanted)
-
-
 def test_starts(files, tmp_path):
     data = pictures(files)
     shown = data.pictures()
