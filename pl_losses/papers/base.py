@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -59,6 +60,9 @@ class PaperModule(LightningModule):
         # Of the modules before an evaluation that has not ended; and whether there was such a one before.
         self._modes: list[tuple[nn.Module, bool]] = []
         self._unended = False
+        # How often metrics were updated when an evaluation of this fit ended, and those updated in between.
+        self._update_counts: dict[str, int] = {}
+        self._counting: set[str] = set()
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Let checkpoints have the state of the random numbers; an override adds its own to these."""
@@ -153,7 +157,8 @@ class PaperModule(LightningModule):
             if self.global_rank == 0 and not ended:
                 for key, state in self._counted.get(name, {}).items():
                     setattr(metric, key, state.to(self.device))
-        self._counted = {}
+        self._counted, self._counting = {}, set()
+        self._note_updates()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what was counted in this epoch so far, on all ranks together.
@@ -164,6 +169,8 @@ class PaperModule(LightningModule):
             return
         checkpoint[COUNTED] = {}
         for name, metric in self._metrics(training=True):
+            if any(isinstance(state, list) for state in metric.metric_state.values()):
+                continue  # Rows of a metric of the user's: as many as samples.
             with metric.sync_context():
                 states: dict[str, Any] = metric.metric_state
                 checkpoint[COUNTED][name] = {key: state.clone() for key, state in states.items()}
@@ -190,8 +197,16 @@ class PaperModule(LightningModule):
     def _begin_evaluation(self) -> None:
         # Before any other hook, and whatever ended the evaluation before.
         self._seen, self._dataloader = SeenSamples(), 0
-        for _, metric in self._metrics(training=False):
-            metric.reset()
+        trainer = self._trainer
+        fitting = (
+            trainer is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        )
+        for name, metric in self._metrics(training=False):
+            # What a subclass counts in training goes on behind the validation, whatever its name.
+            if fitting and metric.update_count not in (0, self._update_counts.get(name, 0)):
+                self._counting.add(name)
+            if not fitting or name not in self._counting:
+                metric.reset()
         self._unended = bool(self._modes)
         self._modes = self._modes or [(part, part.training) for part in self.modules()]
 
@@ -208,8 +223,12 @@ class PaperModule(LightningModule):
         self._end_evaluation()
 
     def _end_evaluation(self) -> None:
+        self._note_updates()
         if not self._unended:
             self._modes = []
+
+    def _note_updates(self) -> None:
+        self._update_counts = {name: metric.update_count for name, metric in self._metrics(training=False)}
 
     def _metrics(self, training: bool) -> Iterator[tuple[str, Metric]]:
         for name, module in self.named_modules():
@@ -293,8 +312,9 @@ class PaperModule(LightningModule):
 
     def _log_results(self, stage: str) -> None:
         if not self.counts():
-            for _, metric in self._metrics(training=False):
-                metric.reset()
+            for name, metric in self._metrics(training=False):
+                if name not in self._counting:
+                    metric.reset()
         values = {f"{stage}/{name}": value for name, value in self.evaluation_results(stage).items()}
         # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
         self.log_dict(values, prog_bar=stage == "val", sync_dist=True)

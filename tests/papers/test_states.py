@@ -7,8 +7,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from module_table import CASES, Data, loader, make
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
-from pl_losses import LogisticRegression
+from pl_losses import MLP, LogisticRegression
 from pl_losses.callbacks import TemporalAveraging
 from pl_losses.data import TensorDataModule
 
@@ -149,3 +152,34 @@ def test_a_fit_that_stops_within_a_validation_keeps_the_weights_and_not_their_av
             run.fit(model, loader(case, 6, 2, train=True), loader(case, 6, 2))
         weights.append([p.detach() for p in model.parameters()])
     torch.testing.assert_close(*weights)
+
+
+class Watched(MLP):
+    """A subclass with a metric of its own on the training batches, logged as Lightning's pages show it."""
+
+    def __init__(self, name):
+        super().__init__(4, [6], 3, dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+        self.own = nn.ModuleDict({name: MulticlassAccuracy(3, average="micro")})
+        self.by_hand = []
+
+    def training_step(self, batch, batch_idx):
+        (metric,) = self.own.values()
+        predicted = self(batch[0]).argmax(1)
+        self.by_hand += (predicted == batch[1]).tolist()
+        metric(predicted, batch[1])
+        self.log("train/own", metric, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_start(self):
+        self.by_hand = []
+
+
+@pytest.mark.parametrize("name", ["accuracy", "train_accuracy"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_validation_leaves_a_users_training_metric_alone(tmp_path, name, epochs):
+    generator = torch.Generator().manual_seed(1)
+    rows = TensorDataset(torch.randn(13, 4, generator=generator), torch.arange(13) % 3)
+    run = trainer(max_epochs=epochs, val_check_interval=2, default_root_dir=tmp_path)
+    model = Watched(name)
+    run.fit(model, DataLoader(rows, 3), DataLoader(rows, 3))
+    assert float(run.callback_metrics["train/own"]) == pytest.approx(sum(model.by_hand) / 13)
