@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from pl_losses.observers.steps import OptimizerSteps, logged_step
 
+ROUNDED = "averaging_rounded"  # Of a checkpoint.
+
 
 class TemporalAveraging(WeightAveraging):
     r"""Averages the weights exponentially over the steps, with the correction of the average's bias.
@@ -48,12 +50,13 @@ class TemporalAveraging(WeightAveraging):
         self._stepped = False
         self._steps: list[OptimizerSteps] = []
         self._lost: dict[tuple[int, torch.Size], Tensor] = {}  # What rounding took from an average so far.
+        self._resumed: list[Tensor | None] = []  # Likewise, of a checkpoint.
         super().__init__(multi_avg_fn=self.move)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to one process, and the logging that Lightning lends."""
         kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
-        return kept | {"_steps": [], "_lost": {}}
+        return kept | {"_steps": [], "_lost": {}, "_resumed": []}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the average's copy of the model when a fit begins."""
@@ -82,6 +85,17 @@ class TemporalAveraging(WeightAveraging):
         """Hook into the optimizers: Lightning does not see all of their steps."""
         self._release()
         self._steps = [OptimizerSteps(trainer, after=self._note)]
+        for key, rounded in zip(self._keys(), self._resumed, strict=False):
+            if rounded is not None:
+                self._lost[key] = rounded.to(pl_module.device)
+        self._resumed = []
+
+    def _keys(self) -> list[tuple[int, torch.Size]]:
+        """The keys of what rounding took from each average."""
+        if self._average_model is None:
+            return []
+        tensors = (*self._average_model.parameters(), *self._average_model.buffers())
+        return [(one.data_ptr(), one.shape) for one in tensors]
 
     def _note(self, optimizer: Optimizer) -> None:
         self._stepped = True
@@ -134,9 +148,17 @@ class TemporalAveraging(WeightAveraging):
     ) -> None:
         """Save the average as the model, and the weights beside it, whichever of them the model holds."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint[ROUNDED] = [self._lost.get(key) for key in self._keys()]
         if self._swapped:
             average, weights = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint["state_dict"], checkpoint["current_model_state"] = average, weights
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with the average, and with what rounding took from it."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        self._resumed = checkpoint.get(ROUNDED, [])
 
     @torch.no_grad()
     def move(self, averages: list[Tensor], current: list[Tensor], averaged: Tensor | int) -> None:
