@@ -217,7 +217,7 @@ def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            names = reader.fieldnames or ()
+            reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
             wanted = f"Expected {path} to have rows with the columns file and label but got"
             if "file" not in names or not {"label", "split"} & {*names}:
                 raise ValueError(f"{wanted} {', '.join(names) or 'nothing'}")

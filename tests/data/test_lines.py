@@ -49,6 +49,15 @@ def test_the_column_split_decides(tmp_path):
     assert next(iter(data.predict_dataloader())).target_lengths.tolist() == [0]
 
 
+@pytest.mark.parametrize("header", ["file,label,split ", "File, LABEL ,Split"])
+def test_columns_are_named_in_any_case_with_any_blanks(tmp_path, header):
+    for name in "abc":
+        picture(tmp_path, f"{name}.png")
+    data = LineImages(str(written(tmp_path, ["a.png,1,test", "b.png,2,train", "c.png,3,val"], header)))
+    data.setup()
+    assert data.files == {"train": ["b.png"], "val": ["c.png"], "test": ["a.png"], "predict": []}
+
+
 def test_lines_to_predict_need_no_labels_and_keep_their_names(tmp_path):
     for name in ("b.png", "a.png"):
         picture(tmp_path, name)
@@ -216,6 +225,7 @@ def test_normalised_is_free_of_margins():
         (["0.png,1", "./0.png,2"], "file,label", r"each file once but lines 2 and 3 of .* have \./0\.png"),
         (["0.png,1,2"], "file,label", "Expected 2 columns but line 2 of .* has more"),
         (["0.png,1,2"], "file,label,label", "but got one twice: file, label, label"),
+        (["0.png,1,test,test"], "file,label,split,Split ", "but got one twice: file, label, split, split"),
         (["0.png;1"], "file;label", "columns file and label but got file;label"),
         ([], "file,label", "rows with the columns file and label but got nothing"),
         (["", "0.png,7.0"], "file,label", r"line 3 of .* has '\.'"),

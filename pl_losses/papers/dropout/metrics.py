@@ -135,8 +135,7 @@ class ClassificationScores(Sums):
         sums.index_add_(0, inside, self.exact(confidence).where(counted, 0))
         self.increase("confidence", sums)
         self.counts[0].index_add_(0, inside, counted.long())
-        # What is ignored is no class, so that it is never right.
-        self.counts[1].index_add_(0, inside, (predicted == target).long())
+        self.counts[1].index_add_(0, inside, (counted & (predicted == target)).long())
 
     def compute(self) -> dict[str, Tensor]:
         """Scores; all NaN before any input, and if one was not finite."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -97,10 +98,15 @@ def slope_parameters(layer: nn.PReLU) -> list[nn.Parameter]:
         >>> [tuple(parameter.shape) for parameter in slope_parameters(layer)]
         [(3,), (3,)]
     """
-    own = [*layer.parameters(recurse=False)]  # Torch's old weight norm and pruning leave them here.
+    return [*dict.fromkeys(parameter for _, parameter in _own(layer))]
+
+
+def _own(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A layer's own parameters, those of a parametrisation under the name of what they make."""
+    yield from layer.named_parameters(recurse=False)  # Torch's old weight norm and pruning leave them here.
     if is_parametrized(layer):
-        own += layer.get_submodule("parametrizations").parameters()
-    return own
+        for name, made in layer.get_submodule("parametrizations").named_children():
+            yield from ((name, parameter) for parameter in made.parameters())
 
 
 def _kinds(module: nn.Module, decay_biases: bool, decay_norms: bool) -> dict[nn.Parameter, str]:
@@ -109,8 +115,9 @@ def _kinds(module: nn.Module, decay_biases: bool, decay_norms: bool) -> dict[nn.
         if isinstance(layer, nn.PReLU):
             kinds |= dict.fromkeys(slope_parameters(layer), "slopes")
             continue
-        for name, parameter in layer.named_parameters(recurse=False):
-            norm = isinstance(layer, NORMS)
-            decays = decay_norms if norm else decay_biases or not name.endswith("bias")
+        for name, parameter in _own(layer):
+            # Also bias_ih_l0 of an LSTM, bias_k of an attention, bias_orig of a pruned layer.
+            bias = any(part.endswith("bias") for part in name.split("_"))
+            decays = decay_norms if isinstance(layer, NORMS) else decay_biases or not bias
             kinds.setdefault(parameter, "weights" if decays else "undecayed")
     return kinds

@@ -305,3 +305,18 @@ def test_what_is_no_probabilities_of_passes_is_refused(quantity):
     for samples in (SAMPLES[0], SAMPLES[:0]):
         with pytest.raises(ValueError, match=r"`samples` of shape \[T, B, C\] with T > 0 but got"):
             quantity(samples)
+
+
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_an_ignored_target_may_be_a_class(ignored):
+    samples = torch.rand(3, 50, 4, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
+    target = torch.arange(50) % 4
+    kept = target != ignored
+    for metric, reference, given in (
+        (ClassificationScores(ignore_index=ignored), ClassificationScores(), samples.mean(dim=0)),
+        (EntropyHistogram(ignore_index=ignored), EntropyHistogram(), samples),
+    ):
+        metric.update(given, target)
+        reference.update(given[..., kept, :], target[kept])
+        torch.testing.assert_close(metric.compute(), reference.compute())
+        assert torch.equal(metric.counts, reference.counts)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from pl_losses.papers.prelu import param_groups
 
@@ -36,6 +37,38 @@ def test_slopes_are_told_by_module_type():
     assert apart["weights"] == ["slopes", "first.weight", "second.weight"]
     assert apart["undecayed"] == ["first.bias", "norm.weight", "norm.bias"]
     assert sum(map(len, apart.values())) == len(list(net.parameters()))
+
+
+def parametrized(layer, name):
+    return parametrize.register_parametrization(layer, name, nn.Softplus())
+
+
+@pytest.mark.parametrize(
+    ("layer", "undecayed"),
+    [
+        (
+            nn.LSTM(2, 3, bidirectional=True),
+            ["bias_ih_l0", "bias_hh_l0", "bias_ih_l0_reverse", "bias_hh_l0_reverse"],
+        ),
+        (
+            nn.MultiheadAttention(4, 2, add_bias_kv=True),
+            ["in_proj_bias", "bias_k", "bias_v", "out_proj.bias"],
+        ),
+        (prune.l1_unstructured(nn.Linear(2, 3), "bias", 1), ["bias_orig"]),
+        (parametrized(nn.Linear(2, 3), "bias"), ["parametrizations.bias.original"]),
+        (
+            nn.utils.parametrizations.weight_norm(nn.Linear(2, 3), "bias", dim=None),
+            ["parametrizations.bias.original0", "parametrizations.bias.original1"],
+        ),
+        (parametrized(nn.Linear(2, 3), "weight"), ["bias"]),
+        (parametrized(nn.BatchNorm1d(3), "weight"), ["bias", "parametrizations.weight.original"]),
+        (prune.l1_unstructured(nn.LayerNorm(3), "weight", 1), ["bias", "weight_orig"]),
+    ],
+)
+def test_biases_and_norms_are_told_however_they_are_made(layer, undecayed):
+    groups = names(layer, param_groups(layer, 0.1, decay_biases=False, decay_norms=False))
+    assert sorted(groups["undecayed"]) == sorted(undecayed)
+    assert sum(map(len, groups.values())) == len(list(layer.parameters()))
 
 
 def test_without_prelu_there_is_one_group():
