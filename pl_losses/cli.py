@@ -24,7 +24,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pl_losses import strategies as strategies  # registers their names
 from pl_losses.__main__ import check, first_line, split
 from pl_losses.checkpoints import CheckpointCheck, compare, read_checkpoint, sections
-from pl_losses.checks import DENIED, class_paths
+from pl_losses.checks import Checker, class_paths
 from pl_losses.data.module import TensorDataModule
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
 from pl_losses.parser import Parser, shorten
@@ -40,6 +40,8 @@ from pl_losses.run_loggers import (
     save_dirs,
 )
 from pl_losses.signatures import OWN, public
+from pl_losses.trust import DENIED, IMPORTED, own_packages
+from pl_losses.trusted_objects import check_objects
 
 RECORDED = ("fit", "predict")  # They leave something in the run's folder.
 FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
@@ -54,6 +56,7 @@ class PLLossesCLI(LightningCLI):
         recipes: Names of the recipes and files, for the record.
         saved: What is in the checkpoint, to tell how the run differs.
         path: The checkpoint.
+        own: Packages of the user's own that are trusted.
         kwargs: Passed on to ``LightningCLI``.
     """
 
@@ -64,9 +67,11 @@ class PLLossesCLI(LightningCLI):
         recipes: Sequence[str] = (),
         saved: Config | None = None,
         path: str | None = None,
+        own: frozenset[str] = frozenset(),
         **kwargs: Any,
     ) -> None:
         self.merged = config
+        self.own = own
         self.recipes = list(recipes)
         self.saved = saved or {}
         self.check = CheckpointCheck(path, self.saved, say)
@@ -103,7 +108,10 @@ class PLLossesCLI(LightningCLI):
         """The checkpoint's values are in the merged config already, below the user's."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of another model, and a folder that cannot be written to."""
+        """Refuse what does not belong, another model's checkpoint, and a folder that cannot be written to."""
+        check_objects(self._get(self.config, "model"), self.own, "model")
+        check_objects(self._get(self.config, "data"), self.own, "data")
+        check_objects(self._get(self.config, "trainer"), self.own, "trainer")
         resolved = self.resolved()
         for line in compare(sections(self.saved), resolved):
             say(line)
@@ -132,7 +140,7 @@ class PLLossesCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
-        self.record = RunRecord(self.resolved(), self.recipes)
+        self.record = RunRecord(self.resolved(), self.recipes, self.own)
         self.interruption = InterruptionCheckpoint(self.record, say)
         section = self._get(self.config_init, "trainer")
         forget_anonymous(section["logger"])
@@ -231,6 +239,8 @@ def run(args: list[str] | None = None) -> int:
         config = merge(config, resolve_value(recipe))
     given = {**config, **dict(flags)}
     saved = read_checkpoint(checkpoint.path, str(given.get("weights_only")).lower() != "false")
+    own = own_packages(flags)
+    Checker(command, "the checkpoint", own=own).config(sections(saved))
     config = merge(sections(saved), {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
@@ -239,16 +249,16 @@ def run(args: list[str] | None = None) -> int:
             named = named.get("class_path") if isinstance(named, dict) else named
             config[section] = {**({"class_path": named} if named else {}), **config[section]}
     fill_logger(config, effective)
-    kept = [flag for flag in flags if flag[0] not in ("config", "ckpt_path")]
+    kept = [flag for flag in flags if flag[0] not in ("config", "ckpt_path", "trust")]
     kept += [("ckpt_path", checkpoint.path)] if checkpoint.path else []
     rest = [f"--{name}" if value is None else f"--{name}={value}" for name, value in kept]
-    prepare_imports(class_paths([config, effective, [value for _, value in flags]]))
-    if "://" in str(checkpoint.path) and "weights_only" not in given:
+    prepare_imports(class_paths([config, effective, [value for _, value in flags]]), own)
+    if "://" in str(checkpoint.path) and given.get("weights_only") is None:
         # Lightning's own default for what comes over the network is to unpickle anything.
         config["weights_only"] = True
     status = 1
     try:
-        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path)
+        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path, own)
         status = 0
     except (OSError, ValueError, TypeError, RuntimeError, FloatingPointError) as error:
         raise in_a_line(error, checkpoint.path) from error
@@ -288,14 +298,20 @@ def finish_wandb(status: int) -> None:
         wandb.finish(exit_code=status)
 
 
-def prepare_imports(wanted: Iterable[str] = ()) -> None:
-    """Deny dangerous classes, and make those of the suite known by their short names.
+def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None:
+    """Deny all modules but those that a config may name; make the suite's classes known by short names.
 
     Args:
         wanted: Names in the config and options: only what is named is imported, for time's sake, and so that
             a paper whose requirements are missing does not stand in the way of others.
+        own: Packages of the user's own that are trusted.
     """
-    set_parsing_settings(import_path_denylist=list(DENIED))
+    set_parsing_settings(
+        import_path_denylist=["*", *DENIED],
+        import_path_allowlist=[*IMPORTED, *own],
+        # What an argument of any type holds stays data.
+        instantiate_subclass_spec_in_any=False,
+    )
     # Of Lightning's own making: it calls what torch has deprecated, and recommends its other products.
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*", category=FutureWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pl_losses import __version__
+from pl_losses.checks import class_paths
 from pl_losses.recipes import HERE, Config, dump
 from pl_losses.run_folders import Run, exists, lineage, modified, named_by, write_record
 
@@ -43,6 +44,7 @@ class RunRecord(Callback):
     Args:
         config: The resolved config, plain data.
         recipe: Names of the recipes and files it came from.
+        own: Packages of the user's own that are trusted, which commands for this run then name.
 
     Attributes:
         folder: The run's folder, the same on all ranks, once the run is set up.
@@ -50,9 +52,13 @@ class RunRecord(Callback):
         run: The recipes and checkpoints of a fit (rank zero).
     """
 
-    def __init__(self, config: Config, recipe: list[str] | None = None) -> None:
+    def __init__(
+        self, config: Config, recipe: list[str] | None = None, own: frozenset[str] = frozenset()
+    ) -> None:
         self.config = config
         self.recipe = recipe or []
+        used = sorted(own & {path.split(".")[0] for path in class_paths(config)})
+        self.trust = ["--trust", ",".join(used)] if used else []
         self.folder: Path | None = None
         self.saved: Path | None = None
         self.run: Run | None = None
@@ -132,7 +138,8 @@ class RunRecord(Callback):
             when = f"  (saved at step {step} of {final})" if step != final else ""
             # Without a logger, later runs share the folder.
             name = named_by(self.run) if trainer.loggers else self.run.newest()
-            lines.append(f"Test it:    pl-losses test --ckpt_path {shlex.quote(name)}{when}")
+            command = shlex.join(["pl-losses", "test", "--ckpt_path", name, *self.trust])
+            lines.append(f"Test it:    {command}{when}")
         for logger in trainer.loggers:
             lines += how_to_look(logger)
         return "\n".join(lines)
@@ -224,6 +231,7 @@ class InterruptionCheckpoint(Callback):
         elif trainer.is_global_zero:
             self.record.keep(trainer, str(path))
             command = ["pl-losses", "fit", "--config", str(self.record.saved), "--ckpt_path", str(path)]
+            command += self.record.trust
             self.show(f"Interrupted at step {trainer.global_step}. Go on with:\n  {shlex.join(command)}")
 
     def on_save_checkpoint(
