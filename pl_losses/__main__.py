@@ -168,7 +168,11 @@ def split(args: Sequence[str]) -> Flags:
             flags.append((name, None))
         else:
             raise UsageError(f"Option `--{name}` needs a value")
-    return flags
+    # Shells leave the ~ of --name=~/folder as it is.
+    return [
+        (name, os.path.expanduser(value) if value and value.startswith("~/") else value)
+        for name, value in flags
+    ]
 
 
 def check(command: str, flags: Flags) -> Config:

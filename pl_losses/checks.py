@@ -135,6 +135,8 @@ class Checker:
                     self.node(part, trainer_kind(name), f"trainer.{name}")
             elif key == "trainer" and value is not None:
                 raise UsageError(f"Expected `trainer`{self.where()} to be a mapping but got {value!r:.80}")
+            elif key == "seed_everything" and type(value) is int and not 0 <= value < 2**32:
+                raise UsageError(f"Expected `{key}`{self.where()} to be from 0 to 2^32 - 1 but got {value}")
             elif key in ("model", "data"):
                 self.node(value, key, key)
 
@@ -159,6 +161,8 @@ class Checker:
                 self.cls(value, kind, path)
             elif kind in KINDS or not re.fullmatch(r"[\w-]+", value):
                 raise UsageError(f"Expected `{path}`{self.where()} to name a class but got {value!r:.80}")
+        elif kind in KINDS and type(value) in (int, float):
+            raise UsageError(f"Expected `{path}`{self.where()} to name a class but got {value}")
         elif isinstance(value, dict) and isinstance(value.get("class_path"), str):
             for key in value:
                 if key not in CLASS_KEYS:
@@ -259,6 +263,8 @@ def check_flag(checker: Checker, config: Config, name: str, value: str | None) -
             if path[1] in LEAST:
                 node[path[1]] = inline_number(value)
             walk(checker, node, path[1], path[2:], f"trainer.{path[1]}", (trainer_kind(path[1]), name, value))
+    elif path[0] == "seed_everything":
+        config["seed_everything"] = inline_number(value)
     elif path[0] in ("model", "data"):
         walk(checker, config, path[0], path[1:], path[0], (path[0], name, value))
 

@@ -135,7 +135,7 @@ class PLLossesCLI(LightningCLI):
         """Build model, data and trainer; a value that one of them refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(shorten(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -260,7 +260,10 @@ def run(args: list[str] | None = None) -> int:
     try:
         PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path, own)
         status = 0
-    except (OSError, ValueError, TypeError, RuntimeError, FloatingPointError) as error:
+    except (
+        *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError),
+        MisconfigurationException,
+    ) as error:
         raise in_a_line(error, checkpoint.path) from error
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -285,10 +288,10 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         return UsageError(
             f"`{checkpoint}` (--ckpt_path) does not fit the model or its optimizer: {fault[:300]}"
         )
-    # Refused by the suite's own code, not by something that failed within it.
-    return (
-        UsageError(message) if module.split(".")[0] == OWN and not isinstance(error, RuntimeError) else error
-    )
+    # Refused by the code of the suite, Lightning or an optimizer, not by something that failed within it.
+    own = module.split(".")[0] == OWN and not isinstance(error, RuntimeError)
+    theirs = module.startswith(("lightning.", "torch.optim")) and not isinstance(error, OSError)
+    return UsageError(re.sub(r"\s+", " ", message)[:300] if theirs else message) if own or theirs else error
 
 
 def finish_wandb(status: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pl_losses.__main__ import BASH, completion, main
+from pl_losses.__main__ import BASH, completion, main, split
 from pl_losses.recipes import parse, resolve
 from pl_losses.signatures import describe, locate, missing, signature
 
@@ -113,6 +113,7 @@ def test_console_script():
         ),
         ("fit --epochs 3", "did you mean `--trainer.max_epochs`?"),
         ("fit --data Mnist", "did you mean `MNIST`?"),
+        ("fit --seed_everything=-3", "`seed_everything` to be from 0 to 2^32 - 1 but got -3"),
         ("fit --model.help", "`--model.help` needs a class, or a recipe"),
         ("fit --trainer.log_every_n_steps -1", "`trainer.log_every_n_steps` to be at least 0 but got -1"),
         ("fit --trainer.strategy torch.load", "names `torch.load`, which is no Strategy"),
@@ -137,6 +138,8 @@ def test_refusals(capsys, args, message):
         ("{ckpt_path: no.ckpt}", "No checkpoint `no.ckpt`"),
         ("{model: [", "Cannot read the inline config line "),
         ("{trainer: {callbacks: [{}]}}", "Expected `trainer.callbacks` in"),
+        ("{trainer: {logger: 5}}", "to name a class but got 5"),
+        ("{seed_everything: -3}", "to be from 0 to 2^32 - 1 but got -3"),
         ("{trainer: 3}", "Expected `trainer` in {trainer: 3} to be a mapping but got 3"),
         ("{trainer: {check_val_every_n_epoch: 0}}", "to be at least 1 but got 0"),
         ("{trainer: {1: 2}}", "expected the key `1` to be text"),
@@ -155,6 +158,11 @@ def test_aliases_of_aliases_are_counted_not_followed(capsys, tmp_path):
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     (tmp_path / "x.yaml").write_text("\n".join(lines))
     assert "stand for more than 100000 values" in refused(capsys, "fit", "--config", str(tmp_path / "x.yaml"))
+
+
+def test_home_is_found_in_options(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert split(["--trainer.logger.save_dir=~/runs"]) == [("trainer.logger.save_dir", "/home/me/runs")]
 
 
 def test_help_of_the_recipes_own_model(capsys):
