@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pl_losses import __version__
-from pl_losses.recipes import Config, UsageError, listing, merge, names, nearest, resolve_value, shown
+from pl_losses.recipes import (
+    Config,
+    UsageError,
+    is_inline,
+    listing,
+    merge,
+    names,
+    nearest,
+    resolve_value,
+    shown,
+)
 
 RUNS = {
     "fit": "train, then test with the final weights",
@@ -185,10 +195,11 @@ def check(command: str, flags: Flags) -> Config:
     config: Config = {}
     for name, value in flags:
         if name == "config" and value is not None:
-            config = merge(config, resolve_value(value))
+            given = resolve_value(value)
+            config = merge(config, given)
             checker.source = value if len(value) < 60 else "the inline config"
             checker.config(config)
-            check_files(config, flags, checker.where())
+            check_files(given, flags, checker.where(), typed=is_inline(value))
     for name, value in flags:
         if name.split(".")[0] in ("model", "data", "trainer") and is_file(value):
             part = inline(value)

@@ -40,7 +40,7 @@ from pl_losses.run_loggers import (
     save_dirs,
 )
 from pl_losses.signatures import OWN, public
-from pl_losses.trust import DENIED, IMPORTED, own_packages
+from pl_losses.trust import DENIED, IMPORTED, always, own_packages
 from pl_losses.trusted_objects import check_objects
 
 RECORDED = ("fit", "predict")  # They leave something in the run's folder.
@@ -311,7 +311,7 @@ def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None
     """
     set_parsing_settings(
         import_path_denylist=["*", *DENIED],
-        import_path_allowlist=[*IMPORTED, *own],
+        import_path_allowlist=[*IMPORTED, *always(), *own],
         # What an argument of any type holds stays data.
         instantiate_subclass_spec_in_any=False,
     )

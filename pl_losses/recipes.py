@@ -113,9 +113,14 @@ def resolve(name: str) -> Config:
 
 def resolve_value(value: str) -> Config:
     """As :func:`resolve`, but a mapping given inline is taken as it is."""
-    if "{" in value or "\n" in value:
+    if is_inline(value):
         return _mapping(parse(value, "the inline config"), "the inline config")
     return resolve(value)
+
+
+def is_inline(value: str) -> bool:
+    """Whether a value is a mapping itself, not the name of a recipe."""
+    return "{" in value or "\n" in value
 
 
 def _flatten(path: Path, above: tuple[Path, ...]) -> Config:

@@ -85,14 +85,24 @@ def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
     Raises:
         UsageError: If ``--trust`` names what cannot be trusted as a whole.
     """
-    given = [value for name, value in flags if name == "trust"]
-    named = ",".join(filter(None, [os.environ.get(TRUST), *given]))
-    found = {name.strip().split(".")[0] for name in named.split(",") if name.strip()}
+    found = always()
+    for given in (value for name, value in flags if name == "trust" and value):
+        found |= packages(given)
     for name in found:
         if name in DENIED or name in READ or not name.isidentifier():
             raise UsageError(f"Expected `--trust` to name a module of your own but got `{name}`")
     typed = (value for name, value in flags if value and name.split(".")[0] in ("model", "data", "trainer"))
     return frozenset(found | {top for value in typed for path in named_in(value) if (top := foreign(path))})
+
+
+def packages(text: str) -> set[str]:
+    """The packages in a list of modules that is separated by commas."""
+    return {name.strip().split(".")[0] for name in text.split(",") if name.strip()}
+
+
+def always() -> set[str]:
+    """The packages that are trusted for all runs."""
+    return packages(os.environ.get(TRUST, ""))
 
 
 def named_in(value: str) -> list[str]:
@@ -149,13 +159,16 @@ def returned(path: str) -> list[str]:
     return [base for base in bases if made and is_a(made, base) and lies_in(made.module, ACCEPTED[base])]
 
 
-def check_files(config: Config, flags: Iterable[tuple[str, str | None]], where: str) -> None:
+def check_files(
+    config: Config, flags: Iterable[tuple[str, str | None]], where: str, typed: bool = False
+) -> None:
     """Refuse a config that unpickles, or that writes outside of the runs' folders.
 
     Args:
         config: What files say, without the options.
         flags: The options, which may do both.
         where: Names the files, for the errors.
+        typed: Whether the config itself stands on the command line, so that its folders may be anywhere.
     """
     if config.get("weights_only") not in (None, True):
         raise UsageError(f"`weights_only: false`{where} would run code: only --weights_only false allows it")
@@ -165,7 +178,7 @@ def check_files(config: Config, flags: Iterable[tuple[str, str | None]], where: 
     trainer = config.get("trainer")
     for path, key, value in leaves(trainer, "trainer"):
         overridden = path in given and (path == "trainer.default_root_dir" or not has_list(trainer, path))
-        if key in FOLDERS and value is not None and not overridden:
+        if key in FOLDERS and value is not None and not (overridden or typed):
             inside = any(Path(str(value)).resolve().is_relative_to(root) for root in roots)
             if not inside or re.search(r"^~|\$|:", str(value)):
                 raise UsageError(

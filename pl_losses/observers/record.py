@@ -22,6 +22,7 @@ from pl_losses import __version__
 from pl_losses.checks import class_paths
 from pl_losses.recipes import HERE, Config, dump
 from pl_losses.run_folders import Run, exists, lineage, modified, named_by, write_record
+from pl_losses.trust import always
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -57,7 +58,7 @@ class RunRecord(Callback):
     ) -> None:
         self.config = config
         self.recipe = recipe or []
-        used = sorted(own & {path.split(".")[0] for path in class_paths(config)})
+        used = sorted((own - always()) & {path.split(".")[0] for path in class_paths(config)})
         self.trust = ["--trust", ",".join(used)] if used else []
         self.folder: Path | None = None
         self.saved: Path | None = None
