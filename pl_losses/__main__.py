@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pl_losses import __version__
-from pl_losses.recipes import Config, UsageError, listing, merge, names, nearest, resolve_value
+from pl_losses.recipes import (
+    Config,
+    UsageError,
+    is_inline,
+    listing,
+    merge,
+    names,
+    nearest,
+    resolve_value,
+    shown,
+)
 
 RUNS = {
     "fit": "train, then test with the final weights",
@@ -21,7 +31,10 @@ LOOKS = {
     "show": "write a page of a run, or of several to compare",
     "dashboard": "print a recipe's W&B workspace, or save it to W&B",
 }
-TELLS = {"recipes": "list the recipes", "completion": "print a completion script for bash, zsh or fish"}
+TELLS = {
+    "recipes": "list the recipes, or print the one that is named",
+    "completion": "print a completion script for bash, zsh or fish",
+}
 COMMANDS = {**RUNS, **MAKES, **LOOKS, **TELLS}
 SHELLS = ("bash", "zsh", "fish")
 
@@ -56,6 +69,7 @@ COMMAND_HELP = """usage: pl-losses {command} [--config RECIPE] [--KEY VALUE ...]
   --trainer.NAME VALUE     an argument of the trainer; --trainer.help lists them
   --trainer.logger CLASS   WandbLogger (offline by default), TensorBoardLogger, CSVLogger, or false
   --trainer.callbacks+ CLASS   one more callback; --trainer.callbacks.NAME VALUE sets its arguments
+  --trust MODULE           let recipes and checkpoints name classes of this module of your own
   --seed_everything N      seed of all random numbers
   --test_after_fit BOOL    test with the final weights once the fit is over (default true)
   --print_config           print the whole config instead of running
@@ -85,7 +99,7 @@ def dispatch(args: list[str]) -> int:
     elif command in ("--version", "-V"):
         print(f"pl-losses {__version__}")
     elif command == "recipes":
-        print(listing())
+        print("\n".join(map(shown, args[1:])) or listing())
     elif command == "completion":
         print(completion(args[1] if len(args) > 1 else ""))
     elif command in RUNS:
@@ -165,24 +179,39 @@ def split(args: Sequence[str]) -> Flags:
             flags.append((name, None))
         else:
             raise UsageError(f"Option `--{name}` needs a value")
-    return flags
+    # Shells leave the ~ of --name=~/folder as it is.
+    return [
+        (name, os.path.expanduser(value) if value and value.startswith("~/") else value)
+        for name, value in flags
+    ]
 
 
 def check(command: str, flags: Flags) -> Config:
     """Refuse what is surely wrong; returns the merged config as far as it is known."""
-    from pl_losses.checks import Checker, check_flag, class_paths, is_foreign
+    from pl_losses.checks import Checker, check_flag, class_paths, inline, is_file, is_foreign
+    from pl_losses.trust import check_files, own_packages
 
-    checker = Checker(command)
+    checker = Checker(command, own=own_packages(flags))
     checker.foreign = any(is_foreign(path) for _, value in flags if value for path in class_paths(value))
     config: Config = {}
     for name, value in flags:
         if name == "config" and value is not None:
-            config = merge(config, resolve_value(value))
+            given = resolve_value(value)
+            config = merge(config, given)
             checker.source = value if len(value) < 60 else "the inline config"
             checker.config(config)
+            check_files(given, flags, checker.where(), typed=is_inline(value))
+    for name, value in flags:
+        if name.split(".")[0] in ("model", "data", "trainer") and is_file(value):
+            part = inline(value)
+            for key in reversed(name.removesuffix("+").split(".")):
+                part = {key: part}
+            checker.source = str(value)
+            checker.config(part)
+            check_files(part, flags, checker.where())
     checker.source = ""
     for name, value in flags:
-        if name not in ("config", "print_config"):
+        if name not in ("config", "print_config", "trust"):
             check_flag(checker, config, name, value)
     # Once more, now that options have named the classes of what the files left open.
     checker.config(config)
@@ -203,8 +232,15 @@ def help_for(command: str, flags: Flags) -> str:
                 data=data,
                 untrained="a new start" if command == "fit" else "untrained weights, on purpose",
             )
+        kind = name.removesuffix(".help")
+        if name in ("model.help", "data.help") and not value:
+            # Of the class that the recipe names.
+            config = check(command, [flag for flag in flags if not flag[0].endswith("help")])
+            node = config.get(kind)
+            value = node.get("class_path") if isinstance(node, dict) else node
+            if not value:
+                raise UsageError(f"`--{name}` needs a class, or a recipe: --{name} CLASS")
         if name == "trainer.help" or (name.endswith(".help") and value):
-            kind = name.removesuffix(".help")
             path = "lightning.pytorch.Trainer" if kind == "trainer" else value or ""
             located = checks.Checker(command).cls(path, kind, kind)
             return signatures.describe(located) + "\n" if located else ""

@@ -5,6 +5,8 @@ A name is only refused where it surely is wrong; the rest is left to the parser.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from pl_losses.signatures import (
     public,
     signature,
 )
+from pl_losses.trust import WANDB, bases_of, fault
 
 # Places in a config where a class goes by its short name, and the modules that show such names.
 KINDS = {
@@ -40,12 +43,10 @@ BASES = {
     "trainer.callbacks": "Callback",
     "trainer.logger": "Logger",
 }
-DENIED = (
-    *("os", "posix", "nt", "subprocess", "builtins", "sys", "shutil", "importlib", "ctypes", "pickle"),
-    *("runpy", "code", "pty", "multiprocessing", "tempfile", "pathlib", "webbrowser", "ftplib", "socket"),
-    *("urllib", "http"),
-)
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+# Numbers of the trainer that Lightning takes as they come.
+LEAST = {"log_every_n_steps": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "num_nodes": 1}
+LEAST |= {"reload_dataloaders_every_n_epochs": 0}
 ALWAYS = ["config", "seed_everything", "trainer", "model", "data", "test_after_fit"]
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 # What LightningCLI itself hands to the trainer's methods.
@@ -71,7 +72,23 @@ def kind_of(annotation: str) -> str:
     """Which classes a parameter with this annotation takes, as far as short names go."""
     if "Optimizer" in annotation:
         return "optimizer"
-    return "scheduler" if "LRScheduler" in annotation else ""
+    if "LRScheduler" in annotation:
+        return "scheduler"
+    return "|".join(bases_of(annotation)) or ("Callable" if re.search(r"Callable|_FN\b", annotation) else "")
+
+
+def trainer_kind(name: str) -> str:
+    """Which classes an argument of the trainer takes."""
+    kind = f"trainer.{name}"
+    return kind if kind in KINDS else kind_of(trainer().parameters.get(name, ""))
+
+
+def bases_at(kind: str) -> tuple[str, ...]:
+    """The bases of the classes of a kind; empty where it is not known."""
+    if kind in BASES:
+        return (BASES[kind],)
+    callables = {"optimizer": "OptimizerCallable", "scheduler": "LRSchedulerCallable"}
+    return bases_of(callables.get(kind, kind))
 
 
 def candidates(kind: str, own: bool = False) -> list[str]:
@@ -93,11 +110,13 @@ class Checker:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         source: Name of what is checked, for the errors.
         foreign: Whether modules of the user's own take part, whose classes may go by short names too.
+        own: Packages of the user's own that are trusted.
     """
 
     command: str
     source: str = ""
     foreign: bool = False
+    own: frozenset[str] = frozenset()
 
     def config(self, config: Config) -> None:
         """Check a flattened config."""
@@ -109,7 +128,15 @@ class Checker:
             if key == "trainer" and isinstance(value, dict):
                 self.keys(value, trainer(), "trainer", "Trainer")
                 for name, part in value.items():
-                    self.node(part, f"trainer.{name}", f"trainer.{name}")
+                    least = LEAST.get(name, 0)
+                    if name in LEAST and type(part) in (int, float) and part < least:
+                        wanted = f"Expected `trainer.{name}`{self.where()} to be at least {least}"
+                        raise UsageError(f"{wanted} but got {part}")
+                    self.node(part, trainer_kind(name), f"trainer.{name}")
+            elif key == "trainer" and value is not None:
+                raise UsageError(f"Expected `trainer`{self.where()} to be a mapping but got {value!r:.80}")
+            elif key == "seed_everything" and type(value) is int and not 0 <= value < 2**32:
+                raise UsageError(f"Expected `{key}`{self.where()} to be from 0 to 2^32 - 1 but got {value}")
             elif key in ("model", "data"):
                 self.node(value, key, key)
 
@@ -126,15 +153,25 @@ class Checker:
         """Check a value that may be a class with its arguments, or a list of such."""
         if isinstance(value, list):
             for item in value:
+                if kind in KINDS and isinstance(item, dict) and "class_path" not in item:
+                    raise UsageError(f"Expected `{path}`{self.where()} to name a class but got {item!r:.80}")
                 self.node(item, kind, path)
-        elif isinstance(value, str) and kind in KINDS and value.replace(".", "").isidentifier():
-            self.cls(value, kind, path)
+        elif isinstance(value, str) and (kind in KINDS or bases_at(kind) or kind == "Callable"):
+            if re.fullmatch(r"[\w.]+", value) and (kind in KINDS or "." in value):
+                self.cls(value, kind, path)
+            elif kind in KINDS or not re.fullmatch(r"[\w-]+", value):
+                raise UsageError(f"Expected `{path}`{self.where()} to name a class but got {value!r:.80}")
+        elif kind in KINDS and type(value) in (int, float):
+            raise UsageError(f"Expected `{path}`{self.where()} to name a class but got {value}")
         elif isinstance(value, dict) and isinstance(value.get("class_path"), str):
             for key in value:
                 if key not in CLASS_KEYS:
                     known = f": expected {', '.join(CLASS_KEYS)}; arguments of the class go under init_args"
                     raise UsageError(f"Unknown key `{path}.{key}`{self.where()}{known}")
             self.arguments(value, self.cls(value["class_path"], kind, path), path)
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                self.node(part, "", f"{path}.{key}")
 
     def arguments(self, value: Config, cls: Class | None, path: str) -> None:
         """Check the arguments of a class."""
@@ -144,22 +181,31 @@ class Checker:
                 f"Expected `{path}.init_args`{self.where()} to be a mapping but got {arguments!r}"
             )
         known = signature(cls) if cls else Signature({}, open=True)
-        self.keys(arguments, known, f"{path}.init_args", cls.name if cls else "")
+        more = value.get("dict_kwargs") or {}
+        if not isinstance(more, dict):
+            raise UsageError(
+                f"Expected `{path}.dict_kwargs`{self.where()} to be a mapping but got {more!r:.80}"
+            )
+        for part, given in (("init_args", arguments), ("dict_kwargs", more)):
+            self.keys(given, known, f"{path}.{part}", cls.name if cls else "")
+        self.node(more, "", f"{path}.dict_kwargs")
+        if cls and cls.name == "WandbLogger" and self.source:
+            for key in (*arguments, *more):
+                if key not in known.parameters and key not in WANDB:
+                    raise UsageError(f"`{path}.{key}`{self.where()} is allowed on the command line only")
         for name, argument in arguments.items():
             self.node(argument, kind_of(known.parameters.get(name, "")), f"{path}.init_args.{name}")
 
     def cls(self, name: str, kind: str, path: str) -> Class | None:
         """Find the class of a name, refusing what is surely none; ``None`` if that is left to the parser."""
-        if name.split(".")[0] in DENIED and "." in name:
-            raise UsageError(
-                f"`{path}`{self.where()} names `{name}`: classes from {name.split('.')[0]} are not allowed"
-            )
         if "." in name:
             if missing(name):
                 module, _, short = name.rpartition(".")
                 raise UsageError(
                     f"No class `{name}` for `{path}`{self.where()}{nearest(short, public(module))}"
                 )
+            if wrong := fault(name, bases_at(kind), self.own):
+                raise UsageError(f"`{path}`{self.where()} names `{name}`{wrong}")
             return locate(name)
         modules = KINDS.get(kind, ())
         base = BASES.get(kind, name)
@@ -202,7 +248,9 @@ def check_flag(checker: Checker, config: Config, name: str, value: str | None) -
     known = trainer()
     if path[0] not in (*top, "config", "print_config", "help"):
         longer = [f"trainer.{key}" for key in known.parameters] + top
-        hint = nearest(path[0], [*top, "config", "print_config"], "`--{}`")
+        hint = elsewhere(checker, config, name) or nearest(
+            path[0], [*top, "config", "print_config"], "`--{}`"
+        )
         raise UsageError(
             f"Unknown option `--{name}`{hint or nearest(f'trainer.{path[0]}', longer, '`--{}`')}"
         )
@@ -212,9 +260,55 @@ def check_flag(checker: Checker, config: Config, name: str, value: str | None) -
             raise UsageError(f"Unknown option `--{name}`{hint}")
         node = config.setdefault("trainer", {})
         if isinstance(node, dict):
-            walk(checker, node, path[1], path[2:], f"trainer.{path[1]}", (f"trainer.{path[1]}", name, value))
+            if path[1] in LEAST:
+                node[path[1]] = inline_number(value)
+            walk(checker, node, path[1], path[2:], f"trainer.{path[1]}", (trainer_kind(path[1]), name, value))
+    elif path[0] == "seed_everything":
+        config["seed_everything"] = inline_number(value)
     elif path[0] in ("model", "data"):
         walk(checker, config, path[0], path[1:], path[0], (path[0], name, value))
+
+
+def elsewhere(
+    checker: Checker, config: Config, name: str, sections: Sequence[str] = ("model", "data")
+) -> str:
+    """Return ``": did you mean `--model.optimizer.lr`?"`` for an argument of model, data or a part.
+
+    Where no model is known, it is taken to be any of the suite's with the usual optimizer.
+    """
+    found: dict[str, str] = {}
+    parts: dict[str, str] = {}
+    for section in sections:
+        cls, given = class_of(checker, config.get(section), section, f"{OWN}.papers.base.PaperModule")
+        for one, annotation in signature(cls).parameters.items() if cls else ():
+            found.setdefault(one, f"{section}.{one}")
+            kind = kind_of(annotation)
+            usual = "torch.optim.Adam" if kind == "optimizer" else ""
+            part, _ = class_of(checker, given.get(one), kind, usual) if kind else (None, {})
+            if part:
+                parts.update({f"{section}.{one}.{key}": part.name for key in signature(part).parameters})
+    for path in parts:
+        found.setdefault(path.rpartition(".")[2], path)
+    if name not in found:
+        return ""
+    cycle = next((path for path in parts if path.endswith(".max_lr") and parts[path] == "OneCycleLR"), "")
+    more = (
+        f" It is without effect here: OneCycleLR sets the rate by `--{cycle}`"
+        if cycle and name == "lr"
+        else ""
+    )
+    return f": did you mean `--{found[name]}`?{more}"
+
+
+def class_of(checker: Checker, node: Any, kind: str, usual: str) -> tuple[Class | None, Config]:
+    """The class that a config names, or the usual one, and its arguments."""
+    node = node if isinstance(node, dict) else {"class_path": node}
+    path = node.get("class_path")
+    cls = (
+        checker.cls(path, kind, kind) if isinstance(path, str) else locate(usual) if kind != "data" else None
+    )
+    given = node.get("init_args")
+    return cls, given if isinstance(given, dict) else {}
 
 
 def walk(
@@ -244,10 +338,10 @@ def walk(
     known = signature(cls)
     if rest[0] not in known.parameters and not known.open:
         prefix = name.removesuffix(".".join(rest))
-        hint = (
-            nearest(rest[0], known.parameters, "`--" + prefix + "{}`") or f"; {cls.name} has no such argument"
-        )
-        raise UsageError(f"Unknown option `--{name}`{hint}")
+        hint = nearest(rest[0], known.parameters, "`--" + prefix + "{}`")
+        if at == "model":
+            hint = elsewhere(checker, parent, rest[0], ("model",)) or hint
+        raise UsageError(f"Unknown option `--{name}`{hint or f'; {cls.name} has no such argument'}")
     inner = node.setdefault("init_args", {})
     if isinstance(inner, dict):
         kind = kind_of(known.parameters.get(rest[0], ""))
@@ -260,6 +354,17 @@ def inline(value: str | None) -> Any:
         return WORDS[value.lower()] if value else None
     if value.startswith(("{", "[")):
         return parse(value, "the value")
-    if value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file():
-        return load(Path(value))
-    return value
+    return load(Path(value)) if is_file(value) else value
+
+
+def inline_number(value: str | None) -> Any:
+    """An option's value as a number, if it is one."""
+    try:
+        return float(value or "") if value and "." in value else int(value or "")
+    except ValueError:
+        return value
+
+
+def is_file(value: str | None) -> bool:
+    """Whether an option's value names a file of a class and its arguments."""
+    return value is not None and value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file()

@@ -27,7 +27,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pl_losses import strategies as strategies  # registers their names
 from pl_losses.__main__ import check, first_line, split
 from pl_losses.checkpoints import CheckpointCheck, WholeCheckpointIO, compare, read_checkpoint, sections
-from pl_losses.checks import DENIED, class_paths
+from pl_losses.checks import Checker, class_paths
 from pl_losses.data.module import TensorDataModule
 from pl_losses.observers.random_state import RandomState
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
@@ -44,6 +44,8 @@ from pl_losses.run_loggers import (
     save_dirs,
 )
 from pl_losses.signatures import OWN, public
+from pl_losses.trust import DENIED, IMPORTED, always, own_packages
+from pl_losses.trusted_objects import check_objects
 
 RECORDED = ("fit", "predict")  # They leave something in the run's folder.
 FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
@@ -58,6 +60,7 @@ class PLLossesCLI(LightningCLI):
         recipes: Names of the recipes and files, for the record.
         saved: What is in the checkpoint, to tell how the run differs.
         path: The checkpoint.
+        own: Packages of the user's own that are trusted.
         kwargs: Passed on to ``LightningCLI``.
     """
 
@@ -68,9 +71,11 @@ class PLLossesCLI(LightningCLI):
         recipes: Sequence[str] = (),
         saved: Config | None = None,
         path: str | None = None,
+        own: frozenset[str] = frozenset(),
         **kwargs: Any,
     ) -> None:
         self.merged = config
+        self.own = own
         self.recipes = list(recipes)
         self.saved = saved or {}
         self.check = CheckpointCheck(path, self.saved, say)
@@ -106,7 +111,10 @@ class PLLossesCLI(LightningCLI):
         """The checkpoint's values are in the merged config already, below the user's."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of another model, and a folder that cannot be written to."""
+        """Refuse what does not belong, another model's checkpoint, and a folder that cannot be written to."""
+        check_objects(self._get(self.config, "model"), self.own, "model")
+        check_objects(self._get(self.config, "data"), self.own, "data")
+        check_objects(self._get(self.config, "trainer"), self.own, "trainer")
         resolved = self.resolved()
         for line in compare(sections(self.saved), resolved):
             say(line)
@@ -130,12 +138,12 @@ class PLLossesCLI(LightningCLI):
         """Build model, data and trainer; a value that one of them refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(shorten(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
-        self.record = RunRecord(self.resolved(), self.recipes)
+        self.record = RunRecord(self.resolved(), self.recipes, self.own)
         section = self._get(self.config_init, "trainer")
         forget_anonymous(section["logger"])
         given = section["callbacks"] or []
@@ -231,6 +239,8 @@ def run(args: list[str] | None = None) -> int:
     saved = read_checkpoint(checkpoint.path, str(given.get("weights_only")).lower() != "false")
     # A fit that no recipe is named for is the same fit, gone on with.
     known = sections(saved, command == "fit" and recipe_of(recipes) is None)
+    own = own_packages(flags)
+    Checker(command, "the checkpoint", own=own).config(known)
     config = merge(known, {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
@@ -239,18 +249,21 @@ def run(args: list[str] | None = None) -> int:
             named = named.get("class_path") if isinstance(named, dict) else named
             config[section] = {**({"class_path": named} if named else {}), **config[section]}
     fill_logger(config, effective)
-    kept = [flag for flag in flags if flag[0] not in ("config", "ckpt_path")]
+    kept = [flag for flag in flags if flag[0] not in ("config", "ckpt_path", "trust")]
     kept += [("ckpt_path", checkpoint.path)] if checkpoint.path else []
     rest = [f"--{name}" if value is None else f"--{name}={value}" for name, value in kept]
-    prepare_imports(class_paths([config, effective, [value for _, value in flags]]))
-    if "://" in str(checkpoint.path) and "weights_only" not in given:
+    prepare_imports(class_paths([config, effective, [value for _, value in flags]]), own)
+    if "://" in str(checkpoint.path) and given.get("weights_only") is None:
         # Lightning's own default for what comes over the network is to unpickle anything.
         config["weights_only"] = True
     status = 1
     try:
-        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path)
+        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path, own)
         status = 0
-    except (OSError, ValueError, TypeError, RuntimeError, FloatingPointError) as error:
+    except (
+        *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError),
+        MisconfigurationException,
+    ) as error:
         raise in_a_line(error, checkpoint.path) from error
     except SystemExit as leaving:
         status = status_of(leaving)
@@ -286,10 +299,10 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UsageError(f"{error.strerror}: {error.filename or 'the run stopped'}; checkpoints are whole")
-    # Refused by the suite's own code, not by something that failed within it.
-    return (
-        UsageError(message) if module.split(".")[0] == OWN and not isinstance(error, RuntimeError) else error
-    )
+    # Refused by the code of the suite, Lightning or an optimizer, not by something that failed within it.
+    own = module.split(".")[0] == OWN and not isinstance(error, RuntimeError)
+    theirs = module.startswith(("lightning.", "torch.optim")) and not isinstance(error, OSError)
+    return UsageError(re.sub(r"\s+", " ", message)[:300] if theirs else message) if own or theirs else error
 
 
 def finish_wandb(status: int) -> None:
@@ -299,14 +312,20 @@ def finish_wandb(status: int) -> None:
         wandb.finish(exit_code=status)
 
 
-def prepare_imports(wanted: Iterable[str] = ()) -> None:
-    """Deny dangerous classes, and make those of the suite known by their short names.
+def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None:
+    """Deny all modules but those that a config may name; make the suite's classes known by short names.
 
     Args:
         wanted: Names in the config and options: only what is named is imported, for time's sake, and so that
             a paper whose requirements are missing does not stand in the way of others.
+        own: Packages of the user's own that are trusted.
     """
-    set_parsing_settings(import_path_denylist=list(DENIED))
+    set_parsing_settings(
+        import_path_denylist=["*", *DENIED],
+        import_path_allowlist=[*IMPORTED, *always(), *own],
+        # What an argument of any type holds stays data.
+        instantiate_subclass_spec_in_any=False,
+    )
     # Of Lightning's own making: it calls what torch has deprecated, and recommends its other products.
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*", category=FutureWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)

@@ -13,6 +13,7 @@ Config = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 OVERLAYS = "trainers"
 SWEEPS = "sweeps"
+LIMIT = 100_000  # Values in a recipe.
 
 
 class UsageError(Exception):
@@ -25,8 +26,13 @@ def nearest(name: str, valid: Iterable[str], form: str = "`{}`") -> str:
     >>> nearest("max_epoch", ["max_epochs", "min_epochs"])
     ': did you mean `max_epochs`?'
     """
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return f": did you mean {form.format(close[0])}?" if close else ""
+    matcher = difflib.SequenceMatcher(b=name.lower())
+    best, ratio = "", 0.6
+    for one in valid:  # Of equals the first.
+        matcher.set_seq1(one.lower())
+        if matcher.real_quick_ratio() > ratio and matcher.ratio() > ratio:
+            best, ratio = one, matcher.ratio()
+    return f": did you mean {form.format(best)}?" if best else ""
 
 
 def roots() -> list[Path]:
@@ -75,6 +81,12 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def shown(name: str) -> str:
+    """A recipe as it stands once it is merged over those that it extends."""
+    path = find(name)
+    return f"# {description(path) or name}\n# {path}\n{dump(resolve(name))}".rstrip()
+
+
 def find(name: str, folder: Path | None = None) -> Path:
     """Find a recipe: a path, a name beside the recipe that extends it, or a name in a recipes folder.
 
@@ -101,9 +113,14 @@ def resolve(name: str) -> Config:
 
 def resolve_value(value: str) -> Config:
     """As :func:`resolve`, but a mapping given inline is taken as it is."""
-    if "{" in value or "\n" in value:
+    if is_inline(value):
         return _mapping(parse(value, "the inline config"), "the inline config")
     return resolve(value)
+
+
+def is_inline(value: str) -> bool:
+    """Whether a value is a mapping itself, not the name of a recipe."""
+    return "{" in value or "\n" in value
 
 
 def _flatten(path: Path, above: tuple[Path, ...]) -> Config:
@@ -154,12 +171,40 @@ def parse(text: str, source: str) -> Any:
     import yaml
 
     try:
-        return yaml.load(text, _yaml()[0])
+        value = yaml.load(text, _yaml()[0])
+        _measure(value, {})
+        return value
+    except RecursionError:
+        raise UsageError(f"Cannot read {source}: it is nested too deeply, or in itself") from None
+    except ValueError as error:  # Of a date that is none, too.
+        raise UsageError(f"Cannot read {source}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "not valid YAML"
         raise UsageError(f"Cannot read {source}{where}: {reason}") from None
+
+
+def _measure(value: Any, known: dict[int, int]) -> int:
+    """The number of values in parsed YAML, aliases counted wherever they stand.
+
+    Raises:
+        RecursionError: If a value stands in itself.
+        ValueError: If there are too many, or a key is no text.
+    """
+    if not isinstance(value, (dict, list)):
+        if not isinstance(value, (str, bool, int, float, type(None))):
+            raise ValueError(f"expected text or a number but got a {type(value).__name__}: put it in quotes")
+        return 1
+    if id(value) not in known:
+        if isinstance(value, dict) and (odd := [key for key in value if not isinstance(key, str)]):
+            raise ValueError(f"expected the key `{odd[0]!r:.80}` to be text: put it in quotes")
+        known[id(value)] = LIMIT  # Until it is known: too many if it stands in itself.
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_measure(item, known) for item in items)
+    if known[id(value)] >= LIMIT:
+        raise ValueError(f"its aliases stand for more than {LIMIT} values, or for themselves")
+    return known[id(value)]
 
 
 def dump(config: Config) -> str:
@@ -175,7 +220,15 @@ def _yaml() -> tuple[Any, Any]:
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        pass
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key.value, str) and key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"`{key.value}` is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value if isinstance(key.value, str) else None)
+            return super().construct_mapping(node, deep)
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:

@@ -271,6 +271,18 @@ def describe(cls: Class) -> str:
     return _described(cls.name, docs, signature(cls).parameters, init)
 
 
+def defining(path: str) -> str:
+    """The path of a function where it is defined, following imports as far as the source tells."""
+    for _ in range(8):
+        module, _, name = path.rpartition(".")
+        found = _read(module) if module else None
+        binding = found.names.get(name) if found else None
+        if not (isinstance(binding, tuple) and binding[1]):
+            break
+        path = ".".join(binding)
+    return path
+
+
 def locate_function(path: str) -> ast.FunctionDef | None:
     """Find the function that a dotted path names, in the module that defines it."""
     module, _, name = path.rpartition(".")

@@ -32,6 +32,8 @@ def pytest_configure(config):
     if "PL_LOSSES_DATA" not in os.environ and SHARED.is_dir():
         os.environ["PL_LOSSES_DATA"] = str(SHARED)
     os.environ.setdefault("WANDB_MODE", "offline")
+    # Configs and checkpoints of runs with the tests' own model may name it.
+    os.environ.setdefault("PL_LOSSES_TRUST", "cli_modules")
     if THREADS > 1:
         # A process that is forked after OpenMP has started its threads would wait for them forever.
         os.register_at_fork(after_in_child=one_thread)

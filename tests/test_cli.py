@@ -236,6 +236,18 @@ def test_what_is_no_checkpoint_is_refused(folder, capsys):
         (["--trainer.callbacks+=EarlyStopping"], "the following arguments are required: monitor"),
         (["--model=cli_modules.Nope"], "`model`: module 'cli_modules' has no attribute 'Nope'"),
         (["--model=Lin"], "`model`: No class `Lin`; your own need their module's name"),
+        (
+            ["--config={trainer: {devices: -3}}"],
+            "`devices` selected with `CPUAccelerator` should be an int > 0",
+        ),
+        (["--model.optimizer.lr=-1"], "Invalid learning rate: -1.0"),
+        (
+            [
+                "--config={trainer: {callbacks: [PReLUSlopeMonitor, PReLUSlopeMonitor]}}",
+                "--test_after_fit=false",
+            ],
+            "Found more than one stateful callback of type `PReLUSlopeMonitor`",
+        ),
         (["--model.width=-1"], "Expected `width` to be positive but got -1"),
         (["--trainer.max_steps=-2"], "max_steps"),
         (["--data=Digitz"], "did you mean `Digits`?"),

@@ -138,6 +138,7 @@ def test_the_tutorial(folder, monkeypatch):
     found = [folder / "recipes", *roots()]
     monkeypatch.setattr("pl_losses.recipes.roots", lambda: found)
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PL_LOSSES_TRUST", "perceptron")  # In the clone it would be a part of the suite.
     names = {"torch": torch, "main": main}
     exec(f"from perceptron import *\n{tests}", names)
     names["test_perceptron_loss_is_the_sum_written_out"]()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pl_losses.__main__ import BASH, completion, main
+from pl_losses.__main__ import BASH, completion, main, split
+from pl_losses.recipes import parse, resolve
 from pl_losses.signatures import describe, locate, missing, signature
 
 HERE = Path(__file__).parent
@@ -102,6 +103,20 @@ def test_console_script():
         ("fit --model os.system", "classes from os are not allowed"),
         ("fit --trainer.callbacks+=subprocess.Popen", "classes from subprocess are not allowed"),
         ("fit --ckpt_path nothing.ckpt", "No checkpoint `nothing.ckpt`"),
+        ("fit --lr 3", "`--lr`: did you mean `--model.optimizer.lr`?"),
+        ("fit --optimizer Adam", "did you mean `--model.optimizer`?"),
+        ("fit --config lenet/digits --batch_size 3", "did you mean `--data.batch_size`?"),
+        (
+            "fit --config lenet/digits --model.lr 0.1",
+            "`--model.optimizer.lr`? It is without effect here: OneCycleLR sets the rate by "
+            "`--model.lr_scheduler.max_lr`",
+        ),
+        ("fit --epochs 3", "did you mean `--trainer.max_epochs`?"),
+        ("fit --data Mnist", "did you mean `MNIST`?"),
+        ("fit --seed_everything=-3", "`seed_everything` to be from 0 to 2^32 - 1 but got -3"),
+        ("fit --model.help", "`--model.help` needs a class, or a recipe"),
+        ("fit --trainer.log_every_n_steps -1", "`trainer.log_every_n_steps` to be at least 0 but got -1"),
+        ("fit --trainer.strategy torch.load", "names `torch.load`, which is no Strategy"),
     ],
 )
 def test_refusals(capsys, args, message):
@@ -122,10 +137,44 @@ def test_refusals(capsys, args, message):
         ("{data: {class_path: os.system}}", "`data` in {data: {class_path: os.system}} names `os.system`"),
         ("{ckpt_path: no.ckpt}", "No checkpoint `no.ckpt`"),
         ("{model: [", "Cannot read the inline config line "),
+        ("{trainer: {callbacks: [{}]}}", "Expected `trainer.callbacks` in"),
+        ("{trainer: {logger: 5}}", "to name a class but got 5"),
+        ("{seed_everything: -3}", "to be from 0 to 2^32 - 1 but got -3"),
+        ("{trainer: 3}", "Expected `trainer` in {trainer: 3} to be a mapping but got 3"),
+        ("{trainer: {check_val_every_n_epoch: 0}}", "to be at least 1 but got 0"),
+        ("{trainer: {1: 2}}", "expected the key `1` to be text"),
+        ("{data: Digits, data: MNIST}", "`data` is given twice"),
+        ("{model: &a {class_path: LeNet5, init_args: *a}}", "or for themselves"),
+        ("{model: {class_path: LeNet5, dict_kwargs: {a: 1}}}", "Unknown key `model.dict_kwargs.a`"),
+        ("{model: ./other.yaml}", "to name a class but got './other.yaml'"),
     ],
 )
 def test_refused_configs(capsys, config, message):
     assert message in refused(capsys, "fit", "--config", config)
+
+
+def test_aliases_of_aliases_are_counted_not_followed(capsys, tmp_path):
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    assert "stand for more than 100000 values" in refused(capsys, "fit", "--config", str(tmp_path / "x.yaml"))
+
+
+def test_home_is_found_in_options(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert split(["--trainer.logger.save_dir=~/runs"]) == [("trainer.logger.save_dir", "/home/me/runs")]
+
+
+def test_help_of_the_recipes_own_model(capsys):
+    assert main(["fit", "--config", "lenet/digits", "--model.help"]) == 0
+    assert "rubbish_penalty: float = 1.0" in capsys.readouterr().out
+
+
+def test_a_recipe_is_printed_as_it_is_merged(capsys):
+    assert main(["recipes", "lenet/mnist"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# LeNet-5 on all 60 000")
+    assert parse(printed, "x") == resolve("lenet/mnist")
 
 
 def own(tmp_path, monkeypatch, text):

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pl_losses.checks import KINDS
+from pl_losses.checks import KINDS, bases_at
 from pl_losses.dashboards.panels import Kind
 from pl_losses.recipes import Config, UsageError, resolve_value
+from pl_losses.trust import fault, own_packages
 
 # What classes log that have no KEYS of their own. A new class says so itself: `KEYS`, key to what it tells.
 LOGGED: dict[str, dict[str, str]] = {
@@ -237,6 +238,8 @@ def part(node: str | Config, kind: str) -> Part:
     node = {"class_path": node} if isinstance(node, str) else node
     path, arguments = node["class_path"], node.get("init_args") or {}
     module, _, name = path.rpartition(".")
+    if wrong := module and fault(path, bases_at(kind), own_packages([])):
+        raise UsageError(f"`{kind}` names `{path}`{wrong}")
     for place in (module,) if module else KINDS[kind]:
         found = getattr(importlib.import_module(place), name, None)
         if isinstance(found, type):

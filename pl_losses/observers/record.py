@@ -21,8 +21,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pl_losses import __version__
+from pl_losses.checks import class_paths
 from pl_losses.recipes import HERE, Config, dump
 from pl_losses.run_folders import Run, exists, lineage, modified, named_by, write_record
+from pl_losses.trust import always
 
 EVERY = 30.0  # Seconds from one checkpoint in the course of training to the next,
 SHARE = 100  # and at least so many times what saving takes.
@@ -49,6 +51,7 @@ class RunRecord(Callback):
     Args:
         config: The resolved config, plain data.
         recipe: Names of the recipes and files it came from.
+        own: Packages of the user's own that are trusted, which commands for this run then name.
 
     Attributes:
         folder: The run's folder, the same on all ranks, once the run is set up.
@@ -56,9 +59,13 @@ class RunRecord(Callback):
         run: The recipes and checkpoints of a fit (rank zero).
     """
 
-    def __init__(self, config: Config, recipe: list[str] | None = None) -> None:
+    def __init__(
+        self, config: Config, recipe: list[str] | None = None, own: frozenset[str] = frozenset()
+    ) -> None:
         self.config = config
         self.recipe = recipe or []
+        used = sorted((own - always()) & {path.split(".")[0] for path in class_paths(config)})
+        self.trust = ["--trust", ",".join(used)] if used else []
         self.folder: Path | None = None
         self.saved: Path | None = None
         self.run: Run | None = None
@@ -139,7 +146,8 @@ class RunRecord(Callback):
             when = f"  (saved at step {step} of {final})" if step != final else ""
             # Without a logger, later runs share the folder.
             name = named_by(self.run) if trainer.loggers else self.run.newest()
-            lines.append(f"Test it:    pl-losses test --ckpt_path {shlex.quote(name)}{when}")
+            command = shlex.join(["pl-losses", "test", "--ckpt_path", name, *self.trust])
+            lines.append(f"Test it:    {command}{when}")
         for logger in trainer.loggers:
             lines += how_to_look(logger)
         return "\n".join(lines)
@@ -224,9 +232,8 @@ class InterruptionCheckpoint(Callback):
             self.show(f"Run: {run.folder}\nIf it is interrupted, go on with:\n  {self._command(place)}")
 
     def _command(self, checkpoint: object) -> str:
-        return shlex.join(
-            ["pl-losses", "fit", "--config", str(self.record.saved), "--ckpt_path", str(checkpoint)]
-        )
+        command = ["pl-losses", "fit", "--config", str(self.record.saved), "--ckpt_path", str(checkpoint)]
+        return shlex.join([*command, *self.record.trust])
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over."""

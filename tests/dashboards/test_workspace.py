@@ -64,6 +64,7 @@ def test_keys_of_a_class_of_ones_own(tmp_path, monkeypatch):
         "    KEYS = {'train/margin': 'margin', 'own/<layer>/norm': 'norm', 'own/map': 'picture: a map'}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PL_LOSSES_TRUST", "own_model")
     recipe = tmp_path / "own.yaml"
     recipe.write_text("extends: lenet/digits\nmodel: own_model.Own\n")
     read = read_recipe(str(recipe))
