@@ -48,10 +48,17 @@ class Shooter(Callback):
             self.numbers = []
 
     def on_train_batch_end(self, trainer, *_):
+        self.disarm()
+        self.shoot(trainer, "end")
+
+    def on_exception(self, trainer, *_):
+        # A second signal ends the step in the middle.
+        self.disarm()
+
+    def disarm(self):
         if self.shot:
             self.shot.__exit__(None, None, None)
             self.shot = None
-        self.shoot(trainer, "end")
 
     def on_validation_batch_end(self, trainer, *_):
         if not trainer.sanity_checking:

@@ -357,7 +357,6 @@ def test_compiled_modules_run_uncompiled():
         return graph.forward
 
     torch.compiler.reset()
-    torch.compiler.set_stance("default")  # Whatever a test before this one has left.
     network = small_network()
     compiled, x = torch.compile(network, backend=backend), inputs(4, 3).double()
     deterministic = compiled.eval()(x)
