@@ -44,7 +44,7 @@ from pl_losses.run_loggers import (
     save_dirs,
 )
 from pl_losses.signatures import OWN, public
-from pl_losses.trust import DENIED, IMPORTED, always, own_packages
+from pl_losses.trust import DENIED, IMPORTED, always, check_files, own_packages
 from pl_losses.trusted_objects import check_objects
 
 RECORDED = ("fit", "predict")  # They leave something in the run's folder.
@@ -241,6 +241,7 @@ def run(args: list[str] | None = None) -> int:
     known = sections(saved, command == "fit" and recipe_of(recipes) is None)
     own = own_packages(flags)
     Checker(command, "the checkpoint", own=own).config(known)
+    check_files(known, flags, " in the checkpoint")
     config = merge(known, {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):

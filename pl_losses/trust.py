@@ -179,13 +179,27 @@ def check_files(
     for path, key, value in leaves(trainer, "trainer"):
         overridden = path in given and (path == "trainer.default_root_dir" or not has_list(trainer, path))
         if key in FOLDERS and value is not None and not (overridden or typed):
-            inside = any(Path(str(value)).resolve().is_relative_to(root) for root in roots)
-            if not inside or re.search(r"^~|\$|:", str(value)):
+            if not lies_below(str(value), roots):
                 raise UsageError(
                     f"`{path}`{where} is outside of `{RUNS}`: `{value}` can be given on the command line only"
                 )
         elif key in PARTS and isinstance(value, str) and not is_part(value):
             raise UsageError(f"`{path}`{where} leads out of the run's folder: `{value}`")
+
+
+def lies_below(folder: str, roots: Iterable[Path]) -> bool:
+    """Whether a folder is one of these or in one, whatever the environment."""
+    inside = any(Path(folder).resolve().is_relative_to(root) for root in roots)
+    return inside and not re.search(r"^~|\$|:", folder)
+
+
+def folder_options(trainer: Any) -> list[str]:
+    """The options that let a saved config write again where its run did, outside of the runs' folders."""
+    places = ((path, value) for path, key, value in leaves(trainer, "trainer") if key in FOLDERS and value)
+    here = [Path(RUNS).resolve()]
+    outside = [(path, str(value)) for path, value in places if not lies_below(str(value), here)]
+    # What belongs to one of several has no option of its own.
+    return [f"--{path}={value}" for path, value in outside if not has_list(trainer, path)]
 
 
 def has_list(trainer: Any, path: str) -> bool:

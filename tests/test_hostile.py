@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 
 import hostile
 import pytest
@@ -229,3 +230,17 @@ def test_an_inherited_recipe_is_read_as_strictly(box):
 def test_denied_are_the_standard_library_and_more():
     assert {"os", "subprocess", "builtins", "functools", "importlib", "joblib"} <= DENIED
     assert pickle.__name__ in DENIED
+
+
+def test_a_checkpoint_alone_writes_where_its_run_did_only_if_that_is_asked_for(folder, monkeypatch, capsys):
+    """The commands that a run prints name such a folder; the checkpoint's own word is not enough."""
+    monkeypatch.setenv("PL_LOSSES_TRUST", "cli_modules")
+    run = ["--trainer.logger=CSVLogger", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    model = ["--model=cli_modules.Line", "--data=cli_modules.LocalPoints", "--test_after_fit=false"]
+    assert main(["fit", *model, *run, "--trainer.logger.save_dir=elsewhere"]) == 0
+    told = re.search(r"go on with:\n  pl-losses (fit .*)", capsys.readouterr().err)[1].split()
+    assert "--trainer.logger.save_dir=elsewhere" in told
+    (checkpoint,) = (folder / "elsewhere").rglob("*.ckpt")
+    assert main(["fit", "--ckpt_path", str(checkpoint)]) == 2
+    assert "in the checkpoint is outside of `runs`" in capsys.readouterr().err
+    assert main([*told, "--trainer.max_epochs=2"]) == 0

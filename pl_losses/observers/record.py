@@ -24,7 +24,7 @@ from pl_losses import __version__
 from pl_losses.checks import class_paths
 from pl_losses.recipes import HERE, Config, dump
 from pl_losses.run_folders import Run, exists, lineage, modified, named_by, write_record
-from pl_losses.trust import always
+from pl_losses.trust import always, folder_options
 
 EVERY = 30.0  # Seconds from one checkpoint in the course of training to the next,
 SHARE = 100  # and at least so many times what saving takes.
@@ -233,7 +233,7 @@ class InterruptionCheckpoint(Callback):
 
     def _command(self, checkpoint: object) -> str:
         command = ["pl-losses", "fit", "--config", str(self.record.saved), "--ckpt_path", str(checkpoint)]
-        return shlex.join([*command, *self.record.trust])
+        return shlex.join([*command, *self.record.trust, *folder_options(self.record.config.get("trainer"))])
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over."""
