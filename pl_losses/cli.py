@@ -31,6 +31,7 @@ from pl_losses.checks import Checker, class_paths
 from pl_losses.data.module import TensorDataModule
 from pl_losses.observers.random_state import RandomState
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
+from pl_losses.observers.schedule_length import ScheduleLength
 from pl_losses.parser import Parser, shorten
 from pl_losses.predictions import joined, of_all_ranks, write_predictions
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
@@ -150,7 +151,7 @@ class PLLossesCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         always: list[Callback] = [self.check, *([self.record] if self.subcommand in RECORDED else [])]
         if self.subcommand == "fit":
-            always += [InterruptionCheckpoint(self.record, say), RandomState()]
+            always += [InterruptionCheckpoint(self.record, say), RandomState(), ScheduleLength()]
         trainer = super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()

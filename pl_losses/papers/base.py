@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torchmetrics import Metric
 from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, places_of, unrepeated
 from pl_losses.observers.metrics import define_metrics
 from pl_losses.observers.random_state import RandomState
+from pl_losses.observers.schedule_length import ScheduleLength
 from pl_losses.strategies import units
 
 COUNTED = "training_metrics"  # Of a checkpoint.
@@ -65,9 +67,10 @@ class PaperModule(LightningModule):
         self._counting: set[str] = set()
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Let checkpoints have the state of the random numbers; an override adds its own to these."""
+        """What lets a fit go on from a checkpoint as it was; an override adds its own to these."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [] if any(isinstance(one, RandomState) for one in callbacks) else [RandomState()]
+        kinds = (RandomState, ScheduleLength)
+        return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
 
     def configure_model(self) -> None:
         """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are.
@@ -122,21 +125,38 @@ class PaperModule(LightningModule):
         """What the optimizer is given: all parameters; override it to treat some of them differently."""
         return self.parameters()
 
+    def schedule_steps(self) -> int:
+        """How many optimizer steps a schedule is for: those of the run.
+
+        Raises:
+            ValueError: If the run has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == inf:
+            raise ValueError(
+                "Expected a Trainer with `max_epochs` or `max_steps`, of which a schedule is made"
+            )
+        return int(steps)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and the scheduler if there is one, from the constructor's callables."""
-        optimizer = self._optimizer(self.parameter_groups())
-        if self._lr_scheduler is None:
+        return self.with_scheduler(self._optimizer(self.parameter_groups()), self._lr_scheduler)
+
+    def with_scheduler(
+        self, optimizer: torch.optim.Optimizer, lr_scheduler: LRSchedulerCallable | None
+    ) -> OptimizerLRScheduler:
+        """An optimizer with the scheduler that is made for it, which is told :meth:`schedule_steps`."""
+        if lr_scheduler is None:
             return optimizer
         try:
-            scheduler = self._lr_scheduler(optimizer)
+            scheduler = lr_scheduler(optimizer)
             interval = getattr(scheduler, "interval", "epoch")
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
         except ValueError as error:
             if "total_steps" not in str(error):
                 raise
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self._lr_scheduler(optimizer, total_steps=steps)  # type: ignore[call-arg]
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+            scheduler = lr_scheduler(optimizer, total_steps=self.schedule_steps())  # type: ignore[call-arg]
+            interval = "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def on_fit_start(self) -> None:
         """Tell the logger which value of each metric is the best, and train in the mode of before."""

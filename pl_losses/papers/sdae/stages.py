@@ -143,21 +143,11 @@ class StagedClassifier(Classifier):
         return self.stage_parameters(self.stage)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build this stage's optimizer and scheduler; ``total_steps`` are the stage's."""
+        """Build this stage's optimizer and scheduler."""
         make_optimizer, make_scheduler = self.stage_optimizer(self.stage)
-        optimizer: torch.optim.Optimizer = make_optimizer(self.parameter_groups())
-        if make_scheduler is None:
-            return optimizer
-        try:
-            scheduler = make_scheduler(optimizer)
-            interval = getattr(scheduler, "interval", "epoch")
-        except ValueError as error:
-            if "total_steps" not in str(error):
-                raise
-            scheduler, interval = make_scheduler(optimizer, total_steps=self.stage_steps()), "step"
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+        return self.with_scheduler(make_optimizer(self.parameter_groups()), make_scheduler)
 
-    def stage_steps(self) -> int:
+    def schedule_steps(self) -> int:
         """The number of optimizer steps of this stage."""
         self.trainer.fit_loop.setup_data()
         batches = self.trainer.num_training_batches
