@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from pl_losses.core.files import damage, save_sealed
 from pl_losses.recipes import Config, UsageError
 from pl_losses.signatures import canonical
 
@@ -23,7 +23,7 @@ WRAPPERS = r"_fsdp_wrapped_module\.|_orig_mod\."
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all: the file of before stays until the new one is complete."""
+    """Writes checkpoints whole or not at all, with a checksum: a file of before stays until then."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write to a file beside the path, and move it there.
@@ -33,31 +33,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except (OSError, RuntimeError) as error:
-            # torch's writer hides what the system said.
-            reason = next((one.strerror for one in causes(error) if isinstance(one, OSError)), str(error))
-            raise OSError(
-                f"The checkpoint `{path}` cannot be written ({reason}); older ones are as they were"
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+        else:
+            save_sealed(Path(path), checkpoint)
 
 
 def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
@@ -70,7 +47,13 @@ def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
     Raises:
         UsageError: If the file is damaged, holds more than plain data, or is none of Lightning's.
     """
-    if path is None or not Path(path).is_file() or not weights_only:
+    if path is None or not Path(path).is_file():
+        return {}
+    with open(path, "rb") as file:
+        archive = file.read(1) != b"\x80"  # torch's format before 1.6 is none.
+    if archive and (fault := damage(Path(path))):
+        raise UsageError(f"`{path}` (--ckpt_path) is damaged or no checkpoint ({fault[:160]})")
+    if not weights_only:
         return {}
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from pl_losses.core.files import save_sealed, write_table
 from pl_losses.observers.loaders import evaluation_loaders, fingerprint, share_of
 
 _NONE = object()
@@ -43,14 +43,12 @@ def write_predictions(
     count = len(next(iter(answers.values()), ()))
     known = {} if names is None else {"name": list(names[:count])}
     paths = [folder / f"{stem}.pt"]
-    torch.save({**known, **answers}, paths[0])
+    save_sealed(paths[0], {**known, **answers})
     if columns and {len(column) for column in columns.values()} == {count}:
         columns = {"sample": list(range(count)), **known, **columns}
         paths.insert(0, folder / f"{stem}.csv")
-        with paths[0].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+        rows = zip(*columns.values(), strict=True)
+        write_table(paths[0], [dict(zip(columns, row, strict=True)) for row in rows])
     return paths
 
 

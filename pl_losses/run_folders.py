@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pl_losses.core.files import written_whole
 from pl_losses.recipes import OVERLAYS, Config, UsageError, find, nearest, resolve, roots
 from pl_losses.signatures import canonical
 
@@ -133,9 +134,8 @@ def write_record(config: Path, run: Run) -> None:
     record |= {"checkpoints": [kept(file) for file in run.files]}
     record |= {"best": [(monitor, score, kept(file)) for monitor, score, file in run.best]}
     path = config.with_name(re.sub("^config", "record", config.stem) + ".json")
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    with written_whole(path) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
 def runs(places: Iterable[str | Path]) -> list[Run]:

@@ -12,6 +12,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from pl_losses.core.files import written_whole
 from pl_losses.dashboards.papers import REPRODUCED
 from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
 
@@ -80,9 +81,10 @@ def show(args: Sequence[str]) -> int:
     runs = [read_run(path) for path in paths]
     page = build_page(runs)
     try:
-        out.write_text(page, encoding="utf-8")
+        with written_whole(out) as file:
+            file.write(page.encode())
     except OSError as error:
-        raise UsageError(f"Cannot write `{out}` (--out): {error.strerror}") from None
+        raise UsageError(f"`--out`: {error}") from None
     for run in runs:
         print(f"Run {run.name}: {run.stage}; {run.columns.count} rows, {len(run.keys())} keys")
         for note in run.notes:

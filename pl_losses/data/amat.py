@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pl_losses.data.files import checksum, written_whole
+from pl_losses.core.files import checksum, written_whole
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
-from pl_losses.data.files import checksum
+from pl_losses.core.files import checksum
 from pl_losses.data.image_files import read_image
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer

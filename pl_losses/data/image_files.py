@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pl_losses.data.files import written_whole
+from pl_losses.core.files import written_whole
 
 # Which modes of Pillow's a profile for a kind of colours is for, and what it has to be given.
 GREY = ("1", "L", "LA")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
+from pl_losses.core.files import checksum
 from pl_losses.data.download import download
-from pl_losses.data.files import checksum
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, check_integer

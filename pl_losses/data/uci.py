@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pl_losses.core.files import checksum
 from pl_losses.data.download import download as fetch
-from pl_losses.data.files import checksum
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule, check_integer
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pl_losses.core.experiment import staged_in
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -69,15 +69,3 @@ def _log(trainer: Trainer, key: str, chart: str, rows: Sequence[Any], texts: dic
             made = wandb.plot_table(chart, table, dict(zip(columns, columns, strict=True)), texts)
             with staged_in(Path(logger.experiment.dir).parent):
                 logger.experiment.log({key: made})
-
-
-@contextmanager
-def staged_in(folder: Path) -> Iterator[None]:
-    """Have wandb keep its copy of a table, for ``wandb sync``, with the run and not in the home directory."""
-    before = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = before or str(folder.resolve())
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["WANDB_DATA_DIR"]

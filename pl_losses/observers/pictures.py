@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from pl_losses.core.files import written_whole
 from pl_losses.names import file_stem
 from pl_losses.observers.charts import log_confusion
 from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, unrepeated
@@ -40,9 +41,8 @@ def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
             logger.experiment.add_figure(key, figure, logged_step(trainer))
             shown = True
     if not shown:
-        path = Path(run_folder(trainer), "pictures", f"{file_stem(key)}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        with written_whole(Path(run_folder(trainer), "pictures", f"{file_stem(key)}.png")) as file:
+            figure.savefig(file, dpi=120)
 
 
 class ClassifierReport(Callback):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from collections.abc import Callable
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 
 from pl_losses.data import MNIST, Digits
-from pl_losses.observers.charts import staged_in
 from pl_losses.papers.adam.grid import Grid, Plan, Results, rows
 
 if TYPE_CHECKING:
@@ -100,17 +98,16 @@ def fig4(
         together = 10 if device == "cpu" else len(plan.settings())
     images = load_images(dataset, root)
     chance = images.shape[1] * math.log(2)  # The loss of a network that guesses each pixel at one half.
-    results = Grid(plan, images, Path(folder), together, device, save_every, Progress()).run()
+    grid = Grid(plan, images, Path(folder), together, device, save_every, Progress())
+    results = grid.run()
     table = list(rows(plan, results))
-    with open(Path(folder, "losses.csv"), "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    losses = grid.kept.table("losses.csv", table)
     figure = draw(plan, results, chance)
-    figure.savefig(Path(folder, "fig4.png"), dpi=110)
-    record(plan, table, figure, folder, wandb)
+    picture = grid.kept.picture("fig4.png", figure, dpi=110)
+    tables, pictures = {"adam/fig4/losses": table}, {"adam/fig4": figure}
+    grid.kept.record("adam/fig4", wandb, tables, pictures, diverged(results), asdict(plan))
     print(summary(results, chance))
-    print(f"Table: {Path(folder, 'losses.csv')}\nFigure: {Path(folder, 'fig4.png')}")
+    print(f"Table: {losses}\nFigure: {picture}")
 
 
 def load_images(dataset: Literal["mnist", "digits"], root: str | None) -> Tensor:
@@ -258,32 +255,13 @@ def _panel(
         axes.set_ylabel("loss, nats (x: diverged)", fontsize=7)
 
 
-def record(
-    plan: Plan,
-    table: list[dict[str, Any]],
-    figure: Figure,
-    folder: str,
-    mode: Literal["offline", "online", "disabled"],
-) -> None:
-    """Give W&B the table and the figure as a run of their own."""
-    if mode == "disabled":
-        return
-    import wandb
-
-    run = wandb.init(
-        project="pl_losses",
-        name="adam/fig4",
-        dir=folder,
-        mode=mode,
-        config=asdict(plan),
-        reinit="create_new",
-        settings=wandb.Settings(silent=mode == "offline"),
-    )
-    columns = list(table[0])
-    losses = wandb.Table(columns, [[row[name] for name in columns] for row in table])
-    with staged_in(Path(run.dir).parent):
-        run.log({"adam/fig4/losses": losses, "adam/fig4": wandb.Image(figure)})
-    for correction, name in NAMES.items():
-        gone = {tuple(list(row.values())[:4]) for row in table if row["diverged"] is not None}
-        run.summary[f"diverged {name}"] = sum(key[3] is correction for key in gone)
-    run.finish()
+def diverged(results: Results) -> dict[str, int]:
+    """How many runs did not stay finite, with and without correction."""
+    return {
+        f"diverged {name}": sum(
+            outcome.diverged is not None
+            for run, outcome in results.items()
+            if run.bias_correction is correction
+        )
+        for correction, name in NAMES.items()
+    }

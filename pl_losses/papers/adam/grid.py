@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pl_losses.core.experiment import Experiment
 from pl_losses.papers.adam.stack import Settings, VAEStack
 from pl_losses.papers.adam.vae import VAE, keyed_generator, standard_normal
 
@@ -127,7 +127,8 @@ class Grid:
             )
         if together < 1:
             raise ValueError(f"Expected `together` to be at least 1 but got {together}")
-        self.plan, self.folder, self.together, self.save_every = plan, folder, together, save_every
+        self.plan, self.together, self.save_every = plan, together, save_every
+        self.kept = Experiment(folder, {**asdict(plan), "images": list(images.shape)})
         self.images = images.flatten(1).to(device)
         self.device = torch.device(device)
         self.progress = progress
@@ -135,11 +136,6 @@ class Grid:
         self._saved = monotonic()
         self._order = (-1, torch.empty(0))
         self._interrupted = self._load()
-
-    @property
-    def file(self) -> Path:
-        """Where the state is."""
-        return self.folder / "state.pt"
 
     def run(self) -> Results:
         """Train what is left, and return how each run went."""
@@ -223,38 +219,18 @@ class Grid:
         return (images > 127).float()
 
     def _save(self, stack: VAEStack | None, step: int) -> None:
-        """Write the state, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        results = [(tuple(run), outcome.losses, outcome.diverged) for run, outcome in self.results.items()]
-        state = {
-            "plan": asdict(self.plan),
-            "images": list(self.images.shape),
-            "results": results,
-            "step": step,
-            "settings": [tuple(run) for run in stack.settings] if stack else [],
-            "stack": stack.state_dict() if stack else None,
-        }
-        part = self.file.with_suffix(".part")
-        torch.save(state, part)
-        os.replace(part, self.file)
+        """Keep what is done, and a stack that is not."""
+        self.kept.results = [[list(run), one.losses, one.diverged] for run, one in self.results.items()]
+        settings = [list(run) for run in stack.settings] if stack else []
+        state = {"step": step, "settings": settings, "stack": stack.state_dict()} if stack else None
+        self.kept.save(state)
         self._saved = monotonic()
 
     def _load(self) -> tuple[VAEStack, int] | None:
         """Read the results so far; returns the stack that was interrupted, if one was, and its step."""
-        if not self.file.is_file():
-            return None
-        state = torch.load(self.file, map_location="cpu", weights_only=True)
-        known = {**state["plan"], "images": state["images"]}
-        wanted = {**asdict(self.plan), "images": list(self.images.shape)}
-        for name, value in wanted.items():
-            if known.get(name) != value:
-                raise ValueError(
-                    f"Expected `{name}` to be {known.get(name)}, as in the run in {self.folder}, but got"
-                    f" {value}: choose another `folder`, or delete that one"
-                )
-        for run, losses, diverged in state["results"]:
+        for run, losses, diverged in self.kept.results:
             self.results[Settings(*run)] = Outcome(losses, diverged)
-        if state["stack"] is None:
+        if (state := self.kept.unfinished) is None:
             return None
         stack = self._stack([Settings(*run) for run in state["settings"]])
         stack.load_state_dict(state["stack"])

@@ -6,16 +6,15 @@ published ones.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from pl_losses.core.experiment import Experiment
 from pl_losses.data import uci
 from pl_losses.data.module import check_integer
 from pl_losses.papers.dropout import table1_report as report
@@ -74,33 +73,56 @@ def reproduce(
         "seed": seed,
         "epochs_scale": epochs_scale,
     }
-    where = Path(folder)
-    entries = _resumed(where, arguments)
-    done = {(entry.name, entry.column) for entry in entries}
+    kept = Experiment(folder, arguments)
     # The small sets first: something to look at soon.
-    cases = [Case.read(name, root, splits, samples, repeats, seed, epochs_scale) for name in names]
+    cases = {name: Case.read(name, root, splits, samples, repeats, seed, epochs_scale) for name in names}
+    data = {name: case.checksum() for name, case in cases.items()}
+    _refuse_changed(kept, data)
+    entries = [report.from_result(result, epochs_scale) for result in kept.results]
+    done = {(entry.name, entry.column) for entry in entries}
     tasks = [
         (case, column)
         for column in chosen
-        for case in sorted(cases, key=lambda case: len(case.targets))
+        for case in sorted(cases.values(), key=lambda case: len(case.targets))
         if (case.name, column) not in done
     ]
-    data = _unchanged(where, cases)
-    where.mkdir(parents=True, exist_ok=True)
-    for file, content in (("arguments.json", arguments), ("data.json", data)):
-        (where / file).write_text(json.dumps(content) + "\n", encoding="utf-8")
     with _progress(sum(case.work(column) for case, column in tasks)) as bar:
         for case, column in tasks:
             bar.set_description(f"{case.name} {column}")
             entries.append(_entry(case, column, bar))
-            report.save(where, entries)
+            kept.add(report.as_result(entries[-1]) | {"data": data[case.name]})
+            _write(kept, entries)
             bar.write(report.line(entries[-1]))
+    _write(kept, entries)
     shown = [entry for entry in entries if entry.name in names and entry.column in chosen]
     figure = report.draw(shown)
-    figure.savefig(where / "table1.png", dpi=130)
-    report.record(shown, figure, where, arguments | {"sets": names, "columns": chosen}, wandb)
+    kept.picture("table1.png", figure, dpi=130)
+    kept.record(
+        "dropout/table1",
+        wandb,
+        {"dropout/table1": report.summaries(shown)},
+        {"dropout/table1/picture": figure},
+        report.by_key(shown),
+        arguments | {"sets": names, "columns": chosen},
+    )
     print(report.text(shown))
-    print(f"Table: {where / 'table1.csv'}, {where / 'per_split.csv'}\nPicture: {where / 'table1.png'}")
+    table, per_split, picture = (kept.folder / name for name in (*report.TABLES, "table1.png"))
+    print(f"Table: {table}, {per_split}\nPicture: {picture}")
+
+
+def _write(kept: Experiment, entries: Sequence[Entry]) -> None:
+    for name, rows in zip(report.TABLES, (report.summaries(entries), report.per_split(entries)), strict=True):
+        kept.table(name, rows)
+
+
+def _refuse_changed(kept: Experiment, data: dict[str, str]) -> None:
+    """Refuse a set that has changed since the folder's results; ``data`` has the checksums by name."""
+    for result in kept.results:
+        if data.get(result["set"], result["data"]) != result["data"]:
+            raise ValueError(
+                f"Expected the data of {result['set']} to be those of the results in {kept.folder} but they"
+                " have changed: choose another `folder`, or delete that one"
+            )
 
 
 def _entry(case: Case, column: str, bar: tqdm) -> Entry:
@@ -160,33 +182,3 @@ def _refuse(
         check_integer("splits", splits, 1, max(uci.shape_of(name, root)[2] for name in names))
     if not 0 < epochs_scale < math.inf:
         raise ValueError(f"Expected `epochs_scale` to be positive and finite but got {epochs_scale}")
-
-
-def _resumed(folder: Path, arguments: dict[str, Any]) -> list[Entry]:
-    """What is done; refuses a folder with the results of other arguments."""
-    if not (folder / "arguments.json").is_file():
-        if (folder / "table1.csv").exists():
-            raise ValueError(f"Expected `folder` {folder} to have an arguments.json beside its table1.csv")
-        return []
-    before = json.loads((folder / "arguments.json").read_text(encoding="utf-8"))
-    for name, value in arguments.items():
-        if before.get(name) != value:
-            raise ValueError(
-                f"Expected `{name}` to be {before.get(name)}, as for the results in {folder}, but got"
-                f" {value}: choose another `folder`, or delete that one"
-            )
-    return report.load(folder, arguments["epochs_scale"])
-
-
-def _unchanged(folder: Path, cases: list[Case]) -> dict[str, str]:
-    """Checksums of the sets by name; refuses a folder with the results of one that has changed since."""
-    file = folder / "data.json"
-    before: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found = {case.name: case.checksum() for case in cases}
-    for name in found:
-        if before.get(name, found[name]) != found[name]:
-            raise ValueError(
-                f"Expected the data of {name} to be those of the results in {folder} but they have changed:"
-                " choose another `folder`, or delete that one"
-            )
-    return before | found

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pl_losses.core.files import checksum
 from pl_losses.data import uci
-from pl_losses.data.files import checksum
 from pl_losses.papers.dropout.ensemble import Array, StackedMLP, Standardised, train
 from pl_losses.papers.dropout.ensemble_scores import mc_scores
 from pl_losses.papers.dropout.objective import weight_decay_of

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pl_losses.observers.charts import staged_in
 from pl_losses.papers.dropout.published import Numbers, numbers, scores
 from pl_losses.papers.dropout.table1_columns import COLUMNS, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+TABLES = ("table1.csv", "per_split.csv")
 
 
 class Entry(NamedTuple):
@@ -144,46 +143,39 @@ def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     return rows
 
 
-def save(folder: Path, entries: Sequence[Entry]) -> None:
-    """Write ``per_split.csv`` and ``table1.csv``, each whole or not at all."""
-    per_split = [
+def per_split(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """The rows of ``per_split.csv``."""
+    return [
         {"set": entry.name, "column": entry.column} | row._asdict() for entry in entries for row in entry.rows
     ]
-    # The first last: what stands in the table has its splits.
-    for name, rows in (("per_split.csv", per_split), ("table1.csv", summaries(entries))):
-        temporary = folder / f"{name}.part"
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, folder / name)
 
 
-def load(folder: Path, scale: float = 1.0) -> list[Entry]:
-    """What :func:`save` wrote, trained with this factor of the epochs; nothing if there is nothing.
+def by_key(entries: Iterable[Entry]) -> dict[str, float]:
+    """The values of a W&B run's summary."""
+    return {
+        f"{entry.column}/{entry.name}/{name}": value
+        for entry in entries
+        for name, value in entry.ours._asdict().items()
+    }
 
-    Raises:
-        ValueError: If an earlier release wrote it, without all that is known of a split now.
-    """
-    if not (folder / "table1.csv").is_file():
-        return []
-    with open(folder / "table1.csv", newline="", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
-    with open(folder / "per_split.csv", newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        splits = list(reader)
-    if missing := [name for name in Row._fields if name not in (reader.fieldnames or ())]:
-        raise ValueError(
-            f"Expected {folder / 'per_split.csv'} to have a column {missing[0]!r} but it has none, as an"
-            " earlier release wrote it: choose another `folder`, or delete that one"
-        )
-    entries = []
-    for summary in table:
-        own = [row for row in splits if (row["set"], row["column"]) == (summary["set"], summary["column"])]
-        rows = [Row(int(row["split"]), *(float(row[name]) for name in Row._fields[1:])) for row in own]
-        times = float(summary["seconds"]), float(summary["cpu_seconds"])
-        entries.append(Entry(summary["set"], summary["column"], rows, int(summary["epochs"]), *times, scale))
-    return entries
+
+def as_result(entry: Entry) -> dict[str, Any]:
+    """An entry as plain data."""
+    rows = [[getattr(value, "item", lambda value=value: value)() for value in row] for row in entry.rows]
+    return {
+        "set": entry.name,
+        "column": entry.column,
+        "rows": rows,
+        "epochs": entry.epochs,
+        "times": [entry.seconds, entry.cpu_seconds],
+    }
+
+
+def from_result(result: dict[str, Any], scale: float = 1.0) -> Entry:
+    """The entry of which :func:`as_result` made plain data, trained with this factor of the epochs."""
+    rows = [Row(*row) for row in result["rows"]]
+    seconds, cpu_seconds = result["times"]
+    return Entry(result["set"], result["column"], rows, result["epochs"], seconds, cpu_seconds, scale)
 
 
 def draw(entries: Sequence[Entry]) -> Figure:
@@ -232,38 +224,6 @@ def draw(entries: Sequence[Entry]) -> Figure:
         title_fontsize=9,
     )  # fmt: skip
     return figure
-
-
-def record(
-    entries: Sequence[Entry],
-    figure: Figure,
-    folder: Path,
-    config: dict[str, Any],
-    mode: Literal["offline", "online", "disabled"],
-) -> None:
-    """Give W&B the table, its values as the run's summary, and the picture, as a run of their own."""
-    if mode == "disabled":
-        return
-    import wandb
-
-    run = wandb.init(
-        project="pl_losses",
-        name="dropout/table1",
-        dir=folder,
-        mode=mode,
-        config=config,
-        reinit="create_new",
-        settings=wandb.Settings(silent=mode == "offline"),
-    )
-    rows = summaries(entries)
-    columns = list(rows[0])
-    table = wandb.Table(columns, [[row[name] for name in columns] for row in rows])
-    with staged_in(Path(run.dir).parent):
-        run.log({"dropout/table1": table, "dropout/table1/picture": wandb.Image(figure)})
-    for entry in entries:
-        for name, value in entry.ours._asdict().items():
-            run.summary[f"{entry.column}/{entry.name}/{name}"] = value
-    run.finish()
 
 
 def _cell(mean: float, error: float) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import platform
 import tempfile
@@ -24,6 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.files import write_table
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import TensorDataModule, check_integer
 from pl_losses.papers.classifier import Classifier
@@ -149,12 +149,7 @@ def reproduce(
     for name in names:
         rows.append(measure(name, RandomImages(image_size, size), steps, repeats, torch.device(device)))
         print(f"{name}: {rows[-1]['trainer']} images/s under a Trainer", flush=True)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    path = Path(folder, "table1.csv")
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    path = write_table(Path(folder, "table1.csv"), rows)
     print(
         f"\n{hardware(device)}, batch size {size}, {image_size}x{image_size} pixels\n\n{table(rows)}\n"
         f"\nTable: {path}"

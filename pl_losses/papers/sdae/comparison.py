@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import sqrt
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
+from pl_losses.core.experiment import Experiment
 from pl_losses.data.module import check_integer
 from pl_losses.data.variations import NAMES, Name, Variations
 from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder
@@ -26,7 +24,7 @@ from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder
 METHODS = ("SDAE-3", "SAE-3", "MLP-3")
 # The paper's share of masked elements; of basic, bg-rand and so on.
 LEVELS = {"basic-gen": 0.1, "bg-rand-gen": 0.4, "rect-gen": 0.1, "convex-gen": 0.1}
-COLUMNS = ("variation", "method", "seed", "error", "low", "high", "val_error", "seconds")
+TABLE = "variations.csv"
 
 
 def reproduce(
@@ -91,9 +89,9 @@ def reproduce(
         "finetune_lr": finetune_lr,
         "batch_size": batch_size,
     }
-    where = Path(folder)
-    rows = _resumed(where, settings)
-    done = {(row["variation"], row["method"], int(row["seed"])) for row in rows}
+    kept = Experiment(folder, settings)
+    rows = kept.results
+    done = {(row["variation"], row["method"], row["seed"]) for row in rows}
     sizes: dict[str, Any] = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
     # Refuses what is out of range before any training.
     sets = {name: _data(name, source, root, batch_size, sizes) for name in names}
@@ -101,11 +99,11 @@ def reproduce(
         for name, data in sets.items():
             for method in METHODS:
                 if (name, method, seed) not in done:
-                    rows.append(_train(name, method, seed, data, settings))
-                    _append(where, rows[-1])
+                    kept.add(_train(name, method, seed, data, settings))
+                    kept.table(TABLE, rows)
                     print(_line(rows[-1]), flush=True)
-    shown = [row for row in rows if row["variation"] in names and int(row["seed"]) < seeds]
-    print(f"\n{table(shown)}\n\nTable: {where / 'variations.csv'}")
+    shown = [row for row in rows if row["variation"] in names and row["seed"] < seeds]
+    print(f"\n{table(shown)}\n\nTable: {kept.table(TABLE, rows)}")
 
 
 def _data(name: Name, source: Any, root: str | None, batch_size: int, sizes: dict[str, Any]) -> Variations:
@@ -214,37 +212,6 @@ def _names(given: str | list[str]) -> list[Any]:
         if name not in NAMES:
             raise ValueError(f'Expected `variations` of {", ".join(NAMES)}, or "all", but got {name!r}')
     return list(dict.fromkeys(names))
-
-
-def _resumed(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is done; refuses a folder with the results of other settings."""
-    kept, path = folder / "arguments.json", folder / "variations.csv"
-    if kept.is_file():
-        before = json.loads(kept.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"Expected `{name}` to be {before.get(name)}, as for the results in {folder}, but got"
-                    f" {value}: choose another `folder`, or delete that one"
-                )
-    elif path.exists():
-        raise ValueError(f"Expected `folder` {folder} to have an arguments.json beside its variations.csv")
-    folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _append(folder: Path, row: dict[str, Any]) -> None:
-    path = folder / "variations.csv"
-    fresh = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from pl_losses.data.files import checksum
+from pl_losses.core.files import checksum
 
 # Convolutions per block; a pooling layer follows each block.
 BLOCKS = (2, 2, 4, 4, 4)

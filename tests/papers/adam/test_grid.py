@@ -161,7 +161,7 @@ def test_an_interrupted_grid_goes_on(tmp_path, images, when, together):
 def test_a_folder_of_another_plan_is_refused(tmp_path, images):
     Grid(plan(steps=4, at=[4]), images, tmp_path, together=8).run()
     with pytest.raises(
-        ValueError, match=r"`seed` to be 0, as in the run in .*, but got 1: choose another `folder`"
+        ValueError, match=r"`seed` to be 0, as for the results in .*, but got 1: choose another `folder`"
     ):
         Grid(plan(steps=4, at=[4], seed=1), images, tmp_path, together=8)
     with pytest.raises(ValueError, match="`images` to be"):

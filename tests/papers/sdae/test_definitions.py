@@ -161,5 +161,5 @@ def test_integers_are_not_corrupted():
 
 def test_results_of_unknown_arguments_are_not_gone_on_with(tmp_path):
     (tmp_path / "variations.csv").write_text("variation,method,seed\nrot-gen,MLP-3,0\n")
-    with pytest.raises(ValueError, match=r"arguments\.json beside its variations\.csv"):
+    with pytest.raises(ValueError, match=r"state\.pt beside its variations\.csv"):
         reproduce(folder=str(tmp_path), source="digits")

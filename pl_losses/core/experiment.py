@@ -1,0 +1,155 @@
+"""A table or figure that takes many trainings: its folder keeps what is done, and its W&B run shows it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pl_losses.core.files import damage, save_sealed, write_table, written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STATE = "state.pt"
+Recording = Literal["offline", "online", "disabled"]
+
+
+class Experiment:
+    """The folder of an experiment, from which the same command goes on after an interruption.
+
+    ``state.pt`` keeps the results so far, written whole and with a checksum. Tables and pictures are made of
+    them and never read. A damaged state is set aside, and what it had is made again.
+
+    Args:
+        folder: Made when there is something to keep.
+        arguments: What the results depend on, plain data by name.
+
+    Attributes:
+        results: Plain data, one entry for each part that is done.
+        unfinished: Plain data and tensors of the part that was interrupted, if they were saved.
+
+    Raises:
+        ValueError: If the folder has the results of other arguments, or tables without results.
+    """
+
+    def __init__(self, folder: str | Path, arguments: Mapping[str, Any]) -> None:
+        self.folder, self.arguments = Path(folder), dict(arguments)
+        self.results: list[Any] = []
+        self.unfinished: Any = None
+        file = self.folder / STATE
+        if not file.is_file():
+            if others := sorted(path.name for path in self.folder.glob("*.csv")):
+                raise ValueError(
+                    f"Expected `folder` {folder} to have a {STATE} beside its {others[0]}: choose another"
+                    " `folder`, or delete that one"
+                )
+            return
+        known = self._read(file)
+        for name in dict.fromkeys([*self.arguments, *known["arguments"]]):
+            before, now = known["arguments"].get(name), self.arguments.get(name)
+            if before != now:
+                raise ValueError(
+                    f"Expected `{name}` to be {before}, as for the results in {folder}, but got {now}: choose"
+                    " another `folder`, or delete that one"
+                )
+        self.results, self.unfinished = known["results"], known["unfinished"]
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        import torch  # The dashboards, which `staged_in` serves, do without.
+
+        fault = damage(file)
+        try:
+            known = {} if fault else torch.load(file, map_location="cpu", weights_only=True)
+            if {"arguments", "results", "unfinished"} <= known.keys():
+                return dict(known)
+            fault = fault or "it is of something else"
+        except Exception as error:  # torch raises nearly anything for other files.
+            fault = (str(error).splitlines() or [type(error).__name__])[0]
+        number = 1 + len(list(self.folder.glob("damaged-*.pt")))
+        aside = file.with_name(f"damaged-{number}.pt")
+        file.rename(aside)
+        print(
+            f"{file} is damaged ({fault}): it is now {aside}, and its results are made again", file=sys.stderr
+        )
+        self.save()
+        return {"arguments": self.arguments, "results": [], "unfinished": None}
+
+    def save(self, unfinished: Any = None) -> None:
+        """Keep the results, and the state of a part that is not done.
+
+        Raises:
+            OSError: If the file cannot be written; the one of before is as it was.
+        """
+        state = {"arguments": self.arguments, "results": self.results, "unfinished": unfinished}
+        save_sealed(self.folder / STATE, state)
+
+    def add(self, result: Any) -> None:
+        """Keep the result of a part that is done."""
+        self.results.append(result)
+        self.save()
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Write a CSV file; rows have the same keys."""
+        return write_table(self.folder / name, rows)
+
+    def picture(self, name: str, figure: Figure, dpi: int = 120) -> Path:
+        """Write a PNG file."""
+        with written_whole(self.folder / name) as file:
+            figure.savefig(file, dpi=dpi)
+        return self.folder / name
+
+    def record(
+        self,
+        name: str,
+        mode: Recording,
+        tables: Mapping[str, Sequence[Mapping[str, Any]]],
+        pictures: Mapping[str, Figure],
+        summary: Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give W&B the experiment as a run of its own.
+
+        Args:
+            name: Of the run.
+            mode: Whether it is kept in the folder, uploaded, or not made.
+            tables: Rows by key.
+            pictures: Figures by key.
+            summary: Values by key.
+            config: Of the run. Default: the arguments.
+        """
+        if mode == "disabled":
+            return
+        import wandb
+
+        run = wandb.init(
+            project="pl_losses",
+            name=name,
+            dir=self.folder,
+            mode=mode,
+            config=dict(self.arguments if config is None else config),
+            reinit="create_new",
+            settings=wandb.Settings(silent=mode == "offline"),
+        )
+        shown: dict[str, Any] = {key: wandb.Image(figure) for key, figure in pictures.items()}
+        for key, rows in tables.items():
+            shown[key] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
+        with staged_in(Path(run.dir).parent):
+            run.log(shown)
+        run.summary.update(dict(summary))
+        run.finish()
+
+
+@contextmanager
+def staged_in(folder: Path) -> Iterator[None]:
+    """Have wandb keep its copy of a table, for ``wandb sync``, with the run and not in the home directory."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = before or str(folder.resolve())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]

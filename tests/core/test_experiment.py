@@ -1,0 +1,76 @@
+"""The folder of an experiment: what is done is kept, never mixed, and never used when it is damaged."""
+
+import csv
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from pl_losses.core.experiment import Experiment
+
+ARGUMENTS = {"seed": 0, "sizes": [1, 2], "source": None}
+
+
+def test_it_goes_on(tmp_path):
+    kept = Experiment(tmp_path / "out", ARGUMENTS)
+    assert not (tmp_path / "out").exists()
+    kept.add({"error": 0.125})
+    kept.save({"step": 3, "weights": torch.ones(2)})
+    again = Experiment(tmp_path / "out", ARGUMENTS)
+    assert again.results == [{"error": 0.125}]
+    assert again.unfinished["step"] == 3
+    again.add({"error": 0.5})
+    assert Experiment(tmp_path / "out", ARGUMENTS).unfinished is None
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({**ARGUMENTS, "seed": 1}, "`seed` to be 0, as for the results in .*out, but got 1: choose another"),
+        ({"seed": 0, "sizes": [1, 2], "more": 3}, "`more` to be None"),
+    ],
+)
+def test_the_results_of_other_arguments_are_refused(tmp_path, others, message):
+    Experiment(tmp_path / "out", ARGUMENTS).save()
+    with pytest.raises(ValueError, match=message):
+        Experiment(tmp_path / "out", others)
+
+
+def test_tables_without_results_are_refused(tmp_path):
+    (tmp_path / "errors.csv").touch()
+    with pytest.raises(ValueError, match=r"to have a state\.pt beside its errors\.csv"):
+        Experiment(tmp_path, ARGUMENTS)
+
+
+@pytest.mark.parametrize("fault", ["bit", "text", "other"])
+def test_a_damaged_state_is_set_aside(tmp_path, capsys, fault):
+    kept = Experiment(tmp_path, ARGUMENTS)
+    kept.add({"weights": torch.ones(100)})
+    file = tmp_path / "state.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if fault == "other":
+        torch.save([1, 2], file)
+    else:
+        file.write_bytes(content if fault == "bit" else b"text")
+    for number in (1, 2):
+        again = Experiment(tmp_path, ARGUMENTS)
+        assert again.results == []
+        assert (
+            f"now {tmp_path}/damaged-{number}.pt, and its results are made again" in capsys.readouterr().err
+        )
+        file.write_bytes(b"")
+    Experiment(tmp_path, ARGUMENTS).add({"error": 0.5})
+    assert Experiment(tmp_path, ARGUMENTS).results == [{"error": 0.5}]
+
+
+def test_tables_pictures_and_the_run(tmp_path):
+    kept = Experiment(tmp_path, ARGUMENTS)
+    rows, figure = [{"error": 0.5}], Figure()
+    with kept.table("errors.csv", rows).open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"error": "0.5"}]
+    assert kept.picture("errors.png", figure).read_bytes()[:4] == b"\x89PNG"
+    kept.record("demo/errors", "offline", {"demo/errors": rows}, {"demo/picture": figure}, {"error": 0.5})
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(run.glob("files/media/images/demo/picture*"))
+    assert list(run.glob("files/media/table/demo/errors*"))
