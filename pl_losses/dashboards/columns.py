@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -49,9 +50,21 @@ class _Block:
     def values(self) -> Array:
         """Shape [rows, keys]."""
         if self.parsed is None or len(self.parsed) < len(self.rows):
-            numbers = from_json(b"[" + b",".join(self.text) + b"]")
-            self.parsed = np.array(numbers, dtype=np.float64).reshape(len(self.rows), len(self.keys))
+            shape = len(self.rows), len(self.keys)
+            try:
+                self.parsed = _numbers(b",".join(self.text)).reshape(shape)
+            except (ValueError, TypeError, OverflowError):
+                # A damaged row, of which nothing is known, must not hide the others.
+                self.parsed = np.full(shape, np.nan)
+                for index, text in enumerate(self.text):
+                    with suppress(ValueError, TypeError, OverflowError):
+                        self.parsed[index] = _numbers(text).reshape(len(self.keys))
         return self.parsed
+
+
+def _numbers(text: bytes) -> Array:
+    """Numbers between commas."""
+    return np.array(from_json(b"[" + text + b"]"), dtype=np.float64)
 
 
 class Columns:

@@ -14,7 +14,7 @@ import numpy as np
 from pl_losses.dashboards.columns import Array, thin_out
 from pl_losses.dashboards.images import embedded, fair, files, size
 from pl_losses.dashboards.panels import STAGES, Kind, Panel
-from pl_losses.dashboards.runs import Item, Run
+from pl_losses.dashboards.runs import ODD, Item, Run, as_number
 from pl_losses.observers.charts import CONFUSION, FIELDS, LINES
 
 Data = dict[str, Any]
@@ -22,6 +22,7 @@ Data = dict[str, Any]
 CURVES, PICTURES, HISTOGRAMS, TABLES = 1_200_000, 1_600_000, 400_000, 200_000
 POINT = 2 * 8 * 4 / 3  # x and y as float64 in base64
 BIN = 12  # an edge and a count
+CELL = (int, float, str, type(None))
 POINTS, STEPS, ROWS = (16, 2000), (2, 120), 200
 
 
@@ -36,7 +37,7 @@ class Drawing:
     def __init__(self, runs: Sequence[Run], names: Sequence[str]) -> None:
         self.runs, self.names = runs, names
         self.points = share(CURVES, POINT * sum(len(run.curves()) for run in runs), *POINTS)
-        bins = [len(items[-1].value.get("values", ())) for _, _, items in self.found("histogram")]
+        bins = [len(items[-1].value["values"]) for _, _, items in self.found("histogram")]
         self.steps = share(HISTOGRAMS, BIN * sum(bins), *STEPS)
         self.table = TABLES // max(1, len(self.found("table")))
         self.sizes = {
@@ -71,7 +72,7 @@ class Drawing:
             panel: What to show.
             logged: What is logged by key: lines, pictures, histograms or tables.
         """
-        keys = sorted((key for key, kind in logged.items() if panel.shows(key, kind)), key=natural)
+        keys = sorted(panel.shown(logged), key=natural)
         return self.makers.get(panel.kind, self.lines)(panel, keys)
 
     def lines(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
@@ -102,17 +103,15 @@ class Drawing:
     def histograms(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
         """A heat map for each key and run."""
         for run, key, items in self.found("histogram", keys):
-            whole = [item for item in items if "bins" in item.value and "values" in item.value]
-            kept = evenly(whole, self.steps)
-            if kept:
-                yield {
-                    "kind": "histogram",
-                    "title": self.title(key, run),
-                    "x": kept[0].axis,
-                    "steps": [item.x for item in kept],
-                    "edges": [[float(f"{edge:.5g}") for edge in item.value["bins"]] for item in kept],
-                    "counts": [item.value["values"] for item in kept],
-                }
+            kept = evenly(items, self.steps)
+            yield {
+                "kind": "histogram",
+                "title": self.title(key, run),
+                "x": kept[0].axis,
+                "steps": [item.x for item in kept],
+                "edges": [[float(f"{edge:.5g}") for edge in item.value["bins"]] for item in kept],
+                "counts": [item.value["values"] for item in kept],
+            }
 
     def pictures(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
         """Pictures with their steps: at least the last one of each key, smaller where there is no room."""
@@ -137,7 +136,7 @@ class Drawing:
         lines: list[Data] = []
         chart = None
         for run, key, items in self.found("table", keys):
-            columns, rows = read_table(self.runs[run].files / str(items[-1].value.get("path", "")))
+            columns, rows = read_table(self.runs[run].file(items[-1].value.get("path", "")))
             charted = self.runs[run].charts.get(key)
             if charted and charted.name == LINES and set(FIELDS[LINES]) <= set(columns):
                 chart = charted
@@ -154,7 +153,8 @@ class Drawing:
         """The lines of a table of W&B's line series."""
         x, name, y = (columns.index(field) for field in FIELDS[LINES])
         for key in dict.fromkeys(str(row[name]) for row in rows):
-            points = np.array([[row[x], row[y]] for row in rows if str(row[name]) == key], dtype=np.float64)
+            own = [(as_number(row[x]), as_number(row[y])) for row in rows if str(row[name]) == key]
+            points = np.array([pair for pair in own if None not in pair], dtype=np.float64).reshape(-1, 2)
             yield {"key": key, **self.line(points[:, 0], points[:, 1])}
 
     def cut(self, columns: list[str], rows: list[list[Any]]) -> Data:
@@ -181,13 +181,20 @@ def last(run: Run, key: str) -> str:
     return "".join(f"{y:.5g}" for y in run.curve(key)[1][-1:])
 
 
-def read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
-    """The columns and rows of a table that wandb wrote; empty if it is not there or damaged."""
+def read_table(path: Path | None) -> tuple[list[str], list[list[Any]]]:
+    """The columns and rows of a table that wandb wrote; empty if it is not there or damaged.
+
+    A cell is a number, a text or nothing; of anything else the text is shown.
+    """
+    if path is None:
+        return [], []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return [str(name) for name in found["columns"]], [list(row) for row in found["data"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        columns = [str(name) for name in found["columns"]]
+        rows = [[cell if isinstance(cell, CELL) else str(cell) for cell in row] for row in found["data"]]
+    except ODD:
         return [], []
+    return (columns, rows) if all(len(row) == len(columns) for row in rows) else ([], [])
 
 
 def matrix(columns: list[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:

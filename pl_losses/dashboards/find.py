@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pl_losses.recipes import UsageError, nearest
@@ -56,4 +57,23 @@ def by_id(name: str) -> Path:
 
 
 def _latest(files: list[Path]) -> Path:
-    return max(files, key=lambda file: file.stat().st_mtime)
+    """The newest run that did not fail, and logged something; the newest of all where there is none."""
+    newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in newest:
+        if not (fault := _fault(file)):
+            return file
+        print(f"Passed over `{file.parent}`: {fault}", file=sys.stderr)
+    return newest[0]
+
+
+def _fault(file: Path) -> str:
+    """Why a run is not what people mean by the latest; empty if it is."""
+    from pl_losses.dashboards.runs import read_run
+
+    try:
+        run = read_run(file)
+    except UsageError as error:
+        return str(error)
+    if run.stage.startswith("failed"):
+        return f"it {run.stage}"
+    return "" if run.keys() else "it has logged nothing"

@@ -18,8 +18,7 @@ SIDES = (1200, 800, 500, 300)  # pixels, tried one after the other
 def files(run: Run, item: Item) -> list[Path]:
     """The files of logged pictures that are there and within the run's folder."""
     names = item.value.get("filenames") or [item.value.get("path", "")]
-    found = [(run.files / str(name)).resolve() for name in names]
-    return [file for file in found if file.is_file() and file.is_relative_to(run.files.resolve())]
+    return [file for name in names if (file := run.file(name)) is not None]
 
 
 def size(file: Path) -> float:
@@ -56,7 +55,7 @@ def shrunk(file: Path, room: float) -> bytes:
     try:
         with Image.open(file) as opened:
             picture = opened.convert("RGB")
-    except OSError:
+    except (OSError, ValueError, Image.DecompressionBombError):
         return b""
     for side in SIDES:
         picture.thumbnail((side, side))

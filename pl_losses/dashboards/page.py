@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pl_losses.dashboards.drawing import Data, Drawing
-from pl_losses.dashboards.panels import PROGRESS, Kind, Section, automatic, joined, matches, rank
+from pl_losses.dashboards.panels import PROGRESS, Kind, Section, automatic, fitting, joined, rank
 from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
 from pl_losses.dashboards.runs import Run
 from pl_losses.recipes import UsageError
@@ -122,7 +122,8 @@ def _sections(runs: Sequence[Run], names: list[str]) -> Iterator[Data]:
     panels: dict[str, list[Data]] = {}
     for name in [*named, *others, ""]:
         sections = tables.get(name, ()) if name else automatic(left, left)
-        mine = {key: left[key] for key in left if any(one.shows(key, left[key]) for one in sections)}
+        shown = set().union(*(section.shown(left) for section in sections))
+        mine = {key: left[key] for key in left if key in shown}
         left = {key: kind for key, kind in left.items() if key not in mine}
         for section in sections:
             made[section.name] = joined(made.get(section.name), section)
@@ -133,10 +134,10 @@ def _sections(runs: Sequence[Run], names: list[str]) -> Iterator[Data]:
             yield {"name": section.name, "panels": panels[section.name], "open": section.name != PROGRESS}
 
 
-def misfit(sections: Iterable[Section], keys: Iterable[str]) -> tuple[int, int]:
+def misfit(sections: Iterable[Section], keys: Collection[str]) -> tuple[int, int]:
     """How many of the sections' patterns find no key, then how many keys they find, negative."""
     patterns = [pattern for section in sections for panel in section.panels for pattern in panel.keys]
-    found = [[key for key in keys if matches(pattern, key)] for pattern in patterns]
+    found = [fitting(pattern, keys) for pattern in patterns]
     return sum(not one for one in found), -sum(map(len, found))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -33,10 +33,10 @@ class Panel:
     log_y: bool = False
     chart: str = ""
 
-    def shows(self, key: str, kind: Kind) -> bool:
-        """Whether it shows a key under which lines, pictures, histograms or tables are logged."""
-        logged = {"bars": "lines", "chart": "table"}.get(self.kind, self.kind)
-        return logged == kind and any(matches(pattern, key) for pattern in self.keys)
+    def shown(self, logged: Mapping[str, Kind]) -> set[str]:
+        """Which keys it shows of those under which lines, pictures, histograms or tables are logged."""
+        kind = {"bars": "lines", "chart": "table"}.get(self.kind, self.kind)
+        return {key for pattern in self.keys for key in fitting(pattern, logged) if logged[key] == kind}
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Section:
     panels: tuple[Panel, ...]
     figure: bool = False
 
-    def shows(self, key: str, kind: Kind) -> bool:
-        """Whether one of the panels does."""
-        return any(panel.shows(key, kind) for panel in self.panels)
+    def shown(self, logged: Mapping[str, Kind]) -> set[str]:
+        """Which keys its panels show."""
+        return set().union(*(panel.shown(logged) for panel in self.panels))
 
 
 def lines(title: str, *keys: str, smoothing: float = 0.0, log_y: bool = False) -> Panel:
@@ -123,7 +123,30 @@ def matches(pattern: str, key: str) -> bool:
         >>> matches("<stage>/dropout/nll", "<stage>/dropout/nll")
         True
     """
-    return pattern == key or re.fullmatch(regex(pattern), key.replace("<stage>", "val")) is not None
+    if pattern == key:
+        return True
+    key = key.replace("<stage>", "val")
+    return compiled(pattern).match(key) is not None if "<" in pattern else pattern == key
+
+
+@cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    """The compiled expression of a key's pattern; ``re`` itself keeps 512."""
+    return re.compile(regex(pattern))
+
+
+def fitting(pattern: str, keys: Collection[str]) -> list[str]:
+    """The keys, none of them a pattern, that fit one.
+
+    >>> fitting("<stage>/loss", {"val/loss": "lines", "train/loss": "lines", "x/loss": "lines"})
+    ['train/loss', 'val/loss']
+    """
+    first, _, rest = pattern.partition("/")
+    if "<" in rest or ("<" in first and first != "<stage>"):
+        return [key for key in keys if matches(pattern, key)]
+    # Without a look at all keys, of which there may be thousands with a panel each.
+    named = [f"{stage}/{rest}" for stage in STAGES] if first == "<stage>" else [pattern]
+    return [key for key in named if key in keys]
 
 
 def is_pattern(key: str) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import fnmatch
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pl_losses.dashboards import wire
 from pl_losses.dashboards.columns import Array, Columns, plain_numbers
@@ -16,6 +18,10 @@ from pl_losses.dashboards.records import read_payloads
 from pl_losses.recipes import UsageError, load
 
 STEP, X_AXIS = "_step", "trainer/global_step"
+LARGEST = 50_000_000  # Bytes of a picture or table that a page is made of.
+HUGE = 10**300  # Beyond it an integer is no float.
+# What records raise that are damaged, or that somebody made.
+ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, RecursionError)
 NOT_CURVES = {STEP, "_timestamp", "_runtime"}
 
 
@@ -92,6 +98,15 @@ class Run:
         axes = NOT_CURVES | {self.default_axis, *self.axes.values()}
         return [key for key in self.columns.names() if key not in axes]
 
+    def file(self, name: Any) -> Path | None:
+        """A file that the run logged; ``None`` for one that is not there, not the run's, or too large."""
+        found = self.files / str(name)
+        try:
+            inside = found.resolve().is_relative_to(self.files.resolve())
+            return found if inside and found.is_file() and found.stat().st_size <= LARGEST else None
+        except (OSError, ValueError):  # A name that is none: too long, or with a zero in it.
+            return None
+
     def keys(self) -> set[str]:
         """Everything that was logged, less wandb's own columns and the x axes."""
         return set(self.curves()).union(*self.items.values())
@@ -113,6 +128,7 @@ def read_wandb(path: Path) -> Run:
     """Read an offline run's file, of a run that was killed as far as it got."""
     payloads, note = read_payloads(path)
     run = Run(path.stem.removeprefix("run-"), path, path.parent / "files", notes=[note] if note else [])
+    lost: Counter[str] = Counter()
     for payload in payloads:
         if numbers := plain_numbers(payload):
             run.columns.add(numbers)
@@ -122,8 +138,9 @@ def read_wandb(path: Path) -> Run:
             for name, values in found.items():
                 for value in values:
                     _take(run, name, value if isinstance(value, bytes) else b"")
-        except ValueError as error:
-            run.notes.append(f"a record is damaged ({error}) and left out")
+        except ODD as error:
+            lost[f"{type(error).__name__}: {error}"[:80]] += 1
+    run.notes += [f"{count} records are damaged ({reason}) and left out" for reason, count in lost.items()]
     run.recipe = str(run.config.pop("recipe", ""))
     # Lightning's own copy of the model's arguments repeats what the resolved config says.
     versions = {
@@ -132,7 +149,8 @@ def read_wandb(path: Path) -> Run:
         if name in run.config
     }
     run.facts |= {name: str(value) for name, value in versions.items()}
-    run.config = run.config.get("config", run.config)
+    if isinstance(whole := run.config.get("config"), dict):
+        run.config = whole
     return run
 
 
@@ -159,7 +177,8 @@ def _take(run: Run, name: str, message: bytes) -> None:
     elif name == "exit":
         found = wire.select(message, wire.EXIT)
         code = int(wire.text(found.get("exit_code")) or 0)
-        run.stage = f"failed with exit code {code}" if code else "finished"
+        ends = {0: "finished", 130: "interrupted", 143: "interrupted"}  # By Ctrl-C, by SIGTERM.
+        run.stage = ends.get(code, f"failed with exit code {code}")
         run.facts["took"] = f"{int(wire.text(found.get('runtime')) or 0)} s"
     elif name == "environment":
         arguments = [wire.text([part]) for part in wire.select(message, wire.ENVIRONMENT).get("args", [])]
@@ -173,7 +192,7 @@ def _config(run: Run, message: bytes) -> None:
             (key, *rest), text = wire.item(update)
             if (key, *rest[:1]) == ("_wandb", "visualize"):
                 panel = json.loads(text).get("panel_config", {})
-                texts = panel.get("stringSettings") or {}
+                texts = {str(name): str(text) for name, text in panel.get("stringSettings", {}).items()}
                 run.charts[f"{rest[-1]}_table"] = Chart(str(panel.get("panelDefId")), texts)
             elif key != "_wandb" and not rest:
                 run.config[key] = json.loads(text)
@@ -202,16 +221,27 @@ def _row(run: Run, message: bytes) -> None:
 def as_number(value: Any) -> float | None:
     """A number, also one that JSON has no word for."""
     if isinstance(value, (int, float)):
-        return float(value)
+        return float(max(-HUGE, min(HUGE, value))) if isinstance(value, int) else value
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else None
 
 
 def kind_of(value: dict[str, Any]) -> str:
-    """What wandb logged: "histogram", "picture", "table", or nothing that is shown."""
+    """What wandb logged: "histogram", "picture", "table", or nothing that is shown or as wandb writes it."""
     kind = str(value.get("_type", ""))
     if kind.startswith("image"):
-        return "picture"
-    return {"histogram": "histogram", "table-file": "table"}.get(kind, "")
+        return "picture" if isinstance(value.get("filenames", []), list) else ""
+    if kind == "histogram":
+        edges, counts = value.get("bins"), value.get("values")
+        whole = are_numbers(edges) and are_numbers(counts) and len(edges) == len(counts) + 1 > 1
+        return kind if whole else ""
+    return "table" if kind == "table-file" else ""
+
+
+def are_numbers(values: Any) -> TypeGuard[list[float]]:
+    """Whether it is a list of finite numbers."""
+    return isinstance(values, list) and all(
+        isinstance(value, (int, float)) and math.isfinite(value) for value in values
+    )
 
 
 def read_csv(path: Path) -> Run:

@@ -123,5 +123,5 @@ def test_a_run_of_csv_logger(tmp_path):
 
 def test_a_panel_shows_what_it_is_for():
     panel = Panel("Right and predicted", ("test/confusion_table",), "chart")
-    assert panel.shows("test/confusion_table", "table")
-    assert not panel.shows("test/confusion_table", "lines")
+    assert panel.shown({"test/confusion_table": "table", "test/error": "table"}) == {"test/confusion_table"}
+    assert not panel.shown({"test/confusion_table": "lines"})

@@ -1,12 +1,15 @@
 """Runs are read back as they were logged, and their page shows them with no network."""
 
 import json
+import os
+import random
 import re
 import shutil
 import struct
 import subprocess
 import zlib
 from base64 import b64decode
+from time import process_time
 
 import numpy as np
 import pytest
@@ -109,6 +112,155 @@ def test_after_damage_reading_goes_on_with_the_next_block(tmp_path):
     lost = [payload for payload in payloads if payload not in found]
     assert found == [payload for payload in payloads if payload not in lost]
     assert 30_000 < len(framed(lost)) < 33_000
+
+
+def history(**values):
+    record = proto.Record()
+    for key, value in values.items():
+        record.history.item.add(nested_key=[key], value_json=json.dumps(value))
+    return record.SerializeToString()
+
+
+def page_of(folder, *payloads):
+    """The page of a run that somebody made."""
+    file = folder / "offline-run-x" / "run-x.wandb"
+    (file.parent / "files").mkdir(parents=True, exist_ok=True)
+    file.write_bytes(framed([history(_step=0, loss=0.5), *payloads]))
+    return build_page([read_run(file)])
+
+
+OUTSIDE = {"columns": ["a"], "data": [["a secret"]]}
+
+
+@pytest.mark.parametrize(
+    "path", ["../../secret.json", "{folder}/secret.json", "link.json", "a\0b", "a" * 5000]
+)
+def test_a_table_is_of_the_run_or_not_shown(tmp_path, path):
+    (tmp_path / "secret.json").write_text(json.dumps(OUTSIDE))
+    inside = tmp_path / "offline-run-x" / "files"
+    inside.mkdir(parents=True)
+    (inside / "link.json").symlink_to(tmp_path / "secret.json")
+    (inside / "table.json").write_text(json.dumps({"columns": ["b"], "data": [["no secret"]]}))
+    described = {"_type": "table-file", "path": path.format(folder=tmp_path)}
+    page = page_of(tmp_path, history(t=described, u={"_type": "table-file", "path": "table.json"}))
+    assert "a secret" not in page
+    assert "no secret" in page
+
+
+# What JSON may hold where wandb would not write it.
+ODDITIES = [
+    None,
+    True,
+    "text",
+    -1,
+    1e308,
+    10**400,
+    [],
+    [[]],
+    ["text"],
+    {},
+    {"a": {"b": []}},
+    "<script>",
+    [None],
+]
+PLACES = {
+    "histogram": lambda odd: history(h={"_type": "histogram", "bins": odd, "values": odd}),
+    "counts": lambda odd: history(h={"_type": "histogram", "bins": [0, 1], "values": odd}),
+    "image": lambda odd: history(i={"_type": "images/separated", "filenames": odd, "path": odd}),
+    "picture": lambda odd: history(i={"_type": "images/separated", "filenames": [odd]}),
+    "table": lambda odd: history(t={"_type": "table-file", "path": odd}),
+    "type": lambda odd: history(t={"_type": odd}),
+    "value": lambda odd: history(v=odd, _step=odd),
+    "config": lambda odd: configured(("config", odd), ("recipe", odd), ("git", odd)),
+    "model": lambda odd: configured(("config", {"model": odd, "trainer": {"callbacks": odd}})),
+    "chart": lambda odd: configured(("_wandb", "visualize", "t", odd)),
+    "panel": lambda odd: configured(("_wandb", "visualize", "t", {"panel_config": odd})),
+    "texts": lambda odd: configured(("_wandb", "visualize", "t", {"panel_config": {"stringSettings": odd}})),
+}
+
+
+def configured(*updates):
+    record = proto.Record()
+    for *keys, value in updates:
+        record.config.update.add(nested_key=keys, value_json=json.dumps(value))
+    return record.SerializeToString()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_page_is_made_of_odd_records(tmp_path, place):
+    scripts = page_of(tmp_path).count("<script>")
+    for odd in ODDITIES:
+        page = page_of(tmp_path, PLACES[place](odd))
+        assert '"loss"' in page
+        assert page.count("<script>") == scripts
+
+
+def test_a_table_with_odd_cells(tmp_path):
+    file = tmp_path / "offline-run-x" / "files" / "t.json"
+    file.parent.mkdir(parents=True)
+    names = ("step", "lineKey", "lineVal"), ("Actual", "Predicted", "nPredictions")
+    for name, columns in zip(("wandb/lineseries/v0", "wandb/confusion_matrix/v1"), names, strict=True):
+        chart = configured(("_wandb", "visualize", "x", {"panel_config": {"panelDefId": name}}))
+        table = history(x_table={"_type": "table-file", "path": "t.json"})
+        for odd in ODDITIES:
+            for content in (
+                odd,
+                {"columns": odd, "data": [[1, 2, 3]]},
+                {"columns": columns, "data": odd},
+                {"columns": columns, "data": [[odd, odd, odd], [0, "a", 1]]},
+            ):
+                file.write_text(json.dumps(content))
+                page_of(tmp_path, chart, table)
+
+
+def test_a_page_is_made_of_damaged_records(tmp_path, file):
+    """Bytes are changed within the records, whose checksums are made anew."""
+    payloads, _ = read_payloads(file)
+    draw = random.Random(0)
+    for _ in range(100):
+        broken = [bytearray(payload) for payload in payloads]
+        for payload in draw.sample(broken, 5):
+            at = draw.randrange(len(payload))
+            payload[at : at + draw.choice((0, 1, 4))] = draw.randbytes(draw.choice((0, 1, 4)))
+        page_of(tmp_path, *map(bytes, broken))
+
+
+def test_thousands_of_keys_take_no_long(tmp_path):
+    """Each with a panel of its own; what was quadratic in them took 38 s of processor time."""
+    started = process_time()
+    page_of(tmp_path, history(**{f"k{number}/v": float(number) for number in range(4000)}))
+    assert process_time() - started < 8
+
+
+def ended(code):
+    record = proto.Record()
+    record.exit.exit_code = code
+    return record.SerializeToString()
+
+
+def test_the_latest_run_is_none_that_failed_or_is_empty(folder, capsys):
+    row = history(_step=0, loss=0.5)
+    runs = {
+        "old": [row, ended(0)],
+        "stopped": [row, ended(130)],
+        "failed": [row, ended(1)],
+        "nothing": [ended(0)],
+        "empty": [],
+    }
+    for age, (name, payloads) in enumerate(runs.items()):
+        file = folder / "runs" / "wandb" / f"offline-run-{name}" / f"run-{name}.wandb"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(framed(payloads))
+        os.utime(file, (age, age))
+    assert find_run("runs").stem == "run-stopped"
+    told = capsys.readouterr().err
+    assert "run-failed`: it failed with exit code 1" in told
+    assert "run-nothing`: it has logged nothing" in told
+    assert "run-empty`: Nothing of " in told
+    for name in ("old", "stopped"):
+        shutil.rmtree(folder / "runs" / "wandb" / f"offline-run-{name}")
+    # Where there is no other, it is what there is to look at.
+    assert find_run("runs").stem == "run-empty"
 
 
 def test_the_fields_are_those_of_wandb():
