@@ -34,8 +34,8 @@ class MNIST(ImageDataModule):
 
     The files are looked for in ``root``, ``root/mnist`` and ``root/MNIST/raw``, packed or unpacked, and
     verified by their checksums; those of another set, which have none, are all to be in the first of these
-    folders that has any, and the same if they are there both packed and unpacked. Missing ones are downloaded into ``root/MNIST/raw`` when a Trainer (or you)
-    calls ``prepare_data``.
+    folders that has any, and the same if they are there both packed and unpacked. Missing ones of MNIST are
+    downloaded into ``root/MNIST/raw`` when a Trainer (or you) calls ``prepare_data``.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else

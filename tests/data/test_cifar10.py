@@ -80,7 +80,9 @@ def test_the_binary_version(tmp_path, monkeypatch):
     (folder / "test_batch.bin").write_bytes(data)
     monkeypatch.setattr("pl_losses.data.cifar10.SAMPLES", {"train": 50, "test": 10})
     # Of a set of the right form, but not the published one.
-    with pytest.raises(ValueError, match=r"test_batch.bin with the published SHA1 67eb016d.* but got .*delete"):
+    with pytest.raises(
+        ValueError, match=r"test_batch.bin with the published SHA1 67eb016d.* but got .*delete"
+    ):
         CIFAR10(str(tmp_path), download=False).setup("test")
     monkeypatch.setitem(BINARY, "test_batch.bin", hashlib.sha1(data).hexdigest())
     module = CIFAR10(str(tmp_path), download=False)
@@ -89,7 +91,7 @@ def test_the_binary_version(tmp_path, monkeypatch):
     assert np.array_equal(images.numpy().reshape(10, -1), samples)
     assert found.tolist() == [*range(10)]
     (folder / "data_batch_1.bin").write_bytes(data[:3073])
-    with pytest.raises(ValueError, match="data_batch_1.bin with the published SHA1 aadd24ac.* but got"):
+    with pytest.raises(ValueError, match=r"data_batch_1.bin with the published SHA1 aadd24ac.* but got"):
         module.setup("fit")
 
 

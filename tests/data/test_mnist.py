@@ -135,7 +135,9 @@ def test_another_set_is_of_one_folder_and_the_same_packed_and_unpacked(tmp_path)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         data = idx(*shape)
-        data = data[: 4 + 4 * len(shape)] + bytes((value + shift) % 10 for value in data[4 + 4 * len(shape) :])
+        data = data[: 4 + 4 * len(shape)] + bytes(
+            (value + shift) % 10 for value in data[4 + 4 * len(shape) :]
+        )
         path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
     packed, unpacked = NAMES[3], NAMES[3].removesuffix(".gz")
