@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook, prepare_for_backward
@@ -86,12 +88,79 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         return renamed
 
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """Refuse unequal numbers of batches: ranks would wait for each other in every layer.
+
+        Raises:
+            ValueError: If the loader's length is not the same on all ranks.
+        """
+        lengths: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(lengths, sized_len(dataloader))
+        if None in lengths:
+            return (StatefulInStep if hasattr(dataloader, "state_dict") else InStep)(dataloader)
+        _check_lengths(lengths)
+        return dataloader
+
     def on_validation_start(self) -> None:
         """Give all ranks rank zero's buffers (running statistics), of which training uses none."""
         if self.lightning_module is not None:
             broadcast(list(self.lightning_module.buffers()))
 
     on_test_start = on_predict_start = on_validation_start
+
+
+class InStep:
+    """A dataloader of unknown length that ends on all ranks together, or is refused where it does not.
+
+    Args:
+        loader: Whose batches, attributes and state these are.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.__dict__["loader"] = loader
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # Not there yet, in a copy.
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.loader, name, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        for count in itertools.count():
+            batch = next(batches, _END)
+            counts: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(counts, count + int(batch is not _END))
+            _check_lengths(counts)
+            if batch is _END:
+                return
+            yield batch
+
+
+class StatefulInStep(InStep):
+    """The same of a dataloader with a state, which Lightning tells by the methods of its class."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's."""
+        state: dict[str, Any] = self.loader.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the loader's."""
+        self.loader.load_state_dict(state_dict)
+
+
+_END = object()
+
+
+def _check_lengths(lengths: list[int]) -> None:
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"Expected equally many batches on all ranks under FSDP2 but got {lengths}: give"
+            ' them equally many, or use `strategy="ddp"`'
+        )
 
 
 class DDPPerModule(DDPStrategy):

@@ -126,8 +126,10 @@ class BagOfWords(TensorDataModule):
 
 
 def _find(root: Path, part: str) -> Path | None:
-    files = (root / folder / part / "labeledBow.feat" for folder in ("aclImdb", "."))
-    return next((file for file in files if file.is_file()), None)
+    # Both parts from one folder.
+    folder = root / "aclImdb" if (root / "aclImdb").is_dir() else root
+    file = folder / part / "labeledBow.feat"
+    return file if file.is_file() else None
 
 
 def read_labelled(path: Path) -> tuple[Documents, Counts]:

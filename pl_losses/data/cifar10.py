@@ -27,6 +27,15 @@ SAMPLES = {"train": 50_000, "test": 10_000}
 IMAGES = (".png", ".jpg", ".jpeg")
 ADVICE = "delete it and run again, or copy the original file there"
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
+# SHA-1 of the files of the binary version, as MXNet publishes them.
+BINARY = {
+    "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+    "data_batch_2.bin": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+    "data_batch_3.bin": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+    "data_batch_4.bin": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+    "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
+    "test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c",
+}
 
 
 class CIFAR10(TensorDataModule):
@@ -204,11 +213,7 @@ class _Python(Source):
         published = dict(Published.train_list if split == "train" else Published.test_list)
         images, labels = [], []
         for name, data in self._files(list(published)):
-            if (found := checksum(data, "md5")) != published[name]:
-                raise ValueError(
-                    f"Expected {name} in {self.path} with the published MD5 {published[name]} but got"
-                    f" {found}: {ADVICE}"
-                )
+            _verify(self.path / name, data, "md5", published[name])
             content = pickle.loads(data, encoding="latin1")
             images.append(content["data"])
             labels += content["labels"]
@@ -226,17 +231,15 @@ class _Python(Source):
 
 
 class _Binary(Source):
-    """The binary version: a byte for the label, then the pixels. Its files have no published checksums."""
+    """The binary version: of each sample a byte for the label, then the pixels."""
 
     def read(self, split: str, rows: Tensor) -> Batch:
-        names = [f"data_batch_{part}.bin" for part in range(1, 6)] if split == "train" else ["test_batch.bin"]
         parts = []
-        for name in names:
+        for name in BINARY:
+            if name.startswith("test") != (split == "test"):
+                continue
             data = _bytes(self.path / name)
-            if len(data) != 10_000 * 3073:
-                raise ValueError(
-                    f"Expected {self.path / name} of {10_000 * 3073} bytes but got {len(data)}: {ADVICE}"
-                )
+            _verify(self.path / name, data, "sha1", BINARY[name])
             parts.append(torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, 3073))
         samples = torch.cat(parts)[rows]
         return samples[:, 1:].reshape(-1, 3, 32, 32), samples[:, 0].long()
@@ -316,6 +319,13 @@ def _found(root: Path) -> Source | None:
             if path.name.endswith(ARCHIVES):
                 return _Images(path)
     return None
+
+
+def _verify(path: Path, data: bytes, algorithm: str, published: str) -> None:
+    if (found := checksum(data, algorithm)) != published:
+        raise ValueError(
+            f"Expected {path} with the published {algorithm.upper()} {published} but got {found}: {ADVICE}"
+        )
 
 
 def _bytes(path: Path) -> bytes:

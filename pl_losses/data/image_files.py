@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,18 @@ KINDS = {
 }
 # Where a file may hold several pictures; further ones in other formats are layers and previews.
 SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+# Tags of TIFF files, and PNG's kinds of grey of fewer than 8 bits with what their shades are multiplied by.
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+FEW_BITS = {"L;2": 85, "L;4": 17}
 # What is lighter in the colours of a photograph (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 
 
 def read_image(file: str | Path | BytesIO, name: str = "path", label: str = "") -> Image.Image:
     """An image file as 8-bit sRGB: turned as its EXIF data say, out of its colour profile, white where clear.
+
+    In TIFF files of 32 bits, or of 16 with a sign, the largest value tells what white is: 1 (of floats), 255,
+    or the most that 16 bits hold.
 
     Args:
         file: The file, or what is in it.
@@ -68,27 +75,33 @@ def _read(file: str | Path | BytesIO, name: str, label: str) -> Image.Image:
         with Image.open(file) as image:
             if image.format in SEQUENCES and (count := getattr(image, "n_frames", 1)) > 1:
                 raise ValueError(f"it holds {count} pictures, save the wanted one alone")
+            kind = image.tile[0][3] if image.format == "PNG" and image.tile else None
+            if kind in FEW_BITS and "transparency" in image.info:
+                # Pillow scales the pixels, but not the shade that is clear.
+                image.info["transparency"] *= FEW_BITS[kind]
             image.load()
-            return _as_seen(ImageOps.exif_transpose(image) or image, label)
+            return _as_seen(ImageOps.exif_transpose(image) or image, getattr(image, "tag_v2", {}), label)
     except UnidentifiedImageError:
         raise ValueError(f"Expected `{name}` to be an image file but {label} is damaged or none") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise ValueError(f"Expected `{name}` to be a whole image file but {label}: {error}") from None
 
 
-def _as_seen(image: Image.Image, label: str) -> Image.Image:
+def _as_seen(image: Image.Image, tags: Any, label: str) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
         # Pillow would clip 16 bits to the lowest 8 of them.
         values = np.asarray(image, dtype=np.float64)
-        top = 65535 if image.mode.startswith("I") else 1 if values.max() <= 1 else 255
+        clear = values == image.info.get("transparency")
+        top = _white(image.mode, values.max(), tags)
         if not (values.min() >= 0 and values.max() <= top):
             raise ValueError(f"its pixels lie in {values.min():g}..{values.max():g}, not in 0..{top}")
-        values /= top
+        values = 1 - values / top if tags.get(PHOTOMETRIC) == 0 else values / top
         if profile:
             steps = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
             curve = np.asarray(_in_srgb(steps, profile, label))[0, :, 1] / 255
             values = np.interp(values, np.linspace(0, 1, 256), curve)
+        values[clear] = 1
         return Image.fromarray(values.astype(np.float32))
     alpha = None
     if "A" in image.getbands() or "transparency" in image.info:
@@ -97,6 +110,16 @@ def _as_seen(image: Image.Image, label: str) -> Image.Image:
     if alpha is None:
         return coloured
     return Image.composite(coloured, Image.new("RGB", image.size, (255, 255, 255)), alpha)
+
+
+def _white(mode: str, largest: float, tags: Any) -> int:
+    """The largest value that grey of more than 8 bits may have."""
+    if mode == "F":
+        return 1 if largest <= 1 else 255
+    if tags and mode == "I" and largest <= 255:
+        return 255
+    bits, signed = int(tags.get(BITS, (16,))[0]), tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+    return 65535 if bits > 16 else (1 << bits - signed) - 1
 
 
 def _in_srgb(image: Image.Image, profile: bytes, label: str) -> Image.Image:

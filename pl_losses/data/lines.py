@@ -62,7 +62,8 @@ class LineImages(TensorDataModule):
     """Your own line images: a folder of pictures and a CSV file with the columns ``file`` and ``label``.
 
     A third column, ``split``, may say "train", "val" or "test" (or "predict", whose labels may be empty);
-    without it the parts are drawn by ``seed``. Images are read as grey (white where they are transparent, and
+    without it the parts are drawn by ``seed``. Blanks after commas are skipped, unless ``alphabet`` has the
+    blank: then they belong to the labels. Images are read as grey (white where they are transparent, and
     turned as their EXIF data say), stretched so that their paper is 0 and their fullest ink is 1, cropped to
     their ink, and scaled so that a character is ``ink_height`` pixels high, in the middle of ``height`` rows.
     The paper is what most of an image's border is, and of one shade: a line under uneven light has to be
@@ -155,7 +156,7 @@ class LineImages(TensorDataModule):
             raise FileNotFoundError(f"Expected {path}, a CSV file with the columns file and label")
         rows: list[dict[str, str]] = []
         lines: dict[str, int] = {}
-        for number, row in _table(path):
+        for number, row in _table(path, skip=" " not in self.class_names):
             rows.append(row)
             row["label"] = row.get("label") or ""
             if not row["file"]:
@@ -212,14 +213,15 @@ class LineImages(TensorDataModule):
             raise ValueError(f"{path}: {error}") from None
 
 
-def _table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file and the numbers of their lines."""
+def _table(path: Path, skip: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file and the numbers of their lines; ``skip`` leaves out blanks after commas."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader = csv.DictReader(file, skipinitialspace=skip, strict=True)
+            reader.fieldnames = names = [name.rstrip().lower() for name in reader.fieldnames or ()]
             wanted = f"Expected {path} to have rows with the columns file and label but got"
-            if "file" not in names or not {"label", "split"} & {*names}:
+            blanks = any(name.startswith(" ") for name in names)
+            if blanks or "file" not in names or not {"label", "split"} & {*names}:
                 raise ValueError(f"{wanted} {', '.join(names) or 'nothing'}")
             if len({*names}) < len(names):
                 raise ValueError(f"{wanted} one twice: {', '.join(names)}")

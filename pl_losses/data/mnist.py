@@ -33,8 +33,9 @@ class MNIST(ImageDataModule):
     """The 60 000 training and 10 000 test digits, padded to 32x32 as LeNet-5 wants them.
 
     The files are looked for in ``root``, ``root/mnist`` and ``root/MNIST/raw``, packed or unpacked, and
-    verified by their checksums. Missing ones are downloaded into ``root/MNIST/raw`` when a Trainer (or you)
-    calls ``prepare_data``.
+    verified by their checksums; those of another set, which have none, are all to be in the first of these
+    folders that has any, and the same if they are there both packed and unpacked. Missing ones of MNIST are
+    downloaded into ``root/MNIST/raw`` when a Trainer (or you) calls ``prepare_data``.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
@@ -133,12 +134,12 @@ class MNIST(ImageDataModule):
 
     def _read(self, part: str, samples: int) -> Batch:
         names = (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz")
-        found = {name: path for name in names if (path := _find(self.root, name)) is not None}
+        found = {name: paths for name in names if (paths := self._find(name))}
         if len(found) < len(names):
             raise FileNotFoundError(self._missing([name for name in names if name not in found]))
-        paths = [found[name] for name in names]
+        paths = [found[name][0] for name in names]
         if self.source == "any":
-            images, labels = read_idx(paths[0], (None, 28, 28)), read_idx(paths[1], (None,))
+            images, labels = _read_all(found[names[0]], (None, 28, 28)), _read_all(found[names[1]], (None,))
             if len(images) != len(labels):
                 raise ValueError(
                     f"Expected a label for each image but {paths[0]} has {len(images)} and {paths[1]} has"
@@ -151,11 +152,23 @@ class MNIST(ImageDataModule):
         return pad_image(images[:, None], (self.pad,) * 4), labels.long()
 
     def _missing_files(self) -> list[str]:
-        return [name for name in _published()[1] if _find(self.root, name) is None]
+        return [name for name in _published()[1] if not self._find(name)]
+
+    def _find(self, name: str) -> list[Path]:
+        """The files that there are of a name, packed ones first."""
+        folders = (self.root, self.root / "mnist", self.root / "MNIST" / "raw")
+        there = [[path for path in _both(folder, name) if path.is_file()] for folder in folders]
+        if self.source == "mnist":
+            return [path for paths in there for path in paths]
+        # Without checksums only the folder tells which files belong together.
+        parts = list(_published()[1])
+        used = (any(path.is_file() for part in parts for path in _both(folder, part)) for folder in folders)
+        return next((paths for paths, some in zip(there, used, strict=True) if some), [])
 
     def _missing(self, names: list[str]) -> str:
+        together = " beside the others" if self.source == "any" else ""
         return (
-            f"Expected `root` to hold the MNIST files {', '.join(names)} but {self.root},"
+            f"Expected `root` to hold the MNIST files {', '.join(names)}{together} but {self.root},"
             f" {self.root / 'mnist'} and {self.root / 'MNIST' / 'raw'} lack them: set `root` or the"
             " environment variable PL_LOSSES_DATA to the folder that has them, or call `prepare_data` with"
             " `download=True`"
@@ -215,7 +228,15 @@ def _published() -> tuple[list[str], dict[str, str]]:
     return list(Published.mirrors), dict(Published.resources)
 
 
-def _find(root: Path, name: str) -> Path | None:
-    folders = (root, root / "mnist", root / "MNIST" / "raw")
-    candidates = (folder / file for folder in folders for file in (name, name.removesuffix(".gz")))
-    return next((path for path in candidates if path.is_file()), None)
+def _both(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / name, folder / name.removesuffix(".gz")
+
+
+def _read_all(paths: list[Path], shape: tuple[int | None, ...]) -> Tensor:
+    """What is in a file, packed and unpacked: the same, as nothing tells which of them is wanted."""
+    contents = [read_idx(path, shape) for path in paths]
+    if not all(torch.equal(contents[0], content) for content in contents):
+        raise ValueError(
+            f"Expected {' and '.join(map(str, paths))} to hold the same but they differ: delete one of them"
+        )
+    return contents[0]

@@ -30,7 +30,8 @@ class PaperModule(LightningModule):
     The module's metrics (torchmetrics) are empty when a validation, test or prediction starts; those whose
     names start with "train" are empty when a fit does, and checkpoints keep them. A step is to count the
     first :meth:`own_rows` samples of its batch, and to multiply its loss by :meth:`rank_weight`; what is
-    logged when a validation or test ends is :meth:`evaluation_results`.
+    logged when a validation or test ends is :meth:`evaluation_results`; a subclass that overrides a hook
+    (:meth:`on_validation_epoch_end`, which logs it) is to call ``super()`` in it.
 
     Attributes:
         best: Logged key to whether its smallest or largest value is the best; loggers that can, show it.
@@ -323,11 +324,11 @@ class PaperModule(LightningModule):
         return {}
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the metrics give."""
+        """Log what the metrics give; without this, in an override, nothing of it is logged."""
         self._log_results("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log what the metrics give."""
+        """Log what the metrics give; without this, in an override, nothing of it is logged."""
         self._log_results("test")
 
     def _log_results(self, stage: str) -> None:

@@ -64,6 +64,9 @@ def test_missing_and_damaged_files_are_named(imdb, tmp_path):
     with pytest.raises(ValueError, match="empty"):
         BagOfWords("imdb", root=str(imdb)).setup("fit")
     file.unlink()
+    # A file of another folder does not fill the gap.
+    (imdb / "test").mkdir()
+    (imdb / "test/labeledBow.feat").write_text(TEST)
     data = BagOfWords(root=str(imdb))
     assert data.found == "imdb"
     with pytest.raises(FileNotFoundError, match=r"aclImdb.test.labeledBow.feat"):

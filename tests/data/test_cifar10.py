@@ -9,7 +9,7 @@ import torchvision
 from PIL import Image
 
 from pl_losses.data import CIFAR10
-from pl_losses.data.cifar10 import CLASSES, random_crops
+from pl_losses.data.cifar10 import BINARY, CLASSES, random_crops
 
 Published = torchvision.datasets.CIFAR10
 
@@ -75,17 +75,24 @@ def test_a_damaged_file_is_refused_before_it_is_opened(tmp_path, small):
 def test_the_binary_version(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
-    samples = pixels(10_000, 0)
-    labels = np.arange(10_000, dtype=np.uint8)[:, None] % 10
-    (folder / "test_batch.bin").write_bytes(np.hstack([labels, samples]).tobytes())
-    data = CIFAR10(str(tmp_path), download=False)
-    data.setup("test")
-    images, found = data.tensors["test"]
-    assert np.array_equal(images.numpy().reshape(10_000, -1), samples)
-    assert found[:12].tolist() == [*range(10), 0, 1]
-    (folder / "data_batch_1.bin").write_bytes(b"\0" * 3073)
-    with pytest.raises(ValueError, match=r"data_batch_1.bin of 30730000 bytes but got 3073"):
-        data.setup("fit")
+    samples = pixels(10, 0)
+    data = np.hstack([np.arange(10, dtype=np.uint8)[:, None], samples]).tobytes()
+    (folder / "test_batch.bin").write_bytes(data)
+    monkeypatch.setattr("pl_losses.data.cifar10.SAMPLES", {"train": 50, "test": 10})
+    # Of a set of the right form, but not the published one.
+    with pytest.raises(
+        ValueError, match=r"test_batch.bin with the published SHA1 67eb016d.* but got .*delete"
+    ):
+        CIFAR10(str(tmp_path), download=False).setup("test")
+    monkeypatch.setitem(BINARY, "test_batch.bin", hashlib.sha1(data).hexdigest())
+    module = CIFAR10(str(tmp_path), download=False)
+    module.setup("test")
+    images, found = module.tensors["test"]
+    assert np.array_equal(images.numpy().reshape(10, -1), samples)
+    assert found.tolist() == [*range(10)]
+    (folder / "data_batch_1.bin").write_bytes(data[:3073])
+    with pytest.raises(ValueError, match=r"data_batch_1.bin with the published SHA1 aadd24ac.* but got"):
+        module.setup("fit")
 
 
 def test_images_in_a_folder_and_in_an_archive(tmp_path, monkeypatch):

@@ -195,6 +195,20 @@ def test_csv_files_as_programs_write_them(tmp_path):
     assert sorted(data.files["train"]) == ["a.png", "b,c.png"]
 
 
+@pytest.mark.parametrize(("alphabet", "skipped"), [("0123456789", True), ("0123456789 ", False)])
+def test_a_leading_blank_is_a_character_where_the_alphabet_has_it(tmp_path, alphabet, skipped):
+    picture(tmp_path, "a.png")
+    data = LineImages(str(written(tmp_path, ["a.png, 12"])), alphabet=alphabet, val_share=0, test_share=0)
+    data.setup("fit")
+    assert data.tensors["train"][2].tolist() == [[1, 2] if skipped else [10, 1, 2]]
+    written(tmp_path, ["a.png, 12"], "file, label")
+    if skipped:
+        data.load("fit")
+    else:  # Is it a character here, or a habit?
+        with pytest.raises(ValueError, match="columns file and label but got file,  label"):
+            data.load("fit")
+
+
 def test_normalised_is_free_of_margins():
     ink = torch.zeros(60, 200)
     ink[20:40, 50:90] = 1.0

@@ -130,6 +130,31 @@ def test_sets_of_another_size_are_read_and_refused_where_they_do_not_fit(tmp_pat
         MNIST(str(tmp_path), source="any").prepare_data()
 
 
+def test_another_set_is_of_one_folder_and_the_same_packed_and_unpacked(tmp_path):
+    def write(name, shape, shift=0):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = idx(*shape)
+        data = data[: 4 + 4 * len(shape)] + bytes(
+            (value + shift) % 10 for value in data[4 + 4 * len(shape) :]
+        )
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+    packed, unpacked = NAMES[3], NAMES[3].removesuffix(".gz")
+    write(NAMES[2], (20, 28, 28))
+    write(f"MNIST/raw/{packed}", (20,), shift=1)
+    data = MNIST(str(tmp_path), source="any")
+    with pytest.raises(FileNotFoundError, match=packed):
+        data.setup("test")
+    write(packed, (20,), shift=2)
+    write(unpacked, (20,))
+    with pytest.raises(ValueError, match=rf"{packed} and .*{unpacked} to hold the same but they differ"):
+        data.setup("test")
+    write(packed, (20,))
+    data.setup("test")
+    assert data.tensors["test"][1].tolist() == [*range(10), *range(10)]
+
+
 @real
 def test_the_unpacked_files_are_those_that_were_packed(tmp_path):
     for path in Path(REAL).glob("**/*ubyte.gz"):

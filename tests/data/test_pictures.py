@@ -2,6 +2,8 @@
 
 import io
 import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -81,6 +83,52 @@ def test_grey_of_8_and_16_bits_and_print_colours(tmp_path):
         torch.testing.assert_close(read(tmp_path / name), torch.full((3, 20, 20), 0.2), rtol=0, atol=1e-6)
     assert read(tmp_path / "1.png").min() == 1
     assert (read(tmp_path / "print.jpg")[:, 5, 5] - torch.tensor([1.0, 0, 0])).abs().max() < 0.1
+
+
+def png_of_few_bits(path):
+    """Four pixels of 4 bits, 0, 5, 10 and 15, of which 10 is clear."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 4, 0, 0, 0, 0)) + chunk(b"tRNS", b"\0\x0a")
+    pixels = chunk(b"IDAT", zlib.compress(b"\0\x05\xaf"))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b""))
+
+
+def tiff(path, bits, data, white_is_zero=False):
+    """One row of four grey pixels."""
+    values = {256: 4, 257: 1, 258: bits, 259: 1, 262: not white_is_zero, 273: 8, 278: 1, 279: len(data)}
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    start = struct.pack("<I", 8 + len(data))
+    path.write_bytes(b"II*\0" + start + data + struct.pack("<H", len(values)) + tags + bytes(4))
+
+
+def test_grey_of_any_depth(tmp_path):
+    shades = np.array([[0, 85, 170, 255]])
+    deep = Image.fromarray((257 * shades).astype(np.uint16))
+    deep.save(tmp_path / "16.png")
+    deep.save(tmp_path / "16-clear.png", transparency=257 * 170)
+    png_of_few_bits(tmp_path / "4-clear.png")
+    for kind, scale in (
+        (np.int16, 1),
+        (np.int32, 1),
+        (np.int32, 257),
+        (np.float32, 1),
+        (np.float32, 1 / 255),
+    ):
+        name = f"{np.dtype(kind)}-{scale:.1g}.tif"
+        Image.fromarray((shades * scale).astype(kind)).save(tmp_path / name)
+    tiff(tmp_path / "12.tif", 12, bytes.fromhex("000555aaafff"))
+    tiff(tmp_path / "16.tif", 16, (257 * shades).astype("<u2").tobytes())
+    tiff(tmp_path / "16-white-is-zero.tif", 16, (257 * (255 - shades)).astype("<u2").tobytes(), True)
+    (tmp_path / "dark.pgm").write_bytes(b"P5 4 1 65535\n" + (257 * shades).astype(">u2").tobytes())
+    for file in tmp_path.iterdir():
+        wanted = [0, 85, 255 if "clear" in file.name else 170, 255]
+        assert np.asarray(read_image(file))[0].tolist() == [[shade] * 3 for shade in wanted], file.name
+    # Not stretched: of 16 bits all count.
+    (tmp_path / "dark.pgm").write_bytes(b"P5 4 1 65535\n" + shades.astype(">u2").tobytes())
+    assert np.asarray(read_image(tmp_path / "dark.pgm")).max() == 1
 
 
 def icc(kind, gamma, primaries=()):

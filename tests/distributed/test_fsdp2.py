@@ -305,6 +305,49 @@ REFUSED = {
 }
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """A rank's share of some images with labels; ranks have as many as ``counts`` says."""
+
+    def __init__(self, *counts):
+        rank = int(os.environ["LOCAL_RANK"]) if len(counts) > 1 else 0
+        generator = torch.Generator().manual_seed(5)
+        images = torch.rand(sum(counts), 1, 32, 32, generator=generator, dtype=torch.float64)
+        samples = list(zip(images, torch.arange(sum(counts)) % 10, strict=True))
+        self.own = samples[sum(counts[:rank]) :][: counts[rank]]
+
+    def __iter__(self):
+        return iter(self.own)
+
+
+class SizedStream(Stream):
+    """One that knows its length."""
+
+    def __len__(self):
+        return len(self.own)
+
+
+def result_of(ranks, folder, make, loader):
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(3)
+    try:
+        return trainer_on(ranks, folder).test(make(), loader, verbose=False)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def one_image(ranks):
+    """A data set of a single image: the second rank has but a repetition."""
+    return torch.utils.data.DataLoader([Stream(1).own[0][0]])
+
+
+def shares(ranks):
+    return torch.utils.data.DataLoader(Stream(2, 2) if ranks > 1 else Stream(4))
+
+
+EVENLY = {"stream": (mlp, shares), "one image": (gan, one_image)}
+UNEVENLY = {"sized": (SizedStream, 2, 1), "stream": (Stream, 2, 1), "empty stream": (Stream, 1, 0)}
+
+
 def run(rank, folder, port, names):
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -315,6 +358,11 @@ def run(rank, folder, port, names):
         work[name] = partial(trainer_on(2, folder).fit, make(), digits(2))
     for name in CARRIED:
         work[f"{name} on"] = partial(carried_on, name, 2, folder, f"{folder}/{name}-1.ckpt")
+    for name, (make, loader) in EVENLY.items():
+        work[f"{name} tested"] = partial(result_of, 2, folder, make, loader(2))
+    for name, (stream, *counts) in UNEVENLY.items():
+        loader = torch.utils.data.DataLoader(stream(*counts))
+        work[f"{name} unevenly"] = partial(result_of, 2, folder, mlp, loader)
     work["statistics"] = partial(statistics, folder)
     work["by hand"] = lambda: by_hand(fully_shard(network()))
     for name, task in work.items():
@@ -388,6 +436,22 @@ def test_what_cannot_be_sharded_is_refused_before_training(two):
         for found in two(name):
             with pytest.raises(ValueError, match=message):
                 raise ValueError(found.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", UNEVENLY)
+def test_unequal_numbers_of_batches_are_refused_on_all_ranks(two, name):
+    for found in two(f"{name} unevenly"):
+        counts = list(UNEVENLY[name][1:])
+        assert f"Expected equally many batches on all ranks under FSDP2 but got {counts}" in found
+
+
+@pytest.mark.parametrize("name", EVENLY)
+@pytest.mark.filterwarnings("ignore")
+def test_loaders_of_unknown_length_and_single_samples_are_tested(two, tmp_path, name):
+    make, loader = EVENLY[name]
+    one = result_of(1, tmp_path, make, loader(1))
+    for found in two(f"{name} tested"):
+        assert found == pytest.approx(one, rel=1e-6)
 
 
 def test_sharded_networks_are_drawn_grouped_and_sampled_as_whole_ones(two):

@@ -40,7 +40,6 @@ class AMSGradCounterexample(PaperModule):
     """
 
     best: ClassVar[dict[str, Literal["min", "max"]]] = {"train/regret": "min", "test/loss": "min"}
-    regret: Tensor
 
     def __init__(
         self,
@@ -59,7 +58,8 @@ class AMSGradCounterexample(PaperModule):
         save_plain_hyperparameters(self)
         self.slope, self.steps = slope, steps
         self.x = nn.Parameter(torch.zeros(()))
-        self.register_buffer("regret", torch.zeros(()))
+        # Of a fit so far, against the best fixed point, -1.
+        self.regret = 0.0
 
     def objective(self, t: int) -> float:
         """The slope of f_t, t = 1, 2, ..."""
@@ -73,12 +73,27 @@ class AMSGradCounterexample(PaperModule):
         """One entry: the test is a closed form."""
         return range(1)
 
+    def on_train_start(self) -> None:
+        """Begin with no regret, unless the fit goes on from a checkpoint."""
+        super().on_train_start()
+        if self.global_step == 0:
+            self.regret = 0.0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the regret so far."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["regret"] = self.regret
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the regret so far."""
+        super().on_load_checkpoint(checkpoint)
+        self.regret = checkpoint["regret"]
+
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         """f_t(x) at the step's t."""
         t = self.global_step + 1
         loss = self.objective(t) * self.x
-        # Against the best fixed point, -1.
-        self.regret = self.regret + loss.detach() + self.objective(t)
+        self.regret += loss.item() + self.objective(t)
         self.log_dict({"train/loss": loss, "train/x": self.x.detach(), "train/regret": self.regret / t})
         return loss
 

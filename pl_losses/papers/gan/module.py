@@ -392,10 +392,9 @@ class GAN(PaperModule):
         checks.same_shape(real, fake)
         # What is repeated is not counted, nor are as many of the generated images.
         own = self.own_rows(batch_idx, len(real))
+        # All ranks call the network, also for no samples: sharded, it is gathered there.
+        real_logits, fake_logits = (self.discriminator(part)[:own].float() for part in (real, fake))
         real, fake = real[:own], fake[:own]
-        real_logits, fake_logits = (
-            self.discriminator(part).float() if own else part.new_zeros(0) for part in (real, fake)
-        )
         means: Any = self.means
         if own:
             loss = self.configure_discriminator_loss(real_logits, fake_logits)

@@ -159,7 +159,32 @@ def test_counterexample_drives_adam_to_the_worst_point(amsgrad, low, high):
     (tested,) = trainer.test(model, verbose=False)
     assert tested["test/loss"] == pytest.approx(model.x.item() / 3)
     # The regret of Adam does not shrink: (C - 2) / 3 * 2 per step at x = +1.
-    assert (model.regret / 200 > 0.5).item() is not amsgrad
+    assert (model.regret / 200 > 0.5) is not amsgrad
+
+
+def test_regret_is_of_one_fit_however_often_it_was_interrupted(tmp_path):
+    losses = []
+
+    class Losses(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses.append(outputs["loss"].item() + pl_module.objective(trainer.global_step))
+
+    def fit(model, epochs, path=None):
+        trainer = pl.Trainer(**QUIET, max_epochs=epochs, callbacks=[Losses()])
+        trainer.fit(model, ckpt_path=path)
+        return trainer
+
+    model = AMSGradCounterexample(steps=50, optimizer=lambda p: Adam(p, lr=0.01))
+    fit(model, 1).save_checkpoint(path := tmp_path / "a.ckpt")
+    fit(again := AMSGradCounterexample(steps=50, optimizer=lambda p: Adam(p, lr=0.01)), 2, path)
+    assert len(losses) == 100
+    assert again.regret == pytest.approx(math.fsum(losses), rel=1e-13)
+    losses.clear()
+    for model in (again, AMSGradCounterexample.load_from_checkpoint(path)):
+        model.steps = 50
+        fit(model, 1)
+        assert model.regret == pytest.approx(math.fsum(losses), rel=1e-13)
+        losses.clear()
 
 
 @pytest.mark.parametrize(
