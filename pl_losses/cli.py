@@ -33,7 +33,7 @@ from pl_losses.observers.random_state import RandomState
 from pl_losses.observers.record import InterruptionCheckpoint, RunRecord
 from pl_losses.observers.schedule_length import ScheduleLength
 from pl_losses.parser import Parser, shorten
-from pl_losses.predictions import joined, of_all_ranks, write_predictions
+from pl_losses.predictions import PredictedSamples, of_all_ranks, write_predictions
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
 from pl_losses.run_folders import RUNS, choose, recipe_of
 from pl_losses.run_loggers import (
@@ -145,6 +145,7 @@ class PLLossesCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
         self.record = RunRecord(self.resolved(), self.recipes, self.own)
+        self.predicted = PredictedSamples()
         section = self._get(self.config_init, "trainer")
         forget_anonymous(section["logger"])
         given = section["callbacks"] or []
@@ -152,6 +153,8 @@ class PLLossesCLI(LightningCLI):
         always: list[Callback] = [self.check, *([self.record] if self.subcommand in RECORDED else [])]
         if self.subcommand == "fit":
             always += [InterruptionCheckpoint(self.record, say), RandomState(), ScheduleLength()]
+        if self.subcommand == "predict":
+            always += [self.predicted]
         trainer = super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
@@ -185,7 +188,7 @@ class PLLossesCLI(LightningCLI):
         if batches is None:
             say("No answers are written: `return_predictions` is false, or the strategy cannot return them.")
             return
-        answers = of_all_ranks(joined(batches), self.trainer)
+        answers = of_all_ranks(batches, self.trainer, self.predicted.seen)
         if self.trainer.is_global_zero:
             names = getattr(self.datamodule, "predict_names", lambda: None)()
             files = write_predictions(answers, self.record.folder, names)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
 
 from pl_losses.core.files import save_sealed, write_table
-from pl_losses.observers.loaders import evaluation_loaders, fingerprint, share_of
+from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, share_of
 
 _NONE = object()
 WIDEST = 100  # Of a tensor with more values per sample the table has none.
@@ -27,7 +28,7 @@ def write_predictions(
     with what is a number, a text or a short row of numbers.
 
     Args:
-        answers: What :func:`joined` or :func:`of_all_ranks` made.
+        answers: What :func:`of_all_ranks` made.
         folder: Where to.
         names: Of the samples, in their order.
 
@@ -75,11 +76,40 @@ def _one_after_the_other(values: list[Any]) -> Any:
     return values
 
 
-def of_all_ranks(answers: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+class PredictedSamples(Callback):
+    """During a prediction, notes which samples this rank is given, for :func:`of_all_ranks`."""
+
+    def __init__(self) -> None:
+        self.seen = SeenSamples()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the prediction before."""
+        self.seen = SeenSamples()
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take in a batch, before anything changes it."""
+        self.seen.add(evaluation_loaders(trainer, "predict")[dataloader_idx], batch, dataloader_idx)
+
+
+def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) -> dict[str, Any]:
     """The answers of all ranks, on each of them, each sample's once: a collective.
 
-    They are in the order of the samples where rank r has samples r, r + ranks, r + 2 ranks and so on. Ranks
-    that share a model or an image, and ranks that have all samples, give the same answers: one will do.
+    They are in the order of the samples where rank r has samples r, r + ranks, r + 2 ranks and so on, and
+    under a batch sampler of a user's own by its indices. Of ranks that share a model or an image, and of
+    ranks that were given the same samples, one will do. What several ranks have, beside samples of their
+    own, is there several times.
+
+    Args:
+        batches: What ``predict_step`` returned on this rank, see :func:`joined`.
+        trainer: Whose prediction it was.
+        seen: Which samples it was for, as :class:`PredictedSamples` has noted.
 
     Raises:
         ValueError: If there are several dataloaders.
@@ -87,19 +117,49 @@ def of_all_ranks(answers: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
     loaders = evaluation_loaders(trainer, "predict")
     if len(loaders) > 1:
         raise ValueError(f"Expected one dataloader to predict for but got {len(loaders)}")
+    places = _places(loaders[0], batches)
     if trainer.world_size == 1:
-        return answers
-    share = share_of(loaders[0])
-    shared = share is not None and share[1] > 1
-    if share is not None and shared:
-        rank, ranks, samples = share
+        return joined(batches) if places is None else _by_place([(places, joined(batches))])
+    rank, ranks, samples = share_of(loaders[0]) or (0, 1, 0)
+    # Without a batch sampler, what the sampler gives makes a batch by itself.
+    by_batch = isinstance(loaders[0], DataLoader) and loaders[0].batch_sampler is None
+    answers = {"batches": list(batches)} if by_batch else joined(batches)
+    if ranks > 1 and places is None:
         own = len(range(rank, samples, ranks))
         answers = {key: values[:own] for key, values in answers.items()}
     parts: list[Any] = [None] * trainer.world_size
-    key = share if shared else fingerprint(answers)
-    torch.distributed.all_gather_object(parts, (key, answers))
-    different = {key: part for key, part in parts if part}
-    return interleaved([different[key] for key in (sorted(different) if shared else different)])
+    # Those of samples that another rank has seen, too, are not sent.
+    sent = answers if seen.counts() else {}
+    torch.distributed.all_gather_object(parts, (rank, places, sent))
+    parts = [part for part in parts if part[2]]
+    if all(part[1] is not None for part in parts):
+        return _by_place([part[1:] for part in parts])
+    answers = interleaved([part for _, _, part in sorted(parts, key=lambda part: part[0])])
+    return joined(answers.get("batches", ())) if by_batch else answers
+
+
+def _places(loader: Any, batches: Sequence[Any]) -> list[int] | None:
+    """Where the data set has the samples of these batches' answers, if a user's batch sampler says so."""
+    wrapper = getattr(loader, "batch_sampler", None)  # Lightning's, which notes what it gives.
+    if type(getattr(wrapper, "_batch_sampler", None)) in (type(None), BatchSampler):
+        return None
+    given: Any = [list(batch) for batch in wrapper.seen_batch_indices[: len(batches)]]  # type: ignore[union-attr]
+    sizes = [{len(values) for values in joined([batch]).values()} for batch in batches]
+    fit = sizes == [{len(indices)} for indices in given]
+    return [index for indices in given for index in indices] if fit else None
+
+
+def _by_place(parts: Sequence[tuple[list[int], dict[str, Any]]]) -> dict[str, Any]:
+    """The answers of all ranks by their places in the data set, one for each.
+
+    >>> _by_place([([2, 0], {"x": ["c", "a"]}), ([1, 0], {"x": ["b", "a"]})])
+    {'x': ['a', 'b', 'c']}
+    """
+    rows = [(place, part, row) for part, (places, _) in enumerate(parts) for row, place in enumerate(places)]
+    first = {place: (part, row) for place, part, row in reversed(rows)}
+    chosen = [first[place] for place in sorted(first)]
+    keys = parts[0][1] if parts else {}
+    return {key: _stacked([parts[part][1][key][row] for part, row in chosen]) for key in keys}
 
 
 def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -112,9 +172,15 @@ def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _in_turn(values: list[Any]) -> Any:
-    rows = [row for turn in zip_longest(*values, fillvalue=_NONE) for row in turn if row is not _NONE]
-    stacked = all(isinstance(value, Tensor) for value in values) and len({row.shape for row in rows}) == 1
-    return torch.stack(rows) if stacked else rows
+    return _stacked(
+        [row for turn in zip_longest(*values, fillvalue=_NONE) for row in turn if row is not _NONE]
+    )
+
+
+def _stacked(rows: list[Any]) -> Any:
+    """Rows as one tensor, if they are tensors of one shape."""
+    same = all(isinstance(row, Tensor) for row in rows) and len({row.shape for row in rows}) == 1
+    return torch.stack(rows) if same else rows
 
 
 def plain(value: Any) -> Any:

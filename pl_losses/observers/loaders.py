@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from hashlib import blake2b
+from itertools import accumulate, islice
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
 Stage = Literal["val", "test", "predict"]
 BLOCK = 64  # Places whose noise is drawn together.
+TRIES = 8  # To find out whether a batch sampler keeps the order: two shuffled batches do by chance.
+INSTEAD = (
+    "set `use_distributed_sampler` to False and share the samples yourself, or give a number of samples that"
+    " the ranks divide"
+)
 
 # Of a DataLoader with batches of any sizes: the latest batch, and the samples before and after it.
 _running: WeakKeyDictionary[DataLoader[Any], tuple[int, int, int]] = WeakKeyDictionary()
+# Of a DataLoader with repetitions and batches of a user's own sampler: see _starts_in_order.
+_starts: WeakKeyDictionary[DataLoader[Any], list[int] | None] = WeakKeyDictionary()
+_told: WeakSet[DataLoader[Any]] = WeakSet()
 
 
 def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
     """The dataloaders of a validation, test or prediction that is under way, as Lightning numbers them.
 
     Loaders that give their batches together count as one, of which nothing more is known: ``None``.
+
+    Raises:
+        ValueError: If Lightning repeats samples of a validation or test where nobody can tell which.
     """
     loaders, batches = {
         "val": (trainer.val_dataloaders, trainer.num_val_batches),
@@ -33,7 +50,40 @@ def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
         "predict": (trainer.predict_dataloaders, trainer.num_predict_batches),
     }[stage]
     flat = CombinedLoader(loaders, "sequential").flattened
-    return flat if len(flat) == len(batches) else [None for _ in batches]
+    if len(flat) != len(batches):
+        return [None for _ in batches]
+    for loader in flat if stage != "predict" else ():
+        refuse_hidden(trainer, loader)
+    return flat
+
+
+def refuse_hidden(trainer: Trainer, loader: Any, training: bool = False) -> None:
+    """Refuse repetitions of Lightning's sampler where a batch sampler does not let us see it.
+
+    Args:
+        trainer: Who gave the batch sampler its sampler.
+        loader: A dataloader.
+        training: Whether to warn instead.
+    """
+    ranks = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    connector = trainer._accelerator_connector
+    given = ranks > 1 and connector.use_distributed_sampler and connector.is_distributed
+    if not given or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return
+    samples = len(loader.dataset)  # type: ignore[arg-type]
+    if _distributed_sampler(loader) is None and samples % ranks:
+        _cannot_tell(loader, "the `sampler` it is given as an attribute", ranks, samples, training)
+
+
+def _cannot_tell(loader: DataLoader[Any], kept: str, ranks: int, samples: int, training: bool) -> None:
+    batches = getattr(loader.batch_sampler, "_batch_sampler", loader.batch_sampler)
+    name = type(batches).__name__
+    wanted = f"{name} to keep {kept}, as {ranks} ranks repeat some of {samples} samples"
+    if not training:
+        raise ValueError(f"Expected {wanted}: {INSTEAD}")
+    if loader not in _told:
+        _told.add(loader)
+        rank_zero_warn(f"Repeated training samples count twice: expected {wanted}")
 
 
 def share_of(loader: Any) -> tuple[int, int, int] | None:
@@ -48,16 +98,86 @@ def share_of(loader: Any) -> tuple[int, int, int] | None:
     Returns:
         ``None`` if the loader does not tell that its samples are shared.
     """
-    if isinstance(loader, DataLoader):
-        # The batches of a user's own sampler are made of what Lightning's sampler gives.
-        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
-            if isinstance(sampler, DistributedSampler):
-                return sampler.rank, sampler.num_replicas, len(sampler.dataset)  # type: ignore[arg-type]
+    if (sampler := _distributed_sampler(loader)) is not None:
+        return sampler.rank, sampler.num_replicas, len(sampler.dataset)  # type: ignore[arg-type]
     names = ("rank", "world_size", "samples")
     rank, ranks, samples = (getattr(loader, name, None) for name in names)
     if isinstance(rank, int) and isinstance(ranks, int) and isinstance(samples, int):
         return rank, ranks, samples
     return None
+
+
+def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
+    if not isinstance(loader, DataLoader):
+        return None
+    # The batches of a user's own sampler are made of what Lightning's gives, which it has under any name.
+    parts: list[Any] = [loader.sampler, loader.batch_sampler, *_attributes(loader.batch_sampler)]
+    for part in parts:
+        if isinstance(part, DistributedSampler):
+            return part
+        if isinstance(part, Sampler):
+            parts += [one for one in _attributes(part) if all(one is not known for known in parts)]
+    return None
+
+
+def _attributes(sampler: Any) -> list[Any]:
+    return list(getattr(sampler, "__dict__", {}).values())
+
+
+def _place(loader: Any, batch_idx: int, training: bool) -> tuple[int, int] | None:
+    """Where a batch begins among what this rank is given, and how many of that it has.
+
+    Returns:
+        ``None`` if nothing is repeated on any rank, or nobody can tell what is.
+    """
+    if callable(start := getattr(loader, "start", None)):
+        return int(start(batch_idx)), int(start(batch_idx + 1)) - int(start(batch_idx))
+    sampler = _distributed_sampler(loader)
+    if sampler is None or sampler.num_replicas * len(sampler) <= len(sampler.dataset):  # type: ignore[arg-type]
+        return None
+    batches = loader.batch_sampler
+    batches = getattr(batches, "_batch_sampler", batches)  # Lightning wraps it in predictions.
+    if batches is None:  # What the sampler gives makes a batch by itself.
+        return batch_idx, 1
+    if type(batches) is BatchSampler and batches.sampler is sampler:
+        first = batch_idx * batches.batch_size
+        return first, max(1, min(batches.batch_size, len(sampler) - first))
+    if not batch_idx or loader not in _starts:
+        _starts[loader] = _starts_in_order(loader, batches, sampler)
+    if (starts := _starts[loader]) is not None:
+        return starts[batch_idx], starts[batch_idx + 1] - starts[batch_idx]
+    samples = len(sampler.dataset)  # type: ignore[arg-type]
+    _cannot_tell(loader, "the order of its `sampler`", sampler.num_replicas, samples, training)
+    return None
+
+
+def _starts_in_order(loader: DataLoader[Any], batches: Any, sampler: Any) -> list[int] | None:
+    """Where a pass's batches begin, and the last one ends; ``None`` if samples come in another order.
+
+    So it is too if batches are of random sizes, or cannot be known beforehand.
+    """
+    found: list[list[int]] = []
+    try:
+        # Copies, as a pass is under way.
+        sampler, batches = (deepcopy(one, {id(loader.dataset): loader.dataset}) for one in (sampler, batches))
+        for seed in range(TRIES):
+            order = _drawn(sampler, seed, len(sampler))
+            parts = _drawn(batches, seed, len(order))
+            flat = [sample for part in parts for sample in part]
+            found.append([0, *accumulate(len(part) for part in parts)])
+            if flat != order[: len(flat)] or found[0] != found[-1]:
+                return None
+    except Exception:  # A user's own: what cannot be copied, or gives no lists.
+        return None
+    return found[0]
+
+
+def _drawn(sampler: Any, seed: int, most: int) -> list[Any]:
+    with isolate_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        return list(islice(sampler, most))
 
 
 def samples_before(loader: Any, batch_idx: int, size: int) -> int:
@@ -74,15 +194,20 @@ def samples_before(loader: Any, batch_idx: int, size: int) -> int:
     return before
 
 
-def unrepeated(loader: Any, batch_idx: int, size: int) -> int:
+def unrepeated(loader: Any, batch_idx: int, size: int, training: bool = False) -> int:
     """How many inputs of a batch, the first ones, are no repetition, see :func:`share_of`.
 
-    All are counted if the DataModule made other inputs of the samples, more or fewer.
+    All are counted if only some of its samples are, and the DataModule made other inputs of them, more or
+    fewer.
 
     Args:
         loader: A dataloader.
         batch_idx: Which of this rank's batches it is.
         size: How many inputs it has.
+        training: Whether to warn, and to count all, where it would be refused.
+
+    Raises:
+        ValueError: If some samples are repetitions and a batch sampler changes their order.
 
     Example:
         >>> sampler = DistributedSampler(range(5), num_replicas=2, rank=1)
@@ -90,12 +215,12 @@ def unrepeated(loader: Any, batch_idx: int, size: int) -> int:
         >>> unrepeated(loader, 0, 2), unrepeated(loader, 1, 1)
         (2, 0)
     """
-    before = samples_before(loader, batch_idx, size)
-    given = samples_before(loader, batch_idx + 1, size) - before if hasattr(loader, "start") else size
-    if (share := share_of(loader)) is None or given != size:
+    share, place = share_of(loader), _place(loader, batch_idx, training)
+    if share is None or place is None:
         return size
-    rank, ranks, samples = share
-    return max(0, min(size, len(range(rank, samples, ranks)) - before))
+    (rank, ranks, samples), (before, given) = share, place
+    own = max(0, min(given, len(range(rank, samples, ranks)) - before))
+    return own if given == size else size if own else 0
 
 
 def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int | None:
@@ -118,10 +243,9 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int | None:
         >>> unrepeated_rows(loader, 0, 8), unrepeated_rows(loader, 1, 4)
         (8, 0)
     """
-    sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
-    if not isinstance(sampler, DistributedSampler) or not batch_size:
+    if (place := _place(loader, batch_idx, training=False)) is None:
         return rows
-    samples = max(1, min(int(batch_size), len(sampler) - batch_idx * int(batch_size)))
+    _, samples = place
     own = unrepeated(loader, batch_idx, samples)
     if own in (0, samples):
         return rows if own else 0
@@ -164,37 +288,45 @@ class SeenSamples:
     """What a rank has seen in a pass, to find out whether another one has seen the same.
 
     Without a ``DistributedSampler`` (``use_distributed_sampler=False``, an ``IterableDataset``) all ranks may
-    be given all samples, or shares of them that the user made: only the samples themselves tell.
+    be given all samples, or shares of them that the user made: only the samples themselves tell. Each of
+    several dataloaders is judged by itself.
     """
 
     def __init__(self) -> None:
-        self._found: dict[Any, int] = {}
-        self._counts: bool | None = None
+        self._found: dict[int, Any] = {}
+        self._counts: dict[int, bool] | None = None
 
-    def add(self, loader: Any, batch: Any) -> None:
-        """Take in a batch of a loader."""
+    def add(self, loader: Any, batch: Any, position: int = 0) -> None:
+        """Take in a batch of a loader, the one at ``position``."""
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             return
         share = share_of(loader)
         if share is not None and share[1] > 1:
-            self._found[share] = 0
+            self._found[position] = share
         else:
-            self._found[None] = self._found.get(None, 0) + fingerprint(batch)
+            self._found[position] = self._found.get(position, 0) + fingerprint(batch)
 
-    def counts(self) -> bool:
-        """Whether no rank before this one has seen the same samples: the first time a collective."""
+    def counts(self, position: int | None = None) -> bool:
+        """Whether no rank before this one has seen the same samples: the first time a collective.
+
+        Args:
+            position: Of which dataloader. Default: of any of them.
+        """
         if self._counts is None:
-            self._counts = _is_first(self._found)
-        return self._counts
+            self._counts = _first(self._found)
+        if position is None:
+            return not self._counts or any(self._counts.values())
+        return self._counts.get(position, True)
 
 
-def _is_first(value: Any) -> bool:
-    """Whether no rank before this one has an equal value: a collective."""
+def _first(found: dict[int, Any]) -> dict[int, bool]:
+    """By key, whether no rank before this one has an equal value: a collective."""
     if not torch.distributed.is_initialized():
-        return True
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values.index(value) == torch.distributed.get_rank()
+        return {}
+    ranks: list[dict[int, Any]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, found)
+    before = ranks[: torch.distributed.get_rank()]
+    return {key: all(other.get(key) != value for other in before) for key, value in found.items()}
 
 
 def fingerprint(batch: Any) -> int:
@@ -204,7 +336,7 @@ def fingerprint(batch: Any) -> int:
     >>> fingerprint([one]) == fingerprint([other]), fingerprint([one]) == fingerprint([one[:2]])
     (True, False)
     """
-    leaves = tree_leaves(batch)
+    leaves = list(_leaves(batch))
     total = sum(_digest([repr(leaf).encode()]) for leaf in leaves if not isinstance(leaf, Tensor))
     found = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim and leaf.numel())
     tensors = [leaf.detach().cpu() for leaf in found]
@@ -217,3 +349,11 @@ def fingerprint(batch: Any) -> int:
 
 def _digest(parts: list[bytes]) -> int:
     return int.from_bytes(blake2b(b"".join(parts), digest_size=8).digest(), "big")
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Mapping):  # UserDict and the like.
+            yield from _leaves(dict(leaf))
+        else:
+            yield leaf

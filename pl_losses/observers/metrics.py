@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_sum
 
 X_AXIS = "trainer/global_step"
 
@@ -52,6 +53,32 @@ class ListMetric(Metric):
         """All rows of a state."""
         found: list[Tensor] | Tensor = getattr(self, name)
         return found if isinstance(found, Tensor) else torch.cat([self._rows[name].to(self.device), *found])
+
+
+def states_of(metric: Metric) -> dict[str, Any]:
+    """A metric's states as they are now, for :func:`take_out`: tensors, or the number of rows of a list."""
+    states: dict[str, Any] = metric.metric_state
+    return {key: len(one) if isinstance(one, list) else one.clone() for key, one in states.items()}
+
+
+def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Take out of a metric's sums and rows what was added between two of its :func:`states_of`.
+
+    >>> rate = ErrorRate()
+    >>> states = [states_of(rate)]
+    >>> for predicted in (1, 2):
+    ...     rate.update(torch.tensor([predicted]), torch.tensor([2]))
+    ...     states.append(states_of(rate))
+    >>> take_out(rate, states[0], states[1])
+    >>> rate.wrong, rate.total
+    (tensor(0), tensor(1))
+    """
+    states: dict[str, Any] = metric.metric_state
+    for key, state in states.items():
+        if isinstance(state, list):
+            setattr(metric, key, state[: before[key]] + state[after[key] :])
+        elif metric._reductions[key] is dim_zero_sum:  # A largest value is the same on all ranks.
+            setattr(metric, key, state - (after[key] - before[key]))
 
 
 class ErrorRate(Metric):

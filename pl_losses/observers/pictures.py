@@ -65,8 +65,9 @@ class ClassifierReport(Callback):
         if samples < 0:
             raise ValueError(f"Expected `samples` to be at least 0 but got {samples}")
         self.samples = samples
-        self._pairs: dict[str, Tensor] = {}
-        self._kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        # By dataloader.
+        self._pairs: dict[int, Tensor] = {}
+        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor]] = {}
         self._seen = SeenSamples()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,24 +90,28 @@ class ClassifierReport(Callback):
                 " 'target'"
             )
         loader = evaluation_loaders(trainer, "test")[dataloader_idx]
-        self._seen.add(loader, batch)
+        self._seen.add(loader, batch, dataloader_idx)
         own = unrepeated(loader, batch_idx, len(outputs["target"]))
         outputs = {key: value[:own] for key, value in outputs.items() if isinstance(value, Tensor)}
         labels = torch.stack([outputs["target"], outputs["predicted"]], dim=1)
         pairs, counts = torch.unique(labels, dim=0, return_counts=True)
         table = torch.cat([pairs, counts[:, None]], dim=1)
-        self._pairs["test"] = torch.cat([self._pairs["test"], table]) if self._pairs else table
+        found = self._pairs.get(dataloader_idx)
+        self._pairs[dataloader_idx] = table if found is None else torch.cat([found, table])
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
             return
         images = images[:own]
         wrong = labels[:, 0] != labels[:, 1]
         ones = torch.ones_like(wrong, dtype=torch.float32)
-        self._keep("errors", wrong, outputs.get("confidence", ones), images, labels)
+        self._keep((dataloader_idx, "errors"), wrong, outputs.get("confidence", ones), images, labels)
         if "rejected" in outputs:
-            self._keep("rejected_samples", outputs["rejected"], outputs.get("rubbish", ones), images, labels)
+            rejected, score = outputs["rejected"], outputs.get("rubbish", ones)
+            self._keep((dataloader_idx, "rejected_samples"), rejected, score, images, labels)
 
-    def _keep(self, key: str, chosen: Tensor, score: Tensor, images: Tensor, labels: Tensor) -> None:
+    def _keep(
+        self, key: tuple[int, str], chosen: Tensor, score: Tensor, images: Tensor, labels: Tensor
+    ) -> None:
         found = (score[chosen].float(), images[chosen].float(), labels[chosen])
         if key in self._kept:
             found = tuple(torch.cat(pair) for pair in zip(self._kept[key], found, strict=True))  # type: ignore[assignment]
@@ -115,17 +120,20 @@ class ClassifierReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the ranks' parts together (on all ranks) and draw (on rank zero)."""
-        parts = gather_objects((self._pairs, self._kept) if self._seen.counts() else ({}, {}))
+        self._seen.counts()  # On a rank without a batch, too.
+        pairs = [table for loader, table in self._pairs.items() if self._seen.counts(loader)]
+        own = [(key, kept) for (loader, key), kept in self._kept.items() if self._seen.counts(loader)]
+        parts = gather_objects((pairs, own))
         if not trainer.is_global_zero or not any(pairs for pairs, _ in parts):
             return
-        table = torch.cat([pairs["test"].cpu() for pairs, _ in parts if pairs])
+        table = torch.cat([table.cpu() for pairs, _ in parts for table in pairs])
         classes = int(table[:, :2].max()) + 1
         confusion = torch.zeros(classes, classes, dtype=torch.long)
         confusion.index_put_((table[:, 0], table[:, 1]), table[:, 2], accumulate=True)
         log_figure(trainer, "test/confusion_matrix", draw_confusion(confusion))
         log_confusion(trainer, "test/confusion", confusion, "Right and predicted class")
-        for key in sorted({key for _, kept in parts for key in kept}):
-            mine = [kept[key] for _, kept in parts if key in kept]
+        for key in sorted({key for _, own in parts for key, _ in own}):
+            mine = [kept for _, own in parts for name, kept in own if name == key]
             score, images, labels = (torch.cat([part[i].cpu() for part in mine]) for i in range(3))
             best = score.argsort(descending=True)[: self.samples]
             if len(best):

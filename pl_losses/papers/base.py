@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, places_of, unrepeated
-from pl_losses.observers.metrics import define_metrics
+from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, places_of, refuse_hidden, unrepeated
+from pl_losses.observers.metrics import define_metrics, states_of, take_out
 from pl_losses.observers.random_state import RandomState
 from pl_losses.observers.schedule_length import ScheduleLength
 from pl_losses.strategies import units
@@ -59,6 +59,8 @@ class PaperModule(LightningModule):
         self._lr_scheduler = lr_scheduler
         self._sharded = False
         self._seen, self._dataloader = SeenSamples(), 0
+        # Of several dataloaders on several ranks: which ones began, and the metrics' states then.
+        self._begun: list[tuple[int, dict[str, dict[str, Any]]]] = []
         self._counted: dict[str, Any] = {}  # By a checkpoint that a fit goes on from.
         # Of the modules before an evaluation that has not ended; and whether there was such a one before.
         self._modes: list[tuple[nn.Module, bool]] = []
@@ -217,7 +219,7 @@ class PaperModule(LightningModule):
 
     def _begin_evaluation(self) -> None:
         # Before any other hook, and whatever ended the evaluation before.
-        self._seen, self._dataloader = SeenSamples(), 0
+        self._seen, self._dataloader, self._begun = SeenSamples(), 0, []
         trainer = self._trainer
         fitting = (
             trainer is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
@@ -270,7 +272,15 @@ class PaperModule(LightningModule):
 
     def _note(self, batch: Any, dataloader_idx: int) -> None:
         self._dataloader = dataloader_idx
-        self._seen.add(self._loader(), batch)
+        self._seen.add(self._loader(), batch, dataloader_idx)
+        if self.trainer.world_size > 1 and dataloader_idx not in dict(self._begun):
+            self._begun.append((dataloader_idx, self._states()))
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        return {name: states_of(metric) for name, metric in self._evaluated_metrics()}
+
+    def _evaluated_metrics(self) -> Iterator[tuple[str, Metric]]:
+        return ((name, one) for name, one in self._metrics(training=False) if name not in self._counting)
 
     def _loader(self) -> Any:
         """The dataloader of the batch that is under way; ``None`` if nothing is known of it."""
@@ -288,18 +298,24 @@ class PaperModule(LightningModule):
 
         The others are repetitions by which ranks are given equally many. There may be none to count.
         """
-        return unrepeated(self._loader(), batch_idx, size)
+        loader, trainer = self._loader(), self._trainer
+        if training := trainer is not None and trainer.training:
+            refuse_hidden(self.trainer, loader, training=True)
+        return unrepeated(loader, batch_idx, size, training)
 
     def places(self, batch_idx: int, size: int) -> range:
         """The places in the data set of the samples of a batch of ``size``, on any number of ranks."""
         return places_of(self._loader(), batch_idx, size)
 
-    def counts(self) -> bool:
+    def counts(self, dataloader_idx: int | None = None) -> bool:
         """Whether what this rank saw in a validation or test counts: no rank before it saw the same samples.
 
         For hooks at the end of an evaluation, on all ranks: the first time it is a collective.
+
+        Args:
+            dataloader_idx: Of which dataloader. Default: of any of them.
         """
-        return self._seen.counts()
+        return self._seen.counts(dataloader_idx)
 
     def rank_weight(self, count: int | Tensor) -> float | Tensor:
         """What to multiply this rank's loss by, a mean over ``count`` samples (strings, ...) of its batch.
@@ -333,12 +349,22 @@ class PaperModule(LightningModule):
 
     def _log_results(self, stage: str) -> None:
         if not self.counts():
-            for name, metric in self._metrics(training=False):
-                if name not in self._counting:
-                    metric.reset()
+            for _, metric in self._evaluated_metrics():
+                metric.reset()
+        elif len(self._begun) > 1:
+            self._take_out()
         values = {f"{stage}/{name}": value for name, value in self.evaluation_results(stage).items()}
         # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
         self.log_dict(values, prog_bar=stage == "val", sync_dist=True)
+
+    def _take_out(self) -> None:
+        """Of several dataloaders, take out those that another rank's samples are the same of."""
+        end = self._states()
+        for dataloader_idx, start in reversed(self._begun):
+            if not self.counts(dataloader_idx):
+                for name, metric in self._evaluated_metrics():
+                    take_out(metric, start[name], end[name])
+            end = start
 
     def refuse_non_finite(self, loss: Tensor) -> None:
         """Stop at a loss that is not finite: at once on the CPU, at the next logged step on an accelerator.

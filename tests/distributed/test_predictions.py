@@ -7,7 +7,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from torch.utils.data.distributed import DistributedSampler
 
 from pl_losses.data import TensorDataModule
-from pl_losses.predictions import joined, of_all_ranks, write_predictions
+from pl_losses.predictions import PredictedSamples, of_all_ranks, write_predictions
 
 
 class Numbers(TensorDataModule):
@@ -20,13 +20,19 @@ class Echo(pl.LightningModule):
 
     def __init__(self, folder):
         super().__init__()
-        self.folder, self.seen = folder, []
+        self.folder, self.answers, self.samples = folder, [], PredictedSamples()
+
+    def configure_callbacks(self):
+        return [self.samples]
 
     def predict_step(self, batch, batch_idx):
-        self.seen.append({"x": batch[0], "s": [str(int(x)) for x in batch[0]]})
+        self.answers.append(self.answer(batch[0]))
+
+    def answer(self, x):
+        return {"x": x, "s": [str(int(one)) for one in x]}
 
     def on_predict_end(self):
-        answers = of_all_ranks(joined(self.seen), self.trainer)
+        answers = of_all_ranks(self.answers, self.trainer, self.samples.seen)
         if self.trainer.is_global_zero:
             write_predictions(answers, self.folder)
 
@@ -46,12 +52,17 @@ def test_every_sample_once_and_in_order(make_trainer, tmp_path, ranks, shared, m
 class Stream(IterableDataset):
     """Numbers of which each rank reads all, or its own share."""
 
-    def __init__(self, shares):
-        self.shares = shares
+    def __init__(self, shares, count=7):
+        self.shares, self.count = shares, count
 
     def __iter__(self):
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return iter([(torch.tensor(x),) for x in (range(rank, 7, ranks) if self.shares else range(7))])
+        return iter(
+            [
+                (torch.tensor(x),)
+                for x in range(*((rank, self.count, ranks) if self.shares else (self.count,)))
+            ]
+        )
 
 
 class Repeating(pl.LightningDataModule):
@@ -62,6 +73,22 @@ class Repeating(pl.LightningDataModule):
 
 
 ROWS = TensorDataset(torch.arange(7))
+
+
+class Backwards(BatchSampler):
+    """All samples in another order, by a sampler that is kept under another name."""
+
+    def __init__(self, sampler, batch_size, drop_last):
+        self.base, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+
+    def __iter__(self):
+        order = sorted(self.base, reverse=True)
+        yield from (order[first : first + 2] for first in range(0, len(order), 2))
+
+    def __len__(self):
+        return (len(self.base) + 1) // 2
+
+
 LOADERS = {
     "a DataLoader": lambda: DataLoader(ROWS, 2),
     "batches of a sampler": lambda: DataLoader(
@@ -71,6 +98,12 @@ LOADERS = {
     "a stream on each rank": lambda: DataLoader(Stream(shares=False), 2),
     "a stream that shares": lambda: DataLoader(Stream(shares=True), 2),
     "a sampler that repeats": Repeating,
+    "batches in another order": lambda: DataLoader(
+        ROWS, batch_sampler=Backwards(SequentialSampler(ROWS), 2, drop_last=False)
+    ),
+    "a sampler of batches": lambda: DataLoader(
+        ROWS, batch_size=None, sampler=BatchSampler(SequentialSampler(ROWS), 2, drop_last=False)
+    ),
 }
 
 
@@ -82,3 +115,32 @@ def test_every_sample_once_and_in_order_of_a_users_own_loader(make_trainer, tmp_
     make_trainer(2, **shared).predict(Echo(tmp_path), **given, return_predictions=False)
     lines = (tmp_path / "predictions.csv").read_text().split()
     assert lines == ["sample,x,s", *(f"{i},{i},{i}" for i in range(7))]
+
+
+def test_batches_in_another_order_on_one_process(make_trainer, tmp_path):
+    loader = LOADERS["batches in another order"]()
+    make_trainer(1).predict(Echo(tmp_path), loader, return_predictions=False)
+    lines = (tmp_path / "predictions.csv").read_text().split()
+    assert lines == ["sample,x,s", *(f"{i},{i},{i}" for i in range(7))]
+
+
+class Same(Echo):
+    def answer(self, x):
+        return torch.zeros(len(x))
+
+
+class Noise(Echo):
+    """Answers by random numbers, other ones on each rank."""
+
+    def answer(self, x):
+        generator = torch.Generator().manual_seed(torch.distributed.get_rank())
+        return torch.rand(len(x), generator=generator)
+
+
+@pytest.mark.parametrize("model", [Same, Noise])
+@pytest.mark.parametrize("shares", [False, True])
+def test_what_counts_are_the_samples_whatever_the_answers(make_trainer, tmp_path, shares, model):
+    data = DataLoader(Stream(shares, count=6), 2)
+    make_trainer(2).predict(model(tmp_path), data, return_predictions=False)
+    lines = (tmp_path / "predictions.csv").read_text().split()
+    assert [line.split(",")[0] for line in lines] == ["sample", *map(str, range(6))]

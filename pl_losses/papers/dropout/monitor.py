@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from pl_losses.observers.loaders import Stage, evaluation_loaders, unrepeated_rows
+from pl_losses.observers.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.observers.monitor import Row, log_row
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.steps import logged_step
@@ -53,8 +53,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     Rows of outputs may be pixels, tokens or nodes, more than there are samples in a batch: flatten them, and
     the targets too. Samples that a ``DistributedSampler`` repeats, to give all ranks equally many, count
-    once, with all their rows; where a batch has not equally many rows for each sample, a warning says that
-    its repetitions are counted. What an iterable dataset repeats on its own cannot be told.
+    once, with all their rows; so do those that every rank is given all of. Where a batch has not equally many
+    rows for each sample, a warning says that its repetitions are counted. What an iterable dataset repeats on
+    its own cannot be told.
 
     What "without dropout" means is an evaluation in which also dropout with ``training=True`` is off. A
     network that is random all the same has NaN for its ``..._deterministic``, and a warning says so.
@@ -139,6 +140,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self._open = False
         self._summaries: list[Summary] = []
         self._loaders: list[Any] = []
+        self._given = SeenSamples()
         self._found: Found | None = None
         # What the last pass found, to be drawn, by the ending of its keys.
         self._seen: dict[str, Summary] = {}
@@ -177,7 +179,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self._open = trainer.sanity_checking or not skipped
         self._found = None
         if self._open:
-            self._loaders = evaluation_loaders(trainer, stage)
+            self._loaders, self._given = evaluation_loaders(trainer, stage), SeenSamples()
             self._summaries = [self._summary(stage).to(pl_module.device) for _ in self._loaders]
 
     def _summary(self, stage: Stage) -> Summary:
@@ -223,6 +225,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             samples = mc_samples(
                 pl_module, inputs, self.samples, self.chunk, seed, self.masks, forward, found.parts
             )
+        self._given.add(self._loaders[loader], batch, loader)
         own = unrepeated_rows(self._loaders[loader], index, len(single))
         if own is None:
             own = len(single)
@@ -268,6 +271,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         if trainer.sanity_checking:
             return
         for position, summary in enumerate(self._summaries):
+            if not self._given.counts(position):
+                summary = self._summary(stage).to(pl_module.device)
             values = summary.values()
             wide = torch.promote_types(torch.float32, next(iter(values.values())).dtype)
             numbers = torch.stack([value.to(wide) for value in values.values()]).tolist()  # one copy

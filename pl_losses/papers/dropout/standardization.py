@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from pl_losses.observers.loaders import SeenSamples, share_of
+from pl_losses.observers.loaders import SeenSamples, share_of, unrepeated
 from pl_losses.observers.pictures import gather_objects
 
 
@@ -115,19 +115,19 @@ def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
         TypeError: If a batch is something else.
         ValueError: If there are no samples at all.
     """
-    left, seen = own_samples(loader), SeenSamples()
+    seen = SeenSamples()
     own: list[Moments] = []
     with isolate_rng():
         # A copy, so that the epoch about to begin starts at its own first batch.
-        for batch in copy(loader):
+        for index, batch in enumerate(copy(loader)):
             _refuse_batch(batch)
             seen.add(loader, batch)
-            inputs, target = (rows[:left] for rows in batch)
-            if not len(inputs):
-                break
+            count = unrepeated(loader, index, len(batch[0]), training=True)
+            if not count:
+                continue
+            inputs, target = (rows[:count] for rows in batch)
             new = [Moments.of(inputs), Moments.of(target.flatten(1) if target.ndim > 1 else target[:, None])]
             own = [Moments.merged(pair) for pair in zip(own, new, strict=True)] if own else new
-            left = None if left is None else left - len(inputs)
     ranks = [part for part in gather_objects(own if seen.counts() else []) if part]
     if not ranks:
         raise ValueError("Expected training samples to standardise by but got none")
@@ -142,13 +142,15 @@ def own_samples(loader: Any) -> int | None:
     >>> [own_samples(BatchLoader((torch.arange(5),), 2, pad=True, rank=r, world_size=2)) for r in (0, 1)]
     [3, 2]
     """
+    if isinstance(loader, DataLoader) and loader.batch_sampler is None:
+        return None  # Its sampler gives whole batches.
     alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
     share = share_of(loader)
     if share is not None and (alone or share[1] > 1):
         rank, ranks, samples = share
         return len(range(rank, samples, ranks))
     sampler = getattr(loader, "sampler", None)
-    plain = isinstance(loader, DataLoader) and type(loader.batch_sampler) in (BatchSampler, type(None))
+    plain = isinstance(loader, DataLoader) and type(loader.batch_sampler) is BatchSampler
     return len(sampler) if alone and plain and hasattr(sampler, "__len__") else None  # type: ignore[arg-type]
 
 
@@ -158,9 +160,9 @@ def count_samples(loader: Any) -> int:
     if own is None:
         own = 0
         with isolate_rng():
-            for batch in copy(loader):
+            for index, batch in enumerate(copy(loader)):
                 seen.add(loader, batch)
-                own += len(batch[0])
+                own += unrepeated(loader, index, len(batch[0]), training=True)
         own *= seen.counts()
     return sum(gather_objects(own))
 

@@ -59,13 +59,12 @@ class ReadingReport(Callback):
             if value < 0:
                 raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")
         self.lines, self.errors = lines, errors
-        self._first: list[ReadLine] = []
-        self._worst: list[ReadLine] = []
-        self._answers: list[Tensor] = []
+        # By dataloader: the first lines, the worst errors and all confidences.
+        self._parts: dict[int, tuple[list[ReadLine], list[ReadLine], list[Tensor]]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the test before."""
-        self._first, self._worst, self._answers = [], [], []
+        self._parts = {}
 
     def on_test_batch_end(
         self,
@@ -79,19 +78,21 @@ class ReadingReport(Callback):
         """Keep the first lines, the worst errors so far, and all confidences."""
         reading, own = outputs["reading"], outputs["own"]
         wrong = outputs["wrong"][:own]
-        self._answers.append(torch.stack([reading.confidence[:own].float(), wrong.float()]).cpu())
+        lines, worst, answers = self._parts.setdefault(dataloader_idx, ([], [], []))
+        answers.append(torch.stack([reading.confidence[:own].float(), wrong.float()]).cpu())
         order = reading.confidence[:own].argsort(descending=True)
-        worst = order[wrong[order]][: self.errors].tolist()
-        first = list(range(min(self.lines - len(self._first), len(wrong))))
-        found = _described(pl_module, batch, reading, [*first, *worst])
-        self._first += found[: len(first)]
-        self._worst = _most_confident([*self._worst, *found[len(first) :]], self.errors)
+        surest = order[wrong[order]][: self.errors].tolist()
+        first = list(range(min(self.lines - len(lines), len(wrong))))
+        found = _described(pl_module, batch, reading, [*first, *surest])
+        lines += found[: len(first)]
+        worst[:] = _most_confident([*worst, *found[len(first) :]], self.errors)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the ranks' parts together (on all ranks) and draw (on rank zero)."""
         assert isinstance(pl_module, StringReader)
-        own = (self._first, self._worst, self._answers) if pl_module.counts() else ([], [], [])
-        parts = gather_objects(own)
+        pl_module.counts()  # On a rank without a batch, too.
+        own = [part for loader, part in self._parts.items() if pl_module.counts(loader)]
+        parts = [part for rank in gather_objects(own) for part in rank]
         answers = [answer for _, _, own in parts for answer in own]
         if not trainer.is_global_zero or not answers:
             return

@@ -5,9 +5,10 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from pl_losses import DropoutClassifier, DropoutRegressor
 from pl_losses.data import TensorDataModule
@@ -139,6 +140,18 @@ def test_reading_the_data_disturbs_no_random_stream():
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.testing.assert_close(inputs.mean.float(), loader.dataset.tensors[0].mean(dim=0))
     assert (targets.count, list(targets.mean.shape)) == (10, [1])
+
+
+def test_moments_of_a_sampler_that_gives_batches():
+    rows = TensorDataset(torch.arange(9.0)[:, None], torch.arange(9.0))
+    parts = []
+    for rank in range(3):  # The last one has a batch of its own and one that is repeated.
+        batches = DistributedSamplerWrapper(
+            BatchSampler(SequentialSampler(rows), 2, drop_last=False), 3, rank, shuffle=False
+        )
+        parts.append(read_moments(DataLoader(rows, batch_size=None, sampler=batches))[0])
+    assert [part.count for part in parts] == [4, 3, 2]
+    assert Moments.merged(parts).mean.item() == 4
 
 
 def test_chosen_precision_is_the_one_of_brute_force(tmp_path):

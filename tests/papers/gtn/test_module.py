@@ -353,9 +353,10 @@ def test_the_report_draws_graph_errors_and_curve(tmp_path):
     fit.test(LatticeReader(), data, verbose=False)
     names = {path.stem for path in tmp_path.rglob("*.png")}
     assert names == {"test-segmentation", "test-errors", "test-error_reject"}
-    assert len(report._first) == 2
-    assert len(report._worst) == 3
-    assert all(line.answer != line.right for line in report._worst)
-    for line in report._first:
+    first, worst, _ = report._parts[0]
+    assert len(first) == 2
+    assert len(worst) == 3
+    assert all(line.answer != line.right for line in worst)
+    for line in first:
         assert set(line.columns) <= set(line.candidates)
         assert len(line.columns) == len(line.answer) + 1
