@@ -223,6 +223,23 @@ def test_batches_that_do_not_fit_are_refused_before_training(tmp_path, model, mo
         trainer(tmp_path, DropoutUncertaintyMonitor()).fit(model, data, data)
 
 
+@pytest.mark.parametrize("checks", [0, 1])
+def test_a_dense_regression_is_refused_before_it_is_scored(tmp_path, monkeypatch, checks):
+    """In the sanity check, and without one at the first validation batch."""
+    passes = []
+    monkeypatch.setattr(
+        Regressor, "forward", lambda self, x: (passes.append(1), F.dropout(x[:, None], 0.1, self.training))[1]
+    )
+    monkeypatch.setattr(Regressor, "training_step", lambda self, batch: self.network[0].weight.sum())
+    data = DataLoader(TensorDataset(torch.randn(8, 5, 6), torch.randn(8, 1, 5, 6)), 4)
+    run = trainer(tmp_path, DropoutUncertaintyMonitor(task="regression"), num_sanity_val_steps=checks)
+    words = r"`target` of shape \[B\] or \[B, Q\].*flattened to rows, but got \[4, 1, 5, 6\]: override `get_t"
+    with pytest.raises(ValueError, match=words):
+        run.fit(Regressor(), data, data)
+    assert run.global_step == (0 if checks else 2 * run.max_epochs)
+    assert len(passes) == 2  # one to find dropout, one without it
+
+
 def test_two_validation_sets_have_keys_of_their_own(tmp_path, model, drawn, monkeypatch):
     monkeypatch.setattr(Classifier, "validation_step", lambda self, batch, batch_idx, dataloader_idx=0: None)
     data = Digits(eval_batch_size=50)
