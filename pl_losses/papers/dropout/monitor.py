@@ -18,6 +18,7 @@ from pl_losses.observers.monitor import Row, log_row
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.steps import logged_step
 from pl_losses.papers.dropout.asked import differ
+from pl_losses.papers.dropout.evaluation import tensors_in
 from pl_losses.papers.dropout.masks import stream_seed
 from pl_losses.papers.dropout.metrics import IGNORED
 from pl_losses.papers.dropout.quantities import refuse_precision
@@ -53,8 +54,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     Rows of outputs may be pixels, tokens or nodes, more than there are samples in a batch: flatten them, and
     the targets too. Samples that a ``DistributedSampler`` repeats, to give all ranks equally many, count
-    once, with all their rows; where a batch has not equally many rows for each sample, a warning says that
-    its repetitions are counted. What an iterable dataset repeats on its own cannot be told.
+    once, with all their rows; where no tensor of a batch shows that each sample has equally many rows, a
+    warning says that its repetitions are counted. What an iterable dataset repeats on its own cannot be told.
 
     What "without dropout" means is an evaluation in which also dropout with ``training=True`` is off. A
     network that is random all the same has NaN for its ``..._deterministic``, and a warning says so.
@@ -223,12 +224,12 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             samples = mc_samples(
                 pl_module, inputs, self.samples, self.chunk, seed, self.masks, forward, found.parts
             )
-        own = unrepeated_rows(self._loaders[loader], index, len(single))
+        own = unrepeated_rows(self._loaders[loader], index, len(single), tensors_in(batch))
         if own is None:
             own = len(single)
             self._tell(
                 "counts samples that a DistributedSampler repeats more than once: it cannot tell their rows,"
-                " as not all samples of a batch have equally many"
+                " as no tensor of the batch has the shape of equally many for each sample"
             )
         if own:
             target = None if target is None else target[:own]
