@@ -38,7 +38,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     Works on any LightningModule with dropout, of whatever kind, see
     :func:`~pl_losses.papers.dropout.sampling.mc_samples`; one without is told so once and costs nothing more.
-    Training is not touched: with and without this callback its weights are the same to the last bit. The keys
+    Training is not touched: with and without this callback its weights are the same to the last bit, unless a
+    module draws from a generator that is neither global nor an attribute of it or its parts. The keys
     of :attr:`KEYS` join the rows of validation and test, exact over ranks and uneven batches; with several
     dataloaders each has its own, ending in ``/dataloader_idx_0`` and so on. Predictions have no targets, so
     that what is logged of them needs none. Pictures are drawn after the last validation of a fit, and after
@@ -208,6 +209,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
                 if trainer.is_global_zero:
                     self._tell(f"measures nothing of {type(pl_module).__name__}: {found.reason}")
                 return
+            if found.parts.lacking:
+                self._tell(f"measures less randomness than training has: {found.parts.lacking}")
             single, random = without_dropout(pl_module, inputs, forward)
             self._check(summary, single, target)
             found.random = found.random or random or (first and differ(found.output, single))

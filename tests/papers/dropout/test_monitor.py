@@ -3,6 +3,7 @@ import re
 import warnings
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -137,10 +138,16 @@ def test_validation_of_real_digits(tmp_path, model):
 
 
 class Noisy(Classifier):
-    """Takes random numbers in evaluation, too."""
+    """Takes random numbers in evaluation, too, also from generators of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.streams = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
+        self.stream = np.random.default_rng(1)
 
     def forward(self, images):
-        return super().forward(images) + 0.1 * torch.randn(10)
+        outputs = super().forward(images) + 0.1 * torch.randn(10) + 0.1 * self.stream.random()
+        return outputs + 0.1 * sum(torch.randn(10, generator=stream) for stream in self.streams)
 
 
 def test_training_is_the_same_to_the_last_bit(tmp_path):
