@@ -346,7 +346,8 @@ def test_one_layer_of_a_recurrent_network_drops_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = nn.LSTM(3, 4, 1, dropout=P)
-    assert find_dropout(module, inputs(2, 4, 3)).reason == "every dropout that it calls has p = 0"
+    reason = find_dropout(module, inputs(2, 4, 3)).reason
+    assert reason.startswith("every dropout that it calls has p = 0, and no part")
 
 
 def test_compiled_modules_run_uncompiled():
