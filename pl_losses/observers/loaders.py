@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from hashlib import blake2b
 from itertools import accumulate, islice
+from operator import mul
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -223,18 +224,20 @@ def unrepeated(loader: Any, batch_idx: int, size: int, training: bool = False) -
     return own if given == size else size if own else 0
 
 
-def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int | None:
+def unrepeated_rows(loader: Any, batch_idx: int, rows: int, tensors: Iterable[Tensor] = ()) -> int | None:
     """How many rows of a batch's outputs, the first ones, belong to samples that are no repetition.
 
-    Rows may be pixels or tokens, equally many for each sample.
+    Rows may be pixels or tokens, equally many for each sample if the shape of a tensor of the batch says so:
+    one of [B, T] or [B, C, T] for B T rows. A total that the samples divide may do so by chance.
 
     Args:
         loader: See :func:`unrepeated`.
         batch_idx: Which of this rank's batches it is.
         rows: How many rows there are.
+        tensors: Of the batch.
 
     Returns:
-        Their number; ``None`` if some samples are repetitions and the rows are no multiple of the samples.
+        Their number; ``None`` if some samples are repetitions and nothing says how many rows each has.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -242,6 +245,9 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int | None:
         >>> loader = DataLoader(range(5), 2, sampler=sampler)  # ranks have 0, 2, 4 and 1, 3, 0
         >>> unrepeated_rows(loader, 0, 8), unrepeated_rows(loader, 1, 4)
         (8, 0)
+        >>> loader = DataLoader(range(5), 3, sampler=sampler)
+        >>> unrepeated_rows(loader, 0, 12, [torch.zeros(3, 4)]), unrepeated_rows(loader, 0, 12)
+        (8, None)
     """
     if (place := _place(loader, batch_idx, training=False)) is None:
         return rows
@@ -249,7 +255,9 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int) -> int | None:
     own = unrepeated(loader, batch_idx, samples)
     if own in (0, samples):
         return rows if own else 0
-    return None if rows % samples else rows // samples * own
+    shapes = [tensor.shape[1:] for tensor in tensors if tensor.ndim and len(tensor) == samples]
+    known = {1, *(size for shape in shapes for size in (*accumulate(shape, mul), shape[1:].numel()))}
+    return None if rows % samples or rows // samples not in known else rows // samples * own
 
 
 def places_of(loader: Any, batch_idx: int, size: int) -> range:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -22,6 +22,15 @@ from pl_losses.observers.schedule_length import ScheduleLength
 from pl_losses.strategies import units
 
 COUNTED = "training_metrics"  # Of a checkpoint.
+
+
+class RestoreModes(Callback):
+    """Has a module of the suite in the mode of before as soon as an evaluation fails, or is interrupted."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore them; Lightning does so only where an evaluation ends."""
+        if isinstance(pl_module, PaperModule):
+            pl_module.restore_modes()
 
 
 class PaperModule(LightningModule):
@@ -62,17 +71,16 @@ class PaperModule(LightningModule):
         # Of several dataloaders on several ranks: which ones began, and the metrics' states then.
         self._begun: list[tuple[int, dict[str, dict[str, Any]]]] = []
         self._counted: dict[str, Any] = {}  # By a checkpoint that a fit goes on from.
-        # Of the modules before an evaluation that has not ended; and whether there was such a one before.
+        # Of the modules before the evaluation that is under way.
         self._modes: list[tuple[nn.Module, bool]] = []
-        self._unended = False
         # How often metrics were updated when an evaluation of this fit ended, and those updated in between.
         self._update_counts: dict[str, int] = {}
         self._counting: set[str] = set()
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """What lets a fit go on from a checkpoint as it was; an override adds its own to these."""
+        """Let a fit go on as it was, and restore modes if a run fails; an override adds its own to these."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        kinds = (RandomState, ScheduleLength)
+        kinds = (RandomState, ScheduleLength, RestoreModes)
         return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
 
     def configure_model(self) -> None:
@@ -162,11 +170,7 @@ class PaperModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def on_fit_start(self) -> None:
-        """Tell the logger which value of each metric is the best, and train in the mode of before."""
-        # An exception in an evaluation leaves dropout off.
-        for part, training in self._modes:
-            part.training = training
-        self._modes = []
+        """Tell the logger which value of each metric is the best."""
         define_metrics(self.trainer, self.best)
 
     def on_train_start(self) -> None:
@@ -230,8 +234,7 @@ class PaperModule(LightningModule):
                 self._counting.add(name)
             if not fitting or name not in self._counting:
                 metric.reset()
-        self._unended = bool(self._modes)
-        self._modes = self._modes or [(part, part.training) for part in self.modules()]
+        self._modes = [(part, part.training) for part in self.modules()]
 
     def on_validation_end(self) -> None:
         """Leave it to Lightning to go on in the mode of before."""
@@ -247,8 +250,13 @@ class PaperModule(LightningModule):
 
     def _end_evaluation(self) -> None:
         self._note_updates()
-        if not self._unended:
-            self._modes = []
+        self._modes = []
+
+    def restore_modes(self) -> None:
+        """Go back to the modes of before the evaluation that is under way, if there is one."""
+        for part, training in self._modes:
+            part.training = training
+        self._modes = []
 
     def _note_updates(self) -> None:
         self._update_counts = {name: metric.update_count for name, metric in self._metrics(training=False)}

@@ -108,14 +108,15 @@ def test_two_ranks_equal_one_process_on_an_uneven_set(make_trainer, tmp_path, ta
 class Flattened(Network):
     """An output for each of 16 pixels, or for as many as the image says, in one row each."""
 
-    def __init__(self, folder, ragged=False):
+    def __init__(self, folder, ragged=0):
         super().__init__(folder, "classification")
         self.network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Dropout2d(0.3), nn.Conv2d(4, 3, 1))
         self.ragged = ragged
 
     def kept(self, images):
         few = (images[:, :, :1, :1] > 0).expand(-1, 1, 4, 4)
-        return ~(few & (torch.arange(16).view(4, 4) > 10)).flatten() if self.ragged else slice(None)
+        rows = few & (torch.arange(16).view(4, 4) >= self.ragged)
+        return ~rows.flatten() if self.ragged else slice(None)
 
     def forward(self, images):
         return self.network(images).permute(0, 2, 3, 1).flatten(0, 2)[self.kept(images)]
@@ -146,7 +147,7 @@ def test_pixels_of_ranks_equal_those_of_one_process(make_trainer, tmp_path, rank
 
 class RaggedMonitor(PixelMonitor):
     def get_target(self, batch):
-        return super().get_target(batch)[Flattened("", ragged=True).kept(batch[0])]
+        return super().get_target(batch)[Flattened("", self.ragged).kept(batch[0])]
 
     def _tell(self, words):
         with open(f"{self.folder}/told", "a") as file:
@@ -154,15 +155,18 @@ class RaggedMonitor(PixelMonitor):
         super()._tell(words)
 
 
-def test_repetitions_that_cannot_be_told_are_counted_and_that_is_said(make_trainer, tmp_path):
+@pytest.mark.parametrize("few", [11, 12])
+def test_repetitions_that_cannot_be_told_are_counted_and_that_is_said(make_trainer, tmp_path, few):
+    """Also where the number of samples divides that of the rows by chance."""
     monitor = RaggedMonitor(samples=3, masks="shared", max_batches=100)
-    monitor.folder = tmp_path
+    monitor.folder, monitor.ragged = tmp_path, few
     images, target = tensors("classification")
     trainer = make_trainer(2, callbacks=[monitor, Watch()])
-    trainer.test(Flattened(tmp_path, True), DataLoader(TensorDataset(images, target), 5), verbose=False)
-    sizes = torch.where(images[:, 0, 0, 0] > 0, 11, 16)
+    trainer.test(Flattened(tmp_path, few), DataLoader(TensorDataset(images, target), 5), verbose=False)
+    sizes = torch.where(images[:, 0, 0, 0] > 0, few, 16)
     # The second rank ends with these four samples, the last of them for the second time.
-    assert sizes[[31, 33, 35, 0]].sum() % 4
+    assert bool(sizes[[31, 33, 35, 0]].sum() % 4) == (few == 11)
+    assert len(sizes[[31, 33, 35, 0]].unique()) == 2
     assert read(tmp_path, "metrics", 2)["test/dropout/inputs"] == sizes.sum() + sizes[0]
     assert "it cannot tell their rows" in (tmp_path / "told").read_text()
 

@@ -142,6 +142,20 @@ def test_lbfgs_counts_a_batch_once():
     assert seen == [4, 4]
 
 
+@pytest.mark.parametrize("stage", ["test", "validation"])
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_evaluation_that_fails_leaves_the_modes_of_before_and_later_ones_alone(stage, mode):
+    case = CASES["MLP"]
+    model = make(case).train()
+    model.network[0].eval()
+    before = [part.training for part in model.modules()]
+    stopped(case, model, stage)
+    assert [part.training for part in model.modules()] == before
+    model.train(mode)
+    trainer(max_epochs=1).fit(model, loader(case, 6, 2, train=True))
+    assert all(part.training == mode for part in model.modules())
+
+
 def test_a_fit_that_stops_within_a_validation_keeps_the_weights_and_not_their_average():
     case = CASES["MLP"]
     weights = []

@@ -74,6 +74,7 @@ class ActiveDropout(TorchFunctionMode):
         sites: What those draw whose masks came from ``masks``.
         asked: Watches which parts are asked for their mode.
         parts: Parts that are random in training in another way, and are on.
+        left: What is known of parts that are not on, as the end of a sentence.
         largest: The most bytes of a result since the first dropout.
     """
 
@@ -82,6 +83,7 @@ class ActiveDropout(TorchFunctionMode):
         self.masks, self.shared_over, self.on = masks, shared_over, on
         self.asked: Asked | None = None
         self.parts: list[nn.Module] = []
+        self.left = ""
         self.folding = Folding()
         self.begin()
 
@@ -103,9 +105,8 @@ class ActiveDropout(TorchFunctionMode):
         """Why the passes do not differ by dropout; empty if they do."""
         if self.active or self.parts:
             return ""
-        if self.calls:
-            return "every dropout that it calls has p = 0"
-        return "it calls no dropout, and no part of it that asks for its mode is random in training"
+        called = "every dropout that it calls has p = 0" if self.calls else "it calls no dropout"
+        return f"{called}, and {self.left}" if self.left else called
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

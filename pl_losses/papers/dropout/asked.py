@@ -3,7 +3,8 @@
 Dropout functions are switched by their arguments, see :mod:`~pl_losses.papers.dropout.active`. What is left
 are parts that draw random numbers of their own, or choose a probability, ``if self.training``: drop path,
 layers that are skipped, noise. A pass shows which parts are asked for their mode; each of these then runs,
-alone and on the inputs that it gets, in both modes.
+alone and on the inputs that it gets, in both modes. Where that shows nothing, as of a part whose methods are
+called but not its forward, or that another part asks, the whole module runs with the part in both modes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.overrides import handle_torch_function
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from pl_losses.papers.dropout.active import KNOWN, ActiveDropout
-from pl_losses.papers.dropout.evaluation import after_streams, copied, start_streams, version
+from pl_losses.papers.dropout.evaluation import Streams, copied, version
 from pl_losses.papers.dropout.masks import Masks
 
 _GO_BETWEENS = {handle_torch_function.__code__}
@@ -40,6 +41,7 @@ class Asked:
 
     def __init__(self, module: nn.Module) -> None:
         kinds = {type(part) for part in module.modules()}
+        self.module = module
         # One that has `training` itself, such as a scripted module, is left alone.
         self.kinds = [kind for kind in kinds if not _is_torchs(kind) and not hasattr(kind, "training")]
         self.parts: dict[int, nn.Module] = {}
@@ -129,13 +131,26 @@ class Parts(NamedTuple):
     Attributes:
         found: They.
         draw: Whether they draw random numbers of their own, beside those of dropout functions.
+        left: What is known of other parts that ask for their mode, as the end of a sentence.
+        lacking: Which of these make samples of what is returned less random than training is, and why.
     """
 
     found: list[nn.Module]
     draw: bool
+    left: str = "no part of it that asks for its mode is random in training"
+    lacking: str = ""
 
 
-def random_parts(asked: Asked, call: Callable[[], Any], devices: list[torch.device]) -> Parts:
+class _Verdict(NamedTuple):
+    """What a trial tells of parts: they may be random in training, or stay as they are for some reason."""
+
+    random: bool = False
+    draw: bool = False
+    left: str = ""
+    lacking: bool = False
+
+
+def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Parts:
     """Which of the parts that were asked are random in training, more than they are in evaluation.
 
     One that returns something else in training, such as losses, is none of them.
@@ -143,45 +158,86 @@ def random_parts(asked: Asked, call: Callable[[], Any], devices: list[torch.devi
     Args:
         asked: Which were.
         call: Makes a pass.
-        devices: Accelerators whose random streams are to be looked at.
+        streams: What they may draw from.
     """
-    found: dict[int, nn.Module] = {}
-    trying = draw = False
+    verdicts: dict[int, _Verdict] = {}
+    trying = False
 
-    def run(part: nn.Module, training: bool, args: Any, kwargs: Any) -> tuple[Any, int, Any]:
-        """What a part returns, how many dropout functions it calls, and what it draws otherwise."""
-        part.training = training
-        with _as_it_is(part), ActiveDropout(Masks(0)) as mode:
-            start_streams(0, devices)
-            output = part.forward(*copied(args), **copied(kwargs))
-            return output, mode.active, after_streams(devices)
+    def through(part: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def tried(*args: Any, **kwargs: Any) -> Any:
+            nonlocal trying
+            if not trying and not verdicts.get(id(part), _Verdict()).random:
+                trying = True
+                try:
+                    verdicts[id(part)] = _try(
+                        [part], part, lambda: forward(*copied(args), **copied(kwargs)), streams
+                    )
+                finally:
+                    trying = False
+            return forward(*args, **kwargs)
 
-    def try_out(part: nn.Module, args: Any, kwargs: Any) -> None:
-        nonlocal trying, draw
-        if trying or id(part) in found:
-            return
-        trying = True
-        try:
-            start_streams(0, devices)
-            untouched = after_streams(devices)
-            output, *without = run(part, False, args, kwargs)
-            first, *drawn = run(part, True, args, kwargs)
-            # The same streams once more: what differs has a generator of its own.
-            second, *_ = run(part, True, args, kwargs)
-            own = drawn[1] not in (untouched, without[1]) or _differ(first, second)
-            if _alike(output, first) and (own or drawn[0] > without[0]):
-                found[id(part)], draw = part, draw or own
-        except Exception:  # It cannot be called in training like this, for instance without targets.
-            pass
-        finally:
-            part.training = False
-            trying = False
+        return tried
 
     with ExitStack() as stack:
         for part in asked.parts.values():
-            stack.callback(part.register_forward_pre_hook(try_out, with_kwargs=True).remove)
+            # In the instance, where also those find it who call it without the hooks.
+            stack.callback(_set_forward, part, part.__dict__.get("forward"))
+            part.__dict__["forward"] = through(part, part.forward)
         call()
-    return Parts(list(found.values()), draw)
+    rest = [part for key, part in asked.parts.items() if verdicts.get(key, _Verdict()) == _Verdict()]
+    if rest and _try(rest, asked.module, call, streams) != _Verdict():
+        verdicts |= {id(part): _try([part], asked.module, call, streams) for part in rest}
+    kept = [(asked.parts[key], verdict) for key, verdict in verdicts.items()]
+    found = [part for part, verdict in kept if verdict.random]
+    left = {
+        f"{type(part).__name__} {verdict.left}": verdict.lacking for part, verdict in kept if verdict.left
+    }
+    parts = Parts(found, any(verdict.draw for _, verdict in kept))
+    lacking = "; ".join(one for one, lacks in left.items() if lacks)
+    return parts._replace(left="; ".join(left), lacking=lacking) if left else parts
+
+
+def _set_forward(part: nn.Module, forward: Any) -> None:
+    del part.__dict__["forward"]
+    if forward is not None:
+        part.__dict__["forward"] = forward
+
+
+def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], streams: Streams) -> _Verdict:
+    """Compare what a module does with these of its parts in training and in evaluation."""
+
+    def run(training: bool, seed: int = 0, on: bool = True) -> tuple[Any, int, Any]:
+        """What is returned, how many dropout functions are called, and what is drawn otherwise."""
+        for part in parts:
+            part.training = training
+        with _as_it_is(whole), ActiveDropout(Masks(seed), on=on) as mode:
+            streams.start(seed)
+            return call(), mode.active, streams.after()
+
+    try:
+        streams.start(0)
+        untouched = streams.after()
+        output, *without = run(False)
+        first, *drawn = run(True)
+        # The same streams once more: what differs has a generator of its own.
+        own = drawn[1] not in (untouched, without[1]) or (
+            _differ(first, run(True)[0]) and not _differ(output, run(False)[0])
+        )
+        if not own and drawn[0] <= without[0]:
+            return _Verdict()
+        if _alike(output, first):
+            return _Verdict(random=True, draw=own)
+        # Without dropout, which is switched anyway, if there is some.
+        on = not without[0]
+        lacking = _common_differ(output, run(True, 0, on)[0], run(True, 1, on)[0])
+        why = "is random in training but stays as in evaluation, as it returns something else in training"
+        return _Verdict(left=why, lacking=lacking)
+    except Exception as error:  # It cannot be called in training like this, for instance without targets.
+        words = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _Verdict(left=f"stays as in evaluation, as it fails in training ({words:.120})")
+    finally:
+        for part in parts:
+            part.training = False
 
 
 @contextmanager
@@ -217,6 +273,19 @@ def _alike(first: Any, second: Any) -> bool:
 def _differ(first: Any, second: Any) -> bool:
     pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
     return any(differ(one, other) for one, other in pairs if isinstance(one, Tensor))
+
+
+def _common_differ(output: Any, first: Any, second: Any) -> bool:
+    """Whether two results of training differ in what evaluation returns too, told by order and shapes."""
+    pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
+    for leaf in tree_leaves(output):
+        shape = getattr(leaf, "shape", None)
+        for one, other in pairs:
+            if isinstance(one, Tensor) and one.shape == shape:
+                if differ(one, other):
+                    return True
+                break
+    return False
 
 
 def differ(first: Tensor, second: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.dropout.active import ActiveDropout
-from pl_losses.papers.dropout.evaluation import start_streams, undisturbed, untouched
+from pl_losses.papers.dropout.evaluation import undisturbed
 from pl_losses.papers.dropout.masks import Masks
 from pl_losses.papers.dropout.networks import drop_probabilities
 from pl_losses.papers.dropout.objective import (
@@ -160,11 +160,11 @@ class DropoutModule(PaperModule):
         Raises:
             ValueError: If the network is random all the same.
         """
-        with undisturbed(self.network, inputs) as devices:
-            start_streams(0, devices)
+        with undisturbed(self.network, inputs) as streams:
+            streams.start(0)
             with ActiveDropout(Masks(0), on=False):
                 yield
-            if not untouched(0, devices):
+            if not streams.untouched(0):
                 raise ValueError(
                     f"Expected `network` of {type(self).__name__} to be random by dropout only but it draws"
                     " random numbers in evaluation, so that there is no pass without dropout: have it draw"

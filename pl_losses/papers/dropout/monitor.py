@@ -18,6 +18,7 @@ from pl_losses.observers.monitor import Row, log_row
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.steps import logged_step
 from pl_losses.papers.dropout.asked import differ
+from pl_losses.papers.dropout.evaluation import tensors_in
 from pl_losses.papers.dropout.masks import stream_seed
 from pl_losses.papers.dropout.metrics import IGNORED
 from pl_losses.papers.dropout.quantities import refuse_precision
@@ -37,7 +38,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     Works on any LightningModule with dropout, of whatever kind, see
     :func:`~pl_losses.papers.dropout.sampling.mc_samples`; one without is told so once and costs nothing more.
-    Training is not touched: with and without this callback its weights are the same to the last bit. The keys
+    Training is not touched: with and without this callback its weights are the same to the last bit, unless a
+    module draws from a generator that is neither global nor an attribute of it or its parts. The keys
     of :attr:`KEYS` join the rows of validation and test, exact over ranks and uneven batches; with several
     dataloaders each has its own, ending in ``/dataloader_idx_0`` and so on. Predictions have no targets, so
     that what is logged of them needs none. Pictures are drawn after the last validation of a fit, and after
@@ -53,9 +55,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     Rows of outputs may be pixels, tokens or nodes, more than there are samples in a batch: flatten them, and
     the targets too. Samples that a ``DistributedSampler`` repeats, to give all ranks equally many, count
-    once, with all their rows; so do those that every rank is given all of. Where a batch has not equally many
-    rows for each sample, a warning says that its repetitions are counted. What an iterable dataset repeats on
-    its own cannot be told.
+    once, with all their rows; so do those that every rank is given all of. Where no tensor of a batch shows
+    that each sample has equally many rows, a warning says that its repetitions are counted. What an iterable
+    dataset repeats on its own cannot be told.
 
     What "without dropout" means is an evaluation in which also dropout with ``training=True`` is off. A
     network that is random all the same has NaN for its ``..._deterministic``, and a warning says so.
@@ -209,6 +211,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
                 if trainer.is_global_zero:
                     self._tell(f"measures nothing of {type(pl_module).__name__}: {found.reason}")
                 return
+            if found.parts.lacking:
+                self._tell(f"measures less randomness than training has: {found.parts.lacking}")
             single, random = without_dropout(pl_module, inputs, forward)
             self._check(summary, single, target)
             found.random = found.random or random or (first and differ(found.output, single))
@@ -226,12 +230,12 @@ class DropoutUncertaintyMonitor(Reading, Callback):
                 pl_module, inputs, self.samples, self.chunk, seed, self.masks, forward, found.parts
             )
         self._given.add(self._loaders[loader], batch, loader)
-        own = unrepeated_rows(self._loaders[loader], index, len(single))
+        own = unrepeated_rows(self._loaders[loader], index, len(single), tensors_in(batch))
         if own is None:
             own = len(single)
             self._tell(
                 "counts samples that a DistributedSampler repeats more than once: it cannot tell their rows,"
-                " as not all samples of a batch have equally many"
+                " as no tensor of the batch has the shape of equally many for each sample"
             )
         if own:
             target = None if target is None else target[:own]

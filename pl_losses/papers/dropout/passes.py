@@ -16,15 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pl_losses.papers.dropout.active import ActiveDropout
 from pl_losses.papers.dropout.asked import Asked, Parts, random_parts
-from pl_losses.papers.dropout.evaluation import (
-    as_dict,
-    copied,
-    held,
-    start_streams,
-    state,
-    tensors_in,
-    untouched,
-)
+from pl_losses.papers.dropout.evaluation import Streams, as_dict, copied, held, state, tensors_in
 from pl_losses.papers.dropout.masks import Site, stream_seed
 from pl_losses.papers.dropout.replay import PLAIN, Prefix, PrefixDiffersError
 
@@ -81,8 +73,8 @@ class Passes:
         call: Called with the batch.
         batch: Its tensors are copied before they are given away.
         mode: What switches dropout on.
-        seed: Of the global random streams in each pass.
-        devices: Accelerators whose streams are to be seeded too.
+        seed: Of the random streams in each pass.
+        streams: They.
         parts: Parts that are on as they are random in training in other ways; ``None`` to look for them.
     """
 
@@ -93,15 +85,16 @@ class Passes:
         batch: Any,
         mode: ActiveDropout,
         seed: int,
-        devices: list[torch.device],
+        streams: Streams,
         parts: Parts | None,
     ) -> None:
         self.search, self._draw = parts is None, parts is not None and parts.draw
-        mode.parts = parts.found if parts else []
+        parts = parts or Parts([], False)
+        mode.parts, mode.left = parts.found, parts.left
         self.module, self.call, self.batch, self.mode = module, call, batch, mode
-        self.seed, self.devices = seed, devices
+        self.seed, self.streams = seed, streams
         self.stacks: list[Tensor | None] = []
-        self.drew = False
+        self.drew, self.lacking = False, ""
 
     def run(self, samples: int, chunk: int | None, reason: str) -> tuple[list[Tensor | None], Any]:
         """Make the passes.
@@ -154,7 +147,8 @@ class Passes:
         self.mode.asked = None
         parts = None
         if asked.parts:
-            parts = random_parts(asked, lambda: self.call(copied(self.batch)), self.devices)
+            parts = random_parts(asked, lambda: self.call(copied(self.batch)), self.streams)
+            self.mode.left, self.lacking = parts.left, parts.lacking
         if not parts or not parts.found:
             return result
         if self.mode.shared_over is not None:
@@ -178,9 +172,9 @@ class Passes:
         """
         before = state(self.module)
         seed = stream_seed(self.seed, self.done)
-        start_streams(seed, self.devices)
+        self.streams.start(seed)
         prefix = self._record(frozenset())
-        if not untouched(seed, self.devices) or self._draw:
+        if not self.streams.untouched(seed) or self._draw:
             self.drew = True
             return None, "it draws random numbers besides its dropout"
         if not self.mode.active:
@@ -223,7 +217,7 @@ class Passes:
         self.done += 1
 
     def _one(self, prefix: Prefix | None) -> None:
-        start_streams(stream_seed(self.seed, self.done), self.devices)
+        self.streams.start(stream_seed(self.seed, self.done))
         inputs = self._inputs(prefix)
         self.mode.begin(prefix)
         with self.mode:
@@ -247,7 +241,7 @@ class Passes:
         room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
         _prepare()
         seed = stream_seed(self.seed, self.done)
-        start_streams(seed, self.devices)
+        self.streams.start(seed)
         while self.done < self.samples:
             count = min(size, self.samples - self.done)
             drawn = [
@@ -258,7 +252,7 @@ class Passes:
             if prefix and prefix.changed() != frozenset():
                 raise PrefixDiffersError("it changes what it has computed before its first dropout")
             self.done += count
-        if not untouched(seed, self.devices):
+        if not self.streams.untouched(seed):
             raise PrefixDiffersError("it draws random numbers besides its dropout")
 
     def _chunk(self, prefix: Prefix | None, drawn: list[tuple[Site, Tensor]], count: int) -> None:

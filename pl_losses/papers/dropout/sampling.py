@@ -24,10 +24,8 @@ from pl_losses.papers.dropout.asked import Asked, Parts, random_parts
 from pl_losses.papers.dropout.evaluation import (
     call_module,
     copied,
-    start_streams,
     tensors_in,
     undisturbed,
-    untouched,
 )
 from pl_losses.papers.dropout.masks import Masks
 from pl_losses.papers.dropout.masks import stream_seed as stream_seed
@@ -53,9 +51,12 @@ def mc_samples(
     that draw random numbers of their own, or choose a probability, ``if self.training``: drop path
     (StochasticDepth, DropBlock), layers that are skipped, noise that is added or multiplied. The latter are
     found by what they do: a part that asks for its mode is tried out in both, and is on if it is more random
-    in training. All else runs in eval, without gradients, and nothing is left behind: modes, running
-    statistics, gradients and the global random streams (torch's, NumPy's, Python's) are afterwards as before,
-    also after an exception.
+    in training. One that is random there but returns something else, or fails without targets, stays as it is
+    in evaluation, and a warning says so; a flag other than ``training`` is not seen. All else runs in eval,
+    without gradients, and nothing is left behind: modes, running statistics, gradients and random streams are
+    afterwards as before, also after an exception. The streams are the global ones (torch's, NumPy's,
+    Python's) and generators that are attributes of the module or its parts, or in a list, tuple or dict that
+    is one; those that are kept elsewhere go on.
 
     What comes before the first dropout is computed once. What follows is computed for many samples at a
     time, by ``torch.func.vmap``, where that is possible. It is not, and passes are made one by one, for a
@@ -87,9 +88,9 @@ def mc_samples(
         forward: Called with the batch in place of the module, such as a method of it or what turns its
             outputs into probabilities.
         train: Classes, or their names, of parts whose own flag ``training``, not that of their children, is
-            on during the passes. With ``None`` those are found that are random in training, which takes up to
-            five passes more for a module with parts that ask for their mode; an empty list leaves it at
-            dropout functions.
+            on during the passes. With ``None`` those are found that are random in training, which takes about
+            five passes more for a module with parts that ask for their mode, ten if some are not random; an
+            empty list leaves it at dropout functions.
 
     Returns:
         [T, B, ...], or the structure (tuple, list, dict) that the module returns, of such tensors. What is
@@ -101,7 +102,7 @@ def mc_samples(
             has a dropout that cannot be shared.
 
     Warns:
-        UserWarning: If the samples do not differ, with the reason.
+        UserWarning: If the samples do not differ, with the reason, or lack randomness of training.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 50), nn.ReLU(), nn.Dropout(0.1), nn.Linear(50, 1))
@@ -123,8 +124,8 @@ def mc_samples(
             if not reason:
                 # Tensors of inference mode do not count their changes.
                 stack.enter_context(torch.inference_mode(False))
-            devices = stack.enter_context(undisturbed(module, batch, parts.found if parts else ()))
-            passes = Passes(module, call, batch, mode, seed, devices, parts)
+            streams = stack.enter_context(undisturbed(module, batch, parts.found if parts else ()))
+            passes = Passes(module, call, batch, mode, seed, streams, parts)
             return *passes.run(samples, chunk, reason), passes
 
     reason = why_not_many(module, batch)
@@ -137,6 +138,11 @@ def mc_samples(
     if passes.mode.reason and not _differ(stacks, passes.drew):
         name = type(module).__name__
         warnings.warn(f"The samples of {name} do not differ by dropout: {passes.mode.reason}", stacklevel=2)
+    elif passes.lacking:
+        warnings.warn(
+            f"The samples of {type(module).__name__} are less random than training: {passes.lacking}",
+            stacklevel=2,
+        )
     return tree_unflatten(stacks, structure)
 
 
@@ -190,8 +196,8 @@ def find_dropout(
     call = forward or (lambda inputs: call_module(module, inputs))
     parts = _named(module, train)
     mode, asked = ActiveDropout(Masks(0), on=False), Asked(module)
-    with undisturbed(module, batch) as devices:
-        start_streams(0, devices)
+    with undisturbed(module, batch) as streams:
+        streams.start(0)
         if parts is None:
             mode.asked = asked
             with asked.watching(), mode:
@@ -199,12 +205,12 @@ def find_dropout(
         else:
             with mode:
                 output = call(copied(batch))
-        random = not untouched(0, devices)
+        random = not streams.untouched(0)
         if parts is None:
             parts = Parts([], False)
             if asked.parts:
-                parts = random_parts(asked, lambda: call(copied(batch)), devices)
-    mode.parts = parts.found
+                parts = random_parts(asked, lambda: call(copied(batch)), streams)
+    mode.parts, mode.left = parts.found, parts.left
     reason = "" if random else mode.reason
     return Found(output, random, mode.calls, mode.active, parts, reason, not mode.calls and not asked.parts)
 
@@ -241,7 +247,8 @@ def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
     for wanted in train:
         if not any(wanted in (type(part), type(part).__name__) for part in parts):
             raise ValueError(f"Expected `train` to name classes of parts of `module` but {wanted!r} is none")
-    return Parts([part for part in parts if type(part) in train or type(part).__name__ in train], False)
+    found = [part for part in parts if type(part) in train or type(part).__name__ in train]
+    return Parts(found, False, "`train` names no part")
 
 
 def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None, masks: str) -> None:

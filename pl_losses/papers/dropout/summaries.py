@@ -191,8 +191,15 @@ class RegressionSummary(Summary):
         self.points: list[Tensor] = []
 
     def check(self, single: Tensor, target: Tensor | None) -> None:
-        """Refuse targets of another shape than the values."""
-        if target is not None and (len(target) != len(single) or target.numel() != single.numel()):
+        """Refuse targets of another shape than the values, or of more dimensions than are scored."""
+        if target is None:
+            return
+        if target.ndim not in (1, 2):
+            raise ValueError(
+                f"Expected `target` of shape [B] or [B, Q], pixels and the like flattened to rows, but got"
+                f" {list(target.shape)}"
+            )
+        if len(target) != len(single) or target.numel() != single.numel():
             raise ValueError(f"Expected `target` of shape {list(single.shape)} but got {list(target.shape)}")
 
     def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:

@@ -89,11 +89,13 @@ def slopes_of(layer: nn.PReLU) -> Tensor:
     devices = {p.device for p in slope_parameters(layer) if p.device.type != "cpu"}
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng(devices, device_type=kind):
-        for one in modules:
-            one.training = False
-        computed = layer.weight
-    for one, mode in zip(modules, training, strict=True):
-        one.training = mode
+        try:
+            for one in modules:
+                one.training = False
+            computed = layer.weight
+        finally:
+            for one, mode in zip(modules, training, strict=True):
+                one.training = mode
     return computed
 
 

@@ -3,6 +3,7 @@ import re
 import warnings
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -137,10 +138,16 @@ def test_validation_of_real_digits(tmp_path, model):
 
 
 class Noisy(Classifier):
-    """Takes random numbers in evaluation, too."""
+    """Takes random numbers in evaluation, too, also from generators of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.streams = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
+        self.stream = np.random.default_rng(1)
 
     def forward(self, images):
-        return super().forward(images) + 0.1 * torch.randn(10)
+        outputs = super().forward(images) + 0.1 * torch.randn(10) + 0.1 * self.stream.random()
+        return outputs + 0.1 * sum(torch.randn(10, generator=stream) for stream in self.streams)
 
 
 def test_training_is_the_same_to_the_last_bit(tmp_path):
@@ -221,6 +228,23 @@ def test_batches_that_do_not_fit_are_refused_before_training(tmp_path, model, mo
     data = DataLoader(Wrapped(lambda x, y: {"x": x, "y": y}), 4)
     with pytest.raises(TypeError, match="got dict: override `get_inputs`"):
         trainer(tmp_path, DropoutUncertaintyMonitor()).fit(model, data, data)
+
+
+@pytest.mark.parametrize("checks", [0, 1])
+def test_a_dense_regression_is_refused_before_it_is_scored(tmp_path, monkeypatch, checks):
+    """In the sanity check, and without one at the first validation batch."""
+    passes = []
+    monkeypatch.setattr(
+        Regressor, "forward", lambda self, x: (passes.append(1), F.dropout(x[:, None], 0.1, self.training))[1]
+    )
+    monkeypatch.setattr(Regressor, "training_step", lambda self, batch: self.network[0].weight.sum())
+    data = DataLoader(TensorDataset(torch.randn(8, 5, 6), torch.randn(8, 1, 5, 6)), 4)
+    run = trainer(tmp_path, DropoutUncertaintyMonitor(task="regression"), num_sanity_val_steps=checks)
+    words = r"`target` of shape \[B\] or \[B, Q\].*flattened to rows, but got \[4, 1, 5, 6\]: override `get_t"
+    with pytest.raises(ValueError, match=words):
+        run.fit(Regressor(), data, data)
+    assert run.global_step == (0 if checks else 2 * run.max_epochs)
+    assert len(passes) == 2  # one to find dropout, one without it
 
 
 def test_two_validation_sets_have_keys_of_their_own(tmp_path, model, drawn, monkeypatch):

@@ -1,7 +1,9 @@
 """What is switched on and off, by behaviour and not by name: held against training mode and evaluation."""
 
 import random
+import re
 import warnings
+from copy import deepcopy
 
 import lightning.pytorch as pl
 import numpy as np
@@ -91,6 +93,33 @@ def noise_beside_dropout(m, x):
     return F.dropout(x, 0.0)
 
 
+class Noise(nn.Module):
+    def forward(self, x):
+        return self.add(x)
+
+    def add(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
+class Auxiliary(nn.Module):
+    """Like networks of detection and Inception: in training it returns something else."""
+
+    def __init__(self, noise=None, auxiliary_noise=None, p=0.0):
+        super().__init__()
+        self.noise, self.auxiliary_noise, self.p = noise, auxiliary_noise, p
+
+    def forward(self, x):
+        if not self.training:
+            return F.dropout(x, self.p)
+        if self.noise:
+            x = self.noise(x)
+        return F.dropout(x, self.p), self.auxiliary_noise(x) if self.auxiliary_noise else x
+
+
+def noise(x):
+    return x + torch.randn_like(x)
+
+
 def attention(p):
     return lambda m, x: F.scaled_dot_product_attention(x, x, x, dropout_p=p if m.training else 0.0)
 
@@ -126,6 +155,26 @@ TRAINING_ONLY = {
     "own stream": (lambda: OwnStream(np.random.default_rng(0)), (4, 8)),
     "fused attention": (lambda: Called(attention(P)), (4, 2, 5, 8)),
     "MultiheadAttention": (Attending, (4, 5, 8)),
+    "own torch stream": (
+        lambda: Called(
+            lambda m, x: x * torch.bernoulli(x, 1 - P, generator=m.streams[0]) if m.training else x,
+            streams=[torch.Generator()],
+        ),
+        (4, 8),
+    ),
+    "called by forward": (lambda: Called(lambda m, x: m.part.forward(x), part=Noise()), (4, 8)),
+    "called by a method": (lambda: Called(lambda m, x: m.part.add(x), part=Noise()), (4, 8)),
+    "asked by another": (
+        lambda: Called(lambda m, x: noise(x) if m.part.training else x, part=Noise()),
+        (4, 8),
+    ),
+    "two by methods": (
+        lambda: nn.Sequential(
+            Called(lambda m, x: m.part.add(x), part=Noise()),
+            Called(lambda m, x: m.part.function(m.part, x), part=Called(lambda m, x: x + m.training * 0)),
+        ),
+        (4, 8),
+    ),
     "RReLU": (lambda: nn.RReLU(), (4, 8)),
     "LSTM": (lambda: Called(lambda m, x: m.part(x)[0], part=nn.LSTM(8, 6, 2, dropout=P)), (4, 5, 8)),
 }
@@ -142,9 +191,8 @@ def test_what_is_random_in_training_is_on_in_samples_and_off_without_dropout(kin
         samples = mc_samples(module, x, 200, seed=0)
     assert not find_dropout(module, x).reason
     assert (samples != samples[0]).any()
-    if kind != "own stream":
-        assert torch.equal(samples, mc_samples(module, x, 200, seed=0))
-        assert torch.equal(samples[:3], mc_samples(module, x, 3, seed=0, chunk=1))
+    assert torch.equal(samples, mc_samples(module, x, 200, seed=0))
+    assert torch.equal(samples[:3], mc_samples(module, x, 3, seed=0, chunk=1))
     # The law is that of training mode.
     assert [part.training for part in module.modules()] == before
     with torch.no_grad():
@@ -228,8 +276,78 @@ def test_trying_a_part_out_changes_nothing():
         assert (module.steps, module.scale.item(), module.shift.item()) == (0, 1.0, 1.0)
         assert module.scale is scale
         assert not hasattr(module, "other")
-        assert not module._forward_pre_hooks
+        assert "forward" not in vars(module)
         assert not hasattr(Called, "training")
+
+
+ELSE = "is random in training but stays as in evaluation, as it returns something else in training"
+
+
+def failing(m, x):
+    if m.training:
+        raise RuntimeError("no targets")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Auxiliary(noise), f"do not differ by dropout.*p = 0, and Auxiliary {ELSE}"),
+        (lambda: Auxiliary(None, noise), f"do not differ by dropout.*p = 0, and Auxiliary {ELSE}"),
+        (lambda: Auxiliary(noise, p=P), f"are less random than training: Auxiliary {ELSE}"),
+        (lambda: Auxiliary(None, noise, p=P), None),
+        (lambda: Auxiliary(None, F.dropout, p=P), None),
+        (
+            lambda: Called(failing),
+            r"it calls no dropout, and Called stays as in evaluation, as it fails in training \(RuntimeError",
+        ),
+    ],
+)
+def test_what_cannot_be_switched_on_is_named(make, words):
+    module, x = make().eval(), inputs(16, 8)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        samples = mc_samples(module, x, 5, seed=0)
+        rows(lambda m, x: m.part(x), lambda x: x, part=make())
+    assert samples.shape == (5, 16, 8)
+    told = [
+        str(one.message) for one in told if "samples" in str(one.message) or "Monitor" in str(one.message)
+    ]
+    assert len(told) == 2 * bool(words)
+    if words:
+        assert re.search(words, told[0])
+        assert re.search(f"Monitor measures.*{words.split(' ', 5)[-1]}", told[1])
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        torch.Generator().manual_seed(1),
+        np.random.default_rng(1),
+        np.random.RandomState(1),
+        random.Random(1),
+    ],
+    ids=lambda stream: type(stream).__name__,
+)
+def test_generators_of_a_module_stand_afterwards_where_they_stood(stream):
+    """Two of a kind are independent in the samples."""
+
+    def draw(stream):
+        if isinstance(stream, torch.Generator):
+            return torch.rand((), generator=stream)
+        return stream.random() if hasattr(stream, "random") else stream.random_sample()
+
+    other = deepcopy(stream)
+    module = nn.Sequential(
+        *(Called(lambda m, x: x + draw(m.s["s"]) * m.sign, s={"s": s}) for s in (stream, other))
+    )
+    module[0].sign, module[1].sign = 1, -1
+    expected = draw(deepcopy(stream))
+    samples = mc_samples(module, torch.zeros(2), 5, seed=0)
+    assert torch.equal(samples, mc_samples(module, torch.zeros(2), 5, seed=0))
+    assert without_dropout(module, torch.zeros(2))[1]
+    assert len(samples.unique()) == 5
+    assert draw(stream) == draw(other) == expected
 
 
 def test_a_flag_that_goes_straight_to_dropout_costs_no_further_passes():
@@ -271,9 +389,9 @@ def test_samples_that_differ_without_dropout_are_not_said_to_be_equal():
 
 
 class Regressor(pl.LightningModule):
-    def __init__(self, function):
+    def __init__(self, function, **parts):
         super().__init__()
-        self.network = Called(function)
+        self.network = Called(function, **parts)
 
     def forward(self, x):
         return self.network(x)
@@ -282,14 +400,14 @@ class Regressor(pl.LightningModule):
         pass
 
 
-def rows(function, target, **options):
+def rows(function, target, **parts):
     """What the monitor logs of a regression."""
     x = inputs(60, 1)
     run = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[DropoutUncertaintyMonitor(samples=4, task="regression", **options)],
+        callbacks=[DropoutUncertaintyMonitor(samples=4, task="regression")],
     )  # fmt: skip
-    run.validate(Regressor(function), DataLoader(TensorDataset(x, target(x)), 20), verbose=False)
+    run.validate(Regressor(function, **parts), DataLoader(TensorDataset(x, target(x)), 20), verbose=False)
     return {key.removeprefix("val/dropout/"): value.item() for key, value in run.callback_metrics.items()}
 
 
