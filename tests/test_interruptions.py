@@ -279,8 +279,9 @@ def test_handlers_are_given_back():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def on_two_ranks(shots, folder, status):
+def on_two_ranks(shots, folder, status, lags=False):
     """One of the ranks gets the signal."""
+    record.lags = lambda trainer: lags
     rank = int(os.environ["RANK"])
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30))
     options = {"strategy": strategy, "devices": 2, "test": False}
@@ -304,8 +305,20 @@ def test_two_ranks_end_at_one_step(rank):
     whole, again = (torch.load(f"{name}/final.ckpt", weights_only=True) for name in ("whole", "again"))
     assert alike((None, whole), (None, again))
     assert len(whole["random_states"]) == 2
+    assert {path.stem for path in Path().rglob("interrupted-*.ckpt")} == {"interrupted-step=4"}
     with pytest.warns(UserWarning, match="random numbers of 2 ranks and there are 1"):
         fit("one", resume="again/final.ckpt", test=False)
+
+
+@pytest.mark.parametrize(("place", "step", "end"), [("step", 3, 5), ("end", 8, 9)])
+def test_two_ranks_end_a_batch_later_where_accelerators_are_not_waited_for(place, step, end):
+    shots = [(place, step, [signal.SIGINT] if own else []) for own in range(2)]
+    on_ranks(2, on_two_ranks, shots, "whole", None, True)
+    on_ranks(2, on_two_ranks, shots, "halved", 130, True)
+    assert [path.stem for path in Path().rglob("interrupted-*.ckpt")] == [f"interrupted-step={end}"]
+    on_ranks(2, on_two_ranks, shots, "halved", None, True)
+    whole, again = (torch.load(f"{name}/final.ckpt", weights_only=True) for name in ("whole", "again"))
+    assert alike((None, whole), (None, again))
 
 
 def test_checkpoints_in_the_course_of_training(monkeypatch):

@@ -153,6 +153,11 @@ class RunRecord(Callback):
         return "\n".join(lines)
 
 
+def lags(trainer: Trainer) -> bool:
+    """Whether the processors run ahead of what computes, and must not wait for it."""
+    return trainer.strategy.root_device.type != "cpu"
+
+
 def how_to_look(logger: Logger) -> list[str]:
     """The commands that show a logger's run."""
     if isinstance(logger, WandbLogger):
@@ -201,8 +206,9 @@ def git_state(folder: Path) -> str:
 class InterruptionCheckpoint(Callback):
     """Ends a fit at a whole step when a signal asks for it, and saves a checkpoint there and now and then.
 
-    The first Ctrl-C, or SIGTERM, lets the batch end, and the validation that has begun: then weights,
-    optimizers, schedulers, loader and callbacks are all of one step. All ranks end at the same one. A second
+    The first Ctrl-C, or SIGTERM, lets the batch end (with several accelerators the next one too), and the
+    validation that has begun: then weights, optimizers, schedulers, loader and callbacks are all of one step.
+    All ranks end at the same one; they agree without a look at the accelerators. A second
     Ctrl-C ends at once and saves nothing.
 
     Args:
@@ -221,6 +227,8 @@ class InterruptionCheckpoint(Callback):
         self._validated = -1  # The batch behind which the last validation came.
         self._training = self._telling = False
         self._handlers: dict[int, Any] = {}
+        self._group: Any = None
+        self._pending: Any = None  # What ranks are asked for, until all have answered.
         self._saved, self._cost = time.monotonic(), 0.0
         self._recent: list[Path] = []
 
@@ -261,27 +269,44 @@ class InterruptionCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save."""
         self.on_sanity_check_start(trainer, pl_module)
-        self._saved = time.monotonic()
-        self._agree(trainer)
+        self._saved, self._pending = time.monotonic(), None
+        if trainer.world_size > 1:
+            # Of processors: a number on an accelerator could only be read when all before it is done.
+            self._group = torch.distributed.new_group(backend="gloo")
+        self._agree_at_once(trainer)
         if self._agreed:
             raise SIGTERMException
         self._training = True
+
+    def _agree_at_once(self, trainer: Trainer) -> None:
+        self._agree(trainer)
+        self._agree(trainer)
 
     def _agree(self, trainer: Trainer) -> bool:
         """Whether a checkpoint is due; the same on all ranks, as is the signal by which they end."""
         if self._agreed:
             return False
         due = time.monotonic() - self._saved > max(self.every, SHARE * self._cost)
-        asked = self._noted or (DUE if due and trainer.is_global_zero else 0)
-        if trainer.world_size > 1:
-            most: Any = trainer.strategy.reduce(
-                torch.tensor(asked, device=trainer.strategy.root_device), reduce_op="max"
-            )
-            asked = int(most)
+        asked = self._most(trainer, self._noted or (DUE if due and trainer.is_global_zero else 0))
         self._agreed = asked if asked != DUE else 0
         # Lightning ends its loops where all of a step is done.
         trainer._signal_connector.received_sigterm = bool(self._agreed)
         return asked == DUE
+
+    def _most(self, trainer: Trainer, asked: int) -> int:
+        """The largest of what the ranks ask for: with accelerators at the call before, so as not to wait."""
+        if trainer.world_size == 1:
+            return asked
+        number = torch.tensor(asked)
+        most = torch.distributed.ReduceOp.MAX
+        work = torch.distributed.all_reduce(number, most, self._group, async_op=True)
+        before, self._pending = self._pending, (work, number)
+        if lags(trainer):
+            if before is None:
+                return 0
+            work, number = before
+        work.wait()
+        return int(number)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -332,7 +357,7 @@ class InterruptionCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What comes after training is not to be resumed."""
-        self._agree(trainer)
+        self._agree_at_once(trainer)
         self._training = False
         self._let_go()
 
