@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from hashlib import blake2b
 from itertools import accumulate, islice
 from operator import mul
+from secrets import token_bytes
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -85,6 +88,22 @@ def _cannot_tell(loader: DataLoader[Any], kept: str, ranks: int, samples: int, t
     if loader not in _told:
         _told.add(loader)
         rank_zero_warn(f"Repeated training samples count twice: expected {wanted}")
+
+
+def training_loader(trainer: Trainer) -> Any:
+    """The dataloader of a fit; ``None``, and a warning if samples are repeated, where it has several."""
+    loaders = CombinedLoader(trainer.train_dataloader, "sequential").flattened
+    if len(loaders) == 1:
+        return loaders[0]
+    for loader in loaders:
+        share = share_of(loader)
+        if share is not None and share[2] % share[1] and loader not in _told:
+            _told.add(loader)
+            rank_zero_warn(
+                f"Repeated training samples count twice: {share[1]} ranks repeat some of {share[2]} samples,"
+                " and of several training dataloaders it is not known which one a loss is of"
+            )
+    return None
 
 
 def share_of(loader: Any) -> tuple[int, int, int] | None:
@@ -344,15 +363,25 @@ def fingerprint(batch: Any) -> int:
     >>> fingerprint([one]) == fingerprint([other]), fingerprint([one]) == fingerprint([one[:2]])
     (True, False)
     """
-    leaves = list(_leaves(batch))
-    total = sum(_digest([repr(leaf).encode()]) for leaf in leaves if not isinstance(leaf, Tensor))
-    found = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim and leaf.numel())
-    tensors = [leaf.detach().cpu() for leaf in found]
-    columns = [tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in tensors]
-    raw = [column.contiguous().view(torch.uint8).numpy() for column in columns]
-    # What is not one per sample tells nothing of them.
-    raw = [column for column in raw if len(column) == len(raw[0])]
-    return total + sum(_digest([row.tobytes() for row in rows]) for rows in zip(*raw, strict=True))
+    total, columns = 0, defaultdict(list)
+    for leaf in _leaves(batch):
+        if isinstance(leaf, Tensor):
+            rows = leaf.detach().cpu().reshape(leaf.shape[0] if leaf.ndim else 1, -1)
+            # Tensors of one length are the samples', of another what is common to all of a batch.
+            columns[len(rows)].append(rows.contiguous().view(torch.uint8).numpy())
+        else:
+            total += _digest([_content(leaf)])
+    for raw in columns.values():
+        total += sum(_digest([row.tobytes() for row in rows]) for rows in zip(*raw, strict=True))
+    return total
+
+
+def _content(value: Any) -> bytes:
+    """An object's content; where that cannot be told, another one each time, so that it counts."""
+    try:
+        return pickle.dumps(value)
+    except Exception:  # Anything may refuse to be pickled.
+        return token_bytes(8)
 
 
 def _digest(parts: list[bytes]) -> int:

@@ -15,7 +15,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, places_of, refuse_hidden, unrepeated
+from pl_losses.observers.loaders import (
+    SeenSamples,
+    evaluation_loaders,
+    places_of,
+    refuse_hidden,
+    training_loader,
+    unrepeated,
+)
 from pl_losses.observers.metrics import define_metrics, states_of, take_out
 from pl_losses.observers.random_state import RandomState
 from pl_losses.observers.schedule_length import ScheduleLength
@@ -296,8 +303,7 @@ class PaperModule(LightningModule):
         if trainer is None or trainer.state.stage is None:
             return None
         if trainer.training:
-            loader = trainer.train_dataloader
-            return None if isinstance(loader, (dict, list, tuple)) else loader
+            return training_loader(trainer)
         stage: Any = trainer.state.stage.dataloader_prefix
         return evaluation_loaders(trainer, stage)[self._dataloader]
 

@@ -255,3 +255,38 @@ def test_each_of_several_loaders_is_judged_by_itself(make_trainer, turned, monke
         found = run.test(classifier(Two), data[::-1] if turned else data, verbose=False)
         rows.append({key: value for row in found for key, value in row.items()})
     assert rows[1] == pytest.approx(rows[0], rel=1e-6)
+
+
+class OfADict(MLP):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch["a"] if isinstance(batch, dict) else batch, batch_idx)
+
+
+def dict_loaders(count):
+    return {name: DataLoader(samples(7), 4) for name in "ab"[:count]}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_repeated_training_samples_weigh_nothing_in_a_dict_of_one_loader(make_trainer, count):
+    found = []
+    for ranks in (1, 2):
+        torch.manual_seed(1)
+        model = OfADict(3, [5], 4, dropout=0.0, optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))
+        # One step an epoch, of all samples.
+        loaders = DataLoader(samples(7), 8 // ranks)
+        trainer = make_trainer(ranks, max_epochs=1)
+        trainer.fit(model, {"a": loaders} if count else loaders)
+        found.append(float(trainer.callback_metrics["train/error"]))
+    assert found[0] == found[1]
+
+
+def test_several_training_loaders_are_told_of(make_trainer, monkeypatch):
+    told = []
+    monkeypatch.setattr("pl_losses.observers.loaders.rank_zero_warn", told.append)
+    make_trainer(1, max_epochs=1).fit(OfADict(3, [5], 4, optimizer=torch.optim.Adam), dict_loaders(2))
+    assert not told
+    sampler = DistributedSampler(samples(7), num_replicas=2, rank=0)
+    loaders = {name: DataLoader(samples(7), 4, sampler=sampler) for name in "ab"}
+    make_trainer(1, max_epochs=1).fit(OfADict(3, [5], 4, optimizer=torch.optim.Adam), loaders)
+    assert len(told) == 2
+    assert "2 ranks repeat some of 7 samples" in told[0]
