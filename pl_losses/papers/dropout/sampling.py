@@ -192,7 +192,11 @@ def find_dropout(
         batch: What it is called with.
         forward: Called in place of the module.
         train: Parts that are on in the samples.
+
+    Raises:
+        ValueError: If a scripted or traced part holds dropout, which cannot be switched.
     """
+    _refuse_scripted(module)
     call = forward or (lambda inputs: call_module(module, inputs))
     parts = _named(module, train)
     mode, asked = ActiveDropout(Masks(0), on=False), Asked(module)
@@ -261,6 +265,10 @@ def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None
             raise ValueError(f"Expected `{name}` to be an integer of at least {least} but got {value!r}")
     if masks not in ("independent", "shared"):
         raise ValueError(f"Expected `masks` to be 'independent' or 'shared' but got {masks!r}")
+    _refuse_scripted(module)
+
+
+def _refuse_scripted(module: nn.Module) -> None:
     for name, part in module.named_modules():
         graph = getattr(part, "inlined_graph", "") if isinstance(part, torch.jit.ScriptModule) else ""
         if re.search(r"aten::\w*(dropout|bernoulli)", str(graph)):

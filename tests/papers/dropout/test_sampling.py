@@ -380,6 +380,9 @@ def test_scripted_dropout_is_refused():
         mc_samples(scripted, inputs(2, 3), 2)
     with pytest.raises(ValueError, match="traced parts but 1 does"):
         mc_samples(nn.Sequential(nn.Linear(3, 3), traced), inputs(2, 3), 2)
+    # So the monitor says instead of that there is none.
+    with pytest.raises(ValueError, match="scripted or traced parts but 0 does"):
+        find_dropout(nn.Sequential(scripted), inputs(2, 3))
     assert mc_samples(nn.Sequential(plain, nn.Dropout(P)), inputs(2, 3), 2).std() > 0
 
 
