@@ -82,7 +82,9 @@ def check_integer(name: str, value: int, least: int, most: int | None = None, al
 def check_counts(**values: int) -> None:
     """Refuse arguments that are no integers of at least 1."""
     for name, value in values.items():
-        check_integer(name, value, 1)
+        if not _INT.fits(value) or value < 1:
+            error = ValueError if _INT.fits(value) else TypeError
+            raise error(f"Expected `{name}` to be a positive integer but got {in_words(value)}")
 
 
 def check_number(
@@ -204,6 +206,8 @@ def _kind(annotation: Any) -> _Kind | None:
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
     origin, inner = get_origin(annotation), get_args(annotation)
+    if torch.optim.Optimizer in inner:  # The modules say what an optimizer's function looks like.
+        return None
     if origin is Literal:
         return _Kind(
             _either([f'"{choice}"' if isinstance(choice, str) else repr(choice) for choice in inner]),

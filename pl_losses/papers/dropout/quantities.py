@@ -174,9 +174,7 @@ def refuse_samples(samples: Tensor) -> None:
     """
     # More dimensions than [T, B, C] may be pixels.
     if samples.ndim < 3 or not len(samples) or not samples.shape[-1]:
-        raise ValueError(
-            f"Expected `samples` of shape [T, B, C] with T and C > 0 but got {list(samples.shape)}"
-        )
+        raise ValueError(f"Expected `samples` of shape [T, B, C] with T > 0 but got {list(samples.shape)}")
     refuse_logits("samples", samples)
 
 

@@ -249,7 +249,7 @@ def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
 def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None) -> None:
     for name, value, least in (("samples", samples, 1), ("chunk", chunk, 1), ("seed", seed, 0)):
         if value is not None:
-            check_integer(name, value, least)
+            check_integer(name, value, least, also="an integer of ")
     for name, part in module.named_modules():
         graph = getattr(part, "inlined_graph", "") if isinstance(part, torch.jit.ScriptModule) else ""
         if re.search(r"aten::\w*(dropout|bernoulli)", str(graph)):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pl_losses.core.validation import check_counts, check_real, check_shape, typed
+from pl_losses.core.validation import check_integer, check_shape, typed
 from pl_losses.observers.sums import wide
 
 INK = 0.2  # Darker than this is ink, as a share of full ink.
@@ -103,7 +103,8 @@ def candidate_cuts(
         Cuts(columns=tensor([[ 4, 12, 20]]), lengths=tensor([2]))
     """
     _check_images(images)
-    check_counts(radius=radius, projection_radius=projection_radius)
+    check_integer("radius", radius, 1)
+    check_integer("projection_radius", projection_radius, 1)
     width = images.shape[-1]
     columns = torch.arange(width, device=images.device)
     filled = (images[:, 0] > INK).any(dim=1)
@@ -122,7 +123,8 @@ def candidate_cuts(
 
 def _check_images(images: Tensor) -> None:
     check_shape("images", images, "B", 1, "H", "W")
-    check_real("images", images)
+    if not images.is_floating_point():
+        raise TypeError(f"Expected `images` of a floating point type, from 0 to 1, but got {images.dtype}")
     if not images.numel():
         raise ValueError(f"Expected `images` with pixels but got {list(images.shape)}")
 
