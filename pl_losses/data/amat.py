@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from pl_losses.core.files import checksum, written_whole
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule, check_integer
+from pl_losses.data.module import Resident, TensorDataModule
 
 # Of these sets the images lie on their side; bg-img-rot, whose names have both words, is none of them.
 SIDEWAYS = ("all_rotation_normalized", "background_random", "background_images")
@@ -57,6 +58,7 @@ class Amat(TensorDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         super().__init__(batch_size, eval_batch_size, seed, resident)
         if val_size is not None:
             check_integer("val_size", val_size, 0)

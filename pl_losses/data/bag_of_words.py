@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule, check_integer
+from pl_losses.data.module import Resident, TensorDataModule
 
 Counts = NDArray[np.int64]
 Documents = tuple[Counts, Counts, Counts]  # document, word and count of each entry
@@ -65,6 +66,7 @@ class BagOfWords(TensorDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         if source not in ("auto", "imdb", "synthetic"):
             raise ValueError(f'Expected `source` to be "auto", "imdb" or "synthetic" but got {source!r}')
         check_integer("vocabulary", vocabulary, 1)

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
 from pl_losses.core.files import checksum
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.image_files import read_image
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule, check_integer
+from pl_losses.data.module import Resident, TensorDataModule
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # Of the training pixels, in 0..1.
@@ -84,6 +85,7 @@ class CIFAR10(TensorDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         check_integer("val_size", val_size, 0, 49_999)
         check_integer("pad", pad, 0)
         check_integer("crop", crop, 1, 32 + 2 * pad)

@@ -7,8 +7,9 @@ from math import pi
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule, check_integer
+from pl_losses.data.module import Resident, TensorDataModule
 
 
 class SyntheticCO2(TensorDataModule):
@@ -56,6 +57,7 @@ class SyntheticCO2(TensorDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         check_integer("start", start, 1000, 9000)
         check_integer("until", until, start + 1, 9000)
         check_integer("end", end, until + 1, 9000)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, check_integer
+from pl_losses.data.module import Resident
 
 
 class Digits(ImageDataModule):
@@ -58,6 +59,7 @@ class Digits(ImageDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         check_integer("test_size", test_size, 10, 1777)
         if val_size != 0:
             check_integer("val_size", val_size, 10, 1777, "0, or ")

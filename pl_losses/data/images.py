@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule, check_integer
+from pl_losses.data.module import Resident, TensorDataModule
 from pl_losses.data.transforms import RandomAffine
 
 
@@ -44,6 +45,7 @@ class ImageDataModule(TensorDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         if not low < high:
             raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
         if limit is not None:

@@ -15,9 +15,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.image_files import read_grey
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule, check_integer
+from pl_losses.data.module import Resident, TensorDataModule
 
 DIGITS = tuple("0123456789")
 PARTS = ("train", "val", "test", "predict")
@@ -104,6 +105,7 @@ class LineImages(TensorDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         super().__init__(batch_size, eval_batch_size, seed, resident)
         if not alphabet or len(set(alphabet)) < len(alphabet):
             raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")

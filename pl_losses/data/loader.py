@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import typed
+
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Batch, torch.Generator], Batch]
 
@@ -61,6 +63,7 @@ class BatchLoader:
     # `sampler`.
     batch_sampler = None
 
+    @typed
     def __init__(
         self,
         tensors: Batch,

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
 from pl_losses.core.files import checksum
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.download import download
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, check_integer
+from pl_losses.data.module import Resident
 
 # MD5 of the four files unpacked: of what is in the packed ones, whose MD5 are published.
 UNPACKED = {
@@ -79,6 +80,7 @@ class MNIST(ImageDataModule):
         resident: Resident = "auto",
         source: Literal["mnist", "any"] = "mnist",
     ) -> None:
+        check_init(locals())
         if source not in ("mnist", "any"):
             raise ValueError(f'Expected `source` to be "mnist" or "any" but got {source!r}')
         check_integer("val_size", val_size, 0, 59_999 if source == "mnist" else None)

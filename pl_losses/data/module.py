@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.loader import Batch, BatchLoader
 from pl_losses.hparams import save_plain_hyperparameters
 
@@ -51,6 +52,7 @@ class TensorDataModule(LightningDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         super().__init__()
         eval_size = max(1000, batch_size) if eval_batch_size is None else eval_batch_size
         for name, value, least in (
@@ -59,8 +61,6 @@ class TensorDataModule(LightningDataModule):
             ("seed", seed, 0),
         ):
             check_integer(name, value, least)
-        if resident not in ("auto", "host", "device"):
-            raise ValueError(f'Expected `resident` to be "auto", "host" or "device" but got {resident!r}')
         save_plain_hyperparameters(self, logger=False)
         self.batch_size = batch_size
         self.eval_batch_size = eval_size
@@ -171,15 +171,6 @@ class TensorDataModule(LightningDataModule):
                 )
         if self.num_classes is not None:
             _check_labels(split, tensors[-1], self.num_classes)
-
-
-def check_integer(name: str, value: int, least: int, most: int | None = None, also: str = "") -> None:
-    """Refuse an argument that is no integer in ``least``..``most``; ``also`` names what else would do."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected `{name}` to be an integer but got {value!r}")
-    if value < least or (most is not None and value > most):
-        wanted = f"at least {least}" if most is None else f"in {least}..{most}"
-        raise ValueError(f"Expected `{name}` to be {also}{wanted} but got {value}")
 
 
 def _check_labels(split: str, labels: Tensor, classes: int) -> None:

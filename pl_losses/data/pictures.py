@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.image_files import read_image, resized, to_tensor
 from pl_losses.data.loader import BatchLoader
-from pl_losses.data.module import check_integer
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.names import distinct
 
@@ -88,6 +88,7 @@ class Pictures(LightningDataModule):
         steps: int = 25,
         root: str | None = None,
     ) -> None:
+        check_init(locals())
         super().__init__()
         self.content = [content] if isinstance(content, str) else list(content)
         self.style = [style] if isinstance(style, str) else list(style)

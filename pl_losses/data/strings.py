@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.digits import Digits
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.lines import DIGITS, Characters, Lines
 from pl_losses.data.loader import Batch, BatchLoader, _mix
 from pl_losses.data.mnist import MNIST
-from pl_losses.data.module import Resident, TensorDataModule, check_integer
+from pl_losses.data.module import Resident, TensorDataModule
 from pl_losses.data.transforms import smooth_field, warp
 
 INK = 0.2  # Darker than this is ink, as a share of full ink.
@@ -100,6 +101,7 @@ class DigitStrings(TensorDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         super().__init__(batch_size, eval_batch_size, seed, resident)
         if source not in ("digits", "mnist"):
             raise ValueError(f'Expected `source` to be "digits" or "mnist" but got {source!r}')

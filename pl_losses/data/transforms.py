@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
+from pl_losses.core.validation import typed
+
 
 class RandomAffine:
     """Draws one affine map per image and applies all of them with one bilinear resampling.
@@ -33,6 +35,7 @@ class RandomAffine:
         torch.Size([4, 1, 32, 32])
     """
 
+    @typed
     def __init__(
         self,
         translate: float = 2.0,

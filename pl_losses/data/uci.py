@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from pl_losses.core.files import checksum
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.download import download as fetch
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule, check_integer
+from pl_losses.data.module import Resident, TensorDataModule
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -128,6 +129,7 @@ class UCI(TensorDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         if not 0 <= val_share < 1:
             raise ValueError(f"Expected `val_share` in [0, 1) but got {val_share}")
         super().__init__(batch_size, eval_batch_size, seed, resident)

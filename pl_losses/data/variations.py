@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data import shapes
 from pl_losses.data.digits import Digits
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch, _mix
 from pl_losses.data.mnist import MNIST
-from pl_losses.data.module import Resident, check_integer
+from pl_losses.data.module import Resident
 
 Name = Literal[
     "basic-gen",
@@ -102,6 +103,7 @@ class Variations(ImageDataModule):
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:
+        check_init(locals())
         if name not in NAMES:
             raise ValueError(f"Expected `name` to be one of {', '.join(NAMES)} but got {name!r}")
         if source not in ("mnist", "digits"):

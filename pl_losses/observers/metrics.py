@@ -12,6 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_sum
 
+from pl_losses.core.validation import typed
+
 X_AXIS = "trainer/global_step"
 
 
@@ -104,6 +106,7 @@ class ErrorRate(Metric):
         self.add_state("wrong", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
+    @typed
     def update(self, predicted: Tensor, target: Tensor) -> None:
         """Count a batch: predicted and right classes, shape [B] each.
 

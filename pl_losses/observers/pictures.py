@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from pl_losses.core.files import written_whole
+from pl_losses.core.validation import typed
 from pl_losses.names import file_stem
 from pl_losses.observers.charts import log_confusion
 from pl_losses.observers.loaders import SeenSamples, evaluation_loaders, unrepeated
@@ -61,6 +62,7 @@ class ClassifierReport(Callback):
         ValueError: If ``samples`` is negative.
     """
 
+    @typed
     def __init__(self, samples: int = 32) -> None:
         if samples < 0:
             raise ValueError(f"Expected `samples` to be at least 0 but got {samples}")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.validation import typed
+
 WITHOUT_FLOAT64 = {"mps"}  # Types of devices.
 
 
@@ -88,6 +90,7 @@ class Sum(Sums):
         super().__init__()
         self.add_sum("total")
 
+    @typed
     def update(self, value: Tensor | float) -> None:
         """Add a scalar."""
         self.increase("total", value)
@@ -115,6 +118,7 @@ class Mean(Sums):
         self.add_sum("total")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
+    @typed
     def update(self, values: Tensor, count: int | Tensor = 1) -> None:
         """Add values of any shape, each the mean of ``count`` samples."""
         self.increase("total", (self.exact(values.detach()) * count).sum())

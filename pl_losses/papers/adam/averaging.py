@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pl_losses.core.validation import typed
 from pl_losses.observers.steps import OptimizerSteps, logged_step
 
 ROUNDED = "averaging_rounded"  # Of a checkpoint.
@@ -42,6 +43,7 @@ class TemporalAveraging(WeightAveraging):
         0.9
     """
 
+    @typed
     def __init__(self, beta2: float = 0.999) -> None:
         if not 0 <= beta2 < 1:
             raise ValueError(f"Expected `beta2` in [0, 1) but got {beta2}")

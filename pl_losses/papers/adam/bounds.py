@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from pl_losses.core.validation import typed
+
 
 class StepBounds(NamedTuple):
     """Two bounds of one step of one coordinate, in units of the learning rate alpha.
@@ -18,6 +20,7 @@ class StepBounds(NamedTuple):
     tight: float
 
 
+@typed
 def step_bounds(betas: tuple[float, float]) -> StepBounds:
     r"""Bounds of Adam's step :math:`|\Delta_t| / \alpha`, without weight decay.
 
@@ -59,6 +62,7 @@ def step_bounds(betas: tuple[float, float]) -> StepBounds:
     return StepBounds(paper, (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2)))
 
 
+@typed
 def adamax_step_bounds(betas: tuple[float, float]) -> StepBounds:
     r"""Bounds of AdaMax' step :math:`|\Delta_t| / \alpha`, without weight decay.
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.core.validation import check_init
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.adam.optimizer import Adam
 from pl_losses.papers.base import PaperModule
@@ -48,6 +49,7 @@ class AMSGradCounterexample(PaperModule):
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         if slope <= 2:
             raise ValueError(
                 f"Expected `slope` to be more than 2, for -1 to be the best point, but got {slope}"

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.validation import typed
 
+
+@typed
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     r"""KL divergence of N(mu, diag(sigma^2)) from the standard normal distribution, in nats.
 
@@ -39,6 +42,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
 
 
+@typed
 def bernoulli_error(logits: Tensor, target: Tensor) -> Tensor:
     r"""Negative log-likelihood of binary data, in nats, :math:`\sum_d \log(1 + e^{l_d}) - x_d l_d`.
 

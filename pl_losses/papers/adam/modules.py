@@ -8,6 +8,7 @@ from itertools import pairwise
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.core.validation import check_counts, check_init, check_share
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.adam.optimizer import Adam
 from pl_losses.papers.classifier import Classifier
@@ -67,7 +68,9 @@ class LogisticRegression(_Experiment):
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        _refuse(dropout=dropout)
+        check_init(locals())
+        check_share("dropout", dropout)
+        check_counts(in_features=in_features, num_classes=num_classes)
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.input_shape = (in_features,)
@@ -111,7 +114,9 @@ class MLP(_Experiment):
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        _refuse(dropout=dropout)
+        check_init(locals())
+        check_share("dropout", dropout)
+        check_counts(in_features=in_features, num_classes=num_classes)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"Expected `hidden` to hold the units of each layer but got {list(hidden)}")
         super().__init__(optimizer, lr_scheduler)
@@ -164,7 +169,12 @@ class ConvNet(_Experiment):
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        _refuse(input_dropout=input_dropout, dropout=dropout)
+        check_init(locals())
+        check_share("input_dropout", input_dropout)
+        check_share("dropout", dropout)
+        check_counts(num_classes=num_classes, in_channels=in_channels, hidden=hidden)
+        if not channels or min(channels) < 1:
+            raise ValueError(f"Expected `channels` to hold those of each layer but got {list(channels)}")
         if image_size < 2 ** len(channels):
             raise ValueError(
                 f"Expected `image_size` to be at least {2 ** len(channels)} for {len(channels)} times of"
@@ -185,9 +195,3 @@ class ConvNet(_Experiment):
         layers += [nn.Flatten(), nn.Linear(channels[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(dropout)]
         self.network = nn.Sequential(*layers, nn.Linear(hidden, num_classes))
         self.configure_metrics()
-
-
-def _refuse(**probabilities: float) -> None:
-    for name, value in probabilities.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"Expected `{name}` in [0, 1) but got {value}")

@@ -15,6 +15,7 @@ from torch import Tensor, optim
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from pl_losses.core.validation import typed
 from pl_losses.observers.monitor import Array, Monitor, Part, Row, on_cpu, optimizer_names, own_shard, vector
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.steps import torch_optimizers, unwrap
@@ -111,6 +112,7 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/bias_correction": "Picture: effective and largest steps over time, beside the closed forms.",
     }
 
+    @typed
     def __init__(
         self,
         every_n_steps: int | None = None,

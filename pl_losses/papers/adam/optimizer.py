@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
+from pl_losses.core.validation import check_number, typed
+
 OPTIONS = (
     *("lr", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"),
     "decoupled_weight_decay",
@@ -50,6 +52,7 @@ class Adam(torch.optim.Adam):
         -3.1623
     """
 
+    @typed
     def __init__(
         self,
         params: ParamsT,
@@ -62,6 +65,7 @@ class Adam(torch.optim.Adam):
         **kwargs: Any,
     ) -> None:
         _refuse(bias_correction)
+        _check_settings(lr=lr, eps=eps, weight_decay=weight_decay)
         self._bias_correction = bias_correction
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **kwargs)
         self.defaults["bias_correction"] = bias_correction
@@ -170,6 +174,12 @@ def _refuse(correction: Any) -> None:
         )
 
 
+def _check_settings(**settings: float | Tensor) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, Tensor):
+            check_number(name, value, "to be finite and at least 0", lambda number: number >= 0)
+
+
 class AdaMax(torch.optim.Adamax):
     """Algorithm 2, Adam's variant with the infinity norm, u_t = max(beta2 u_{t-1}, \\|g_t\\|).
 
@@ -197,6 +207,7 @@ class AdaMax(torch.optim.Adamax):
         [-0.0020000000949949026, 0.0]
     """
 
+    @typed
     def __init__(
         self,
         params: ParamsT,
@@ -206,6 +217,7 @@ class AdaMax(torch.optim.Adamax):
         weight_decay: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        _check_settings(lr=lr, eps=eps, weight_decay=weight_decay)
         super().__init__(params, lr, betas, eps, weight_decay, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pl_losses.core.validation import typed
+
 
 class InverseSqrtLR(LRScheduler):
     r"""A learning rate of :math:`\alpha_t = \alpha / \sqrt{t}` at step t = 1, 2, ...
@@ -35,6 +37,7 @@ class InverseSqrtLR(LRScheduler):
     # How often a Trainer is to call it.
     interval = "step"
 
+    @typed
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         super().__init__(optimizer, last_epoch)
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.loaders import BLOCK, drawn_at
 from pl_losses.observers.metrics import computed
@@ -63,9 +64,8 @@ class VAE(PaperModule):
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        for name, value in (("in_features", in_features), ("hidden", hidden), ("latent", latent)):
-            if value < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1 but got {value}")
+        check_init(locals())
+        check_counts(in_features=in_features, hidden=hidden, latent=latent)
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.in_features, self.latent, self.seed = in_features, latent, seed

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.validation import check_init
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import computed
 from pl_losses.papers.classifier import Classifier
@@ -103,6 +104,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         refuse_p(p)
         super().__init__(optimizer, lr_scheduler, length_scale, convention, samples, masks, chunk, seed)
         save_plain_hyperparameters(self)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.validation import check_counts, check_shape, typed
 from pl_losses.observers.sums import Sums
 from pl_losses.papers.dropout.quantities import (
     expected_entropy,
@@ -24,6 +25,7 @@ from pl_losses.papers.dropout.quantities import (
     predictive_moments,
     refuse_logits,
     refuse_precision,
+    refuse_samples,
     variation_ratio,
     wide,
 )
@@ -60,6 +62,7 @@ class ClassificationUncertainty(Sums):
         self.add_sum("sums", len(self.quantities))
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
+    @typed
     def update(self, samples: Tensor, counted: Tensor | None = None) -> None:
         """Add a batch of samples [T, B, C], or those of its inputs that are ``counted``, a mask [B].
 
@@ -68,6 +71,8 @@ class ClassificationUncertainty(Sums):
         """
         if samples.ndim != 3:
             raise ValueError(f"Expected `samples` of shape [T, B, C] but got {list(samples.shape)}")
+        if counted is not None:
+            check_shape("counted", counted, samples.shape[1])
         rows = torch.stack([self.exact(quantity(samples)) for quantity in self.quantities])
         self.increase("sums", (rows if counted is None else rows.where(counted, 0)).sum(dim=1))
         self.total += samples.shape[1] if counted is None else counted.sum()
@@ -105,16 +110,17 @@ class ClassificationScores(Sums):
 
     counts: Tensor
 
+    @typed
     def __init__(self, bins: int = BINS, ignore_index: int = IGNORED) -> None:
         super().__init__()
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-            raise ValueError(f"Expected `bins` to be a positive integer but got {bins!r}")
+        check_counts(bins=bins)
         self.bins, self.ignore_index = bins, ignore_index
         self.reliability = torch.zeros(3, bins)
         self.add_sum("sums", 2)
         self.add_sum("confidence", bins)
         self.add_state("counts", torch.zeros(2, bins, dtype=torch.long), dist_reduce_fx="sum")
 
+    @typed
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         """Add a batch.
 
@@ -174,13 +180,18 @@ class EntropyHistogram(Metric):
     full_state_update = False
     counts: Tensor
 
+    @typed
     def __init__(self, bins: int = 30, ignore_index: int = IGNORED) -> None:
         super().__init__()
+        check_counts(bins=bins)
         self.bins, self.ignore_index = bins, ignore_index
         self.add_state("counts", torch.zeros(2, bins, dtype=torch.long), dist_reduce_fx="sum")
 
+    @typed
     def update(self, samples: Tensor, target: Tensor) -> None:
         """Add a batch."""
+        check_shape("samples", samples, "T", "B", "C")
+        refuse_samples(samples)
         target = as_classes(target, samples[0], self.ignore_index)
         counted = (target != self.ignore_index).long()
         share = predictive_entropy(samples) / math.log(samples.shape[-1])
@@ -223,6 +234,7 @@ class RegressionScores(Sums):
     total: Tensor
     counts: Tensor
 
+    @typed
     def __init__(self, precision: float | None = None) -> None:
         super().__init__()
         refuse_precision(precision)
@@ -232,6 +244,7 @@ class RegressionScores(Sums):
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(LEVELS, dtype=torch.long), dist_reduce_fx="sum")
 
+    @typed
     def update(self, samples: Tensor, target: Tensor) -> None:
         """Add a batch.
 

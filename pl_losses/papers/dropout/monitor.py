@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from pl_losses.core.validation import typed
 from pl_losses.observers.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.observers.monitor import Row, log_row
 from pl_losses.observers.pictures import log_figure
@@ -91,6 +92,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     KEYS: ClassVar[dict[str, str]] = KEYS
 
+    @typed
     def __init__(
         self,
         samples: int = 20,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pl_losses.data.module import check_integer
+from pl_losses.core.validation import check_integer
 
 Activation = Literal["relu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}

@@ -15,11 +15,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from pl_losses.core.validation import check_positive, check_share, in_words, typed
 from pl_losses.papers.dropout.quantities import refuse_precision, wide
 
 Convention = Literal["paper", "authors"]
 
 
+@typed
 def dropout_objective(
     errors: Tensor, parameters: Iterable[Tensor], weight_decay: float | Sequence[float]
 ) -> Tensor:
@@ -55,10 +57,12 @@ def dropout_objective(
     if isinstance(parameters, (Tensor, nn.Module)):
         kind = "a single tensor" if isinstance(parameters, Tensor) else "a module"
         raise TypeError(f"Expected `parameters` to be tensors, such as `[weight, bias]`, but got {kind}")
+    tensors = list(parameters)
+    if wrong := [tensor for tensor in tensors if not isinstance(tensor, Tensor)]:
+        raise TypeError(f"Expected `parameters` to be tensors but got {in_words(wrong[0])}")
     given: object = weight_decay
     if isinstance(given, Tensor):
         raise TypeError(f"Expected `weight_decay` to be a number or a list of numbers but got {given!r}")
-    tensors = list(parameters)
     one = isinstance(weight_decay, (int, float))
     decays = [float(weight_decay)] * len(tensors) if one else list(weight_decay)  # type: ignore[arg-type]
     if len(decays) != len(tensors):
@@ -75,6 +79,7 @@ def dropout_objective(
     return objective
 
 
+@typed
 def weight_decay_of(
     precision: float,
     length_scale: float,
@@ -134,6 +139,7 @@ def weight_decay_of(
     return _finite(_numerator(length_scale, size, p, convention, target_std) / precision)
 
 
+@typed
 def precision_of(
     weight_decay: float,
     length_scale: float,
@@ -169,8 +175,7 @@ def refuse_p(p: float) -> None:
     Raises:
         ValueError: If ``p`` is not in [0, 1).
     """
-    if not 0 <= p < 1:
-        raise ValueError(f"Expected `p` in [0, 1) but got {p}")
+    check_share("p", p)
 
 
 def refuse_convention(convention: str) -> None:
@@ -189,8 +194,7 @@ def refuse_range(name: str, value: float) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if not 0 < value < inf:
-        raise ValueError(f"Expected `{name}` to be positive and finite but got {value}")
+    check_positive(name, value)
 
 
 def _numerator(length_scale: float, size: int, p: float, convention: str, target_std: float) -> float:

@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_positive, typed
 
+
+@typed
 def predictive_entropy(samples: Tensor) -> Tensor:
     """Entropy of the mean, H[1/T sum_t p_t]: all of the uncertainty about the class.
 
@@ -30,6 +33,7 @@ def predictive_entropy(samples: Tensor) -> Tensor:
     return _entropy(wide(samples).mean(dim=0))
 
 
+@typed
 def expected_entropy(samples: Tensor) -> Tensor:
     """Mean entropy of the passes, 1/T sum_t H[p_t]: what more data would not take away.
 
@@ -43,6 +47,7 @@ def expected_entropy(samples: Tensor) -> Tensor:
     return _entropy(wide(samples)).mean(dim=0)
 
 
+@typed
 def mutual_information(samples: Tensor) -> Tensor:
     """Predictive less expected entropy (BALD): how much the passes disagree.
 
@@ -56,6 +61,7 @@ def mutual_information(samples: Tensor) -> Tensor:
     return (predictive_entropy(samples) - expected_entropy(samples)).clamp_min(0)
 
 
+@typed
 def variation_ratio(samples: Tensor) -> Tensor:
     """Share of the passes that do not predict the class that most of them predict.
 
@@ -74,12 +80,14 @@ def variation_ratio(samples: Tensor) -> Tensor:
     return (votes != votes.mode(dim=0).values).to(wide(samples).dtype).mean(dim=0)
 
 
+@typed
 def max_probability(samples: Tensor) -> Tensor:
     """Largest probability of the mean: samples [T, B, C] -> [B]."""
     refuse_samples(samples)
     return wide(samples).mean(dim=0).amax(dim=-1)
 
 
+@typed
 def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple[Tensor, Tensor]:
     """Predictive mean 1/T sum_t y_t and variance 1/tau + 1/T sum_t y_t^2 - mean^2.
 
@@ -105,6 +113,7 @@ def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple
     return mean, variance + (0 if precision is None else 1 / precision)
 
 
+@typed
 def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
     """log 1/T sum_t N(y; y_t, 1/tau), per input, as log-sum-exp.
 
@@ -123,13 +132,14 @@ def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
         >>> mc_log_likelihood(torch.zeros(3, 1), torch.tensor([1.0]), tau=1.0)  # log N(1; 0, 1)
         tensor([-1.4189])
     """
-    refuse_precision(tau)
+    refuse_precision(tau, "tau")
     samples, target = fitting(samples, target)
     squares = (target - samples).square().sum(dim=-1)
     constant = samples.shape[-1] * 0.5 * math.log(tau / (2 * math.pi)) - math.log(len(samples))
     return torch.logsumexp(-0.5 * tau * squares, dim=0) + constant
 
 
+@typed
 def predictive_cdf(samples: Tensor, target: Tensor, precision: float | None = None) -> Tensor:
     """P(Y <= y) under the predictive distribution, the mixture of N(y_t, 1/tau) over the passes.
 
@@ -163,7 +173,7 @@ def refuse_samples(samples: Tensor) -> None:
         ValueError: If ``samples`` is not of shape [T, B, C], T > 0, or, on the CPU, no probabilities.
     """
     # More dimensions than [T, B, C] may be pixels.
-    if samples.ndim < 3 or not len(samples):
+    if samples.ndim < 3 or not len(samples) or not samples.shape[-1]:
         raise ValueError(f"Expected `samples` of shape [T, B, C] with T > 0 but got {list(samples.shape)}")
     refuse_logits("samples", samples)
 
@@ -181,14 +191,14 @@ def refuse_logits(name: str, probabilities: Tensor) -> None:
         )
 
 
-def refuse_precision(precision: float | None) -> None:
+def refuse_precision(precision: float | None, name: str = "precision") -> None:
     """Refuse what is no precision.
 
     Raises:
         ValueError: If ``precision`` is not positive and finite.
     """
-    if precision is not None and not 0 < precision < math.inf:
-        raise ValueError(f"Expected `precision` to be positive and finite but got {precision}")
+    if precision is not None:
+        check_positive(name, precision)
 
 
 def fitting(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

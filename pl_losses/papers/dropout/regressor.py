@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from pl_losses.core.validation import check_init
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import computed
 from pl_losses.observers.sums import Mean
@@ -118,6 +119,7 @@ class DropoutRegressor(DropoutModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         if hidden is not None and not isinstance(hidden, (list, tuple)):
             raise ValueError(
                 f"Expected `hidden` to be a list of the layers' units, such as [50], but got {hidden!r}"

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.validation import typed
 from pl_losses.observers.pictures import gather_objects, log_figure
 from pl_losses.papers.dropout.evaluation import undisturbed
 from pl_losses.papers.dropout.quantities import mutual_information, predictive_entropy, wide
@@ -42,6 +43,7 @@ class ExtrapolationReport(Callback):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(
         self, points: int = 500, margin: float = 0.1, xlabel: str = "input", ylabel: str = "target"
     ) -> None:
@@ -153,6 +155,7 @@ class RotationReport(Callback):
         ValueError: If an argument is out of range.
     """
 
+    @typed
     def __init__(
         self,
         digit: int = 1,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
+from pl_losses.core.validation import check_integer, typed
 from pl_losses.papers.dropout.active import ActiveDropout
 from pl_losses.papers.dropout.asked import Asked, Parts, random_parts
 from pl_losses.papers.dropout.evaluation import (
@@ -34,6 +35,7 @@ from pl_losses.papers.dropout.passes import Passes, why_not_many
 Train = Sequence[type[nn.Module] | str]
 
 
+@typed
 def mc_samples(
     module: nn.Module,
     batch: Any,
@@ -112,7 +114,7 @@ def mc_samples(
         >>> torch.allclose(samples[:50], mc_samples(network, torch.zeros(8, 3), samples=50, seed=0))
         True
     """
-    _refuse(module, samples, chunk, seed, masks)
+    _refuse(module, samples, chunk, seed)
     parts = _named(module, train)
     seed = secrets.randbits(63) if seed is None else seed
     call = forward or (lambda inputs: call_module(module, inputs))
@@ -255,16 +257,10 @@ def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
     return Parts(found, False, "`train` names no part")
 
 
-def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None, masks: str) -> None:
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"Expected `module` to be a torch.nn.Module but got {type(module).__name__}")
+def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None) -> None:
     for name, value, least in (("samples", samples, 1), ("chunk", chunk, 1), ("seed", seed, 0)):
-        if value is None and name != "samples":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"Expected `{name}` to be an integer of at least {least} but got {value!r}")
-    if masks not in ("independent", "shared"):
-        raise ValueError(f"Expected `masks` to be 'independent' or 'shared' but got {masks!r}")
+        if value is not None:
+            check_integer(name, value, least, also="an integer of ")
     _refuse_scripted(module)
 
 

@@ -15,8 +15,8 @@ from typing import Literal
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pl_losses.core.experiment import Experiment
+from pl_losses.core.validation import check_integer
 from pl_losses.data import uci
-from pl_losses.data.module import check_integer
 from pl_losses.papers.dropout import table1_report as report
 from pl_losses.papers.dropout.published import SETTINGS
 from pl_losses.papers.dropout.table1_columns import COLUMNS, Case, reproduce_column

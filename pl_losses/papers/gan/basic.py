@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.gan.layers import LinearLayer
@@ -42,6 +43,8 @@ class FullBasicModel(Classifier):
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
+        check_counts(num_classes=num_classes)
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.conv = nn.Conv2d(1, 128, 3)

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import isfinite
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
+from pl_losses.core.validation import check_number
 from pl_losses.strategies import DDPPerModule
-
-
-def positive_integers(**values: Any) -> None:
-    """Refuse arguments that are no integers of at least 1.
-
-    Raises:
-        ValueError: At the first such argument.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}")
-
-
-def number(name: str, value: Any, wanted: str, fits: Callable[[float], bool]) -> None:
-    """Refuse an argument that is no finite number, or not ``wanted``.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    real = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-    if not real or not fits(value):
-        raise ValueError(f"Expected `{name}` {wanted} but got {value!r}")
 
 
 def normalisation(mean: Any, std: Any, channels: int) -> None:
@@ -49,9 +26,9 @@ def normalisation(mean: Any, std: Any, channels: int) -> None:
                 f" {name}={values}"
             )
     for value in mean:
-        number("mean", value, "to be finite numbers", lambda _: True)
+        check_number("mean", value, "to be finite numbers")
     for value in std:
-        number("std", value, "to be positive numbers", lambda deviation: deviation > 0)
+        check_number("std", value, "to be positive numbers", lambda deviation: deviation > 0)
 
 
 def makers(**values: Any) -> None:

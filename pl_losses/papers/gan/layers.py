@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pl_losses.papers.gan.checks import positive_integers
+from pl_losses.core.validation import check_counts, typed
 
 
 class LinearLayer(nn.Module):
@@ -26,9 +26,10 @@ class LinearLayer(nn.Module):
         torch.Size([4, 10])
     """
 
+    @typed
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        positive_integers(in_features=in_features, out_features=out_features)
+        check_counts(in_features=in_features, out_features=out_features)
         # An attribute that is a Parameter is found by `parameters()`, moved by `to`, and saved.
         self.w = nn.Parameter(torch.randn(in_features, out_features) / in_features**0.5)
         self.b = nn.Parameter(torch.zeros(out_features))

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pl_losses.papers.gan.checks import number
+from pl_losses.core.validation import check_share, typed
 
 
+@typed
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, smoothing: float = 0.0) -> Tensor:
     r"""The listing's errD_real + errD_fake.
 
@@ -32,13 +33,14 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, smoothing: f
         >>> discriminator_loss(torch.zeros(4), torch.zeros(4))  # 2 log 2: D cannot tell
         tensor(1.3863)
     """
-    number("smoothing", smoothing, "in [0, 1)", lambda share: 0 <= share < 1)
+    check_share("smoothing", smoothing)
     real, fake = _logits("real_logits", real_logits), _logits("fake_logits", fake_logits)
     # -(1 - s) log sigmoid(r) - s log(1 - sigmoid(r)), and log(1 - sigmoid(r)) = log sigmoid(r) - r.
     loss = F.softplus(-real).mean() + F.softplus(fake).mean()
     return loss + smoothing * real.mean() if smoothing else loss
 
 
+@typed
 def generator_loss(fake_logits: Tensor) -> Tensor:
     r"""The listing's errG, the non-saturating one: :math:`-\frac1M \sum_j \log D(G(z_j))`.
 
@@ -60,8 +62,6 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 
 
 def _logits(name: str, logits: Tensor) -> Tensor:
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"Expected `{name}` to be a tensor but got {type(logits).__name__}")
     if not logits.numel():
         raise ValueError(f"Expected `{name}` of at least one sample but got {list(logits.shape)}")
     return logits if logits.dtype == torch.float64 else logits.float()

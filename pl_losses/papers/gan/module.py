@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from pl_losses.core.validation import check_counts, check_init, check_number, check_share
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.loaders import BLOCK, drawn_at
 from pl_losses.observers.metrics import computed
@@ -123,17 +124,17 @@ class GAN(PaperModule):
         std: list[float] | None = None,
         seed: int = 0,
     ) -> None:
-        checks.positive_integers(latent_size=latent_size, channels=channels, image_size=image_size)
-        checks.positive_integers(width=width, discriminator_steps=discriminator_steps, accumulate=accumulate)
+        check_init(locals())
+        check_counts(latent_size=latent_size, channels=channels, image_size=image_size)
+        check_counts(width=width, discriminator_steps=discriminator_steps, accumulate=accumulate)
         if architecture not in NETWORKS:
             raise ValueError(f'Expected `architecture` to be "dcgan" or "mlp" but got {architecture!r}')
-        checks.number("smoothing", smoothing, "in [0, 1)", lambda share: 0 <= share < 1)
+        check_share("smoothing", smoothing)
         if ema is not None:
-            checks.number("ema", ema, "in [0, 1) or None", lambda decay: 0 <= decay < 1)
+            check_number("ema", ema, "in [0, 1) or None", lambda decay: 0 <= decay < 1)
         if gradient_clip is not None:
-            checks.number("gradient_clip", gradient_clip, "to be positive or None", lambda norm: norm > 0)
+            check_number("gradient_clip", gradient_clip, "to be positive or None", lambda norm: norm > 0)
         checks.normalisation(mean, std, channels)
-        checks.number("seed", seed, "to be an integer", lambda value: isinstance(value, int))
         checks.makers(generator=generator, discriminator=discriminator)
         super().__init__(discriminator_optimizer)
         if not callable(generator_optimizer):
@@ -252,7 +253,7 @@ class GAN(PaperModule):
         Raises:
             ValueError: If ``count`` is no positive integer.
         """
-        checks.positive_integers(count=count)
+        check_counts(count=count)
         return self.generate(self.fixed_noise(count, "sample", seed))
 
     @torch.no_grad()

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.validation import check_counts, check_shape, typed
 from pl_losses.observers.metrics import ListMetric
 from pl_losses.observers.sums import has_float64, wide
-from pl_losses.papers.gan.checks import positive_integers
 
 
+@typed
 def frechet_distance(
     real_mean: Tensor, real_covariance: Tensor, fake_mean: Tensor, fake_covariance: Tensor
 ) -> Tensor:
@@ -64,6 +65,7 @@ def frechet_distance(
     return distance
 
 
+@typed
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[Tensor, Tensor]:
     """Precision and recall of samples by nearest neighbours (Kynkäänniemi et al. 2019, eqs. 1 and 2).
 
@@ -88,7 +90,7 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[T
         >>> precision_recall(real, torch.tensor([[0.05], [0.25], [30.0], [30.1]]), neighbours=1)
         (tensor(0.5000), tensor(0.1250))
     """
-    positive_integers(neighbours=neighbours)
+    check_counts(neighbours=neighbours)
     for name, samples in (("real", real), ("fake", fake)):
         if samples.ndim != 2 or len(samples) <= neighbours or samples.shape[1] != real.shape[1]:
             raise ValueError(
@@ -133,8 +135,10 @@ class FrechetDistance(Metric):
     sums: Tensor
     products: Tensor
 
+    @typed
     def __init__(self, features: int) -> None:
         super().__init__()
+        check_counts(features=features)
         shapes = {"counts": (2,), "sums": (2, features), "products": (2, features, features)}
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
@@ -143,8 +147,10 @@ class FrechetDistance(Metric):
         # The sums stay on the host where they could not be as wide.
         return self if not has_float64(fn(torch.zeros(()))) else super()._apply(fn, exclude_state)
 
+    @typed
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [B, F] of real or of generated samples."""
+        check_shape("features", features, "B", self.sums.shape[1])
         which, own = int(not real), wide(features)
         self.counts[which] += len(own)
         self.sums[which] += own.sum(dim=0)
@@ -172,15 +178,18 @@ class PrecisionRecall(ListMetric):
     real: list[Tensor]
     fake: list[Tensor]
 
+    @typed
     def __init__(self, features: int, neighbours: int = 3) -> None:
         super().__init__()
-        positive_integers(features=features, neighbours=neighbours)
+        check_counts(features=features, neighbours=neighbours)
         self.neighbours = neighbours
         self.add_rows("real", features)
         self.add_rows("fake", features)
 
+    @typed
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [B, F] of real or of generated samples."""
+        check_shape("features", features, "B", self._rows["real"].shape[1])
         (self.real if real else self.fake).append(features.float())
 
     def compute(self) -> tuple[Tensor, Tensor]:

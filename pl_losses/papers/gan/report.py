@@ -10,11 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.observers.metrics import define_metrics
 from pl_losses.observers.monitor import Row, log_row
 from pl_losses.observers.pictures import gather_objects, log_figure
 from pl_losses.observers.steps import logged_step
-from pl_losses.papers.gan.checks import makers, module, positive_integers
+from pl_losses.papers.gan.checks import makers, module
 from pl_losses.papers.gan.drawing import draw_classes, draw_outputs, draw_samples
 from pl_losses.papers.gan.measures import Measures, feature_name
 from pl_losses.papers.gan.module import GAN
@@ -63,6 +64,7 @@ class GANReport(Callback):
         "<name>_real_largest_class": "share of the most frequent class among the real samples",
     }
 
+    @typed
     def __init__(
         self,
         features: Callable[[], nn.Module] | None = None,
@@ -71,7 +73,7 @@ class GANReport(Callback):
         samples: int = 64,
         seed: int = 0,
     ) -> None:
-        positive_integers(every_n_epochs=every_n_epochs, samples=samples)
+        check_counts(every_n_epochs=every_n_epochs, samples=samples)
         makers(features=features)
         self.every_n_epochs, self.samples, self.seed = every_n_epochs, samples, seed
         self._make_features, self._make_metric = features, metric

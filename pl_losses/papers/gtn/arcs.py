@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pl_losses.papers.gtn.checks import check_targets, floating, integers
+from pl_losses.core.validation import typed
+from pl_losses.papers.gtn.checks import check_targets, floating, integers, numbers
 from pl_losses.papers.gtn.dag import DagSweep
 from pl_losses.papers.gtn.paths import NO_PATH, ArcPosteriors, Path
 from pl_losses.papers.gtn.search import Search
@@ -59,6 +60,7 @@ class ArcLattice:
         tensor([0.0556])
     """
 
+    @typed
     def __init__(
         self,
         source: Tensor | Sequence[int],
@@ -182,7 +184,7 @@ class ArcLattice:
     def best_path(self) -> list[Path]:
         """Return the path of smallest penalty for each graph; an empty one of penalty ``inf`` if none."""
         with torch.no_grad():
-            penalties = self.viterbi_penalty().tolist()
+            penalties = numbers(self.viterbi_penalty()).tolist()
             taken = (self._flow(tropical=True)[0][: len(self.penalty)] > 0.5).nonzero().squeeze(1)
         depth = self.sweep.rank[self.sweep.source[taken]].argsort()
         arcs: list[list[int]] = [[] for _ in penalties]
@@ -219,8 +221,11 @@ class ArcLattice:
         with torch.no_grad():
             scores = self._scores(self.penalty.double())
             potentials = self.sweep.potentials(scores, tropical=False)
-            return Search(self, scores, potentials, self.sweep.potentials(scores, tropical=True))
+            best = self.sweep.potentials(scores, tropical=True)
+            numbers(best[len(best) - self.samples :])
+            return Search(self, scores, potentials, best)
 
+    @typed
     def n_best(self, n: int) -> list[list[Path]]:
         """Return the ``n`` paths of smallest penalty in ascending order, fewer where there are not so many.
 
@@ -228,10 +233,12 @@ class ArcLattice:
         """
         return self._search.n_best(n)
 
+    @typed
     def sample(self, n: int, generator: torch.Generator | None = None) -> list[list[Path]]:
         """Draw ``n`` independent paths with P(path) proportional to exp(-penalty); none where none exists."""
         return self._search.sample(n, generator)
 
+    @typed
     def compose(self, other: ArcLattice) -> ArcLattice:
         """Return pairs of a path here and one there that agree: ``output`` here with ``label`` in ``other``.
 
@@ -245,20 +252,21 @@ class ArcLattice:
 
         return compose(self, other)
 
-    def constrain(self, target: Tensor | ArcLattice, target_lengths: Tensor | None = None) -> ArcLattice:
-        """Return the lattice of the paths whose outputs spell ``target``.
+    @typed
+    def constrain(self, targets: Tensor | ArcLattice, target_lengths: Tensor | None = None) -> ArcLattice:
+        """Return the lattice of the paths whose outputs spell ``targets``.
 
         Args:
-            target: One label string per graph, integers, shape [B, L], or a grammar to compose with.
+            targets: One label string per graph, integers, shape [B, L], or a grammar to compose with.
             target_lengths: Length of each label string, shape [B]; ``None`` for L. Only with strings.
         """
-        if isinstance(target, ArcLattice):
+        if isinstance(targets, ArcLattice):
             if target_lengths is not None:
-                raise ValueError("Expected `target_lengths` only with a `target` of label strings")
-            return self.compose(target)
+                raise ValueError("Expected `target_lengths` only with a `targets` of label strings")
+            return self.compose(targets)
         from pl_losses.papers.gtn.compose import strings
 
-        return self.compose(strings(*check_targets(target, target_lengths, self.samples, None, CPU)))
+        return self.compose(strings(*check_targets(targets, target_lengths, self.samples, None, CPU)))
 
     def to_arcs(self) -> Self:
         """Return itself."""

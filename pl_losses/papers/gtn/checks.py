@@ -5,21 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_integers, check_real
+
 
 def floating(name: str, tensor: Tensor) -> Tensor:
     """The tensor in float32 at least; a TypeError if it is not floating point."""
-    if not tensor.is_floating_point():
-        raise TypeError(f"Expected `{name}` to be floating point but got {tensor.dtype}")
+    check_real(name, tensor)
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def integers(name: str, tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor in int64; a TypeError if it does not hold integers."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"Expected `{name}` to be a tensor but got {type(tensor).__name__}")
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"Expected `{name}` to hold integers but got {tensor.dtype}")
+    check_integers(name, tensor)
     return tensor.to(device, torch.long)
+
+
+def numbers(penalties: Tensor) -> Tensor:
+    """The samples' least penalties, or their scores, [B]; a ValueError if one is NaN: no path is the best."""
+    if wrong := penalties.isnan().nonzero().flatten().tolist():
+        raise ValueError(f"Expected `penalties` to be numbers but those of samples {wrong} are NaN")
+    return penalties
 
 
 def within(name: str, tensor: Tensor, low: int, high: int) -> None:
@@ -47,10 +52,10 @@ def check_targets(
     targets: Tensor, lengths: Tensor | None, samples: int, classes: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """Label strings in int64, at least one column wide and 0 beyond their lengths, and these."""
-    targets = integers("target", targets, device)
+    targets = integers("targets", targets, device)
     if targets.ndim != 2 or len(targets) != samples:
         raise ValueError(
-            f"Expected `target` of shape [B, L] with B = {samples} but got {list(targets.shape)}"
+            f"Expected `targets` of shape [B, L] with B = {samples} but got {list(targets.shape)}"
         )
     lengths = check_lengths("target_lengths", lengths, samples, targets.shape[1], device)
     if targets.shape[1] == 0:
@@ -59,5 +64,5 @@ def check_targets(
     if lengths is not None:
         used = torch.arange(targets.shape[1], device=device) < lengths[:, None]
         targets = targets.where(used, 0)
-    within("target", targets, 0, (classes or 2**62) - 1)
+    within("targets", targets, 0, (classes or 2**62) - 1)
     return targets, lengths

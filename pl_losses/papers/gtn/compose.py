@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_real, typed
 from pl_losses.papers.gtn.arcs import EPSILON, ArcLattice
 from pl_losses.papers.gtn.dag import ragged_ranges
 
@@ -148,6 +149,7 @@ def strings(targets: Tensor, lengths: Tensor | None = None) -> ArcLattice:
     return ArcLattice(node[used], node[used] + 1, targets[used], zeros, sizes=counts, final=counts)
 
 
+@typed
 def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> ArcLattice:
     """Return the trie of some words: a grammar of one graph that spells these and nothing else.
 
@@ -169,6 +171,8 @@ def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> 
         raise ValueError(f"Expected `words` to be at least one and all different but got {len(words)}")
     if penalties is not None and penalties.shape != (len(words),):
         raise ValueError(f"Expected `penalties` of shape [{len(words)}] but got {list(penalties.shape)}")
+    if penalties is not None:
+        check_real("penalties", penalties)
     if low := [label for word in words for label in word if int(label) < 0]:
         raise ValueError(f"Expected `words` of labels of at least 0 but got {low[0]}")
     nodes: dict[tuple[int, ...], int] = {(): 0}
@@ -187,6 +191,7 @@ def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> 
     return ArcLattice(source, destination, label, penalty, final=[len(nodes)])
 
 
+@typed
 def ctc_topology(num_classes: int, blank: int = 0) -> ArcLattice:
     """Return the transducer of connectionist temporal classification, from frames to label strings.
 

@@ -15,12 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import typed
 from pl_losses.papers.gtn.arcs import ArcLattice
 from pl_losses.papers.gtn.lattice import SegmentLattice
 
 Reduction = Literal["mean", "sum", "none"]
 
 
+@typed
 def viterbi_loss(
     lattice: SegmentLattice | ArcLattice,
     targets: Tensor,
@@ -49,10 +51,10 @@ def viterbi_loss(
         >>> viterbi_loss(lattice, torch.tensor([[0, 0]]))
         tensor(0.6000)
     """
-    _check(reduction)
     return _reduce(lattice.constrain(targets, target_lengths).viterbi_penalty(), reduction)
 
 
+@typed
 def discriminative_viterbi_loss(
     lattice: SegmentLattice | ArcLattice,
     targets: Tensor,
@@ -71,11 +73,11 @@ def discriminative_viterbi_loss(
         >>> discriminative_viterbi_loss(lattice, torch.tensor([[0, 0]]))
         tensor(0.3000)
     """
-    _check(reduction)
     constrained = lattice.constrain(targets, target_lengths).viterbi_penalty()
     return _reduce(_Excess.apply(constrained, lattice.viterbi_penalty()), reduction)
 
 
+@typed
 def forward_loss(
     lattice: SegmentLattice | ArcLattice,
     targets: Tensor,
@@ -93,10 +95,10 @@ def forward_loss(
         >>> forward_loss(lattice, torch.tensor([[0, 0]]))
         tensor(0.6000)
     """
-    _check(reduction)
     return _reduce(lattice.constrain(targets, target_lengths).forward_penalty(), reduction)
 
 
+@typed
 def discriminative_forward_loss(
     lattice: SegmentLattice | ArcLattice,
     targets: Tensor,
@@ -115,7 +117,6 @@ def discriminative_forward_loss(
         >>> discriminative_forward_loss(lattice, torch.tensor([[0, 1]]))
         tensor(0.9255)
     """
-    _check(reduction)
     constrained = lattice.constrain(targets, target_lengths).forward_penalty()
     return _reduce(_Excess.apply(constrained, lattice.forward_penalty()), reduction)
 
@@ -141,11 +142,6 @@ class _Excess(torch.autograd.Function):
         (missed,) = ctx.saved_tensors
         grad = grad.masked_fill(missed, 0.0)
         return grad, -grad
-
-
-def _check(reduction: str) -> None:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'Expected `reduction` to be "mean", "sum" or "none" but got {reduction!r}')
 
 
 def _reduce(losses: Tensor, reduction: str) -> Tensor:

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import typed
 from pl_losses.papers.gtn.arcs import ArcLattice
+from pl_losses.papers.gtn.checks import numbers
 from pl_losses.papers.gtn.paths import NO_PATH, Path, SegmentPosteriors
 from pl_losses.papers.gtn.sweeps import Potentials, SegmentSweep, Solve, penalties_of
 
@@ -126,7 +128,7 @@ class DenseLattice(ABC):
     def best_path(self) -> list[Path]:
         """Return the path of smallest penalty for each sample; an empty one of penalty ``inf`` if none."""
         with torch.no_grad():
-            penalties = self.viterbi_penalty().tolist()
+            penalties = numbers(self.viterbi_penalty()).tolist()
             taken = self._flow(tropical=True).arcs > 0.5
             sample, piece, longer, spelled = self._by_label(taken).permute(3, 0, 1, 2).nonzero().unbind(1)
             label = self._label(sample, piece, longer, spelled)
@@ -140,6 +142,7 @@ class DenseLattice(ABC):
             for b, penalty in enumerate(penalties)
         ]
 
+    @typed
     def n_best(self, n: int) -> list[list[Path]]:
         """Return the ``n`` paths of smallest penalty in ascending order, fewer where there are not so many.
 
@@ -147,6 +150,7 @@ class DenseLattice(ABC):
         """
         return self.to_arcs().n_best(n)
 
+    @typed
     def sample(self, n: int, generator: torch.Generator | None = None) -> list[list[Path]]:
         """Draw ``n`` independent paths with P(path) proportional to exp(-penalty); none where none exists."""
         return self.to_arcs().sample(n, generator)

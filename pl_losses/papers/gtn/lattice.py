@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import typed
 from pl_losses.papers.gtn.arcs import ArcLattice
 from pl_losses.papers.gtn.checks import check_lengths, check_targets, floating
 from pl_losses.papers.gtn.dense import DenseLattice, outside
@@ -48,6 +49,7 @@ class SegmentLattice(DenseLattice):
         tensor([1.5000])
     """
 
+    @typed
     def __init__(self, penalties: Tensor, lengths: Tensor | None = None) -> None:
         if penalties.ndim != 4 or 0 in penalties.shape[2:]:
             raise ValueError(
@@ -92,15 +94,16 @@ class SegmentLattice(DenseLattice):
     def _label(self, sample: Tensor, piece: Tensor, longer: Tensor, spelled: Tensor) -> Tensor:
         return self.penalties[sample, piece, longer].argmin(-1)
 
-    def constrain(self, target: Tensor | ArcLattice, target_lengths: Tensor | None = None) -> Lattice:
-        """Return the lattice of the paths that spell ``target``, the path selector's G_c.
+    @typed
+    def constrain(self, targets: Tensor | ArcLattice, target_lengths: Tensor | None = None) -> Lattice:
+        """Return the lattice of the paths that spell ``targets``, the path selector's G_c.
 
         Args:
-            target: One label string per sample, integers in [0, C), shape [B, L]; or a grammar, an
+            targets: One label string per sample, integers in [0, C), shape [B, L]; or a grammar, an
                 :class:`ArcLattice` of one graph for all samples or of B graphs, such as
                 ``lexicon([(3, 4), (3, 1, 4)])``.
             target_lengths: Length of each label string, integers in [0, L], shape [B]; ``None`` for L. What
-                ``target`` holds beyond it is ignored. Only with strings.
+                ``targets`` holds beyond it is ignored. Only with strings.
 
         Returns:
             A :class:`TargetLattice` for strings, an :class:`ArcLattice` for a grammar. It has the same
@@ -108,14 +111,16 @@ class SegmentLattice(DenseLattice):
             a path at all.
 
         Raises:
-            TypeError: If ``target`` is neither integer nor an :class:`ArcLattice`.
+            TypeError: If ``targets`` is neither integer nor an :class:`ArcLattice`.
             ValueError: If a shape, a length or a label does not fit.
         """
-        if isinstance(target, ArcLattice):
+        if isinstance(targets, ArcLattice):
             if target_lengths is not None:
-                raise ValueError("Expected `target_lengths` only with a `target` of label strings")
-            return self.to_arcs().compose(target)
-        checked = check_targets(target, target_lengths, self.samples, self.num_classes, self.penalties.device)
+                raise ValueError("Expected `target_lengths` only with a `targets` of label strings")
+            return self.to_arcs().compose(targets)
+        checked = check_targets(
+            targets, target_lengths, self.samples, self.num_classes, self.penalties.device
+        )
         return TargetLattice(self.penalties, self.lengths, self._ignored, *checked)
 
     def to_arcs(self) -> ArcLattice:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.validation import check_integers, check_real, check_shape, typed
 from pl_losses.observers.metrics import ListMetric, binomial_interval
+from pl_losses.papers.gtn.checks import within
 
 
 def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
@@ -25,12 +27,18 @@ def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
     return row[-1]
 
 
+@typed
 def count_edits(predicted: Sequence[Sequence[int]], targets: Tensor, lengths: Tensor) -> Tensor:
     """Edit distances of B label strings from the targets [B, L] of these lengths [B]: [B].
 
     >>> count_edits([(1, 2, 3), (4, 4)], torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2]))
     tensor([0, 1])
     """
+    check_integers("targets", targets)
+    check_integers("lengths", lengths)
+    check_shape("targets", targets, len(predicted), "L")
+    check_shape("lengths", lengths, len(predicted))
+    within("lengths", lengths, 0, targets.shape[1])
     rows = zip(predicted, targets.tolist(), lengths.tolist(), strict=True)
     edits = [edit_distance(found, row[:length]) for found, row, length in rows]
     return torch.tensor(edits, dtype=torch.long, device=targets.device)
@@ -58,8 +66,13 @@ class StringErrors(Metric):
         self.add_state("sums", torch.zeros(7, dtype=torch.long), dist_reduce_fx="sum")
         self._counted = [0] * 7
 
+    @typed
     def update(self, edits: Tensor, lengths: Tensor) -> None:
         """Count a batch: edit distances and lengths of the right strings, [B] each."""
+        check_shape("edits", edits, "B")
+        check_shape("lengths", lengths, len(edits))
+        check_integers("edits", edits)
+        check_integers("lengths", lengths)
         products = (edits * edits, lengths * lengths, edits * lengths)
         columns = (torch.ones_like(edits), (edits > 0).long(), lengths, edits, *products)
         self.sums += torch.stack(columns).sum(dim=1)
@@ -95,8 +108,12 @@ class ErrorReject(ListMetric):
         self.add_rows("confidence")
         self.add_rows("wrong", dtype=torch.bool)
 
+    @typed
     def update(self, confidence: Tensor, wrong: Tensor) -> None:
         """Add a batch: confidence [B], and whether the answer is wrong [B]."""
+        check_shape("confidence", confidence, "B")
+        check_real("confidence", confidence)
+        check_shape("wrong", wrong, len(confidence))
         self.confidence.append(confidence.float())
         self.wrong.append(wrong.to(confidence.device))
 
@@ -105,6 +122,7 @@ class ErrorReject(ListMetric):
         return error_reject_curve(self.rows("confidence"), self.rows("wrong"))
 
 
+@typed
 def error_reject_curve(confidence: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Share of answers that are rejected and error among the rest, for every threshold.
 
@@ -120,6 +138,11 @@ def error_reject_curve(confidence: Tensor, wrong: Tensor) -> tuple[Tensor, Tenso
         >>> error_reject_curve(torch.tensor([0.9, 0.2, 0.8, 0.9]), torch.tensor([False, True, False, True]))
         (tensor([0.2000, 0.8000, 0.9000]), tensor([0.0000, 0.2500, 0.5000]), tensor([0.5000, 0.3333, 0.5000]))
     """
+    check_shape("confidence", confidence, "N")
+    check_real("confidence", confidence)
+    check_shape("wrong", wrong, len(confidence))
+    if confidence.isnan().any():
+        raise ValueError("Expected `confidence` to be numbers but got NaN")
     thresholds, counts = torch.unique(confidence, return_counts=True)
     rejected = counts.cumsum(0) - counts
     # Wrong answers of at least each threshold, from the most confident down.

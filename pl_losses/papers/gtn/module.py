@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from pl_losses.data.module import check_integer
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.gtn.lattice import SegmentLattice
 from pl_losses.papers.gtn.paths import NO_PATH, Path
@@ -84,6 +84,7 @@ class LatticeReader(StringReader):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         super().__init__(
             criterion,
             alphabet,

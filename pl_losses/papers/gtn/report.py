@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from pl_losses.core.validation import typed
 from pl_losses.data.lines import Lines
 from pl_losses.observers.charts import log_lines
 from pl_losses.observers.pictures import gather_objects, log_figure
@@ -54,6 +55,7 @@ class ReadingReport(Callback):
         ValueError: If a number is negative.
     """
 
+    @typed
     def __init__(self, lines: int = 8, errors: int = 16) -> None:
         for name, value in (("lines", lines), ("errors", errors)):
             if value < 0:

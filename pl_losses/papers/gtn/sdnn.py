@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.validation import check_init
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.gtn.arcs import ArcLattice
 from pl_losses.papers.gtn.compose import ctc_topology
@@ -169,6 +170,7 @@ class SDNN(StringReader):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         super().__init__(
             criterion,
             "0123456789",

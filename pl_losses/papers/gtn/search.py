@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_integer
 from pl_losses.papers.gtn.paths import Path
 from pl_losses.papers.gtn.sweeps import CERTAIN, IMPOSSIBLE
 
@@ -45,8 +46,7 @@ class Search:
 
     def n_best(self, n: int) -> list[list[Path]]:
         """The ``n`` best paths of each graph."""
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"Expected `n` to be an integer of at least 1 but got {n}")
+        check_integer("n", n, 1)
         return [list(islice(self._paths(b), n)) for b in range(self.lattice.samples)]
 
     def _paths(self, graph: int) -> Iterator[Path]:
@@ -83,8 +83,7 @@ class Search:
 
     def sample(self, n: int, generator: torch.Generator | None) -> list[list[Path]]:
         """``n`` random paths of each graph, all of them one arc at a time."""
-        if not isinstance(n, int) or n < 0:
-            raise ValueError(f"Expected `n` to be an integer of at least 0 but got {n}")
+        check_integer("n", n, 0)
         samples = self.lattice.samples
         graph = torch.arange(samples).repeat_interleave(n)
         graph = graph[self.feasible[graph]]

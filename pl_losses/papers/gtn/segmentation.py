@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.validation import check_integer, check_shape, typed
 from pl_losses.observers.sums import wide
 
 INK = 0.2  # Darker than this is ink, as a share of full ink.
@@ -48,6 +49,7 @@ class Segments(NamedTuple):
     extra: Tensor
 
 
+@typed
 def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
     """What speaks against a cut before each column: images [B, 1, H, W], ink in [0, 1] -> two of [B, W].
 
@@ -55,6 +57,7 @@ def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
     upper and the lower contour; in pixels, as the mean of the columns on both sides of the cut. In a gap both
     are below 0 and least in its middle.
     """
+    _check_images(images)
     ink = _precise(images)
     height, width = ink.shape[1:]
     inked = ink > INK
@@ -75,6 +78,7 @@ def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
     return cost(ink.sum(dim=1)), cost(distance)
 
 
+@typed
 def candidate_cuts(
     images: Tensor, radius: int = 2, projection_radius: int = 3, max_ink: float = 12.0
 ) -> Cuts:
@@ -98,13 +102,9 @@ def candidate_cuts(
         >>> candidate_cuts(line)
         Cuts(columns=tensor([[ 4, 12, 20]]), lengths=tensor([2]))
     """
-    if images.ndim != 4 or images.shape[1] != 1:
-        raise ValueError(f"Expected `images` of shape [B, 1, H, W] but got {list(images.shape)}")
-    if not images.is_floating_point():
-        raise TypeError(f"Expected `images` of a floating point type, from 0 to 1, but got {images.dtype}")
-    for name, value in (("radius", radius), ("projection_radius", projection_radius)):
-        if value < 1:
-            raise ValueError(f"Expected `{name}` to be at least 1 but got {value}")
+    _check_images(images)
+    check_integer("radius", radius, 1)
+    check_integer("projection_radius", projection_radius, 1)
     width = images.shape[-1]
     columns = torch.arange(width, device=images.device)
     filled = (images[:, 0] > INK).any(dim=1)
@@ -119,6 +119,14 @@ def candidate_cuts(
     # The chosen columns first, in order; then the end of the ink.
     ordered = torch.where(chosen, columns, width).sort(dim=1).values[:, : max(1, int(lengths.max()))]
     return Cuts(torch.minimum(torch.cat([ordered, stop], dim=1), stop), lengths)
+
+
+def _check_images(images: Tensor) -> None:
+    check_shape("images", images, "B", 1, "H", "W")
+    if not images.is_floating_point():
+        raise TypeError(f"Expected `images` of a floating point type, from 0 to 1, but got {images.dtype}")
+    if not images.numel():
+        raise ValueError(f"Expected `images` with pixels but got {list(images.shape)}")
 
 
 def _precise(images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.validation import check_init
 from pl_losses.papers.lenet.module import LeNet5
 
 WEIGHTS = Path(__file__).with_name("mnist-features.pt")
@@ -41,6 +42,7 @@ class PretrainedLeNet5(nn.Module):
     name: ClassVar[str] = "lenet"
 
     def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
+        check_init(locals())
         if not low < high:
             raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
         super().__init__()

@@ -8,7 +8,10 @@ under autocast.
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_integers, check_positive, check_shape, typed
 
+
+@typed
 def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
     r"""Penalties of Euclidean radial basis function units, eq. 7: :math:`y_i = \sum_j (x_j - w_{ij})^2`.
 
@@ -26,8 +29,7 @@ def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
         >>> rbf_penalties(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, -1.0], [-1.0, -1.0]]))
         tensor([[0., 4.]])
     """
-    if centres.ndim != 2:
-        raise ValueError(f"Expected `centres` of shape [C, F] but got {list(centres.shape)}")
+    check_shape("centres", centres, "C", "F")
     if features.ndim != 2 or features.shape[1] != centres.shape[1]:
         raise ValueError(
             f"Expected `features` of shape [B, F] with F = {centres.shape[1]} but got {list(features.shape)}"
@@ -37,6 +39,7 @@ def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
     return difference.square().sum(dim=-1)
 
 
+@typed
 def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
     r"""The maximum likelihood criterion, eq. 8: :math:`E = \frac{1}{P} \sum_p y_{D_p}`.
 
@@ -62,6 +65,7 @@ def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
     return _of_target(_at_least_float32(penalties), target).mean()
 
 
+@typed
 def map_loss(penalties: Tensor, target: Tensor, rubbish_penalty: float = 1.0) -> Tensor:
     r"""The discriminative maximum a posteriori criterion, eq. 9.
 
@@ -95,6 +99,7 @@ def map_loss(penalties: Tensor, target: Tensor, rubbish_penalty: float = 1.0) ->
     return torch.nn.functional.cross_entropy(scores, target.long())
 
 
+@typed
 def rubbish_posterior(penalties: Tensor, rubbish_penalty: float = 1.0) -> Tensor:
     r"""Posterior of "none of the classes" under eq. 9, the paper's ground for rejecting a pattern.
 
@@ -128,14 +133,12 @@ def _of_target(penalties: Tensor, target: Tensor) -> Tensor:
 
 def _with_rubbish(penalties: Tensor, rubbish_penalty: float) -> Tensor:
     """Negated penalties with the rubbish class as the last column, shape [B, C + 1]."""
-    if not 0 < rubbish_penalty < float("inf"):
-        raise ValueError(f"Expected `rubbish_penalty` to be a positive number but got {rubbish_penalty}")
+    check_positive("rubbish_penalty", rubbish_penalty)
     return torch.nn.functional.pad(-penalties, (0, 1), value=-rubbish_penalty)
 
 
 def _check_penalties(penalties: Tensor) -> None:
-    if penalties.ndim != 2:
-        raise ValueError(f"Expected `penalties` of shape [B, C] but got {list(penalties.shape)}")
+    check_shape("penalties", penalties, "B", "C")
 
 
 def _check(penalties: Tensor, target: Tensor) -> None:
@@ -146,8 +149,7 @@ def _check(penalties: Tensor, target: Tensor) -> None:
         )
     if not len(target):
         raise ValueError("Expected `target` of at least one pattern but got an empty batch")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"Expected `target` to hold integers but got {target.dtype}")
+    check_integers("target", target)
     # On an accelerator this would wait for the device; its own index check stops a wrong label there.
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (int(extreme) for extreme in target.aminmax())

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from pl_losses.core.validation import check_init, check_integer, check_positive
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import ErrorRate, computed
 from pl_losses.observers.sums import Mean
@@ -80,15 +81,9 @@ class LeNet5(Classifier):
         optimizer: OptimizerCallable = levenberg_marquardt,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        for name, value, choices in (
-            ("criterion", criterion, ("map", "mle")),
-            ("head", head, ("rbf", "linear")),
-            ("centres", centres, ("fixed", "adaptable", "random")),
-        ):
-            if value not in choices:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
-        if rubbish_penalty <= 0:
-            raise ValueError(f"Expected `rubbish_penalty` to be positive but got {rubbish_penalty}")
+        check_init(locals())
+        check_integer("num_classes", num_classes, 1)
+        check_positive("rubbish_penalty", rubbish_penalty)
         if not 0 < reject_above <= 1:
             raise ValueError(f"Expected `reject_above` in (0, 1] but got {reject_above}")
         super().__init__(optimizer, lr_scheduler)

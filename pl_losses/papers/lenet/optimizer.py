@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from pl_losses.core.validation import typed
 from pl_losses.observers.sums import wide
 
 Network = Callable[..., Tensor]
@@ -59,6 +60,7 @@ class StochasticDiagonalLM(Optimizer):
         tensor([[5.]])
     """
 
+    @typed
     def __init__(self, params: ParamsT, lr: float | Tensor = 5e-4, mu: float = 0.02) -> None:
         if not lr >= 0:
             raise ValueError(f"Expected `lr` to be at least 0 but got {lr}")

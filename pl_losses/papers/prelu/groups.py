@@ -10,9 +10,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
+from pl_losses.core.validation import typed
+
 NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+@typed
 def param_groups(
     module: nn.Module,
     weight_decay: float | None = None,

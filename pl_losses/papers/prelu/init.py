@@ -18,13 +18,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from pl_losses.core.validation import check_number, check_positive, check_real, typed
 from pl_losses.papers.prelu.flow import TRANSPOSED, WEIGHTED, feeding_slopes, weighted_layers
 from pl_losses.sharding import shard_like
 
 Mode = Literal["fan_in", "fan_out"]
-MODES = ("fan_in", "fan_out")
 
 
+@typed
 def fan(
     tensor: Tensor,
     mode: Mode = "fan_in",
@@ -58,13 +59,12 @@ def fan(
         >>> fan(torch.empty(64, 1, 3, 3), "fan_out", groups=64)
         9.0
     """
-    if mode not in MODES:
-        raise ValueError(f"Expected `mode` to be one of {', '.join(MODES)} but got {mode!r}")
     if tensor.ndim < 2 or not tensor.numel():
         raise ValueError(
             "Expected `tensor` with at least two dimensions, none of size 0, but got shape"
             f" {list(tensor.shape)}"
         )
+    check_real("tensor", tensor)
     if groups < 1 or tensor.shape[0] % groups:
         raise ValueError(
             f"Expected `groups` to divide the first dimension of shape {list(tensor.shape)} but got {groups}"
@@ -81,6 +81,7 @@ def fan(
     return float(tensor.shape[1] * kernel)
 
 
+@typed
 def he_std(slope: float, fan: float) -> float:
     """Standard deviation of the weights, sqrt(2 / ((1 + a^2) n)): eqs. 10, 14 and 15.
 
@@ -95,11 +96,12 @@ def he_std(slope: float, fan: float) -> float:
         >>> [round(he_std(0.0, 9 * maps), 3) for maps in (64, 128, 256, 512)]
         [0.059, 0.042, 0.029, 0.021]
     """
-    if not math.isfinite(slope):
-        raise ValueError(f"Expected `slope` to be finite but got {slope}")
+    check_number("slope", slope)
+    check_positive("fan", fan)
     return math.sqrt(2 / ((1 + slope**2) * fan))
 
 
+@typed
 def he_normal_(
     tensor: Tensor,
     slope: float = 0.0,
@@ -140,6 +142,7 @@ def he_normal_(
     return _drawn(tensor, lambda whole: whole.normal_(0, std, generator=generator))
 
 
+@typed
 def he_uniform_(
     tensor: Tensor,
     slope: float = 0.0,
@@ -169,6 +172,7 @@ def _drawn(tensor: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
     return tensor.copy_(shard_like(draw(whole), tensor))
 
 
+@typed
 def he_init_(
     module: nn.Module,
     mode: Mode = "fan_in",
@@ -199,10 +203,6 @@ def he_init_(
         >>> round(he_init_(net)[2].weight.std().item(), 2)  # sqrt(2 / (1.0625 * 64 * 4 / 4))
         0.17
     """
-    if distribution not in ("normal", "uniform"):
-        raise ValueError(f"Expected `distribution` to be one of normal, uniform but got {distribution!r}")
-    if mode not in MODES:
-        raise ValueError(f"Expected `mode` to be one of {', '.join(MODES)} but got {mode!r}")
     if isinstance(module, WEIGHTED):
         raise ValueError(
             f"Expected `module` to be a network but got a single {type(module).__name__}, whose rectifier is"

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from pl_losses.core.validation import typed
+
 # Compiling takes ten seconds of a processor: more than a short run of small layers gains.
 LEAST_ELEMENTS = {"auto": 2**22, True: 0, False: math.inf}
 LONG = 4096  # From here on the compiler adds up in parts.
@@ -50,6 +52,7 @@ class PReLU(nn.PReLU):
         [[-0.25, 2.0]]
     """
 
+    @typed
     def __init__(
         self,
         num_parameters: int = 1,

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from pl_losses.core.validation import check_init, check_integer, check_share
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import ErrorRate, computed
 from pl_losses.papers.classifier import Classifier
@@ -30,12 +31,6 @@ from pl_losses.papers.prelu.networks import (
 from pl_losses.papers.prelu.views import mean_log_probabilities, ten_crops, windows
 
 STAGES = [[32, 32], [64, 64], [96, 96]]
-CHOICES: dict[str, tuple[str, ...]] = {
-    "rectifier": ("prelu", "prelu_shared", "leaky_relu", "relu"),
-    "init": ("he", "xavier", "torch"),
-    "stem": ("paper", "small"),
-    "test_views": ("single", "ten", "dense"),
-}
 
 
 class RectifierNet(Classifier):
@@ -113,16 +108,17 @@ class RectifierNet(Classifier):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        _check_choices(rectifier=rectifier, init=init, stem=stem, test_views=test_views)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"Expected `dropout` in [0, 1) but got {dropout}")
+        check_init(locals())
+        check_share("dropout", dropout)
+        check_integer("in_channels", in_channels, 1)
+        if hidden is not None:
+            check_integer("hidden", hidden, 1)
         if (test_views == "single") != (test_crop is None) or (test_crop is not None and test_crop < 1):
             raise ValueError(
                 f'Expected `test_crop` in pixels with `test_views` "ten" or "dense", and only there, but got'
                 f" {test_crop} with {test_views!r}"
             )
-        if num_classes < 2:
-            raise ValueError(f"Expected `num_classes` to be at least 2 but got {num_classes}")
+        check_integer("num_classes", num_classes, 2)
         if pyramid is not None and (not pyramid or min(pyramid) < 1):
             raise ValueError(f"Expected `pyramid` of numbers of at least 1 but got {pyramid}")
         if "prelu" not in rectifier and (slope_lr is not None or slope_momentum is not None):
@@ -256,12 +252,6 @@ def top_prediction(scores: Tensor, target: Tensor, k: int = 5) -> Tensor:
     return torch.where(among, target, -1)
 
 
-def _check_choices(**given: str) -> None:
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            raise ValueError(f"Expected `{name}` to be one of {', '.join(CHOICES[name])} but got {value!r}")
-
-
 def _layers(
     architecture: Literal["E", "A", "B", "C", "depth22", "depth30"] | None,
     stem: Literal["paper", "small"],
@@ -280,10 +270,6 @@ def _layers(
         for stage in stages:
             layers += [*map(Convolution, stage), Pool()]
         return layers
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"Expected `architecture` to be one of {', '.join(ARCHITECTURES)} but got {architecture!r}"
-        )
     if stages is not None:
         raise ValueError(f"Expected `stages` or `architecture` but got {stages} and {architecture!r}")
     if not width > 0:

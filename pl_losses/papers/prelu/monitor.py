@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pl_losses.core.validation import typed
 from pl_losses.observers.monitor import (
     Array,
     Monitor,
@@ -86,6 +87,7 @@ class PReLUSlopeMonitor(Monitor):
         "prelu/final_slopes": "image, at the end: mean, smallest and largest slope of each layer by depth",
     }
 
+    @typed
     def __init__(self, every_n_steps: int | None = None, modules: str = "*") -> None:
         super().__init__(every_n_steps)
         if not isinstance(modules, str):

@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 import torch
 
 from pl_losses.core.experiment import Experiment
-from pl_losses.data.module import check_integer
+from pl_losses.core.validation import check_integer
 from pl_losses.data.variations import NAMES, Name, Variations
 from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder
 

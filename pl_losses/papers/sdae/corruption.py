@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_integer, typed
+
 Mode = Literal["exact", "bernoulli"]
 # Noise is drawn in so many rows at a time: then fewer rows are the first of more.
 ROWS = 64
@@ -44,6 +46,7 @@ class Corruption(ABC):
     def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Corrupted elements [B, D] and which are touched [B, D], from clean ones and what was drawn."""
 
+    @typed
     def __call__(
         self, clean: Tensor, generator: torch.Generator | None = None, rank: int = 0, ranks: int = 1
     ) -> tuple[Tensor, Tensor]:
@@ -66,6 +69,8 @@ class Corruption(ABC):
             raise TypeError(f"Expected `clean` of a floating point type but got {clean.dtype}")
         if clean.ndim < 2:
             raise ValueError(f"Expected `clean` of shape [B, ...] but got {list(clean.shape)}")
+        check_integer("ranks", ranks, 1)
+        check_integer("rank", rank, 0, ranks - 1)
         rows = clean.flatten(1) if clean.ndim != 2 else clean
         count = -(-len(rows) * ranks // ROWS) * ROWS
         drawn = self.draw((count, rows.shape[1]), rows, generator)
@@ -78,11 +83,10 @@ class Corruption(ABC):
 
 
 class _SubsetCorruption(Corruption):
+    @typed
     def __init__(self, fraction: float = 0.25, mode: Mode = "exact") -> None:
         if not 0 <= fraction <= 1:
             raise ValueError(f"Expected `fraction` in [0, 1] but got {fraction}")
-        if mode not in ("exact", "bernoulli"):
-            raise ValueError(f'Expected `mode` to be "exact" or "bernoulli" but got {mode!r}')
         self.fraction, self.mode = fraction, mode
 
     def choose(self, keys: Tensor) -> Tensor:
@@ -141,6 +145,7 @@ class SaltAndPepper(_SubsetCorruption):
         (tensor([4, 4, 4]), [0.0, 0.5, 1.0])
     """
 
+    @typed
     def __init__(
         self, fraction: float = 0.25, mode: Mode = "exact", low: float = 0.0, high: float = 1.0
     ) -> None:
@@ -177,6 +182,7 @@ class GaussianNoise(Corruption):
 
     subset = False
 
+    @typed
     def __init__(self, sigma: float = 0.25) -> None:
         if not 0 <= sigma < float("inf"):
             raise ValueError(f"Expected `sigma` to be finite and at least 0 but got {sigma}")

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from pl_losses.data.module import check_integer
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.loaders import BLOCK, drawn_at
 from pl_losses.observers.metrics import computed
@@ -318,6 +318,7 @@ class DenoisingAutoencoder(Denoising):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.build([in_features, hidden], corruption, level, mode, visible, sigma, alpha, beta, tied, seed)

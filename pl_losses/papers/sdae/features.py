@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_losses.data.module import TensorDataModule, check_integer
+from pl_losses.core.validation import check_integer
+from pl_losses.data.module import TensorDataModule
 from pl_losses.papers.sdae.denoising import Denoising
 
 C_VALUES = (1.0, 10.0, 100.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.papers.sdae.losses import Kind
 
 
@@ -60,9 +61,11 @@ class DenseLayer(AutoencoderLayer):
         (torch.Size([2, 6]), ['hidden_bias', 'visible_bias', 'weight'])
     """
 
+    @typed
     def __init__(
         self, in_features: int, hidden: int, tied: bool = True, kind: Kind = "cross_entropy"
     ) -> None:
+        check_counts(in_features=in_features, hidden=hidden)
         super().__init__()
         self.kind = kind
         self.weight = nn.Parameter(torch.empty(hidden, in_features))

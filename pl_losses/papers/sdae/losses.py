@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.validation import check_number, check_positive, typed
+
 Kind = Literal["squared", "cross_entropy"]
 ROUNDING = 1e-3  # Of pixels that were interpolated or scaled.
 
 
+@typed
 def reconstruction_loss(
     decoded: Tensor,
     clean: Tensor,
@@ -84,13 +87,9 @@ def _check(
     alpha: float,
     beta: float,
 ) -> None:
-    if kind not in get_args(Kind):
-        raise ValueError(f'Expected `kind` to be "squared" or "cross_entropy" but got {kind!r}')
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"Expected `sigma` to be a positive number but got {sigma}")
+    check_positive("sigma", sigma)
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"Expected `{name}` to be finite and at least 0 but got {value}")
+        check_number(name, value, "to be finite and at least 0", lambda weight: weight >= 0)
     if decoded.ndim < 2 or not len(decoded):
         raise ValueError(
             f"Expected `decoded` of shape [B, ...] with B of at least 1 but got {list(decoded.shape)}"

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from pl_losses.data.module import check_integer
+from pl_losses.core.validation import check_init, check_integer
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import computed
 from pl_losses.observers.sums import Mean
@@ -102,6 +102,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         hidden = [1000, 1000, 1000] if hidden is None else hidden
         if not isinstance(hidden, (list, tuple)):
             raise TypeError(f"Expected `hidden` to be a list, one number for each layer, but got {hidden!r}")

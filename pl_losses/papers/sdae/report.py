@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from pl_losses.core.validation import typed
 from pl_losses.data.loader import BatchLoader
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.steps import logged_step
@@ -42,6 +43,7 @@ class AutoencoderReport(Callback):
         ValueError: If a number is not positive.
     """
 
+    @typed
     def __init__(
         self, every_n_epochs: int = 5, filters: int = 128, examples: int = 12, seed: int = 0
     ) -> None:

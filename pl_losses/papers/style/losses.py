@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import check_least, typed
 
+
+@typed
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
     """Eq. 1: 1/2 sum_ij (F_ij - P_ij)^2, over all images; its gradient (eq. 2) is F - P.
 
@@ -36,6 +39,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
     return (wide(features) - wide(target)).square().sum() / 2
 
 
+@typed
 def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
     """Eq. 3: G_ij = sum_k F_ik F_jk over the M positions, or sum_k m_k F_ik F_jk with a mask.
 
@@ -64,12 +68,14 @@ def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
         wanted = features.shape[:-3] + features.shape[-2:] if features.ndim > 2 else features.shape[1:]
         if mask.shape not in (wanted, (1, *wanted[1:])):
             raise ValueError(f"Expected `mask` of shape {list(wanted)} but got {list(mask.shape)}")
+        check_least("mask", mask, 0)
         weights = mask.to(flat.dtype).sqrt()
         flat = flat * weights.reshape(mask.shape[0] if features.ndim == 4 else 1, 1, -1)
     gram: Tensor = _Gram.apply(flat)
     return gram if features.ndim == 4 else gram[0]
 
 
+@typed
 def style_loss(
     features: Tensor | Sequence[Tensor],
     target: Tensor | Sequence[Tensor],
@@ -100,12 +106,15 @@ def style_loss(
             raise ValueError("Expected `features` and `target` as sequences, one tensor for each layer")
         _check_shape("features", features)
         _check_shape("target", target)
-        if target.shape[_channels(target)] != features.shape[_channels(features)]:
+        batched = target.ndim == 4 and len(target) not in (1, len(features) if features.ndim == 4 else 1)
+        if batched or target.shape[_channels(target)] != features.shape[_channels(features)]:
             raise ValueError(
-                f"Expected `target` with the channels of `features`, {list(features.shape)}, but got"
-                f" {list(target.shape)}"
+                f"Expected `target` with the channels of `features`, {list(features.shape)}, and one image or"
+                f" as many but got {list(target.shape)}"
             )
         return gram_loss(*(gram_matrix(each) / _positions(each) for each in (features, target)))
+    if not features:
+        raise ValueError("Expected `features` of at least one layer but got none")
     weights = [1 / len(features)] * len(features) if weights is None else weights
     if not len(features) == len(target) == len(weights):
         raise ValueError(
@@ -129,12 +138,15 @@ def gram_loss(gram: Tensor, target: Tensor) -> Tensor:
     return (gram - target).square().sum() / (4 * gram.shape[-1] ** 2)
 
 
+@typed
 def total_variation(images: Tensor) -> Tensor:
     """Sum of the squared differences of neighbouring pixels: [..., H, W] -> scalar.
 
     >>> total_variation(torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
     tensor(14.)
     """
+    if images.ndim < 2:
+        raise ValueError(f"Expected `images` of shape [..., H, W] but got {list(images.shape)}")
     images = wide(images)
     return images.diff(dim=-1).square().sum() + images.diff(dim=-2).square().sum()
 
@@ -215,8 +227,8 @@ def _positions(features: Tensor) -> int:
 
 
 def _check_shape(name: str, features: Tensor) -> None:
-    if features.ndim not in (2, 3, 4) or not features.is_floating_point():
+    if features.ndim not in (2, 3, 4) or not features.numel() or not features.is_floating_point():
         raise ValueError(
-            f"Expected `{name}` of shape [N, M], [N, H, W] or [B, N, H, W] in floating point but got"
-            f" {list(features.shape)} in {features.dtype}"
+            f"Expected `{name}` of shape [N, M], [N, H, W] or [B, N, H, W], not empty, in floating"
+            f" point but got {list(features.shape)} in {features.dtype}"
         )

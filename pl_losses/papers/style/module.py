@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS
 
+from pl_losses.core.validation import check_init, check_number
 from pl_losses.data.pictures import PictureSet
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.base import PaperModule
@@ -114,9 +115,8 @@ class StyleTransfer(PaperModule):
         seed: int = 0,
         optimizer: OptimizerCallable = lbfgs,
     ) -> None:
+        check_init(locals())
         super().__init__(optimizer)
-        if preset not in PRESETS:
-            raise ValueError(f"Expected `preset` to be one of {list(PRESETS)} but got {preset!r}")
         self.preset = PRESETS[preset]
         self.alpha = self.preset.alpha if alpha is None else alpha
         self.beta, self.tv_weight, self.seed = beta, tv_weight, seed
@@ -333,19 +333,11 @@ class StyleTransfer(PaperModule):
         check_layers("content_layers", self.content_layers)
         check_layers("style_layers", self.style_layers)
         for name, value in (("alpha", self.alpha), ("beta", self.beta), ("tv_weight", self.tv_weight)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"Expected `{name}` to be finite and at least 0 but got {value}")
+            check_number(name, value, "to be finite and at least 0", lambda weight: weight >= 0)
         if self.layer_weights is not None and len(self.layer_weights) != len(self.style_layers):
             raise ValueError(
                 f"Expected `layer_weights` for {len(self.style_layers)} style layers but got"
                 f" {self.layer_weights}"
-            )
-        if self.start not in get_args(Start):
-            raise ValueError(f"Expected `start` to be one of {get_args(Start)} but got {self.start!r}")
-        if self.preserve_colour not in (None, *get_args(Colour)):
-            raise ValueError(
-                f"Expected `preserve_colour` to be one of {get_args(Colour)} or None but got"
-                f" {self.preserve_colour!r}"
             )
         if not self.scales or not all(0 < share <= 1 for share in self.scales):
             raise ValueError(f"Expected `scales` in (0, 1] but got {self.scales}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from pl_losses.core.validation import typed
 from pl_losses.data.image_files import image_format, to_image, write_image
 from pl_losses.observers.pictures import log_figure
 from pl_losses.observers.record import run_folder
@@ -34,6 +35,7 @@ class StyleReport(Callback):
         ValueError: If ``every_n_steps`` is no integer of at least 0, or ``output`` names no image format.
     """
 
+    @typed
     def __init__(self, output: str | None = None, every_n_steps: int = 1) -> None:
         if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 0:
             raise ValueError(

@@ -367,13 +367,17 @@ def test_optimizers_that_cannot_be_read(recwarn):
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="Expected `level` to be 'aggregate' or 'full' but got 'all'"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"Expected `level` to be .aggregate. or .full. but got 'all'"
+    ):
         AdamBiasCorrectionMonitor(level="all")
-    with pytest.raises(TypeError, match="Expected `tensors` to be a pattern or None but got list"):
+    with pytest.raises(TypeError, match="Expected `tensors` to be a text or None but got"):
         AdamBiasCorrectionMonitor(tensors=["first"])
-    with pytest.raises(ValueError, match="Expected `every_n_steps`"):
+    with pytest.raises((TypeError, ValueError), match="Expected `every_n_steps`"):
         AdamBiasCorrectionMonitor(every_n_steps=0)
-    with pytest.raises(ValueError, match="Expected `tensors` to match a parameter such as first"):
+    with pytest.raises(
+        (TypeError, ValueError), match="Expected `tensors` to match a parameter such as first"
+    ):
         fit(Net(), AdamBiasCorrectionMonitor(tensors="third.*"))
 
 

@@ -135,7 +135,7 @@ def test_the_target_of_three_is_told_and_never_guessed(tmp_path, monkeypatch):
             look(Network(), batch)
     with pytest.raises(TypeError, match=r"\(inputs, target\).*0 to 1"):
         look(Network(), (TOKENS, LABELS), target=5)
-    with pytest.raises(TypeError, match=r"`target` to be a place, a name or None but got 1\.0"):
+    with pytest.raises(TypeError, match=r"`target` to be an integer, a text or None but got 1\.0"):
         DropoutUncertaintyMonitor(target=1.0)
 
 

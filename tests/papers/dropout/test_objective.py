@@ -130,9 +130,9 @@ def test_a_number_of_samples_may_be_any_integer():
 @pytest.mark.parametrize(
     ("parameters", "decay", "message"),
     [
-        (torch.zeros(3, 2), 0.1, "`parameters` to be tensors.* a single tensor"),
-        (torch.nn.Linear(3, 2), 0.1, "`parameters` to be tensors.* a module"),
-        ([torch.zeros(3)], torch.tensor(0.1), "`weight_decay` to be a number or a list of numbers"),
+        (torch.zeros(3, 2), 0.1, "`parameters` to be a sequence.* a tensor"),
+        (torch.nn.Linear(3, 2), 0.1, "`parameters` to be a sequence.* Linear"),
+        ([torch.zeros(3)], torch.tensor(0.1), "`weight_decay` to be a number or a sequence"),
     ],
 )
 def test_what_would_be_taken_apart_is_refused(parameters, decay, message):

@@ -33,18 +33,18 @@ def data():
         ({"smoothing": 1.0}, r"`smoothing` in \[0, 1\) but got 1.0"),
         ({"ema": 1.0}, r"`ema` in \[0, 1\) or None but got 1.0"),
         ({"gradient_clip": 0}, "`gradient_clip` to be positive or None but got 0"),
-        ({"mean": [0.5]}, "`mean` and `std` with 1 numbers each"),
-        ({"ema": "x"}, r"`ema` in \[0, 1\) or None but got 'x'"),
-        ({"smoothing": "a"}, r"`smoothing` in \[0, 1\) but got 'a'"),
-        ({"gradient_clip": "1"}, "`gradient_clip` to be positive or None but got '1'"),
-        ({"mean": 0.5, "std": 0.5}, "`mean` and `std` with 1 numbers each"),
+        ({"mean": [0.5]}, "`mean` (to be|and `std`)"),
+        ({"ema": "x"}, r"`ema` to be a number or None but got 'x'"),
+        ({"smoothing": "a"}, r"`smoothing` to be a number but got 'a'"),
+        ({"gradient_clip": "1"}, "`gradient_clip` to be a number or None but got '1'"),
+        ({"mean": 0.5, "std": 0.5}, "`mean` (to be|and `std`)"),
         ({"mean": [0.0], "std": [0.0]}, "`std` to be positive numbers but got 0.0"),
         ({"seed": "a"}, "`seed` to be an integer but got 'a'"),
-        ({"accumulate": 1.5}, "`accumulate` to be a positive integer but got 1.5"),
+        ({"accumulate": 1.5}, "`accumulate` to be an integer but got 1.5"),
     ],
 )
 def test_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make(**options)
 
 
@@ -95,7 +95,7 @@ def test_batches_of_other_kinds():
 
 @pytest.mark.parametrize("count", [0, -1, 2.5])
 def test_samples_are_counted(count):
-    with pytest.raises(ValueError, match=f"`count` to be a positive integer but got {count}"):
+    with pytest.raises((TypeError, ValueError), match=f"`count` to be a positive integer but got {count}"):
         make().sample(count)
 
 

@@ -195,7 +195,7 @@ def test_a_ctc_target_that_needs_more_frames_is_infeasible():
         (lambda: ArcLattice([0], [1], [0], torch.zeros(2)), ValueError, r"`source` of shape \[2\].*\[1\]"),
         (lambda: ArcLattice([0], [1], [0], torch.zeros(1, 1)), ValueError, r"`penalty` of shape \[A\]"),
         (lambda: ArcLattice([0], [1], [0], torch.zeros(1).long()), TypeError, "`penalty`"),
-        (lambda: ArcLattice([0.0], [1], [0], torch.zeros(1)), TypeError, "`source`.*integers"),
+        (lambda: ArcLattice([0.0], [1], [0], torch.zeros(1)), TypeError, "`source`.*integer"),
         (lambda: ArcLattice([0], [-1], [0], torch.zeros(1)), ValueError, "`destination` of at least 0"),
         (lambda: ArcLattice([0], [1], [-2], torch.zeros(1)), ValueError, "`label` of at least -1"),
         (lambda: ArcLattice([0], [1], [0], torch.zeros(1), sizes=[2]), ValueError, "`sizes`.*A = 1.*2"),

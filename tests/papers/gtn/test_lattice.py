@@ -290,10 +290,18 @@ def test_a_gpu_gives_the_same():
         (lambda: SegmentLattice(torch.zeros(2, 3, 4)), ValueError, r"`penalties`.*\[2, 3, 4\]"),
         (lambda: SegmentLattice(torch.zeros(2, 3, 0, 4)), ValueError, "at least 1"),
         (lambda: SegmentLattice(torch.zeros(2, 3, 1, 4).long()), TypeError, "`penalties`.*int64"),
-        (lambda: lattice_of(2).constrain(torch.zeros(3, 2).long()), ValueError, r"`target`.*B = 2.*\[3, 2\]"),
-        (lambda: lattice_of(2).constrain(torch.zeros(2, 2)), TypeError, "`target`.*integers"),
-        (lambda: lattice_of(2).constrain([[0], [1]]), TypeError, "`target`.*tensor.*list"),
-        (lambda: lattice_of(2).constrain(torch.full((2, 2), 4)), ValueError, r"`target` in \[0, 3\].*4 to 4"),
+        (
+            lambda: lattice_of(2).constrain(torch.zeros(3, 2).long()),
+            ValueError,
+            r"`targets`.*B = 2.*\[3, 2\]",
+        ),
+        (lambda: lattice_of(2).constrain(torch.zeros(2, 2)), TypeError, "`targets`.*integers"),
+        (lambda: lattice_of(2).constrain([[0], [1]]), TypeError, "`targets`.*tensor"),
+        (
+            lambda: lattice_of(2).constrain(torch.full((2, 2), 4)),
+            ValueError,
+            r"`targets` in \[0, 3\].*4 to 4",
+        ),
         (
             lambda: lattice_of(2).constrain(torch.zeros(2, 2).long(), torch.tensor([2, 3])),
             ValueError,

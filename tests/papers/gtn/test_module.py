@@ -320,8 +320,8 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"criterion": "mle"}, "`criterion` to be one of viterbi, .*'mle'"),
-        ({"decoder": "beam"}, "`decoder` to be one of viterbi, greedy"),
+        ({"criterion": "mle"}, "`criterion` to be .viterbi., .*'mle'"),
+        ({"decoder": "beam"}, "`decoder` to be .viterbi. or .greedy."),
         ({"alphabet": "00"}, "`alphabet` of different characters"),
         ({"reject_below": 1.5}, r"`reject_below` in \[0, 1\]"),
         ({"penalty_scale": 0.0}, "`penalty_scale` to be a positive number"),
@@ -336,7 +336,7 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
     ],
 )
 def test_refused_arguments(options, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         LatticeReader(**options)
 
 

@@ -1,0 +1,288 @@
+"""What arguments are refused for: TypeError for types, ValueError for values, the argument in backticks."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
+from math import isfinite, isnan
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Kind(NamedTuple):
+    """What an annotation allows: in words, the type alone, and the type and its value."""
+
+    words: str
+    is_type: Callable[[Any], bool]
+    fits: Callable[[Any], bool]
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that its arguments are checked by their annotations before it runs.
+
+    A tensor has to be dense and real, a number is no boolean and not NaN, a choice one of its ``Literal``,
+    and a sequence no text. What an annotation says beyond that, such as what a function returns, is not
+    looked at; nothing is within ``torch.compile``, nor is any element of a tensor.
+
+    Example:
+        >>> @typed
+        ... def half(number: float) -> float:
+        ...     return number / 2
+        >>> half("one")
+        Traceback (most recent call last):
+        TypeError: Expected `number` to be a number but got 'one'
+    """
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.compiler.is_compiling():
+            names = _kinds(function)
+            check_types(function, {**dict(zip(names, args, strict=False)), **kwargs})
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that do not fit a function's annotations, see :func:`typed`.
+
+    Raises:
+        TypeError: If one is of another type.
+        ValueError: If one is none of its choices, or not a number.
+    """
+    for name, kind in _kinds(function).items():
+        if kind is not None and name in arguments and not kind.fits(arguments[name]):
+            value = arguments[name]
+            error = ValueError if kind.is_type(value) else TypeError
+            raise error(f"Expected `{name}` to be {kind.words} but got {in_words(value)}")
+
+
+def check_init(arguments: Mapping[str, Any]) -> None:
+    """As :func:`typed`, of a constructor whose frame Lightning has to find: pass it ``locals()`` first."""
+    check_types(arguments["__class__"].__init__, arguments)
+
+
+def check_integer(name: str, value: int, least: int, most: int | None = None, also: str = "") -> None:
+    """Refuse an argument that is no integer in ``least``..``most``; ``also`` names what else would do."""
+    if not _INT.fits(value):
+        raise TypeError(f"Expected `{name}` to be an integer but got {in_words(value)}")
+    if value < least or (most is not None and value > most):
+        wanted = f"at least {least}" if most is None else f"in {least}..{most}"
+        raise ValueError(f"Expected `{name}` to be {also}{wanted} but got {value}")
+
+
+def check_counts(**values: int) -> None:
+    """Refuse arguments that are no integers of at least 1."""
+    for name, value in values.items():
+        if not _INT.fits(value) or value < 1:
+            error = ValueError if _INT.fits(value) else TypeError
+            raise error(f"Expected `{name}` to be a positive integer but got {in_words(value)}")
+
+
+def check_number(
+    name: str, value: Any, wanted: str = "to be finite", fits: Callable[[float], bool] = lambda _: True
+) -> None:
+    """Refuse an argument that is no finite number, or not ``wanted``."""
+    if not _FLOAT.is_type(value):
+        raise TypeError(f"Expected `{name}` {wanted} but got {in_words(value)}")
+    if not (isfinite(value) and fits(value)):
+        raise ValueError(f"Expected `{name}` {wanted} but got {value}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse an argument that is no positive, finite number."""
+    check_number(name, value, "to be positive and finite", lambda number: number > 0)
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse an argument that is not in [0, 1), such as a probability to drop."""
+    check_number(name, value, "in [0, 1)", lambda share: 0 <= share < 1)
+
+
+def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
+    """Refuse a tensor of another shape; letters in it are of any size, and a last "..." of any number.
+
+    >>> check_shape("target", torch.zeros(7), 8)
+    Traceback (most recent call last):
+    ValueError: Expected `target` of shape [8] but got [7]
+    """
+    more = shape[-1:] == ("...",)
+    sizes = shape[: len(shape) - more]
+    fits = tensor.ndim >= len(sizes) if more else tensor.ndim == len(sizes)
+    pairs = zip(sizes, tensor.shape, strict=False)
+    if not fits or any(not isinstance(size, str) and size != found for size, found in pairs):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"Expected `{name}` of shape [{wanted}] but got {list(tensor.shape)}")
+
+
+def check_real(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not of a floating point type."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"Expected `{name}` to be floating point but got {tensor.dtype}")
+
+
+def check_integers(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that holds no integers."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"Expected `{name}` to hold integers but got {tensor.dtype}")
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are elements that can be looked at for free: on the CPU, and not within a compiler."""
+    return tensor.device.type == "cpu" and tensor.numel() > 0 and not torch.compiler.is_compiling()
+
+
+def check_least(name: str, tensor: Tensor, least: float) -> None:
+    """Refuse, where :func:`has_values`, a tensor with elements below ``least`` or NaN."""
+    if has_values(tensor) and not (smallest := float(tensor.detach().min())) >= least:
+        raise ValueError(f"Expected `{name}` of at least {least:g} but got {smallest:.4g}")
+
+
+def in_words(value: Any) -> str:
+    """What was got, in few words."""
+    if not isinstance(value, Tensor):
+        return f"{value!r:.80}"
+    layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+    return f"a {layout}tensor {list(value.shape)} of {value.dtype}"
+
+
+@cache
+def _kinds(function: Callable[..., Any]) -> dict[str, _Kind | None]:
+    """What each parameter allows; ``None`` for anything."""
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    kinds: dict[str, _Kind | None] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        annotation = parameter.annotation
+        try:
+            annotation = eval(annotation, dict(names)) if isinstance(annotation, str) else annotation
+        except (NameError, TypeError):  # Of a name that only type checkers import.
+            annotation = Any
+        named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        kinds[name] = _kind(annotation) if named and annotation is not parameter.empty else None
+    return kinds
+
+
+def _simple(words: str, is_type: Callable[[Any], bool]) -> _Kind:
+    return _Kind(words, is_type, is_type)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_dense(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_complex()
+        and not value.is_quantized
+    )
+
+
+_INT = _simple("an integer", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
+_FLOAT = _Kind("a number", _is_number, lambda value: _is_number(value) and not isnan(value))
+_SIMPLE: dict[Any, _Kind] = {
+    int: _INT,
+    float: _FLOAT,
+    bool: _simple("True or False", lambda value: isinstance(value, bool)),
+    str: _simple("a text", lambda value: isinstance(value, str)),
+    type(None): _simple("None", lambda value: value is None),
+    None: _simple("None", lambda value: value is None),
+    Tensor: _simple("a dense, real tensor", _is_dense),
+}
+
+
+def _kind(annotation: Any) -> _Kind | None:
+    if annotation is Any:
+        return None
+    if annotation in _SIMPLE:
+        return _SIMPLE[annotation]
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if torch.optim.Optimizer in inner:  # The modules say what an optimizer's function looks like.
+        return None
+    if origin is Literal:
+        return _Kind(
+            _either([f'"{choice}"' if isinstance(choice, str) else repr(choice) for choice in inner]),
+            lambda value: any(type(value) is type(choice) for choice in inner),
+            lambda value: any(type(value) is type(choice) and value == choice for choice in inner),
+        )
+    if origin in (Union, types.UnionType):
+        kinds = [_kind(each) for each in inner]
+        return None if None in kinds else _any([kind for kind in kinds if kind is not None])
+    if origin is type or (isinstance(origin, type) and issubclass(origin, Callable)):  # type: ignore[arg-type]
+        return _simple("a class" if origin is type else "a function", callable)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _simple("a dictionary", lambda value: isinstance(value, Mapping))
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return _sequence(origin, inner)
+    if origin is Iterable:
+        return _simple(
+            "a sequence", lambda value: isinstance(value, Iterable) and not isinstance(value, (str, Tensor))
+        )
+    if isinstance(annotation, type) and not getattr(annotation, "_is_protocol", False):
+        return _simple(f"a {annotation.__name__}", lambda value: isinstance(value, annotation))
+    return None
+
+
+def _either(words: Iterable[str]) -> str:
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _any(kinds: list[_Kind]) -> _Kind:
+    return _Kind(
+        _either(kind.words for kind in kinds),
+        lambda value: any(kind.is_type(value) for kind in kinds),
+        lambda value: any(kind.fits(value) for kind in kinds),
+    )
+
+
+def _sequence(origin: type, inner: tuple[Any, ...]) -> _Kind:
+    """A sequence, be it a list or a tuple; a tuple of so many is as long."""
+    long = len(inner) if origin is tuple and inner[-1:] != (...,) else None
+    element = _kind(inner[0]) if inner else None
+    words = "a sequence" if long is None else f"{long} of them in a sequence"
+    if element is not None:
+        words = (
+            f"{words} ({element.words} each)"
+            if long is None
+            else f"{long} in a sequence ({element.words} each)"
+        )
+
+    def is_sequence(value: Any) -> bool:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+
+    def has_elements(value: Any, fits: str) -> bool:
+        return is_sequence(value) and (element is None or all(map(getattr(element, fits), value)))
+
+    return _Kind(
+        words,
+        lambda value: has_elements(value, "is_type"),
+        lambda value: has_elements(value, "fits") and long in (None, len(value)),
+    )
+
+
+__all__ = [
+    "check_counts",
+    "check_init",
+    "check_integer",
+    "check_integers",
+    "check_least",
+    "check_number",
+    "check_positive",
+    "check_real",
+    "check_shape",
+    "check_share",
+    "check_types",
+    "has_values",
+    "in_words",
+    "typed",
+]
