@@ -227,7 +227,12 @@ def _kind(annotation: Any) -> _Kind | None:
         return _simple(
             "a sequence", lambda value: isinstance(value, Iterable) and not isinstance(value, (str, Tensor))
         )
-    if isinstance(annotation, type) and not getattr(annotation, "_is_protocol", False):
+    if getattr(annotation, "_is_protocol", False):
+        methods = [name for name in vars(annotation) if name[0] != "_"]
+        return _simple(
+            f"a {annotation.__name__}", lambda value: all(hasattr(type(value), name) for name in methods)
+        )
+    if isinstance(annotation, type):
         return _simple(f"a {annotation.__name__}", lambda value: isinstance(value, annotation))
     return None
 

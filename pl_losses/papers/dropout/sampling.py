@@ -139,11 +139,11 @@ def mc_samples(
         stacks, structure, passes = sample("it changes tensors of inference mode")
     if passes.mode.reason and not _differ(stacks, passes.drew):
         name = type(module).__name__
-        warnings.warn(f"The samples of {name} do not differ by dropout: {passes.mode.reason}", stacklevel=2)
+        warnings.warn(f"The samples of {name} do not differ by dropout: {passes.mode.reason}", stacklevel=3)
     elif passes.lacking:
         warnings.warn(
             f"The samples of {type(module).__name__} are less random than training: {passes.lacking}",
-            stacklevel=2,
+            stacklevel=3,
         )
     return tree_unflatten(stacks, structure)
 

@@ -10,21 +10,33 @@ that misses a cut does not spoil a batch: ``lattice.constrain(targets, target_le
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from pl_losses.core.validation import typed
-from pl_losses.papers.gtn.arcs import ArcLattice
-from pl_losses.papers.gtn.lattice import SegmentLattice
+from pl_losses.papers.gtn.paths import Lattice
 
 Reduction = Literal["mean", "sum", "none"]
 
 
+class ConstrainableLattice(Protocol):
+    """A lattice that knows which of its paths spell a target: segments, arcs or frames."""
+
+    def constrain(self, targets: Tensor, target_lengths: Tensor | None = None) -> Lattice:
+        """Return the lattice of the paths that spell the targets [B, L] of these lengths [B]."""
+
+    def forward_penalty(self) -> Tensor:
+        """See :class:`Lattice`, shape [B]."""
+
+    def viterbi_penalty(self) -> Tensor:
+        """See :class:`Lattice`, shape [B]."""
+
+
 @typed
 def viterbi_loss(
-    lattice: SegmentLattice | ArcLattice,
+    lattice: ConstrainableLattice,
     targets: Tensor,
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -56,7 +68,7 @@ def viterbi_loss(
 
 @typed
 def discriminative_viterbi_loss(
-    lattice: SegmentLattice | ArcLattice,
+    lattice: ConstrainableLattice,
     targets: Tensor,
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -79,7 +91,7 @@ def discriminative_viterbi_loss(
 
 @typed
 def forward_loss(
-    lattice: SegmentLattice | ArcLattice,
+    lattice: ConstrainableLattice,
     targets: Tensor,
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -100,7 +112,7 @@ def forward_loss(
 
 @typed
 def discriminative_forward_loss(
-    lattice: SegmentLattice | ArcLattice,
+    lattice: ConstrainableLattice,
     targets: Tensor,
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",

@@ -227,8 +227,8 @@ def _positions(features: Tensor) -> int:
 
 
 def _check_shape(name: str, features: Tensor) -> None:
-    if features.ndim not in (2, 3, 4) or not features.numel() or not features.is_floating_point():
+    if features.ndim not in (2, 3, 4) or not features.is_floating_point():
         raise ValueError(
-            f"Expected `{name}` of shape [N, M], [N, H, W] or [B, N, H, W], not empty, in floating"
+            f"Expected `{name}` of shape [N, M], [N, H, W] or [B, N, H, W] in floating"
             f" point but got {list(features.shape)} in {features.dtype}"
         )
