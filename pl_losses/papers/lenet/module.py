@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import ErrorRate, computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
 from pl_losses.papers.lenet.losses import map_loss, mle_loss, rubbish_posterior
@@ -217,7 +218,9 @@ class LeNet5(Classifier):
             of_whole.estimate_curvature(
                 self.features,
                 batches,
-                lambda features, target: self.configure_loss(self.output(features), target),
+                lambda features, target: expected.loss(
+                    self, "configure_loss", self.configure_loss(self.output(features), target)
+                ),
             )
         for parameter in sharded:
             if found := of_whole.state.get(whole[parameter]):
