@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -36,6 +38,7 @@ TELLS = {
     "completion": "print a completion script for bash, zsh or fish",
 }
 COMMANDS = {**RUNS, **MAKES, **LOOKS, **TELLS}
+TRACEBACK = "PL_LOSSES_TRACEBACK"
 SHELLS = ("bash", "zsh", "fish")
 
 HELP = """usage: pl-losses COMMAND [--config RECIPE] [--KEY VALUE ...]
@@ -82,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return dispatch(args)
     except UsageError as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
         print(f"pl-losses: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -153,6 +158,7 @@ def reproduce(args: list[str]) -> int:
 
 
 Flags = list[tuple[str, "str | None"]]
+HOME = re.compile(r"""^~/|(?<=[\s"'\[,])~/(?=[^{}]*[}])""")
 
 
 def split(args: Sequence[str]) -> Flags:
@@ -179,11 +185,9 @@ def split(args: Sequence[str]) -> Flags:
             flags.append((name, None))
         else:
             raise UsageError(f"Option `--{name}` needs a value")
-    # Shells leave the ~ of --name=~/folder as it is.
-    return [
-        (name, os.path.expanduser(value) if value and value.startswith("~/") else value)
-        for name, value in flags
-    ]
+    # Shells leave the ~ of --name=~/folder, and of one in a mapping, as it is.
+    home = os.path.expanduser("~/")
+    return [(name, value and re.sub(HOME, lambda _: home, value)) for name, value in flags]
 
 
 def check(command: str, flags: Flags) -> Config:

@@ -35,7 +35,8 @@ KINDS = {
     "trainer.callbacks": (f"{OWN}.callbacks", "lightning.pytorch.callbacks", "lightning.pytorch.cli"),
     "trainer.logger": ("lightning.pytorch.loggers",),
     "optimizer": ("torch.optim",),
-    "scheduler": ("torch.optim.lr_scheduler", "lightning.pytorch.cli"),
+    # Lightning's ReduceLROnPlateau comes first: it takes what it goes by.
+    "scheduler": ("lightning.pytorch.cli", "torch.optim.lr_scheduler"),
 }
 BASES = {
     "model": "LightningModule",
@@ -151,6 +152,10 @@ class Checker:
 
     def node(self, value: Any, kind: str, path: str) -> None:
         """Check a value that may be a class with its arguments, or a list of such."""
+        for part in ("init_args", "dict_kwargs") if isinstance(value, dict) else ():
+            if not isinstance(given := value.get(part) or {}, dict):
+                wanted = f"Expected `{path}.{part}`{self.where()} to be a mapping"
+                raise UsageError(f"{wanted} but got {given!r:.80}")
         if isinstance(value, list):
             for item in value:
                 if kind in KINDS and isinstance(item, dict) and "class_path" not in item:
@@ -175,17 +180,8 @@ class Checker:
 
     def arguments(self, value: Config, cls: Class | None, path: str) -> None:
         """Check the arguments of a class."""
-        arguments = value.get("init_args") or {}
-        if not isinstance(arguments, dict):
-            raise UsageError(
-                f"Expected `{path}.init_args`{self.where()} to be a mapping but got {arguments!r}"
-            )
+        arguments, more = value.get("init_args") or {}, value.get("dict_kwargs") or {}
         known = signature(cls) if cls else Signature({}, open=True)
-        more = value.get("dict_kwargs") or {}
-        if not isinstance(more, dict):
-            raise UsageError(
-                f"Expected `{path}.dict_kwargs`{self.where()} to be a mapping but got {more!r:.80}"
-            )
         for part, given in (("init_args", arguments), ("dict_kwargs", more)):
             self.keys(given, known, f"{path}.{part}", cls.name if cls else "")
         self.node(more, "", f"{path}.dict_kwargs")
@@ -317,7 +313,7 @@ def walk(
     """Follow the parts of an option's name through the classes that the config names."""
     kind, name, value = flag
     if not rest or rest == ["class_path"]:
-        given = inline(value)
+        given = inline(value, strict=kind in KINDS)
         checker.node(given, kind, at)
         if kind in KINDS or isinstance(given, dict):
             parent[key] = (
@@ -348,12 +344,22 @@ def walk(
         walk(checker, inner, rest[0], rest[1:], f"{at}.{rest[0]}", (kind, name, value))
 
 
-def inline(value: str | None) -> Any:
-    """The value of an option where it is a mapping or a file of one, else its text."""
+def inline(value: str | None, strict: bool = True) -> Any:
+    """The value of an option where it is a mapping or a file of one, else its text.
+
+    Args:
+        value: As it was typed.
+        strict: Whether what begins like a mapping or a list is to be one; a file name need not.
+    """
     if value is None or value.lower() in WORDS:
         return WORDS[value.lower()] if value else None
     if value.startswith(("{", "[")):
-        return parse(value, "the value")
+        try:
+            return parse(value, "the value")
+        except UsageError:
+            if strict:
+                raise
+            return value
     return load(Path(value)) if is_file(value) else value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import linecache
 import logging
 import re
 import sys
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from jsonargparse import set_parsing_settings
@@ -25,7 +27,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from pl_losses import strategies as strategies  # registers their names
-from pl_losses.__main__ import check, first_line, split
+from pl_losses.__main__ import TRACEBACK, check, first_line, split
 from pl_losses.checkpoints import CheckpointCheck, WholeCheckpointIO, compare, read_checkpoint, sections
 from pl_losses.checks import Checker, class_paths
 from pl_losses.data.module import TensorDataModule
@@ -254,9 +256,10 @@ def run(args: list[str] | None = None) -> int:
             named = named.get("class_path") if isinstance(named, dict) else named
             config[section] = {**({"class_path": named} if named else {}), **config[section]}
     fill_logger(config, effective)
+    config = spelt_out(config)
     kept = [flag for flag in flags if flag[0] not in ("config", "ckpt_path", "trust")]
     kept += [("ckpt_path", checkpoint.path)] if checkpoint.path else []
-    rest = [f"--{name}" if value is None else f"--{name}={value}" for name, value in kept]
+    rest = [f"--{name}" if value is None else f"--{name}={spelt_out(value)}" for name, value in kept]
     prepare_imports(class_paths([config, effective, [value for _, value in flags]]), own)
     if "://" in str(checkpoint.path) and given.get("weights_only") is None:
         # Lightning's own default for what comes over the network is to unpickle anything.
@@ -275,6 +278,15 @@ def run(args: list[str] | None = None) -> int:
     finally:
         finish_wandb(status)
     return status
+
+
+def spelt_out(value: Any) -> Any:
+    """A config or an option in which a class that two modules have by one name is that of Lightning."""
+    if isinstance(value, dict):
+        return {key: spelt_out(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return list(map(spelt_out, value))
+    return f"lightning.pytorch.cli.{value}" if value == "ReduceLROnPlateau" else value
 
 
 def status_of(leaving: SystemExit) -> int:
@@ -305,9 +317,21 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UsageError(f"{error.strerror}: {error.filename or 'the run stopped'}; checkpoints are whole")
     # Refused by the code of the suite, Lightning or an optimizer, not by something that failed within it.
-    own = module.split(".")[0] == OWN and not isinstance(error, RuntimeError)
-    theirs = module.startswith(("lightning.", "torch.optim")) and not isinstance(error, OSError)
-    return UsageError(re.sub(r"\s+", " ", message)[:300] if theirs else message) if own or theirs else error
+    refused = at is not None and is_raised(at)
+    if refused and module.split(".")[0] == OWN and not isinstance(error, RuntimeError):
+        return UsageError(message)
+    if refused and module.startswith("jsonargparse."):
+        return UsageError(shorten(message))
+    if refused and module.startswith(("lightning.", "torch.optim")) and not isinstance(error, OSError):
+        message = re.sub(r"\s+", " ", message)[:300]
+        return UsageError(f"{message} ({TRACEBACK}=1 shows where)")
+    return error
+
+
+def is_raised(at: TracebackType) -> bool:
+    """Whether the code there raised an exception itself; any other is a mistake in the code."""
+    line = linecache.getline(at.tb_frame.f_code.co_filename, at.tb_lineno)
+    return line.lstrip().startswith("raise")
 
 
 def finish_wandb(status: int) -> None:

@@ -131,8 +131,8 @@ def _flatten(path: Path, above: tuple[Path, ...]) -> Config:
     config = load(path)
     if "extend" in config:
         raise UsageError(f"Unknown key `extend` in {path.name}: did you mean `extends`?")
-    parents = config.pop("extends", None) or []
-    parents = [parents] if isinstance(parents, str) else parents
+    parents = config.pop("extends", None)
+    parents = [] if parents is None else [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise UsageError(
             f"Expected `extends` in {path.name} to be a name or a list of names but got {parents!r}"

@@ -88,3 +88,10 @@ class LocalPoints(LightningDataModule):
         return DataLoader(TensorDataset(points), batch_size=4)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
+class Mistaken(Line):
+    """A model whose loss makes Lightning fail on a line that refuses nothing."""
+
+    def training_step(self, batch, index):
+        return {"loss": "x"}

@@ -264,6 +264,52 @@ def test_parser_errors_are_short(folder, capsys, args, message):
     assert message in refused(capsys, "fit", *MODEL, *FAST, *args)
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config={trainer: {logger: {init_args: 3}}}"], "Expected `trainer.logger.init_args` in {trainer"),
+        (
+            ["--config={trainer: {callbacks: {class_path: Timer, init_args: {duration: x}}}}"],
+            "duration='x'",
+        ),
+    ],
+)
+def test_broken_sections_are_refused(folder, capsys, args, message):
+    assert message in refused(capsys, "fit", *MODEL, *FAST, *args)
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback(folder, capsys, monkeypatch):
+    """What no line refused is a bug, wherever it shows; what was refused can be traced on demand."""
+    with pytest.raises(TypeError, match="unsupported operand"):
+        main(["fit", "--model=cli_modules.Mistaken", *MODEL[2:], *FAST])
+    monkeypatch.setenv("PL_LOSSES_TRACEBACK", "1")
+    assert main(["fit", *MODEL, *FAST, "--model.optimizer.lr=-1"]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors
+    assert errors.strip().endswith("Invalid learning rate: -1.0 (PL_LOSSES_TRACEBACK=1 shows where)")
+
+
+def test_a_value_may_begin_with_a_brace(folder):
+    options = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename={epoch}-{val_loss:.2f}"]
+    succeeds("fit", *MODEL, *FAST, *options, "--trainer.callbacks.monitor=val_loss", "--test_after_fit=false")
+    assert checkpoint_of(folder).name.startswith("epoch=0-val_loss=")
+
+
+def test_home_in_a_mapping(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    logger = "--config={trainer: {logger: {class_path: CSVLogger, init_args: {save_dir: ~/r}}}}"
+    succeeds("fit", *MODEL, *FAST, logger, "--trainer.logger=CSVLogger", "--test_after_fit=false")
+    assert (folder / "home" / "r").is_dir()
+
+
+def test_a_plateau_goes_by_what_is_logged(folder, capsys):
+    fit = ["fit", "--model=LeNet5", "--data=Digits", "--trainer.limit_train_batches=1", *FAST]
+    fit += ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1", "--test_after_fit=false"]
+    succeeds(*fit, "--model.lr_scheduler=ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/loss")
+    torch_own = "--model.lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau"
+    assert "with a `monitor` such as 'val/loss'" in refused(capsys, *fit, torch_own)
+
+
 def test_a_model_is_required(capsys):
     assert "Missing `model`: name a recipe (--config)" in refused(capsys, "fit")
 

@@ -1,6 +1,5 @@
 """Fits that are interrupted anywhere and go on end as if they had not been, bit for bit."""
 
-import csv
 import os
 import random
 import re
@@ -17,6 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_every
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from processes import Fork, on_ranks
+from resumed import OPTIONS, WINGS, command, interrupted_and_resumed, losses, newest, outcome, run, same
 from shooter import Shooter
 from torch import nn
 
@@ -24,94 +24,14 @@ cli_modules = pytest.importorskip("cli_modules")
 
 from pl_losses.__main__ import main  # noqa: E402
 from pl_losses.checkpoints import WholeCheckpointIO  # noqa: E402
-from pl_losses.cli import PLLossesCLI, status_of  # noqa: E402
+from pl_losses.cli import status_of  # noqa: E402
 from pl_losses.data.loader import BatchLoader  # noqa: E402
 from pl_losses.observers import record  # noqa: E402
 from pl_losses.papers.adam import TemporalAveraging  # noqa: E402
 from pl_losses.papers.base import PaperModule  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("folder")
-OPTIONS = ["--trainer.logger=CSVLogger", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
-OPTIONS += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-OPTIONS += ["--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2", "--trainer.max_epochs=2"]
-WINGS = {
-    "lenet/digits": ["--data.batch_size=50"],
-    "prelu/digits-prelu": ["--data.batch_size=50"],
-    "adam/vae": ["--data.batch_size=50"],
-    "dropout/rotated-digits": ["--model.samples=3"],
-    "dropout/co2": ["--model.samples=3", "--trainer.max_epochs=6"],  # An epoch is one batch.
-    "gan/digits": [],
-    "gtn/strings-digits": ["--data.isolated_epochs=0", "--data.eval_strings=20"],
-    "sdae/digits": ["--model.pretrain_epochs=1", "--trainer.max_epochs=4"],
-}
 UNVALIDATED = ("dropout/co2", "gan/digits")  # They have no data for it.
-
-
-def command(args, shooter=None):
-    """Run a command in this process."""
-    build = PLLossesCLI.instantiate_trainer
-
-    def instantiate_trainer(self, **kwargs):
-        trainer = build(self, **kwargs)
-        trainer.callbacks += [shooter] if shooter else []
-        return trainer
-
-    PLLossesCLI.instantiate_trainer = instantiate_trainer
-    return main(args)
-
-
-def run(args, *shooter, status=0):
-    """Run a command in a process of its own: what it printed to stdout and stderr."""
-    process = Fork(command, args, Shooter(*shooter) if shooter else None)
-    assert process.wait() == status, process.printed[1]
-    assert "Traceback" not in process.printed[1]
-    return process.printed
-
-
-def newest(folder):
-    return max(Path(folder).rglob("*.ckpt"), key=os.path.getmtime)
-
-
-def outcome(folder, output):
-    """All that a finished run is compared by."""
-    found = torch.load(newest(folder), weights_only=True)
-    names = ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "random_states")
-    tested = re.findall(r"^ +test\S* +\S+ *$", output, re.M)
-    return {name: found[name] for name in names}, tested
-
-
-def losses(folder):
-    """What was logged of each step, over all runs in a folder."""
-    logged = {}
-    for path in sorted(Path(folder).rglob("metrics.csv")):
-        for row in csv.DictReader(path.open()):
-            logged |= {(row["step"], key): value for key, value in row.items() if value and "loss" in key}
-    return logged
-
-
-def goes_on(errors):
-    told = errors[errors.rindex("Interrupted") :]
-    return re.search(r"[Gg]o on with:\n  pl-losses (fit .*)", told)[1].split()
-
-
-def same(one, other):
-    """Whether two outcomes are equal in all bits; NaN equals NaN."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, torch.Tensor):
-        return bool((one == other).logical_or(one.isnan() & other.isnan()).all())
-    return one == other or repr(one) == repr(other)
-
-
-def interrupted_and_resumed(args, place, step, number=signal.SIGINT):
-    """What an interrupted run and the one that goes on from it leave in a folder of their own."""
-    root = f"--trainer.logger.save_dir={place}-{step}"
-    _, errors = run([*args, root], place, step, [number], status=128 + number)
-    output, _ = run([*goes_on(errors)])
-    return outcome(f"{place}-{step}", output), losses(f"{place}-{step}")
-
 
 PLACES = [
     ("step", 1),

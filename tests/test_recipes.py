@@ -84,6 +84,7 @@ def test_merge(base, over, merged):
         ("extends: lenet/x", "in a circle: x -> x"),
         ("extends: lenet/y", "in a circle: x -> y -> x"),
         ("extends: {a: 1}", "Expected `extends`"),
+        ("extends: {}", "Expected `extends`"),
         ("- a", "a mapping of names but got list"),
         ("a: [1", "line"),
         ("a: b: c", "x.yaml line 1: mapping values are not allowed"),

@@ -26,6 +26,7 @@ from pl_losses.observers.loaders import (
 from pl_losses.observers.metrics import define_metrics, states_of, take_out
 from pl_losses.observers.random_state import RandomState
 from pl_losses.observers.schedule_length import ScheduleLength
+from pl_losses.papers import expected
 from pl_losses.strategies import units
 
 COUNTED = "training_metrics"  # Of a checkpoint.
@@ -164,6 +165,7 @@ class PaperModule(LightningModule):
         self, optimizer: torch.optim.Optimizer, lr_scheduler: LRSchedulerCallable | None
     ) -> OptimizerLRScheduler:
         """An optimizer with the scheduler that is made for it, which is told :meth:`schedule_steps`."""
+        expected.optimizer(optimizer)
         if lr_scheduler is None:
             return optimizer
         try:
@@ -174,7 +176,10 @@ class PaperModule(LightningModule):
                 raise
             scheduler = lr_scheduler(optimizer, total_steps=self.schedule_steps())  # type: ignore[call-arg]
             interval = "step"
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+        configured = {"scheduler": scheduler, "interval": interval}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            configured["monitor"] = expected.monitor(scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": configured}  # type: ignore[return-value]
 
     def on_fit_start(self) -> None:
         """Tell the logger which value of each metric is the best."""

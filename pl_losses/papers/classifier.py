@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pl_losses.observers.metrics import ErrorRate, binomial_interval, computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.base import PaperModule
 
 
@@ -62,15 +63,16 @@ class Classifier(PaperModule):
     def count(self, stage: str, outputs: Tensor, target: Tensor) -> None:
         """Add a batch to the metrics of "val" or "test": outputs [B, C], target [B], B at least 1."""
         getattr(self, f"{stage}_error").update(self.scores(outputs).argmax(dim=1), target)
-        getattr(self, f"{stage}_loss").update(self.configure_loss(outputs, target), len(target))
+        loss = expected.loss(self, "configure_loss", self.configure_loss(outputs, target))
+        getattr(self, f"{stage}_loss").update(loss, len(target))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch of inputs and labels [B]."""
-        inputs, target = batch
-        outputs = self(inputs)
+        inputs, target = expected.labelled(self, batch)
+        outputs = expected.outputs(self, self(inputs), len(target))
         own = self.own_rows(batch_idx, len(target))
         rows = own or len(target)
-        loss = self.configure_loss(outputs[:rows], target[:rows])
+        loss = expected.loss(self, "configure_loss", self.configure_loss(outputs[:rows], target[:rows]))
         self.refuse_non_finite(loss)
         self._uncounted = self.scores(outputs.detach()).argmax(dim=1)[:own], target[:own]
         self.log("train/loss", loss, prog_bar=True)
@@ -103,15 +105,15 @@ class Classifier(PaperModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count errors and the loss of a batch."""
-        inputs, target = batch
-        outputs = self(inputs)
+        inputs, target = expected.labelled(self, batch)
+        outputs = expected.outputs(self, self(inputs), len(target))
         if own := self.own_rows(batch_idx, len(target)):
             self.count("val", outputs[:own], target[:own])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count errors; returns what ``ClassifierReport`` draws."""
-        inputs, target = batch
-        outputs = self.test_outputs(inputs)
+        inputs, target = expected.labelled(self, batch)
+        outputs = expected.outputs(self, self.test_outputs(inputs), len(target))
         if own := self.own_rows(batch_idx, len(target)):
             self.count("test", outputs[:own], target[:own])
         confidence, predicted = self.scores(outputs).max(dim=1)

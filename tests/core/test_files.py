@@ -5,25 +5,11 @@ import random
 
 import pytest
 import torch
+from spoilt import spoilt
 
 from pl_losses.core.files import damage, save_sealed, write_table, written_whole
 
 CONTENT = {"weights": torch.arange(5000.0), "name": "x", "steps": [1, 2.5, float("nan")]}
-
-
-def spoilt(content, random):
-    """The content with one of four kinds of damage."""
-    broken, at = bytearray(content), random.randrange(len(content))
-    kind = random.choice(("bit", "zeros", "noise", "end"))
-    if kind == "bit":
-        broken[at] ^= 1 << random.randrange(8)
-    elif kind == "zeros":
-        broken[at : at + 512] = bytes(len(broken[at : at + 512]))
-    elif kind == "noise":
-        broken[at : at + 64] = random.randbytes(len(broken[at : at + 64]))
-    else:
-        del broken[at:]
-    return bytes(broken)
 
 
 def test_every_spoilt_file_is_seen(tmp_path):

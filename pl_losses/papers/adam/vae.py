@@ -14,6 +14,7 @@ from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.loaders import BLOCK, drawn_at
 from pl_losses.observers.metrics import computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.adam.losses import bernoulli_error, kl_to_standard_normal
 from pl_losses.papers.adam.optimizer import Adam
 from pl_losses.papers.base import PaperModule
@@ -114,6 +115,10 @@ class VAE(PaperModule):
         latent = mean + (0.5 * log_variance).exp() * noise
         return bernoulli_error(self.decode(latent), target), kl_to_standard_normal(mean, log_variance)
 
+    def _terms(self, target: Tensor, noise: Tensor) -> list[Tensor]:
+        terms = expected.several(self, "configure_loss", self.configure_loss(target, noise), 2)
+        return [expected.loss(self, "configure_loss", term, len(target)) for term in terms]
+
     def draw_noise(self, like: Tensor, *key: Any) -> Tensor:
         """This rank's rows of the standard normal noise of the joined batch, [B, J].
 
@@ -132,11 +137,11 @@ class VAE(PaperModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Negative bound of a batch of images, per image."""
-        target = self.configure_target(batch[0])
+        target = self.configure_target(expected.first(self, batch))
         noise = self.draw_noise(target, "train", self.current_epoch, batch_idx)
         own = self.own_rows(batch_idx, len(target))
         rows = own or len(target)
-        reconstruction, kl = (term[:rows].mean() for term in self.configure_loss(target, noise))
+        reconstruction, kl = (term[:rows].mean() for term in self._terms(target, noise))
         loss: Tensor = reconstruction + kl
         self.refuse_non_finite(loss)
         self.log("train/loss", loss, prog_bar=True)
@@ -148,7 +153,7 @@ class VAE(PaperModule):
         places = self.places(batch_idx, len(target))
         key = (self.latent, target.dtype, self.seed, stage)
         (noise,) = drawn_at(places, lambda block: (standard_normal(BLOCK, *key, block),))
-        reconstruction, kl = self.configure_loss(target, noise.to(target.device, non_blocking=True))
+        reconstruction, kl = self._terms(target, noise.to(target.device, non_blocking=True))
         parts = {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
         own = self.own_rows(batch_idx, len(target))
         for part, values in parts.items():
@@ -162,15 +167,15 @@ class VAE(PaperModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the means of the bound's terms."""
-        self._evaluate("val", batch[0], batch_idx)
+        self._evaluate("val", expected.first(self, batch), batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the means of the bound's terms."""
-        self._evaluate("test", batch[0], batch_idx)
+        self._evaluate("test", expected.first(self, batch), batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Mean [B, J] and log-variance [B, J] of q(z|x), and the reconstruction [B, D]."""
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        images = expected.first(self, batch)
         mean, log_variance = self.encode(self.configure_target(images))
         reconstruction = self.decode(mean).sigmoid()
         return {"mean": mean, "log_variance": log_variance, "reconstruction": reconstruction}

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from pl_losses.papers import expected
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.dropout.active import ActiveDropout
 from pl_losses.papers.dropout.evaluation import undisturbed
@@ -103,7 +104,7 @@ class DropoutModule(PaperModule):
         if self.trainer.global_step or self._looked or any(self.drop_probabilities().values()):
             return
         self._looked = True
-        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        inputs, _ = expected.labelled(self, batch)
         if find_dropout(self.network, inputs, self.__call__).active:
             rank_zero_warn(
                 f"The network of {type(self).__name__} has dropout, but not as modules before its layers,"

@@ -15,6 +15,7 @@ from pl_losses.core.validation import check_init
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.dropout.base import DropoutModule, Sharing, refuse_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
 from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
@@ -238,11 +239,12 @@ class DropoutRegressor(DropoutModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """L_dropout of a batch of inputs [B, Q] and targets [B, D], or [B] for one output."""
-        inputs, target = batch
-        outputs = self(inputs)
+        inputs, target = expected.labelled(self, batch)
+        outputs = expected.outputs(self, self(inputs), len(target))
         own = self.own_rows(batch_idx, len(outputs))
         rows = own or len(outputs)
         loss = self.configure_loss(outputs[:rows], fit_shape(target, outputs)[:rows])
+        loss = expected.loss(self, "configure_loss", loss)
         self.refuse_non_finite(loss)
         self.log("train/loss", loss, prog_bar=True)
         # The weight decay is weighted too, by what is 1 on average.
@@ -322,9 +324,9 @@ class DropoutRegressor(DropoutModule):
         self, batch: tuple[Tensor, Tensor], batch_idx: int, single: Mean
     ) -> tuple[Tensor, Tensor, int]:
         """Samples [T, B, D], targets [B, D], and how many of these inputs, the first, to count."""
-        inputs, target = batch
+        inputs, target = expected.labelled(self, batch)
         with self.without_dropout(inputs):
-            outputs = self(inputs)
+            outputs = expected.outputs(self, self(inputs), len(target))
         target = fit_shape(target, outputs)
         samples = self.sample(inputs, batch_idx)
         own = self.own_rows(batch_idx, len(target))

@@ -17,6 +17,7 @@ from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.loaders import BLOCK, drawn_at
 from pl_losses.observers.metrics import computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.gan import checks, networks
 from pl_losses.papers.gan.averaging import MovingAverage, fit_average
@@ -185,8 +186,8 @@ class GAN(PaperModule):
     def configure_optimizers(self) -> Any:
         """Build the discriminator's and the generator's optimizer, in this order."""
         return [
-            self._discriminator_optimizer(self.discriminator.parameters()),
-            self._generator_optimizer(self.generator.parameters()),
+            expected.optimizer(self._discriminator_optimizer(self.discriminator.parameters())),
+            expected.optimizer(self._generator_optimizer(self.generator.parameters())),
         ]
 
     def setup(self, stage: str) -> None:
@@ -307,8 +308,7 @@ class GAN(PaperModule):
         rows = self._own[-1] or len(real)
         # Batch normalisation sees what is repeated, the loss does not.
         real_logits, fake_logits = self.discriminator(real)[:rows], self.discriminator(fake.detach())[:rows]
-        loss = self.configure_discriminator_loss(real_logits, fake_logits)
-        self.refuse_non_finite(loss)
+        loss = self._loss("configure_discriminator_loss", real_logits, fake_logits)
         self._backward(loss, self._own[-1], synchronise=last)
         outputs = real_logits.detach().float().sigmoid().mean(), fake_logits.detach().float().sigmoid().mean()
         self.log("train/discriminator_loss", loss.detach(), prog_bar=True)
@@ -327,18 +327,22 @@ class GAN(PaperModule):
         with frozen(self.discriminator):
             for noise, own in zip(self._noise[:-1], self._own, strict=False):
                 logits = self.discriminator(self.generator(noise))
-                earlier = self.configure_generator_loss(logits[: own or len(noise)])
-                self.refuse_non_finite(earlier)
+                earlier = self._loss("configure_generator_loss", logits[: own or len(noise)])
                 self._backward(earlier, own, synchronise=False)
             own = self._own[-1]
-            loss = self.configure_generator_loss(self.discriminator(fake)[: own or len(fake)])
-            self.refuse_non_finite(loss)
+            logits = self.discriminator(fake)[: own or len(fake)]
+            loss = self._loss("configure_generator_loss", logits)
             self._backward(loss, own, synchronise=True)
         self._even_out(self.generator)
         step_uncounted(self, optimizer)
         if self.average is not None:
             self.average.update(self.generator, self.global_step)
         return loss.detach()
+
+    def _loss(self, method: str, *logits: Tensor) -> Tensor:
+        loss = expected.loss(self, method, getattr(self, method)(*logits))
+        self.refuse_non_finite(loss)
+        return loss
 
     def _backward(self, loss: Tensor, own: int, synchronise: bool) -> None:
         # As if all batches were of the first one's size, over the ranks, and there were as many as asked for.
@@ -399,6 +403,7 @@ class GAN(PaperModule):
         means: Any = self.means
         if own:
             loss = self.configure_discriminator_loss(real_logits, fake_logits)
+            expected.loss(self, "configure_discriminator_loss", loss)
             means[f"{stage}_loss"].update(loss, own)
             means[f"{stage}_real_output"].update(real_logits.sigmoid().mean(), own)
             means[f"{stage}_fake_output"].update(fake_logits.sigmoid().mean(), own)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pl_losses.data.lines import Characters, Lines
 from pl_losses.observers.metrics import computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.gtn import criteria
 from pl_losses.papers.gtn.checks import floating
@@ -178,8 +179,13 @@ class StringReader(PaperModule):
         losses: Tensor = function(lattice, targets, lengths, reduction="none")
         return losses
 
+    def _losses(self, lattice: Any, batch: Lines) -> Tensor:
+        losses = self.configure_loss(lattice, batch.targets, batch.target_lengths)
+        return expected.loss(self, "configure_loss", losses, len(batch.targets))
+
     def training_step(self, batch: Lines | Characters, batch_idx: int) -> Tensor:
         """Loss of a batch of lines or of isolated characters."""
+        expected.of_kind(self, batch, Lines, Characters)
         count: int | Tensor
         own = self.own_rows(batch_idx, len(batch.images))
         if isinstance(batch, Characters):
@@ -187,7 +193,7 @@ class StringReader(PaperModule):
             penalties = self.character_penalties(batch.images)[:rows]
             loss = map_loss(penalties, batch.labels[:rows], self.rubbish_penalty)
         else:
-            losses = self.configure_loss(self(batch.images), batch.targets, batch.target_lengths)
+            losses = self._losses(self(batch.images), batch)
             spelt = losses != float("inf")
             self.log("train/infeasible", 1 - spelt.float().mean(), batch_size=len(losses))
             spelt[own:] = False
@@ -214,10 +220,11 @@ class StringReader(PaperModule):
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `greedy_paths`")
 
     def _evaluated(self, stage: str, batch: Lines, batch_idx: int) -> dict[str, Any]:
+        expected.of_kind(self, batch, Lines)
         lattice = self(batch.images)
         reading = self.read(lattice)
         edits = count_edits([path.labels for path in reading.paths], batch.targets, batch.target_lengths)
-        losses = self.configure_loss(lattice, batch.targets, batch.target_lengths)
+        losses = self._losses(lattice, batch)
         own = self.own_rows(batch_idx, len(edits))
         getattr(self, f"{stage}_errors").update(edits[:own], batch.target_lengths[:own])
         spelt = losses != float("inf")
@@ -257,7 +264,7 @@ class StringReader(PaperModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The answers as strings, their confidence [B], whether they are accepted [B], and the paths."""
-        images = batch if isinstance(batch, Tensor) else batch[0]
+        images = expected.first(self, batch)
         reading = self.read(self(images))
         strings = ["".join(self.alphabet[label] for label in path.labels) for path in reading.paths]
         accepted = reading.confidence >= self.reject_below

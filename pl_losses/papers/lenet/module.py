@@ -15,6 +15,7 @@ from pl_losses.core.validation import check_init, check_integer, check_positive
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import ErrorRate, computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
 from pl_losses.papers.lenet.losses import map_loss, mle_loss, rubbish_posterior
@@ -212,7 +213,9 @@ class LeNet5(Classifier):
             of_whole.estimate_curvature(
                 self.features,
                 batches,
-                lambda features, target: self.configure_loss(self.output(features), target),
+                lambda features, target: expected.loss(
+                    self, "configure_loss", self.configure_loss(self.output(features), target)
+                ),
             )
         for parameter in sharded:
             if found := of_whole.state.get(whole[parameter]):

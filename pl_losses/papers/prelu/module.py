@@ -133,7 +133,7 @@ class RectifierNet(Classifier):
             hidden = scaled(paper.hidden, width) if paper else 128
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
-        self.num_classes, self.init = num_classes, init
+        self.num_classes, self.in_channels, self.init = num_classes, in_channels, init
         self.rectifier = rectifier
         self.slope = (0.01 if rectifier == "leaky_relu" else 0.25) if slope is None else slope
         self.slope_lr, self.slope_momentum = slope_lr, slope_momentum
@@ -204,7 +204,17 @@ class RectifierNet(Classifier):
 
         Returns:
             [B, C].
+
+        Raises:
+            ValueError: If ``images`` is of another shape.
         """
+        # Where the module is traced it is no tensor.
+        fits = not isinstance(images, Tensor) or (images.ndim == 4 and images.shape[1] == self.in_channels)
+        if not fits:
+            raise ValueError(
+                f"Expected `images` of shape [B, {self.in_channels}, H, W] (`in_channels`) but got"
+                f" {list(images.shape)}"
+            )
         logits: Tensor = self.head(self.features(images))
         return logits
 

@@ -14,6 +14,7 @@ from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.loaders import BLOCK, drawn_at
 from pl_losses.observers.metrics import computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.base import PaperModule
 from pl_losses.papers.sdae.corruption import (
     Corruption,
@@ -198,7 +199,8 @@ class Denoising(PaperModule):
         rows = own or len(clean)
         corrupted, touched = self.corrupt(clean, index, *key, places=places)
         decoded = self.layers[index](corrupted)
-        return self.configure_reconstruction_loss(index, decoded[:rows], clean[:rows], touched[:rows])
+        loss = self.configure_reconstruction_loss(index, decoded[:rows], clean[:rows], touched[:rows])
+        return expected.loss(self, "configure_reconstruction_loss", loss)
 
     def denoise(self, clean: Tensor, index: int, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Loss of a training batch of clean inputs of layer ``index``, of this rank and weighted."""
@@ -348,8 +350,8 @@ class DenoisingAutoencoder(Denoising):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Codes [B, H] of clean inputs and their reconstruction [B, D]."""
-        codes = self.codes(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        codes = self.codes(expected.first(self, batch))
         return {"codes": codes, "reconstruction": self.layer(0).mean(codes)}
 
     def _clean(self, batch: Any) -> Tensor:
-        return self.configure_input(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return self.configure_input(expected.first(self, batch))

@@ -14,6 +14,7 @@ from pl_losses.core.validation import check_init, check_integer
 from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.observers.metrics import computed
 from pl_losses.observers.sums import Mean
+from pl_losses.papers import expected
 from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.sdae.corruption import Mode
 from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
@@ -189,7 +190,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         """The denoising criterion of a layer; in fine-tuning the classifier's loss."""
         if self.finetuning:
             return super().training_step(batch, batch_idx)
-        loss, weighted = self.denoise(self.served(_inputs(batch)), self.stage, batch_idx)
+        loss, weighted = self.denoise(self.served(expected.first(self, batch)), self.stage, batch_idx)
         self.log(f"train/reconstruction_{self.stage + 1}", loss, prog_bar=True)
         return weighted
 
@@ -204,7 +205,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         if self.finetuning:
             super().validation_step(batch, batch_idx)
             return
-        clean = self.codes(_inputs(batch), self.stage)
+        clean = self.codes(expected.first(self, batch), self.stage)
         mean = self.val_reconstruction[self.stage]
         self.count_reconstruction(mean, clean, self.stage, "val", batch_idx)
 
@@ -214,12 +215,6 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
             return super().evaluation_results(stage)
         mean: Any = self.val_reconstruction[self.stage]
         return {f"reconstruction_{self.stage + 1}": computed(mean)}
-
-
-def _inputs(batch: Any) -> Tensor:
-    """Layers need no labels: the first of a batch, or all of it."""
-    inputs: Tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return inputs
 
 
 def _epochs(given: int | list[int], layers: int) -> list[int]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pl_losses.data.loader import Batch, BatchLoader
 from pl_losses.observers.loaders import unrepeated
 from pl_losses.observers.monitor import Monitor
+from pl_losses.papers import expected
 from pl_losses.papers.classifier import Classifier
 from pl_losses.sharding import shard_like, whole_tensor
 from pl_losses.strategies import DDPPerModule
@@ -143,8 +144,13 @@ class StagedClassifier(Classifier):
         return self.stage_parameters(self.stage)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build this stage's optimizer and scheduler."""
-        make_optimizer, make_scheduler = self.stage_optimizer(self.stage)
+        """Build this stage's optimizer and scheduler.
+
+        Raises:
+            TypeError: If ``stage_optimizer`` does not return the functions that make them.
+        """
+        made = self.stage_optimizer(self.stage)
+        make_optimizer, make_scheduler = expected.makers(self, "stage_optimizer", made)
         return self.with_scheduler(make_optimizer(self.parameter_groups()), make_scheduler)
 
     def schedule_steps(self) -> int:

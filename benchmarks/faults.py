@@ -1,0 +1,244 @@
+"""Faults, and what is lost by them: ``python -m benchmarks.faults [--kinds kill disk ...] [--trials N]``.
+
+Each kind has trials of its own, drawn from ``--seed``. What is printed is how many held, and what was lost:
+
+- kill: a fit of each wing is killed (kill -9) at random moments; the command that it printed goes on from
+  there, and ends as the uninterrupted fit, bit for bit.
+- interrupt: likewise by Ctrl-C and SIGTERM.
+- disk: the disk is full at random sizes of a checkpoint; that of before stays whole, and alone.
+- spoilt: bit flips, zeros, noise and cut ends in checkpoints and states of ``reproduce``: accepted ones are
+  lost.
+- hostile: recipes that run code or write elsewhere: one that leaves a mark is lost.
+- mutations: recipes with a mistake: a traceback, a hang, or nonsense that is accepted is lost.
+
+The trials' code is that of the tests, in ``tests/``, which have a short form of each kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+for library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+import hostile  # noqa: E402
+import mutations as recipes  # noqa: E402
+import resumed  # noqa: E402
+import torch  # noqa: E402
+from processes import Fork  # noqa: E402
+from spoilt import spoilt as damaged  # noqa: E402
+
+from pl_losses.__main__ import check, main, split  # noqa: E402
+from pl_losses.checkpoints import WholeCheckpointIO, read_checkpoint  # noqa: E402
+from pl_losses.core.experiment import Experiment  # noqa: E402
+from pl_losses.observers import record  # noqa: E402
+from pl_losses.recipes import UsageError, dump  # noqa: E402
+
+LIMIT = 120  # Seconds of one run.
+Trials = Iterator[tuple[str, str]]  # What was done, and what was lost by it; empty if nothing was.
+
+
+def often(args: list[str]) -> int:
+    """A fit that saves a checkpoint at every step."""
+    record.SHARE = 0
+    record.InterruptionCheckpoint.__init__.__defaults__ = (print, 0.0)
+    return resumed.command(args)
+
+
+def ended_anywhere(count: int, draw: random.Random, numbers: list[int]) -> Trials:
+    """Fits of all wings in turn that get a signal at a random moment, and go on."""
+    whole: dict[str, tuple[object, float]] = {}
+    for trial in range(count):
+        name = list(resumed.WINGS)[trial % len(resumed.WINGS)]
+        args = ["fit", "--config", name, *resumed.OPTIONS, *resumed.WINGS[name]]
+        if name not in whole:
+            began = time.monotonic()
+            process = Fork(often, [*args, f"--trainer.logger.save_dir=whole/{name}"])
+            assert process.wait(LIMIT) == 0, process.printed[1]
+            whole[name] = resumed.outcome(f"whole/{name}", process.printed[0]), time.monotonic() - began
+        expected, seconds = whole[name]
+        number, moment = draw.choice(numbers), draw.uniform(0, seconds)
+        yield (
+            f"{name}, signal {number} after {moment:.2f} s",
+            one_ended(args, f"trial-{trial}", number, moment, expected),
+        )
+
+
+def one_ended(args: list[str], folder: str, number: int, moment: float, expected: object) -> str:
+    process = Fork(often, [*args, f"--trainer.logger.save_dir={folder}"])
+    time.sleep(moment)
+    if process.ended() is None:
+        os.kill(process.pid, number)
+    status = process.wait(LIMIT)
+    output, errors = process.printed
+    if "Traceback" in errors and status != -signal.SIGKILL:
+        return f"a traceback: {errors[-200:]}"
+    told = re.findall(r"[Gg]o on with:\n  pl-losses (fit .*)", errors)
+    if status != 0 and told and list(Path(folder).rglob("*.ckpt")):
+        process = Fork(often, told[-1].split())
+        if process.wait(LIMIT) != 0:
+            return f"does not go on: {process.printed[1][-200:]}"
+        output = process.printed[0]
+    elif status != 0:
+        # Nothing had been trained, or nothing can go on from it.
+        return "" if not list(Path(folder).rglob("*.ckpt")) else f"no command was told: {errors[-200:]}"
+    found = resumed.outcome(folder, output)
+    if not found[1]:  # It was ended behind its test, or in it: then the weights are compared alone.
+        found, expected = found[0], expected[0]  # type: ignore[index]
+    return "" if resumed.same(found, expected) else "other weights or results"
+
+
+def kill(count: int, draw: random.Random) -> Trials:
+    return ended_anywhere(count, draw, [signal.SIGKILL])
+
+
+def interrupt(count: int, draw: random.Random) -> Trials:
+    return ended_anywhere(count, draw, [signal.SIGINT, signal.SIGTERM])
+
+
+def disk(count: int, draw: random.Random) -> Trials:
+    """Saving a checkpoint over one of before, where the disk has room for a part of it."""
+    folder, before, after = Path("disk"), {"a": torch.zeros(1000)}, {"a": torch.ones(100_000)}
+    path = folder / "x.ckpt"
+
+    def save(room: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        WholeCheckpointIO().save_checkpoint(after, path)
+
+    for _ in range(count):
+        WholeCheckpointIO().save_checkpoint(before, path)
+        room = draw.randrange(400_000)
+        process = Fork(save, room)
+        process.wait(LIMIT)
+        kept = torch.equal(torch.load(path, weights_only=True)["a"], before["a"])
+        alone = [one.name for one in folder.iterdir()] == ["x.ckpt"]
+        said = "cannot be written (File too large)" in process.printed[1]
+        yield (
+            f"room for {room} bytes",
+            "" if kept and alone and said else "the checkpoint of before, or a part",
+        )
+
+
+def spoilt(count: int, draw: random.Random) -> Trials:
+    """A checkpoint, and a state of ``reproduce``, with one damage each, in turn."""
+    path, content = Path("spoilt/x.ckpt"), {"state_dict": {"a": torch.randn(20_000)}, "epoch": 3}
+    WholeCheckpointIO().save_checkpoint(content, path)
+    Experiment("spoilt", {"seed": 0}).add({"error": torch.randn(20_000)})
+    state = Path("spoilt/state.pt")
+    whole = {path: path.read_bytes(), state: state.read_bytes()}
+    for trial in range(count):
+        file = (path, state)[trial % 2]
+        broken = damaged(whole[file], draw)
+        while broken == whole[file]:  # Zeros over zeros.
+            broken = damaged(whole[file], draw)
+        file.write_bytes(broken)
+        yield f"{file.name} of {len(broken)} bytes", accepted(file)
+        for aside in Path("spoilt").glob("damaged-*"):
+            aside.unlink()
+
+
+def accepted(file: Path) -> str:
+    """Whether a damaged file is taken."""
+    if file.name == "state.pt":
+        with contextlib.redirect_stderr(None):
+            return "accepted" if Experiment(file.parent, {"seed": 0}).results else ""
+    try:
+        read_checkpoint(str(file))
+    except UsageError:
+        return ""
+    return "accepted"
+
+
+def hostile_recipes(count: int, draw: random.Random) -> Trials:
+    """Recipes that run code or write elsewhere: the front door and, where it lets them pass, a fit."""
+    hostile.plant(Path())
+    for name, config in draw.sample(hostile.RECIPES, min(count, len(hostile.RECIPES))):
+        Path("sent.yaml").write_text(dump(config))
+        before = sorted(os.listdir())
+        try:
+            check("fit", split(["--config", "sent.yaml"]))
+        except UsageError:
+            pass
+        else:
+            Fork(main, ["fit", "--config", "sent.yaml"]).wait(LIMIT)
+        left = set(os.listdir()) - set(before) - {"runs"}
+        yield name, f"left {', '.join(left)}" if left else ""
+        for mark in left:
+            shutil.rmtree(mark) if Path(mark).is_dir() else Path(mark).unlink()
+
+
+def mutated(count: int, draw: random.Random) -> Trials:
+    """Recipes with a mistake, two at a time."""
+    running = []
+    for mutation in recipes.mutations(count, draw.randrange(2**32)):
+        running.append((mutation, recipes.start(mutation)))
+        if len(running) > 1:
+            first, process = running.pop(0)
+            yield first.name, recipes.fault(first, process)
+    for mutation, process in running:
+        yield mutation.name, recipes.fault(mutation, process)
+
+
+KINDS: dict[str, tuple[Callable[[int, random.Random], Trials], int]] = {
+    "kill": (kill, 80),
+    "interrupt": (interrupt, 80),
+    "disk": (disk, 30),
+    "spoilt": (spoilt, 300),
+    "hostile": (hostile_recipes, 600),
+    "mutations": (mutated, 400),
+}
+
+
+def run(kind: str, count: int | None = None, seed: int = 0, minutes: float = 10) -> tuple[int, list[str]]:
+    """Trials of a kind in an empty folder: how many there were, and what was lost."""
+    trials, usual = KINDS[kind]
+    end, done, lost, before = time.monotonic() + 60 * minutes, 0, [], os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            for name, fault in trials(usual if count is None else count, random.Random(seed)):
+                done += 1
+                lost += [f"{name}: {fault}"] if fault else []
+                if time.monotonic() > end:
+                    break
+        finally:
+            os.chdir(before)
+    return done, lost
+
+
+def command_line() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--trials", type=int, help="of each kind; default: as many as are usual")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=10, help="at most, of each kind")
+    given = parser.parse_args()
+    print("| fault | trials | held | lost |\n| --- | ---: | ---: | ---: |", flush=True)
+    told = []
+    for kind in given.kinds:
+        done, lost = run(kind, given.trials, given.seed, given.minutes)
+        print(f"| {kind} | {done} | {done - len(lost)} | {len(lost)} |", flush=True)
+        told += [f"{kind}: {one}" for one in lost]
+    print("\n".join(["", *told]))
+    return int(bool(told))
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())

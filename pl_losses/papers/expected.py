@@ -1,0 +1,161 @@
+"""What overridden methods return and batches hold, looked at where it arrives: a sentence, not a riddle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def described(value: Any) -> str:
+    """What was got instead, in a few words.
+
+    >>> described({"image": 1}), described(0.5)
+    ("a dict of 'image'", 'a float')
+    """
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}" + (
+            "" if value.is_floating_point() else f" and type {value.dtype}"
+        )
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(repr, value))}"
+    kind = type(value).__name__
+    held = f" of {len(value)}" if type(value) in (tuple, list) else ""
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}{held}"
+
+
+def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Tensor:
+    """The loss that a method returned.
+
+    Args:
+        owner: Whose method it is.
+        method: Its name.
+        value: What it returned.
+        rows: How many samples the loss is of, one number each. Default: it is a scalar.
+
+    Raises:
+        TypeError: If it is no tensor of floating-point numbers.
+        ValueError: If it is of another shape.
+    """
+    wanted = "a scalar, such as `losses.mean()`," if rows is None else f"the losses of {rows} samples, [B],"
+    said = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {described(value)}"
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(said)
+    if value.shape != (() if rows is None else (rows,)):
+        raise ValueError(said)
+    return value
+
+
+def outputs(owner: object, value: Any, rows: int) -> Tensor:
+    """What ``forward`` made of a batch of ``rows`` samples: [B, ...].
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it has not as many rows.
+    """
+    said = f"Expected `forward` of {type(owner).__name__} to return [B, ...] with B = {rows} but got"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{said} {described(value)}")
+    if not value.ndim or len(value) != rows:
+        raise ValueError(f"{said} {described(value)}")
+    return value
+
+
+def labelled(owner: object, batch: Any) -> tuple[Tensor, Tensor]:
+    """The inputs and targets of a batch.
+
+    Raises:
+        TypeError: If it is no pair of tensors.
+    """
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    if not pair or not isinstance(batch[1], Tensor):
+        raise TypeError(
+            f"Expected `batch` of {type(owner).__name__} to be a tuple of inputs and targets but got"
+            f" {described(batch)}"
+        )
+    return batch[0], batch[1]
+
+
+def first(owner: object, batch: Any) -> Tensor:
+    """The inputs of a batch: the batch itself, or what it starts with.
+
+    Raises:
+        TypeError: If that is no tensor.
+    """
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"Expected `batch` of {type(owner).__name__} to be a tensor of inputs, or a tuple that starts"
+            f" with one, but got {described(batch)}"
+        )
+    return inputs
+
+
+def of_kind(owner: object, batch: Any, *kinds: type) -> None:
+    """Refuse a batch that is of none of these types.
+
+    Raises:
+        TypeError: If it is.
+    """
+    if not isinstance(batch, kinds):
+        names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
+        raise TypeError(
+            f"Expected `batch` of {type(owner).__name__} to be a {names} but got {described(batch)}"
+        )
+
+
+def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ...]:
+    """What a method returned, if it is so many values.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != count:
+        raise TypeError(
+            f"Expected `{method}` of {type(owner).__name__} to return a tuple of {count} but got"
+            f" {described(value)}"
+        )
+    return tuple(value)
+
+
+def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """The functions that make an optimizer and its scheduler, which may be None, as a method returned them.
+
+    Raises:
+        TypeError: If it returned anything else, such as an optimizer.
+    """
+    pair = value if isinstance(value, (tuple, list)) else ()
+    if len(pair) != 2 or not callable(pair[0]) or not (pair[1] is None or callable(pair[1])):
+        raise TypeError(
+            f"Expected `{method}` of {type(owner).__name__} to return a function that makes the optimizer and"
+            f" one that makes its scheduler, or None, but got {described(value)}"
+        )
+    return pair[0], pair[1]
+
+
+def optimizer(value: Any) -> Optimizer:
+    """What the constructor's ``optimizer`` made of the parameters.
+
+    Raises:
+        TypeError: If it is no optimizer.
+    """
+    if not isinstance(value, Optimizer):
+        raise TypeError(f"Expected `optimizer` to return a torch.optim.Optimizer but got {described(value)}")
+    return value
+
+
+def monitor(scheduler: Any) -> str:
+    """The logged value that a scheduler goes by.
+
+    Raises:
+        ValueError: If it does not say.
+    """
+    name = getattr(scheduler, "monitor", None)
+    if not isinstance(name, str):
+        raise ValueError(
+            "Expected `lr_scheduler` to say what it goes by but got PyTorch's ReduceLROnPlateau:"
+            " take lightning.pytorch.cli.ReduceLROnPlateau, with a `monitor` such as 'val/loss'"
+        )
+    return name

@@ -1,0 +1,115 @@
+"""What an override returns wrongly, or a batch holds, is named in a sentence: the method and what it was."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from module_table import CASES, Data, loader, make
+
+from pl_losses import LatticeReader, LeNet5, RectifierNet
+from pl_losses.data import Digits
+
+LOSSES = {
+    **dict.fromkeys(CASES, "configure_loss"),
+    **dict.fromkeys(("DenoisingAutoencoder", "StackedDenoisingAutoencoder"), "configure_reconstruction_loss"),
+    "GAN": "configure_discriminator_loss",
+}
+# Isolated characters have a loss of their own, which is a function.
+NAMES = [name for name in CASES if name != "LatticeReader of characters"]
+
+
+def told(model, data, evaluate=False):
+    """The message of a fit, or of a test."""
+    trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET)
+    with pytest.raises((TypeError, ValueError)) as error:
+        (trainer.test if evaluate else trainer.fit)(model, data)
+    return str(error.value)
+
+
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("evaluate", [False, True], ids=["fit", "test"])
+def test_a_loss_is_what_it_is_to_be(name, evaluate):
+    method = LOSSES[name]
+    model = make(CASES[name])
+    if name == "StackedDenoisingAutoencoder" and evaluate:
+        method = "configure_loss"
+    if name.startswith("Dropout"):
+        model.size.fill_(5)
+    if name == "DropoutRegressor" and evaluate:
+        pytest.skip("its test has no loss")
+    value, got = (0.5, "a float") if evaluate else (torch.ones(2, 3), "a tensor of shape [2, 3]")
+    setattr(model, method, lambda *_: value)
+    message = told(model, Data(CASES[name], 5), evaluate)
+    assert message.startswith(f"Expected `{method}` of {type(model).__name__} to return")
+    assert message.endswith(f"but got {got}")
+
+
+def test_the_generators_loss():
+    model = make(CASES["GAN"])
+    model.configure_generator_loss = lambda logits: logits
+    message = told(model, Data(CASES["GAN"], 5))
+    assert message.startswith("Expected `configure_generator_loss` of GAN to return a scalar")
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("evaluate", [False, True], ids=["fit", "test"])
+def test_a_batch_of_another_kind(name, evaluate):
+    case = CASES[name]
+    wrong = case._replace(
+        batch=lambda parts: {"image": parts[0], "label": parts[1]}, train=lambda batch: batch
+    )
+    model = make(case)
+    if name.startswith("Dropout"):
+        model.size.fill_(5)
+        model.fixed = 1.0
+    message = told(model, loader(wrong, 5, 5), evaluate)
+    assert message.startswith("Expected ")
+    assert "batch" in message
+    assert "dict" in message
+
+
+def test_a_reader_on_single_digits():
+    message = told(LatticeReader(), Digits())
+    assert message == (
+        "Expected `batch` of LatticeReader to be a pl_losses.data.lines.Lines or"
+        " pl_losses.data.lines.Characters but got a list of 2"
+    ) or message.endswith("but got a tuple of 2")
+
+
+def test_channels_of_another_number():
+    with pytest.raises(ValueError, match=r"shape \[B, 1, H, W\] \(`in_channels`\) but got \[2, 3, 32, 32\]"):
+        RectifierNet(in_channels=1)(torch.zeros(2, 3, 32, 32))
+
+
+def test_outputs_of_another_number():
+    model = LeNet5(optimizer=torch.optim.Adam)
+    model.forward = lambda images: {"logits": images}
+    case = CASES["LeNet5"]
+    assert told(model, Data(case, 5)).endswith("[B, ...] with B = 5 but got a dict of 'logits'")
+
+
+@pytest.mark.parametrize("wrong", ["optimizer", "pair of optimizer"])
+def test_a_stage_has_functions(wrong):
+    model = make(CASES["StackedDenoisingAutoencoder"])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model.stage_optimizer = lambda stage: optimizer if wrong == "optimizer" else (optimizer, None)
+    message = told(model, Data(CASES["StackedDenoisingAutoencoder"], 5))
+    assert message.startswith(
+        "Expected `stage_optimizer` of StackedDenoisingAutoencoder to return a function"
+    )
+    assert message.endswith("but got a SGD" if wrong == "optimizer" else "but got a tuple of 2")
+
+
+@pytest.mark.parametrize("name", ["LeNet5", "GAN"])
+def test_an_optimizer_is_one(name):
+    model = make(CASES[name])
+    model._optimizer = model._generator_optimizer = list
+    message = told(model, Data(CASES[name], 5))
+    assert message.startswith("Expected `optimizer` to return a torch.optim.Optimizer but got a list")
+
+
+def test_a_plateau_needs_a_value():
+    model = LeNet5(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    assert "with a `monitor` such as 'val/loss'" in told(model, Data(CASES["LeNet5"], 5))
