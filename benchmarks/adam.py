@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pl_losses.papers.adam import VAE, Adam
-from pl_losses.papers.adam.grid import Plan
-from pl_losses.papers.adam.stack import Settings, VAEStack
+from pl_losses.papers.adam.fig4.batched_vae import Settings, VAEStack
+from pl_losses.papers.adam.fig4.grid import Plan
 
 MODELS: dict[str, Callable[[], list[Tensor]]] = {
     "50 tensors of 1,000": lambda: [torch.randn(1000) for _ in range(50)],

@@ -42,10 +42,11 @@ import torch  # noqa: E402
 from processes import Fork  # noqa: E402
 from spoilt import spoilt as damaged  # noqa: E402
 
-from pl_losses.__main__ import check, main, split  # noqa: E402
-from pl_losses.checkpoints import WholeCheckpointIO, read_checkpoint  # noqa: E402
+from pl_losses.cli.arguments import check, split  # noqa: E402
+from pl_losses.cli.checkpoints import WholeCheckpointIO, read_checkpoint  # noqa: E402
+from pl_losses.cli.main import main  # noqa: E402
 from pl_losses.core.experiment import Experiment  # noqa: E402
-from pl_losses.observers import record  # noqa: E402
+from pl_losses.monitoring import record  # noqa: E402
 from pl_losses.recipes import UsageError, dump  # noqa: E402
 
 LIMIT = 120  # Seconds of one run.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.loader import images, per_sample
 from pl_losses import LeNet5
-from pl_losses.cli import run
+from pl_losses.cli.lightning_cli import run
 from pl_losses.data import MNIST
 
 BATCH, STEPS, REPEATS = 64, 400, 5

@@ -49,8 +49,8 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from pl_losses.callbacks import AdamBiasCorrectionMonitor, DropoutUncertaintyMonitor, PReLUSlopeMonitor
-from pl_losses.cli import forget_anonymous
-from pl_losses.observers.monitor import Monitor
+from pl_losses.cli.lightning_cli import forget_anonymous
+from pl_losses.monitoring.monitor import Monitor
 from pl_losses.strategies import FSDP2Strategy
 
 try:

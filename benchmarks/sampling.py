@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_losses.papers.dropout.sampling import mc_samples
+from pl_losses.papers.dropout.sampling.sampling import mc_samples
 
 try:
     from baal.bayesian.caching_utils import MCCachingModule

@@ -52,7 +52,7 @@ def main() -> None:
 PARSE = """
 import json, sys
 from pathlib import Path
-from pl_losses.dashboards.records import read_payloads
+from pl_losses.dashboards.offline.records import read_payloads
 from wandb.proto import wandb_internal_pb2 as proto
 rows = []
 for payload in read_payloads(sys.argv[1])[0]:

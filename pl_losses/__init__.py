@@ -5,9 +5,8 @@ Names are loaded on first use: ``import pl_losses`` imports no torch.
 
 from typing import TYPE_CHECKING
 
-from pl_losses._lazy import lazy
-
-__version__ = "0.1.0"
+from pl_losses.core.lazy import lazy
+from pl_losses.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pl_losses.papers.adam.counterexample import AMSGradCounterexample as AMSGradCounterexample
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from pl_losses.papers.dropout.regressor import DropoutRegressor as DropoutRegressor
     from pl_losses.papers.gan.basic import FullBasicModel as FullBasicModel
     from pl_losses.papers.gan.module import GAN as GAN
-    from pl_losses.papers.gtn.module import LatticeReader as LatticeReader
+    from pl_losses.papers.gtn.lattice_reader import LatticeReader as LatticeReader
     from pl_losses.papers.gtn.sdnn import SDNN as SDNN
     from pl_losses.papers.lenet.features import PretrainedLeNet5 as PretrainedLeNet5
     from pl_losses.papers.lenet.module import LeNet5 as LeNet5
@@ -38,7 +37,7 @@ __getattr__, __dir__ = lazy(
         "DropoutRegressor": "pl_losses.papers.dropout.regressor",
         "FullBasicModel": "pl_losses.papers.gan.basic",
         "GAN": "pl_losses.papers.gan.module",
-        "LatticeReader": "pl_losses.papers.gtn.module",
+        "LatticeReader": "pl_losses.papers.gtn.lattice_reader",
         "LeNet5": "pl_losses.papers.lenet.module",
         "LogisticRegression": "pl_losses.papers.adam.modules",
         "MLP": "pl_losses.papers.adam.modules",

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from pl_losses._lazy import lazy
+from pl_losses.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from pl_losses.observers.pictures import ClassifierReport as ClassifierReport
-    from pl_losses.observers.random_state import RandomState as RandomState
+    from pl_losses.core.random_state import RandomState as RandomState
+    from pl_losses.monitoring.pictures import ClassifierReport as ClassifierReport
     from pl_losses.papers.adam.averaging import TemporalAveraging as TemporalAveraging
-    from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
+    from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
     from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor as DropoutUncertaintyMonitor
     from pl_losses.papers.dropout.reports import ExtrapolationReport as ExtrapolationReport
     from pl_losses.papers.dropout.reports import RotationReport as RotationReport
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "AdamBiasCorrectionMonitor": "pl_losses.papers.adam.monitor",
+        "AdamBiasCorrectionMonitor": "pl_losses.papers.adam.monitor.monitor",
         "AutoencoderReport": "pl_losses.papers.sdae.report",
-        "ClassifierReport": "pl_losses.observers.pictures",
+        "ClassifierReport": "pl_losses.monitoring.pictures",
         "DropoutUncertaintyMonitor": "pl_losses.papers.dropout.monitor",
         "ExtrapolationReport": "pl_losses.papers.dropout.reports",
         "GANReport": "pl_losses.papers.gan.report",
         "PReLUSlopeMonitor": "pl_losses.papers.prelu.monitor",
-        "RandomState": "pl_losses.observers.random_state",
+        "RandomState": "pl_losses.core.random_state",
         "ReadingReport": "pl_losses.papers.gtn.report",
         "RotationReport": "pl_losses.papers.dropout.reports",
         "StyleReport": "pl_losses.papers.style.report",

@@ -1,7 +1,7 @@
 """Every loss of the suite by its name."""
 
 from pl_losses.papers.dropout.objective import dropout_objective
-from pl_losses.papers.dropout.quantities import mc_log_likelihood
+from pl_losses.papers.dropout.uncertainty import mc_log_likelihood
 from pl_losses.papers.gan.losses import discriminator_loss, generator_loss
 from pl_losses.papers.gtn.criteria import (
     discriminative_forward_loss,

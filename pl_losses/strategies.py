@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from pl_losses.sharding import load_whole
+from pl_losses.core.sharding import load_whole, units
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -318,15 +318,6 @@ def parameter_groups(module: nn.Module) -> list[list[nn.Parameter]]:
     for parameter, names in owners.items():
         groups.setdefault(tuple(names), []).append(parameter)
     return list(groups.values())
-
-
-def units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The children of a module, by name; of a list or dict of modules its items."""
-    for name, child in module.named_children():
-        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            yield from units(child, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", child
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch.utils.data import DataLoader, TensorDataset
 
-from pl_losses.hparams import save_plain_hyperparameters
+from pl_losses.core.hparams import save_plain_hyperparameters
 
 
 class Line(LightningModule):

@@ -65,6 +65,20 @@ def pytest_report_header():
     return f"data: {os.environ.get('PL_LOSSES_DATA', 'packaged sets only (PL_LOSSES_DATA is not set)')}"
 
 
+@pytest.fixture(autouse=True)
+def whole_loaders():
+    """Lightning leaves the classes of loaders patched when an exception passes it while it makes them."""
+    yield
+    if (loaders := sys.modules.get("torch.utils.data")) is None:
+        return
+    for base in (loaders.DataLoader, loaders.BatchSampler):
+        for cls in (base, *base.__subclasses__()):
+            for name in ("__setattr__", "__delattr__", "__init__"):
+                if f"__old{name}" in vars(cls):
+                    setattr(cls, name, vars(cls)[f"__old{name}"])
+                    delattr(cls, f"__old{name}")
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty current folder, without the W&B service of an earlier test, which would write to its own."""

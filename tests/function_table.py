@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pl_losses
 from pl_losses import callbacks, data, losses
-from pl_losses.observers.metrics import ErrorRate
+from pl_losses.core.metrics import ErrorRate
 from pl_losses.papers import adam, dropout, gan, gtn, prelu, sdae
 from pl_losses.papers.adam.bounds import adamax_step_bounds
 from pl_losses.papers.dropout.metrics import EntropyHistogram

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from processes import Fork
 
-from pl_losses.__main__ import main
+from pl_losses.cli.main import main
 from pl_losses.recipes import resolve
 
 SECONDS = 60  # What takes longer hangs; a run takes a few, more on a busy machine.

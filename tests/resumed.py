@@ -10,8 +10,8 @@ import torch
 from processes import Fork
 from shooter import Shooter
 
-from pl_losses.__main__ import main
-from pl_losses.cli import PLLossesCLI
+from pl_losses.cli.lightning_cli import PLLossesCLI
+from pl_losses.cli.main import main
 
 OPTIONS = ["--trainer.logger=CSVLogger", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
 OPTIONS += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]

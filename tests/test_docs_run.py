@@ -13,11 +13,11 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from wandb_workspaces.workspaces import Workspace
 
-from pl_losses.__main__ import main
+from pl_losses.cli.main import main
+from pl_losses.core.run_folders import Run, write_record
 from pl_losses.data import MNIST
 from pl_losses.papers.style.vgg import find_oxford
 from pl_losses.recipes import resolve, roots
-from pl_losses.run_folders import Run, write_record
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
@@ -78,7 +78,7 @@ def here(folder, monkeypatch):
         "data": {"class_path": "pl_losses.data.DigitStrings"},
     }
     torch.save({"state_dict": {}, "pl_losses": known}, folder / "reader.ckpt")
-    monkeypatch.setattr("pl_losses.dashboards.command.sign_in", lambda: None)
+    monkeypatch.setattr("pl_losses.cli.looks.sign_in", lambda: None)
     monkeypatch.setattr(Workspace, "save", lambda self: self)
     monkeypatch.setattr(Workspace, "url", "https://wandb.example/view")
     monkeypatch.syspath_prepend(str(folder))
@@ -155,9 +155,9 @@ import torch
 from torch import Tensor, nn
 from pl_losses.data import TensorDataModule
 from pl_losses.data.module import Batch
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.papers.base import LRSchedulerCallable, OptimizerCallable
-from pl_losses.papers.classifier import Classifier
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.base import LRSchedulerCallable, OptimizerCallable
+from pl_losses.core.classifier import Classifier
 """
 
 

@@ -8,8 +8,8 @@ from function_table import CALLS, TENSORS, outcome, outcomes, parameters
 from torch import Tensor
 
 from pl_losses import losses
+from pl_losses.core.metrics import ErrorRate
 from pl_losses.core.validation import check_types, typed
-from pl_losses.observers.metrics import ErrorRate
 from pl_losses.papers.gtn import ArcLattice, SegmentLattice
 from pl_losses.papers.gtn.metrics import count_edits
 

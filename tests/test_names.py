@@ -5,8 +5,8 @@ import itertools
 import torch
 from torch import nn
 
-from pl_losses.names import distinct, file_stem
-from pl_losses.observers.monitor import optimizer_names
+from pl_losses.core.names import distinct, file_stem
+from pl_losses.monitoring.monitor import optimizer_names
 from pl_losses.papers.adam import Adam
 from pl_losses.papers.prelu import param_groups
 

@@ -8,7 +8,7 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2 as pb
 
-from pl_losses.__main__ import main
+from pl_losses.cli.main import main
 
 
 def records(path):

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pl_losses.checks import KINDS, bases_at
+from pl_losses.core.trust import KINDS, bases_at, fault, own_packages
 from pl_losses.dashboards.panels import Kind
 from pl_losses.recipes import Config, UsageError, resolve_value
-from pl_losses.trust import fault, own_packages
 
 # What classes log that have no KEYS of their own. A new class says so itself: `KEYS`, key to what it tells.
 LOGGED: dict[str, dict[str, str]] = {

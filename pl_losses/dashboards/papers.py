@@ -6,7 +6,7 @@ A class without an entry gets panels made of its ``KEYS``; an entry says what co
 from __future__ import annotations
 
 from pl_losses.dashboards.panels import PROGRESS, Section, bars, chart, histogram, lines, pictures, table
-from pl_losses.observers.charts import CONFUSION, LINES
+from pl_losses.monitoring.charts import CONFUSION, LINES
 
 LOSS = lines("Loss", "<stage>/loss", smoothing=0.6)
 ERROR = lines("Error, share of all", "<stage>/error")

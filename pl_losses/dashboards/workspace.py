@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from pl_losses.core.metrics import X_AXIS
 from pl_losses.dashboards.keys import Recipe, keys_of, kind_of, read_recipe, validates
 from pl_losses.dashboards.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
 from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
-from pl_losses.observers.charts import FIELDS
-from pl_losses.observers.metrics import X_AXIS
+from pl_losses.monitoring.charts import FIELDS
 from pl_losses.recipes import OVERLAYS, UsageError, names
 
 COLUMNS, ROWS = 3, 2

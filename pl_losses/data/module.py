@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.loader import Batch, BatchLoader
-from pl_losses.hparams import save_plain_hyperparameters
 
 Resident = Literal["auto", "host", "device"]
 

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.names import distinct
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.image_files import read_image, resized, to_tensor
 from pl_losses.data.loader import BatchLoader
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.names import distinct
 
 # Images that are installed with the suite or with scikit-learn, by name.
 PACKAGED = {

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pl_losses.dashboards import build_page, read_run
+from pl_losses.dashboards.offline.runs import Chart, Item, Run
 from pl_losses.dashboards.panels import Panel
-from pl_losses.dashboards.runs import Chart, Item, Run
 
 
 def sections_of(*runs):

@@ -16,10 +16,11 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2 as proto
 
-from pl_losses.__main__ import main
-from pl_losses.dashboards import build_page, find_run, read_run, wire
-from pl_losses.dashboards.columns import plain_numbers, thin_out
-from pl_losses.dashboards.records import read_payloads
+from pl_losses.cli.main import main
+from pl_losses.dashboards import build_page, find_run, read_run
+from pl_losses.dashboards.offline import wire
+from pl_losses.dashboards.offline.columns import plain_numbers, thin_out
+from pl_losses.dashboards.offline.records import read_payloads
 
 LOSSES = [2.5, float("nan"), 1.25, 1e-7, float("inf"), -3.0]
 

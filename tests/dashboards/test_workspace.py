@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
-from pl_losses.__main__ import main
+from pl_losses.cli.main import main
 from pl_losses.dashboards import build_workspace, push
 from pl_losses.dashboards.keys import keys_of, read_recipe
 from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
@@ -131,7 +131,7 @@ def test_refused_without_torch_and_without_the_extra():
     code = (
         "import sys, importlib.util as u; found = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'wandb_workspaces' else found(name, *a)\n"
-        "from pl_losses.__main__ import main; status = main(['dashboard', 'json', 'lenet/digits'])\n"
+        "from pl_losses.cli.main import main; status = main(['dashboard', 'json', 'lenet/digits'])\n"
         "assert not {'torch', 'lightning', 'wandb'} & set(sys.modules); sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,8 +14,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.optim import Adam, Adamax, AdamW, NAdam, RAdam
 
-from pl_losses.observers.monitor import bring_together
-from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor
+from pl_losses.monitoring.monitor import bring_together
+from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
 
 
 class Rows(Logger):

@@ -12,7 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pl_losses import MLP
 from pl_losses.callbacks import ClassifierReport, DropoutUncertaintyMonitor
-from pl_losses.observers.loaders import unrepeated, unrepeated_rows
+from pl_losses.core.loaders import unrepeated, unrepeated_rows
 
 
 class Uneven(BatchSampler):
@@ -246,8 +246,8 @@ DRAWN = []
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_each_of_several_loaders_is_judged_by_itself(make_trainer, turned, monkeypatch):
-    monkeypatch.setattr("pl_losses.observers.pictures.draw_confusion", lambda *given: DRAWN.append(given))
-    monkeypatch.setattr("pl_losses.observers.pictures.log_figure", lambda *_: None)
+    monkeypatch.setattr("pl_losses.monitoring.pictures.draw_confusion", lambda *given: DRAWN.append(given))
+    monkeypatch.setattr("pl_losses.monitoring.pictures.log_figure", lambda *_: None)
     rows = []
     for ranks in (1, 2):
         data = [DataLoader(samples(7), 2), DataLoader(Stream(), 2)]
@@ -282,7 +282,7 @@ def test_repeated_training_samples_weigh_nothing_in_a_dict_of_one_loader(make_tr
 
 def test_several_training_loaders_are_told_of(make_trainer, monkeypatch):
     told = []
-    monkeypatch.setattr("pl_losses.observers.loaders.rank_zero_warn", told.append)
+    monkeypatch.setattr("pl_losses.core.loaders.rank_zero_warn", told.append)
     make_trainer(1, max_epochs=1).fit(OfADict(3, [5], 4, optimizer=torch.optim.Adam), dict_loaders(2))
     assert not told
     sampler = DistributedSampler(samples(7), num_replicas=2, rank=0)

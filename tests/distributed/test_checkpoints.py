@@ -7,11 +7,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 cli_modules = pytest.importorskip("cli_modules")
 
-from pl_losses.__main__ import check, split  # noqa: E402
-from pl_losses.checkpoints import CheckpointCheck  # noqa: E402
-from pl_losses.observers.record import RunRecord  # noqa: E402
+from pl_losses.cli.arguments import check, split  # noqa: E402
+from pl_losses.cli.checkpoints import CheckpointCheck  # noqa: E402
+from pl_losses.core.run_folders import choose  # noqa: E402
+from pl_losses.monitoring.record import RunRecord  # noqa: E402
 from pl_losses.recipes import UsageError  # noqa: E402
-from pl_losses.run_folders import choose  # noqa: E402
 
 
 class Found(CheckpointCheck):

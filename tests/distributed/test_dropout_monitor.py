@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pl_losses.data import TensorDataModule
-from pl_losses.papers.dropout import summaries
+from pl_losses.papers.dropout import monitor_metrics as summaries
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
-from pl_losses.papers.dropout.sampling import mc_samples
+from pl_losses.papers.dropout.sampling.sampling import mc_samples
 
 
 def tensors(task):

@@ -21,14 +21,14 @@ from torch.utils._pytree import tree_leaves
 import pl_losses
 from pl_losses import GAN, SDNN, DropoutClassifier, DropoutRegressor, LatticeReader, LeNet5, RectifierNet
 from pl_losses.callbacks import AdamBiasCorrectionMonitor, DropoutUncertaintyMonitor, PReLUSlopeMonitor
+from pl_losses.core.base import PaperModule
+from pl_losses.core.classifier import Classifier
+from pl_losses.core.sharding import whole_tensor
 from pl_losses.data import Digits, DigitStrings, TensorDataModule
 from pl_losses.papers.adam import MLP, VAE, AdaMax, AMSGradCounterexample, ConvNet, LogisticRegression
-from pl_losses.papers.base import PaperModule
-from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.dropout import mc_samples
-from pl_losses.papers.gtn.reader import CRITERIA
+from pl_losses.papers.gtn.base import CRITERIA
 from pl_losses.papers.prelu import he_init_, param_groups
-from pl_losses.sharding import whole_tensor
 from pl_losses.strategies import FSDP2Strategy
 
 sgd = partial(torch.optim.SGD, lr=1e-3, momentum=0.9)

@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import pl_losses
 from pl_losses import AMSGradCounterexample, StyleTransfer
-from pl_losses.papers.base import PaperModule
+from pl_losses.core.base import PaperModule
 from pl_losses.strategies import DDPPerModule
 
 TRAIN, TEST = 13, 7  # Samples to train on, and to validate and test.

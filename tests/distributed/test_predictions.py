@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
+from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
 from pl_losses.data import TensorDataModule
-from pl_losses.predictions import PredictedSamples, of_all_ranks, write_predictions
 
 
 class Numbers(TensorDataModule):

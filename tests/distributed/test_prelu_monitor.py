@@ -15,7 +15,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from pl_losses.observers.monitor import bring_together
+from pl_losses.monitoring.monitor import bring_together
 from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor, gather
 
 

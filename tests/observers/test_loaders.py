@@ -4,7 +4,7 @@ from collections import UserDict
 
 import torch
 
-from pl_losses.observers.loaders import fingerprint
+from pl_losses.core.loaders import fingerprint
 
 
 def test_samples_tell_within_a_mapping_of_any_class():

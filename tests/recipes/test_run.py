@@ -14,8 +14,8 @@ from processes import on_ranks
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from pl_losses import recipes
-from pl_losses.__main__ import main
-from pl_losses.cli import run
+from pl_losses.cli.lightning_cli import run
+from pl_losses.cli.main import main
 from pl_losses.dashboards import build_workspace, find_run, read_run
 from pl_losses.dashboards.workspace import patterns_of
 from pl_losses.papers.style.vgg import find_oxford
@@ -217,6 +217,6 @@ def test_ctrl_c_while_loading_is_quiet(monkeypatch, capfd):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pl_losses.__main__.load_torch", interrupted)
+    monkeypatch.setattr("pl_losses.cli.main.load_torch", interrupted)
     assert main(small("lenet/digits")) == 130
     assert capfd.readouterr().err.splitlines()[-1] == "Interrupted"

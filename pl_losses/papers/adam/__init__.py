@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pl_losses._lazy import lazy
+from pl_losses.core.lazy import lazy
 
 if TYPE_CHECKING:
     from pl_losses.papers.adam.averaging import TemporalAveraging as TemporalAveraging
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pl_losses.papers.adam.modules import MLP as MLP
     from pl_losses.papers.adam.modules import ConvNet as ConvNet
     from pl_losses.papers.adam.modules import LogisticRegression as LogisticRegression
-    from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
+    from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
     from pl_losses.papers.adam.optimizer import Adam as Adam
     from pl_losses.papers.adam.optimizer import AdaMax as AdaMax
     from pl_losses.papers.adam.schedule import InverseSqrtLR as InverseSqrtLR
@@ -25,7 +25,7 @@ __getattr__, __dir__ = lazy(
         "AMSGradCounterexample": "pl_losses.papers.adam.counterexample",
         "AdaMax": "pl_losses.papers.adam.optimizer",
         "Adam": "pl_losses.papers.adam.optimizer",
-        "AdamBiasCorrectionMonitor": "pl_losses.papers.adam.monitor",
+        "AdamBiasCorrectionMonitor": "pl_losses.papers.adam.monitor.monitor",
         "ConvNet": "pl_losses.papers.adam.modules",
         "InverseSqrtLR": "pl_losses.papers.adam.schedule",
         "LogisticRegression": "pl_losses.papers.adam.modules",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pl_losses.core.validation import typed
-from pl_losses.observers.steps import OptimizerSteps, logged_step
+from pl_losses.monitoring.steps import OptimizerSteps, logged_step
 
 ROUNDED = "averaging_rounded"  # Of a checkpoint.
 

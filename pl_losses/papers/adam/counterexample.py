@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.core.base import PaperModule
+from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.validation import check_init
-from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.adam.optimizer import Adam
-from pl_losses.papers.base import PaperModule
 
 
 class AMSGradCounterexample(PaperModule):

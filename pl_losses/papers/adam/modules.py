@@ -8,10 +8,10 @@ from itertools import pairwise
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.core.classifier import Classifier
+from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.validation import check_counts, check_init, check_share
-from pl_losses.hparams import save_plain_hyperparameters
 from pl_losses.papers.adam.optimizer import Adam
-from pl_losses.papers.classifier import Classifier
 
 
 class _Experiment(Classifier):
@@ -40,7 +40,7 @@ class LogisticRegression(_Experiment):
     """Multi-class logistic regression (section 6.1), on pixels or on a sparse bag of words.
 
     The weights start at 0, so that the loss starts at log(num_classes) whatever the seed. Logs what
-    :class:`~pl_losses.papers.classifier.Classifier` does.
+    :class:`~pl_losses.core.classifier.Classifier` does.
 
     Args:
         in_features: Number of features D of an input.
@@ -84,7 +84,7 @@ class LogisticRegression(_Experiment):
 class MLP(_Experiment):
     """Fully connected layers with ReLU, and dropout after each (section 6.2).
 
-    Logs what :class:`~pl_losses.papers.classifier.Classifier` does.
+    Logs what :class:`~pl_losses.core.classifier.Classifier` does.
 
     Args:
         in_features: Number of features D of an input.
@@ -92,7 +92,7 @@ class MLP(_Experiment):
         num_classes: Number of classes.
         dropout: Probability of dropping a hidden unit in training; 0 for the paper's deterministic case.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -135,7 +135,7 @@ class ConvNet(_Experiment):
     Three times a 5x5 convolution, ReLU and 3x3 max-pooling of stride 2; then a fully connected layer of ReLU
     units. Dropout is on the image and on the fully connected layer. The paper leaves borders and
     probabilities open: here convolutions keep the size, pooling rounds it up, and a fifth of the pixels and
-    half of the units are dropped. Logs what :class:`~pl_losses.papers.classifier.Classifier` does.
+    half of the units are dropped. Logs what :class:`~pl_losses.core.classifier.Classifier` does.
 
     Args:
         num_classes: Number of classes.
@@ -146,7 +146,7 @@ class ConvNet(_Experiment):
         input_dropout: Probability of dropping a value of the image in training.
         dropout: Probability of dropping a unit of the fully connected layer.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -9,15 +9,15 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.core import expected
+from pl_losses.core.base import PaperModule
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.loaders import BLOCK, drawn_at
+from pl_losses.core.metrics import computed
+from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.loaders import BLOCK, drawn_at
-from pl_losses.observers.metrics import computed
-from pl_losses.observers.sums import Mean
-from pl_losses.papers import expected
 from pl_losses.papers.adam.losses import bernoulli_error, kl_to_standard_normal
 from pl_losses.papers.adam.optimizer import Adam
-from pl_losses.papers.base import PaperModule
 
 # Noise is drawn in so many rows at a time: then fewer rows are the first of more.
 ROWS = 64
@@ -38,7 +38,7 @@ class VAE(PaperModule):
         latent: Dimensions J of z.
         seed: Seed of the noise.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range.

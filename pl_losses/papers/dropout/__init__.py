@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pl_losses._lazy import lazy
+from pl_losses.core.lazy import lazy
 
 if TYPE_CHECKING:
     from pl_losses.papers.dropout.metrics import ClassificationScores as ClassificationScores
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from pl_losses.papers.dropout.objective import dropout_objective as dropout_objective
     from pl_losses.papers.dropout.objective import precision_of as precision_of
     from pl_losses.papers.dropout.objective import weight_decay_of as weight_decay_of
-    from pl_losses.papers.dropout.quantities import expected_entropy as expected_entropy
-    from pl_losses.papers.dropout.quantities import max_probability as max_probability
-    from pl_losses.papers.dropout.quantities import mc_log_likelihood as mc_log_likelihood
-    from pl_losses.papers.dropout.quantities import mutual_information as mutual_information
-    from pl_losses.papers.dropout.quantities import predictive_entropy as predictive_entropy
-    from pl_losses.papers.dropout.quantities import predictive_moments as predictive_moments
-    from pl_losses.papers.dropout.quantities import variation_ratio as variation_ratio
-    from pl_losses.papers.dropout.sampling import mc_samples as mc_samples
+    from pl_losses.papers.dropout.sampling.sampling import mc_samples as mc_samples
+    from pl_losses.papers.dropout.uncertainty import expected_entropy as expected_entropy
+    from pl_losses.papers.dropout.uncertainty import max_probability as max_probability
+    from pl_losses.papers.dropout.uncertainty import mc_log_likelihood as mc_log_likelihood
+    from pl_losses.papers.dropout.uncertainty import mutual_information as mutual_information
+    from pl_losses.papers.dropout.uncertainty import predictive_entropy as predictive_entropy
+    from pl_losses.papers.dropout.uncertainty import predictive_moments as predictive_moments
+    from pl_losses.papers.dropout.uncertainty import variation_ratio as variation_ratio
 
 __getattr__, __dir__ = lazy(
     __name__,
@@ -29,15 +29,15 @@ __getattr__, __dir__ = lazy(
         "DropoutUncertaintyMonitor": "pl_losses.papers.dropout.monitor",
         "RegressionScores": "pl_losses.papers.dropout.metrics",
         "dropout_objective": "pl_losses.papers.dropout.objective",
-        "expected_entropy": "pl_losses.papers.dropout.quantities",
-        "max_probability": "pl_losses.papers.dropout.quantities",
-        "mc_log_likelihood": "pl_losses.papers.dropout.quantities",
-        "mc_samples": "pl_losses.papers.dropout.sampling",
-        "mutual_information": "pl_losses.papers.dropout.quantities",
+        "expected_entropy": "pl_losses.papers.dropout.uncertainty",
+        "max_probability": "pl_losses.papers.dropout.uncertainty",
+        "mc_log_likelihood": "pl_losses.papers.dropout.uncertainty",
+        "mc_samples": "pl_losses.papers.dropout.sampling.sampling",
+        "mutual_information": "pl_losses.papers.dropout.uncertainty",
         "precision_of": "pl_losses.papers.dropout.objective",
-        "predictive_entropy": "pl_losses.papers.dropout.quantities",
-        "predictive_moments": "pl_losses.papers.dropout.quantities",
-        "variation_ratio": "pl_losses.papers.dropout.quantities",
+        "predictive_entropy": "pl_losses.papers.dropout.uncertainty",
+        "predictive_moments": "pl_losses.papers.dropout.uncertainty",
+        "variation_ratio": "pl_losses.papers.dropout.uncertainty",
         "weight_decay_of": "pl_losses.papers.dropout.objective",
     },
 )

@@ -11,11 +11,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from pl_losses.papers import expected
-from pl_losses.papers.base import PaperModule
-from pl_losses.papers.dropout.active import ActiveDropout
-from pl_losses.papers.dropout.evaluation import undisturbed
-from pl_losses.papers.dropout.masks import Masks
+from pl_losses.core import expected
+from pl_losses.core.base import PaperModule
 from pl_losses.papers.dropout.networks import drop_probabilities
 from pl_losses.papers.dropout.objective import (
     Convention,
@@ -24,7 +21,10 @@ from pl_losses.papers.dropout.objective import (
     refuse_range,
     weight_decay_of,
 )
-from pl_losses.papers.dropout.sampling import find_dropout, mc_samples, stream_seed
+from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
+from pl_losses.papers.dropout.sampling.isolation import undisturbed
+from pl_losses.papers.dropout.sampling.mask_sampler import Masks
+from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples, stream_seed
 from pl_losses.papers.dropout.standardization import count_samples
 
 Sharing = Literal["independent", "shared"]
@@ -40,7 +40,7 @@ class DropoutModule(PaperModule):
 
     Args:
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
         length_scale: l of the weights' prior N(0, l^-2).
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
         samples: T, the passes per input.

@@ -9,15 +9,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.classifier import Classifier
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.metrics import computed
 from pl_losses.core.validation import check_init
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import computed
-from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.dropout.base import DropoutModule, Sharing
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
 from pl_losses.papers.dropout.networks import DropoutLeNet
 from pl_losses.papers.dropout.objective import Convention, refuse_p
-from pl_losses.papers.dropout.quantities import (
+from pl_losses.papers.dropout.uncertainty import (
     mutual_information,
     predictive_entropy,
     variation_ratio,
@@ -73,7 +73,7 @@ class DropoutClassifier(DropoutModule, Classifier):
             ``in_channels``, ``image_size``, ``p`` and ``dropout`` are not used. It is no plain data: give it
             to ``load_from_checkpoint`` again.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from pl_losses.observers.pictures import draw_samples
+from pl_losses.monitoring.pictures import draw_samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """Gal and Ghahramani 2016, section 4: how uncertain T stochastic passes are over a data set, and how good.
 
 All metrics keep sums only, in float64 or integers: exact over uneven batches, long streams and any number of
-ranks, also where a rank has seen nothing. What they sum up is in :mod:`~pl_losses.papers.dropout.quantities`.
+ranks, also where a rank has seen nothing. What they sum up is in :mod:`.uncertainty`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.sums import Sums
 from pl_losses.core.validation import check_counts, check_shape, typed
-from pl_losses.observers.sums import Sums
-from pl_losses.papers.dropout.quantities import (
+from pl_losses.papers.dropout.uncertainty import (
     expected_entropy,
     fitting,
     max_probability,

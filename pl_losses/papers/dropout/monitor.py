@@ -13,32 +13,32 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from pl_losses.core.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.core.validation import typed
-from pl_losses.observers.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
-from pl_losses.observers.monitor import Row, log_row
-from pl_losses.observers.pictures import log_figure
-from pl_losses.observers.steps import logged_step
-from pl_losses.papers.dropout.asked import differ
-from pl_losses.papers.dropout.evaluation import tensors_in
-from pl_losses.papers.dropout.masks import stream_seed
+from pl_losses.monitoring.monitor import Row, log_row
+from pl_losses.monitoring.pictures import log_figure
+from pl_losses.monitoring.steps import logged_step
 from pl_losses.papers.dropout.metrics import IGNORED
-from pl_losses.papers.dropout.quantities import refuse_precision
-from pl_losses.papers.dropout.reading import Reading
-from pl_losses.papers.dropout.sampling import Found, find_dropout, mc_samples, without_dropout
-from pl_losses.papers.dropout.summaries import (
+from pl_losses.papers.dropout.monitor_metrics import (
     KEYS,
     ClassificationSummary,
     RegressionSummary,
     Summary,
     images_of,
 )
+from pl_losses.papers.dropout.reading import Reading
+from pl_losses.papers.dropout.sampling.isolation import tensors_in
+from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
+from pl_losses.papers.dropout.sampling.random_parts import differ
+from pl_losses.papers.dropout.sampling.sampling import Found, find_dropout, mc_samples, without_dropout
+from pl_losses.papers.dropout.uncertainty import refuse_precision
 
 
 class DropoutUncertaintyMonitor(Reading, Callback):
     """During validation, test and prediction, T passes with dropout on: how uncertain they are and how good.
 
     Works on any LightningModule with dropout, of whatever kind, see
-    :func:`~pl_losses.papers.dropout.sampling.mc_samples`; one without is told so once and costs nothing more.
+    :func:`~pl_losses.papers.dropout.mc_samples`; one without is told so once and costs nothing more.
     Training is not touched: with and without this callback its weights are the same to the last bit, unless a
     module draws from a generator that is neither global nor an attribute of it or its parts. The keys
     of :attr:`KEYS` join the rows of validation and test, exact over ranks and uneven batches; with several

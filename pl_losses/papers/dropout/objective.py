@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from pl_losses.core.validation import check_positive, check_share, in_words, typed
-from pl_losses.papers.dropout.quantities import refuse_precision, wide
+from pl_losses.papers.dropout.uncertainty import refuse_precision, wide
 
 Convention = Literal["paper", "authors"]
 

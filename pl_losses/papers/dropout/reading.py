@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pl_losses.papers.dropout.evaluation import call_module
+from pl_losses.papers.dropout.sampling.isolation import call_module
 
 
 class Reading:

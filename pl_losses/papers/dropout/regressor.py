@@ -11,18 +11,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from pl_losses.core import expected
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.metrics import computed
+from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import computed
-from pl_losses.observers.sums import Mean
-from pl_losses.papers import expected
 from pl_losses.papers.dropout.base import DropoutModule, Sharing, refuse_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
 from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
+from pl_losses.papers.dropout.noise_precision import GRID, PrecisionSearch, refuse_precisions
 from pl_losses.papers.dropout.objective import Convention, weight_decay_of
-from pl_losses.papers.dropout.precision import GRID, PrecisionSearch, refuse_precisions
-from pl_losses.papers.dropout.quantities import predictive_moments, wide
 from pl_losses.papers.dropout.standardization import Standardization, read_moments
+from pl_losses.papers.dropout.uncertainty import predictive_moments, wide
 
 KEYS = {
     "train/loss": "L_dropout of the last batch, for standardised targets",
@@ -80,7 +80,7 @@ class DropoutRegressor(DropoutModule):
             then ``in_features``, ``out_features``, ``hidden``, ``activation`` and ``p`` are not used. It is
             no plain data: give it to ``load_from_checkpoint`` again.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.

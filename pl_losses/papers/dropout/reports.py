@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pl_losses.core.validation import typed
-from pl_losses.observers.pictures import gather_objects, log_figure
-from pl_losses.papers.dropout.evaluation import undisturbed
-from pl_losses.papers.dropout.quantities import mutual_information, predictive_entropy, wide
-from pl_losses.papers.dropout.sampling import mc_samples, without_dropout
+from pl_losses.monitoring.pictures import gather_objects, log_figure
+from pl_losses.papers.dropout.sampling.isolation import undisturbed
+from pl_losses.papers.dropout.sampling.sampling import mc_samples, without_dropout
+from pl_losses.papers.dropout.uncertainty import mutual_information, predictive_entropy, wide
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

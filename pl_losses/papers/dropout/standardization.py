@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from pl_losses.observers.loaders import SeenSamples, share_of, unrepeated
-from pl_losses.observers.pictures import gather_objects
+from pl_losses.core.loaders import SeenSamples, share_of, unrepeated
+from pl_losses.monitoring.pictures import gather_objects
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
+from pl_losses.core.classifier import Classifier
+from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.validation import check_counts, check_init
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.gan.layers import LinearLayer
 
 
@@ -22,14 +22,14 @@ class FullBasicModel(Classifier):
     - the maps [B, 128, H, W] are averaged over the image, which makes them the 128 features it takes;
     - its weights start scaled by one over the square root of 128;
     - the model returns logits, as the cross-entropy wants them: the softmax is in
-      :meth:`~pl_losses.papers.classifier.Classifier.class_probabilities`, over the classes.
+      :meth:`~pl_losses.core.classifier.Classifier.class_probabilities`, over the classes.
 
-    What it logs is told at :class:`~pl_losses.papers.classifier.Classifier`.
+    What it logs is told at :class:`~pl_losses.core.classifier.Classifier`.
 
     Args:
         num_classes: Number of classes C.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Example:
         >>> import torch

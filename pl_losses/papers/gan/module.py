@@ -12,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from pl_losses.core import expected
+from pl_losses.core.base import PaperModule
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.loaders import BLOCK, drawn_at
+from pl_losses.core.metrics import computed
+from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init, check_number, check_share
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.loaders import BLOCK, drawn_at
-from pl_losses.observers.metrics import computed
-from pl_losses.observers.sums import Mean
-from pl_losses.papers import expected
-from pl_losses.papers.base import PaperModule
 from pl_losses.papers.gan import checks, networks
 from pl_losses.papers.gan.averaging import MovingAverage, fit_average
 from pl_losses.papers.gan.losses import discriminator_loss, generator_loss

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.metrics import ListMetric
+from pl_losses.core.sums import has_float64, wide
 from pl_losses.core.validation import check_counts, check_shape, typed
-from pl_losses.observers.metrics import ListMetric
-from pl_losses.observers.sums import has_float64, wide
 
 
 @typed

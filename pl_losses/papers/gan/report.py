@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from pl_losses.core.metrics import define_metrics
 from pl_losses.core.validation import check_counts, typed
-from pl_losses.observers.metrics import define_metrics
-from pl_losses.observers.monitor import Row, log_row
-from pl_losses.observers.pictures import gather_objects, log_figure
-from pl_losses.observers.steps import logged_step
+from pl_losses.monitoring.monitor import Row, log_row
+from pl_losses.monitoring.pictures import gather_objects, log_figure
+from pl_losses.monitoring.steps import logged_step
 from pl_losses.papers.gan.checks import makers, module
 from pl_losses.papers.gan.drawing import draw_classes, draw_outputs, draw_samples
 from pl_losses.papers.gan.measures import Measures, feature_name

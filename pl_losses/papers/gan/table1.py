@@ -23,11 +23,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.classifier import Classifier
 from pl_losses.core.files import write_table
 from pl_losses.core.validation import check_integer
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import TensorDataModule
-from pl_losses.papers.classifier import Classifier
 
 # The paper's name to torchvision's, and images per second with PyTorch on a GP100 and two Xeons.
 MODELS: dict[str, tuple[str, float]] = {

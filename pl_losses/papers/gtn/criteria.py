@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.validation import typed
-from pl_losses.papers.gtn.paths import Lattice
+from pl_losses.papers.gtn.lattices.protocol import Lattice
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -59,6 +59,7 @@ def viterbi_loss(
         TypeError, ValueError: If targets, lengths or reduction do not fit.
 
     Example:
+        >>> from pl_losses.papers.gtn import SegmentLattice
         >>> lattice = SegmentLattice(torch.tensor([[[[0.1, 0.9]], [[0.5, 0.2]]]]))
         >>> viterbi_loss(lattice, torch.tensor([[0, 0]]))
         tensor(0.6000)
@@ -81,6 +82,7 @@ def discriminative_viterbi_loss(
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
     Example:
+        >>> from pl_losses.papers.gtn import SegmentLattice
         >>> lattice = SegmentLattice(torch.tensor([[[[0.1, 0.9]], [[0.5, 0.2]]]]))
         >>> discriminative_viterbi_loss(lattice, torch.tensor([[0, 0]]))
         tensor(0.3000)
@@ -103,6 +105,7 @@ def forward_loss(
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
     Example:
+        >>> from pl_losses.papers.gtn import SegmentLattice
         >>> lattice = SegmentLattice(torch.tensor([[[[0.1, 0.9]], [[0.5, 0.2]]]]))
         >>> forward_loss(lattice, torch.tensor([[0, 0]]))
         tensor(0.6000)
@@ -125,6 +128,7 @@ def discriminative_forward_loss(
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
     Example:
+        >>> from pl_losses.papers.gtn import SegmentLattice
         >>> lattice = SegmentLattice(torch.tensor([[[[0.1, 0.9]], [[0.5, 0.2]]]]))
         >>> discriminative_forward_loss(lattice, torch.tensor([[0, 1]]))
         tensor(0.9255)

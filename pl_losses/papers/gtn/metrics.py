@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.metrics import ListMetric, binomial_interval
 from pl_losses.core.validation import check_integers, check_real, check_shape, typed
-from pl_losses.observers.metrics import ListMetric, binomial_interval
-from pl_losses.papers.gtn.checks import within
+from pl_losses.papers.gtn.lattices.validation import within
 
 
 def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pl_losses.core.validation import typed
 from pl_losses.data.lines import Lines
-from pl_losses.observers.charts import log_lines
-from pl_losses.observers.pictures import gather_objects, log_figure
+from pl_losses.monitoring.charts import log_lines
+from pl_losses.monitoring.pictures import gather_objects, log_figure
+from pl_losses.papers.gtn.base import StringReader
 from pl_losses.papers.gtn.metrics import error_reject_curve
-from pl_losses.papers.gtn.reader import StringReader
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,14 +10,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.validation import check_init
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.papers.gtn.arcs import ArcLattice
-from pl_losses.papers.gtn.compose import ctc_topology
-from pl_losses.papers.gtn.lattice import SegmentLattice
-from pl_losses.papers.gtn.module import HIGH, LOW
-from pl_losses.papers.gtn.paths import Path
-from pl_losses.papers.gtn.reader import Criterion, StringReader
+from pl_losses.papers.gtn.base import Criterion, StringReader
+from pl_losses.papers.gtn.lattice_reader import HIGH, LOW
+from pl_losses.papers.gtn.lattices.arcs import ArcLattice
+from pl_losses.papers.gtn.lattices.grammars import ctc_topology
+from pl_losses.papers.gtn.lattices.lattice import SegmentLattice
+from pl_losses.papers.gtn.lattices.paths import Path
 from pl_losses.papers.gtn.segmentation import INK, centred
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
 
@@ -151,7 +151,7 @@ class SDNN(StringReader):
         lexicon: The only strings that are answers; default: any.
         reject_below: An answer is rejected when its confidence is below this.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Example:
         >>> lattice = SDNN()(torch.zeros(1, 1, 32, 40))

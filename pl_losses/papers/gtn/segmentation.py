@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.sums import wide
 from pl_losses.core.validation import check_integer, check_shape, typed
-from pl_losses.observers.sums import wide
 
 INK = 0.2  # Darker than this is ink, as a share of full ink.
 MAX_SLANT = 0.7  # In pixels per row: strokes that lean more are not taken for slanted ones.

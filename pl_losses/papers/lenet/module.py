@@ -11,16 +11,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from pl_losses.core import expected
+from pl_losses.core.classifier import Classifier
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.metrics import ErrorRate, computed
+from pl_losses.core.sharding import shard_like
+from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init, check_integer, check_positive
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import ErrorRate, computed
-from pl_losses.observers.sums import Mean
-from pl_losses.papers import expected
-from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
 from pl_losses.papers.lenet.losses import map_loss, mle_loss, rubbish_posterior
 from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
-from pl_losses.sharding import shard_like
 
 CURVATURE_PATTERNS = 500
 
@@ -57,7 +57,7 @@ class LeNet5(Classifier):
         codes: Parameter vectors of the classes, C lists of 84 numbers; default: bitmaps of the digits.
         optimizer: Parameters to optimizer. Default: stochastic diagonal Levenberg-Marquardt (Appendix C),
             meant for a batch size of 1.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is none of its choices or ``codes`` does not fit ``num_classes``.

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from pl_losses.core.sums import wide
 from pl_losses.core.validation import typed
-from pl_losses.observers.sums import wide
 
 Network = Callable[..., Tensor]
 Loss = Callable[[Tensor, Any], Tensor]

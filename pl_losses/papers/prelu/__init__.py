@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pl_losses._lazy import lazy
+from pl_losses.core.lazy import lazy
 
 if TYPE_CHECKING:
     from pl_losses.papers.prelu.groups import param_groups as param_groups

@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from pl_losses.core.sharding import shard_like
 from pl_losses.core.validation import check_number, check_positive, check_real, typed
-from pl_losses.papers.prelu.flow import TRANSPOSED, WEIGHTED, feeding_slopes, weighted_layers
-from pl_losses.sharding import shard_like
+from pl_losses.papers.prelu.dataflow import TRANSPOSED, WEIGHTED, feeding_slopes, weighted_layers
 
 Mode = Literal["fan_in", "fan_out"]
 
@@ -183,7 +183,7 @@ def he_init_(
 
     Weights are those of linear layers and of convolutions, transposed ones too, frozen or not; all else stays
     as it is. Parametrised weights (``torch.nn.utils.parametrizations``) are assigned what was drawn.
-    Which rectifier counts, and how it is found: :func:`~pl_losses.papers.prelu.flow.feeding_slopes`.
+    Which rectifier counts, and how it is found: :func:`~pl_losses.papers.prelu.dataflow.feeding_slopes`.
 
     Args:
         module: The network.

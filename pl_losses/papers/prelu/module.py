@@ -11,13 +11,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from pl_losses.core.classifier import Classifier
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.metrics import ErrorRate, computed
 from pl_losses.core.validation import check_init, check_integer, check_share
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import ErrorRate, computed
-from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.prelu.groups import param_groups
 from pl_losses.papers.prelu.init import he_init_
 from pl_losses.papers.prelu.layers import PReLU
+from pl_losses.papers.prelu.multi_view import mean_log_probabilities, ten_crops, windows
 from pl_losses.papers.prelu.networks import (
     ARCHITECTURES,
     SMALL_PYRAMID,
@@ -28,7 +29,6 @@ from pl_losses.papers.prelu.networks import (
     plan,
     scaled,
 )
-from pl_losses.papers.prelu.views import mean_log_probabilities, ten_crops, windows
 
 STAGES = [[32, 32], [64, 64], [96, 96]]
 
@@ -41,7 +41,7 @@ class RectifierNet(Classifier):
     max-pooling after each. A rectifier follows every convolution; then come spatial pyramid pooling, two
     fully connected layers with rectifier and dropout, and a linear classifier.
 
-    Logs what :class:`~pl_losses.papers.classifier.Classifier` does, and where there are more than five
+    Logs what :class:`~pl_losses.core.classifier.Classifier` does, and where there are more than five
     classes the share of images whose class is not among the five likeliest, ``val/error_top5`` and
     ``test/error_top5``. Weight decay does not reach the slopes of PReLUs, whatever the optimizer is given.
 
@@ -68,7 +68,7 @@ class RectifierNet(Classifier):
             map, and those of the mirror image.
         test_crop: Height and width of a crop, the size of the images in training.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices, or two do not go together.

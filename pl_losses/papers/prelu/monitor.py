@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pl_losses.core.validation import typed
-from pl_losses.observers.monitor import (
+from pl_losses.monitoring.monitor import (
     Array,
     Monitor,
     Part,
@@ -28,8 +28,8 @@ from pl_losses.observers.monitor import (
     bring_together,
     optimizer_names,
 )
-from pl_losses.observers.pictures import log_figure
-from pl_losses.observers.steps import logged_step, torch_optimizers
+from pl_losses.monitoring.pictures import log_figure
+from pl_losses.monitoring.steps import logged_step, torch_optimizers
 from pl_losses.papers.prelu.drawing import History, draw_final_slopes, draw_heat_map
 from pl_losses.papers.prelu.slopes import Trained, clean, find_slopes, gather, members, parameters_of
 

@@ -16,8 +16,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
-from pl_losses.names import distinct
-from pl_losses.observers.monitor import Numbers, own_shard, vector
+from pl_losses.core.names import distinct
+from pl_losses.monitoring.monitor import Numbers, own_shard, vector
 from pl_losses.papers.prelu.groups import slope_parameters
 
 # What torch puts around a module: its name would make the keys of a compiled run others than of a plain one.

@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.core import expected
+from pl_losses.core.base import PaperModule
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.loaders import BLOCK, drawn_at
+from pl_losses.core.metrics import computed
+from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init, check_integer
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.loaders import BLOCK, drawn_at
-from pl_losses.observers.metrics import computed
-from pl_losses.observers.sums import Mean
-from pl_losses.papers import expected
-from pl_losses.papers.base import PaperModule
 from pl_losses.papers.sdae.corruption import (
     Corruption,
     GaussianNoise,
@@ -287,7 +287,7 @@ class DenoisingAutoencoder(Denoising):
         tied: Whether the decoder's weights are the encoder's transposed.
         seed: Seed of the noise.
         optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.papers.base.PaperModule`.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.

@@ -10,17 +10,17 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_losses.core import expected
+from pl_losses.core.classifier import Classifier
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.metrics import computed
+from pl_losses.core.sharding import load_whole
+from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init, check_integer
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.observers.metrics import computed
-from pl_losses.observers.sums import Mean
-from pl_losses.papers import expected
-from pl_losses.papers.classifier import Classifier
 from pl_losses.papers.sdae.corruption import Mode
 from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
 from pl_losses.papers.sdae.losses import Kind
 from pl_losses.papers.sdae.stages import StagedClassifier, refuse_other_weights
-from pl_losses.sharding import load_whole
 
 
 class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
@@ -32,7 +32,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
     with the lowest validation error are what the model has after the fit.
 
     Logs ``train/reconstruction_<k>`` and ``val/reconstruction_<k>`` while layer k is trained, in nats per
-    example, and in fine-tuning what :class:`~pl_losses.papers.classifier.Classifier` does; ``train/stage`` is
+    example, and in fine-tuning what :class:`~pl_losses.core.classifier.Classifier` does; ``train/stage`` is
     k, and in fine-tuning the number of layers + 1. The noise is that of the joined batch on any number of
     ranks.
 

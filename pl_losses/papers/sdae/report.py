@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pl_losses.core.validation import typed
 from pl_losses.data.loader import BatchLoader
-from pl_losses.observers.pictures import log_figure
-from pl_losses.observers.steps import logged_step
+from pl_losses.monitoring.pictures import log_figure
+from pl_losses.monitoring.steps import logged_step
 from pl_losses.papers.sdae.denoising import Denoising
 from pl_losses.papers.sdae.drawing import draw_curves, draw_filters, draw_rows
 from pl_losses.papers.sdae.layers import DenseLayer

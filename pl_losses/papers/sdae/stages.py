@@ -21,12 +21,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from pl_losses.core import expected
+from pl_losses.core.classifier import Classifier
+from pl_losses.core.loaders import unrepeated
+from pl_losses.core.sharding import shard_like, whole_tensor
 from pl_losses.data.loader import Batch, BatchLoader
-from pl_losses.observers.loaders import unrepeated
-from pl_losses.observers.monitor import Monitor
-from pl_losses.papers import expected
-from pl_losses.papers.classifier import Classifier
-from pl_losses.sharding import shard_like, whole_tensor
+from pl_losses.monitoring.monitor import Monitor
 from pl_losses.strategies import DDPPerModule
 
 KEY = "stages"  # Of a checkpoint.

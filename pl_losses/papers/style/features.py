@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pl_losses.observers.sums import wide
+from pl_losses.core.sums import wide
 from pl_losses.papers.style.vgg import CONVOLUTIONS, Weights
 
 Pooling = Literal["avg", "max"]

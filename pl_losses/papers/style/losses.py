@@ -104,8 +104,10 @@ def style_loss(
     if isinstance(features, Tensor) or isinstance(target, Tensor):
         if not (isinstance(features, Tensor) and isinstance(target, Tensor)) or weights is not None:
             raise ValueError("Expected `features` and `target` as sequences, one tensor for each layer")
-        _check_shape("features", features)
-        _check_shape("target", target)
+        for name, each in (("features", features), ("target", target)):
+            _check_shape(name, each)
+            if not each.numel():
+                raise ValueError(f"Expected `{name}` to have values but got the shape {list(each.shape)}")
         batched = target.ndim == 4 and len(target) not in (1, len(features) if features.ndim == 4 else 1)
         if batched or target.shape[_channels(target)] != features.shape[_channels(features)]:
             raise ValueError(

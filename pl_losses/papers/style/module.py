@@ -11,10 +11,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS
 
+from pl_losses.core.base import PaperModule
+from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.validation import check_init, check_number
 from pl_losses.data.pictures import PictureSet
-from pl_losses.hparams import save_plain_hyperparameters
-from pl_losses.papers.base import PaperModule
 from pl_losses.papers.style import colour
 from pl_losses.papers.style.features import VGG19Features, check_layers
 from pl_losses.papers.style.objective import Objective, Terms

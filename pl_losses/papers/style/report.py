@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pl_losses.core.validation import typed
 from pl_losses.data.image_files import image_format, to_image, write_image
-from pl_losses.observers.pictures import log_figure
-from pl_losses.observers.record import run_folder
+from pl_losses.monitoring.pictures import log_figure
+from pl_losses.monitoring.record import run_folder
 from pl_losses.papers.style.module import StyleTransfer
 from pl_losses.papers.style.ranks import TilesTogether
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pl_losses.observers.monitor import bring_together
-from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor
+from pl_losses.monitoring.monitor import bring_together
+from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, SparseAdam
 
-from pl_losses.papers.adam.closed_form import Rule, effective_step, kind_of
+from pl_losses.papers.adam.monitor.update_rule import Rule, effective_step, kind_of
 
 
 class OwnAdam(Optimizer):
@@ -162,8 +162,8 @@ def test_numbers_on_a_device_give_the_same(look, make, monkeypatch):
     optimizer = make(parameters)
     train(optimizer, parameters, 7, skip=[(1, 2), (2, 6)])
     expected = look(optimizer, tensors="3", module=nn.ParameterList(parameters))
-    for module in ("monitor", "closed_form"):
-        keep = "pl_losses.papers.adam." + module + ".number"
+    for module in ("monitor", "update_rule"):
+        keep = "pl_losses.papers.adam.monitor." + module + ".number"
         monkeypatch.setattr(keep, lambda value: value if isinstance(value, torch.Tensor) else float(value))
     found = look(optimizer, tensors="3", module=nn.ParameterList(parameters))
     assert found == pytest.approx(expected, rel=1e-4)  # 1 - beta in float32 is known to 6e-5.

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from pl_losses import recipes
-from pl_losses.__main__ import main
+from pl_losses.cli.main import main
 from pl_losses.papers.adam import VAE, Adam
-from pl_losses.papers.adam.fig4 import Progress, _scale, summary
-from pl_losses.papers.adam.grid import Grid, Outcome, Plan, rows
-from pl_losses.papers.adam.stack import Settings, VAEStack
+from pl_losses.papers.adam.fig4.batched_vae import Settings, VAEStack
+from pl_losses.papers.adam.fig4.experiment import Progress, _scale, summary
+from pl_losses.papers.adam.fig4.grid import Grid, Outcome, Plan, rows
 
 RUNS = [
     Settings(beta1, beta2, alpha, correction)

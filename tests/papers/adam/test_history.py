@@ -3,8 +3,8 @@ from itertools import pairwise
 
 import pytest
 
-from pl_losses.papers.adam.closed_form import Rule
-from pl_losses.papers.adam.history import SPACING, History, draw_history
+from pl_losses.papers.adam.monitor.history import SPACING, History, draw_history
+from pl_losses.papers.adam.monitor.update_rule import Rule
 
 
 def test_history_is_bounded_keeps_the_beginning_and_the_peaks():

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, SparseAdam
 
-from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor
+from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
 
 
 class Rows(Logger):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from pl_losses.papers.adam import Adam as Switched
-from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor
+from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
 from pl_losses.papers.prelu import param_groups
 
 

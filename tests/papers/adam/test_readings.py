@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Adam, AdamW, NAdam
 from torch.utils.data import DataLoader
 
-from pl_losses.observers.monitor import bring_together
-from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor
+from pl_losses.monitoring.monitor import bring_together
+from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
 from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor
 
 

@@ -11,10 +11,10 @@ from torch.optim import Adam, Adamax, AdamW, NAdam, RAdam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pl_losses.papers.adam.bounds import adamax_step_bounds, step_bounds
-from pl_losses.papers.adam.closed_form import Rule
-from pl_losses.papers.adam.monitor import AdamBiasCorrectionMonitor
-from pl_losses.papers.adam.statistics import Moments, describe, squares
-from pl_losses.papers.adam.visit import coordinates
+from pl_losses.papers.adam.monitor.coordinates import coordinates
+from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
+from pl_losses.papers.adam.monitor.statistics import Moments, describe, squares
+from pl_losses.papers.adam.monitor.update_rule import Rule
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty, EntropyHistogram
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
-from pl_losses.papers.dropout.sampling import mc_samples
+from pl_losses.papers.dropout.sampling.sampling import mc_samples
 
 P = 0.3
 GENERATOR = torch.Generator().manual_seed(0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pl_losses.papers.dropout import ensemble_scores
-from pl_losses.papers.dropout.ensemble import (
+from pl_losses.papers.dropout.table1 import batched_scores as ensemble_scores
+from pl_losses.papers.dropout.table1.batched_mlp import (
     _TRAIN_MASKS,
     Masks,
     Passes,
@@ -14,8 +14,8 @@ from pl_losses.papers.dropout.ensemble import (
     _Adam,
     train,
 )
-from pl_losses.papers.dropout.ensemble_scores import mc_scores
-from pl_losses.papers.dropout.quantities import mc_log_likelihood
+from pl_losses.papers.dropout.table1.batched_scores import mc_scores
+from pl_losses.papers.dropout.uncertainty import mc_log_likelihood
 
 DOUBLE = torch.float64
 
@@ -119,7 +119,7 @@ def test_a_member_learns_the_same_alone_as_among_others():
 
 def test_training_is_adam_on_the_objective_batch_by_batch():
     """Without dropout, against torch's Adam and autograd, in the order that the member's stream gives."""
-    from pl_losses.papers.dropout.ensemble import _ORDER, _generator
+    from pl_losses.papers.dropout.table1.batched_mlp import _ORDER, _generator
 
     inputs, targets = sets(21)
     data = Standardised(inputs, targets, DOUBLE)

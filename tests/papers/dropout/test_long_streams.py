@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pl_losses.observers.sums import Mean, Sum
+from pl_losses.core.sums import Mean, Sum
 from pl_losses.papers.dropout.metrics import (
     ClassificationScores,
     ClassificationUncertainty,
     RegressionScores,
 )
-from pl_losses.papers.dropout.precision import PrecisionSearch
+from pl_losses.papers.dropout.noise_precision import PrecisionSearch
 
 ROWS = 2**21
 PIECES = 32

@@ -12,7 +12,7 @@ from pl_losses.papers.dropout.metrics import (
     EntropyHistogram,
     RegressionScores,
 )
-from pl_losses.papers.dropout.quantities import (
+from pl_losses.papers.dropout.uncertainty import (
     expected_entropy,
     max_probability,
     mc_log_likelihood,

@@ -14,7 +14,7 @@ from pl_losses import DropoutClassifier, DropoutRegressor
 from pl_losses.data import TensorDataModule
 from pl_losses.papers.dropout import mc_log_likelihood, weight_decay_of
 from pl_losses.papers.dropout.networks import DropoutLeNet, DropoutMLP, drop_probabilities
-from pl_losses.papers.dropout.precision import GRID, PrecisionSearch
+from pl_losses.papers.dropout.noise_precision import GRID, PrecisionSearch
 from pl_losses.papers.dropout.standardization import Moments, Standardization, read_moments
 
 

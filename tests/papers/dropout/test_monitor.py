@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pl_losses.data import Digits
 from pl_losses.papers.dropout import monitor as module_under_test
-from pl_losses.papers.dropout.masks import stream_seed
 from pl_losses.papers.dropout.metrics import ClassificationScores
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
-from pl_losses.papers.dropout.quantities import mutual_information
-from pl_losses.papers.dropout.sampling import mc_samples
-from pl_losses.papers.dropout.summaries import ClassificationSummary, RegressionSummary
+from pl_losses.papers.dropout.monitor_metrics import ClassificationSummary, RegressionSummary
+from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
+from pl_losses.papers.dropout.sampling.sampling import mc_samples
+from pl_losses.papers.dropout.uncertainty import mutual_information
 
 
 class Classifier(pl.LightningModule):

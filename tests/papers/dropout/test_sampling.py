@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pl_losses.papers.dropout.quantities import predictive_moments
-from pl_losses.papers.dropout.sampling import find_dropout, mc_samples
+from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples
+from pl_losses.papers.dropout.uncertainty import predictive_moments
 
 P = 0.3
 

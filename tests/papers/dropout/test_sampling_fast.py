@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pl_losses.papers.dropout import passes as module_under_test
-from pl_losses.papers.dropout.sampling import mc_samples
+from pl_losses.papers.dropout.sampling import vectorized as module_under_test
+from pl_losses.papers.dropout.sampling.sampling import mc_samples
 
 P = 0.3
 
@@ -192,7 +192,9 @@ def test_many_at_a_time_are_the_same_as_one_at_a_time(kind, monkeypatch):
     torch.testing.assert_close(samples, one_by_one, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(x, before, rtol=0, atol=0)
     monkeypatch.setattr(module_under_test, "why_not_many", lambda *_: "the test wants it so")
-    monkeypatch.setattr("pl_losses.papers.dropout.sampling.why_not_many", lambda *_: "the test wants it so")
+    monkeypatch.setattr(
+        "pl_losses.papers.dropout.sampling.sampling.why_not_many", lambda *_: "the test wants it so"
+    )
     whole = mc_samples(module, x, 9, seed=3)
     assert counts["whole"] == 9
     torch.testing.assert_close(samples, whole, rtol=1e-12, atol=1e-12)
@@ -286,7 +288,9 @@ def troublesome(function):
 
 def one_by_one(monkeypatch, *args, **options):
     with monkeypatch.context() as patch:
-        patch.setattr("pl_losses.papers.dropout.sampling.why_not_many", lambda *_: "the test wants it so")
+        patch.setattr(
+            "pl_losses.papers.dropout.sampling.sampling.why_not_many", lambda *_: "the test wants it so"
+        )
         return mc_samples(*args, **options)
 
 

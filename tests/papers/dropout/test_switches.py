@@ -17,7 +17,7 @@ from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
 from pl_losses import DropoutClassifier, DropoutRegressor
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
-from pl_losses.papers.dropout.sampling import find_dropout, mc_samples, without_dropout
+from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples, without_dropout
 
 P = 0.3
 

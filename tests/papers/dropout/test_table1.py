@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from pl_losses.__main__ import main
+from pl_losses.cli.main import main
 from pl_losses.data import uci
-from pl_losses.papers.dropout import published, table1, table1_columns, table1_report
-from pl_losses.papers.dropout.ensemble import StackedMLP, Standardised, train
-from pl_losses.papers.dropout.published import SETTINGS, Numbers, Settings, numbers
-from pl_losses.papers.dropout.quantities import mc_log_likelihood
-from pl_losses.papers.dropout.table1 import reproduce
-from pl_losses.papers.dropout.table1_columns import COLUMNS, Case, Choice, Row, Schedule, reproduce_column
-from pl_losses.papers.dropout.table1_report import Entry
+from pl_losses.papers.dropout.table1 import columns as table1_columns
+from pl_losses.papers.dropout.table1 import experiment as table1
+from pl_losses.papers.dropout.table1 import published
+from pl_losses.papers.dropout.table1 import report as table1_report
+from pl_losses.papers.dropout.table1.batched_mlp import StackedMLP, Standardised, train
+from pl_losses.papers.dropout.table1.columns import COLUMNS, Case, Choice, Row, Schedule, reproduce_column
+from pl_losses.papers.dropout.table1.experiment import reproduce
+from pl_losses.papers.dropout.table1.published import SETTINGS, Numbers, Settings, numbers
+from pl_losses.papers.dropout.table1.report import Entry
+from pl_losses.papers.dropout.uncertainty import mc_log_likelihood
 
 QUICK = {"samples": 20, "repeats": 1, "epochs_scale": 0.01, "wandb": "disabled"}
 

@@ -3,7 +3,7 @@ import csv
 import pytest
 import torch
 
-from pl_losses.__main__ import main
+from pl_losses.cli.main import main
 from pl_losses.papers.gan import table1
 
 

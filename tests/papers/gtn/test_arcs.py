@@ -6,7 +6,7 @@ import torch
 from papers.gtn.lattices import all_paths, logadd, random_penalties
 
 from pl_losses.papers.gtn import ArcLattice, SegmentLattice, ctc_topology, lexicon
-from pl_losses.papers.gtn.arcs import EPSILON
+from pl_losses.papers.gtn.lattices.graph import EPSILON
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}
 

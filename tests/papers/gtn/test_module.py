@@ -14,6 +14,7 @@ from pl_losses import SDNN, LatticeReader, LeNet5
 from pl_losses.callbacks import ReadingReport
 from pl_losses.data import Characters, DigitStrings, Lines
 from pl_losses.papers.gtn import SegmentLattice, lexicon
+from pl_losses.papers.gtn.lattice_reader import _greedy
 from pl_losses.papers.gtn.metrics import (
     ErrorReject,
     StringErrors,
@@ -21,7 +22,6 @@ from pl_losses.papers.gtn.metrics import (
     edit_distance,
     error_reject_curve,
 )
-from pl_losses.papers.gtn.module import _greedy
 from pl_losses.papers.gtn.sdnn import FrameLattice
 from pl_losses.papers.gtn.segmentation import candidate_cuts, cut_segments
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from pl_losses.papers.prelu import he_init_, he_normal_, he_uniform_
-from pl_losses.papers.prelu.flow import feeding_slopes
+from pl_losses.papers.prelu.dataflow import feeding_slopes
 from pl_losses.papers.prelu.init import fan
 
 CONVOLUTIONS = [

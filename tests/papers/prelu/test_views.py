@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pl_losses import RectifierNet
-from pl_losses.papers.prelu.views import mean_log_probabilities, ten_crops, windows
+from pl_losses.papers.prelu.multi_view import mean_log_probabilities, ten_crops, windows
 
 
 def small(**options):

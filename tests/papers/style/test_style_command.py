@@ -5,7 +5,7 @@ import yaml
 from PIL import Image
 
 from pl_losses import recipes
-from pl_losses.__main__ import main
+from pl_losses.cli.main import main
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 pytestmark = pytest.mark.usefixtures("folder")

@@ -1,0 +1,189 @@
+"""What a checkpoint knows of the run that wrote it: the classes of model and data, and their arguments."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from pl_losses.core.files import damage, save_sealed
+from pl_losses.core.signatures import canonical
+from pl_losses.recipes import Config, UsageError
+
+SECTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+CALL = ("seed_everything", "test_after_fit")
+SHOWN = 12
+WRAPPERS = r"_fsdp_wrapped_module\.|_orig_mod\."
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, with a checksum: a file of before stays until then."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write to a file beside the path, and move it there.
+
+        Raises:
+            OSError: If it cannot be written, as on a full disk.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            save_sealed(Path(path), checkpoint)
+
+
+def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
+    """What is in a checkpoint; its tensors stay on disk.
+
+    Args:
+        path: The checkpoint's file; of anything else, a folder or an address, nothing is known.
+        weights_only: Whether the file must hold plain data; if not, nothing but Lightning reads it.
+
+    Raises:
+        UsageError: If the file is damaged, holds more than plain data, or is none of Lightning's.
+    """
+    if path is None or not Path(path).is_file():
+        return {}
+    with open(path, "rb") as file:
+        archive = file.read(1) != b"\x80"  # torch's format before 1.6 is none.
+    if archive and (fault := damage(Path(path))):
+        raise UsageError(f"`{path}` (--ckpt_path) is damaged or no checkpoint ({fault[:160]})")
+    if not weights_only:
+        return {}
+    checkpoint = load(path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UsageError(f"`{path}` (--ckpt_path) is not a checkpoint of Lightning: it has no `state_dict`")
+    return checkpoint
+
+
+def sections(checkpoint: Config, whole: bool = False) -> Config:
+    """The ``model`` and ``data`` sections that a checkpoint knows, or all its config, as plain data."""
+    known = checkpoint["pl_losses"] if isinstance(checkpoint.get("pl_losses"), dict) else {}
+    kept = (*SECTIONS, *((*CALL, "trainer") if whole else ()))
+    known = {
+        key: known[key] for key in kept if isinstance(known.get(key), dict) or (key in CALL and key in known)
+    }
+    for section, key in SECTIONS.items():
+        if section not in known and checkpoint.get(key):
+            known[section] = as_config(checkpoint[key])
+    return known
+
+
+def load(path: str) -> Any:
+    """Read a checkpoint without its tensors, which stay on disk."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().split("\n")[0] or "not plain data"
+        raise UsageError(
+            f"`{path}` (--ckpt_path) holds more than plain data ({reason[:160]}); "
+            "--weights_only false loads it if you trust it"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"`{path}` (--ckpt_path) is damaged or no checkpoint ({reason[:160]})") from None
+
+
+def as_config(hparams: Any) -> Config:
+    """Lightning's hyper-parameters as ``class_path`` and ``init_args``."""
+    arguments = {key: value for key, value in dict(hparams).items() if is_written(value)}
+    class_path = arguments.pop("_class_path", None)
+    arguments.pop("_instantiator", None)
+    return {**({"class_path": class_path} if class_path else {}), "init_args": arguments}
+
+
+def is_written(value: Any) -> bool:
+    """Whether a value can stand in a config file."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_written(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(is_written, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def compare(known: Config, resolved: Config) -> list[str]:
+    """Lines that tell how a run differs from its checkpoint.
+
+    Raises:
+        UsageError: If the model is of another class than the checkpoint's.
+    """
+    before, now = (canonical((part.get("model") or {}).get("class_path")) for part in (known, resolved))
+    if before and before != now:
+        raise UsageError(
+            f"The checkpoint is of a `{before}` but the model is a `{now}`: give it the same `--model`"
+        )
+    old, new = (flatten({key: part.get(key) for key in SECTIONS}) for part in (known, resolved))
+    lines = [f"  {key}: {old[key]!r} -> {new.get(key)!r}" for key in old if differs(old[key], new.get(key))]
+    more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return ["Different from the checkpoint:", *lines[:SHOWN], *more] if lines else []
+
+
+def differs(one: Any, other: Any) -> bool:
+    """Whether two values differ; lists and tuples, and a class by any of its names, do not."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return list(one) != list(other)
+    return bool(one != other) and (not isinstance(one, str) or canonical(one) != canonical(other))
+
+
+def flatten(config: Config, prefix: str = "") -> Config:
+    """Values by dotted names, without the ``init_args`` in between."""
+    flat: Config = {}
+    for key, value in config.items():
+        name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return {key: value for key, value in flat.items() if value is not None}
+
+
+class CheckpointCheck(Callback):
+    """Sees to it that a run's weights are those of its checkpoint, the same on all ranks.
+
+    Args:
+        path: The checkpoint, if there is one.
+        saved: What is in it, as far as that is known.
+        show: Prints one message.
+    """
+
+    def __init__(self, path: str | None, saved: Config, show: Callable[[str], None] = print) -> None:
+        self.path, self.show = path, show
+        self.names = set(saved.get("state_dict") or ())
+        fit: Any = (saved.get("loops") or {}).get("fit_loop") or {}
+        progress = fit.get("epoch_loop.batch_progress", {}).get("total", {})
+        self.untrained = progress.get("ready") == 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse different checkpoints on different ranks, each of which has looked it up.
+
+        Raises:
+            UsageError: If they differ.
+        """
+        first = trainer.strategy.broadcast(self.path)
+        if not trainer.strategy.reduce_boolean_decision(first == self.path):
+            raise UsageError(f"Ranks found other checkpoints than {first}: name it by --ckpt_path")
+        if self.untrained:
+            self.show("The checkpoint was saved before the first batch: its weights are untrained.")
+            self.untrained = False
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell which weights a model that loads not strictly begins with of its own.
+
+        Raises:
+            UsageError: If all of them are.
+        """
+        if pl_module.strict_loading or not self.names:
+            return
+        own = [re.sub(WRAPPERS, "", name) for name, _ in pl_module.named_parameters()]
+        left = [name for name in own if name not in self.names]
+        self.names = set()
+        if left and len(left) == len(own):
+            raise UsageError(
+                f"`{self.path}` (--ckpt_path) has none of the model's weights, such as `{own[0]}`"
+            )
+        if left:
+            self.show(f"{len(left)} of {len(own)} weights are not in the checkpoint, such as `{left[0]}`")
+
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = check

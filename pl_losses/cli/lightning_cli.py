@@ -1,0 +1,400 @@
+"""``pl-losses fit`` and its like: LightningCLI with recipes, short errors and checkpoints to resume from."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import linecache
+import logging
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isnan, nan
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from pl_losses import strategies as strategies  # registers their names
+from pl_losses.cli.arguments import TRACEBACK, check, first_line, split
+from pl_losses.cli.checkpoints import CheckpointCheck, WholeCheckpointIO, compare, read_checkpoint, sections
+from pl_losses.cli.checks import Checker
+from pl_losses.cli.loggers import (
+    check_writable,
+    fill_logger,
+    forget_anonymous,
+    loggers,
+    quiet_wandb,
+    save_dirs,
+)
+from pl_losses.cli.parser import Parser, shorten
+from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
+from pl_losses.cli.trusted_objects import check_objects
+from pl_losses.core.random_state import RandomState
+from pl_losses.core.run_folders import RUNS, choose, recipe_of
+from pl_losses.core.schedule_length import ScheduleLength
+from pl_losses.core.signatures import OWN, public
+from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages
+from pl_losses.data.module import TensorDataModule
+from pl_losses.monitoring.record import InterruptionCheckpoint, RunRecord
+from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
+
+RECORDED = ("fit", "predict")  # They leave something in the run's folder.
+FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
+
+
+class PLLossesCLI(LightningCLI):
+    """LightningCLI for any model and data, whose runs keep a record and can be resumed.
+
+    Args:
+        args: Command and options, without ``--config``.
+        config: What recipes, files and the checkpoint say, merged.
+        recipes: Names of the recipes and files, for the record.
+        saved: What is in the checkpoint, to tell how the run differs.
+        path: The checkpoint.
+        own: Packages of the user's own that are trusted.
+        kwargs: Passed on to ``LightningCLI``.
+    """
+
+    def __init__(
+        self,
+        args: list[str],
+        config: Config,
+        recipes: Sequence[str] = (),
+        saved: Config | None = None,
+        path: str | None = None,
+        own: frozenset[str] = frozenset(),
+        **kwargs: Any,
+    ) -> None:
+        self.merged = config
+        self.own = own
+        self.recipes = list(recipes)
+        self.saved = saved or {}
+        self.check = CheckpointCheck(path, self.saved, say)
+        self.record: RunRecord | None = None
+        strict = {"allow_abbrev": False}
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": RUNS},
+            parser_kwargs={**strict, **{command: dict(strict) for command in self.subcommands()}},
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            args=args,
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what this command line has over the stock one."""
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=True,
+            help="Test with the final weights once the fit is over.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the options over the merged config."""
+        command, *options = args
+        with config_file(self.merged) as path:
+            self.config = parser.parse_args([command, f"--config={path}", *options])
+
+    def _parse_ckpt_path(self) -> None:
+        """The checkpoint's values are in the merged config already, below the user's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what does not belong, another model's checkpoint, and a folder that cannot be written to."""
+        check_objects(self._get(self.config, "model"), self.own, "model")
+        check_objects(self._get(self.config, "data"), self.own, "data")
+        check_objects(self._get(self.config, "trainer"), self.own, "trainer")
+        resolved = self.resolved()
+        for line in compare(sections(self.saved), resolved):
+            say(line)
+        if self.subcommand != "fit":
+            # Of no concern where no checkpoint is written.
+            warnings.filterwarnings("ignore", message="The dirpath has changed")
+        if self.subcommand in RECORDED and not resolved["trainer"].get("fast_dev_run"):
+            for folder in save_dirs(resolved["trainer"]):
+                check_writable(folder)
+        for logger in loggers(resolved["trainer"]):
+            if "WandbLogger" in logger["class_path"]:
+                quiet_wandb(logger)
+
+    def resolved(self) -> Config:
+        """The whole config as plain data, less what concerns a single call."""
+        self._dump_config()
+        passing = {"config", *self._subcommand_method_arguments[str(self.subcommand)]}
+        return {key: value for key, value in self.config_dump.items() if key not in passing}
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; a value that one of them refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UsageError(shorten(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that every run has."""
+        self.record = RunRecord(self.resolved(), self.recipes, self.own)
+        self.predicted = PredictedSamples()
+        section = self._get(self.config_init, "trainer")
+        forget_anonymous(section["logger"])
+        given = section["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        always: list[Callback] = [self.check, *([self.record] if self.subcommand in RECORDED else [])]
+        if self.subcommand == "fit":
+            always += [InterruptionCheckpoint(self.record, say), RandomState(), ScheduleLength()]
+        if self.subcommand == "predict":
+            always += [self.predicted]
+        trainer = super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
+
+    def after_fit(self) -> None:
+        """Test with the final weights, and tell where the run is."""
+        asked = self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule)
+        if asked and not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+            say("Not tested: the fit saw no batch, so the weights are untrained.")
+        elif asked and not has_test_split(self.datamodule):
+            say("Not tested: the data have no samples for it.")
+        elif asked:
+            self.trainer.test(self.model, datamodule=self.datamodule)
+        self.after_test()
+
+    def after_test(self) -> None:
+        """Tell the error and where the run is."""
+        testable = can_test(self.model, self.datamodule) and has_test_split(self.datamodule)
+        if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            told = error_in_words({key: float(value) for key, value in self.trainer.logged_metrics.items()})
+            print("\n".join(filter(None, [told, self.record.farewell(self.trainer, testable)])))
+
+    after_validate = after_test
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write the answers into the run's folder, and tell where."""
+        batches = self.trainer.predict(**kwargs)
+        if getattr(self.trainer, "fast_dev_run", False) or self.record is None or self.record.folder is None:
+            return
+        if batches is None:
+            say("No answers are written: `return_predictions` is false, or the strategy cannot return them.")
+            return
+        answers = of_all_ranks(batches, self.trainer, self.predicted.seen)
+        if self.trainer.is_global_zero:
+            names = getattr(self.datamodule, "predict_names", lambda: None)()
+            files = write_predictions(answers, self.record.folder, names)
+            print("\n".join(["Answers: " + ", ".join(map(str, files)), self.record.farewell(self.trainer)]))
+
+
+def error_in_words(result: Mapping[str, float]) -> str:
+    """The test error in percent, the RMSE or the loss, else that of the validation; empty if there is none.
+
+    >>> error_in_words({"test/error": 0.0095, "test/error_low": 0.0077, "test/error_high": 0.0116})
+    'Test error: 0.95 % (95 % interval 0.77 to 1.16 %)'
+    >>> error_in_words({"test/rmse": 2.97434, "test/log_likelihood": -2.4603})
+    'Test RMSE: 2.974, log-likelihood -2.460 nats'
+    >>> error_in_words({"test/loss": 101.34567})
+    'Test loss: 101.3'
+    """
+    for stage, name in (("test", "Test"), ("val", "Validation")):
+        error, low, high = (100 * result.get(f"{stage}/error{end}", nan) for end in ("", "_low", "_high"))
+        if not isnan(error):
+            interval = "" if isnan(low) else f" (95 % interval {low:.2f} to {high:.2f} %)"
+            return f"{name} error: {error:.2f} %{interval}"
+        if not isnan(rmse := result.get(f"{stage}/rmse", nan)):
+            likelihood = result.get(f"{stage}/log_likelihood", nan)
+            return f"{name} RMSE: {rmse:.4g}" + (
+                "" if isnan(likelihood) else f", log-likelihood {likelihood:.3f} nats"
+            )
+        if not isnan(loss := result.get(f"{stage}/loss", nan)):
+            return f"{name} loss: {loss:.4g}"
+    return ""
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``; the exit status is returned.
+
+    Args:
+        args: The command and its options; ``sys.argv`` if not given.
+
+    Raises:
+        UsageError: If the arguments do not fit.
+    """
+    command, *options = sys.argv[1:] if args is None else args
+    flags = split(options)
+    effective = check(command, flags)
+    checkpoint = choose(command, flags, effective)
+    if checkpoint.told:
+        say(checkpoint.told)
+    recipes = [value for name, value in flags if name == "config" and value]
+    config: Config = {}
+    for recipe in recipes:
+        config = merge(config, resolve_value(recipe))
+    given = {**config, **dict(flags)}
+    saved = read_checkpoint(checkpoint.path, str(given.get("weights_only")).lower() != "false")
+    # A fit that no recipe is named for is the same fit, gone on with.
+    known = sections(saved, command == "fit" and recipe_of(recipes) is None)
+    own = own_packages(flags)
+    Checker(command, "the checkpoint", own=own).config(known)
+    check_files(known, flags, " in the checkpoint")
+    config = merge(known, {key: value for key, value in config.items() if key != "ckpt_path"})
+    for section in ("model", "data"):
+        if isinstance(config.get(section), dict):
+            # An option may name the class whose arguments a file gives.
+            named = effective.get(section)
+            named = named.get("class_path") if isinstance(named, dict) else named
+            config[section] = {**({"class_path": named} if named else {}), **config[section]}
+    fill_logger(config, effective)
+    config = spelt_out(config)
+    kept = [flag for flag in flags if flag[0] not in ("config", "ckpt_path", "trust")]
+    kept += [("ckpt_path", checkpoint.path)] if checkpoint.path else []
+    rest = [f"--{name}" if value is None else f"--{name}={spelt_out(value)}" for name, value in kept]
+    prepare_imports(class_paths([config, effective, [value for _, value in flags]]), own)
+    if "://" in str(checkpoint.path) and given.get("weights_only") is None:
+        # Lightning's own default for what comes over the network is to unpickle anything.
+        config["weights_only"] = True
+    status = 1
+    try:
+        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path, own)
+        status = 0
+    except (
+        *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError),
+        MisconfigurationException,
+    ) as error:
+        raise in_a_line(error, checkpoint.path) from error
+    except SystemExit as leaving:
+        status = status_of(leaving)
+    finally:
+        finish_wandb(status)
+    return status
+
+
+def spelt_out(value: Any) -> Any:
+    """A config or an option in which a class that two modules have by one name is that of Lightning."""
+    if isinstance(value, dict):
+        return {key: spelt_out(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return list(map(spelt_out, value))
+    return f"lightning.pytorch.cli.{value}" if value == "ReduceLROnPlateau" else value
+
+
+def status_of(leaving: SystemExit) -> int:
+    """The exit status that shells expect; after a signal 128 and its number."""
+    if isinstance(leaving.__context__, KeyboardInterrupt):  # Which Lightning turns into a status of 1.
+        return 130
+    if isinstance(leaving, SIGTERMException) and leaving.code is None:
+        return 143
+    return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+
+
+def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
+    """A usage error where the message says all there is to say; else the error itself, with its traceback.
+
+    Args:
+        error: What stopped the run.
+        checkpoint: The one it was to go on from, if any.
+    """
+    message, at = str(error), error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    module = at.tb_frame.f_globals.get("__name__", "") if at else ""
+    if checkpoint and ("in loading state_dict" in message or "loaded state dict" in message):
+        fault = re.sub(r"\s+", " ", message.partition(":\n")[2] or message)
+        return UsageError(
+            f"`{checkpoint}` (--ckpt_path) does not fit the model or its optimizer: {fault[:300]}"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UsageError(f"{error.strerror}: {error.filename or 'the run stopped'}; checkpoints are whole")
+    # Refused by the code of the suite, Lightning or an optimizer, not by something that failed within it.
+    refused = at is not None and is_raised(at)
+    if refused and module.split(".")[0] == OWN and not isinstance(error, RuntimeError):
+        return UsageError(message)
+    if refused and module.startswith("jsonargparse."):
+        return UsageError(shorten(message))
+    if refused and module.startswith(("lightning.", "torch.optim")) and not isinstance(error, OSError):
+        message = re.sub(r"\s+", " ", message)[:300]
+        return UsageError(f"{message} ({TRACEBACK}=1 shows where)")
+    return error
+
+
+def is_raised(at: TracebackType) -> bool:
+    """Whether the code there raised an exception itself; any other is a mistake in the code."""
+    line = linecache.getline(at.tb_frame.f_code.co_filename, at.tb_lineno)
+    return line.lstrip().startswith("raise")
+
+
+def finish_wandb(status: int) -> None:
+    """End the W&B run, which another run of the same process would otherwise go on with."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=status)
+
+
+def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None:
+    """Deny all modules but those that a config may name; make the suite's classes known by short names.
+
+    Args:
+        wanted: Names in the config and options: only what is named is imported, for time's sake, and so that
+            a paper whose requirements are missing does not stand in the way of others.
+        own: Packages of the user's own that are trusted.
+    """
+    set_parsing_settings(
+        import_path_denylist=["*", *DENIED],
+        import_path_allowlist=[*IMPORTED, *always(), *own],
+        # What an argument of any type holds stays data.
+        instantiate_subclass_spec_in_any=False,
+    )
+    # Of Lightning's own making: it calls what torch has deprecated, and recommends its other products.
+    warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*", category=FutureWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)
+    for face in FACES:
+        for name in set(public(face)) & set(wanted):
+            try:
+                getattr(importlib.import_module(face), name)
+            except ImportError as error:
+                raise UsageError(f"`{name}` of {face} cannot be imported: {first_line(error)}") from None
+
+
+def is_no_tip(record: logging.LogRecord) -> bool:
+    """Whether a log record is about the run."""
+    return "Tip: For seamless cloud" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def config_file(config: Config) -> Iterator[str]:
+    """A temporary file that holds a config: the parser takes files more reliably than text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.yaml")
+        path.write_text(dump(config), encoding="utf-8")
+        yield str(path)
+
+
+def can_test(model: LightningModule, datamodule: LightningDataModule | None) -> bool:
+    """Whether there is a test step, and data for it."""
+    data = datamodule is not None and is_overridden("test_dataloader", datamodule)
+    return is_overridden("test_step", model) and (data or is_overridden("test_dataloader", model))
+
+
+def has_test_split(datamodule: LightningDataModule | None) -> bool:
+    """Whether the suite's data have samples to test on; of any other data it is not known in advance."""
+    if not isinstance(datamodule, TensorDataModule):
+        return True
+    datamodule.setup("test")
+    return "test" in datamodule.tensors
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Tell the user something beside the results."""
+    print(message, file=sys.stderr, flush=True)

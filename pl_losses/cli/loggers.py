@@ -1,0 +1,81 @@
+"""The loggers of a run: their defaults, and the folders that they write to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from pl_losses.core.run_folders import LOGGERS, RUNS
+from pl_losses.recipes import Config, UsageError, merge
+
+DEFAULTS: dict[str, Config] = {name: {"save_dir": RUNS, "name": "pl_losses"} for name in LOGGERS}
+DEFAULTS["WandbLogger"] = {"project": "pl_losses", "save_dir": RUNS, "offline": True}
+
+
+def fill_logger(config: Config, effective: Config) -> None:
+    """Give the logger what it needs and was not told: W&B offline where none is named.
+
+    Args:
+        config: The merged config, which is changed.
+        effective: The same with the classes that options name, as options may name another logger.
+    """
+    trainer = config.setdefault("trainer", {})
+    named = (effective.get("trainer") or {}).get("logger", trainer.get("logger"))
+    if named is None:
+        named = "WandbLogger"
+    if isinstance(named, list):
+        trainer["logger"] = [filled(one) for one in named]
+    else:
+        trainer["logger"] = filled(named)
+
+
+def filled(logger: Any) -> Any:
+    """A logger's config over the suite's defaults for its class."""
+    logger = {"class_path": logger} if isinstance(logger, str) else logger
+    name = str(logger.get("class_path")).rpartition(".")[2] if isinstance(logger, dict) else ""
+    if name not in DEFAULTS:
+        return logger
+    path = logger["class_path"] if "." in logger["class_path"] else f"lightning.pytorch.loggers.{name}"
+    defaults = {"class_path": path, "init_args": DEFAULTS[name]}
+    return merge(defaults, {**logger, "class_path": path})
+
+
+def loggers(trainer: Config) -> list[Config]:
+    """The loggers' configs of a resolved trainer section."""
+    value = trainer.get("logger")
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+
+
+def save_dirs(trainer: Config) -> list[str]:
+    """The folders that a run is going to write to."""
+    folders = [one.get("init_args", {}).get("save_dir") for one in loggers(trainer)] or [None]
+    folders = [folder or trainer.get("default_root_dir") or "." for folder in folders]
+    return [folder for folder in folders if "://" not in folder]
+
+
+def check_writable(folder: str) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"The run's folder `{folder}` cannot be made ({error.strerror}); set `save_dir`"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"The run's folder `{folder}` cannot be written to; set `save_dir` of the logger")
+
+
+def quiet_wandb(logger: Config) -> None:
+    """Keep wandb from chatting about an offline run."""
+    if logger.get("init_args", {}).get("offline"):
+        os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def forget_anonymous(loggers: Any) -> None:
+    """Keep Lightning from passing ``anonymous`` on to wandb, which warns that it has no effect."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, WandbLogger) and logger._wandb_init.get("anonymous") is None:
+            logger._wandb_init.pop("anonymous", None)

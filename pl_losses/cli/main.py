@@ -1,0 +1,240 @@
+"""The commands: answers and refuses what it can before torch is loaded, and hands on the rest."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pl_losses.cli.arguments import TRACEBACK, Flags, check, first_line, split
+from pl_losses.core.version import __version__
+from pl_losses.recipes import (
+    UsageError,
+    listing,
+    names,
+    nearest,
+    shown,
+)
+
+RUNS = {
+    "fit": "train, then test with the final weights",
+    "validate": "one pass over the validation set",
+    "test": "one pass over the test set",
+    "predict": "write predictions for the predict set, else for the test set",
+}
+MAKES = {"reproduce": "make a table or figure of a paper that takes more than one training"}
+LOOKS = {
+    "show": "write a page of a run, or of several to compare",
+    "dashboard": "print a recipe's W&B workspace, or save it to W&B",
+}
+TELLS = {
+    "recipes": "list the recipes, or print the one that is named",
+    "completion": "print a completion script for bash, zsh or fish",
+}
+COMMANDS = {**RUNS, **MAKES, **LOOKS, **TELLS}
+SHELLS = ("bash", "zsh", "fish")
+
+HELP = """usage: pl-losses COMMAND [--config RECIPE] [--KEY VALUE ...]
+
+commands:
+{commands}
+
+examples:
+  pl-losses fit --config lenet/digits
+  pl-losses fit --config lenet/mnist --config trainers/ddp --trainer.max_epochs 3
+  pl-losses test --config lenet/digits --ckpt_path last
+
+`pl-losses fit --help` shows the options of a command; --version the version.
+"""
+
+COMMAND_HELP = """usage: pl-losses {command} [--config RECIPE] [--KEY VALUE ...]
+
+{about}.
+
+  --config RECIPE          a recipe's name or a YAML file; later ones override earlier ones
+  --ckpt_path WHICH        go on from a checkpoint: its model and data are the defaults, and
+                           for `fit` without a recipe its trainer
+                           last   the newest checkpoint of the recipe's newest run
+                           best   that run's best by the `monitor` of a ModelCheckpoint
+                           none   {untrained}
+                           or a run's folder or id (its newest checkpoint), or a file
+  --model CLASS            {models}, or a class of your own: my_module.MyModel
+  --model.NAME VALUE       an argument of the model; --model.help CLASS lists them
+  --data CLASS             {data}, or a class of your own
+  --data.NAME VALUE        an argument of the data; --data.help CLASS lists them
+  --trainer.NAME VALUE     an argument of the trainer; --trainer.help lists them
+  --trainer.logger CLASS   WandbLogger (offline by default), TensorBoardLogger, CSVLogger, or false
+  --trainer.callbacks+ CLASS   one more callback; --trainer.callbacks.NAME VALUE sets its arguments
+  --trust MODULE           let recipes and checkpoints name classes of this module of your own
+  --seed_everything N      seed of all random numbers
+  --test_after_fit BOOL    test with the final weights once the fit is over (default true)
+  --print_config           print the whole config instead of running
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is returned."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(args)
+    except UsageError as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        print(f"pl-losses: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted", file=sys.stderr)
+        return 130
+
+
+def dispatch(args: list[str]) -> int:
+    """Answer a command, or check it and hand it on."""
+    command = args[0] if args else "--help"
+    if command in ("--help", "-h", "help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
+        print(HELP.format(commands="\n".join(lines)), end="")
+    elif command in ("--version", "-V"):
+        print(f"pl-losses {__version__}")
+    elif command == "recipes":
+        print("\n".join(map(shown, args[1:])) or listing())
+    elif command == "completion":
+        print(completion(args[1] if len(args) > 1 else ""))
+    elif command in RUNS:
+        return run(command, args[1:])
+    elif command == "reproduce":
+        return reproduce(args[1:])
+    elif command in LOOKS:
+        from pl_losses.cli import looks
+
+        return looks.show(args[1:]) if command == "show" else looks.dashboard(args[1:])
+    else:
+        hint = nearest(command, [*COMMANDS, "--help", "--version"])
+        hint = hint or f": expected one of {', '.join(COMMANDS)}"
+        raise UsageError(f"Unknown command `{command}`{hint}")
+    return 0
+
+
+def run(command: str, args: list[str]) -> int:
+    """Check the arguments of a trainer command, then load torch and run it."""
+    from pl_losses.core.run_folders import choose
+
+    if not {"", os.getcwd()} & set(sys.path):
+        # A console script does not see the modules of the folder it is called in.
+        sys.path.append(os.getcwd())
+    flags = split(args)
+    if answer := help_for(command, flags):
+        print(answer, end="")
+        return 0
+    choose(command, flags, check(command, flags))
+    load_torch()
+    from pl_losses.cli.lightning_cli import run as run_cli
+
+    return run_cli([command, *args])
+
+
+def reproduce(args: list[str]) -> int:
+    """List what can be reproduced, or check the options, then load torch and make one of them."""
+    from pl_losses.cli import reproduce as known
+
+    if not args or args[0] in ("--help", "-h"):
+        print(known.listing())
+        return 0
+    name, flags = args[0], split(args[1:])
+    asked = [flag for flag in flags if flag[0] == "help"]
+    known.check(name, [flag for flag in flags if flag not in asked])
+    if asked:
+        print(known.help_for(name))
+        return 0
+    load_torch()
+    return known.run(name, flags)
+
+
+def help_for(command: str, flags: Flags) -> str:
+    """The answer to ``--help`` and ``--model.help``, if that was asked and the source tells."""
+    from pl_losses.cli import checks
+    from pl_losses.core import signatures
+
+    for name, value in flags:
+        if name == "help":
+            models, data = (", ".join(checks.candidates(kind, own=True)) for kind in ("model", "data"))
+            return COMMAND_HELP.format(
+                command=command,
+                about=RUNS[command].capitalize(),
+                models=models,
+                data=data,
+                untrained="a new start" if command == "fit" else "untrained weights, on purpose",
+            )
+        kind = name.removesuffix(".help")
+        if name in ("model.help", "data.help") and not value:
+            # Of the class that the recipe names.
+            config = check(command, [flag for flag in flags if not flag[0].endswith("help")])
+            node = config.get(kind)
+            value = node.get("class_path") if isinstance(node, dict) else node
+            if not value:
+                raise UsageError(f"`--{name}` needs a class, or a recipe: --{name} CLASS")
+        if name == "trainer.help" or (name.endswith(".help") and value):
+            path = "lightning.pytorch.Trainer" if kind == "trainer" else value or ""
+            located = checks.Checker(command).cls(path, kind, kind)
+            return signatures.describe(located) + "\n" if located else ""
+    return ""
+
+
+def load_torch() -> None:
+    """Import torch and torchvision, telling plainly when they are missing or do not fit together."""
+    if sys.stderr.isatty():
+        print("Loading PyTorch ...", file=sys.stderr)
+    try:
+        import torch
+    except ImportError as error:
+        raise_from(
+            f"PyTorch cannot be imported ({first_line(error)}); install it: pip install torch torchvision"
+        )
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        version = getattr(torch, "__version__", "")
+        raise_from(
+            f"torch {version} and torchvision do not fit together ({first_line(error)});\n"
+            "install matching builds from one place: pip install --force-reinstall torch torchvision"
+        )
+
+
+def raise_from(message: str) -> NoReturn:
+    """Raise a usage error that hides the import's traceback."""
+    raise UsageError(message) from None
+
+
+def completion(shell: str) -> str:
+    """A completion script of commands, recipes and the usual options."""
+    if shell not in SHELLS:
+        raise UsageError(f"Expected `completion` to be followed by {', '.join(SHELLS)} but got `{shell}`")
+    commands = " ".join(COMMANDS)
+    options = (
+        "--config --ckpt_path --model --data --trainer.max_epochs --trainer.devices --trainer.logger --help"
+    )
+    recipes = " ".join(names())
+    if shell == "fish":
+        return "\n".join(
+            [
+                f"complete -c pl-losses -f -n __fish_use_subcommand -a '{commands}'",
+                f"complete -c pl-losses -l config -x -a '{recipes}'",
+                *(f"complete -c pl-losses -l {option[2:]} -r" for option in options.split()[1:-1]),
+            ]
+        )
+    head = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
+    return head + BASH.format(commands=commands, options=options, recipes=recipes)
+
+
+BASH = """_pl_losses() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
+  case "$before" in
+    --config|-c) COMPREPLY=($(compgen -W "{recipes}" -- "$word") $(compgen -f -X '!*.yaml' -- "$word")) ;;
+    --ckpt_path) COMPREPLY=($(compgen -W "last best none" -- "$word") $(compgen -f -- "$word")) ;;
+    *) if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{commands}" -- "$word"))
+       else COMPREPLY=($(compgen -W "{options}" -- "$word")); fi ;;
+  esac
+}}
+complete -o filenames -F _pl_losses pl-losses"""

@@ -1,0 +1,85 @@
+"""The command line's parser, whose errors are one or two lines."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pl_losses.core.signatures import locate, public, signature
+from pl_losses.core.trust import KINDS
+from pl_losses.recipes import UsageError, nearest
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one or two lines."""
+
+    def dump(self, cfg: Any, **kwargs: Any) -> str:
+        """Write a config; a checkpoint that was not named is not written as one that shall be none."""
+        if cfg.get("ckpt_path", "") is None:
+            cfg = cfg.clone()
+            del cfg["ckpt_path"]
+        return str(super().dump(cfg, **kwargs))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a usage error; within jsonargparse's own attempts, what it expects."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise UsageError(shorten(message)) from None
+
+
+NOISE = (
+    *("Does not validate", "Subtypes:", "Errors:", "Given value", "Parser key", "Problem with"),
+    *(
+        "Expected a <class 'NoneType'>",
+        "Expected a path but",
+        "Not a valid subclass",
+        "Subclass types expect",
+    ),
+    *("a class path (str)", "a dict w"),
+)
+
+
+def shorten(message: str) -> str:
+    """The part of a parser's message that names the fault, with the nearest valid name.
+
+    >>> shorten("Parser key \'model\':\\n  Errors:\\n    - Expected a <class \'int\'>".replace("'", '"', 2))
+    '`model`: Expected int'
+    """
+    if required := re.search(r"^the following arguments are required: (.*)", message):
+        names = ", ".join(f"`{key.split('.', 1)[-1]}`" for key in required[1].split(", "))
+        return f"Missing {names}: name a recipe (--config), a class (--model), or a checkpoint (--ckpt_path)"
+    lines = [re.sub(r"^Type .* callable class: ", "", line.strip(" -\t")) for line in message.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(NOISE)]
+    told = telling[0] if telling else lines[0] if lines else message
+    # What else the same argument may be stands in the lines that follow.
+    for line in takewhile(lambda line: line.startswith("Expected a "), telling[1:]):
+        told += line.replace("Expected a", " or a", 1) if told.startswith("Expected a ") else ""
+    told = re.sub(r", denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", told)
+    told = re.sub(
+        r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", told
+    )
+    told = re.sub(r"(?:a )?<class '([\w.]+)'>", r"\1", told)
+    told = re.sub(r"(?:a )?typing[.]Literal\[(.*?)\]", r"one of \1", told)
+    if (
+        "got" not in told.lower()
+        and told.startswith("Expected")
+        and (given := re.search(r"Given value: (.*?)(?:[.] Got value: .*)?$", message, re.MULTILINE))
+    ):
+        told += f" but got {given[1]}"
+    classes: list[str] = re.findall(r"Problem with given class_path '([\w.]+)'", message)
+    keys = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
+    depth = 1 + message.count("Problem with given") + message.count("callable class: Parser key")
+    path = ".".join(keys[:depth] if classes else keys[:2])
+    return (f"`{path}`: " if path else "") + told[:300] + hint(told, path, classes)
+
+
+def hint(told: str, path: str, classes: list[str]) -> str:
+    """The nearest argument of the class at fault, or the nearest class."""
+    option, unknown = re.search(r"Option '(\w+)'", told), re.search(r"No class `(\w+)`", told)
+    if unknown:
+        return nearest(unknown[1], [name for module in KINDS.get(path, ()) for name in public(module)])
+    located = locate(classes[-1]) if option and classes else None
+    return nearest(option[1], signature(located).parameters) if option and located else ""

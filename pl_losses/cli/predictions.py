@@ -1,0 +1,203 @@
+"""What ``pl-losses predict`` writes: a table that people can read, and all that the model answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+
+from pl_losses.core.files import save_sealed, write_table
+from pl_losses.core.loaders import SeenSamples, evaluation_loaders, share_of
+
+_NONE = object()
+WIDEST = 100  # Of a tensor with more values per sample the table has none.
+
+
+def write_predictions(
+    answers: dict[str, Any], folder: Path, names: Sequence[str] | None = None
+) -> list[Path]:
+    """Write answers into a folder, where no file is overwritten.
+
+    ``predictions.pt`` has all of them; ``torch.load`` reads it. ``predictions.csv`` has a row per sample,
+    with what is a number, a text or a short row of numbers.
+
+    Args:
+        answers: What :func:`of_all_ranks` made.
+        folder: Where to.
+        names: Of the samples, in their order.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number, stem = 0, "predictions"
+    while (folder / f"{stem}.pt").exists():
+        number += 1
+        stem = f"predictions-{number}"
+    columns = {name: column for key, values in answers.items() for name, column in as_columns(key, values)}
+    count = len(next(iter(answers.values()), ()))
+    known = {} if names is None else {"name": list(names[:count])}
+    paths = [folder / f"{stem}.pt"]
+    save_sealed(paths[0], {**known, **answers})
+    if columns and {len(column) for column in columns.values()} == {count}:
+        columns = {"sample": list(range(count)), **known, **columns}
+        paths.insert(0, folder / f"{stem}.csv")
+        rows = zip(*columns.values(), strict=True)
+        write_table(paths[0], [dict(zip(columns, row, strict=True)) for row in rows])
+    return paths
+
+
+def joined(batches: Sequence[Any]) -> dict[str, Any]:
+    """The answers of all batches, one after the other.
+
+    Args:
+        batches: What ``predict_step`` returned: a dict with tensors or lists, one value per sample, or a
+            tensor, which is called "output".
+    """
+    named = [batch if isinstance(batch, dict) else {"output": batch} for batch in batches]
+    return {key: _one_after_the_other([batch[key] for batch in named]) for key in (named or [{}])[0]}
+
+
+def _one_after_the_other(values: list[Any]) -> Any:
+    if all(isinstance(value, Tensor) and value.ndim for value in values):
+        # Only the first dimension has to be common.
+        same = len({value.shape[1:] for value in values}) == 1
+        return (
+            torch.cat([value.cpu() for value in values]) if same else [row for v in values for row in v.cpu()]
+        )
+    if all(isinstance(value, list) for value in values):
+        return [plain(one) for value in values for one in value]
+    return values
+
+
+class PredictedSamples(Callback):
+    """During a prediction, notes which samples this rank is given, for :func:`of_all_ranks`."""
+
+    def __init__(self) -> None:
+        self.seen = SeenSamples()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the prediction before."""
+        self.seen = SeenSamples()
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take in a batch, before anything changes it."""
+        self.seen.add(evaluation_loaders(trainer, "predict")[dataloader_idx], batch, dataloader_idx)
+
+
+def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) -> dict[str, Any]:
+    """The answers of all ranks, on each of them, each sample's once: a collective.
+
+    They are in the order of the samples where rank r has samples r, r + ranks, r + 2 ranks and so on, and
+    under a batch sampler of a user's own by its indices. Of ranks that share a model or an image, and of
+    ranks that were given the same samples, one will do. What several ranks have, beside samples of their
+    own, is there several times.
+
+    Args:
+        batches: What ``predict_step`` returned on this rank, see :func:`joined`.
+        trainer: Whose prediction it was.
+        seen: Which samples it was for, as :class:`PredictedSamples` has noted.
+
+    Raises:
+        ValueError: If there are several dataloaders.
+    """
+    loaders = evaluation_loaders(trainer, "predict")
+    if len(loaders) > 1:
+        raise ValueError(f"Expected one dataloader to predict for but got {len(loaders)}")
+    places = _places(loaders[0], batches)
+    if trainer.world_size == 1:
+        return joined(batches) if places is None else _by_place([(places, joined(batches))])
+    rank, ranks, samples = share_of(loaders[0]) or (0, 1, 0)
+    # Without a batch sampler, what the sampler gives makes a batch by itself.
+    by_batch = isinstance(loaders[0], DataLoader) and loaders[0].batch_sampler is None
+    answers = {"batches": list(batches)} if by_batch else joined(batches)
+    if ranks > 1 and places is None:
+        own = len(range(rank, samples, ranks))
+        answers = {key: values[:own] for key, values in answers.items()}
+    parts: list[Any] = [None] * trainer.world_size
+    # Those of samples that another rank has seen, too, are not sent.
+    sent = answers if seen.counts() else {}
+    torch.distributed.all_gather_object(parts, (rank, places, sent))
+    parts = [part for part in parts if part[2]]
+    if all(part[1] is not None for part in parts):
+        return _by_place([part[1:] for part in parts])
+    answers = interleaved([part for _, _, part in sorted(parts, key=lambda part: part[0])])
+    return joined(answers.get("batches", ())) if by_batch else answers
+
+
+def _places(loader: Any, batches: Sequence[Any]) -> list[int] | None:
+    """Where the data set has the samples of these batches' answers, if a user's batch sampler says so."""
+    wrapper = getattr(loader, "batch_sampler", None)  # Lightning's, which notes what it gives.
+    if type(getattr(wrapper, "_batch_sampler", None)) in (type(None), BatchSampler):
+        return None
+    given: Any = [list(batch) for batch in wrapper.seen_batch_indices[: len(batches)]]  # type: ignore[union-attr]
+    sizes = [{len(values) for values in joined([batch]).values()} for batch in batches]
+    fit = sizes == [{len(indices)} for indices in given]
+    return [index for indices in given for index in indices] if fit else None
+
+
+def _by_place(parts: Sequence[tuple[list[int], dict[str, Any]]]) -> dict[str, Any]:
+    """The answers of all ranks by their places in the data set, one for each.
+
+    >>> _by_place([([2, 0], {"x": ["c", "a"]}), ([1, 0], {"x": ["b", "a"]})])
+    {'x': ['a', 'b', 'c']}
+    """
+    rows = [(place, part, row) for part, (places, _) in enumerate(parts) for row, place in enumerate(places)]
+    first = {place: (part, row) for place, part, row in reversed(rows)}
+    chosen = [first[place] for place in sorted(first)]
+    keys = parts[0][1] if parts else {}
+    return {key: _stacked([parts[part][1][key][row] for part, row in chosen]) for key in keys}
+
+
+def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The answers of all ranks in the order of the samples: rank r has r, r + ranks, r + 2 ranks and so on.
+
+    >>> interleaved([{"x": ["a", "c", "e"]}, {"x": ["b", "d"]}])
+    {'x': ['a', 'b', 'c', 'd', 'e']}
+    """
+    return {key: _in_turn([part[key] for part in parts]) for key in (parts or [{}])[0]}
+
+
+def _in_turn(values: list[Any]) -> Any:
+    return _stacked(
+        [row for turn in zip_longest(*values, fillvalue=_NONE) for row in turn if row is not _NONE]
+    )
+
+
+def _stacked(rows: list[Any]) -> Any:
+    """Rows as one tensor, if they are tensors of one shape."""
+    same = all(isinstance(row, Tensor) for row in rows) and len({row.shape for row in rows}) == 1
+    return torch.stack(rows) if same else rows
+
+
+def plain(value: Any) -> Any:
+    """A named tuple as a dict: files of plain data hold no classes."""
+    return value._asdict() if hasattr(value, "_asdict") else value
+
+
+def as_columns(key: str, values: Any) -> list[tuple[str, list[Any]]]:
+    """The columns of a table that values, one per sample, make; none if they are no cells.
+
+    >>> as_columns("p", torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+    [('p_0', [0.25, 1.0]), ('p_1', [0.75, 0.0])]
+    """
+    if isinstance(values, Tensor) and values.ndim == 1:
+        return [(key, values.tolist())]
+    if isinstance(values, Tensor) and values.ndim == 2 and values.shape[1] <= WIDEST:
+        return [(f"{key}_{i}", column) for i, column in enumerate(values.T.tolist())]
+    if isinstance(values, list) and values and all(isinstance(value, (str, int, float)) for value in values):
+        return [(key, values)]
+    return []

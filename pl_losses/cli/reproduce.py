@@ -1,0 +1,81 @@
+"""``pl-losses reproduce``: the tables and figures of the papers that take more than one training."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pl_losses.core import signatures
+from pl_losses.recipes import UsageError, nearest
+
+# Name to the function that makes it: its parameters are the options, its docstring the help.
+FUNCTIONS = {
+    "adam/fig4": "pl_losses.papers.adam.fig4.experiment.fig4",
+    "dropout/table1": "pl_losses.papers.dropout.table1.experiment.reproduce",
+    "gan/table1": "pl_losses.papers.gan.table1.reproduce",
+    "sdae/variations": "pl_losses.papers.sdae.comparison.reproduce",
+}
+
+# One command that is over in minutes keeps nothing on the way.
+AT_ONCE = ("gan/table1",)
+
+USAGE = "usage: pl-losses reproduce NAME [--OPTION VALUE ...]\n"
+
+
+def listing() -> str:
+    """What there is, with a line on each."""
+    width = max(map(len, FUNCTIONS))
+    lines = [f"  {name:<{width}}  {help_for(name).splitlines()[0]}" for name in FUNCTIONS]
+    end = "\n`pl-losses reproduce NAME --help` shows the options."
+    return "\n".join([USAGE, "tables and figures:", *lines, end])
+
+
+def help_for(name: str) -> str:
+    """The description and options of one of them."""
+    function = signatures.locate_function(FUNCTIONS[name])
+    return signatures.describe_function(function) if function else name
+
+
+def check(name: str, flags: list[tuple[str, str | None]]) -> None:
+    """Refuse names that are surely wrong, before torch is loaded.
+
+    Raises:
+        UsageError: If there is no such table or figure, or it has no such option.
+    """
+    if name not in FUNCTIONS:
+        hint = nearest(name, FUNCTIONS) or f": expected one of {', '.join(FUNCTIONS)}"
+        raise UsageError(f"Nothing named `{name}` to reproduce{hint}")
+    function = signatures.locate_function(FUNCTIONS[name])
+    known = signatures.function_parameters(function) if function else {}
+    for flag, _ in flags:
+        if function and flag not in known:
+            hint = nearest(flag, known, "`--{}`") or f"; `pl-losses reproduce {name} --help` shows them all"
+            raise UsageError(f"Unknown option `--{flag}`{hint}")
+
+
+def run(name: str, flags: list[tuple[str, str | None]]) -> int:
+    """Parse the options and make it; the exit status is returned.
+
+    Raises:
+        UsageError: If an option's value does not fit.
+    """
+    from pl_losses.cli.lightning_cli import in_a_line
+    from pl_losses.cli.parser import Parser
+
+    module, _, attribute = FUNCTIONS[name].rpartition(".")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    parser = Parser(prog=f"pl-losses reproduce {name}", allow_abbrev=False)
+    parser.add_function_arguments(function, as_group=False)
+    options = parser.parse_args([f"--{flag}={value}" for flag, value in flags])
+    try:
+        function(**parser.instantiate(options).as_dict())
+    except (OSError, ValueError, TypeError, FloatingPointError) as error:
+        raise in_a_line(error, None) from error
+    except KeyboardInterrupt:
+        if name in AT_ONCE:
+            raise
+        print(f"Interrupted: the same command goes on from what is in {options.folder}", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,133 @@
+"""What the papers' classifiers share: steps, errors counted exactly, the test error with its interval."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from pl_losses.core import expected
+from pl_losses.core.base import PaperModule
+from pl_losses.core.metrics import ErrorRate, binomial_interval, computed
+from pl_losses.core.sums import Mean
+
+
+class Classifier(PaperModule):
+    """Base of the papers' classifiers: a ``forward`` from inputs to outputs [B, C], trained on labels [B].
+
+    Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` and its
+    95 % interval ``test/error_low`` and ``test/error_high``. Errors are shares in [0, 1].
+    Exact over ranks and uneven batches: samples that are repeated, to give all ranks equally many, are not
+    counted, and not trained on.
+
+    To subclass, define ``forward``, and override :meth:`scores` if its outputs are no logits,
+    :meth:`configure_loss` for another loss than the cross-entropy, or :meth:`configure_metrics`, which the
+    constructor is to call.
+    """
+
+    best: ClassVar[dict[str, Literal["min", "max"]]] = {
+        "train/loss": "min",
+        "train/error": "min",
+        "val/loss": "min",
+        "val/error": "min",
+        "test/error": "min",
+    }
+
+    # Predicted and right classes of the step that is being made.
+    _uncounted: tuple[Tensor, Tensor] | None = None
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the classes, higher is better: outputs [B, C] -> [B, C]."""
+        return outputs
+
+    def class_probabilities(self, outputs: Tensor) -> Tensor:
+        """Probabilities of the classes: outputs [B, C] -> [B, C]."""
+        return self.scores(outputs).softmax(dim=1)
+
+    def test_outputs(self, inputs: Tensor) -> Tensor:
+        """The outputs [B, C] that a test goes by: those of ``forward``."""
+        outputs: Tensor = self(inputs)
+        return outputs
+
+    def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The loss, by default the cross-entropy: outputs [B, C], target [B] -> scalar."""
+        return F.cross_entropy(self.scores(outputs).float(), target)
+
+    def configure_metrics(self) -> None:
+        """Build the metrics that are reset every epoch and summed over ranks."""
+        self.train_error, self.val_error, self.test_error = ErrorRate(), ErrorRate(), ErrorRate()
+        # Metrics of their own: `self.log` averages ranks that saw unequally many samples with equal weight.
+        self.val_loss, self.test_loss = Mean(), Mean()
+
+    def count(self, stage: str, outputs: Tensor, target: Tensor) -> None:
+        """Add a batch to the metrics of "val" or "test": outputs [B, C], target [B], B at least 1."""
+        getattr(self, f"{stage}_error").update(self.scores(outputs).argmax(dim=1), target)
+        loss = expected.loss(self, "configure_loss", self.configure_loss(outputs, target))
+        getattr(self, f"{stage}_loss").update(loss, len(target))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch of inputs and labels [B]."""
+        inputs, target = expected.labelled(self, batch)
+        outputs = expected.outputs(self, self(inputs), len(target))
+        own = self.own_rows(batch_idx, len(target))
+        rows = own or len(target)
+        loss = expected.loss(self, "configure_loss", self.configure_loss(outputs[:rows], target[:rows]))
+        self.refuse_non_finite(loss)
+        self._uncounted = self.scores(outputs.detach()).argmax(dim=1)[:own], target[:own]
+        self.log("train/loss", loss, prog_bar=True)
+        return loss * self.rank_weight(own)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the errors of a batch, once, however often the optimizer evaluated it."""
+        self._count_trained()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count a batch that was trained on; one whose step was interrupted is taken again."""
+        if self._trainer is not None:
+            progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+            if progress.ready == progress.processed:
+                self._count_trained()
+        super().on_save_checkpoint(checkpoint)
+
+    def _count_trained(self) -> None:
+        if self._uncounted is not None:
+            self.train_error.update(*self._uncounted)
+            self._uncounted = None
+
+    def on_train_epoch_end(self) -> None:
+        """Log the error of the pass: of the weights as they were at each step."""
+        error = computed(self.train_error)
+        self.train_error.reset()
+        # Going on after the last batch of an epoch there is none.
+        if bool(error.isfinite()):
+            self.log("train/error", error, sync_dist=True)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count errors and the loss of a batch."""
+        inputs, target = expected.labelled(self, batch)
+        outputs = expected.outputs(self, self(inputs), len(target))
+        if own := self.own_rows(batch_idx, len(target)):
+            self.count("val", outputs[:own], target[:own])
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Count errors; returns what ``ClassifierReport`` draws."""
+        inputs, target = expected.labelled(self, batch)
+        outputs = expected.outputs(self, self.test_outputs(inputs), len(target))
+        if own := self.own_rows(batch_idx, len(target)):
+            self.count("test", outputs[:own], target[:own])
+        confidence, predicted = self.scores(outputs).max(dim=1)
+        return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
+
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """Loss and error, that of the test with its 95 % binomial interval."""
+        error: ErrorRate = getattr(self, f"{stage}_error")
+        values = {"loss": computed(getattr(self, f"{stage}_loss")), "error": computed(error)}
+        if stage == "test":
+            values["error_low"], values["error_high"] = binomial_interval(*error.counted)
+        return values
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Outputs [B, C] and predicted class [B]."""
+        outputs = self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return {"outputs": outputs, "predicted": self.scores(outputs).argmax(dim=1)}

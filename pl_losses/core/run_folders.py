@@ -1,0 +1,389 @@
+"""Runs' folders: what they keep, and the checkpoint that ``--ckpt_path`` means; found without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pl_losses.core.files import written_whole
+from pl_losses.core.signatures import canonical
+from pl_losses.recipes import OVERLAYS, Config, UsageError, find, nearest, resolve, roots
+
+RUNS = "runs"
+LOGGERS = ("WandbLogger", "TensorBoardLogger", "CSVLogger")  # They save under RUNS unless told otherwise.
+RECORD = re.compile(r"record(-\d+)?\.json")
+DEPTH = 4  # Of a run's folder within that of all: <project>/<id>, and some more.
+UNTRAINED = ("none", "null")
+WORDS = ("last", "best", "hpc", "none")
+
+
+@dataclass
+class Run:
+    """A run that left checkpoints.
+
+    Attributes:
+        folder: Its folder.
+        started: When, in seconds since 1970.
+        recipes: The recipe that named its model; where that is another run's config, that one's too; and its
+            own config.
+        model: Class of its model; empty if it is not known.
+        files: Its checkpoints, oldest first as far as it is known.
+        best: Monitored quantity, its value and the checkpoint, for each ``ModelCheckpoint`` that monitors.
+    """
+
+    folder: Path
+    started: float
+    recipes: Sequence[str]
+    model: str
+    files: list[str]
+    best: list[tuple[str, float | None, str]]
+
+    def newest(self) -> str:
+        """The checkpoint that was written last."""
+        return max(enumerate(self.files), key=lambda item: (modified(item[1]), item[0]))[1]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a command names: the runs it may mean.
+
+    Attributes:
+        recipe: See :func:`recipe_of`; ``None`` for any.
+        model: Class of the model; empty for any.
+    """
+
+    recipe: str | None = None
+    model: str = ""
+
+    def is_met(self, run: Run) -> bool:
+        """Whether a run is of this recipe and model."""
+        one, other = canonical(self.model) or "", canonical(run.model) or ""
+        short = "." not in one or "." not in other
+        same = one.rpartition(".")[2] == other.rpartition(".")[2] if short else one == other
+        return (self.recipe is None or self.recipe in run.recipes) and (not one or not other or same)
+
+    def __str__(self) -> str:
+        name = self.recipe or self.model
+        return f" of {os.path.relpath(name) if os.path.isabs(name) else name}" if name else ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The checkpoint that a command starts from.
+
+    Attributes:
+        path: A file or folder that exists, or an address; ``None`` to start without one.
+        told: Which one was taken, in a line; empty where the user named it.
+    """
+
+    path: str | None
+    told: str = ""
+
+
+def recipe_of(values: Iterable[str]) -> str | None:
+    """The recipe that stands for several: the last that names a model, else the last.
+
+    Args:
+        values: As given to ``--config``. Overlays and inline configs do not count.
+
+    Returns:
+        Its name, or the whole path of a file of the user's own; ``None`` if there is none.
+    """
+    given = [value for value in values if "{" not in value and "\n" not in value]
+    named = {value: name for value in given if not (name := _name(value)).startswith(f"{OVERLAYS}/")}
+    with_model = [value for value in named if resolve(value).get("model")]
+    last = [*named, *with_model][-1:]
+    return named[last[0]] if last else None
+
+
+def _name(value: str) -> str:
+    path = find(value).resolve()
+    for root in roots():
+        if path.is_relative_to(root.resolve()):
+            return path.relative_to(root.resolve()).with_suffix("").as_posix()
+    return str(path)
+
+
+def lineage(values: Iterable[str]) -> list[str]:
+    """The recipe that stands for several, after those that the run was of whose config it is."""
+    recipe = recipe_of(values)
+    if recipe is None:
+        return []
+    beside = _read(Path(recipe).parent) if os.path.isabs(recipe) else iter(())
+    return next((list(run.recipes) for run in beside if recipe in run.recipes), [recipe])
+
+
+def write_record(config: Path, run: Run) -> None:
+    """Keep what is known of a run beside its config, ``record-1.json`` for ``config-1.yaml``.
+
+    Files in its folder go by their relative paths.
+    """
+    folder = os.path.realpath(run.folder)
+
+    def kept(file: str) -> str:
+        real = file if "://" in file else os.path.realpath(file)
+        return os.path.relpath(real, folder) if real.startswith(folder + os.sep) else real
+
+    record = {"started": run.started, "recipes": list(run.recipes), "model": run.model}
+    record |= {"checkpoints": [kept(file) for file in run.files]}
+    record |= {"best": [(monitor, score, kept(file)) for monitor, score, file in run.best]}
+    path = config.with_name(re.sub("^config", "record", config.stem) + ".json")
+    with written_whole(path) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
+
+
+def runs(places: Iterable[str | Path]) -> list[Run]:
+    """The runs in some folders that have a checkpoint left, the newest first."""
+    folders = {path.resolve(): path for place in places for path in _folders(Path(place))}
+    found = [run for folder in folders.values() for run in _read(folder)]
+    found.sort(key=lambda run: run.started, reverse=True)
+    recorded = {file for run in found for file in run.files}
+    taken: set[str] = set()
+    for run in found:
+        # Runs may share a folder, where the newest that can have written a file owns it.
+        beside = [
+            file
+            for file in _checkpoints(run.folder / "checkpoints")
+            if file not in recorded and modified(file) >= run.started
+        ]
+        run.files = [file for file in (*run.files, *beside) if file not in taken and exists(file)]
+        taken.update(run.files)
+    return [run for run in found if run.files]
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(root):
+        path = Path(place)
+        if "checkpoints" in folders or any(map(RECORD.fullmatch, files)):
+            yield path
+        deep = len(path.relative_to(root).parts) >= DEPTH
+        within = [name for name in folders if name not in ("checkpoints", "wandb") and name[0] != "."]
+        folders[:] = [] if deep else within
+
+
+def _read(folder: Path) -> Iterator[Run]:
+    """The runs of one folder, by their records; without any, one of which only the checkpoints are known."""
+    known = False
+    for path in folder.glob("record*.json"):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            files = [str(folder / file) if "://" not in file else file for file in record["checkpoints"]]
+            best = [
+                (name, score, file if "://" in file else str(folder / file))
+                for name, score, file in record["best"]
+            ]
+            config = str((folder / (re.sub("^record", "config", path.stem) + ".yaml")).resolve())
+            yield Run(folder, record["started"], [*record["recipes"], config], record["model"], files, best)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # Not one of ours.
+        known = True
+    files = [] if known else _checkpoints(folder / "checkpoints")
+    if files:
+        yield Run(folder, max(map(modified, files)), [], "", files, [])
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    return sorted(map(str, folder.glob("*.ckpt")))
+
+
+def modified(file: str) -> float:
+    """When a checkpoint was written; later than all others where it is far away and not known."""
+    return float("inf") if "://" in file else os.stat(file).st_mtime if os.path.exists(file) else 0.0
+
+
+def exists(file: str) -> bool:
+    """Whether a checkpoint is there, as far as it can be known."""
+    return "://" in file or os.path.exists(file)
+
+
+def places_of(config: Config, given: dict[str, str | None]) -> tuple[list[str], str]:
+    """The folders in which a command's trainer keeps its runs, and its ``default_root_dir``.
+
+    Args:
+        config: The merged config.
+        given: Value of each option.
+    """
+    trainer: Config = config["trainer"] if isinstance(config.get("trainer"), dict) else {}
+    options = {name.replace(".init_args", ""): value for name, value in given.items()}
+    root = options.get("trainer.default_root_dir") or trainer.get("default_root_dir")
+    named = trainer.get("logger")
+    found = []
+    for logger in named if isinstance(named, list) else [named]:
+        whole = logger if isinstance(logger, dict) else {"class_path": logger}
+        name = str(whole.get("class_path")).rpartition(".")[2]
+        own = RUNS if logger in (None, True) or name in LOGGERS else root or RUNS
+        place = options.get("trainer.logger.save_dir") if logger is not False else None
+        found.append(place or (whole.get("init_args") or {}).get("save_dir") or own)
+    places = dict.fromkeys(str(place) for place in (*found, root) if place and "://" not in str(place))
+    return list(places), str(root or RUNS)
+
+
+def choose(command: str, flags: Sequence[tuple[str, str | None]], config: Config) -> Checkpoint:
+    """Look up the checkpoint that a command starts from.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        flags: The options.
+        config: What the files and options say, as :func:`pl_losses.cli.arguments.check` returns it.
+
+    Raises:
+        UsageError: If there is none, or none is named although the command makes no sense without.
+    """
+    given = dict(flags)
+    named = "ckpt_path" in given or "ckpt_path" in config
+    path = given["ckpt_path"] if "ckpt_path" in given else config.get("ckpt_path")
+    if path == "":
+        raise UsageError("Expected `ckpt_path` to name a checkpoint but got an empty text")
+    places, root = places_of(config, given)
+    model = config.get("model")
+    model = str(model.get("class_path") or "") if isinstance(model, dict) else str(model or "")
+    wanted = Wanted(recipe_of(value for name, value in flags if name == "config" and value), model)
+    held = slurm_checkpoint(root) if by_slurm() else None
+    if not named:
+        if command == "fit":
+            return Checkpoint(held, f"Checkpoint: {held} (of a job that SLURM stopped)" if held else "")
+        if "print_config" in given:
+            return Checkpoint(None)
+        raise UsageError(missing(command, flags, wanted, places))
+    if path is None or str(path).lower() in UNTRAINED:
+        if held:
+            raise UsageError(f"Under SLURM, Lightning loads {held} where none is named: move it away first")
+        return Checkpoint(None, "" if command == "fit" else "Checkpoint: none, the weights are untrained")
+    if path == "hpc":
+        if not (held := slurm_checkpoint(root)):
+            raise UsageError(f"No checkpoint for `--ckpt_path hpc`: no hpc_ckpt_*.ckpt in `{root}`")
+        return Checkpoint(held, f"Checkpoint: {held}")
+    return look_up(str(path), wanted, places)
+
+
+def missing(command: str, flags: Sequence[tuple[str, str | None]], wanted: Wanted, places: list[str]) -> str:
+    """What to say where no checkpoint is named."""
+    found = [run for run in runs(places) if wanted.is_met(run)]
+    if found:
+        again = ["pl-losses", command, *words(flags), "--ckpt_path", named_by(found[0])]
+        which = f"The newest run{wanted}: {shlex.join(again)}"
+    else:
+        where = " or ".join(f"`{place}`" for place in places)
+        named = [flag for flag in flags if flag[0].split(".")[0] in ("config", "model", "data")]
+        named = named or [("config", "lenet/digits")]
+        fit = shlex.join(["pl-losses", "fit", *words(named)])
+        which = f"No run{wanted} in {where} has a checkpoint; this makes one: {fit}"
+    why = "or the model is untrained: `--ckpt_path none` if that is meant"
+    return f"`{command}` needs --ckpt_path, {why}\n{which}"
+
+
+def words(flags: Iterable[tuple[str, str | None]]) -> list[str]:
+    """Options as they are typed."""
+    return [word for name, value in flags for word in (f"--{name}", value) if word is not None]
+
+
+def named_by(run: Run) -> str:
+    """The shortest name of a run's newest checkpoint: its folder, where that is of no other."""
+    return str(run.folder) if len(runs([run.folder])) == 1 else run.newest()
+
+
+def look_up(given: str, wanted: Wanted, places: list[str]) -> Checkpoint:
+    """The checkpoint of a name: a file, a folder, a run's id, or one of ``WORDS``; see the help.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if given.lower().split(":")[0] == "registry":
+        raise UsageError("`registry` (--ckpt_path) is not looked up: get the checkpoint and name its file")
+    if "://" in given:
+        return Checkpoint(given)
+    if given in ("last", "best"):
+        found = [run for run in runs(places) if wanted.is_met(run)]
+        if not found:
+            where = " or ".join(f"`{place}`" for place in places)
+            raise UsageError(f"No checkpoint for `--ckpt_path {given}`: no run{wanted} in {where} has one")
+        return best(found[0], wanted) if given == "best" else last(found[0], f"the last{wanted}")
+    path = os.path.expanduser(given)
+    for place in ("", *places):
+        if os.path.exists(joined := os.path.join(place, path)):
+            return of_path(joined, given, wanted)
+    return of_id(given, wanted, places)
+
+
+def last(run: Run, why: str) -> Checkpoint:
+    """A run's newest checkpoint."""
+    return Checkpoint(path := run.newest(), f"Checkpoint: {path} ({why})")
+
+
+def best(run: Run, wanted: Wanted) -> Checkpoint:
+    """A run's checkpoint with the best value of what was monitored."""
+    if not run.best:
+        raise UsageError(
+            f"No best checkpoint (--ckpt_path) of {run.folder}: it had no ModelCheckpoint with a `monitor`;"
+            " --ckpt_path last takes the newest"
+        )
+    monitor, score, path = run.best[0]
+    if path not in run.files:
+        raise UsageError(f"The best checkpoint (--ckpt_path) of {run.folder} is gone: {path}")
+    value = "" if score is None else f", {score:.4g}"
+    return Checkpoint(path, f"Checkpoint: {path} (the best by `{monitor}`{value}{wanted})")
+
+
+def of_path(path: str, given: str, wanted: Wanted) -> Checkpoint:
+    """The checkpoint that a path leads to."""
+    if os.path.isfile(path):
+        # A file without the zip's mark may still be torch's format before 1.6.
+        with open(path, "rb") as stream:
+            if not zipfile.is_zipfile(path) and stream.read(1) != b"\x80":
+                raise UsageError(f"`{given}` (--ckpt_path) is not a checkpoint, or is damaged")
+        return Checkpoint(path)
+    folder = Path(path)
+    if folder.suffix == ".ckpt" or (folder / ".metadata").exists() or (folder / "meta.pt").exists():
+        return Checkpoint(path)  # A sharded one.
+    found = runs([folder])
+    if len(found) > 1:
+        # A folder of several: those of the recipe, if one is named.
+        found = [run for run in found if wanted.is_met(run)]
+    if found:
+        return last(found[0], "its newest" if found[0].folder == folder else f"the last{wanted}")
+    if files := _checkpoints(folder):
+        return last(Run(folder, 0.0, [], "", files, []), "its newest")
+    for file in folder.glob("run-*.wandb"):
+        # W&B's folder, in wandb/ beside the project's.
+        return of_id(file.stem.removeprefix("run-"), wanted, [str(folder.resolve().parents[1])])
+    raise UsageError(f"No checkpoint in the folder `{given}` (--ckpt_path), nor a run{wanted} with one")
+
+
+def of_id(given: str, wanted: Wanted, places: list[str]) -> Checkpoint:
+    """The newest checkpoint of the run whose folder has this name."""
+    known = runs(places)
+    found = {run.folder: run for run in reversed(known) if run.folder.name == given}
+    if len(found) > 1:
+        found = {folder: run for folder, run in found.items() if wanted.is_met(run)} or found
+    if len(found) > 1:
+        raise UsageError(
+            f"Several runs are named `{given}` (--ckpt_path): {', '.join(map(str, sorted(found)))}"
+        )
+    for run in found.values():
+        return last(run, f"of run {given}")
+    beside = Path(given).expanduser().parent
+    near = [*WORDS, *_checkpoints(beside), *(run.folder.name for run in known)]
+    near += [str(run.folder) for run in known]
+    hint = nearest(given, near) or f": no such file, nor a run of that id in {', '.join(places)}"
+    raise UsageError(f"No checkpoint `{given}` (--ckpt_path){hint}")
+
+
+def slurm_checkpoint(root: str) -> str | None:
+    """The newest checkpoint that Lightning wrote when SLURM stopped a job."""
+    found = [
+        (int(number[1]), str(path))
+        for path in Path(root).glob("hpc_ckpt_*.ckpt")
+        if (number := re.fullmatch(r"hpc_ckpt_(\d+)", path.stem))
+    ]
+    return max(found)[1] if found else None
+
+
+def by_slurm() -> bool:
+    """Whether Lightning takes such a checkpoint where none is named."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")

@@ -1,0 +1,258 @@
+"""Which classes a config may name, and where it may write: told from sources, before anything is imported."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pl_losses.core.run_folders import RUNS
+from pl_losses.core.signatures import OWN, READ, defining, is_a, locate, locate_function
+from pl_losses.recipes import Config, UsageError
+
+# Places in a config where a class goes by its short name, and the modules that show such names.
+KINDS = {
+    "model": (OWN, "lightning.pytorch"),
+    "data": (f"{OWN}.data", "lightning.pytorch"),
+    "trainer.callbacks": (f"{OWN}.callbacks", "lightning.pytorch.callbacks", "lightning.pytorch.cli"),
+    "trainer.logger": ("lightning.pytorch.loggers",),
+    "optimizer": ("torch.optim",),
+    # Lightning's ReduceLROnPlateau comes first: it takes what it goes by.
+    "scheduler": ("lightning.pytorch.cli", "torch.optim.lr_scheduler"),
+}
+BASES = {
+    "model": "LightningModule",
+    "data": "LightningDataModule",
+    "trainer.callbacks": "Callback",
+    "trainer.logger": "Logger",
+}
+# Base classes, and the modules whose subclasses of them a config may name.
+ACCEPTED = {
+    "LightningModule": (OWN,),
+    "LightningDataModule": (OWN,),
+    "Callback": (OWN, "lightning.pytorch.callbacks"),
+    "Logger": tuple(f"lightning.pytorch.loggers.{name}" for name in ("csv_logs", "tensorboard", "wandb")),
+    "Strategy": (OWN, "lightning.pytorch.strategies"),
+    "Accelerator": ("lightning.pytorch.accelerators",),
+    "Profiler": ("lightning.pytorch.profilers",),
+    "Precision": ("lightning.pytorch.plugins",),
+    "ClusterEnvironment": ("lightning.pytorch.plugins", "lightning.fabric.plugins"),
+    "CheckpointIO": ("lightning.pytorch.plugins", "lightning.fabric.plugins"),
+    "LayerSync": ("lightning.pytorch.plugins",),
+    "Optimizer": (OWN, "torch.optim"),
+    "LRScheduler": (OWN, "torch.optim.lr_scheduler"),
+    "ReduceLROnPlateau": ("lightning.pytorch.cli",),
+    "Module": (OWN, "torch.nn"),
+}
+# Where they are imported from.
+IMPORTED = (OWN, "lightning.pytorch", "lightning.fabric", "torch.nn", "torch.optim")
+# What annotations call them.
+ALIASES = {
+    "OptimizerCallable": ("Optimizer",),
+    "LRSchedulerCallable": ("LRScheduler", "ReduceLROnPlateau"),
+    "_PRECISION_INPUT": ("Precision",),
+    "_PLUGIN_INPUT": ("Precision", "ClusterEnvironment", "CheckpointIO", "LayerSync"),
+}
+# Never to be trusted as a whole: they start processes, reach files and the network, or call what they get.
+DENIED = frozenset(sys.stdlib_module_names) | {
+    *("__main__", "cloudpickle", "dill", "fsspec", "joblib", "jsonargparse", "yaml")
+}
+TRUST = "PL_LOSSES_TRUST"
+# Arguments that name a folder or file to write, and those that name a part of its path.
+FOLDERS = (
+    *("default_root_dir", "save_dir", "dirpath", "dir", "root_dir", "log_dir", "nvme_path"),
+    "exclude_batches_path",
+)
+PARTS = (
+    "name",
+    "version",
+    "project",
+    "sub_dir",
+    "filename",
+    "filename_suffix",
+    "prefix",
+    "id",
+    "checkpoint_name",
+)
+# What W&B is told by more than the logger's own arguments; others make it read and write elsewhere.
+WANDB = ("entity", "group", "job_type", "tags", "notes")
+
+
+def bases_of(annotation: str) -> tuple[str, ...]:
+    """The bases of the classes that a parameter takes, as far as its annotation tells.
+
+    >>> bases_of("Optional[Callable[[], nn.Module]]")
+    ('Module',)
+    """
+    words = re.findall(r"\w+", annotation)
+    found = [base for word in words for base in ALIASES.get(word, (word,) if word in ACCEPTED else ())]
+    return tuple(dict.fromkeys(found))
+
+
+def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
+    """The packages of the user's own that a config may name.
+
+    They are named by ``--trust``, by ``PL_LOSSES_TRUST``, or by an option that names a class of theirs.
+
+    Raises:
+        UsageError: If ``--trust`` names what cannot be trusted as a whole.
+    """
+    found = always()
+    for given in (value for name, value in flags if name == "trust" and value):
+        found |= packages(given)
+    for name in found:
+        if name in DENIED or name in READ or not name.isidentifier():
+            raise UsageError(f"Expected `--trust` to name a module of your own but got `{name}`")
+    typed = (value for name, value in flags if value and name.split(".")[0] in ("model", "data", "trainer"))
+    return frozenset(found | {top for value in typed for path in named_in(value) if (top := foreign(path))})
+
+
+def packages(text: str) -> set[str]:
+    """The packages in a list of modules that is separated by commas."""
+    return {name.strip().split(".")[0] for name in text.split(",") if name.strip()}
+
+
+def always() -> set[str]:
+    """The packages that are trusted for all runs."""
+    return packages(os.environ.get(TRUST, ""))
+
+
+def named_in(value: str) -> list[str]:
+    """The dotted names in an option's value; none of those in a file that it names."""
+    if value.startswith(("{", "[")):
+        return re.findall(r"class_path[\"']?\s*:\s*[\"']?([\w.]+)", value)
+    return [] if value.endswith((".yaml", ".yml", ".json")) else [value]
+
+
+def foreign(path: str) -> str:
+    """The package that a dotted path leads into, if it is one that may be the user's own."""
+    top, dot, _ = path.partition(".")
+    dotted = bool(dot) and all(part.isidentifier() for part in path.split("."))
+    return top if dotted and top not in DENIED and top not in READ else ""
+
+
+def fault(path: str, bases: tuple[str, ...], own: frozenset[str]) -> str:
+    """Why a config may not name this class at a place for subclasses of ``bases``; empty if it may.
+
+    Args:
+        path: Its dotted path.
+        bases: Any of :data:`ACCEPTED` if empty.
+        own: Packages of the user's own that are trusted.
+    """
+    top = path.split(".")[0]
+    if top in DENIED:
+        return f": classes from {top} are not allowed"
+    if top in own:
+        return ""
+    if top not in READ:
+        return f": `{top}` is not trusted; if its code is yours, add --trust {top}"
+    wanted = bases or tuple(ACCEPTED)
+    located = locate(path)
+    if located is not None:
+        fits = any(is_a(located, base) and lies_in(located.module, ACCEPTED[base]) for base in wanted)
+    else:
+        made = returned(path)
+        fits = any(base in made for base in wanted)
+    return "" if fits else f", which is no {' or '.join(bases) or 'class for a config'}"
+
+
+def lies_in(module: str, places: Iterable[str]) -> bool:
+    """Whether a module is one of these or below one."""
+    return any(module == place or module.startswith(place + ".") for place in places)
+
+
+def returned(path: str) -> list[str]:
+    """The bases of what a function of the suite makes; none of any other function."""
+    path = defining(path)
+    function = locate_function(path) if lies_in(path, (OWN,)) else None
+    named = ast.unparse(function.returns) if function and function.returns else ""
+    made = locate(f"{path.rpartition('.')[0]}.{named}")
+    bases = ("Optimizer", "LRScheduler")
+    return [base for base in bases if made and is_a(made, base) and lies_in(made.module, ACCEPTED[base])]
+
+
+def check_files(
+    config: Config, flags: Iterable[tuple[str, str | None]], where: str, typed: bool = False
+) -> None:
+    """Refuse a config that unpickles, or that writes outside of the runs' folders.
+
+    Args:
+        config: What files say, without the options.
+        flags: The options, which may do both.
+        where: Names the files, for the errors.
+        typed: Whether the config itself stands on the command line, so that its folders may be anywhere.
+    """
+    if config.get("weights_only") not in (None, True):
+        raise UsageError(f"`weights_only: false`{where} would run code: only --weights_only false allows it")
+    given = {name.replace(".init_args", ""): value for name, value in flags if value}
+    folders = [RUNS, *(value for name, value in given.items() if name.split(".")[-1] in FOLDERS)]
+    roots = [Path(folder).expanduser().resolve() for folder in folders]
+    trainer = config.get("trainer")
+    for path, key, value in leaves(trainer, "trainer"):
+        overridden = path in given and (path == "trainer.default_root_dir" or not has_list(trainer, path))
+        if key in FOLDERS and value is not None and not (overridden or typed):
+            if not lies_below(str(value), roots):
+                raise UsageError(
+                    f"`{path}`{where} is outside of `{RUNS}`: `{value}` can be given on the command line only"
+                )
+        elif key in PARTS and isinstance(value, str) and not is_part(value):
+            raise UsageError(f"`{path}`{where} leads out of the run's folder: `{value}`")
+
+
+def lies_below(folder: str, roots: Iterable[Path]) -> bool:
+    """Whether a folder is one of these or in one, whatever the environment."""
+    inside = any(Path(folder).resolve().is_relative_to(root) for root in roots)
+    return inside and not re.search(r"^~|\$|:", folder)
+
+
+def folder_options(trainer: Any) -> list[str]:
+    """The options that let a saved config write again where its run did, outside of the runs' folders."""
+    places = ((path, value) for path, key, value in leaves(trainer, "trainer") if key in FOLDERS and value)
+    here = [Path(RUNS).resolve()]
+    outside = [(path, str(value)) for path, value in places if not lies_below(str(value), here)]
+    # What belongs to one of several has no option of its own.
+    return [f"--{path}={value}" for path, value in outside if not has_list(trainer, path)]
+
+
+def has_list(trainer: Any, path: str) -> bool:
+    """Whether what an argument belongs to is one of several."""
+    return isinstance(trainer, dict) and isinstance(trainer.get(path.split(".")[1]), list)
+
+
+def is_part(value: str) -> bool:
+    """Whether a text can be a part of a path that stays below what it is joined to."""
+    return not re.search(r"^[/\\~]|^\w:[/\\]|\$|::|://", value) and ".." not in re.split(r"[/\\]", value)
+
+
+def leaves(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
+    """All arguments in a section: dotted path, name and value."""
+    if isinstance(node, list):
+        for item in node:
+            yield from leaves(item, path)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            below = path if key == "init_args" else f"{path}.{key}"
+            # A lone value and a list of one are the same to some.
+            yield from ((below, str(key), item) for item in (value if isinstance(value, list) else [value]))
+            yield from leaves(value, below)
+
+
+def class_paths(value: Any) -> list[str]:
+    """All class names in a config."""
+    if isinstance(value, list):
+        return [path for item in value for path in class_paths(item)]
+    if not isinstance(value, dict):
+        return [value] if isinstance(value, str) and value.replace(".", "").isidentifier() else []
+    return [path for item in value.values() for path in class_paths(item)]
+
+
+def bases_at(kind: str) -> tuple[str, ...]:
+    """The bases of the classes of a kind; empty where it is not known."""
+    if kind in BASES:
+        return (BASES[kind],)
+    callables = {"optimizer": "OptimizerCallable", "scheduler": "LRSchedulerCallable"}
+    return bases_of(callables.get(kind, kind))

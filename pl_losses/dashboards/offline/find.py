@@ -1,0 +1,79 @@
+"""Finding the file of a run from what people have at hand: its folder, its id, or nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pl_losses.core.run_folders import RUNS
+from pl_losses.recipes import UsageError, nearest
+
+PATTERNS = ("**/*run-*/run-*.wandb", "**/metrics.csv")
+
+
+def find_run(given: str = RUNS) -> Path:
+    """The file of a run: of the latest, where several are meant.
+
+    Args:
+        given: The file itself; the run's folder, W&B's or that of its config and checkpoints; a folder of
+            runs; or the run's id, looked for under ``runs``.
+
+    Raises:
+        UsageError: If there is none; the message names the nearest.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    if given == RUNS and not path.is_dir():
+        raise UsageError(
+            f"No folder `{RUNS}` here: name a run, or `pl-losses fit --config lenet/digits` makes one"
+        )
+    if not path.is_dir():
+        return by_id(given)
+    own = sorted([*path.glob("run-*.wandb"), *path.glob("metrics.csv")])
+    if own:
+        return own[0]
+    if (path / "config.yaml").is_file() or (path / "checkpoints").is_dir():
+        # RunRecord's folder, <save_dir>/<project>/<id>: W&B's file lies beside the project.
+        beside = sorted(path.resolve().parents[1].glob(f"wandb/*run-*/run-{path.resolve().name}.wandb"))
+        if beside:
+            return _latest(beside)
+    found = [file for pattern in PATTERNS for file in path.glob(pattern)]
+    if not found:
+        raise UsageError(f"No run in `{given}`: neither a file run-<id>.wandb nor a metrics.csv")
+    return _latest(found)
+
+
+def by_id(name: str) -> Path:
+    """The run under ``runs`` with this id, or this version of ``CSVLogger``."""
+    found = {}
+    for pattern in PATTERNS:
+        for file in Path(RUNS).glob(pattern):
+            found[file.parent.name if file.suffix == ".csv" else file.stem.removeprefix("run-")] = file
+    if name not in found:
+        hint = nearest(name, found) or f"; runs are looked for in `{RUNS}`"
+        raise UsageError(f"No run, file or folder named `{name}`{hint}")
+    return found[name]
+
+
+def _latest(files: list[Path]) -> Path:
+    """The newest run that did not fail, and logged something; the newest of all where there is none."""
+    newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in newest:
+        if not (fault := _fault(file)):
+            return file
+        print(f"Passed over `{file.parent}`: {fault}", file=sys.stderr)
+    return newest[0]
+
+
+def _fault(file: Path) -> str:
+    """Why a run is not what people mean by the latest; empty if it is."""
+    from pl_losses.dashboards.offline.runs import read_run
+
+    try:
+        run = read_run(file)
+    except UsageError as error:
+        return str(error)
+    if run.stage.startswith("failed"):
+        return f"it {run.stage}"
+    return "" if run.keys() else "it has logged nothing"

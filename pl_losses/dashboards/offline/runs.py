@@ -1,0 +1,279 @@
+"""A run read back from its folder: curves on their axes, histograms, pictures, tables, config, its end."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from pl_losses.dashboards.offline import wire
+from pl_losses.dashboards.offline.columns import Array, Columns, plain_numbers
+from pl_losses.dashboards.offline.records import read_payloads
+from pl_losses.recipes import UsageError, load
+
+STEP, X_AXIS = "_step", "trainer/global_step"
+LARGEST = 50_000_000  # Bytes of a picture or table that a page is made of.
+HUGE = 10**300  # Beyond it an integer is no float.
+# What records raise that are damaged, or that somebody made.
+ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, RecursionError)
+NOT_CURVES = {STEP, "_timestamp", "_runtime"}
+
+
+@dataclass
+class Item:
+    """Something logged at a point of an x axis: a histogram, pictures or a table, as wandb described it."""
+
+    x: float
+    axis: str
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What ``wandb.plot`` makes of a table: W&B's name of the chart, and its texts."""
+
+    name: str
+    texts: dict[str, str]
+
+
+@dataclass
+class Run:
+    """What a run left.
+
+    Attributes:
+        name: Its display name, or its id.
+        path: The file it was read from.
+        files: The folder that pictures' and tables' paths are relative to.
+        stage: Whether it finished, failed, or never said so.
+        recipe: Names of the recipes and files it came from.
+        config: Everything that was configured, by key.
+        facts: When it began and how long it took, versions.
+        columns: All numbers.
+        axes: Key or pattern to its x axis.
+        items: By kind (histogram, picture, table), then by key.
+        charts: By the key of its table, what is drawn of it.
+        notes: What is wrong with its file.
+    """
+
+    name: str
+    path: Path
+    files: Path
+    stage: str = "no end was recorded: it is running, or was killed"
+    recipe: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=Columns)
+    axes: dict[str, str] = field(default_factory=dict)
+    items: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
+    charts: dict[str, Chart] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    default_axis: str = STEP
+
+    def axis(self, key: str) -> str:
+        """The x axis that was defined for a key: its own, else that of the first pattern that fits."""
+        if key in self.axes:
+            return self.axes[key]
+        fitting = (
+            axis for pattern, axis in self.axes.items() if "*" in pattern and fnmatch.fnmatch(key, pattern)
+        )
+        return next(fitting, self.default_axis)
+
+    def curve(self, key: str) -> tuple[Array, Array, str]:
+        """x and y of a key, and the name of the x axis."""
+        axis = self.axis(key)
+        x, y = self.columns.pairs(axis, key)
+        if not len(x):
+            axis = self.default_axis
+            x, y = self.columns.pairs(axis, key)
+        return x, y, axis
+
+    def curves(self) -> list[str]:
+        """The keys that have numbers, without those that are only an axis."""
+        axes = NOT_CURVES | {self.default_axis, *self.axes.values()}
+        return [key for key in self.columns.names() if key not in axes]
+
+    def file(self, name: Any) -> Path | None:
+        """A file that the run logged; ``None`` for one that is not there, not the run's, or too large."""
+        found = self.files / str(name)
+        try:
+            inside = found.resolve().is_relative_to(self.files.resolve())
+            return found if inside and found.is_file() and found.stat().st_size <= LARGEST else None
+        except (OSError, ValueError):  # A name that is none: too long, or with a zero in it.
+            return None
+
+    def keys(self) -> set[str]:
+        """Everything that was logged, less wandb's own columns and the x axes."""
+        return set(self.curves()).union(*self.items.values())
+
+
+def read_run(path: Path) -> Run:
+    """Read a run.
+
+    Args:
+        path: ``run-<id>.wandb`` of W&B, or ``metrics.csv`` of Lightning's ``CSVLogger``.
+
+    Raises:
+        UsageError: If it is neither, or holds nothing.
+    """
+    return read_csv(path) if path.suffix == ".csv" else read_wandb(path)
+
+
+def read_wandb(path: Path) -> Run:
+    """Read an offline run's file, of a run that was killed as far as it got."""
+    payloads, note = read_payloads(path)
+    run = Run(path.stem.removeprefix("run-"), path, path.parent / "files", notes=[note] if note else [])
+    lost: Counter[str] = Counter()
+    for payload in payloads:
+        if numbers := plain_numbers(payload):
+            run.columns.add(numbers)
+            continue
+        try:
+            found = wire.select(payload, wire.RECORD)
+            for name, values in found.items():
+                for value in values:
+                    _take(run, name, value if isinstance(value, bytes) else b"")
+        except ODD as error:
+            lost[f"{type(error).__name__}: {error}"[:80]] += 1
+    run.notes += [f"{count} records are damaged ({reason}) and left out" for reason, count in lost.items()]
+    run.recipe = str(run.config.pop("recipe", ""))
+    # Lightning's own copy of the model's arguments repeats what the resolved config says.
+    versions = {
+        name: run.config.pop(name)
+        for name in ("pl_losses", "torch", "lightning", "git")
+        if name in run.config
+    }
+    run.facts |= {name: str(value) for name, value in versions.items()}
+    if isinstance(whole := run.config.get("config"), dict):
+        run.config = whole
+    return run
+
+
+def _take(run: Run, name: str, message: bytes) -> None:
+    if name == "history":
+        _row(run, message)
+    elif name == "metric":
+        found = wire.select(message, wire.METRIC)
+        key = wire.text(found.get("name")) or wire.text(found.get("glob_name"))
+        if "step_metric" in found:
+            run.axes[key] = wire.text(found["step_metric"])
+    elif name == "config":
+        _config(run, message)
+    elif name == "run":
+        found = wire.select(message, wire.RUN)
+        run.name = wire.text(found.get("display_name")) or run.name
+        for part in found.get("start_time", []):
+            seconds = (
+                wire.select(part, wire.TIMESTAMP).get("seconds", [0])[0] if isinstance(part, bytes) else 0
+            )
+            run.facts["began"] = f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%d %H:%M} UTC"
+        for part in found.get("config", []):
+            _config(run, part if isinstance(part, bytes) else b"")
+    elif name == "exit":
+        found = wire.select(message, wire.EXIT)
+        code = int(wire.text(found.get("exit_code")) or 0)
+        ends = {0: "finished", 130: "interrupted", 143: "interrupted"}  # By Ctrl-C, by SIGTERM.
+        run.stage = ends.get(code, f"failed with exit code {code}")
+        run.facts["took"] = f"{int(wire.text(found.get('runtime')) or 0)} s"
+    elif name == "environment":
+        arguments = [wire.text([part]) for part in wire.select(message, wire.ENVIRONMENT).get("args", [])]
+        if arguments:
+            run.facts["arguments"] = " ".join(arguments)
+
+
+def _config(run: Run, message: bytes) -> None:
+    for update in wire.select(message, wire.CONFIG).get("update", []):
+        if isinstance(update, bytes):
+            (key, *rest), text = wire.item(update)
+            if (key, *rest[:1]) == ("_wandb", "visualize"):
+                panel = json.loads(text).get("panel_config", {})
+                texts = {str(name): str(text) for name, text in panel.get("stringSettings", {}).items()}
+                run.charts[f"{rest[-1]}_table"] = Chart(str(panel.get("panelDefId")), texts)
+            elif key != "_wandb" and not rest:
+                run.config[key] = json.loads(text)
+
+
+def _row(run: Run, message: bytes) -> None:
+    """A row that is not numbers alone; what was taken apart is put together again."""
+    row: dict[str, Any] = {}
+    for part in wire.select(message, wire.HISTORY).get("item", []):
+        if isinstance(part, bytes):
+            (*above, last), text = wire.item(part)
+            place = row
+            for name in above:
+                place = place.setdefault(name, {})
+            place[last] = json.loads(text)
+    numbers = {key: number for key, value in row.items() if (number := as_number(value)) is not None}
+    run.columns.add({key.encode(): json.dumps(number).encode() for key, number in numbers.items()})
+    for key, value in row.items():
+        if isinstance(value, dict) and (kind := kind_of(value)):
+            axis = run.axis(key) if run.axis(key) in numbers else STEP
+            run.items.setdefault(kind, {}).setdefault(key, []).append(
+                Item(numbers.get(axis, 0.0), axis, value)
+            )
+
+
+def as_number(value: Any) -> float | None:
+    """A number, also one that JSON has no word for."""
+    if isinstance(value, (int, float)):
+        return float(max(-HUGE, min(HUGE, value))) if isinstance(value, int) else value
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else None
+
+
+def kind_of(value: dict[str, Any]) -> str:
+    """What wandb logged: "histogram", "picture", "table", or nothing that is shown or as wandb writes it."""
+    kind = str(value.get("_type", ""))
+    if kind.startswith("image"):
+        return "picture" if isinstance(value.get("filenames", []), list) else ""
+    if kind == "histogram":
+        edges, counts = value.get("bins"), value.get("values")
+        whole = are_numbers(edges) and are_numbers(counts) and len(edges) == len(counts) + 1 > 1
+        return kind if whole else ""
+    return "table" if kind == "table-file" else ""
+
+
+def are_numbers(values: Any) -> TypeGuard[list[float]]:
+    """Whether it is a list of finite numbers."""
+    return isinstance(values, list) and all(
+        isinstance(value, (int, float)) and math.isfinite(value) for value in values
+    )
+
+
+def read_csv(path: Path) -> Run:
+    """Read a run of Lightning's ``CSVLogger``, with the pictures and the config in its folder."""
+    folder = path.parent
+    run = Run(f"{folder.parent.name}/{folder.name}", path, folder, default_axis=X_AXIS)
+    run.stage = "not recorded by CSVLogger"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                # What CSVLogger calls the step is the x axis that W&B's runs have.
+                row[X_AXIS] = row.pop("step", None)
+                run.columns.add(
+                    {key.encode(): number for key, text in row.items() if (number := _json(text))}
+                )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"Cannot read `{path}`: {error}") from None
+    if not run.curves():
+        raise UsageError(f"`{path}` has no numbers: it is no run's, or the run has logged nothing yet")
+    config = folder / "config.yaml"
+    run.config = load(config) if config.is_file() else {}
+    last = float(run.columns.pairs(X_AXIS, X_AXIS)[0][-1:].sum())
+    for picture in sorted(folder.glob("pictures/*.png")):
+        key = picture.stem.replace("-", "/")
+        item = Item(last, X_AXIS, {"filenames": [f"pictures/{picture.name}"]})
+        run.items.setdefault("picture", {})[key] = [item]
+    return run
+
+
+def _json(text: Any) -> bytes | None:
+    """A cell's number as JSON; ``None`` for any other cell, or the list of those beyond the header."""
+    try:
+        return json.dumps(float(text)).encode()
+    except (TypeError, ValueError):
+        return None

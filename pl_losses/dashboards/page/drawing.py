@@ -1,0 +1,239 @@
+"""What the panels of a page show, as plain data, within the size that a page may have."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pl_losses.dashboards.offline.columns import Array, thin_out
+from pl_losses.dashboards.offline.runs import ODD, Item, Run, as_number
+from pl_losses.dashboards.page.images import embedded, fair, files, size
+from pl_losses.dashboards.panels import STAGES, Kind, Panel
+from pl_losses.monitoring.charts import CONFUSION, FIELDS, LINES
+
+Data = dict[str, Any]
+# Of the 5 MB that a page may have BokehJS takes 1.4; these share what is left, in bytes.
+CURVES, PICTURES, HISTOGRAMS, TABLES = 1_200_000, 1_600_000, 400_000, 200_000
+POINT = 2 * 8 * 4 / 3  # x and y as float64 in base64
+BIN = 12  # an edge and a count
+CELL = (int, float, str, type(None))
+POINTS, STEPS, ROWS = (16, 2000), (2, 120), 200
+
+
+class Drawing:
+    """Makes the panels' data, and keeps to the page's size.
+
+    Args:
+        runs: What is shown.
+        names: What the runs are called.
+    """
+
+    def __init__(self, runs: Sequence[Run], names: Sequence[str]) -> None:
+        self.runs, self.names = runs, names
+        self.points = share(CURVES, POINT * sum(len(run.curves()) for run in runs), *POINTS)
+        bins = [len(items[-1].value["values"]) for _, _, items in self.found("histogram")]
+        self.steps = share(HISTOGRAMS, BIN * sum(bins), *STEPS)
+        self.table = TABLES // max(1, len(self.found("table")))
+        self.sizes = {
+            (run, key): sum(size(file) for item in items for file in files(runs[run], item))
+            for run, key, items in self.found("picture")
+        }
+        self.room = fair(self.sizes, PICTURES)
+        self.makers = {
+            "pictures": self.pictures,
+            "histogram": self.histograms,
+            "table": self.tables,
+            "chart": self.tables,
+        }
+
+    def found(self, kind: str, keys: Sequence[str] | None = None) -> list[tuple[int, str, list[Item]]]:
+        """The runs' numbers, keys and items of a kind, of all keys or in the order of those given."""
+        return [
+            (number, key, run.items[kind][key])
+            for number, run in enumerate(self.runs)
+            for key in (run.items.get(kind, {}) if keys is None else keys)
+            if key in run.items.get(kind, {})
+        ]
+
+    def title(self, text: str, run: int) -> str:
+        """A panel's title, which names the run if there are several."""
+        return text if len(self.runs) == 1 else f"{text} · {self.names[run]}"
+
+    def panel(self, panel: Panel, logged: Mapping[str, Kind]) -> Iterator[Data]:
+        """The data of a panel: none if there is nothing, several where each key needs one of its own.
+
+        Args:
+            panel: What to show.
+            logged: What is logged by key: lines, pictures, histograms or tables.
+        """
+        keys = sorted(panel.shown(logged), key=natural)
+        return self.makers.get(panel.kind, self.lines)(panel, keys)
+
+    def lines(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
+        """Curves, for each x axis those that have it, or a table where none has more than one value."""
+        made: dict[str, list[Data]] = {}
+        longest = 0
+        for number, run in enumerate(self.runs):
+            for key in keys:
+                x, y, axis = run.curve(key)
+                if len(x):
+                    longest = max(longest, len(x))
+                    made.setdefault(axis, []).append({"run": number, "key": key, **self.line(x, y)})
+        if longest > 1:
+            look = {"title": panel.title, "smoothing": panel.smoothing, "log": panel.log_y}
+            for axis, drawn in made.items():
+                yield {"kind": "lines", "x": axis, "lines": drawn, **look}
+        elif made:
+            rows = [[key, *(last(run, key) for run in self.runs)] for key in keys]
+            yield {"kind": "table", "title": panel.title, "columns": ["", *self.names], "rows": rows}
+
+    def line(self, x: Array, y: Array) -> Data:
+        """A curve's points, thinned out."""
+        lost = ~np.isfinite(y)
+        note = f"{lost.sum()} values are not finite, the first at {x[lost][0]:g}" if lost.any() else ""
+        x, y = thin_out(x[~lost], y[~lost], self.points)
+        return {"x": encoded(x), "y": encoded(y), "note": note}
+
+    def histograms(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
+        """A heat map for each key and run."""
+        for run, key, items in self.found("histogram", keys):
+            kept = evenly(items, self.steps)
+            yield {
+                "kind": "histogram",
+                "title": self.title(key, run),
+                "x": kept[0].axis,
+                "steps": [item.x for item in kept],
+                "edges": [[float(f"{edge:.5g}") for edge in item.value["bins"]] for item in kept],
+                "counts": [item.value["values"] for item in kept],
+            }
+
+    def pictures(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
+        """Pictures with their steps: at least the last one of each key, smaller where there is no room."""
+        made = []
+        for run, key, items in self.found("picture", keys):
+            kept = evenly(items, max(1, int(len(items) * self.kept(run, key))))
+            frames = [(item.x, file) for item in kept for file in files(self.runs[run], item)]
+            room = self.room[run, key] / max(1, len(frames))
+            shown = [{"x": x, "source": embedded(file, room)} for x, file in frames]
+            steps = len(kept) if frames else 0
+            note = f"({steps} of {len(items)} steps are shown)" if steps < len(items) else ""
+            made.append({"run": run, "key": key, "x": items[0].axis, "frames": shown, "note": note})
+        if made:
+            yield {"kind": "pictures", "title": panel.title, "pictures": made}
+
+    def kept(self, run: int, key: str) -> float:
+        """The share of a key's steps for which there is room."""
+        return self.room[run, key] / self.sizes[run, key] if self.sizes[run, key] else 1.0
+
+    def tables(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
+        """The last table of each key and run, or what the run drew of it."""
+        lines: list[Data] = []
+        chart = None
+        for run, key, items in self.found("table", keys):
+            columns, rows = read_table(self.runs[run].file(items[-1].value.get("path", "")))
+            charted = self.runs[run].charts.get(key)
+            if charted and charted.name == LINES and set(FIELDS[LINES]) <= set(columns):
+                chart = charted
+                lines += [{"run": run, **line} for line in self.series(columns, rows)]
+            elif columns:
+                if charted and charted.name == CONFUSION and set(FIELDS[CONFUSION]) <= set(columns):
+                    columns, rows = matrix(columns, rows)
+                yield {"kind": "table", "title": self.title(panel.title, run), **self.cut(columns, rows)}
+        if chart:
+            title = chart.texts.get("title", panel.title)
+            yield {"kind": "lines", "title": title, "x": chart.texts.get("xname", ""), "lines": lines}
+
+    def series(self, columns: list[str], rows: list[list[Any]]) -> Iterator[Data]:
+        """The lines of a table of W&B's line series."""
+        x, name, y = (columns.index(field) for field in FIELDS[LINES])
+        for key in dict.fromkeys(str(row[name]) for row in rows):
+            own = [(as_number(row[x]), as_number(row[y])) for row in rows if str(row[name]) == key]
+            points = np.array([pair for pair in own if None not in pair], dtype=np.float64).reshape(-1, 2)
+            yield {"key": key, **self.line(points[:, 0], points[:, 1])}
+
+    def cut(self, columns: list[str], rows: list[list[Any]]) -> Data:
+        """As many rows of a table as there is room for."""
+        kept = rows[:ROWS]
+        while kept and len(json.dumps(kept)) > self.table:
+            kept = kept[: len(kept) // 2]
+        note = f"The first {len(kept)} of {len(rows)} rows" if len(kept) < len(rows) else ""
+        return {"columns": columns, "rows": kept, "note": note}
+
+
+def share(room: float, need: float, least: int, most: int) -> int:
+    """How many of each go into the room, if one of each takes ``need``; at least and at most so many.
+
+    Example:
+        >>> share(1000, 50, 2, 10), share(1000, 200, 2, 10), share(1000, 0, 2, 10)
+        (10, 5, 10)
+    """
+    return int(min(most, max(least, room / need))) if need else most
+
+
+def last(run: Run, key: str) -> str:
+    """The last value of a key, if there is one."""
+    return "".join(f"{y:.5g}" for y in run.curve(key)[1][-1:])
+
+
+def read_table(path: Path | None) -> tuple[list[str], list[list[Any]]]:
+    """The columns and rows of a table that wandb wrote; empty if it is not there or damaged.
+
+    A cell is a number, a text or nothing; of anything else the text is shown.
+    """
+    if path is None:
+        return [], []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        columns = [str(name) for name in found["columns"]]
+        rows = [[cell if isinstance(cell, CELL) else str(cell) for cell in row] for row in found["data"]]
+    except ODD:
+        return [], []
+    return (columns, rows) if all(len(row) == len(columns) for row in rows) else ([], [])
+
+
+def matrix(columns: list[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """A confusion matrix of a table that has a row for each of its cells.
+
+    Example:
+        >>> matrix(["Actual", "Predicted", "nPredictions"], [["a", "a", 3], ["a", "b", 1], ["b", "b", 2]])
+        (['right, predicted', 'a', 'b'], [['a', 3, 1], ['b', '', 2]])
+    """
+    right, predicted, count = (columns.index(field) for field in FIELDS[CONFUSION])
+    cells = {(row[right], row[predicted]): row[count] or "" for row in rows}
+    names = list(dict.fromkeys(name for pair in cells for name in pair))
+    head = ["right, predicted", *map(str, names)]
+    return head, [[name, *(cells.get((name, other), "") for other in names)] for name in names]
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of them, evenly spread, the last one always, the first one from two on."""
+    if len(items) <= count:
+        return list(items)
+    places = np.linspace(0, len(items) - 1, count).round().astype(int) if count > 1 else [-1]
+    return [items[place] for place in places]
+
+
+def natural(key: str) -> list[tuple[int, str]]:
+    """What to sort keys by: training before validation before test, layer 2 before layer 10.
+
+    Example:
+        >>> sorted(["features.10/mean", "features.2/mean"], key=natural)
+        ['features.2/mean', 'features.10/mean']
+        >>> sorted(["test/loss", "val/loss", "train/loss"], key=natural)
+        ['train/loss', 'val/loss', 'test/loss']
+    """
+    first = key.partition("/")[0]
+    stage = STAGES.index(first) if first in STAGES else -1
+    parts = re.split(r"(\d+)", key)
+    return [(stage, ""), *((int(part), "") if part.isdigit() else (-1, part) for part in parts)]
+
+
+def encoded(values: Array) -> str:
+    """Numbers as base64 of little-endian float64."""
+    return base64.b64encode(values.astype("<f8").tobytes()).decode()

@@ -1,0 +1,1 @@
+"""What all monitors and records of runs share."""

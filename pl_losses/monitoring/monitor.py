@@ -1,0 +1,325 @@
+"""What the monitors of training share: when to look, one copy from the device, one row per step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.optim import Optimizer
+
+from pl_losses.core.names import distinct
+from pl_losses.monitoring.steps import OptimizerSteps, is_hookable, logged_step, torch_optimizers
+
+Array = npt.NDArray[np.float64]
+UNREADABLE = (DeepSpeedStrategy, FSDPStrategy)
+Numbers = Tensor | Array | list[float]
+
+
+@dataclass
+class Row:
+    """What is logged of one step: scalars for every logger, histograms for those that can show them."""
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass
+class Part:
+    """One monitor's share of a row, before ranks and devices are brought together.
+
+    Attributes:
+        sums: What ranks that hold different shards add up, shape [S]; no tensor if known on the CPU.
+        maxima: What they take the maximum of, shape [M]; the same.
+        finish: Given both as float64 arrays, on rank zero, writes into the row.
+    """
+
+    sums: Numbers
+    maxima: Numbers
+    finish: Callable[[Array, Array, Row], None]
+
+
+class Monitor(Callback):
+    """Base of the callbacks that look at parameters and optimizers after a step.
+
+    A subclass overrides :meth:`prepare`, which runs once when training starts, and :meth:`collect`, which
+    runs after an optimizer's step if that step is logged. Nothing is computed on other steps. An optimizer
+    that takes the place of another one while training goes on is prepared for, too. The parts of all monitors
+    of a trainer are copied from the device together and logged as one row, with the step of Lightning's own
+    rows. Where parameters or optimizer states are sharded, every rank collects its own and at most two
+    collectives bring them together; otherwise only rank zero collects. DeepSpeed and the first FSDP, which
+    flatten parameters and states, are left alone with a warning.
+
+    Args:
+        every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is not a positive integer.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and (
+            isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1
+        ):
+            raise ValueError(
+                f"Expected `every_n_steps` to be a positive integer or None but got {every_n_steps!r}"
+            )
+        self.every_n_steps = every_n_steps
+        self._handles: list[OptimizerSteps] = []
+        self._parts: list[Part] = []
+        self._sharded = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the hooks and what waits to be logged, which belong to one process and one step.
+
+        Nor with the ``log`` and ``log_dict`` that Lightning lends to callbacks, to which the module is bound.
+        """
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
+        return kept | {"_handles": [], "_parts": []}
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what to look at and name it; runs on all ranks, and where optimizers were replaced."""
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """Called before every step, logged or not."""
+
+    def end(self, optimizer: Optimizer) -> None:
+        """Called after every step, logged or not, before :meth:`collect`."""
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
+        """What to log of the step that this optimizer just made; all ranks or, unsharded, rank zero only."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find what to look at, and hook into the optimizers."""
+        self._detach()
+        if not trainer.loggers:
+            warnings.warn(f"{type(self).__name__} logs nothing: the trainer has no logger", stacklevel=2)
+            return
+        if isinstance(trainer.strategy, UNREADABLE):
+            rank_zero_warn(
+                f"{type(self).__name__} logs nothing: {type(trainer.strategy).__name__} keeps weights and"
+                " optimizer states where it cannot read them"
+            )
+            return
+        self._prepare(trainer, pl_module)
+        every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or not (self._sharded or trainer.is_global_zero):
+            return
+
+        def look(optimizer: Optimizer) -> None:
+            self.end(optimizer)
+            if (logged_step(trainer) + 1) % every == 0:
+                with torch.no_grad():
+                    self._parts += self.collect(trainer, pl_module, optimizer)
+
+        renew = partial(self._prepare, trainer, pl_module)
+        self._handles = [OptimizerSteps(trainer, look, self.begin, renew)]
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        optimizers = torch_optimizers(trainer)
+        self._sharded = any(is_sharded(optimizer) for optimizer in optimizers)
+        if silent := [type(one).__name__ for one in optimizers if not is_hookable(one)]:
+            rank_zero_warn(
+                f"{type(self).__name__} leaves out {', '.join(silent)}: it does not tell when it steps, as"
+                " torch's optimizers do"
+            )
+        self.prepare(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The last monitor of the trainer that collected something logs what all of them did."""
+        if not self._parts:
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [one for one in callbacks if isinstance(one, Monitor) and one._parts]
+        if monitors[-1] is not self:
+            return
+        parts = [part for monitor in monitors for part in monitor._parts]
+        for monitor in monitors:
+            monitor._parts = []
+        row = bring_together(parts, trainer, self._sharded)
+        if row is not None:
+            log_row(trainer, row, logged_step(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the optimizers."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizers."""
+        self._detach()
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._parts = [], []
+
+
+def is_sharded(optimizer: Any) -> bool:
+    """Whether ranks hold different parts of the parameters (DTensor) or of the states (ZeRO)."""
+    tensors = (tensor for group in optimizer.param_groups for tensor in group["params"])
+    return type(optimizer).__name__ == "ZeroRedundancyOptimizer" or any(
+        isinstance(tensor, DTensor) for tensor in tensors
+    )
+
+
+def own_shard(tensor: Tensor, sharded: bool, rank: int) -> Tensor | None:
+    """The part of a tensor that this rank answers for, or ``None`` where another rank does.
+
+    Args:
+        tensor: Plain, or a DTensor.
+        sharded: Whether the ranks' parts are going to be added up.
+        rank: This process' global rank.
+    """
+    if isinstance(tensor, DTensor):
+        place = tensor.device_mesh.get_coordinate()
+        copies = [
+            where
+            for where, placement in zip(place or (), tensor.placements, strict=True)
+            if isinstance(placement, Replicate)
+        ]
+        return None if any(copies) else tensor.to_local()
+    return tensor if not sharded or rank == 0 else None
+
+
+def bring_together(parts: list[Part], trainer: Trainer, sharded: bool) -> Row | None:
+    """Reduce the parts over the ranks if sharded, copy them once, and finish the row on rank zero."""
+    vectors = [numbers for part in parts for numbers in (part.sums, part.maxima)]
+    if sharded:
+        device = trainer.strategy.root_device
+        for start, operation in enumerate((torch.distributed.ReduceOp.SUM, torch.distributed.ReduceOp.MAX)):
+            own = [vector(numbers, device) for numbers in vectors[start::2]]
+            whole = torch.cat(own)
+            if len(whole):
+                torch.distributed.all_reduce(whole, operation)
+            vectors[start::2] = torch.split(whole, [len(numbers) for numbers in own])
+    if not trainer.is_global_zero:
+        return None
+    row, values = Row(), iter(on_cpu(vectors))
+    for part in parts:
+        part.finish(next(values), next(values), row)
+    return row
+
+
+def on_cpu(vectors: list[Numbers]) -> list[Array]:
+    """Each as an array; the tensors of them are copied from their device in one go."""
+    tensors = [one for one in vectors if isinstance(one, Tensor)]
+    copied, end = np.empty(0), 0
+    if tensors:
+        same = [one.to(tensors[0].device, torch.float32) for one in tensors]
+        copied = torch.cat(same).cpu().numpy().astype(np.float64)
+    arrays = []
+    for one in vectors:
+        start, end = end, end + len(one) * isinstance(one, Tensor)
+        arrays.append(copied[start:end] if isinstance(one, Tensor) else np.asarray(one, dtype=np.float64))
+    return arrays
+
+
+def vector(
+    numbers: Numbers | Sequence[float | Tensor], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Numbers brought to a device without waiting for it.
+
+    Args:
+        numbers: N in all; if they are no tensor, each of them may be one.
+        device: Where they are wanted.
+        dtype: As what.
+
+    Returns:
+        Shape [N].
+    """
+    if isinstance(numbers, Tensor):
+        return numbers.to(device, dtype, non_blocking=True)
+    if not any(isinstance(number, Tensor) for number in numbers):
+        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+    return torch.stack(
+        [
+            number.reshape(()).to(device, dtype, non_blocking=True)
+            if isinstance(number, Tensor)
+            else torch.full((), number, device=device, dtype=dtype)
+            for number in numbers
+        ]
+    )
+
+
+def log_row(trainer: Trainer, row: Row, step: int) -> None:
+    """Log a row once per logger; for rank zero only."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and row.histograms:
+            import wandb
+
+            pictures = {
+                key: wandb.Histogram(np_histogram=histogram(values)) for key, values in row.histograms.items()
+            }
+            logger.log_metrics(row.scalars | pictures, step)
+        else:
+            logger.log_metrics(row.scalars, step)
+            if isinstance(logger, TensorBoardLogger):
+                for key, values in row.histograms.items():
+                    logger.experiment.add_histogram(key, values, step)
+
+
+def histogram(values: Array) -> tuple[Array, Array]:
+    """Counts and edges of ``np.histogram`` with :func:`bins_for` so many values, in a fraction of its time.
+
+    Args:
+        values: Finite, shape [N].
+
+    Returns:
+        Counts [B] and edges [B + 1].
+
+    Example:
+        >>> histogram(np.array([0.0, 0.1, 0.5, 1.0]))
+        (array([2, 0, 1, 1]), array([0.  , 0.25, 0.5 , 0.75, 1.  ]))
+    """
+    bins, ordered = bins_for(len(values)), np.sort(values)
+    low, high = ordered[0], ordered[-1]
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = np.arange(bins + 1) * ((high - low) / bins) + low
+    edges[-1] = high
+    ends = ordered.searchsorted(edges)
+    ends[-1] = len(ordered)
+    return np.diff(ends), edges
+
+
+def bins_for(count: int) -> int:
+    """How many bins show so many values: twice their root, as more would mostly be empty; at most 64.
+
+    Example:
+        >>> [bins_for(count) for count in (1, 16, 100, 5000)]
+        [2, 8, 20, 64]
+    """
+    return min(64, max(1, 2 * math.isqrt(count)))
+
+
+def optimizer_names(optimizers: list[Any]) -> list[list[str]]:
+    """A name of its own for each parameter group of each optimizer, as ``LearningRateMonitor`` gives them.
+
+    ``Adam``, a second one ``Adam-1``; with several groups ``Adam/pg1``, ``Adam/pg2``; a group's own ``name``
+    instead of ``pg1`` if it has one, with a number where a name comes again: ``Adam/weights-1``.
+    """
+    names = []
+    for name, optimizer in zip(
+        distinct([type(one).__name__ for one in optimizers], start=1), optimizers, strict=True
+    ):
+        groups = optimizer.param_groups
+        # A slash would make two groups of a group and a tensor of it.
+        own = [str(group.get("name", f"pg{n}")).replace("/", ".") for n, group in enumerate(groups, 1)]
+        alone = len(groups) == 1 and "name" not in groups[0]
+        names.append([name] if alone else [f"{name}/{group}" for group in distinct(own, start=1)])
+    return names

@@ -1,0 +1,213 @@
+"""Pictures in any logger, and the pictures of a classifier's test run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from pl_losses.core.files import written_whole
+from pl_losses.core.loaders import SeenSamples, evaluation_loaders, unrepeated
+from pl_losses.core.names import file_stem
+from pl_losses.core.validation import typed
+from pl_losses.monitoring.charts import log_confusion
+from pl_losses.monitoring.record import run_folder
+from pl_losses.monitoring.steps import logged_step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
+    """Log a figure: as an image to W&B and TensorBoard, otherwise as a PNG under ``pictures/``.
+
+    For rank zero only. The folder is in the run's own. Each key has a file of its own.
+
+    Args:
+        trainer: Its loggers are used.
+        key: Such as "test/errors".
+        figure: What to show.
+    """
+    shown = False
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key, [figure])
+            shown = True
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(key, figure, logged_step(trainer))
+            shown = True
+    if not shown:
+        with written_whole(Path(run_folder(trainer), "pictures", f"{file_stem(key)}.png")) as file:
+            figure.savefig(file, dpi=120)
+
+
+class ClassifierReport(Callback):
+    """After a test: the most confident errors and the rejected samples as images, and the confusion matrix.
+
+    Works on any module whose ``test_step`` returns a dict with ``predicted`` [B] and ``target`` [B], and
+    optionally ``confidence`` [B] (orders the errors) and ``rubbish`` [B] with ``rejected`` [B] (which samples
+    are rejected, and how surely). Inputs are the first element of the batch: images [B, 1 or 3, H, W], or
+    anything else, for which only the matrix is drawn. Logs ``test/errors``, ``test/rejected_samples`` and
+    ``test/confusion_matrix``, and the chart ``test/confusion`` to W&B. Exact over any number of ranks.
+
+    Args:
+        samples: How many images each picture shows at most.
+
+    Raises:
+        ValueError: If ``samples`` is negative.
+    """
+
+    @typed
+    def __init__(self, samples: int = 32) -> None:
+        if samples < 0:
+            raise ValueError(f"Expected `samples` to be at least 0 but got {samples}")
+        self.samples = samples
+        # By dataloader.
+        self._pairs: dict[int, Tensor] = {}
+        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor]] = {}
+        self._seen = SeenSamples()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the test before."""
+        self._pairs, self._kept, self._seen = {}, {}, SeenSamples()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the pairs of right and predicted class; keep the images that matter most so far."""
+        if not isinstance(outputs, dict) or "predicted" not in outputs or "target" not in outputs:
+            raise TypeError(
+                f"Expected `test_step` of {type(pl_module).__name__} to return a dict with 'predicted' and"
+                " 'target'"
+            )
+        loader = evaluation_loaders(trainer, "test")[dataloader_idx]
+        self._seen.add(loader, batch, dataloader_idx)
+        own = unrepeated(loader, batch_idx, len(outputs["target"]))
+        outputs = {key: value[:own] for key, value in outputs.items() if isinstance(value, Tensor)}
+        labels = torch.stack([outputs["target"], outputs["predicted"]], dim=1)
+        pairs, counts = torch.unique(labels, dim=0, return_counts=True)
+        table = torch.cat([pairs, counts[:, None]], dim=1)
+        found = self._pairs.get(dataloader_idx)
+        self._pairs[dataloader_idx] = table if found is None else torch.cat([found, table])
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
+            return
+        images = images[:own]
+        wrong = labels[:, 0] != labels[:, 1]
+        ones = torch.ones_like(wrong, dtype=torch.float32)
+        self._keep((dataloader_idx, "errors"), wrong, outputs.get("confidence", ones), images, labels)
+        if "rejected" in outputs:
+            rejected, score = outputs["rejected"], outputs.get("rubbish", ones)
+            self._keep((dataloader_idx, "rejected_samples"), rejected, score, images, labels)
+
+    def _keep(
+        self, key: tuple[int, str], chosen: Tensor, score: Tensor, images: Tensor, labels: Tensor
+    ) -> None:
+        found = (score[chosen].float(), images[chosen].float(), labels[chosen])
+        if key in self._kept:
+            found = tuple(torch.cat(pair) for pair in zip(self._kept[key], found, strict=True))  # type: ignore[assignment]
+        best = found[0].argsort(descending=True)[: self.samples]
+        self._kept[key] = (found[0][best], found[1][best], found[2][best])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the ranks' parts together (on all ranks) and draw (on rank zero)."""
+        self._seen.counts()  # On a rank without a batch, too.
+        pairs = [table for loader, table in self._pairs.items() if self._seen.counts(loader)]
+        own = [(key, kept) for (loader, key), kept in self._kept.items() if self._seen.counts(loader)]
+        parts = gather_objects((pairs, own))
+        if not trainer.is_global_zero or not any(pairs for pairs, _ in parts):
+            return
+        table = torch.cat([table.cpu() for pairs, _ in parts for table in pairs])
+        classes = int(table[:, :2].max()) + 1
+        confusion = torch.zeros(classes, classes, dtype=torch.long)
+        confusion.index_put_((table[:, 0], table[:, 1]), table[:, 2], accumulate=True)
+        log_figure(trainer, "test/confusion_matrix", draw_confusion(confusion))
+        log_confusion(trainer, "test/confusion", confusion, "Right and predicted class")
+        for key in sorted({key for _, own in parts for key, _ in own}):
+            mine = [kept for _, own in parts for name, kept in own if name == key]
+            score, images, labels = (torch.cat([part[i].cpu() for part in mine]) for i in range(3))
+            best = score.argsort(descending=True)[: self.samples]
+            if len(best):
+                rejected = key == "rejected_samples"
+                notes = [f"{value:.0%} rubbish" for value in score[best].tolist()] if rejected else []
+                log_figure(trainer, f"test/{key}", draw_samples(images[best], labels[best], notes))
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, on every rank: a collective, so all ranks must come here."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def draw_samples(images: Tensor, labels: Tensor, notes: Sequence[str] = (), columns: int = 8) -> Figure:
+    """A grid of images, each with its right and its predicted class, in red where they differ.
+
+    Args:
+        images: [N, 1 or 3, H, W], any range: each is stretched to its own.
+        labels: [N, 2], right and predicted class; a right class of -1 is unknown.
+        notes: What else to say of each image.
+        columns: Images in a row.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-len(images) // columns)
+    x, y = (side / max(images.shape[2:]) for side in (images.shape[3], images.shape[2]))
+    # Of a cell, in inches, with its lines of text.
+    width, height = 1.1, y + (0.5 if notes else 0.33)
+    figure = Figure(figsize=(columns * width, rows * height))
+    # One pair of axes for all images: a pair for each takes four times as long to draw.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns * width), ylim=(rows * height, 0))
+    axes.set_axis_off()
+    for position, (image, (right, predicted)) in enumerate(zip(images, labels.tolist(), strict=True)):
+        low, high = image.amin(), image.amax()
+        picture = ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0)
+        middle, bottom = (position % columns + 0.5) * width, (position // columns + 1) * height - 0.05
+        axes.imshow(
+            picture.squeeze(-1).numpy(),
+            cmap="gray_r" if len(image) == 1 else None,
+            extent=(middle - x / 2, middle + x / 2, bottom, bottom - y),
+        )
+        said = f"read as {predicted}" if right < 0 else f"{right} read as {predicted}"
+        title = "\n".join([said, *notes[position : position + 1]])
+        color = "black" if right in (predicted, -1) else "firebrick"
+        axes.text(middle, bottom - y - 0.04, title, ha="center", va="bottom", fontsize=8, color=color)
+    return figure
+
+
+def draw_confusion(confusion: Tensor) -> Figure:
+    """A confusion matrix as shares of each right class, with the counts written in.
+
+    Args:
+        confusion: [C, C] counts, rows the right class, columns the predicted one.
+    """
+    from matplotlib.figure import Figure
+
+    classes = len(confusion)
+    side = max(4.0, 0.55 * classes + 1)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    share = confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)
+    # The square root lifts rare confusions, which are what one looks for.
+    axes.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="right", xticks=range(classes), yticks=range(classes))
+    if classes <= 30:
+        for row in range(classes):
+            for column in range(classes):
+                if count := int(confusion[row, column]):
+                    color = "white" if share[row, column] > 0.3 else "black"
+                    axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+    return figure

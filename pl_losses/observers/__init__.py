@@ -1,1 +1,0 @@
-"""What all monitors and run records share."""

@@ -1,0 +1,1 @@
+"""Kingma and Ba 2015, Fig. 4."""

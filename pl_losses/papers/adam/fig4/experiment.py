@@ -1,0 +1,267 @@
+"""Kingma and Ba 2015, Fig. 4: the loss of an autoencoder over Adam's settings, with and without correction.
+
+``pl-losses reproduce adam/fig4`` trains the paper's 60 autoencoders at once and draws the figure.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from pl_losses.data import MNIST, Digits
+from pl_losses.papers.adam.fig4.grid import Grid, Plan, Results, rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {True: "tab:red", False: "tab:green"}
+NAMES = {True: "with bias correction", False: "without"}
+
+
+def fig4(
+    steps: int = 300,
+    at: list[int] | None = None,
+    folder: str = "runs/adam/fig4",
+    root: str | None = None,
+    dataset: Literal["mnist", "digits"] = "mnist",
+    beta1: list[float] | None = None,
+    beta2: list[float] | None = None,
+    log_alpha: list[float] | None = None,
+    batch_size: int = 100,
+    hidden: int = 500,
+    latent: int = 50,
+    seed: int = 0,
+    together: int | None = None,
+    device: str = "auto",
+    save_every: float = 60.0,
+    wandb: Literal["offline", "online", "disabled"] = "offline",
+) -> None:
+    """Fig. 4: autoencoders trained with Adam over beta1, beta2, alpha, with and without bias correction.
+
+    All runs have the same start, batches and noise. The folder gets ``losses.csv``, ``fig4.png``, an offline
+    W&B run, and ``state.pt``, from which the same command goes on after an interruption. A run whose loss
+    stops being finite is recorded as diverged and trained no further.
+
+    Args:
+        steps: Steps of each run; the paper's are 60 000 (100 passes).
+        at: Steps after which the loss is evaluated, on the first 1 000 training images. Default: a tenth of
+            the steps and all, as in the paper.
+        folder: For the results. A folder with a part of them is gone on with.
+        root: Folder with the MNIST files. Default: the environment variable PL_LOSSES_DATA.
+        dataset: The images, made binary: "mnist", or "digits" for scikit-learn's, which need no download.
+        beta1: Such as [0.5] or [0.5,0.9]. Default: 0 and 0.9.
+        beta2: Likewise. Default: 0.99, 0.999 and 0.9999.
+        log_alpha: Likewise, decimal logarithms of the learning rate. Default: -5 to -1.
+        batch_size: Images per step.
+        hidden: Units of the encoder and of the decoder.
+        latent: Dimensions of z.
+        seed: Seed of the start, the batches and the noise.
+        together: Runs trained at once. Default: 10 on the CPU, all on an accelerator.
+        device: Such as "cpu" or "cuda". Default: a GPU if there is one.
+        save_every: Seconds between savings of the state.
+        wandb: Whether W&B records the table and the figure, and where.
+
+    Raises:
+        ValueError: If an argument is out of range, or the folder has the results of others.
+    """
+    plan = Plan(
+        beta1=[0.0, 0.9] if beta1 is None else beta1,
+        beta2=[0.99, 0.999, 0.9999] if beta2 is None else beta2,
+        log_alpha=[-5.0, -4.0, -3.0, -2.0, -1.0] if log_alpha is None else log_alpha,
+        steps=steps,
+        at=sorted({max(1, steps // 10), steps}) if at is None else at,
+        batch_size=batch_size,
+        hidden=hidden,
+        latent=latent,
+        seed=seed,
+        dataset=dataset,
+    )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"Expected `device` to be one of this machine but got {device!r}: {reason}"
+        ) from error
+    if together is None:
+        together = 10 if device == "cpu" else len(plan.settings())
+    images = load_images(dataset, root)
+    chance = images.shape[1] * math.log(2)  # The loss of a network that guesses each pixel at one half.
+    grid = Grid(plan, images, Path(folder), together, device, save_every, Progress())
+    results = grid.run()
+    table = list(rows(plan, results))
+    losses = grid.kept.table("losses.csv", table)
+    figure = draw(plan, results, chance)
+    picture = grid.kept.picture("fig4.png", figure, dpi=110)
+    tables, pictures = {"adam/fig4/losses": table}, {"adam/fig4": figure}
+    grid.kept.record("adam/fig4", wandb, tables, pictures, diverged(results), asdict(plan))
+    print(summary(results, chance))
+    print(f"Table: {losses}\nFigure: {picture}")
+
+
+def load_images(dataset: Literal["mnist", "digits"], root: str | None) -> Tensor:
+    """The training images as bytes: [N, D].
+
+    Raises:
+        ValueError: If there is no such set.
+        OSError: If files are missing and cannot be downloaded.
+    """
+    if dataset not in ("mnist", "digits"):
+        raise ValueError(f'Expected `dataset` to be "mnist" or "digits" but got {dataset!r}')
+    data = MNIST(root, val_size=0, pad=0) if dataset == "mnist" else Digits(val_size=0)
+    data.prepare_data()
+    data.setup("fit")
+    images = data.tensors["train"][0].flatten(1)
+    # A border that is empty in all of them, as around the enlarged digits, says nothing.
+    return images if dataset == "mnist" else images[:, images.amax(0) > 0]
+
+
+class Progress:
+    """Tells how far the grid is and how long it takes, every few seconds.
+
+    Args:
+        every: Seconds between lines.
+        write: Where lines go, by default to standard error; on a terminal they overwrite one another.
+        clock: In seconds.
+
+    Example:
+        >>> times = iter([0.0, 60.0])
+        >>> progress = Progress(write=lambda text: print(text.strip()), clock=lambda: next(times))
+        >>> progress(100, 1000), progress(400, 1000)
+        Fig. 4: 40 % of 1000 steps, about 2 min left
+        (None, None)
+    """
+
+    def __init__(
+        self,
+        every: float = 5.0,
+        write: Callable[[str], Any] | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.every, self.clock = every, clock
+        self.write = sys.stderr.write if write is None else write
+        self.first: tuple[float, int] | None = None
+        self.last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell that so many of all steps are done, now and then."""
+        now = self.clock()
+        if self.first is None:
+            self.first, self.last = (now, done), now
+        started, before = self.first
+        over = done == total
+        if done == before or (now - self.last < self.every and not over):
+            return
+        self.last = now
+        left = (now - started) / (done - before) * (total - done)
+        start = "\r" if sys.stderr.isatty() else ""
+        end = "" if start and not over else "\n"
+        share = f"{100 * done / total:.0f} % of {total} steps"
+        self.write(f"{start}Fig. 4: {share}, about {in_words(left)} left   {end}")
+
+
+def in_words(seconds: float) -> str:
+    """A duration, rounded.
+
+    >>> in_words(40), in_words(150)
+    ('40 s', '2 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def summary(results: Results, chance: float) -> str:
+    """How many runs stayed finite, and ended below the loss of guessing, with and without correction."""
+    lines = []
+    for correction, name in NAMES.items():
+        runs = [outcome for run, outcome in results.items() if run.bias_correction is correction]
+        finite = [outcome for outcome in runs if outcome.diverged is None]
+        better = sum(outcome.losses[max(outcome.losses)] < chance for outcome in finite)
+        lines.append(
+            f"{name}: {len(finite)} of {len(runs)} runs stayed finite, {better} ended below {chance:.0f}"
+            " nats, the loss of guessing"
+        )
+    return "\n".join(lines).capitalize()
+
+
+def draw(plan: Plan, results: Results, chance: float) -> Figure:
+    """The paper's figure: the loss over log10 alpha, a panel per beta1 and beta2, a block per step count.
+
+    Losses up to a little more than that of guessing are drawn where they are, others as off the scale.
+    """
+    from matplotlib.figure import Figure
+
+    steps = sorted(plan.at)
+    figure = Figure(
+        figsize=(2.6 * len(plan.beta2) * len(steps) + 0.6, 2.5 * len(plan.beta1) + 0.9), layout="constrained"
+    )
+    scale = _scale(results, chance)
+    blocks = figure.subfigures(1, len(steps), squeeze=False)[0]
+    for block, step in zip(blocks, steps, strict=True):
+        block.suptitle(f"after {step} steps")
+        panels = block.subplots(len(plan.beta1), len(plan.beta2), sharex=True, sharey=True, squeeze=False)
+        for row, beta1 in zip(panels, plan.beta1, strict=True):
+            for axes, beta2 in zip(row, plan.beta2, strict=True):
+                _panel(axes, plan, results, (beta1, beta2, step), scale)
+        block.legend(
+            *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
+        )
+    return figure
+
+
+def _scale(results: Results, chance: float) -> tuple[float, float]:
+    """The ends of the axis of losses: what is worse than guessing may be anywhere."""
+    losses = [value for outcome in results.values() for value in outcome.losses.values()]
+    values = [value for value in losses if value <= 1.1 * chance]
+    return min(values, default=0.0), max(values, default=chance)
+
+
+def _panel(
+    axes: Axes, plan: Plan, results: Results, where: tuple[float, float, int], ends: tuple[float, float]
+) -> None:
+    beta1, beta2, step = where
+    low, top = ends
+    margin = 0.06 * (top - low)
+    for correction, colour in COLOURS.items():
+        runs = [
+            run
+            for run in plan.settings()
+            if (run.beta1, run.beta2, run.bias_correction) == (beta1, beta2, correction)
+        ]
+        values = [results[run].losses.get(step, math.nan) for run in runs]
+        axes.plot(plan.log_alpha, values, "o-", color=colour, markersize=3, label=NAMES[correction])
+        # Beside one another where both are off the scale.
+        shift = -0.08 if correction else 0.08
+        for power, value in zip(plan.log_alpha, values, strict=True):
+            if not value <= top:
+                mark = "x" if math.isnan(value) else "^"
+                axes.plot(power + shift, top + 2 * margin, mark, color=colour, markersize=5)
+    axes.set_ylim(low - margin, top + 3 * margin)
+    axes.set_title(rf"$\beta_1={beta1:g}$, $\beta_2={beta2:g}$", fontsize=8)
+    axes.tick_params(labelsize=7)
+    if axes.get_subplotspec().is_last_row():  # type: ignore[union-attr]
+        axes.set_xlabel(r"$\log_{10}\alpha$", fontsize=8)
+    if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+        axes.set_ylabel("loss, nats (x: diverged)", fontsize=7)
+
+
+def diverged(results: Results) -> dict[str, int]:
+    """How many runs did not stay finite, with and without correction."""
+    return {
+        f"diverged {name}": sum(
+            outcome.diverged is not None
+            for run, outcome in results.items()
+            if run.bias_correction is correction
+        )
+        for correction, name in NAMES.items()
+    }

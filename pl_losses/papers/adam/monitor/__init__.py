@@ -1,0 +1,1 @@
+"""What Adam's bias correction does to a run, and the callback that shows it."""

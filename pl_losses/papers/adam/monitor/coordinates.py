@@ -1,0 +1,265 @@
+"""Kingma and Ba 2015, Algorithm 1: what takes a visit to every coordinate, from Adam's state after a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+
+from pl_losses.monitoring.monitor import Numbers, vector
+from pl_losses.papers.adam.monitor.statistics import SMALL, Moments, Squares, in_lines
+from pl_losses.papers.adam.monitor.update_rule import Rule, coefficients
+
+SUMS = ("weight", "direction", "cross", "signal", "trusted", "small")
+
+BLOCK = 2**18  # Bytes of a buffer: few enough for the processor's cache and for a megabyte in all.
+PACK = BLOCK // 8  # Bytes of small tensors that are joined: calls cost more than the work, NumPy's least.
+
+
+def coordinates(
+    moments: Sequence[Moments], rule: Rule, device: torch.device
+) -> tuple[Numbers, Numbers, Squares]:
+    """Visit every coordinate, block by block.
+
+    It needs next to no memory: two small buffers, which on an accelerator grow with large models, to 1/512
+    of their size.
+
+    Args:
+        moments: Tensors that this rank answers for; may be none.
+        rule: How they are stepped.
+        device: For the results, if they are tensors.
+
+    Returns:
+        With the weight w after the step, and d, the step of a coordinate without decoupled decay in units of
+        -alpha: the sums of w^2, d^2, d w and (m^/sqrt(v^))^2, and the numbers of coordinates with d beyond
+        0.9 and with sqrt(v^) < 10 eps, shape [6]; the largest d, signs aside, shape [1]; and sums of squares
+        of moments that were in the processor's cache anyway, those of small tensors with equal steps as if
+        they were all the first one's.
+    """
+    known: Squares = {}
+    runs: dict[Any, list[Moments]] = {}
+    for one in moments:
+        if one.m.numel():  # A shard may be empty.
+            alike = None if isinstance(one.step, Tensor) else (one.step, one.mu_product)
+            runs.setdefault((alike, one.m.dtype, one.m.device), []).append(one)
+    rows = [_visit_run(run, rule, known) for run in runs.values()]
+    row = _together(rows, device) if rows else [-math.inf] + [0.0] * len(SUMS)
+    return row[1:], row[:1], known
+
+
+def _together(rows: list[Any], device: torch.device) -> Numbers:
+    """The maximum of the first numbers and the sums of the others."""
+    if len(rows) == 1:
+        return rows[0] if isinstance(rows[0], list) else rows[0].to(device, non_blocking=True)
+    if all(isinstance(row, list) for row in rows):
+        table = np.array(rows)
+        numbers: list[float] = [*table[:, 0].max(keepdims=True).tolist(), *table[:, 1:].sum(0).tolist()]
+        return numbers
+    both = torch.stack([vector(row, device) for row in rows])
+    return torch.cat([both[:, :1].amax(0), both[:, 1:].sum(0)])
+
+
+def _visit_run(run: list[Moments], rule: Rule, known: Squares) -> Numbers:
+    """The largest direction and the sums, shape [7]; the steps are equal or on a device."""
+    if not isinstance(run[0].step, Tensor):
+        return _visit_alike(run, rule, coefficients(rule, run[0].step, run[0].mu_product), known)
+    step, product = (
+        torch.stack([getattr(one, name).reshape(()) for one in run])
+        if isinstance(getattr(run[0], name), Tensor)
+        else 1.0
+        for name in ("step", "mu_product")
+    )
+    terms = coefficients(rule, step, product)
+    vectors = {key: term.unbind() for key, term in terms.items() if isinstance(term, Tensor) and term.ndim}
+    rows = [
+        _visit_alike([one], rule, terms | {key: own[i] for key, own in vectors.items()}, known)
+        for i, one in enumerate(run)
+    ]
+    return _together(rows, run[0].m.device)
+
+
+def _visit_alike(run: list[Moments], rule: Rule, terms: dict[str, Any], known: Squares) -> Numbers:
+    """As _visit_run, where all tensors have the same coefficients."""
+    ratio, signal = terms["ratio"], terms.get("signal", 1.0)
+    scales = [ratio, 1.0, ratio**2, ratio, signal**2, 1.0, 1.0]
+    device, dtype = run[0].m.device, torch.promote_types(run[0].m.dtype, torch.float32)
+    # Tiny is added to v: it makes 0/0 a 0.
+    terms = {"zero": 0.0, "one": 1.0, "tiny": torch.finfo(dtype).tiny, "level": 0.9 / ratio, **terms}
+    packs, large = _packed(run, PACK // dtype.itemsize)
+    if device.type != "cpu" or isinstance(ratio, Tensor):
+        row = _together(_visit_blocks(packs, large, rule, terms, dtype), device)
+        return row * vector(scales, device, dtype)
+    with np.errstate(all="ignore"):
+        rows = [_visit_pack(pack, rule, terms, dtype, known) for pack in packs]
+        if large:
+            rows += _visit_large(large, rule, terms, dtype, known)
+    return [number * scale for number, scale in zip(_together(rows, device), scales, strict=True)]
+
+
+def _packed(run: list[Moments], most: int) -> tuple[list[list[Moments]], list[Moments]]:
+    """Small tensors, together of at most so many elements, and large ones."""
+    packs: list[list[Moments]] = []
+    large, room = [], 0
+    for one in run:
+        size = one.m.numel()
+        if size > most:
+            large.append(one)
+            continue
+        if size > room:
+            packs.append([])
+            room = most
+        packs[-1].append(one)
+        room -= size
+    return packs, large
+
+
+def _columns(run: list[Moments]) -> list[list[Tensor]]:
+    """m, v, weight and, for NAdam, gradient."""
+    columns = [[one.m for one in run], [one.largest for one in run], [one.weight for one in run]]
+    gradients = [one.gradient for one in run if one.gradient is not None]
+    return [*columns, gradients] if gradients else columns
+
+
+def _joined(pack: list[Moments], dtype: torch.dtype) -> Tensor:
+    """Shape [3 or 4, N], in one call."""
+    columns = _columns(pack)
+    tensors = [tensor for column in columns for tensor in column]
+    joined: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    return joined.to(dtype).view(len(columns), -1)
+
+
+def _visit_pack(
+    pack: list[Moments], rule: Rule, terms: dict[str, Any], dtype: torch.dtype, known: Squares
+) -> list[float]:
+    """As _visit, of small tensors on the CPU."""
+    parts = _joined(pack, dtype).numpy()
+    for part, tensors in zip(parts, _columns(pack)[:2], strict=False):
+        known.update(dict.fromkeys(map(id, tensors), 0.0))
+        known[id(tensors[0])] = float(np.dot(part, part))
+    return [float(number) for number in _visit(np, rule, terms, parts, *np.empty_like(parts[:2]))]
+
+
+def _visit_large(
+    large: list[Moments], rule: Rule, terms: dict[str, Any], dtype: torch.dtype, known: Squares
+) -> list[list[float]]:
+    """As _visit, of large tensors on the CPU cut into blocks."""
+    block = BLOCK // dtype.itemsize
+    size = min(block, max(one.m.numel() for one in large))
+    buffers = torch.empty(2, size, dtype=dtype).numpy()
+    rows = []
+    for one in large:
+        m_square = v_square = 0.0
+        lines = in_lines([tensor for column in _columns([one]) for tensor in column])
+        for parts in zip(*(_pieces(line, block, dtype) for line in lines), strict=True):
+            # First, so that the visit finds them in the processor's cache.
+            v_square += float(np.dot(parts[1], parts[1]))
+            m_square += float(np.dot(parts[0], parts[0]))
+            rows.append([float(number) for number in _visit(np, rule, terms, parts, *buffers)])
+        known[id(one.m)], known[id(one.largest)] = m_square, v_square
+    return rows
+
+
+def _pieces(line: Tensor, length: int, dtype: torch.dtype) -> Iterator[Any]:
+    """A line in arrays of a length, the last one shorter; copied only if it is of another dtype."""
+    if line.dtype != dtype:
+        yield from (piece.to(dtype).numpy() for piece in torch.split(line, length))
+        return
+    whole = line.numpy()
+    for start in range(0, len(whole), length):
+        yield whole[start : start + length]
+
+
+def _visit_blocks(
+    packs: list[list[Moments]],
+    large: list[Moments],
+    rule: Rule,
+    terms: dict[str, Any],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """As _visit, of small tensors joined and of large ones cut into blocks."""
+    device, sizes = (large or packs[0])[0].m.device, [one.m.numel() for one in large]
+    block = max(BLOCK // dtype.itemsize, sum(sizes) // 512)  # Launches would take longer than the work.
+    for key in ("zero", "x", "y", "rectified"):
+        if isinstance(terms.get(key), float):
+            terms[key] = torch.full((), terms[key], device=device, dtype=dtype)
+    size = min(block, max([PACK // dtype.itemsize, *sizes]))
+    buffers = torch.empty(2, size, device=device, dtype=dtype)
+    rows = [torch.stack(_visit(torch, rule, terms, _joined(pack, dtype), *buffers)) for pack in packs]
+    for one in large:
+        lines = in_lines([tensor for column in _columns([one]) for tensor in column])
+        for pieces in zip(*(torch.split(line, block) for line in lines), strict=True):
+            parts = [piece.to(dtype) for piece in pieces]
+            rows.append(torch.stack(_visit(torch, rule, terms, parts, *buffers)))
+    return rows
+
+
+def _visit(xp: Any, rule: Rule, terms: dict[str, Any], parts: Any, inverse: Any, direction: Any) -> list[Any]:
+    """The largest direction and the sums in one block, seven numbers, but for their scale.
+
+    Args:
+        xp: NumPy or torch, whichever the parts and the buffers are of.
+        rule: How they are stepped.
+        terms: Of the closed form.
+        parts: m, v, weight and, for NAdam, gradient, shape [N] each.
+        inverse: A buffer, at least [N].
+        direction: Another one.
+    """
+    m, v, weight = parts[:3]
+    if len(m) < len(direction):
+        inverse, direction = inverse[: len(m)], direction[: len(m)]
+    signal = small = cross = terms["zero"]
+    if rule.kind == "adamax":
+        xp.divide(m, v, out=direction)
+    else:
+        xp.add(v, terms["tiny"], out=inverse)
+        if xp is torch:
+            inverse.rsqrt_()
+        elif len(inverse) > SMALL:
+            torch.from_numpy(inverse).rsqrt_()  # NumPy has none.
+        else:
+            np.divide(1.0, np.sqrt(inverse, out=inverse), out=inverse)
+        small = _count_above(xp, inverse, terms["small"], direction)
+        xp.multiply(m, inverse, out=direction)
+        signal = xp.dot(direction, direction)
+        if rule.kind == "nadam":
+            _nadam_top(rule, terms, parts, direction)
+            xp.multiply(direction, inverse, out=direction)
+        xp.multiply(inverse, terms["shift"], out=inverse)
+        xp.add(inverse, terms["one"], out=inverse)
+        xp.divide(direction, inverse, out=direction)
+        if rule.kind == "radam":
+            _rectify(terms["rectified"], m, direction)
+    square = xp.dot(direction, direction)
+    if rule.decay:
+        cross = xp.dot(direction, weight)
+    largest = xp.abs(direction, out=direction).max()
+    trusted = _count_above(xp, direction, terms["level"], inverse)
+    return [largest, xp.dot(weight, weight), square, cross, signal, trusted, small]
+
+
+def _count_above(xp: Any, numbers: Any, level: Any, buffer: Any) -> Any:
+    if xp is np:
+        return np.count_nonzero(numbers > level)
+    return torch.gt(numbers, level, out=buffer).sum()  # Faster than torch's count_nonzero.
+
+
+def _nadam_top(rule: Rule, terms: dict[str, Any], parts: Any, out: Any) -> None:
+    """n = y m + x g, with the L2 decay of the weight before the step."""
+    m, _, weight, gradient = parts
+    out[:] = m * terms["y"]
+    out += gradient * (-terms["x"] if rule.maximize else terms["x"])
+    if rule.weight_decay and not rule.decoupled:
+        out += weight * (terms["x"] * rule.weight_decay)
+
+
+def _rectify(rectified: Any, m: Any, out: Any) -> None:
+    """In RAdam's first steps, where this is 0 and not 1, the direction is m."""
+    if isinstance(rectified, Tensor):
+        torch.lerp(m, out, rectified, out=out)
+    elif not rectified:
+        out[:] = m

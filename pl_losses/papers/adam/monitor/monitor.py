@@ -1,0 +1,368 @@
+"""Kingma and Ba 2015: Adam's bias correction and the size of its steps, watched while any module trains."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, optim
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from pl_losses.core.validation import typed
+from pl_losses.monitoring.monitor import Array, Monitor, Part, Row, on_cpu, optimizer_names, own_shard, vector
+from pl_losses.monitoring.pictures import log_figure
+from pl_losses.monitoring.steps import torch_optimizers, unwrap
+from pl_losses.papers.adam.monitor.history import History, draw_history
+from pl_losses.papers.adam.monitor.reduction import Group, Readings
+from pl_losses.papers.adam.monitor.statistics import Moments
+from pl_losses.papers.adam.monitor.update_rule import Kind, Number, Rule, kind_of, number
+from pl_losses.papers.adam.optimizer import Adam, AdaMax
+
+KNOWN = {optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, Adam, AdaMax}
+
+
+@dataclass
+class _Watched:
+    """An optimizer that is monitored.
+
+    Attributes:
+        index: Its number in the trainer.
+        name: Its name.
+        kind: Its closed form.
+        decoupled: Whether its weight decay is, unless a group says so.
+        groups: The names of its parameter groups.
+        attempts: Steps so far, also those of the runs that this one goes on from.
+        taken: Those of them that changed something.
+        phase: "announced" by Lightning or "under way"; empty else.
+        proven: Whether its closed form is known to hold: a subclass may step otherwise.
+        before: Until then, some parameters of each group and what they were before the step under way.
+    """
+
+    index: int
+    name: str
+    kind: Kind
+    decoupled: bool
+    groups: list[str]
+    attempts: int = 0
+    taken: Number = 0
+    phase: str = ""
+    proven: bool = False
+    before: list[dict[Tensor, Tensor]] = field(default_factory=list)
+
+
+class AdamBiasCorrectionMonitor(Monitor):
+    r"""Shows what Adam's bias correction does and how far Adam steps, for any module.
+
+    Watches torch's Adam, AdamW, NAdam, RAdam and Adamax in all their variants, this suite's, and subclasses
+    and others of their kind whose first step is what the closed form says; with several optimizers, those
+    among them that are. Everything is computed from the state after a step, the step itself
+    in closed form, over the parameters that the step changed; if mixed precision skipped the step, over those
+    of the step before. Keys begin with ``adam/`` and the optimizer's name, followed by the parameter group's
+    if there are several, as ``LearningRateMonitor`` gives them; :attr:`KEYS` says what is logged. At the end
+    of training, a picture shows the effective and the largest steps over time.
+
+    Args:
+        every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
+        level: ``"full"``, or ``"aggregate"`` for what can be said without visiting every coordinate.
+        tensors: Pattern, such as ``"encoder.*.weight"``, of the names of parameters that get the same
+            statistics of their own.
+
+    Raises:
+        ValueError: If ``level`` is neither, or, when training starts, if ``tensors`` matches no parameter.
+        TypeError: If ``tensors`` is not a string.
+
+    Example:
+        >>> monitor = AdamBiasCorrectionMonitor(every_n_steps=50, tensors="*.bias")
+        >>> monitor.KEYS["adam/<group>/effective_lr"]
+        'Learning rate times `effective_step`.'
+    """
+
+    KEYS: ClassVar[dict[str, str]] = {
+        "adam/<group>/lr": "Learning rate alpha.",
+        "adam/<group>/coordinates": "Number of coordinates that the step changed.",
+        "adam/<group>/step_max": "t, the largest step count of a parameter.",
+        "adam/<group>/step_min": "The smallest: a parameter without gradients falls behind.",
+        "adam/<group>/bias_correction1": "1 - beta1^t.",
+        "adam/<group>/bias_correction2": "1 - beta2^t (not AdaMax).",
+        "adam/<group>/effective_step": "sqrt(1 - beta2^t) / (1 - beta1^t), or what the optimizer has for it.",
+        "adam/<group>/effective_lr": "Learning rate times `effective_step`.",
+        "adam/<group>/m_norm": "Euclidean norm of the first moment, in units of the gradient.",
+        "adam/<group>/m_hat_norm": "The same, its bias corrected.",
+        "adam/<group>/v_norm": "Norm of the second moment, in squared units of the gradient (AdaMax: of u).",
+        "adam/<group>/v_hat_norm": "The same, its bias corrected; of AMSGrad's largest (not AdaMax).",
+        "adam/<group>/update_norm": "Norm of the last step, weight decay included, in units of the weights.",
+        "adam/<group>/update_rms": "Root mean square of the last step.",
+        "adam/<group>/update_to_weight": "Norm of the last step over the norm of the weights after it.",
+        "adam/<group>/max_update": "Largest step of a coordinate, but for decoupled decay, over alpha.",
+        "adam/<group>/share_of_paper_bound": "The same over the paper's bound, no limit: see step_bounds.",
+        "adam/<group>/share_of_tight_bound": "The same over the tight bound: at most 1 (not NAdam, RAdam).",
+        "adam/<group>/trust_region_share": "Share of coordinates that step by more than 0.9 alpha.",
+        "adam/<group>/eps_share": "Share of coordinates with sqrt(v^) < 10 eps (not AdaMax).",
+        "adam/<group>/snr": "Signal to noise, the root mean square of m^ / sqrt(v^) (not AdaMax).",
+        "adam/<group>/measured_step": "RMS of the step over that of alpha m / sqrt(v): `effective_step`"
+        " or, where eps counts, less (Adam, AdamW).",
+        "adam/<optimizer>/skipped_steps": "Steps so far that changed nothing, such as those AMP skipped.",
+        "adam/bias_correction": "Picture: effective and largest steps over time, beside the closed forms.",
+    }
+
+    @typed
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        level: Literal["aggregate", "full"] = "full",
+        tensors: str | None = None,
+    ) -> None:
+        super().__init__(every_n_steps)
+        if level not in ("aggregate", "full"):
+            raise ValueError(f"Expected `level` to be 'aggregate' or 'full' but got {level!r}")
+        if tensors is not None and not isinstance(tensors, str):
+            raise TypeError(f"Expected `tensors` to be a pattern or None but got {type(tensors).__name__}")
+        self.level = level
+        self.tensors = tensors
+        self._history = History()
+        self._watched: dict[int, _Watched] = {}
+        self._selected: dict[int, str] = {}
+        self._restored: dict[str, tuple[int, int]] = {}  # Attempts, and those taken.
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to the optimizers of one process."""
+        return super().__getstate__() | {"_watched": {}, "_selected": {}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step counts and the points of the picture."""
+        counts = self._restored | {
+            one.name: (one.attempts, round(float(one.taken))) for one in self._watched.values()
+        }
+        return {
+            "attempts": {name: attempts for name, (attempts, _) in counts.items()},
+            "taken": {name: taken for name, (_, taken) in counts.items()},
+            "history": self._history.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up again."""
+        taken = state_dict["taken"]
+        self._restored = {name: (attempts, taken[name]) for name, attempts in state_dict["attempts"].items()}
+        self._watched = {}
+        self._history.load_state_dict(state_dict["history"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget a training before, unless this one continues it."""
+        self._watched = {}
+        super().on_train_start(trainer, pl_module)
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find Adam and its kin among the optimizers, and the parameters that ``tensors`` names."""
+        counts = self._restored | {one.name: (one.attempts, one.taken) for one in self._watched.values()}
+        self._watched, self._selected = {}, {}
+        optimizers = torch_optimizers(trainer)
+        unread = []
+        for index, (optimizer, groups) in enumerate(
+            zip(optimizers, optimizer_names(optimizers), strict=True)
+        ):
+            if known := kind_of(optimizer):
+                name = groups[0].split("/")[0]
+                watched = _Watched(index, name, *known, groups, *counts.get(name, (0, 0)))
+                watched.proven = self._sharded or type(optimizer) in KNOWN
+                self._watched[id(optimizer)] = watched
+                if name not in counts and not _states(optimizer):
+                    self._history.forget(groups)
+            elif any("betas" in group for group in optimizer.param_groups):
+                unread.append(type(optimizer).__name__)
+        self._restored = {}
+        name, classes = type(self).__name__, ", ".join(type(one).__name__ for one in optimizers)
+        if not self._watched:
+            rank_zero_warn(f"{name} logs nothing: it knows no optimizer like {classes}")
+        elif unread:
+            rank_zero_warn(f"{name} leaves out what it cannot read: {', '.join(unread)}")
+        if self.tensors is not None and self._watched:
+            names = {id(p): name for name, p in pl_module.named_parameters()}
+            self._selected = {key: name for key, name in names.items() if fnmatchcase(name, self.tensors)}
+            if not self._selected:
+                some = ", ".join(list(names.values())[:3])
+                raise ValueError(
+                    f"Expected `tensors` to match a parameter such as {some} but got {self.tensors!r}"
+                )
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Count a step that Lightning announces: mixed precision may skip it, so that it never begins."""
+        optimizer = unwrap(optimizer)
+        known = any(steps.known(optimizer) for steps in self._handles)
+        watched = self._watched.get(id(optimizer)) if known else None
+        if watched and watched.phase != "under way":  # Else a closure announces what has begun.
+            watched.attempts += 1
+            watched.phase = "announced"
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """Count a step that no one has announced."""
+        if watched := self._watched.get(id(optimizer)):
+            watched.attempts += watched.phase != "announced"
+            watched.phase = "under way"
+            if not watched.proven:
+                watched.before = [
+                    {p: p.detach().clone() for p in _some(group["params"])}
+                    for group in optimizer.param_groups
+                ]
+
+    def end(self, optimizer: Optimizer) -> None:
+        """Count a step if it had a gradient and, with a fused optimizer, did not overflow."""
+        if watched := self._watched.get(id(optimizer)):
+            watched.phase = ""
+            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+                overflow = getattr(optimizer, "found_inf", None)
+                watched.taken = watched.taken + (1 if overflow is None else number(overflow.detach() == 0))
+            if not watched.proven:
+                with torch.no_grad():
+                    self._prove(watched, optimizer)
+
+    def _prove(self, watched: _Watched, optimizer: Optimizer) -> None:
+        """Compare a step that changed something with the closed form; leave out an optimizer that differs."""
+        told, real = 0.0, 0.0
+        for decoupled in (watched.decoupled, not watched.decoupled):
+            fits = True
+            for group, before in zip(optimizer.param_groups, watched.before, strict=False):
+                if not before:
+                    continue
+                readings = Readings(next(iter(before)).device, True, False)
+                rule = Rule.of(group, watched.kind, decoupled)
+                readings.add(self._group("", rule, list(before), optimizer, 0, False))
+                ((_, found),) = readings.read(*on_cpu([*readings.vectors()]))
+                told = found[""].get("update_norm", 0.0)
+                real = math.hypot(*(float((p - was).norm()) for p, was in before.items()))
+                rounded = (torch.finfo(p.dtype).eps * float(p.norm()) for p in before)
+                fits &= abs(told - real) <= 0.01 * told + 2 * math.hypot(*rounded)
+                watched.proven |= real > 0
+            if fits:
+                watched.decoupled = decoupled
+                break
+        watched.before = []
+        if watched.proven and not fits:
+            del self._watched[id(optimizer)]
+            rank_zero_warn(
+                f"{type(self).__name__} leaves out {type(optimizer).__name__}: it made a step of norm"
+                f" {real:.3g} where its state tells of {told:.3g}"
+            )
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
+        """Sums and maxima of the step that this optimizer just made."""
+        watched = self._watched.get(id(optimizer))
+        if watched is None:
+            return []
+        if len(watched.groups) != len(optimizer.param_groups):
+            watched.groups = optimizer_names(torch_optimizers(trainer))[watched.index]
+        groups = [list(dict.fromkeys(group["params"])) for group in optimizer.param_groups]
+        parameters = [p for group in groups for p in group]
+        if not parameters:
+            return []
+        readings = Readings(parameters[0].device, self.level == "full", self._sharded)
+        # Without a single gradient the last step is one before. NAdam's cannot be known without.
+        whole = watched.kind != "nadam" and all(p.grad is None for p in parameters)
+        for name, group, own in zip(watched.groups, optimizer.param_groups, groups, strict=True):
+            rule = Rule.of(group, watched.kind, watched.decoupled)
+            readings.add(self._group(name, rule, own, optimizer, trainer.global_rank, whole))
+        attempts, taken = watched.attempts, watched.taken
+        if isinstance(taken, Tensor):
+            readings.maxima.append(vector([taken], readings.device))
+
+        def finish(sums: Array, maxima: Array, row: Row) -> None:
+            known = False
+            for group, found in readings.read(sums, maxima):
+                for name, statistics in found.items():
+                    row.scalars |= {f"adam/{name}/{key}": value for key, value in statistics.items()}
+                if pooled := found[group.name]:
+                    known = True
+                    self._history.add(group.name, group.rule, pooled)
+            if known:
+                done = round(maxima[-1]) if isinstance(taken, Tensor) else taken
+                row.scalars[f"adam/{watched.name}/skipped_steps"] = float(attempts - done)
+
+        return [Part(*readings.vectors(), finish)]
+
+    def _group(
+        self,
+        name: str,
+        rule: Rule,
+        parameters: list[Tensor],
+        optimizer: Optimizer,
+        rank: int,
+        whole: bool,
+    ) -> Group:
+        """What this rank knows of a parameter group; with ``whole``, parameters without gradient count."""
+        group = Group(name, rule)
+        states = _states(optimizer)
+        partial = self._sharded and states is optimizer.state  # Else only this rank has these states.
+        for index, parameter in enumerate(parameters):
+            state, gradient = states.get(parameter), parameter.grad
+            shard = own_shard(parameter, True, rank) if partial else parameter
+            moments = self._moments(state, shard, gradient, rule) if state and shard is not None else None
+            stepped = whole or gradient is not None
+            group.steps.append(moments.step if moments else -math.inf)
+            group.moments.append(moments if stepped else None)
+            group.sizes.append(parameter.numel() * (1 + parameter.is_complex()) if stepped else 0)
+            if self._selected and id(parameter) in self._selected:
+                group.selected[index] = self._selected[id(parameter)]
+        return group
+
+    def _moments(
+        self, state: dict[str, Any], shard: Tensor, gradient: Tensor | None, rule: Rule
+    ) -> Moments | None:
+        try:
+            step, m = state["step"], state["exp_avg"]
+            v = state["exp_inf" if rule.kind == "adamax" else "exp_avg_sq"]
+            largest = state["max_exp_avg_sq"] if rule.amsgrad else v
+            product = number(state["mu_product"]) if rule.kind == "nadam" else 1.0
+        except KeyError as missing:
+            self._warn_once(f"leaves out parameters whose state has no {missing}")
+            return None
+        if rule.kind != "nadam":
+            gradient = None
+        tensors = [m, v, largest, shard] + ([] if gradient is None else [gradient])
+        if isinstance(shard, DTensor) or isinstance(m, DTensor) or shard.is_complex():
+            tensors = [_local(tensor) for tensor in tensors]
+        return Moments(number(step), product, *tensors)
+
+    def _warn_once(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{type(self).__name__} {what}", stacklevel=3)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the picture, on rank zero."""
+        watching = bool(self._handles)
+        super().on_train_end(trainer, pl_module)
+        trial = getattr(trainer, "fast_dev_run", False)
+        if watching and trainer.is_global_zero and self._history.groups and not trial:
+            log_figure(trainer, "adam/bias_correction", draw_history(self._history))
+
+
+def _states(optimizer: Optimizer) -> dict[Tensor, Any]:
+    """Of each parameter; of those that this rank keeps, with ZeroRedundancyOptimizer."""
+    inner: Optimizer = getattr(optimizer, "optim", optimizer)
+    return inner.state
+
+
+def _some(parameters: list[Tensor]) -> list[Tensor]:
+    """The smallest parameters, of about a million coordinates."""
+    chosen: list[Tensor] = []
+    for one in sorted(parameters, key=Tensor.numel):
+        if chosen and sum(map(Tensor.numel, chosen)) + one.numel() > 2**20:
+            break
+        chosen.append(one)
+    return chosen
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part, as real numbers."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

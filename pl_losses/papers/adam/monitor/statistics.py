@@ -1,0 +1,188 @@
+"""Kingma and Ba 2015, Algorithm 1: what Adam's state after a step tells of that step.
+
+:func:`squares` and :func:`~pl_losses.papers.adam.monitor.coordinates.coordinates` look at tensors and return
+numbers that ranks can add up or take the maximum of: on the device, for which they never wait, or, if they
+are computed on the CPU, in lists. :func:`describe` makes statistics of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pl_losses.monitoring.monitor import Numbers, vector
+from pl_losses.papers.adam.monitor.update_rule import Number, Rule, effective_step
+
+Squares = dict[int, float]  # Sums of squares by the id of their tensors.
+
+EXACT = (torch.float32, torch.float64)
+SMALL = 2**13  # Elements that NumPy sums up in less time than a call of torch takes.
+LONG = 2**16  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
+
+
+class Moments(NamedTuple):
+    """One tensor, or this rank's shard of it, after a step: all of one shape.
+
+    Attributes:
+        step: t.
+        mu_product: NAdam's.
+        m: First moment.
+        v: Second moment, or AdaMax' u.
+        largest: AMSGrad's largest second moment so far, else ``v``.
+        weight: After the step.
+        gradient: Of the step; only NAdam needs it.
+    """
+
+    step: Number
+    mu_product: Number
+    m: Tensor
+    v: Tensor
+    largest: Tensor
+    weight: Tensor
+    gradient: Tensor | None = None
+
+
+def squares(
+    moments: Sequence[Moments | None], rule: Rule, device: torch.device, known: Squares | None = None
+) -> Numbers:
+    """Sums of squares of m, of v and, for AMSGrad, of the largest v, one after the other.
+
+    Args:
+        moments: T tensors; None counts as 0.
+        rule: How they are stepped.
+        device: For the result, if it is a tensor.
+        known: What a visit to the coordinates found on its way.
+
+    Returns:
+        Shape [2 T] or [3 T].
+    """
+    names = ("m", "v", "largest") if rule.amsgrad else ("m", "v")
+    tensors = [None if one is None else getattr(one, name) for name in names for one in moments]
+    found: dict[int, Any] = {**(known or {})}
+    unknown = [one for one in tensors if one is not None and id(one) not in found and one.numel()]
+    small = [one for one in unknown if one.is_cpu and one.numel() <= SMALL and one.dtype in EXACT]
+    if small:
+        found |= {id(one): float(np.vdot(one.numpy(), one.numpy())) for one in small}
+        unknown = [one for one in unknown if id(one) not in found]
+    if unknown:
+        norms = _norms(unknown)
+        here = [norm if norm.device == device else norm.to(device, non_blocking=True) for norm in norms]
+        sums = torch.stack(here).square_()
+        if len(sums) == len(tensors):
+            return sums
+        found |= zip(map(id, unknown), sums.tolist() if sums.is_cpu else sums.unbind(), strict=True)
+    numbers = [found.get(id(one), 0.0) for one in tensors]
+    return vector(numbers, device) if unknown and device.type != "cpu" else numbers
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    short = [one for one in tensors if one.numel() <= LONG or not one.is_cpu]
+    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in short}, torch.float32)
+    norms = list(torch._foreach_norm(short, 2, dtype)) if short else []
+    if len(short) == len(tensors):
+        return norms
+    done = dict(zip(map(id, short), norms, strict=True))
+    return [done[id(one)] if id(one) in done else _long_norm(one) for one in tensors]
+
+
+def _long_norm(tensor: Tensor) -> Tensor:
+    (line,) = in_lines([tensor])
+    if line.dtype in EXACT:
+        sums = [torch.dot(piece, piece) for piece in torch.split(line, LONG)]
+    else:
+        sums = [torch.dot(piece.float(), piece.float()) for piece in torch.split(line, LONG // 8)]
+    return torch.stack(sums).sum().sqrt()
+
+
+def in_lines(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each in one dimension, all in the same order: copied only if they are not dense in that order."""
+    if all(one.is_contiguous() for one in tensors):
+        return [one.view(-1) for one in tensors]
+    order = sorted(range(tensors[0].ndim), key=tensors[0].stride, reverse=True)
+    return [one.permute(order).reshape(-1) for one in tensors]
+
+
+def describe(
+    rule: Rule, steps: Sequence[Any], found: Sequence[Sequence[float]], sizes: Sequence[int]
+) -> dict[str, float]:
+    """What the moments tell, by name; empty if no tensor has a state.
+
+    Args:
+        rule: How the group is stepped, all its numbers on the CPU.
+        steps: t of each of T tensors, -inf where it has no state.
+        found: From :func:`squares`, [2 or 3, T].
+        sizes: Coordinates of each tensor, 0 if this step left it alone.
+    """
+    lr, beta1, beta2 = float(rule.lr), float(rule.beta1), float(rule.beta2)
+    most = max(steps, default=-math.inf)
+    if most == -math.inf:
+        return {}
+    factor = effective_step(rule, most)
+    statistics = {
+        "lr": lr,
+        "step_max": most,
+        "step_min": min(step for step in steps if step > -math.inf),
+        "bias_correction1": 1 - beta1**most,
+        "bias_correction2": 1 - beta2**most,
+        "effective_step": factor,
+        "effective_lr": lr * factor,
+    }
+    m = v = m_hat = v_hat = 0.0
+    stepped = [index for index, step in enumerate(steps) if sizes[index] and step > 0]
+    for index in stepped:
+        step = steps[index]
+        m, v = m + found[0][index], v + found[1][index]
+        m_hat += found[0][index] / (1 - beta1**step) ** 2
+        v_hat += found[-1][index] / (1 - beta2**step) ** 2
+    if stepped:
+        statistics["coordinates"] = float(sum(sizes[index] for index in stepped))
+        names = ("m_norm", "v_norm", "m_hat_norm", "v_hat_norm")
+        statistics |= zip(names, map(math.sqrt, (m, v, m_hat, v_hat)), strict=True)
+    if rule.kind == "adamax":
+        del statistics["bias_correction2"]
+        statistics.pop("v_hat_norm", None)
+    return statistics
+
+
+def describe_update(
+    rule: Rule, sums: Sequence[float], largest: float, known: dict[str, float]
+) -> dict[str, float]:
+    """What the coordinates tell, by name; empty if none was stepped.
+
+    Args:
+        rule: How the group is stepped, all its numbers on the CPU.
+        sums: From :func:`coordinates`, [6].
+        largest: From :func:`coordinates`.
+        known: From :func:`describe`.
+    """
+    count = known.get("coordinates", 0.0)
+    if not count or largest == -math.inf:
+        return {}
+    weight, direction, cross, signal, trusted, small = sums
+    lr, decay, bounds = float(rule.lr), rule.decay, rule.bounds
+    # With decoupled decay the weight w before the step is now (1 - lr wd) w - lr d: solved for the step.
+    square = direction + decay * (2 * cross + decay * weight)
+    kept = abs(1 - lr * decay)  # 0 if the decay took all of w, which is then unknown.
+    update = lr * math.sqrt(max(square, 0.0)) / kept if kept else math.nan
+    statistics = {
+        "update_norm": update,
+        "update_rms": update / math.sqrt(count),
+        "update_to_weight": update / math.sqrt(weight) if weight else math.inf,
+        "max_update": largest,
+        "trust_region_share": trusted / count,
+    }
+    if rule.kind != "adamax":
+        statistics |= {"snr": math.sqrt(signal / count), "eps_share": small / count}
+    if rule.kind == "adam" and signal:
+        nominal = math.sqrt(known["bias_correction2"]) / known["bias_correction1"]
+        statistics["measured_step"] = nominal * math.sqrt(direction / signal)
+    if bounds:
+        statistics["share_of_paper_bound"] = largest / bounds.paper
+        statistics["share_of_tight_bound"] = largest / bounds.tight
+    return statistics

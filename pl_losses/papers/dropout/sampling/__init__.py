@@ -1,0 +1,1 @@
+"""Samples of any network's predictive distribution: an engine without Lightning."""

@@ -1,0 +1,223 @@
+"""Passes of a module that leave no trace: modes, gradients and random streams stay as they are."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
+
+_EVERY_MODULE_HAS = nn.Module().__dict__.keys()
+
+
+def call_module(module: nn.Module, batch: Any) -> Any:
+    """Call a module with positional arguments from a tuple or list, keyword arguments from a mapping."""
+    if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
+        return module(*batch)
+    return module(**batch) if isinstance(batch, Mapping) else module(batch)
+
+
+def copied(batch: Any) -> Any:
+    """A copy of the tensors in a batch, for a pass that may work in place."""
+    if isinstance(batch, Tensor):  # tree_map takes ten times as long as the copy.
+        return batch.clone()
+    return tree_map(_copied_leaf, batch)
+
+
+def _copied_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    if isinstance(leaf, MutableMapping):  # one of its own kind, such as a tokenizer's BatchEncoding
+        found = copy(leaf)
+        for key, value in leaf.items():
+            found[key] = copied(value)
+        return found
+    return leaf
+
+
+def as_dict(value: Any) -> Any:
+    """Mappings of all kinds as dicts, also those within tuples, lists and mappings."""
+    if isinstance(value, Mapping):
+        return {key: as_dict(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(as_dict(item) for item in value)
+    return value
+
+
+def tensors_in(batch: Any) -> list[Tensor]:
+    """The tensors of a batch, in their order."""
+    return [leaf for leaf in tree_leaves(as_dict(batch)) if isinstance(leaf, Tensor)]
+
+
+class Streams:
+    """The random streams that a module may draw from: the global ones and those that it holds.
+
+    The global ones are torch's, on the accelerators of module and batch too, NumPy's and Python's. A module
+    holds generators of these three kinds as attributes of its parts, or in a list, tuple or dict that is one.
+
+    Args:
+        module: What may draw.
+        batch: What it is called with.
+    """
+
+    def __init__(self, module: nn.Module, batch: Any) -> None:
+        self.devices = _accelerators(module, batch)
+        self._held = list({id(one): one for one in _generators(module)}.values())
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Afterwards all of them stand where they stood before."""
+        python, numpy = random.getstate(), np.random.get_state()
+        held = [_state(one) for one in self._held]
+        kind = self.devices[0].type if self.devices else "cuda"
+        try:
+            with torch.random.fork_rng(self.devices, device_type=kind):
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for one, before in zip(self._held, held, strict=True):
+                _set_state(one, before)
+
+    def start(self, seed: int) -> None:
+        """Seed all of them; those that the module holds differently, so that they are independent."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        for device in self.devices:
+            # `torch.manual_seed` would also touch devices whose streams are not restored.
+            backend = torch.get_device_module(device)
+            generators = getattr(backend, "default_generators", ())
+            (generators[device.index or 0] if generators else backend).manual_seed(seed)
+        for place, one in enumerate(self._held):
+            _seed(one, stream_seed(seed, 2, place))
+
+    def untouched(self, seed: int) -> bool:
+        """Whether nothing was drawn since they were started, which draws from them."""
+        after = self.after()
+        self.start(seed)
+        return self.after() == after
+
+    def after(self) -> list[Any]:
+        """Where they stand, which draws from some of them."""
+        states = [torch.get_rng_state()]
+        states += [torch.get_device_module(one).get_rng_state(one) for one in self.devices]
+        # A number tells as much as the whole state, which NumPy takes long to give.
+        numbers = [random.random(), np.random.random_sample(), *(_number(one) for one in self._held)]
+        return [*numbers, *(state.numpy().tobytes() for state in states)]
+
+
+def _generators(module: nn.Module) -> Iterator[Any]:
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    for value in held(module):
+        inner = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
+        for one in (value, *inner):
+            if isinstance(one, kinds) and not isinstance(one, random.SystemRandom):
+                yield one
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def _seed(generator: Any, seed: int) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+    elif isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    else:
+        generator.seed(seed if isinstance(generator, random.Random) else seed % 2**32)
+
+
+def _number(generator: Any) -> Any:
+    """What tells where a generator stands; it may be drawn."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().numpy().tobytes()
+    return generator.random() if hasattr(generator, "random") else generator.random_sample()
+
+
+@contextmanager
+def undisturbed(module: nn.Module, batch: Any, train: Sequence[nn.Module] = ()) -> Iterator[Streams]:
+    """Evaluate a module here and leave no trace: eval mode, no gradients, random streams of its own.
+
+    Args:
+        module: What is evaluated.
+        batch: What it is called with.
+        train: Parts whose own flag is on all the same.
+
+    Yields:
+        The random streams, to be started.
+    """
+    parts = list(module.modules())
+    flags = [part.training for part in parts]
+    streams = Streams(module, batch)
+    with ExitStack() as stack:
+        # Not inference mode: parts may want gradients within, and the samples be used in a loss.
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(streams.restored())
+        if "torch._dynamo" in sys.modules:
+            # Compiled code has dropout compiled out.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for part in parts:
+                part.training = part in train
+            yield streams
+        finally:
+            for part, flag in zip(parts, flags, strict=True):
+                part.training = flag
+
+
+def _accelerators(module: nn.Module, batch: Any) -> list[torch.device]:
+    if not torch.accelerator.is_available():
+        return []
+    tensors = (*module.parameters(), *module.buffers(), *tensors_in(batch))
+    found = {tensor.device for tensor in tensors}
+    return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
+
+
+def held(module: nn.Module) -> Iterator[Any]:
+    """Parameters, buffers, and what is an attribute of the module or of a part of it."""
+    for part in module.modules():
+        yield from part._parameters.values()
+        yield from part._buffers.values()
+        for name in part.__dict__.keys() - _EVERY_MODULE_HAS:
+            yield part.__dict__[name]
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; tensors of inference mode do not count and say -1."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def state(module: nn.Module) -> list[Any]:
+    """What passes may change of a module: numbers, tensors in place, the lengths of collections."""
+    found: list[Any] = []
+    for value in held(module):
+        if isinstance(value, Tensor):
+            found.append((id(value), version(value)))
+        elif isinstance(value, (list, dict, set)):
+            found.append((id(value), len(value)))
+        elif isinstance(value, (int, float, str)):
+            found.append(value)
+    return found

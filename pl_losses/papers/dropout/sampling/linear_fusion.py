@@ -1,0 +1,135 @@
+"""Linear layers for many samples: one call for all of them, masks folded into the weights where they can be.
+
+A mask that all inputs share may as well be that of the weights: (x m) W^T = x (W m)^T.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.nn import functional as F
+
+from pl_losses.papers.dropout.sampling.prefix_trace import PrefixDiffersError
+
+
+class Folding:
+    """Calls linear layers for all samples, and finds dropouts whose product can be left to such a layer.
+
+    A first pass finds those whose result only goes to a linear layer. In later passes, under
+    ``torch.func.vmap``, each returns a stand-in, which nothing but that layer may see.
+
+    Attributes:
+        found: Which of the dropouts of a pass these are.
+    """
+
+    def __init__(self) -> None:
+        self.found: frozenset[int] = frozenset()
+        self._linear: dict[int, int]  # bytes of the weights
+        self._results: dict[int, weakref.ref[Tensor]]
+        self._bytes: dict[int, int]
+        self._products: dict[int, tuple[Tensor, Tensor]]
+        self.begin()
+
+    def watch(self, index: int, result: Tensor) -> None:
+        """In the first pass: the result of a dropout."""
+        self._results[index] = weakref.ref(result)
+        self._bytes[index] = result.numel() * result.element_size()
+
+    def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """In the first pass: a function that is going to be called."""
+        for index in self._seen_by(args, kwargs):
+            fits = func is F.linear and len(args) > 1 and args[0] is self._results[index]()
+            # Weights are less work than inputs if the layer has fewer outputs than the batch has inputs.
+            if fits and index not in self._linear and args[1].ndim == 2 and len(args[1]) < len(args[0]):
+                self._linear[index] = args[1].numel() * args[1].element_size()
+            else:
+                del self._results[index]
+
+    def settle(self) -> int:
+        """The first pass is over, its output still there.
+
+        Returns:
+            The most bytes of a result, or of the weights of the layer for which it has a stand-in.
+        """
+        dead = {index for index, result in self._results.items() if result() is None}
+        self.found = frozenset(dead & self._linear.keys())
+        self._bytes.update({index: self._linear[index] for index in self.found})
+        return max(self._bytes.values(), default=0)
+
+    def begin(self) -> None:
+        """Before a pass, for many samples within that ``torch.func.vmap``."""
+        self._level = _functorch.maybe_current_level()
+        self._linear, self._results, self._bytes, self._products = {}, {}, {}, {}
+
+    def stand_in(self, index: int, inputs: Tensor, mask: Tensor) -> Tensor:
+        """In place of ``inputs * mask``, inputs [B, I] and mask [1, I]."""
+        result = inputs.view(inputs.shape)
+        self.watch(index, result)
+        self._products[index] = inputs, mask
+        return result
+
+    def linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """In a later pass: the result of a function, if it is a linear layer that has to do with samples."""
+        inputs, mask = args[0] if args else None, None
+        for index in self._seen_by(args, kwargs):
+            if func is not F.linear or inputs is not self._results[index]() or index not in self._products:
+                raise PrefixDiffersError("it does not always call the same functions after a dropout")
+            inputs, mask = self._products.pop(index)
+        if func is not F.linear or inputs is None:
+            return None
+        if _functorch.maybe_current_level() != self._level:  # Within a transform of the module's own.
+            return None if mask is None else F.linear(inputs * mask, *args[1:], **kwargs)
+        return _linear(inputs, mask, *args[1:], **kwargs)
+
+    def finish(self) -> None:
+        """A later pass is over."""
+        if any(result() is not None for result in self._results.values()):
+            raise PrefixDiffersError("it does not always keep the same results")
+
+    def _seen_by(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        if not self._results:
+            return []
+        results = ((index, reference()) for index, reference in self._results.items())
+        return [index for index, result in results if result is not None and _among(result, (args, kwargs))]
+
+
+def _among(tensor: Tensor, values: Any) -> bool:
+    inner = values.values() if isinstance(values, dict) else values
+    return any(
+        value is tensor or (isinstance(value, (tuple, list, dict)) and _among(tensor, value))
+        for value in inner
+    )
+
+
+def _linear(inputs: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """A linear layer of ``inputs * mask`` for all samples; ``None`` if it is left to ``torch.func.vmap``."""
+    if _of_all(weight) is not None or _of_all(bias) is not None:
+        return None if mask is None else F.linear(inputs * mask, weight, bias)
+    rows, masks = _of_all(inputs), _of_all(mask)
+    if masks is None:
+        # One call, where vmap would make a product and then a sum.
+        return None if rows is None else _for_each(F.linear(rows, weight, bias), 0)
+    weights = weight * masks  # [K, O, I]
+    if rows is not None:
+        product = rows @ weights.mT if bias is None else torch.baddbmm(bias, rows, weights.mT)
+        return _for_each(product, 0)
+    # The same inputs for all samples: one product of matrices with the weights of all of them.
+    biases = bias if bias is None else bias.repeat(len(masks))
+    product = F.linear(inputs, weights.flatten(0, 1), biases)
+    return _for_each(product.view(len(inputs), len(masks), -1), 1)
+
+
+def _of_all(tensor: Tensor | None) -> Tensor | None:
+    """[K, ...] of a tensor that differs between the samples."""
+    if tensor is None or not _functorch.is_batchedtensor(tensor):
+        return None
+    return _functorch.get_unwrapped(tensor).movedim(_functorch.maybe_get_bdim(tensor), 0)
+
+
+def _for_each(tensor: Tensor, dim: int) -> Tensor:
+    """What each sample sees of a tensor that has those of all of them along ``dim``."""
+    return _functorch._add_batch_dim(tensor, dim, _functorch.current_level())

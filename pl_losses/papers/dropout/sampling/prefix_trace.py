@@ -1,0 +1,231 @@
+"""What a module computes before its first dropout: recorded in one pass, given back in later ones."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pl_losses.papers.dropout.sampling.isolation import version
+
+PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_VALUES = (
+    *(type(None), bool, int, float, complex, str),
+    *(torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+_WITHOUT_RESULT = (torch.Tensor.__setitem__, torch._assert)
+# These give access to memory in a way that no version counter tells of.
+_UNTRACKED = (torch.Tensor.data.__get__, torch.Tensor.set_, torch.Tensor.data_ptr)  # type: ignore[attr-defined]
+
+
+class PrefixDiffersError(Exception):
+    """A later pass does not begin like the recorded one, or what was recorded has been changed."""
+
+
+class _Slot(NamedTuple):
+    """Stands for a tensor that is an input or was computed in the prefix."""
+
+    number: int
+
+
+class _Step(NamedTuple):
+    func: Any
+    arguments: Any
+    results: list[Any]
+    structure: Any  # None for a single result
+
+
+class Prefix:
+    """The torch functions that a pass calls before its first dropout, with their results.
+
+    In the recording pass tensors are held weakly: at the first dropout those that are still in use are kept,
+    the others are never needed again, and stand-ins without memory take their places. In later passes each
+    function returns what it returned, provided that the calls are the same, arguments included.
+
+    Args:
+        inputs: The tensors that the module is called with.
+        changing: Numbers of tensors that what follows changes in place. Later passes get copies of them.
+
+    Attributes:
+        usable: Whether later passes may be given this one's results.
+        over: Whether the recording has come to the first dropout.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor], changing: frozenset[int] = frozenset()) -> None:
+        self.changing = changing
+        self.usable, self.over = True, False
+        self._steps: list[_Step] = []
+        self._at = 0
+        self._numbers: dict[int, int] = {}  # by id, which a dead tensor may have left to another one
+        self._alive: list[Any] = []  # weak references, then tensors or None
+        self._likes: list[tuple[Any, ...]] = []
+        self._outside: dict[int, Tensor] = {}  # parameters and the like
+        self._inputs = list(inputs)
+        for tensor in self._inputs:
+            self._slot(tensor)
+        self._versions: dict[int, int] = {}
+        self._copies: dict[int, Tensor] = {}
+        self._now: list[Tensor | None] = []
+
+    # Recording.
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function and remember its result, but hold no tensor."""
+        if not self.usable:
+            return func(*args, **kwargs)
+        arguments = self._described((args, kwargs))
+        output = func(*args, **kwargs)
+        if type(output) in PLAIN or type(output) in _VALUES:  # torch.Size would come back as a tuple
+            results, structure = [output], None
+        else:
+            results, structure = tree_flatten(output)
+        if self._fits(func, kwargs, results):
+            results = [self._slot(one) if isinstance(one, Tensor) else one for one in results]
+            self._steps.append(_Step(func, arguments, results, structure))
+        else:
+            self.usable = False
+        return output
+
+    def freeze(self) -> None:
+        """The first dropout is reached: keep what is in use."""
+        self.over = True
+        if not self.usable:
+            return
+        self._alive = [reference() for reference in self._alive]
+        self._numbers = {}
+        for number, tensor in enumerate(self._alive):
+            if tensor is not None:
+                self._versions[number] = version(tensor)
+                if number in self.changing:
+                    self._copies[number] = tensor.clone()
+        self._versions_outside = [(tensor, version(tensor)) for tensor in self._outside.values()]
+
+    def changed(self) -> frozenset[int] | None:
+        """Numbers of further kept tensors that were changed; ``None`` if it is something else, or shared."""
+        if any(version(tensor) != before for tensor, before in self._versions_outside):
+            return None
+        found = {
+            number
+            for number, before in self._versions.items()
+            if number not in self.changing and version(self._alive[number]) != before
+        }
+        if not found:
+            return frozenset()
+        memory: dict[int, int] = {}
+        for tensor in (*(self._alive[number] for number in self._versions), *self._outside.values()):
+            address = tensor.untyped_storage().data_ptr()
+            memory[address] = memory.get(address, 0) + 1
+        addresses = {self._alive[number].untyped_storage().data_ptr() for number in found}
+        alone = all(address and memory[address] == 1 for address in addresses)
+        return frozenset(found) if alone else None
+
+    # Later passes.
+
+    def begin(self, copies: dict[int, Tensor] | None = None) -> list[Tensor]:
+        """Before a later pass.
+
+        Args:
+            copies: Of the tensors in ``changing``, if not simply a new copy.
+
+        Returns:
+            The inputs.
+        """
+        self._at = 0
+        self._now = list(self._alive)
+        for number, tensor in self._copies.items():
+            self._now[number] = copies[number] if copies else tensor.clone()
+        return [self._current(number) for number in range(len(self._inputs))]
+
+    def copies(self, samples: int) -> dict[int, Tensor]:
+        """For each of the tensors that are changed in place, [K, ...]."""
+        return {
+            number: tensor.expand(samples, *tensor.shape).clone() for number, tensor in self._copies.items()
+        }
+
+    def replay(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the function returned in the recorded pass."""
+        step = self._steps[self._at] if self._at < len(self._steps) else None
+        if step is None or step.func != func or not self._same(step.arguments, (args, kwargs)):
+            raise PrefixDiffersError(f"it does not always call the same functions, such as {func}, at first")
+        self._at += 1
+        results = [self._current(one.number) if type(one) is _Slot else one for one in step.results]
+        return results[0] if step.structure is None else tree_unflatten(results, step.structure)
+
+    def finish(self) -> None:
+        """The first dropout of a later pass is reached."""
+        if self._at != len(self._steps):
+            raise PrefixDiffersError("it does not always call the same functions before its first dropout")
+
+    # Both.
+
+    def _fits(self, func: Any, kwargs: dict[str, Any], results: list[Any]) -> bool:
+        if func in _UNTRACKED or kwargs.get("generator") is not None:
+            return False
+        if len(results) == 1 and results[0] is None:
+            return func in _WITHOUT_RESULT or getattr(func, "__name__", "") == "__get__"
+        return all(
+            one.layout is torch.strided and not one.requires_grad and not one.is_inference()
+            if type(one) in PLAIN
+            else type(one) in _VALUES
+            for one in results
+        )
+
+    def _slot(self, tensor: Tensor) -> Any:
+        if id(tensor) in self._outside:
+            return tensor
+        number = self._number(tensor)
+        if number is None:
+            number = len(self._alive)
+            self._numbers[id(tensor)] = number
+            self._alive.append(weakref.ref(tensor))
+            self._likes.append((tensor.shape, tensor.dtype, tensor.device))
+        return _Slot(number)
+
+    def _number(self, tensor: Tensor) -> int | None:
+        number = self._numbers.get(id(tensor))
+        return number if number is not None and self._alive[number]() is tensor else None
+
+    def _described(self, value: Any) -> Any:
+        """Arguments, with slots for tensors of the prefix."""
+        if isinstance(value, Tensor):
+            number = self._number(value)
+            if number is not None:
+                return _Slot(number)
+            return self._outside.setdefault(id(value), value)
+        if isinstance(value, (tuple, list)) and type(value) is not torch.Size:
+            return type(value), [self._described(one) for one in value]
+        if isinstance(value, dict):
+            return dict, {key: self._described(one) for key, one in value.items()}
+        if isinstance(value, slice):
+            return slice, [self._described(one) for one in (value.start, value.stop, value.step)]
+        return value
+
+    def _same(self, known: Any, value: Any) -> bool:
+        if type(known) is _Slot:
+            return value is self._current(known.number)
+        if type(known) is tuple:
+            kind, inner = known
+            if kind is dict:
+                return (
+                    isinstance(value, dict)
+                    and inner.keys() == value.keys()
+                    and all(self._same(one, value[key]) for key, one in inner.items())
+                )
+            if type(value) is not kind:
+                return False
+            values = (value.start, value.stop, value.step) if kind is slice else value
+            return len(inner) == len(values) and all(map(self._same, inner, values))
+        if known is value:
+            return True
+        return type(known) is type(value) and isinstance(known, _VALUES) and bool(known == value)
+
+    def _current(self, number: int) -> Tensor:
+        tensor = self._now[number]
+        if tensor is None:
+            shape, dtype, device = self._likes[number]
+            tensor = self._now[number] = torch.empty((), dtype=dtype, device=device).expand(shape)
+        return tensor

@@ -1,0 +1,299 @@
+"""Which parts of a module are random in training only, found out by what they do when they are told so.
+
+Dropout functions are switched by their arguments, see :mod:`.dropout_mode`. What is left
+are parts that draw random numbers of their own, or choose a probability, ``if self.training``: drop path,
+layers that are skipped, noise. A pass shows which parts are asked for their mode; each of these then runs,
+alone and on the inputs that it gets, in both modes. Where that shows nothing, as of a part whose methods are
+called but not its forward, or that another part asks, the whole module runs with the part in both modes.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from pl_losses.papers.dropout.sampling.dropout_mode import KNOWN, ActiveDropout
+from pl_losses.papers.dropout.sampling.isolation import Streams, copied, version
+from pl_losses.papers.dropout.sampling.mask_sampler import Masks
+
+_GO_BETWEENS = {handle_torch_function.__code__}
+
+
+class Asked:
+    """Watches which parts of a module are asked for ``training``.
+
+    A flag that goes straight to a function that :class:`.ActiveDropout`
+    switches by itself, as in ``F.dropout(x, p, self.training)``, is none of them.
+
+    Args:
+        module: Whose parts, but for those of torch's own, which leave dropout to such functions.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        kinds = {type(part) for part in module.modules()}
+        self.module = module
+        # One that has `training` itself, such as a scripted module, is left alone.
+        self.kinds = [kind for kind in kinds if not _is_torchs(kind) and not hasattr(kind, "training")]
+        self.parts: dict[int, nn.Module] = {}
+        self._own = {id(part) for part in module.modules()} if self.kinds else set()
+        self._last: tuple[nn.Module, FrameType] | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within, reading ``training`` is noticed."""
+        flag = _Flag(self)
+        try:
+            for kind in self.kinds:
+                kind.training = flag  # type: ignore[assignment]
+            yield
+        finally:
+            for kind in self.kinds:
+                with suppress(AttributeError):
+                    del kind.training
+            self._settle()
+
+    def read(self, part: nn.Module, reader: FrameType) -> None:
+        """A part is asked."""
+        self._settle()
+        if id(part) not in self._own or part.__dict__["training"]:
+            return
+        if _is_passed_on(reader.f_code, reader.f_lasti):
+            self._last = part, reader
+        else:
+            self.parts[id(part)] = part
+
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A torch function is called, by the caller of the caller of this method."""
+        if self._last is None:
+            return
+        frame: FrameType | None = sys._getframe(2)
+        between = {*_GO_BETWEENS, getattr(func, "__code__", None)}
+        while frame is not None and frame.f_code in between:
+            frame = frame.f_back
+        flag = kwargs.get("training", kwargs.get("train"))
+        off = any(one is False for one in args) if flag is None else flag is False
+        if off and func in KNOWN and frame is self._last[1]:
+            self._last = None
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._last is not None:
+            self.parts[id(self._last[0])] = self._last[0]
+            self._last = None
+
+
+class _Flag:
+    """``training`` of a class whose instances are watched."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+
+    def __get__(self, part: nn.Module | None, kind: type[nn.Module]) -> Any:
+        if part is None:
+            raise AttributeError("training")
+        self.asked.read(part, sys._getframe(1))
+        return part.__dict__["training"]
+
+    def __set__(self, part: nn.Module, value: Any) -> None:
+        part.__dict__["training"] = value
+
+
+def _is_torchs(kind: type) -> bool:
+    """Whether a class and all that it inherits from are torch's own."""
+    return all(base.__module__.startswith("torch.") for base in kind.__mro__[:-1])
+
+
+@cache
+def _is_passed_on(code: CodeType, position: int) -> bool:
+    """Whether an attribute that is loaded there becomes an argument of a call, not a condition or a name."""
+    after = (step.opname for step in dis.get_instructions(code) if step.offset > position)
+    for name in after:
+        if name.startswith(("CALL", "PRECALL")):
+            return True
+        if not name.startswith(("CACHE", "LOAD", "KW_NAMES", "PUSH_NULL")):
+            return False
+    return False
+
+
+class Parts(NamedTuple):
+    """Parts that are random in training.
+
+    Attributes:
+        found: They.
+        draw: Whether they draw random numbers of their own, beside those of dropout functions.
+        left: What is known of other parts that ask for their mode, as the end of a sentence.
+        lacking: Which of these make samples of what is returned less random than training is, and why.
+    """
+
+    found: list[nn.Module]
+    draw: bool
+    left: str = "no part of it that asks for its mode is random in training"
+    lacking: str = ""
+
+
+class _Verdict(NamedTuple):
+    """What a trial tells of parts: they may be random in training, or stay as they are for some reason."""
+
+    random: bool = False
+    draw: bool = False
+    left: str = ""
+    lacking: bool = False
+
+
+def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Parts:
+    """Which of the parts that were asked are random in training, more than they are in evaluation.
+
+    One that returns something else in training, such as losses, is none of them.
+
+    Args:
+        asked: Which were.
+        call: Makes a pass.
+        streams: What they may draw from.
+    """
+    verdicts: dict[int, _Verdict] = {}
+    trying = False
+
+    def through(part: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def tried(*args: Any, **kwargs: Any) -> Any:
+            nonlocal trying
+            if not trying and not verdicts.get(id(part), _Verdict()).random:
+                trying = True
+                try:
+                    verdicts[id(part)] = _try(
+                        [part], part, lambda: forward(*copied(args), **copied(kwargs)), streams
+                    )
+                finally:
+                    trying = False
+            return forward(*args, **kwargs)
+
+        return tried
+
+    with ExitStack() as stack:
+        for part in asked.parts.values():
+            # In the instance, where also those find it who call it without the hooks.
+            stack.callback(_set_forward, part, part.__dict__.get("forward"))
+            part.__dict__["forward"] = through(part, part.forward)
+        call()
+    rest = [part for key, part in asked.parts.items() if verdicts.get(key, _Verdict()) == _Verdict()]
+    if rest and _try(rest, asked.module, call, streams) != _Verdict():
+        verdicts |= {id(part): _try([part], asked.module, call, streams) for part in rest}
+    kept = [(asked.parts[key], verdict) for key, verdict in verdicts.items()]
+    found = [part for part, verdict in kept if verdict.random]
+    left = {
+        f"{type(part).__name__} {verdict.left}": verdict.lacking for part, verdict in kept if verdict.left
+    }
+    parts = Parts(found, any(verdict.draw for _, verdict in kept))
+    lacking = "; ".join(one for one, lacks in left.items() if lacks)
+    return parts._replace(left="; ".join(left), lacking=lacking) if left else parts
+
+
+def _set_forward(part: nn.Module, forward: Any) -> None:
+    del part.__dict__["forward"]
+    if forward is not None:
+        part.__dict__["forward"] = forward
+
+
+def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], streams: Streams) -> _Verdict:
+    """Compare what a module does with these of its parts in training and in evaluation."""
+
+    def run(training: bool, seed: int = 0, on: bool = True) -> tuple[Any, int, Any]:
+        """What is returned, how many dropout functions are called, and what is drawn otherwise."""
+        for part in parts:
+            part.training = training
+        with _as_it_is(whole), ActiveDropout(Masks(seed), on=on) as mode:
+            streams.start(seed)
+            return call(), mode.active, streams.after()
+
+    try:
+        streams.start(0)
+        untouched = streams.after()
+        output, *without = run(False)
+        first, *drawn = run(True)
+        # The same streams once more: what differs has a generator of its own.
+        own = drawn[1] not in (untouched, without[1]) or (
+            _differ(first, run(True)[0]) and not _differ(output, run(False)[0])
+        )
+        if not own and drawn[0] <= without[0]:
+            return _Verdict()
+        if _alike(output, first):
+            return _Verdict(random=True, draw=own)
+        # Without dropout, which is switched anyway, if there is some.
+        on = not without[0]
+        lacking = _common_differ(output, run(True, 0, on)[0], run(True, 1, on)[0])
+        why = "is random in training but stays as in evaluation, as it returns something else in training"
+        return _Verdict(left=why, lacking=lacking)
+    except Exception as error:  # It cannot be called in training like this, for instance without targets.
+        words = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _Verdict(left=f"stays as in evaluation, as it fails in training ({words:.120})")
+    finally:
+        for part in parts:
+            part.training = False
+
+
+@contextmanager
+def _as_it_is(part: nn.Module) -> Iterator[None]:
+    """Within, a part may change its buffers and attributes; afterwards they are as before."""
+    before = [
+        (one, dict(one.__dict__), dict(one._buffers), copied(dict(one._buffers)), _versions(one))
+        for one in part.modules()
+    ]
+    try:
+        yield
+    finally:
+        for one, attributes, buffers, copies, versions in before:
+            one.__dict__.clear()
+            one.__dict__.update(attributes)
+            one._buffers.update(buffers)
+            for name, now in _versions(one).items():
+                if now != versions[name] and (buffer := buffers[name]) is not None:
+                    buffer.copy_(copies[name])
+
+
+def _versions(part: nn.Module) -> dict[str, int]:
+    return {name: version(buffer) for name, buffer in part._buffers.items() if buffer is not None}
+
+
+def _alike(first: Any, second: Any) -> bool:
+    """Whether results have the same structure and shapes."""
+    (leaves, structure), (others, other) = tree_flatten(first), tree_flatten(second)
+    shapes = [[getattr(leaf, "shape", None) for leaf in each] for each in (leaves, others)]
+    return bool(structure == other and shapes[0] == shapes[1])
+
+
+def _differ(first: Any, second: Any) -> bool:
+    pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
+    return any(differ(one, other) for one, other in pairs if isinstance(one, Tensor))
+
+
+def _common_differ(output: Any, first: Any, second: Any) -> bool:
+    """Whether two results of training differ in what evaluation returns too, told by order and shapes."""
+    pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
+    for leaf in tree_leaves(output):
+        shape = getattr(leaf, "shape", None)
+        for one, other in pairs:
+            if isinstance(one, Tensor) and one.shape == shape:
+                if differ(one, other):
+                    return True
+                break
+    return False
+
+
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Whether two results differ by more than another order of their sums would make."""
+    if first.shape != second.shape:
+        return True
+    if not first.is_floating_point():
+        return not torch.equal(first, second)
+    room = 100 * torch.finfo(first.dtype).eps
+    size = first.abs().nan_to_num(0, 0, 0).amax() if first.numel() else 0
+    return not torch.allclose(first, second, rtol=0, atol=float(size) * room, equal_nan=True)

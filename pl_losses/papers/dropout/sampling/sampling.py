@@ -1,0 +1,274 @@
+"""Gal and Ghahramani 2016, section 4: samples of a network's function, by dropout at test time (MC dropout).
+
+A pass with fresh masks is the function of weights drawn from the approximate posterior, y_t = f(x; W_t); the
+predictive mean and variance are the moments over T such passes. What comes before the first dropout is the
+same in all of them and is computed once; what follows is computed for many masks at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_unflatten
+
+from pl_losses.core.validation import check_integer, typed
+from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
+from pl_losses.papers.dropout.sampling.isolation import (
+    call_module,
+    copied,
+    tensors_in,
+    undisturbed,
+)
+from pl_losses.papers.dropout.sampling.mask_sampler import Masks
+from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed as stream_seed
+from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_parts
+from pl_losses.papers.dropout.sampling.vectorized import Passes, why_not_many
+
+Train = Sequence[type[nn.Module] | str]
+
+
+@typed
+def mc_samples(
+    module: nn.Module,
+    batch: Any,
+    samples: int,
+    chunk: int | None = None,
+    seed: int | None = None,
+    masks: Literal["independent", "shared"] = "independent",
+    forward: Callable[[Any], Any] | None = None,
+    train: Train | Parts | None = None,
+) -> Any:
+    """T stochastic passes with dropout on and everything else as in evaluation.
+
+    What is random in training is random here: ``nn.Dropout`` and its relatives, dropout in attention,
+    Transformer and recurrent layers, ``F.dropout(x, p, self.training)`` and its like, ``nn.RReLU``, and parts
+    that draw random numbers of their own, or choose a probability, ``if self.training``: drop path
+    (StochasticDepth, DropBlock), layers that are skipped, noise that is added or multiplied. The latter are
+    found by what they do: a part that asks for its mode is tried out in both, and is on if it is more random
+    in training. One that is random there but returns something else, or fails without targets, stays as it is
+    in evaluation, and a warning says so; a flag other than ``training`` is not seen. All else runs in eval,
+    without gradients, and nothing is left behind: modes, running statistics, gradients and random streams are
+    afterwards as before, also after an exception. The streams are the global ones (torch's, NumPy's,
+    Python's) and generators that are attributes of the module or its parts, or in a list, tuple or dict that
+    is one; those that are kept elsewhere go on.
+
+    What comes before the first dropout is computed once. What follows is computed for many samples at a
+    time, by ``torch.func.vmap``, where that is possible. It is not, and passes are made one by one, for a
+    module that decides by values (``if x.sum() > 0``), writes into a new tensor, draws random numbers besides
+    its dropout, changes what it holds (buffers, attributes), or is sharded over ranks. A message to the log
+    says so once for each class of modules, with the reason. Forward hooks see many samples at once.
+
+    Each dropout has a random stream of its own, made of ``seed`` and its place, from which sample after
+    sample draws: the same seed gives the same bits on the same kind of device, 100 samples have the masks of
+    the 50 that 50 would give, and ``chunk`` changes no mask. Sums over other sizes may be rounded differently
+    in the last bits. p is kept to 0.2 % of min(p, 1 - p), and means are exact. Masks are not promised to be
+    equal on different kinds of devices or in different releases.
+
+    Args:
+        module: Any module. Compiled ones run uncompiled here. A scripted or traced one may not hold dropout.
+        batch: What ``module`` is called with: a tuple or list as positional arguments, a mapping as keyword
+            arguments, anything else, such as one tensor [B, ...], as it is. Each sample gets a copy.
+        samples: T, the number of passes.
+        chunk: At most this many samples are computed in one go, which bounds memory; ``None`` for as many as
+            take about 16 MB on a CPU, 256 MB elsewhere. Ranks whose module itself communicates in its forward
+            need 1.
+        seed: Seed of the masks, at least 0. With ``None`` a new one is drawn from the operating system, never
+            from a global stream.
+        masks: "independent": a mask for each input. "shared": one draw of the function for all inputs of the
+            batch, masks [1, ...] that depend neither on the batch's size nor on its content. Each input has
+            the same law either way. Shared masks are for Dropout, Dropout1d, 2d and 3d on inputs with the
+            batch first, which is recognised by its size alone: a first dimension that is as long by chance
+            (B time steps before B inputs) is taken for the batch.
+        forward: Called with the batch in place of the module, such as a method of it or what turns its
+            outputs into probabilities.
+        train: Classes, or their names, of parts whose own flag ``training``, not that of their children, is
+            on during the passes. With ``None`` those are found that are random in training, which takes about
+            five passes more for a module with parts that ask for their mode, ten if some are not random; an
+            empty list leaves it at dropout functions.
+
+    Returns:
+        [T, B, ...], or the structure (tuple, list, dict) that the module returns, of such tensors. What is
+        ``None`` in it stays so; mappings that torch does not know become dicts.
+
+    Raises:
+        TypeError: If ``module`` is no module or its output holds anything but tensors and ``None``.
+        ValueError: If an argument is out of range, a scripted part of the module holds dropout, or the module
+            has a dropout that cannot be shared.
+
+    Warns:
+        UserWarning: If the samples do not differ, with the reason, or lack randomness of training.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 50), nn.ReLU(), nn.Dropout(0.1), nn.Linear(50, 1))
+        >>> samples = mc_samples(network, torch.zeros(8, 3), samples=100, seed=0)
+        >>> samples.shape
+        torch.Size([100, 8, 1])
+        >>> torch.allclose(samples[:50], mc_samples(network, torch.zeros(8, 3), samples=50, seed=0))
+        True
+    """
+    _refuse(module, samples, chunk, seed)
+    parts = _named(module, train)
+    seed = secrets.randbits(63) if seed is None else seed
+    call = forward or (lambda inputs: call_module(module, inputs))
+    shared_over = _batch_size(batch) if masks == "shared" else None
+
+    def sample(reason: str) -> tuple[list[Tensor | None], Any, Passes]:
+        mode = ActiveDropout(Masks(seed), shared_over)
+        with ExitStack() as stack:
+            if not reason:
+                # Tensors of inference mode do not count their changes.
+                stack.enter_context(torch.inference_mode(False))
+            streams = stack.enter_context(undisturbed(module, batch, parts.found if parts else ()))
+            passes = Passes(module, call, batch, mode, seed, streams, parts)
+            return *passes.run(samples, chunk, reason), passes
+
+    reason = why_not_many(module, batch)
+    try:
+        stacks, structure, passes = sample(reason)
+    except RuntimeError as error:
+        if reason or not torch.is_inference_mode_enabled() or "inference tensor" not in str(error).lower():
+            raise
+        stacks, structure, passes = sample("it changes tensors of inference mode")
+    if passes.mode.reason and not _differ(stacks, passes.drew):
+        name = type(module).__name__
+        warnings.warn(f"The samples of {name} do not differ by dropout: {passes.mode.reason}", stacklevel=3)
+    elif passes.lacking:
+        warnings.warn(
+            f"The samples of {type(module).__name__} are less random than training: {passes.lacking}",
+            stacklevel=3,
+        )
+    return tree_unflatten(stacks, structure)
+
+
+def _differ(stacks: list[Tensor | None], drew: bool) -> bool:
+    """Whether samples differ; one alone if random numbers were drawn for it."""
+    tensors = [stack for stack in stacks if stack is not None and stack.device.type != "meta"]
+    if any(len(stack) < 2 for stack in tensors):
+        return drew
+    return any(not torch.equal(stack[:-1], stack[1:]) for stack in tensors)
+
+
+@dataclass
+class Found:
+    """What a pass without dropout tells of a module.
+
+    Attributes:
+        output: Of the pass.
+        random: Whether random numbers were drawn all the same, so that the output is of no use.
+        calls: How many dropouts were called.
+        active: How many of them had p > 0.
+        parts: Parts that are random in training in other ways.
+        reason: Why samples would not differ; empty if they would.
+        hopeless: Whether they never will, whatever becomes of the probabilities.
+    """
+
+    output: Any
+    random: bool
+    calls: int
+    active: int
+    parts: Parts
+    reason: str
+    hopeless: bool
+
+
+def find_dropout(
+    module: nn.Module,
+    batch: Any,
+    forward: Callable[[Any], Any] | None = None,
+    train: Train | Parts | None = None,
+) -> Found:
+    """Make one pass without dropout, and see what :func:`mc_samples` would do.
+
+    It is one pass, unless parts ask for their mode and ``train`` is ``None``.
+
+    Args:
+        module: As for :func:`mc_samples`, like all arguments.
+        batch: What it is called with.
+        forward: Called in place of the module.
+        train: Parts that are on in the samples.
+
+    Raises:
+        ValueError: If a scripted or traced part holds dropout, which cannot be switched.
+    """
+    _refuse_scripted(module)
+    call = forward or (lambda inputs: call_module(module, inputs))
+    parts = _named(module, train)
+    mode, asked = ActiveDropout(Masks(0), on=False), Asked(module)
+    with undisturbed(module, batch) as streams:
+        streams.start(0)
+        if parts is None:
+            mode.asked = asked
+            with asked.watching(), mode:
+                output = call(copied(batch))
+        else:
+            with mode:
+                output = call(copied(batch))
+        random = not streams.untouched(0)
+        if parts is None:
+            parts = Parts([], False)
+            if asked.parts:
+                parts = random_parts(asked, lambda: call(copied(batch)), streams)
+    mode.parts, mode.left = parts.found, parts.left
+    reason = "" if random else mode.reason
+    return Found(output, random, mode.calls, mode.active, parts, reason, not mode.calls and not asked.parts)
+
+
+def without_dropout(
+    module: nn.Module, batch: Any, forward: Callable[[Any], Any] | None = None
+) -> tuple[Any, bool]:
+    """One pass in evaluation in which every dropout is off, also one that says ``training=True``.
+
+    Args:
+        module: Any module.
+        batch: What it is called with, see :func:`mc_samples`.
+        forward: Called in place of the module.
+
+    Returns:
+        The output, and whether random numbers were drawn all the same, so that it is one of many.
+    """
+    found = find_dropout(module, batch, forward, train=())
+    return found.output, found.random
+
+
+def _batch_size(batch: Any) -> int:
+    for tensor in tensors_in(batch):
+        if tensor.ndim:
+            return len(tensor)
+    raise ValueError(f"Expected `batch` to hold a tensor [B, ...] for `masks='shared'` but got {batch!r}")
+
+
+def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
+    """The parts that ``train`` names."""
+    if train is None or isinstance(train, Parts):
+        return train
+    parts = list(module.modules())
+    for wanted in train:
+        if not any(wanted in (type(part), type(part).__name__) for part in parts):
+            raise ValueError(f"Expected `train` to name classes of parts of `module` but {wanted!r} is none")
+    found = [part for part in parts if type(part) in train or type(part).__name__ in train]
+    return Parts(found, False, "`train` names no part")
+
+
+def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None) -> None:
+    for name, value, least in (("samples", samples, 1), ("chunk", chunk, 1), ("seed", seed, 0)):
+        if value is not None:
+            check_integer(name, value, least, also="an integer of ")
+    _refuse_scripted(module)
+
+
+def _refuse_scripted(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        graph = getattr(part, "inlined_graph", "") if isinstance(part, torch.jit.ScriptModule) else ""
+        if re.search(r"aten::\w*(dropout|bernoulli)", str(graph)):
+            raise ValueError(
+                f"Expected `module` to hold no dropout in scripted or traced parts but {name or 'it'} does:"
+                " pass the module from before `torch.jit.script` or `torch.jit.trace`"
+            )

@@ -1,0 +1,311 @@
+"""The T passes of MC dropout: what is deterministic once, the rest for many samples at a time, if it can."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
+from pl_losses.papers.dropout.sampling.isolation import Streams, as_dict, copied, held, state, tensors_in
+from pl_losses.papers.dropout.sampling.mask_sampler import Site, stream_seed
+from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, Prefix, PrefixDiffersError
+from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_parts
+
+Found = TypeVar("Found")
+_log = logging.getLogger(__name__)
+_told: set[type[nn.Module]] = set()
+
+# Bytes of masks and results that are worked on at a time: enough to make what each round costs small, and
+# on a CPU no more than its caches hold.
+_AT_A_TIME = {"cpu": 1 << 24}
+_AT_A_TIME_ELSEWHERE = 1 << 28
+
+
+def why_not_many(module: nn.Module, batch: Any) -> str:
+    """Why each sample takes a pass of its own with everything repeated; empty if that is not known yet."""
+    for value in (*held(module), *tensors_in(batch)):
+        if isinstance(value, Tensor) and (type(value) not in PLAIN or hasattr(value, "ds_id")):
+            # Such as sharded parameters, that are gathered by all ranks together, equally often.
+            return f"it holds a {type(value).__name__} that is not plain"
+    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
+        return "it was made in inference mode"
+    for part in module.modules():
+        if type(part).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            return f"its ranks work together in {type(part).__name__}"
+    return ""
+
+
+def _tell(kind: type[nn.Module], reason: str) -> None:
+    """Say once for each class of modules, on the first rank, that they take longer."""
+    if kind in _told or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        return
+    _told.add(kind)
+    _log.warning(
+        "The samples of %s are computed one at a time, which takes longer: %s", kind.__name__, reason
+    )
+
+
+@cache
+def _prepare() -> None:
+    """Once: load the rules of vmap, and have the C library reuse memory instead of giving back each tensor's.
+
+    Clearing new pages again and again takes longer than the sums. When so large a block is free once, which
+    is never touched, glibc raises its thresholds for giving back: to 31 MB at a time and 62 MB in all.
+    """
+    torch.func.vmap(torch.neg)(torch.zeros(1))
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
+class Passes:
+    """T passes of a module under :class:`ActiveDropout`.
+
+    Args:
+        module: What is called in the end.
+        call: Called with the batch.
+        batch: Its tensors are copied before they are given away.
+        mode: What switches dropout on.
+        seed: Of the random streams in each pass.
+        streams: They.
+        parts: Parts that are on as they are random in training in other ways; ``None`` to look for them.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        call: Callable[[Any], Any],
+        batch: Any,
+        mode: ActiveDropout,
+        seed: int,
+        streams: Streams,
+        parts: Parts | None,
+    ) -> None:
+        self.search, self._draw = parts is None, parts is not None and parts.draw
+        parts = parts or Parts([], False)
+        mode.parts, mode.left = parts.found, parts.left
+        self.module, self.call, self.batch, self.mode = module, call, batch, mode
+        self.seed, self.streams = seed, streams
+        self.stacks: list[Tensor | None] = []
+        self.drew, self.lacking = False, ""
+
+    def run(self, samples: int, chunk: int | None, reason: str) -> tuple[list[Tensor | None], Any]:
+        """Make the passes.
+
+        Args:
+            samples: T.
+            chunk: The most at a time.
+            reason: Why nothing but T whole passes would do, if that is known.
+
+        Returns:
+            The leaves [T, ...] of the output, and its structure.
+        """
+        self.samples, self.done = samples, 0
+        prefix = None
+        if reason:
+            self._searched(lambda: self._one(None))
+        else:
+            prefix, reason = self._searched(self._first)
+        ways: list[Callable[[], None]] = []
+        if not reason and self.done < samples:
+            sites, largest = list(self.mode.sites), self.mode.largest
+            if chunk != 1:
+                ways.append(lambda: self._many(prefix, chunk, sites, largest))
+            if prefix:
+                ways.append(lambda: self._one_by_one(prefix))
+        masks, done = self.mode.masks.state(), self.done
+        for way in ways:
+            try:
+                way()
+                break
+            except Exception as error:  # What is wrong with the module itself shows again in what follows.
+                # The first sentence: what follows may ask to report an issue to torch.
+                reason = reason or f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
+                self.mode.masks.rewind(masks)
+                self.done = done
+        else:
+            self._one_by_one(None)
+        if reason and (self.mode.active or self.mode.parts) and samples > 1:
+            _tell(type(self.module), reason)
+        return self.stacks, self.structure
+
+    def _searched(self, make: Callable[[], Found]) -> Found:
+        """Make the first pass, and again where it shows parts that are random in training in other ways."""
+        if not self.search or not (asked := Asked(self.module)).kinds:
+            return make()
+        masks = self.mode.masks.state()
+        self.mode.asked = asked
+        with asked.watching():
+            result = make()
+        self.mode.asked = None
+        parts = None
+        if asked.parts:
+            parts = random_parts(asked, lambda: self.call(copied(self.batch)), self.streams)
+            self.mode.left, self.lacking = parts.left, parts.lacking
+        if not parts or not parts.found:
+            return result
+        if self.mode.shared_over is not None:
+            raise ValueError(
+                f"Expected `masks` to be 'independent' for a module with a {type(parts.found[0]).__name__},"
+                " which is random in training, but got 'shared', which is there for Dropout and Dropout1d, 2d"
+                " and 3d"
+            )
+        self.mode.parts, self._draw = parts.found, parts.draw
+        for part in parts.found:
+            part.training = True
+        self.mode.masks.rewind(masks)
+        self.done, self.stacks = 0, []
+        return make()
+
+    def _first(self) -> tuple[Prefix | None, str]:
+        """Make a pass, or two, that record what comes before the first dropout.
+
+        Returns:
+            The record, if later passes can use it, and why all of them must be whole and by themselves.
+        """
+        before = state(self.module)
+        seed = stream_seed(self.seed, self.done)
+        self.streams.start(seed)
+        prefix = self._record(frozenset())
+        if not self.streams.untouched(seed) or self._draw:
+            self.drew = True
+            return None, "it draws random numbers besides its dropout"
+        if not self.mode.active:
+            return None, "it drops nothing"  # which a warning tells
+        if state(self.module) != before:
+            return None, "it changes what it holds"
+        changing = prefix.changed() if prefix.usable else None
+        if changing and self.done < self.samples:
+            prefix = self._record(changing)
+            changing = prefix.changed() if prefix.usable else None
+        return (None if changing or changing is None else prefix), ""
+
+    def _record(self, changing: frozenset[int]) -> Prefix:
+        leaves, structure = tree_flatten(copied(self.batch))
+        prefix = Prefix([leaf for leaf in leaves if isinstance(leaf, Tensor)], changing)
+        self.mode.begin(prefix)
+        with self.mode:
+            output = self.call(tree_unflatten(leaves, structure))
+        self.mode.largest = max(self.mode.largest, self.mode.folding.settle())
+        self._store(output)
+        return prefix
+
+    def _inputs(self, prefix: Prefix | None, copies: dict[int, Tensor] | None = None) -> Any:
+        if prefix is None:
+            return copied(self.batch)
+        leaves, structure = tree_flatten(self.batch)
+        tensors = iter(prefix.begin(copies))
+        return tree_unflatten(
+            [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
+        )
+
+    def _store(self, output: Any) -> None:
+        leaves, self.structure = _flat(output)
+        if not self.stacks:
+            _refuse_packed(output)
+        self.stacks = self.stacks or [_room(leaf, self.samples) for leaf in leaves]
+        for stack, leaf in zip(self.stacks, leaves, strict=True):
+            if stack is not None:
+                stack[self.done] = leaf
+        self.done += 1
+
+    def _one(self, prefix: Prefix | None) -> None:
+        self.streams.start(stream_seed(self.seed, self.done))
+        inputs = self._inputs(prefix)
+        self.mode.begin(prefix)
+        with self.mode:
+            output = self.call(inputs)
+        if prefix and prefix.changed() != frozenset():
+            raise PrefixDiffersError("it changes what it has computed before its first dropout")
+        self._store(output)
+
+    def _one_by_one(self, prefix: Prefix | None) -> None:
+        while self.done < self.samples:
+            self._one(prefix)
+
+    def _many(self, prefix: Prefix | None, chunk: int | None, sites: list[Any], largest: int) -> None:
+        """Make the remaining passes, many at a time."""
+        left = self.samples - self.done
+        if chunk is None:
+            each = 3 * largest + sum(site.dtype.itemsize * torch.Size(site.shape).numel() for site in sites)
+            chunk = max(1, _AT_A_TIME.get(sites[0].device.type, _AT_A_TIME_ELSEWHERE) // max(1, each))
+        rounds = -(-left // chunk) if left else 0
+        size = -(-left // rounds) if rounds else 0
+        room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
+        _prepare()
+        seed = stream_seed(self.seed, self.done)
+        self.streams.start(seed)
+        while self.done < self.samples:
+            count = min(size, self.samples - self.done)
+            drawn = [
+                (site, self.mode.masks.draw(index, site, count, out[:count]))
+                for index, (site, out) in enumerate(zip(sites, room, strict=True))
+            ]
+            self._chunk(prefix, drawn, count)
+            if prefix and prefix.changed() != frozenset():
+                raise PrefixDiffersError("it changes what it has computed before its first dropout")
+            self.done += count
+        if not self.streams.untouched(seed):
+            raise PrefixDiffersError("it draws random numbers besides its dropout")
+
+    def _chunk(self, prefix: Prefix | None, drawn: list[tuple[Site, Tensor]], count: int) -> None:
+        """Make ``count`` passes at a time, as ``torch.func.vmap`` does, which takes longer for its checks."""
+        copies = prefix.copies(count) if prefix else {}
+        with _samples(count) as level:
+            inputs = self._inputs(prefix, {number: _each(copy, level) for number, copy in copies.items()})
+            self.mode.begin(prefix, [(site, _each(mask, level)) for site, mask in drawn])
+            with self.mode:
+                output = self.call(inputs)
+            self.mode.folding.finish()
+            leaves, structure = _flat(output)
+            if structure != self.structure:
+                raise PrefixDiffersError("its output has not always the same structure")
+            for stack, leaf in zip(self.stacks, leaves, strict=True):
+                if stack is not None:
+                    leaf = _functorch._remove_batch_dim(leaf, level, count, 0)
+                    stack[self.done : self.done + count] = leaf
+
+
+@contextmanager
+def _samples(count: int) -> Iterator[int]:
+    """Within, tensors may have a hidden dimension for the samples: that of the level that is yielded."""
+    level = _functorch._vmap_increment_nesting(count, "error")
+    try:
+        yield level
+    finally:
+        _functorch._vmap_decrement_nesting()
+
+
+def _each(tensor: Tensor, level: int) -> Tensor:
+    return _functorch._add_batch_dim(tensor, 0, level)
+
+
+def _flat(output: Any) -> tuple[list[Any], Any]:
+    """The leaves and the structure of an output; mappings of a kind that torch does not know become dicts."""
+    leaves, structure = tree_flatten(output)
+    if any(isinstance(leaf, Mapping) for leaf in leaves):
+        leaves, structure = tree_flatten(as_dict(output))
+    return leaves, structure
+
+
+def _refuse_packed(output: Any) -> None:
+    """Refuse packed sequences, whose sizes are no result that differs between samples."""
+    for leaf in tree_leaves(output, is_leaf=lambda part: isinstance(part, PackedSequence)):
+        if isinstance(leaf, PackedSequence):
+            _room(leaf, 1)
+
+
+def _room(leaf: Any, samples: int) -> Tensor | None:
+    if leaf is None or isinstance(leaf, Tensor):
+        return None if leaf is None else leaf.new_empty((samples, *leaf.shape))
+    raise TypeError(
+        "Expected the module's output to be a tensor, or a tuple, list or dict of tensors, but got a"
+        f" {type(leaf).__name__} in it: pass a `forward` that returns tensors"
+    )

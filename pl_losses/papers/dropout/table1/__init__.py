@@ -1,0 +1,1 @@
+"""Gal and Ghahramani 2016, Table 1."""

@@ -1,0 +1,364 @@
+"""Gal and Ghahramani 2016, section 5.2: how the columns of Table 1 are made, all splits of a set at once.
+
+"paper" and "10x" use the authors' p and tau. "grid" chooses p, the weight decay, the learning rate and tau of
+each split by the log-likelihood of the last fifth of its training samples, trains anew on all of them, and
+only then looks at the test samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pl_losses.core.files import checksum
+from pl_losses.data import uci
+from pl_losses.papers.dropout.objective import weight_decay_of
+from pl_losses.papers.dropout.table1.batched_mlp import Array, StackedMLP, Standardised, train
+from pl_losses.papers.dropout.table1.batched_scores import mc_scores
+from pl_losses.papers.dropout.table1.published import SETTINGS, Settings
+
+# Members trained at once: more hardly lower the overhead of a step, and take memory.
+TOGETHER = 60
+# A pass to test, forward only, takes so much of the time of one to train.
+TEST_SHARE = 0.4
+
+
+class Schedule(NamedTuple):
+    """How a column is trained.
+
+    Attributes:
+        epochs: In units of the set's, see ``Settings``.
+        batch_size: Samples per step.
+        cosine: Whether the learning rate falls to 0 as a half cosine.
+        steps: The epochs are as many more as it takes to this number of steps.
+    """
+
+    epochs: int
+    batch_size: int
+    cosine: bool = False
+    steps: int = 0
+
+    def factor(self) -> Callable[[float], float] | None:
+        """Share of the steps done to factor of the learning rate."""
+        return (lambda share: 0.5 * (1 + math.cos(math.pi * share))) if self.cosine else None
+
+
+COLUMNS = {
+    "paper": Schedule(10, 32),
+    "10x": Schedule(100, 128),
+    "grid": Schedule(10, 32, cosine=True, steps=30_000),
+}
+LEARNING_RATE = 1e-3  # The authors'.
+
+# From noise ten times the targets' variance to a hundred-thousandth of it, 16 a decade.
+GRID = tuple(10 ** (exponent / 16) for exponent in range(-16, 81))
+
+
+class Choice(NamedTuple):
+    """What "grid" chooses from.
+
+    Attributes:
+        p: Probabilities of dropping a unit.
+        weight_decay: lambda, of the whole training set; of a part of it as much more as it is smaller.
+        learning_rate: Of Adam, at the start.
+        precision: tau, in the units of the standardised targets.
+        samples: Passes T per validation sample.
+    """
+
+    p: tuple[float, ...] = (0.001, 0.005, 0.02, 0.05, 0.1)
+    weight_decay: tuple[float, ...] = (5e-7, 5e-5, 5e-4)
+    learning_rate: tuple[float, ...] = (1e-3, 1e-2)
+    precision: tuple[float, ...] = GRID
+    samples: int = 200
+
+    def settings(self) -> list[tuple[float, float, float]]:
+        """All p, weight decays and learning rates to train with."""
+        return list(product(self.p, self.weight_decay, self.learning_rate))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A set, its splits, and what is common to its columns.
+
+    Attributes:
+        name: Of the set.
+        inputs: [N, Q].
+        targets: [N].
+        splits: Rows to train on and rows to test, of each split.
+        settings: The authors', of a set of one's own the defaults.
+        samples: Passes T per test sample.
+        repeats: Trainings of each split, whose scores are averaged.
+        seed: Of everything random.
+        scale: Factor of the number of epochs.
+    """
+
+    name: str
+    inputs: Array
+    targets: Array
+    splits: list[tuple[uci.Rows, uci.Rows]]
+    settings: Settings
+    samples: int
+    repeats: int
+    seed: int
+    scale: float
+
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        root: str | None,
+        splits: int | None,
+        samples: int,
+        repeats: int,
+        seed: int,
+        scale: float,
+    ) -> Case:
+        """Read a set, all of its splits or the first few.
+
+        Raises:
+            OSError: If its file is missing and cannot be downloaded.
+            ValueError: If its file is damaged.
+        """
+        uci.prepare(name, root)
+        inputs, targets = uci.read(name, root)
+        known = uci.shape_of(name, root)[2]
+        folder = uci.find(name, root)
+        rows = [uci.split_rows(len(targets), split, folder) for split in range(min(known, splits or known))]
+        settings = SETTINGS.get(name, Settings(math.nan, math.nan))
+        return cls(name, inputs, targets, rows, settings, samples, repeats, seed, scale)
+
+    def checksum(self) -> str:
+        """Of all that a result depends on beside the arguments: inputs, targets and splits."""
+        parts = [self.inputs, self.targets, *(rows for split in self.splits for rows in split)]
+        return checksum(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
+
+    def epochs(self, column: str) -> int:
+        """Number of epochs of a column."""
+        schedule, size = COLUMNS[column], len(self.splits[0][0])
+        epochs = max(schedule.epochs * self.settings.epochs, schedule.steps * schedule.batch_size / size)
+        return max(1, round(epochs * self.scale))
+
+    def work(self, column: str) -> float:
+        """Samples times members times passes of a column, tests weighed by what they take."""
+        train, test = (sum(len(rows[part]) for rows in self.splits) for part in (0, 1))
+        final = self.repeats * (self.epochs(column) * train + TEST_SHARE * self.samples * test)
+        if column != "grid":
+            return final
+        choice = Choice()
+        return (
+            final
+            + len(choice.settings()) * (0.8 * self.epochs(column) + 0.2 * TEST_SHARE * choice.samples) * train
+        )
+
+
+class Row(NamedTuple):
+    """Scores of one split, averaged over the repeats, and the settings that they were reached with.
+
+    Attributes:
+        split: Which.
+        rmse: Of the mean of the passes, in the data's units.
+        ll: Log-likelihood per test sample, in nats.
+        rmse_deterministic: Of the pass without dropout.
+        p: Probability of dropping a unit.
+        precision: tau, in the units of 1/y^2.
+        weight_decay: lambda.
+        length_scale: l that lambda stands for by the authors' convention.
+        learning_rate: Of Adam, at the start.
+    """
+
+    split: int
+    rmse: float
+    ll: float
+    rmse_deterministic: float
+    p: float
+    precision: float
+    weight_decay: float
+    length_scale: float
+    learning_rate: float
+
+
+class _Member(NamedTuple):
+    """A network to train: on which split and how, tested with which K precisions (1/y^2)."""
+
+    split: int
+    p: float
+    weight_decay: float
+    learning_rate: float
+    precision: Tensor
+    seed: int
+
+
+def reproduce_column(case: Case, column: str, progress: Callable[[float], None]) -> list[Row]:
+    """Train and test all splits of a set.
+
+    Args:
+        case: The set.
+        column: "paper", "10x" or "grid".
+        progress: Called with how much of :meth:`Case.work` was done since the last call.
+
+    Returns:
+        One row per split.
+
+    Raises:
+        FloatingPointError: If the training of a split diverged; of "grid", with the chosen settings or with
+            all there are to choose from.
+    """
+    if column == "grid":
+        settings = _chosen(case, progress)
+    else:
+        given = case.settings
+        settings = [
+            (given.p, _decay(given, len(train)), LEARNING_RATE, given.precision) for train, _ in case.splits
+        ]
+    members = [
+        _Member(split, p, decay, rate, torch.tensor([precision]), _seed(case, column, "final", split, repeat))
+        for repeat in range(case.repeats)
+        for split, (p, decay, rate, precision) in enumerate(settings)
+    ]
+    scores = _scores(case, column, case.splits, members, case.samples, progress)
+    means = np.array(scores).reshape(case.repeats, len(settings), 3).mean(axis=0)
+    _refuse_diverged(case.name, np.isfinite(means).all(axis=1))
+    return [
+        Row(
+            split,
+            rmse,
+            ll,
+            deterministic,
+            p,
+            precision,
+            decay,
+            _length_scale(p, precision, decay, len(train)),
+            rate,
+        )
+        for split, ((rmse, deterministic, ll), (p, decay, rate, precision), (train, _)) in enumerate(
+            zip(means.tolist(), settings, case.splits, strict=True)
+        )
+    ]
+
+
+def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, float, float, float]]:
+    """p, lambda, learning rate and tau of each split, by the log-likelihood on the last training samples."""
+    choice = Choice()
+    settings = choice.settings()
+    kept = [uci.train_part(len(train), 0.2) for train, _ in case.splits]
+    parts = [(train[:size], train[size:]) for size, (train, _) in zip(kept, case.splits, strict=True)]
+    deviations = [float(case.targets[train].std()) for train, _ in parts]
+    grid = torch.tensor(choice.precision, dtype=torch.float64)
+    members = [
+        _Member(
+            split,
+            p,
+            decay * len(case.splits[split][0]) / kept[split],
+            rate,
+            grid / deviations[split] ** 2,
+            _seed(case, "grid", "choice", split, position),
+        )
+        for position, (p, decay, rate) in enumerate(settings)
+        for split in range(len(parts))
+    ]
+    scores = _scores(case, "grid", parts, members, choice.samples, progress)
+    likelihood = torch.tensor([row[2:] for row in scores]).view(len(settings), len(parts), len(grid))
+    # What diverged is not chosen.
+    likelihood.nan_to_num_(nan=-math.inf, posinf=-math.inf)
+    _refuse_diverged(case.name, likelihood.amax(dim=(0, 2)).isfinite().numpy())
+    chosen = []
+    for split in range(len(parts)):
+        setting, step = divmod(int(likelihood[:, split].argmax()), len(grid))
+        chosen.append((*settings[setting], float(grid[step]) / deviations[split] ** 2))
+    return chosen
+
+
+def _refuse_diverged(name: str, finite: NDArray[np.bool_]) -> None:
+    if not finite.all():
+        splits = ", ".join(map(str, np.flatnonzero(~finite)))
+        raise FloatingPointError(
+            f"Expected finite scores but the training of {name} diverged in split {splits}: look at its data"
+        )
+
+
+def _scores(
+    case: Case,
+    column: str,
+    splits: Sequence[tuple[uci.Rows, uci.Rows]],
+    members: list[_Member],
+    samples: int,
+    progress: Callable[[float], None],
+) -> list[list[float]]:
+    """Of each member RMSE, RMSE without dropout, and log-likelihood for each of its precisions."""
+    data = Standardised(*_parts(case, splits, 0))
+    inputs, targets = data.normalised(*_parts(case, splits, 1))
+    sizes = torch.tensor([len(test) for _, test in splits])
+    schedule = COLUMNS[column]
+    scores: dict[int, list[float]] = {}
+    for positions in _groups(members, TOGETHER):
+        group = [members[position] for position in positions]
+        sources = [member.split for member in group]
+        network = StackedMLP(
+            case.inputs.shape[1],
+            case.settings.hidden,
+            [member.p for member in group],
+            [member.seed for member in group],
+        )
+        train(
+            network,
+            data,
+            sources,
+            epochs=case.epochs(column),
+            batch_size=schedule.batch_size,
+            weight_decay=[member.weight_decay for member in group],
+            learning_rate=group[0].learning_rate,
+            schedule=schedule.factor(),
+            progress=progress,
+        )
+        x, y, scale = inputs[sources], targets[sources], data.scale[sources]
+        precision = torch.stack([member.precision for member in group], dim=1) * scale.square()
+        result = mc_scores(network, x, y, precision, samples, lambda passes: progress(TEST_SHARE * passes))
+        # Splits with fewer rows than the largest are padded.
+        counted = (torch.arange(y.shape[1]) < sizes[sources, None]).double()
+        counted /= counted.sum(dim=1, keepdim=True)
+        columns = [
+            ((outputs - y).double().square() * counted).sum(dim=1).sqrt() * scale
+            for outputs in (result.mean, network(x[..., :-1]))
+        ]
+        columns += list((result.log_likelihood * counted).sum(dim=2) - scale.log())
+        scores.update(zip(positions, torch.stack(columns, dim=1).tolist(), strict=True))
+    return [scores[position] for position in range(len(members))]
+
+
+def _parts(
+    case: Case, splits: Sequence[tuple[uci.Rows, uci.Rows]], part: int
+) -> tuple[list[Array], list[Array]]:
+    return [case.inputs[rows[part]] for rows in splits], [case.targets[rows[part]] for rows in splits]
+
+
+def _groups(members: list[_Member], size: int) -> Iterator[list[int]]:
+    """Positions in groups of one learning rate, of at most ``size`` and as equal as can be."""
+    by_rate: dict[float, list[int]] = {}
+    for position, member in enumerate(members):
+        by_rate.setdefault(member.learning_rate, []).append(position)
+    for positions in by_rate.values():
+        count = math.ceil(len(positions) / size)
+        for group in range(count):
+            yield positions[group * len(positions) // count : (group + 1) * len(positions) // count]
+
+
+def _decay(settings: Settings, size: int) -> float:
+    return weight_decay_of(settings.precision, settings.length_scale, size, settings.p, convention="authors")
+
+
+def _length_scale(p: float, precision: float, weight_decay: float, size: int) -> float:
+    return math.sqrt(weight_decay / weight_decay_of(precision, 1.0, size, p, convention="authors"))
+
+
+def _seed(case: Case, *parts: str | int) -> int:
+    """A seed of a member's own, whatever else is trained."""
+    return int.from_bytes(blake2b(repr((case.seed, case.name, *parts)).encode(), digest_size=8).digest())

@@ -1,0 +1,184 @@
+"""Gal and Ghahramani 2016, Table 1: RMSE and log-likelihood of dropout networks on nine regression sets.
+
+``pl-losses reproduce dropout/table1`` trains all splits of a set at once and sets the results beside the
+published ones.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from time import perf_counter, process_time
+from typing import Literal
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from pl_losses.core.experiment import Experiment
+from pl_losses.core.validation import check_integer
+from pl_losses.data import uci
+from pl_losses.papers.dropout.table1 import report
+from pl_losses.papers.dropout.table1.columns import COLUMNS, Case, reproduce_column
+from pl_losses.papers.dropout.table1.published import SETTINGS
+from pl_losses.papers.dropout.table1.report import Entry
+
+
+def reproduce(
+    sets: str | list[str] = "all",
+    columns: str | list[str] = "all",
+    root: str | None = None,
+    folder: str = "runs/dropout/table1",
+    splits: int | None = None,
+    samples: int = 10_000,
+    repeats: int = 3,
+    seed: int = 0,
+    epochs_scale: float = 1.0,
+    wandb: Literal["offline", "online", "disabled"] = "offline",
+) -> None:
+    """Table 1: RMSE and log-likelihood of dropout networks on UCI sets, beside the published ones.
+
+    Columns: "paper" is the printed one, 400 epochs at batch size 32 with the authors' p and tau; "10x" has
+    4 000 at 128; "grid" chooses p, weight decay, learning rate and tau of each split on the last fifth of its
+    training samples. The folder gets ``table1.csv``, ``per_split.csv``, ``table1.png`` and a W&B run. The
+    tables are written after each set and column, and the same command goes on after an interruption.
+
+    Args:
+        sets: Names of UCI sets, or of folders of your own ("grid" only), between commas; "all" are the nine.
+        columns: Of "paper", "10x" and "grid", between commas; "all" are the three.
+        root: Folder with the sets, else they are downloaded to it. Default: the environment variable
+            PL_LOSSES_DATA.
+        folder: For the results. A folder with a part of them is gone on with.
+        splits: Use only the first this many splits, of a set with fewer all of them; the published numbers
+            beside them are of the same splits. Default: all, 20 and of protein 5.
+        samples: Passes T per test sample, as many as the authors'.
+        repeats: Trainings of each split from other seeds, whose scores are averaged: one alone may be a
+            standard error off.
+        seed: Of the start, the order of the samples and the masks.
+        epochs_scale: Factor of the numbers of epochs, below 1 for a trial, which gets no verdict.
+        wandb: Whether W&B records the table and the picture, and where.
+
+    Raises:
+        ValueError: If an argument is out of range, a file is damaged, or the folder has the results of other
+            arguments.
+        OSError: If a set is missing and cannot be downloaded.
+    """
+    names, chosen = _names(sets, list(SETTINGS), "sets"), _names(columns, list(COLUMNS), "columns")
+    _refuse(names, chosen, root, splits, samples, repeats, seed, epochs_scale)
+    if wandb not in ("offline", "online", "disabled"):
+        raise ValueError(f"Expected `wandb` to be one of offline, online, disabled but got {wandb!r}")
+    arguments = {
+        "splits": splits,
+        "samples": samples,
+        "repeats": repeats,
+        "seed": seed,
+        "epochs_scale": epochs_scale,
+    }
+    kept = Experiment(folder, arguments)
+    # The small sets first: something to look at soon.
+    cases = {name: Case.read(name, root, splits, samples, repeats, seed, epochs_scale) for name in names}
+    data = {name: case.checksum() for name, case in cases.items()}
+    _refuse_changed(kept, data)
+    entries = [report.from_result(result, epochs_scale) for result in kept.results]
+    done = {(entry.name, entry.column) for entry in entries}
+    tasks = [
+        (case, column)
+        for column in chosen
+        for case in sorted(cases.values(), key=lambda case: len(case.targets))
+        if (case.name, column) not in done
+    ]
+    with _progress(sum(case.work(column) for case, column in tasks)) as bar:
+        for case, column in tasks:
+            bar.set_description(f"{case.name} {column}")
+            entries.append(_entry(case, column, bar))
+            kept.add(report.as_result(entries[-1]) | {"data": data[case.name]})
+            _write(kept, entries)
+            bar.write(report.line(entries[-1]))
+    _write(kept, entries)
+    shown = [entry for entry in entries if entry.name in names and entry.column in chosen]
+    figure = report.draw(shown)
+    kept.picture("table1.png", figure, dpi=130)
+    kept.record(
+        "dropout/table1",
+        wandb,
+        {"dropout/table1": report.summaries(shown)},
+        {"dropout/table1/picture": figure},
+        report.by_key(shown),
+        arguments | {"sets": names, "columns": chosen},
+    )
+    print(report.text(shown))
+    table, per_split, picture = (kept.folder / name for name in (*report.TABLES, "table1.png"))
+    print(f"Table: {table}, {per_split}\nPicture: {picture}")
+
+
+def _write(kept: Experiment, entries: Sequence[Entry]) -> None:
+    for name, rows in zip(report.TABLES, (report.summaries(entries), report.per_split(entries)), strict=True):
+        kept.table(name, rows)
+
+
+def _refuse_changed(kept: Experiment, data: dict[str, str]) -> None:
+    """Refuse a set that has changed since the folder's results; ``data`` has the checksums by name."""
+    for result in kept.results:
+        if data.get(result["set"], result["data"]) != result["data"]:
+            raise ValueError(
+                f"Expected the data of {result['set']} to be those of the results in {kept.folder} but they"
+                " have changed: choose another `folder`, or delete that one"
+            )
+
+
+def _entry(case: Case, column: str, bar: tqdm) -> Entry:
+    started, cpu = perf_counter(), process_time()
+    # What is told in advance is not exact, and a bar beyond its end shows nothing.
+    rows = reproduce_column(case, column, lambda done: bar.update(min(done, bar.total - bar.n)))
+    times = perf_counter() - started, process_time() - cpu
+    return Entry(case.name, column, rows, case.epochs(column), *times, case.scale)
+
+
+def _progress(total: float) -> tqdm:
+    return tqdm(
+        total=total,
+        bar_format="{percentage:3.0f} %|{bar}| {desc}, {elapsed} spent, about {remaining} left",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        smoothing=0.02,
+    )
+
+
+def _names(given: str | Sequence[str], known: list[str], argument: str) -> list[str]:
+    """Names from text between commas or a list, each once."""
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    if names == ["all"]:
+        return known
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f'Expected `{argument}` to be names between commas or "all" but got {given!r}')
+    return list(dict.fromkeys(names))
+
+
+def _refuse(
+    names: list[str],
+    columns: list[str],
+    root: str | None,
+    splits: int | None,
+    samples: int,
+    repeats: int,
+    seed: int,
+    epochs_scale: float,
+) -> None:
+    for column in columns:
+        if column not in COLUMNS:
+            raise ValueError(f"Expected `columns` of {', '.join(COLUMNS)} but got {column!r}")
+    for name in names:
+        if name not in SETTINGS and uci.find(name, root) is None:
+            raise ValueError(
+                f"Expected `sets` of {', '.join(SETTINGS)}, or a folder with a data.txt in"
+                f" {uci.data_root(root) / 'uci'} or {uci.data_root(root)}, but got {name!r}"
+            )
+        if name not in SETTINGS and columns != ["grid"]:
+            raise ValueError(
+                f'Expected `columns` of "grid" alone for {name}, a set without published p and tau, but got'
+                f" {', '.join(columns)}"
+            )
+    for argument, value, least in (("samples", samples, 1), ("repeats", repeats, 1), ("seed", seed, 0)):
+        check_integer(argument, value, least)
+    if splits is not None:
+        check_integer("splits", splits, 1, max(uci.shape_of(name, root)[2] for name in names))
+    if not 0 < epochs_scale < math.inf:
+        raise ValueError(f"Expected `epochs_scale` to be positive and finite but got {epochs_scale}")

@@ -1,0 +1,230 @@
+"""Gal and Ghahramani 2016, Table 1 as text, CSV, picture and W&B run, beside the published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pl_losses.papers.dropout.table1.columns import COLUMNS, Row
+from pl_losses.papers.dropout.table1.published import Numbers, numbers, scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+TABLES = ("table1.csv", "per_split.csv")
+
+
+class Entry(NamedTuple):
+    """One set and column of the table.
+
+    Attributes:
+        name: Of the set.
+        column: "paper", "10x" or "grid".
+        rows: One per split.
+        epochs: Passes over the training data.
+        seconds: That it took.
+        cpu_seconds: Of all cores.
+        scale: Of the number of epochs: another than 1 is a trial.
+    """
+
+    name: str
+    column: str
+    rows: list[Row]
+    epochs: int
+    seconds: float
+    cpu_seconds: float
+    scale: float = 1.0
+
+    @property
+    def ours(self) -> Numbers:
+        """Means over the splits, and population standard deviations by the root of their number."""
+        return Numbers.of([(row.rmse, row.ll) for row in self.rows])
+
+    @property
+    def published(self) -> Numbers | None:
+        """The published numbers of the same splits; none of a set of one's own."""
+        return numbers(self.name, self.column, [row.split for row in self.rows])
+
+    @property
+    def trial(self) -> str:
+        """Why there is no verdict on a published set; empty if there is one."""
+        if self.scale != 1:
+            return f"{self.scale:g} of the epochs"
+        return "one split has no standard error" if len(self.rows) == 1 else ""
+
+    def judged(self) -> bool:
+        """Whether there are published numbers to be better or worse than."""
+        return self.published is not None and not self.trial
+
+    def within(self) -> tuple[bool, bool]:
+        """Whether RMSE and log-likelihood are at most one published standard error worse than published."""
+        ours, theirs = self.ours, self.published
+        if theirs is None or not self.judged():
+            return True, True
+        return ours.rmse <= theirs.rmse + theirs.rmse_se, ours.ll >= theirs.ll - theirs.ll_se
+
+    def better(self) -> bool:
+        """Whether both are better than published."""
+        ours, theirs = self.ours, self.published
+        return theirs is not None and self.judged() and ours.rmse < theirs.rmse and ours.ll > theirs.ll
+
+
+def line(entry: Entry) -> str:
+    """A line of the table."""
+    ours, theirs = entry.ours, entry.published
+    marks = [" " if good else "!" for good in entry.within()]
+    cells = [_cell(ours.rmse, ours.rmse_se) + marks[0], _cell(ours.ll, ours.ll_se) + marks[1]]
+    known = (
+        ["-", "-"] if theirs is None else [_cell(theirs.rmse, theirs.rmse_se), _cell(theirs.ll, theirs.ll_se)]
+    )
+    return (
+        f"{entry.name:<10}{entry.column:<7}{cells[0]:<21}{known[0]:<20}{cells[1]:<19}{known[1]:<18}"
+        f"{entry.seconds:>8.0f}"
+    )
+
+
+def text(entries: Sequence[Entry]) -> str:
+    """The table with a heading, and how many of the sets are as good as published, or why nobody can tell.
+
+    ``!`` marks what is worse than published by more than the published standard error.
+    """
+    names = ["set", "column", "RMSE", "published", "log-likelihood", "published"]
+    widths = [10, 7, 21, 20, 19, 18]
+    cells = [f"{name:<{width}}" for name, width in zip(names, widths, strict=True)]
+    heading = "".join(cells) + f"{'seconds':>8}"
+    lines = [heading, "-" * len(heading)]
+    lines += [line(entry) for column in COLUMNS for entry in entries if entry.column == column]
+    note = (
+        "+- is the standard error over splits as in the published logs: population standard deviation / root"
+        " of their number"
+    )
+    if any(entry.judged() for entry in entries):
+        note += "; ! is worse than published by more than one of its own"
+    lines.append(note)
+    return "\n".join(lines + _verdicts(entries))
+
+
+def _verdicts(entries: Sequence[Entry]) -> list[str]:
+    lines = []
+    for column in COLUMNS:
+        of = [entry for entry in entries if entry.column == column and entry.judged()]
+        if of:
+            within, better = sum(all(entry.within()) for entry in of), sum(entry.better() for entry in of)
+            lines.append(
+                f"{column}: RMSE and log-likelihood within one standard error of the published ones or better"
+                f" on {within} of {len(of)}, both better on {better}"
+            )
+    for entry in entries:
+        if entry.published is None:
+            continue
+        done, known = len(entry.rows), len(scores()[entry.name, entry.column])
+        some = f"published are the same {done} of {known} splits"
+        if entry.trial:
+            lines.append(f"{entry.name} {entry.column} is a trial without verdict, {entry.trial}; {some}")
+        elif done < known:
+            lines.append(f"{entry.name} {entry.column}: {some}, whose standard errors are rough")
+    return lines
+
+
+def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """The rows of ``table1.csv``."""
+    rows = []
+    for entry in entries:
+        theirs = entry.published
+        published = dict.fromkeys(Numbers._fields) if theirs is None else theirs._asdict()
+        rows.append(
+            {"set": entry.name, "column": entry.column}
+            | entry.ours._asdict()
+            | {f"published_{name}": value for name, value in published.items()}
+            | {"splits": len(entry.rows), "epochs": entry.epochs}
+            | {"seconds": round(entry.seconds, 1), "cpu_seconds": round(entry.cpu_seconds, 1)}
+        )
+    return rows
+
+
+def per_split(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """The rows of ``per_split.csv``."""
+    return [
+        {"set": entry.name, "column": entry.column} | row._asdict() for entry in entries for row in entry.rows
+    ]
+
+
+def by_key(entries: Iterable[Entry]) -> dict[str, float]:
+    """The values of a W&B run's summary."""
+    return {
+        f"{entry.column}/{entry.name}/{name}": value
+        for entry in entries
+        for name, value in entry.ours._asdict().items()
+    }
+
+
+def as_result(entry: Entry) -> dict[str, Any]:
+    """An entry as plain data."""
+    rows = [[getattr(value, "item", lambda value=value: value)() for value in row] for row in entry.rows]
+    return {
+        "set": entry.name,
+        "column": entry.column,
+        "rows": rows,
+        "epochs": entry.epochs,
+        "times": [entry.seconds, entry.cpu_seconds],
+    }
+
+
+def from_result(result: dict[str, Any], scale: float = 1.0) -> Entry:
+    """The entry of which :func:`as_result` made plain data, trained with this factor of the epochs."""
+    rows = [Row(*row) for row in result["rows"]]
+    seconds, cpu_seconds = result["times"]
+    return Entry(result["set"], result["column"], rows, result["epochs"], seconds, cpu_seconds, scale)
+
+
+def draw(entries: Sequence[Entry]) -> Figure:
+    """Ours and the published numbers with their standard errors: a panel per set and score."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    names = list(dict.fromkeys(entry.name for entry in entries))
+    colours = {"ours": "C0", "published, the same splits": "0.5"}
+    if all(entry.published is None for entry in entries):
+        colours = {"ours": "C0"}
+    figure = Figure(figsize=(max(4.2, 1.5 * len(names) + 1), 5.2), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[call-arg, union-attr]
+    panels = figure.subplots(2, len(names), squeeze=False)
+    for score, label in enumerate(("RMSE (lower is better)", "log-likelihood, nats (higher is better)")):
+        for position, name in enumerate(names):
+            axes = panels[score][position]
+            own = [
+                entry
+                for column in COLUMNS
+                for entry in entries
+                if (entry.name, entry.column) == (name, column)
+            ]
+            for place, entry in enumerate(own):
+                shifts = (-0.15, 0.15) if len(colours) > 1 else (0.0,)
+                pairs = zip(shifts, colours.values(), (entry.ours, entry.published), strict=False)
+                for shift, colour, values in pairs:
+                    if values is not None:
+                        mean, error = values[2 * score : 2 * score + 2]
+                        axes.errorbar(
+                            place + shift, mean, error, fmt="o", color=colour, markersize=4, capsize=2
+                        )
+            axes.set_xticks(range(len(own)), [entry.column for entry in own], fontsize=7)
+            axes.set_xlim(-0.6, len(own) - 0.4)
+            axes.margins(y=0.15)
+            axes.tick_params(axis="y", labelsize=6)
+            if score == 0:
+                axes.set_title(name, fontsize=9)
+        panels[score][0].set_ylabel(label, fontsize=8)
+    marks = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+    title = "mean and standard error over splits"
+    if any(entry.scale != 1 for entry in entries):
+        title += "\na trial with another number of epochs"
+    figure.legend(
+        marks, list(colours), loc="outside upper center", ncols=2, fontsize=8, frameon=False, title=title,
+        title_fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def _cell(mean: float, error: float) -> str:
+    return f"{mean:.4g} +- {error:.2g}"

@@ -1,0 +1,271 @@
+"""LeCun et al. 1998, sections V to VIII: what all readers of lines share, whatever their lattice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from pl_losses.core import expected
+from pl_losses.core.base import PaperModule
+from pl_losses.core.metrics import computed
+from pl_losses.core.sums import Mean
+from pl_losses.data.lines import Characters, Lines
+from pl_losses.papers.gtn import criteria
+from pl_losses.papers.gtn.lattices.grammars import lexicon as word_graph
+from pl_losses.papers.gtn.lattices.paths import Path
+from pl_losses.papers.gtn.lattices.validation import floating
+from pl_losses.papers.gtn.metrics import ErrorReject, StringErrors, count_edits
+from pl_losses.papers.lenet.losses import map_loss
+
+Criterion = Literal["viterbi", "discriminative_viterbi", "forward", "discriminative_forward"]
+CRITERIA = ("viterbi", "discriminative_viterbi", "forward", "discriminative_forward")
+
+KEYS = {
+    "train/loss": "the criterion, mean over the strings of the last batch that the lattice can spell, nats",
+    "train/infeasible": "share of the last batch's strings that no path spells, 0 to 1",
+    "val/loss": "the criterion, mean over strings, nats",
+    "val/error": "share of strings not read exactly, 0 to 1",
+    "val/character_error": "edit distances over characters",
+    "test/loss": "the criterion, mean over strings, nats",
+    "test/infeasible": "share of strings that no path spells, 0 to 1",
+    "test/error": "share of strings not read exactly, 0 to 1",
+    "test/error_low": "lower end of its 95 % binomial interval",
+    "test/error_high": "upper end of its 95 % binomial interval",
+    "test/character_error": "edit distances over characters",
+    "test/character_error_low": "lower end of its 95 % interval",
+    "test/character_error_high": "upper end of its 95 % interval",
+    "test/rejected": "share of strings whose confidence is below `reject_below`, 0 to 1",
+    "test/error_accepted": "share of the other strings that are not read exactly, 0 to 1",
+}
+
+
+class Reading(NamedTuple):
+    """What is read in B lines.
+
+    Attributes:
+        paths: The path that is the answer, for each line; without labels where there is none.
+        confidence: Probability of the answer given the line, exp(-E_dforw), in [0, 1], [B]: among all
+            strings, or those of the lexicon.
+    """
+
+    paths: list[Path]
+    confidence: Tensor
+
+
+class StringReader(PaperModule):
+    """Base of the readers of lines: define ``forward``, from images [B, 1, H, W] to a lattice of B graphs.
+
+    Trained on ``Lines`` by the criterion, on isolated ``Characters`` by eq. 9 of section III. Strings that no
+    path spells do not take part in the loss. Logs the keys of :attr:`KEYS`, exact over ranks.
+
+    To subclass, define ``forward`` and :meth:`character_penalties`; override :meth:`configure_loss`,
+    :meth:`columns` or :meth:`configure_metrics`, which the constructor is to call.
+
+    Args:
+        criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
+        alphabet: The characters, in the order of the classes.
+        penalty_scale: What the recogniser's penalties are multiplied by. Squared distances are of the order
+            of 100 before training: as they stand, posteriors are certain of anything, and training is slow.
+        rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
+        decoder: Answer with the best path ("viterbi"), or with the segments that are the best one by one from
+            the left ("greedy").
+        lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder. Confidence is
+            then the answer's probability among these: of a single word it is 1 whatever the line says.
+        reject_below: An answer is rejected when its confidence is below this.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+    """
+
+    KEYS: ClassVar[dict[str, str]] = KEYS
+    best: ClassVar[dict[str, Literal["min", "max"]]] = dict.fromkeys(
+        ("train/loss", "val/loss", "val/error", "val/character_error", "test/loss", "test/error"), "min"
+    )
+
+    def __init__(
+        self,
+        criterion: Criterion = "discriminative_forward",
+        alphabet: str = "0123456789",
+        penalty_scale: float = 0.1,
+        rubbish_penalty: float = 1.0,
+        decoder: Literal["viterbi", "greedy"] = "viterbi",
+        lexicon: list[str] | None = None,
+        reject_below: float = 0.5,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        for name, value, choices in (
+            ("criterion", criterion, CRITERIA),
+            ("decoder", decoder, ("viterbi", "greedy")),
+        ):
+            if value not in choices:
+                raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
+        if isinstance(lexicon, str):
+            raise ValueError(f"Expected `lexicon` to be a list of strings but got {lexicon!r}")
+        if not alphabet or len(set(alphabet)) < len(alphabet):
+            raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
+        if not 0 <= reject_below <= 1:
+            raise ValueError(f"Expected `reject_below` in [0, 1] but got {reject_below}")
+        for name, number in (("penalty_scale", penalty_scale), ("rubbish_penalty", rubbish_penalty)):
+            if not 0 < number < float("inf"):
+                raise ValueError(f"Expected `{name}` to be a positive number but got {number}")
+        self.criterion, self.alphabet = criterion, alphabet
+        self.penalty_scale, self.rubbish_penalty = penalty_scale, rubbish_penalty
+        self.decoder, self.reject_below = decoder, reject_below
+        self.words = None if lexicon is None else [self._encoded(word) for word in dict.fromkeys(lexicon)]
+        if self.words is not None and (not self.words or decoder == "greedy"):
+            raise ValueError("Expected `lexicon` of at least one string, with the `decoder` 'viterbi'")
+
+    def _encoded(self, word: str) -> tuple[int, ...]:
+        if not word or (strange := set(word) - set(self.alphabet)):
+            what = f"{''.join(sorted(strange))!r}" if word else "an empty string"
+            raise ValueError(f"Expected `lexicon` of strings in `alphabet` {self.alphabet!r} but got {what}")
+        return tuple(map(self.alphabet.index, word))
+
+    def setup(self, stage: str) -> None:
+        """Refuse data whose classes are not the characters of ``alphabet``, in its order.
+
+        Raises:
+            ValueError: If they differ; the data may have the first few only.
+        """
+        # `trainer` raises where there is none.
+        datamodule = getattr(self._trainer, "datamodule", None)
+        names = "".join(getattr(datamodule, "class_names", None) or ())
+        if not self.alphabet.startswith(names):
+            raise ValueError(
+                f"Expected `alphabet` to be that of the data, {names!r}, but got {self.alphabet!r}"
+            )
+
+    def check_images(self, images: Tensor, height: int | None = None) -> None:
+        """Refuse what cannot be lines [B, 1, H, W] of ink in [0, 1], or are of another ``height``.
+
+        Raises:
+            TypeError: If they are not floating point.
+            ValueError: If they are of another shape, empty, not finite, or out of range.
+        """
+        rows = "H" if height is None else str(height)
+        shaped = images.ndim == 4 and images.shape[1] == 1 and images.shape[2] == (height or images.shape[2])
+        if not shaped or not images.numel():
+            raise ValueError(f"Expected `images` of shape [B, 1, {rows}, W] but got {list(images.shape)}")
+        low, high = (float(end) for end in floating("images", images).detach().aminmax())
+        # What resampling overshoots is let pass; comparisons with NaN are false.
+        if not (low >= -0.05 and high <= 1.05):
+            raise ValueError(f"Expected `images` of ink in [0, 1] but got values from {low:g} to {high:g}")
+
+    def character_penalties(self, images: Tensor) -> Tensor:
+        """Penalties of isolated characters: [B, 1, H, W] -> [B, C]."""
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `character_penalties`")
+
+    def columns(self, images: Tensor, paths: Sequence[Path]) -> list[list[int]]:
+        """Where in its image each path is cut, in columns."""
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `columns`")
+
+    def configure_metrics(self) -> None:
+        """Build the metrics, which are summed over ranks."""
+        self.val_errors, self.test_errors = StringErrors(), StringErrors()
+        self.val_loss, self.test_loss, self.test_infeasible = Mean(), Mean(), Mean()
+        self.error_reject = ErrorReject()
+
+    def configure_loss(self, lattice: Any, targets: Tensor, lengths: Tensor) -> Tensor:
+        """The criterion of each string, ``inf`` where no path spells it: targets [B, L] -> [B]."""
+        function = getattr(criteria, f"{self.criterion}_loss")
+        losses: Tensor = function(lattice, targets, lengths, reduction="none")
+        return losses
+
+    def _losses(self, lattice: Any, batch: Lines) -> Tensor:
+        losses = self.configure_loss(lattice, batch.targets, batch.target_lengths)
+        return expected.loss(self, "configure_loss", losses, len(batch.targets))
+
+    def training_step(self, batch: Lines | Characters, batch_idx: int) -> Tensor:
+        """Loss of a batch of lines or of isolated characters."""
+        expected.of_kind(self, batch, Lines, Characters)
+        count: int | Tensor
+        own = self.own_rows(batch_idx, len(batch.images))
+        if isinstance(batch, Characters):
+            count, rows = own, own or len(batch.labels)
+            penalties = self.character_penalties(batch.images)[:rows]
+            loss = map_loss(penalties, batch.labels[:rows], self.rubbish_penalty)
+        else:
+            losses = self._losses(self(batch.images), batch)
+            spelt = losses != float("inf")
+            self.log("train/infeasible", 1 - spelt.float().mean(), batch_size=len(losses))
+            spelt[own:] = False
+            count = spelt.sum()
+            loss = losses.where(spelt, 0.0).sum() / count.clamp(min=1)
+        self.refuse_non_finite(loss)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
+        return loss * self.rank_weight(count)
+
+    def read(self, lattice: Any) -> Reading:
+        """The answers of a lattice, with their confidence."""
+        whole = lattice if self.words is None else lattice.constrain(word_graph(self.words))
+        paths = self.greedy_paths(lattice) if self.decoder == "greedy" else whole.best_path()
+        longest = max(1, *(len(path.labels) for path in paths))
+        labels = [path.labels + (0,) * (longest - len(path.labels)) for path in paths]
+        lengths = torch.tensor([len(path.labels) for path in paths], device=self.device)
+        answers = torch.tensor(labels, device=self.device)
+        penalty = lattice.constrain(answers, lengths).forward_penalty() - whole.forward_penalty()
+        # Where there is no path at all it is inf - inf.
+        return Reading(paths, torch.exp(-penalty.clamp(min=0)).nan_to_num(0.0))
+
+    def greedy_paths(self, lattice: Any) -> list[Path]:
+        """The answers without a search, for ``decoder="greedy"``."""
+        raise NotImplementedError(f"Expected `{type(self).__name__}` to override `greedy_paths`")
+
+    def _evaluated(self, stage: str, batch: Lines, batch_idx: int) -> dict[str, Any]:
+        expected.of_kind(self, batch, Lines)
+        lattice = self(batch.images)
+        reading = self.read(lattice)
+        edits = count_edits([path.labels for path in reading.paths], batch.targets, batch.target_lengths)
+        losses = self._losses(lattice, batch)
+        own = self.own_rows(batch_idx, len(edits))
+        getattr(self, f"{stage}_errors").update(edits[:own], batch.target_lengths[:own])
+        spelt = losses != float("inf")
+        getattr(self, f"{stage}_loss").update(losses[:own][spelt[:own]])
+        return {"reading": reading, "wrong": edits > 0, "infeasible": ~spelt, "own": own}
+
+    def validation_step(self, batch: Lines, batch_idx: int) -> None:
+        """Count errors."""
+        self._evaluated("val", batch, batch_idx)
+
+    def test_step(self, batch: Lines, batch_idx: int) -> dict[str, Any]:
+        """Count errors; returns what ``ReadingReport`` draws, of which the first ``own`` lines count."""
+        found = self._evaluated("test", batch, batch_idx)
+        own = found["own"]
+        self.test_infeasible.update(found["infeasible"][:own])
+        self.error_reject.update(found["reading"].confidence[:own], found["wrong"][:own])
+        return found
+
+    def evaluation_results(self, stage: str) -> dict[str, Any]:
+        """Loss and errors, those of a test with their intervals and what rejecting brings."""
+        errors: StringErrors = getattr(self, f"{stage}_errors")
+        error, character_error = computed(errors)
+        loss = computed(getattr(self, f"{stage}_loss"))
+        values = {"loss": loss, "error": error, "character_error": character_error}
+        if stage == "val" or not bool(error.isfinite()):
+            return values
+        low, high, character_low, character_high = errors.intervals()
+        values |= {"error_low": low, "error_high": high}
+        values |= {"character_error_low": character_low, "character_error_high": character_high}
+        thresholds, rejected, accepted_error = computed(self.error_reject)
+        chosen = int(torch.searchsorted(thresholds, self.reject_below))
+        none_left = chosen == len(thresholds)
+        values["rejected"] = 1.0 if none_left else float(rejected[chosen])
+        if not none_left:
+            values["error_accepted"] = float(accepted_error[chosen])
+        return values | {"infeasible": computed(self.test_infeasible)}
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """The answers as strings, their confidence [B], whether they are accepted [B], and the paths."""
+        images = expected.first(self, batch)
+        reading = self.read(self(images))
+        strings = ["".join(self.alphabet[label] for label in path.labels) for path in reading.paths]
+        accepted = reading.confidence >= self.reject_below
+        return {"strings": strings, "accepted": accepted, **reading._asdict()}

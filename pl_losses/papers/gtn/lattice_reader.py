@@ -1,0 +1,233 @@
+"""LeCun et al. 1998, sections V and VI: a reader of lines by heuristic over-segmentation (Figs. 17 to 19)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.sharding import load_whole
+from pl_losses.core.validation import check_init, check_integer
+from pl_losses.papers.gtn.base import Criterion, StringReader
+from pl_losses.papers.gtn.lattices.lattice import SegmentLattice
+from pl_losses.papers.gtn.lattices.paths import NO_PATH, Path
+from pl_losses.papers.gtn.segmentation import Cuts, candidate_cuts, centred, cut_segments
+from pl_losses.papers.lenet.module import LeNet5
+
+LOW, HIGH = -0.1, 1.175  # LeNet-5's values of background and ink.
+
+
+class LatticeReader(StringReader):
+    """Reads lines by heuristic over-segmentation, LeNet-5 and a lattice of all segments (Fig. 19).
+
+    The recogniser sees every segment of a batch in one pass. A segment's penalty for a class is the
+    recogniser's plus ``segment_penalty``. No class is for what is no character: the discriminative criteria
+    teach the recogniser to give such segments a high penalty for all classes.
+
+    To change it, override :meth:`configure_recogniser`, :meth:`cut`, :meth:`segment_penalties` or
+    :meth:`configure_loss`.
+
+    Args:
+        criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
+        alphabet: The characters, in the order of the classes; other than the ten digits they need a
+            ``recogniser``.
+        max_pieces: K, the most pieces of a segment.
+        max_width: The widest segment, in columns; the widest slanted digits have 28.
+        radius: See :func:`~pl_losses.papers.gtn.segmentation.candidate_cuts`.
+        projection_radius: See there.
+        max_ink: See there.
+        deslant: Whether to remove each segment's slant, by the second moments of its ink.
+        segment_penalty: Penalty of every segment: above 0 it favours readings of fewer characters.
+        centres: LeNet-5's, see :class:`~pl_losses.LeNet5`: "fixed", "adaptable" or "random".
+        recogniser: Segments [M, 1, 32, 32], from -0.1 to 1.175, to penalties [M, C]; default: LeNet-5. It is
+            no plain data: give it to ``load_from_checkpoint`` again.
+        start_from: Checkpoint to begin the fit with, of a ``LeNet5`` with the same ``centres`` or of another
+            ``LatticeReader``.
+        penalty_scale: What the recogniser's penalties are multiplied by. Squared distances are of the order
+            of 100 before training: as they stand, posteriors are certain of anything, and training is slow.
+        rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
+        decoder: Answer with the best path ("viterbi"), or with the segments that are the best one by one from
+            the left ("greedy").
+        lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder.
+        reject_below: An answer is rejected when its confidence is below this.
+        optimizer: Parameters to optimizer.
+        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+
+    Raises:
+        ValueError: If an argument is out of range or none of its choices.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion = "discriminative_forward",
+        alphabet: str = "0123456789",
+        max_pieces: int = 4,
+        max_width: int = 29,
+        radius: int = 2,
+        projection_radius: int = 3,
+        max_ink: float = 12.0,
+        deslant: bool = False,
+        segment_penalty: float = 0.0,
+        centres: Literal["fixed", "adaptable", "random"] = "fixed",
+        recogniser: nn.Module | None = None,
+        start_from: str | None = None,
+        penalty_scale: float = 0.1,
+        rubbish_penalty: float = 1.0,
+        decoder: Literal["viterbi", "greedy"] = "viterbi",
+        lexicon: list[str] | None = None,
+        reject_below: float = 0.5,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        check_init(locals())
+        super().__init__(
+            criterion,
+            alphabet,
+            penalty_scale,
+            rubbish_penalty,
+            decoder,
+            lexicon,
+            reject_below,
+            optimizer,
+            lr_scheduler,
+        )
+        for name, value in (
+            ("max_pieces", max_pieces),
+            ("max_width", max_width),
+            ("radius", radius),
+            ("projection_radius", projection_radius),
+        ):
+            check_integer(name, value, 1)
+        if not max_ink > 0:
+            raise ValueError(f"Expected `max_ink` to be positive but got {max_ink}")
+        if not isfinite(segment_penalty):
+            raise ValueError(f"Expected `segment_penalty` to be finite but got {segment_penalty}")
+        save_plain_hyperparameters(self)
+        self.max_pieces, self.max_width = max_pieces, max_width
+        self.radius, self.projection_radius, self.max_ink = radius, projection_radius, max_ink
+        self.deslant = deslant
+        self.segment_penalty, self.centres, self.start_from = segment_penalty, centres, start_from
+        self.recogniser = self.configure_recogniser() if recogniser is None else recogniser
+        self.configure_metrics()
+
+    def configure_recogniser(self) -> nn.Module:
+        """Build the recogniser: segments [M, 1, 32, 32] -> penalties [M, C], lower is better.
+
+        Raises:
+            ValueError: If the alphabet is not of ten characters: LeNet-5's codes are bitmaps of the digits.
+        """
+        if len(self.alphabet) != 10 and self.centres != "random":
+            raise ValueError(
+                f'Expected a `recogniser`, or `centres` "random", for an `alphabet` of {len(self.alphabet)}'
+                f" characters but got {self.centres!r}: LeNet-5's codes are bitmaps of the ten digits"
+            )
+        return LeNet5(len(self.alphabet), centres=self.centres)
+
+    def setup(self, stage: str) -> None:
+        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it.
+
+        Raises:
+            ValueError: If there is no such file, it does not fit the recogniser, or the data have another
+                alphabet.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.start_from is not None:
+            try:
+                weights = torch.load(self.start_from, map_location="cpu", weights_only=True)["state_dict"]
+            except FileNotFoundError:
+                raise ValueError(
+                    f"Expected `start_from` to be a checkpoint but got {self.start_from}"
+                ) from None
+            weights = {key.removeprefix("recogniser."): value for key, value in weights.items()}
+            try:
+                load_whole(self.recogniser, weights)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"Expected `start_from` to be a checkpoint that fits the recogniser but {self.start_from}"
+                    f" does not: {error}"
+                ) from None
+
+    def cut(self, images: Tensor) -> Cuts:
+        """Where to cut lines [B, 1, H, W] into pieces."""
+        return candidate_cuts(images, self.radius, self.projection_radius, self.max_ink)
+
+    def segment_penalties(self, segments: Tensor) -> Tensor:
+        """Penalties of segments: ink in [0, 1], [M, 1, 32, 32] -> [M, C]."""
+        penalties: Tensor = self.recogniser(LOW + (HIGH - LOW) * segments)
+        return self.penalty_scale * penalties + self.segment_penalty
+
+    def _checked(self, penalties: Tensor) -> Tensor:
+        if penalties.ndim != 2 or penalties.shape[1] != len(self.alphabet):
+            raise ValueError(
+                f"Expected `recogniser` or `segment_penalties` to give [M, {len(self.alphabet)}], a penalty"
+                f" for each character of `alphabet`, but got {list(penalties.shape)}"
+            )
+        return penalties
+
+    def character_penalties(self, images: Tensor) -> Tensor:
+        """Penalties of isolated characters, each one segment: [B, 1, H, W] -> [B, C]."""
+        self.check_images(images)
+        return self._checked(self.segment_penalties(centred(images, deslant=self.deslant)))
+
+    def forward(self, images: Tensor) -> SegmentLattice:
+        """The interpretation graphs of lines.
+
+        Args:
+            images: Ink in [0, 1] on background 0, [B, 1, H, W].
+
+        Returns:
+            Its ``penalties`` are [B, N, K, C], infinite for segments that are too wide or empty.
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If they are of another shape, not finite, or not in [0, 1]; if the recogniser's
+                penalties do not fit the alphabet.
+        """
+        self.check_images(images)
+        cuts = self.cut(images)
+        with torch.no_grad():
+            segments = cut_segments(images, cuts, self.max_pieces, self.max_width, deslant=self.deslant)
+        penalties = self._checked(self.segment_penalties(segments.images))
+        shape = (len(images), cuts.columns.shape[1] - 1, self.max_pieces, penalties.shape[1])
+        graph = penalties.new_full(shape, float("inf"))
+        return SegmentLattice(
+            graph.index_put((segments.line, segments.last, segments.extra), penalties), cuts.lengths
+        )
+
+    def columns(self, images: Tensor, paths: Sequence[Path]) -> list[list[int]]:
+        """Where in its image each path is cut, in columns."""
+        cuts = self.cut(images).columns.tolist()
+        return [[row[cut] for cut in path.cuts] for row, path in zip(cuts, paths, strict=True)]
+
+    def greedy_paths(self, lattice: SegmentLattice) -> list[Path]:
+        """From the left, always the segment of lowest penalty from which the end can be reached."""
+        best, classes = lattice.penalties.detach().min(dim=3)
+        lengths = [best.shape[1]] * len(best) if lattice.lengths is None else lattice.lengths.tolist()
+        rows = zip(best.tolist(), classes.tolist(), lengths, strict=True)
+        return [_greedy(*row, self.max_pieces) for row in rows]
+
+
+def _greedy(best: list[Any], classes: list[Any], pieces: int, max_pieces: int) -> Path:
+    """The greedy path of one line: ``best[j][k]`` and its class, for k + 1 pieces that end with piece j."""
+
+    def arcs(cut: int) -> list[tuple[float, int]]:
+        ends = range(cut, min(cut + max_pieces, pieces))
+        return [(best[j][j - cut], j + 1) for j in ends if best[j][j - cut] < float("inf") and open_[j + 1]]
+
+    open_ = [False] * pieces + [True]
+    for cut in reversed(range(pieces)):
+        open_[cut] = bool(arcs(cut))
+    if not open_[0]:
+        return NO_PATH
+    cuts, labels, total = [0], [], 0.0
+    while cuts[-1] < pieces:
+        penalty, to = min(arcs(cuts[-1]))
+        labels.append(classes[to - 1][to - 1 - cuts[-1]])
+        cuts.append(to)
+        total += penalty
+    return Path(total, tuple(labels), tuple(cuts))

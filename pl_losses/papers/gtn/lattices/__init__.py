@@ -1,0 +1,1 @@
+"""Weighted lattices in log and max-plus algebra: an engine without Lightning."""

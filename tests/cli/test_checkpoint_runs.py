@@ -1,0 +1,176 @@
+"""Runs are tested with the weights that they ended with, whatever keeps their record."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+cli_modules = pytest.importorskip("cli_modules")
+
+from lightning.pytorch import Trainer  # noqa: E402
+
+from pl_losses.cli.checkpoints import CheckpointCheck  # noqa: E402
+from pl_losses.cli.main import main  # noqa: E402
+from pl_losses.recipes import UsageError, load  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("folder")
+MODEL = ["--model=cli_modules.Line", "--data=cli_modules.LocalPoints"]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+QUIET += ["--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
+CSV = "--trainer.logger=CSVLogger"
+LR = ["--model.optimizer=SGD", "--model.optimizer.lr=0.1"]
+
+
+def succeeds(capsys, *args):
+    capsys.readouterr()
+    assert main([*args, *QUIET]) == 0
+    return capsys.readouterr()
+
+
+def refused(capsys, *args):
+    capsys.readouterr()
+    assert main([*args, *QUIET]) == 2
+    return capsys.readouterr().err
+
+
+def loss(output):
+    return re.search(r"test_loss\s+(\S+)", output.out)[1]
+
+
+def outputs(path):
+    """What a checkpoint's weights answer to the points."""
+    state = torch.load(path, weights_only=True)["state_dict"]
+    (points,) = cli_modules.LocalPoints().loader().dataset.tensors
+    return points @ state["layer.weight"].T + state["layer.bias"]
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger", "WandbLogger", "false"])
+def test_fit_test_predict(logger, capsys):
+    if logger == "TensorBoardLogger":
+        pytest.importorskip("tensorboard")
+    option = f"--trainer.logger={logger}"
+    fitted = succeeds(capsys, "fit", *MODEL, *LR, option, "--trainer.max_epochs=2")
+    (path,) = Path("runs").rglob("*.ckpt")
+    assert len(list(Path("runs").rglob("record.json"))) == 1
+    offered = re.search(r"^Test it: +pl-losses test --ckpt_path (\S+)$", fitted.out, re.M)[1]
+    run = path.parents[1]
+    assert offered == str(path if logger == "false" else run)
+    tested = succeeds(capsys, "test", option, "--ckpt_path=last")
+    assert f"Checkpoint: {path}" in tested.err
+    assert loss(tested) == loss(fitted)
+    assert all(Path(folder).is_dir() for folder in re.findall(r"^Run: (\S+)$", tested.out, re.M))
+    if logger == "false":
+        assert loss(succeeds(capsys, "test", *MODEL, option, "--ckpt_path=none")) != loss(fitted)
+    which = offered if logger == "false" else run.name
+    answered = succeeds(capsys, "predict", option, "--ckpt_path", which)
+    answers = torch.load(re.search(r"(\S+\.pt)", answered.out)[1], weights_only=True)
+    torch.testing.assert_close(answers["output"], outputs(path))
+    assert "had no ModelCheckpoint with a `monitor`" in refused(capsys, "test", option, "--ckpt_path=best")
+
+
+BEST = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val_loss"]
+
+
+@pytest.mark.parametrize("light", ["false", "true"])
+def test_best_is_by_the_monitor_and_in_its_own_folder(light, capsys):
+    kept = [*BEST, "--trainer.callbacks.dirpath=kept", f"--trainer.callbacks.save_weights_only={light}"]
+    fit = ["fit", *MODEL, *LR, CSV, *kept, "--trainer.callbacks.mode=max", "--trainer.max_epochs=3"]
+    fitted = succeeds(capsys, *fit)
+    (path,) = Path("kept").iterdir()
+    assert path.name == "epoch=0-step=2.ckpt"  # The loss falls.
+    assert (
+        "Test it:    pl-losses test --ckpt_path runs/pl_losses/version_0  (saved at step 2 of 6)"
+        in fitted.out
+    )
+    tested = succeeds(capsys, "test", *MODEL, CSV, "--ckpt_path=best")
+    assert re.search(r"epoch=0-step=2\.ckpt \(the best by `val_loss`, [\d.]+", tested.err)
+    assert loss(tested) != loss(fitted)
+    assert float(loss(tested)) == pytest.approx(float(outputs(path).square().mean()), rel=1e-5)
+
+
+def test_an_interrupted_fit_goes_on_from_last(capsys, monkeypatch):
+    fit = ["fit", *MODEL, *LR, CSV, "--trainer.max_epochs=3"]
+    original = cli_modules.Line.training_step
+
+    def interrupted(self, batch, index):
+        if self.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli_modules.Line, "training_step", interrupted)
+        assert main([*fit, *QUIET]) == 130
+    told = capsys.readouterr().err
+    assert re.search(r"Run: (\S+)\nIf .*:\n  pl-losses fit --config \1/config.yaml --ckpt_path \1\n", told)
+    went_on = succeeds(capsys, *fit, "--ckpt_path=last")
+    assert "interrupted-step=3.ckpt (the last of cli_modules.Line)" in went_on.err
+    assert "version_1/" in succeeds(capsys, "test", CSV, "--ckpt_path=last").err
+
+
+def test_a_checkpoint_alone_goes_on_with_its_own_trainer(capsys):
+    data = ["--data=cli_modules.LocalPoints", "--model=cli_modules.Stepped", CSV, "--trainer.accelerator=cpu"]
+    succeeds(capsys, "fit", *data, "--trainer.max_epochs=2", "--trainer.callbacks+=LearningRateMonitor")
+    (path,) = Path("runs").rglob("*.ckpt")
+    assert main(["fit", f"--ckpt_path={path}"]) == 0
+    config = load(Path("runs/pl_losses/version_1/config.yaml"))
+    first = load(Path("runs/pl_losses/version_0/config.yaml"))
+    assert config == first
+    assert config["trainer"]["max_epochs"] == 2
+    # A recipe's trainer is its own.
+    Path("mine.yaml").write_text("model: cli_modules.Stepped")
+    succeeds(capsys, "fit", "--config=mine", f"--ckpt_path={path}", CSV, "--trainer.max_steps=4")
+    assert load(Path("runs/pl_losses/version_2/config.yaml"))["trainer"]["callbacks"] is None
+
+
+def test_a_fit_without_a_batch_is_not_tested(capsys):
+    output = succeeds(capsys, "fit", *MODEL, CSV, "--trainer.max_epochs=0")
+    assert "Not tested: the fit saw no batch" in output.err
+    assert "test_loss" not in output.out
+    assert "Test it" not in output.out
+    succeeds(capsys, "fit", *MODEL, CSV, "--trainer.max_epochs=1")
+    again = succeeds(capsys, "fit", *MODEL, CSV, "--trainer.max_epochs=1", "--ckpt_path=last")
+    assert "test_loss" in again.out
+
+
+def test_a_printed_config_names_no_checkpoint(capsys):
+    assert "ckpt_path" not in succeeds_printing(capsys, "test", *MODEL, CSV)
+    Path("mine.yaml").write_text(succeeds_printing(capsys, "fit", *MODEL, CSV))
+    assert "needs --ckpt_path" in refused(capsys, "test", "--config=mine")
+
+
+def succeeds_printing(capsys, *args):
+    return succeeds(capsys, *args, "--print_config").out
+
+
+class Loose(cli_modules.Line):
+    strict_loading = False
+
+
+def checked(saved):
+    told = []
+    check = CheckpointCheck("x.ckpt", saved, told.append)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[check])
+    trainer.validate(Loose(), cli_modules.LocalPoints(), verbose=False)
+    return told
+
+
+def test_weights_that_are_left_out_are_told(monkeypatch):
+    own = Loose().state_dict()
+    assert checked({"state_dict": own}) == []
+    assert checked({}) == []
+    left = {"layer.weight": own["layer.weight"]}
+    assert checked({"state_dict": left}) == ["1 of 2 weights are not in the checkpoint, such as `layer.bias`"]
+    with pytest.raises(UsageError, match="has none of the model's weights"):
+        checked({"state_dict": {"other": torch.ones(1)}})
+
+
+def test_a_checkpoint_from_before_the_training_is_told(capsys):
+    trainer = Trainer(accelerator="cpu", logger=False, max_epochs=0)
+    model = cli_modules.Line()
+    trainer.fit(model, cli_modules.LocalPoints())
+    trainer.save_checkpoint("start.ckpt")
+    output = succeeds(capsys, "test", *MODEL, CSV, "--ckpt_path=start.ckpt")
+    assert "saved before the first batch: its weights are untrained" in output.err
