@@ -46,7 +46,7 @@ from pl_losses.cli.arguments import check, split  # noqa: E402
 from pl_losses.cli.checkpoints import WholeCheckpointIO, read_checkpoint  # noqa: E402
 from pl_losses.cli.main import main  # noqa: E402
 from pl_losses.core.experiment import Experiment  # noqa: E402
-from pl_losses.monitoring import record  # noqa: E402
+from pl_losses.monitoring import interruption  # noqa: E402
 from pl_losses.recipes import UsageError, dump  # noqa: E402
 
 LIMIT = 120  # Seconds of one run.
@@ -55,8 +55,8 @@ Trials = Iterator[tuple[str, str]]  # What was done, and what was lost by it; em
 
 def often(args: list[str]) -> int:
     """A fit that saves a checkpoint at every step."""
-    record.SHARE = 0
-    record.InterruptionCheckpoint.__init__.__defaults__ = (print, 0.0)
+    interruption.SHARE = 0
+    interruption.InterruptionCheckpoint.__init__.__defaults__ = (print, 0.0)
     return resumed.command(args)
 
 

@@ -47,7 +47,8 @@ from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.signatures import OWN, public
 from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages
 from pl_losses.data.module import TensorDataModule
-from pl_losses.monitoring.record import InterruptionCheckpoint, RunRecord
+from pl_losses.monitoring.interruption import InterruptionCheckpoint
+from pl_losses.monitoring.record import RunRecord
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
 
 RECORDED = ("fit", "predict")  # They leave something in the run's folder.

@@ -27,7 +27,7 @@ from pl_losses.cli.lightning_cli import status_of  # noqa: E402
 from pl_losses.cli.main import main  # noqa: E402
 from pl_losses.core.base import PaperModule  # noqa: E402
 from pl_losses.data.loader import BatchLoader  # noqa: E402
-from pl_losses.monitoring import record  # noqa: E402
+from pl_losses.monitoring import interruption, record  # noqa: E402
 from pl_losses.papers.adam import TemporalAveraging  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -107,7 +107,7 @@ def fit(folder, *shot, model=None, resume=None, every=1e9, told=print, test=True
     seed_everything(0)
     model = model() if model else Noisy()
     known = record.RunRecord({}, [])
-    callbacks = [known, record.InterruptionCheckpoint(known, told, every)]
+    callbacks = [known, interruption.InterruptionCheckpoint(known, told, every)]
     callbacks += [Shooter(*shot)] if shot else []
     trainer = Trainer(
         accelerator="cpu",
@@ -201,7 +201,7 @@ def test_handlers_are_given_back():
 
 def on_two_ranks(shots, folder, status, lags=False):
     """One of the ranks gets the signal."""
-    record.lags = lambda trainer: lags
+    interruption.lags = lambda trainer: lags
     rank = int(os.environ["RANK"])
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30))
     options = {"strategy": strategy, "devices": 2, "test": False}
@@ -243,7 +243,7 @@ def test_two_ranks_end_a_batch_later_where_accelerators_are_not_waited_for(place
 
 def test_checkpoints_in_the_course_of_training(monkeypatch):
     """A fit that is killed anywhere goes on from the newest; two are kept."""
-    monkeypatch.setattr(record, "SHARE", 0)
+    monkeypatch.setattr(interruption, "SHARE", 0)
     seen = []
 
     class Watch(Callback):
@@ -281,8 +281,8 @@ def test_a_full_disk_leaves_the_checkpoint_of_before():
 
 
 def killed(args):
-    record.SHARE = 0
-    record.InterruptionCheckpoint.__init__.__defaults__ = (print, 0.0)
+    interruption.SHARE = 0
+    interruption.InterruptionCheckpoint.__init__.__defaults__ = (print, 0.0)
     return command(args, Shooter("start", 5, [signal.SIGKILL]))
 
 

@@ -1,0 +1,251 @@
+"""Fits that end at a whole step when they are interrupted, and checkpoints in the course of them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from pl_losses.core.run_folders import exists
+from pl_losses.core.trust import folder_options
+from pl_losses.monitoring.record import RunRecord
+
+EVERY = 30.0  # Seconds from one checkpoint in the course of training to the next,
+SHARE = 100  # and at least so many times what saving takes.
+DUE = 1  # Below all signals that are listened to.
+
+
+def lags(trainer: Trainer) -> bool:
+    """Whether the processors run ahead of what computes, and must not wait for it."""
+    return trainer.strategy.root_device.type != "cpu"
+
+
+class InterruptionCheckpoint(Callback):
+    """Ends a fit at a whole step when a signal asks for it, and saves a checkpoint there and now and then.
+
+    The first Ctrl-C, or SIGTERM, lets the batch end (with several accelerators the next one too), and the
+    validation that has begun: then weights, optimizers, schedulers, loader and callbacks are all of one step.
+    All ranks end at the same one; they agree without a look at the accelerators. A second
+    Ctrl-C ends at once and saves nothing.
+
+    Args:
+        record: The record of the same run, which knows its folder.
+        show: Prints one message.
+        every: Seconds from one checkpoint to the next, of which the newest two are kept; more where saving
+            would take over 1 % of the time.
+    """
+
+    def __init__(self, record: RunRecord, show: Callable[[str], None] = print, every: float = EVERY) -> None:
+        self.record = record
+        self.show = show
+        self.every = every
+        self._noted = 0  # The signal that this process got.
+        self._agreed = 0  # The signal by which all ranks end.
+        self._validated = -1  # The batch behind which the last validation came.
+        self._training = self._telling = False
+        self._handlers: dict[int, Any] = {}
+        self._group: Any = None
+        self._pending: Any = None  # What ranks are asked for, until all have answered.
+        self._saved, self._cost = time.monotonic(), 0.0
+        self._recent: list[Path] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell where the run is and how to go on from it, for one that will be killed."""
+        run, saved = self.record.run, self.record.saved
+        if stage == "fit" and run is not None and saved is not None and not self._training:
+            place = run.folder if trainer.loggers else "last"
+            self.show(f"Run: {run.folder}\nIf it is interrupted, go on with:\n  {self._command(place)}")
+
+    def _command(self, checkpoint: object) -> str:
+        command = ["pl-losses", "fit", "--config", str(self.record.saved), "--ckpt_path", str(checkpoint)]
+        return shlex.join([*command, *self.record.trust, *folder_options(self.record.config.get("trainer"))])
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over."""
+        # Lightning's own handler of SIGTERM makes ranks wait for one another wherever they are.
+        if threading.current_thread() is not threading.main_thread() or self._handlers:
+            return
+        self._telling = trainer.is_global_zero
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._noted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._noted and self._telling:
+            # Not by `print`, which must not be entered twice.
+            os.write(2, b"\nEnding after this batch; Ctrl-C once more ends at once and saves nothing.\n")
+        self._noted = self._noted or number
+
+    def _let_go(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is something to save."""
+        self.on_sanity_check_start(trainer, pl_module)
+        self._saved, self._pending = time.monotonic(), None
+        self._group = None
+        if trainer.world_size > 1 and torch.distributed.is_initialized():
+            # Of processors: a number on an accelerator could only be read when all before it is done.
+            self._group = torch.distributed.new_group(backend="gloo")
+        self._agree_at_once(trainer)
+        if self._agreed:
+            raise SIGTERMException
+        self._training = True
+
+    def _agree_at_once(self, trainer: Trainer) -> None:
+        self._agree(trainer)
+        self._agree(trainer)
+
+    def _agree(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint is due; the same on all ranks, as is the signal by which they end."""
+        if self._agreed:
+            return False
+        due = time.monotonic() - self._saved > max(self.every, SHARE * self._cost)
+        asked = self._most(trainer, self._noted or (DUE if due and trainer.is_global_zero else 0))
+        self._agreed = asked if asked != DUE else 0
+        # Lightning ends its loops where all of a step is done.
+        trainer._signal_connector.received_sigterm = bool(self._agreed)
+        return asked == DUE
+
+    def _most(self, trainer: Trainer, asked: int) -> int:
+        """The largest of what the ranks ask for: with accelerators at the call before, so as not to wait."""
+        if trainer.world_size == 1:
+            return asked
+        if self._group is None:  # Ranks that talk otherwise, as on TPUs.
+            device = trainer.strategy.root_device
+            reduced: Any = trainer.strategy.reduce(torch.tensor(asked, device=device), reduce_op="max")
+            return int(reduced)
+        number = torch.tensor(asked)
+        most = torch.distributed.ReduceOp.MAX
+        work = torch.distributed.all_reduce(number, most, self._group, async_op=True)
+        before, self._pending = self._pending, (work, number)
+        if lags(trainer):
+            if before is None:
+                return 0
+            work, number = before
+        work.wait()
+        return int(number)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save or end, unless gradients are still to be added up."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():
+            return
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        # One that is saved before its validation would go on without it.
+        whole = not loop._is_training_done and not loop._should_check_val_fx(fetcher)
+        if self._agree(trainer) and whole:
+            self._save_recent(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a validation end, which could not go on in the middle."""
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
+            trainer._signal_connector.received_sigterm = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End behind it."""
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
+            self._agree(trainer)
+            trainer._signal_connector.received_sigterm = bool(self._agreed)
+            self._validated = trainer.fit_loop.epoch_loop.total_batch_idx
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save or end between two epochs."""
+        if self._agree(trainer):
+            self._save_recent(trainer)
+
+    def _save_recent(self, trainer: Trainer) -> None:
+        folder = self.record.folder
+        began = time.monotonic()
+        if folder is not None and trainer.checkpoint_callbacks:
+            path = folder / "checkpoints" / f"recent-step={trainer.global_step}.ckpt"
+            trainer.save_checkpoint(path)
+            self.record.keep(trainer, str(path))
+            self._recent = [*(one for one in self._recent if one != path), path]
+            self._forget(trainer, self._recent[:-2])
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+    def _forget(self, trainer: Trainer, files: list[Path]) -> None:
+        for file in files:
+            trainer.strategy.remove_checkpoint(file)
+            self._recent.remove(file)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What comes after training is not to be resumed."""
+        self._agree_at_once(trainer)
+        self._training = False
+        self._let_go()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear away what newer checkpoints replace; end where a signal came too late for the last batch."""
+        steps = [getattr(one, "_last_global_step_saved", -1) for one in trainer.checkpoint_callbacks]
+        if trainer.global_step in steps:
+            self._forget(trainer, list(self._recent))
+        if self._agreed:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save if all ranks have ended at one step; tell how to go on."""
+        if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
+            self._let_go()
+            return
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + (self._agreed or signal.SIGTERM)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if not self._training:
+            before = trainer.global_step == 0
+            self.show(
+                "Interrupted before the first step: there is nothing to go on from."
+                if before
+                else f"Interrupted, with nothing new to save.{self._newest()}"
+            )
+        elif self._agreed and isinstance(exception, SIGTERMException):
+            self._save_at_the_end(trainer)
+        else:
+            self.show(f"Interrupted at once: nothing was saved.{self._newest()}")
+
+    def _save_at_the_end(self, trainer: Trainer) -> None:
+        folder = self.record.folder
+        if folder is None:
+            return
+        path = folder / "checkpoints" / f"interrupted-step={trainer.global_step}.ckpt"
+        loop = trainer.fit_loop.epoch_loop
+        if self._validated == loop.total_batch_idx and not loop._is_training_done:
+            # Lightning skips its validation when it goes on, and counts the batch again.
+            loop._batches_that_stepped -= 1
+        try:
+            trainer.save_checkpoint(path)
+        except KeyboardInterrupt:
+            self.show(f"Interrupted at once: nothing was saved.{self._newest()}")
+            return
+        self._forget(trainer, list(self._recent))
+        self.record.keep(trainer, str(path))
+        self.show(f"Interrupted at step {trainer.global_step}. Go on with:\n  {self._command(path)}")
+
+    def _newest(self) -> str:
+        """What to say of the newest checkpoint of this run, where it knows one."""
+        run = self.record.run
+        if run is None:
+            return ""
+        run.files = list(filter(exists, run.files))
+        if not run.files:
+            return " There is no checkpoint to go on from."
+        return f" The newest checkpoint is whole; go on with:\n  {self._command(run.newest())}"
