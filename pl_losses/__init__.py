@@ -6,13 +6,15 @@ Names are loaded on first use: ``import pl_losses`` imports no torch.
 from typing import TYPE_CHECKING
 
 from pl_losses.core.lazy import lazy
-from pl_losses.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from pl_losses.core.version import __version__ as __version__
     from pl_losses.papers.adam.counterexample import AMSGradCounterexample as AMSGradCounterexample
-    from pl_losses.papers.adam.modules import MLP as MLP
-    from pl_losses.papers.adam.modules import ConvNet as ConvNet
-    from pl_losses.papers.adam.modules import LogisticRegression as LogisticRegression
+    from pl_losses.papers.adam.modules import (
+        MLP as MLP,
+        ConvNet as ConvNet,
+        LogisticRegression as LogisticRegression,
+    )
     from pl_losses.papers.adam.vae import VAE as VAE
     from pl_losses.papers.dropout.classifier import DropoutClassifier as DropoutClassifier
     from pl_losses.papers.dropout.regressor import DropoutRegressor as DropoutRegressor
@@ -27,45 +29,4 @@ if TYPE_CHECKING:
     from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder as StackedDenoisingAutoencoder
     from pl_losses.papers.style.module import StyleTransfer as StyleTransfer
 
-__getattr__, __dir__ = lazy(
-    __name__,
-    {
-        "AMSGradCounterexample": "pl_losses.papers.adam.counterexample",
-        "ConvNet": "pl_losses.papers.adam.modules",
-        "DenoisingAutoencoder": "pl_losses.papers.sdae.denoising",
-        "DropoutClassifier": "pl_losses.papers.dropout.classifier",
-        "DropoutRegressor": "pl_losses.papers.dropout.regressor",
-        "FullBasicModel": "pl_losses.papers.gan.basic",
-        "GAN": "pl_losses.papers.gan.module",
-        "LatticeReader": "pl_losses.papers.gtn.lattice_reader",
-        "LeNet5": "pl_losses.papers.lenet.module",
-        "LogisticRegression": "pl_losses.papers.adam.modules",
-        "MLP": "pl_losses.papers.adam.modules",
-        "PretrainedLeNet5": "pl_losses.papers.lenet.features",
-        "RectifierNet": "pl_losses.papers.prelu.module",
-        "SDNN": "pl_losses.papers.gtn.sdnn",
-        "StyleTransfer": "pl_losses.papers.style.module",
-        "StackedDenoisingAutoencoder": "pl_losses.papers.sdae.module",
-        "VAE": "pl_losses.papers.adam.vae",
-    },
-)
-__all__ = [
-    "GAN",
-    "MLP",
-    "SDNN",
-    "VAE",
-    "AMSGradCounterexample",
-    "ConvNet",
-    "DenoisingAutoencoder",
-    "DropoutClassifier",
-    "DropoutRegressor",
-    "FullBasicModel",
-    "LatticeReader",
-    "LeNet5",
-    "LogisticRegression",
-    "PretrainedLeNet5",
-    "RectifierNet",
-    "StackedDenoisingAutoencoder",
-    "StyleTransfer",
-    "__version__",
-]
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.fabric.plugins import Precision as FabricPrecision
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, Precision as FabricPrecision
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.cli import ReduceLROnPlateau

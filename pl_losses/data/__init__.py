@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from pl_losses.data.co2 import SyntheticCO2 as SyntheticCO2
     from pl_losses.data.digits import Digits as Digits
     from pl_losses.data.images import ImageDataModule as ImageDataModule
-    from pl_losses.data.lines import Characters as Characters
-    from pl_losses.data.lines import LineImages as LineImages
-    from pl_losses.data.lines import Lines as Lines
+    from pl_losses.data.lines import Characters as Characters, LineImages as LineImages, Lines as Lines
     from pl_losses.data.loader import BatchLoader as BatchLoader
     from pl_losses.data.mnist import MNIST as MNIST
     from pl_losses.data.module import TensorDataModule as TensorDataModule
@@ -23,44 +21,4 @@ if TYPE_CHECKING:
     from pl_losses.data.uci import UCI as UCI
     from pl_losses.data.variations import Variations as Variations
 
-__getattr__, __dir__ = lazy(
-    __name__,
-    {
-        "Amat": "pl_losses.data.amat",
-        "BagOfWords": "pl_losses.data.bag_of_words",
-        "BatchLoader": "pl_losses.data.loader",
-        "CIFAR10": "pl_losses.data.cifar10",
-        "Characters": "pl_losses.data.lines",
-        "DigitStrings": "pl_losses.data.strings",
-        "Digits": "pl_losses.data.digits",
-        "ImageDataModule": "pl_losses.data.images",
-        "LineImages": "pl_losses.data.lines",
-        "Lines": "pl_losses.data.lines",
-        "MNIST": "pl_losses.data.mnist",
-        "Pictures": "pl_losses.data.pictures",
-        "RandomAffine": "pl_losses.data.transforms",
-        "SyntheticCO2": "pl_losses.data.co2",
-        "TensorDataModule": "pl_losses.data.module",
-        "UCI": "pl_losses.data.uci",
-        "Variations": "pl_losses.data.variations",
-    },
-)
-__all__ = [
-    "CIFAR10",
-    "MNIST",
-    "UCI",
-    "Amat",
-    "BagOfWords",
-    "BatchLoader",
-    "Characters",
-    "DigitStrings",
-    "Digits",
-    "ImageDataModule",
-    "LineImages",
-    "Lines",
-    "Pictures",
-    "RandomAffine",
-    "SyntheticCO2",
-    "TensorDataModule",
-    "Variations",
-]
+__getattr__, __dir__, __all__ = lazy(__name__)

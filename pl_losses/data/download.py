@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from pl_losses.core.files import checksum as checksum_of
-from pl_losses.core.files import written_whole
+from pl_losses.core.files import checksum as checksum_of, written_whole
 
 
 def download(addresses: Sequence[str], path: Path, algorithm: str, checksum: str, contents: str) -> None:

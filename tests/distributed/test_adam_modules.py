@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from pl_losses.data import Digits
-from pl_losses.papers.adam import MLP, VAE, AMSGradCounterexample, ConvNet, InverseSqrtLR, LogisticRegression
-from pl_losses.papers.adam import TemporalAveraging as Average
+from pl_losses.papers.adam import (
+    MLP,
+    VAE,
+    AMSGradCounterexample,
+    ConvNet,
+    InverseSqrtLR,
+    LogisticRegression,
+    TemporalAveraging as Average,
+)
 
 # Dropout draws on each rank: it is off.
 MODULES = {

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pl_losses.papers.dropout.sampling import mask_sampler as dropout_masks
-from pl_losses.papers.dropout.sampling import vectorized as module_under_test
+from pl_losses.papers.dropout.sampling import mask_sampler as dropout_masks, vectorized as module_under_test
 from pl_losses.papers.dropout.sampling.dropout_mode import attention
 from pl_losses.papers.dropout.sampling.linear_fusion import Folding
 from pl_losses.papers.dropout.sampling.mask_sampler import Masks, Site, _word

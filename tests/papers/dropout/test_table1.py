@@ -10,10 +10,12 @@ import torch
 
 from pl_losses.cli.main import main
 from pl_losses.data import uci
-from pl_losses.papers.dropout.table1 import columns as table1_columns
-from pl_losses.papers.dropout.table1 import experiment as table1
-from pl_losses.papers.dropout.table1 import published
-from pl_losses.papers.dropout.table1 import report as table1_report
+from pl_losses.papers.dropout.table1 import (
+    columns as table1_columns,
+    experiment as table1,
+    published,
+    report as table1_report,
+)
 from pl_losses.papers.dropout.table1.batched_mlp import StackedMLP, Standardised, train
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Case, Choice, Row, Schedule, reproduce_column
 from pl_losses.papers.dropout.table1.experiment import reproduce

@@ -27,8 +27,7 @@ from pl_losses.papers.dropout.sampling.isolation import (
     tensors_in,
     undisturbed,
 )
-from pl_losses.papers.dropout.sampling.mask_sampler import Masks
-from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed as stream_seed
+from pl_losses.papers.dropout.sampling.mask_sampler import Masks, stream_seed as stream_seed
 from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_parts
 from pl_losses.papers.dropout.sampling.vectorized import Passes, why_not_many
 
