@@ -1,5 +1,7 @@
 """The site: `uv run --group docs sphinx-build -W -b html docs build/site`."""
 
+from pathlib import Path
+
 project = "pl_losses"
 author = "the pl_losses authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
@@ -7,8 +9,8 @@ html_theme = "pydata_sphinx_theme"
 html_title = "pl_losses"
 html_theme_options = {"header_links_before_dropdown": 5, "secondary_sidebar_items": ["page-toc"]}
 # Only the papers' pages have others beside them; elsewhere an empty column would cost the code its width.
-PAPERS = ("papers", "lenet", "gtn", "prelu", "adam", "dropout", "sdae", "style", "gan")
-html_sidebars = {"**": [], **{page: ["sidebar-nav-bs"] for page in PAPERS}}
+PAPERS = [path.parent.name for path in Path(__file__).parents[1].glob("pl_losses/papers/*/__init__.py")]
+html_sidebars = {"**": [], **{page: ["sidebar-nav-bs"] for page in ("papers", *PAPERS)}}
 html_show_sourcelink = False
 
 # Headings get GitHub's anchors, so that links work on both.

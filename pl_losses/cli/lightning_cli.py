@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import isnan, nan
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +41,7 @@ from pl_losses.cli.loggers import (
 from pl_losses.cli.parser import Parser, shorten
 from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
 from pl_losses.cli.trusted_objects import check_objects
+from pl_losses.core.metrics import in_words
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.run_folders import RUNS, choose, recipe_of
 from pl_losses.core.schedule_length import ScheduleLength
@@ -178,7 +179,7 @@ class PLLossesCLI(LightningCLI):
         """Tell the error and where the run is."""
         testable = can_test(self.model, self.datamodule) and has_test_split(self.datamodule)
         if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            told = error_in_words({key: float(value) for key, value in self.trainer.logged_metrics.items()})
+            told = findings(self.model, self.trainer.logged_metrics)
             print("\n".join(filter(None, [told, self.record.farewell(self.trainer, testable)])))
 
     after_validate = after_test
@@ -198,28 +199,17 @@ class PLLossesCLI(LightningCLI):
             print("\n".join(["Answers: " + ", ".join(map(str, files)), self.record.farewell(self.trainer)]))
 
 
-def error_in_words(result: Mapping[str, float]) -> str:
-    """The test error in percent, the RMSE or the loss, else that of the validation; empty if there is none.
+def findings(model: LightningModule, logged: Mapping[str, Any]) -> str:
+    """What a test found, else a validation, in the words of the module; empty if there was none.
 
-    >>> error_in_words({"test/error": 0.0095, "test/error_low": 0.0077, "test/error_high": 0.0116})
-    'Test error: 0.95 % (95 % interval 0.77 to 1.16 %)'
-    >>> error_in_words({"test/rmse": 2.97434, "test/log_likelihood": -2.4603})
-    'Test RMSE: 2.974, log-likelihood -2.460 nats'
-    >>> error_in_words({"test/loss": 101.34567})
-    'Test loss: 101.3'
+    >>> findings(LightningModule(), {"val/loss": 101.34567, "epoch": 3})
+    'Validation loss: 101.3'
     """
-    for stage, name in (("test", "Test"), ("val", "Validation")):
-        error, low, high = (100 * result.get(f"{stage}/error{end}", nan) for end in ("", "_low", "_high"))
-        if not isnan(error):
-            interval = "" if isnan(low) else f" (95 % interval {low:.2f} to {high:.2f} %)"
-            return f"{name} error: {error:.2f} %{interval}"
-        if not isnan(rmse := result.get(f"{stage}/rmse", nan)):
-            likelihood = result.get(f"{stage}/log_likelihood", nan)
-            return f"{name} RMSE: {rmse:.4g}" + (
-                "" if isnan(likelihood) else f", log-likelihood {likelihood:.3f} nats"
-            )
-        if not isnan(loss := result.get(f"{stage}/loss", nan)):
-            return f"{name} loss: {loss:.4g}"
+    summary = getattr(model, "summary", partial(in_words, names=["error", "loss"]))
+    for stage, title in (("test", "Test"), ("val", "Validation")):
+        own = {key.removeprefix(f"{stage}/"): float(logged[key]) for key in logged if key.startswith(stage)}
+        if told := summary(own):
+            return f"{title} {told}"
     return ""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pl_losses.core.files import written_whole
-from pl_losses.dashboards.papers import REPRODUCED
+from pl_losses.core.manifests import reproduced
 from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
 
 SHOW_HELP = """usage: pl-losses show [RUN ...] [--out FILE] [--open BOOL] [--terminal BOOL]
@@ -181,7 +181,7 @@ def check(given: Sequence[str]) -> str:
         )
     name = given[1]
     known = [one for one in names() if not one.startswith(f"{OVERLAYS}/")]
-    known += [one for one in REPRODUCED if one not in known]
+    known += [one.name for one in reproduced().values() if one.panels]
     if name not in known and not Path(name).is_file():
         hint = nearest(name, known) or "; `pl-losses recipes` lists them"
         raise UsageError(f"No recipe named `{name}`{hint}")

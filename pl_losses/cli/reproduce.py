@@ -8,33 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 from pl_losses.core import signatures
+from pl_losses.core.manifests import reproduced
 from pl_losses.recipes import UsageError, nearest
-
-# Name to the function that makes it: its parameters are the options, its docstring the help.
-FUNCTIONS = {
-    "adam/fig4": "pl_losses.papers.adam.fig4.experiment.fig4",
-    "dropout/table1": "pl_losses.papers.dropout.table1.experiment.reproduce",
-    "gan/table1": "pl_losses.papers.gan.table1.reproduce",
-    "sdae/variations": "pl_losses.papers.sdae.comparison.reproduce",
-}
-
-# One command that is over in minutes keeps nothing on the way.
-AT_ONCE = ("gan/table1",)
 
 USAGE = "usage: pl-losses reproduce NAME [--OPTION VALUE ...]\n"
 
 
 def listing() -> str:
     """What there is, with a line on each."""
-    width = max(map(len, FUNCTIONS))
-    lines = [f"  {name:<{width}}  {help_for(name).splitlines()[0]}" for name in FUNCTIONS]
+    width = max(map(len, reproduced()))
+    lines = [f"  {name:<{width}}  {help_for(name).splitlines()[0]}" for name in reproduced()]
     end = "\n`pl-losses reproduce NAME --help` shows the options."
     return "\n".join([USAGE, "tables and figures:", *lines, end])
 
 
 def help_for(name: str) -> str:
     """The description and options of one of them."""
-    function = signatures.locate_function(FUNCTIONS[name])
+    function = signatures.locate_function(reproduced()[name].function)
     return signatures.describe_function(function) if function else name
 
 
@@ -44,10 +34,10 @@ def check(name: str, flags: list[tuple[str, str | None]]) -> None:
     Raises:
         UsageError: If there is no such table or figure, or it has no such option.
     """
-    if name not in FUNCTIONS:
-        hint = nearest(name, FUNCTIONS) or f": expected one of {', '.join(FUNCTIONS)}"
+    if name not in reproduced():
+        hint = nearest(name, reproduced()) or f": expected one of {', '.join(reproduced())}"
         raise UsageError(f"Nothing named `{name}` to reproduce{hint}")
-    function = signatures.locate_function(FUNCTIONS[name])
+    function = signatures.locate_function(reproduced()[name].function)
     known = signatures.function_parameters(function) if function else {}
     for flag, _ in flags:
         if function and flag not in known:
@@ -64,7 +54,7 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     from pl_losses.cli.lightning_cli import in_a_line
     from pl_losses.cli.parser import Parser
 
-    module, _, attribute = FUNCTIONS[name].rpartition(".")
+    module, _, attribute = reproduced()[name].function.rpartition(".")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     parser = Parser(prog=f"pl-losses reproduce {name}", allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
@@ -74,7 +64,7 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         raise in_a_line(error, None) from error
     except KeyboardInterrupt:
-        if name in AT_ONCE:
+        if not reproduced()[name].resumes:
             raise
         print(f"Interrupted: the same command goes on from what is in {options.folder}", file=sys.stderr)
         return 130

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any, ClassVar, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from pl_losses.core import expected
+from pl_losses.core.declared import Keys, Part, Recipe, declared_keys
 from pl_losses.core.loaders import (
     SeenSamples,
     evaluation_loaders,
@@ -24,7 +25,8 @@ from pl_losses.core.loaders import (
     training_loader,
     unrepeated,
 )
-from pl_losses.core.metrics import define_metrics, states_of, take_out
+from pl_losses.core.metrics import define_metrics, in_words, states_of, take_out
+from pl_losses.core.panels import Sections
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.sharding import units
@@ -51,6 +53,11 @@ class PaperModule(LightningModule):
     (:meth:`on_validation_epoch_end`, which logs it) is to call ``super()`` in it.
 
     Attributes:
+        KEYS: What the class logs beside its bases: key to what it tells, with its unit. A key may stand for
+            several, as in "<stage>/loss" (train, val, test, predict), "train/<a|b>", "slope/<layer>"; what
+            is told starts with "picture:", "table:" or "histogram:" where it is no number.
+        panels: How dashboards show it.
+        headline: Name of the metric that a validation or test is summed up in, without its stage.
         best: Logged key to whether its smallest or largest value is the best; loggers that can, show it.
 
     Args:
@@ -63,6 +70,9 @@ class PaperModule(LightningModule):
         TypeError: If ``optimizer`` cannot be called, or is an optimizer already.
     """
 
+    KEYS: ClassVar[Keys] = {}
+    panels: ClassVar[Sections] = ()
+    headline: ClassVar[str] = "loss"
     best: ClassVar[dict[str, Literal["min", "max"]]] = {}
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None = None) -> None:
@@ -139,6 +149,18 @@ class PaperModule(LightningModule):
         For hooks that use parameters otherwise than by calling a layer. All ranks are to enter it together.
         """
         return nullcontext()
+
+    @classmethod
+    def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
+        """Return the keys that it logs in a recipe: all :attr:`KEYS`, its own and its bases'."""
+        return declared_keys(cls)
+
+    def summary(self, results: Mapping[str, float]) -> str:
+        """Say in words what a validation or test found, from its metrics by their names without the stage.
+
+        An empty text if there is nothing to say.
+        """
+        return in_words(results, [self.headline, "loss"])
 
     def parameter_groups(self) -> Iterable[Any]:
         """What the optimizer is given: all parameters; override it to treat some of them differently."""

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from pl_losses.core import expected
+from pl_losses.core import expected, manifest
 from pl_losses.core.base import PaperModule
+from pl_losses.core.declared import Keys
 from pl_losses.core.metrics import ErrorRate, binomial_interval, computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.sums import Mean
+
+
+class Gallery(NamedTuple):
+    """Samples of a test batch to show.
+
+    Attributes:
+        shown: Which of them to show, booleans [B].
+        score: Those of the highest are shown, [B].
+        note: What to say of each: a format of its score.
+    """
+
+    shown: Tensor
+    score: Tensor
+    note: str = ""
 
 
 class Classifier(PaperModule):
@@ -26,6 +42,14 @@ class Classifier(PaperModule):
     constructor is to call.
     """
 
+    KEYS: ClassVar[Keys] = {
+        "<stage>/loss": "the loss, mean over inputs",
+        "<stage>/error": "share of wrong predictions, 0 to 1",
+        "test/error_low": "lower end of its 95 % binomial interval",
+        "test/error_high": "upper end of its 95 % binomial interval",
+    }
+    panels: ClassVar[Sections] = manifest.CLASSIFIER
+    headline: ClassVar[str] = manifest.HEADLINE
     best: ClassVar[dict[str, Literal["min", "max"]]] = {
         "train/loss": "min",
         "train/error": "min",
@@ -110,7 +134,7 @@ class Classifier(PaperModule):
         if own := self.own_rows(batch_idx, len(target)):
             self.count("val", outputs[:own], target[:own])
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Count errors; returns what ``ClassifierReport`` draws."""
         inputs, target = expected.labelled(self, batch)
         outputs = expected.outputs(self, self.test_outputs(inputs), len(target))

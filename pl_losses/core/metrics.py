@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping
+from math import isnan, nan
 from typing import Any, Literal
 
 import torch
@@ -132,6 +134,26 @@ def computed(metric: Metric) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
         return metric.compute()
+
+
+def in_words(results: Mapping[str, float], names: Iterable[str]) -> str:
+    """Say the first of some metrics that there is: an error in percent, with its interval if there is one.
+
+    Args:
+        results: Metrics by their names, without the stage.
+        names: Which of them to say, the first one that is there.
+
+    >>> in_words({"error": 0.0095, "error_low": 0.0077, "error_high": 0.0116, "loss": 3.0}, ["error", "loss"])
+    'error: 0.95 % (95 % interval 0.77 to 1.16 %)'
+    >>> in_words({"loss": 101.34567}, ["error", "loss"])
+    'loss: 101.3'
+    """
+    name = next((name for name in names if not isnan(results.get(name, nan))), "")
+    if name != "error":
+        return f"{name}: {results[name]:.4g}" if name else ""
+    error, low, high = (100 * results.get(f"error{end}", nan) for end in ("", "_low", "_high"))
+    interval = "" if isnan(low) else f" (95 % interval {low:.2f} to {high:.2f} %)"
+    return f"error: {error:.2f} %{interval}"
 
 
 def binomial_interval(wrong: int, total: int, level: float = 0.95) -> tuple[float, float]:

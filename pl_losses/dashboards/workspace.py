@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from pl_losses.core.declared import Recipe
+from pl_losses.core.manifests import reproduced
 from pl_losses.core.metrics import X_AXIS
-from pl_losses.dashboards.keys import Recipe, keys_of, kind_of, read_recipe, validates
-from pl_losses.dashboards.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
-from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
+from pl_losses.core.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
+from pl_losses.dashboards.keys import keys_of, kind_of, panels_of, read_recipe
 from pl_losses.monitoring.charts import FIELDS
 from pl_losses.recipes import OVERLAYS, UsageError, names
 
@@ -24,13 +25,16 @@ COLUMNS, ROWS = 3, 2
 def sections_of(recipe: Recipe) -> list[Section]:
     """The sections of a recipe's dashboard: every key that it logs is on a panel, and no panel is empty."""
     logged = keys_of(recipe)
-    classes = [base.__name__ for part in recipe.parts for base in part.cls.__mro__]
-    wanted = [section for name in classes for section in SECTIONS.get(name, ())]
-    alive = [replace(one, panels=_alive(one.panels, logged)) for one in wanted]
+    alive = [replace(one, panels=_alive(one.panels, logged)) for one in panels_of(recipe)]
     shown = [key for section in alive for panel in section.panels for key in panel.keys]
     rest = [key for key in logged if not any(fits(pattern, key) for pattern in shown)]
     kinds = {key: kind_of(about) for key, about in logged.items()}
     return sorted_sections([*alive, *automatic(rest, kinds)])
+
+
+def logs(recipe: Recipe, key: str) -> bool:
+    """Whether a recipe logs a key."""
+    return any(fits(pattern, key) for pattern in keys_of(recipe))
 
 
 def _alive(panels: Iterable[Panel], logged: Iterable[str]) -> tuple[Panel, ...]:
@@ -62,17 +66,16 @@ def build_workspace(name: str, entity: str = "", project: str = "pl_losses") -> 
         UsageError: If there is no such recipe, or wandb-workspaces is not installed.
     """
     ws = _library()
-    if name in REPRODUCED:
-        return _built(name, entity, project, REPRODUCED[name], ("test", "val"), ws.RunsetSettings())
+    if (made := reproduced().get(name)) and made.panels:
+        return _built(name, entity, project, made.panels, ("test", "val"), ws.RunsetSettings())
     recipe = read_recipe(name)
-    stages = ("test", "val") if validates(recipe) else ("test",)
+    stages = ("test", "val") if recipe.validates else ("test",)
+    ends = dict.fromkeys(f"test/{name}" for name in (getattr(recipe.model.cls, "headline", "loss"), "loss"))
     settings = ws.RunsetSettings(
         # The runs of the recipe, with overlays too, as with other seeds, are drawn as their mean and range.
         groupby=[ws.Config("recipe")],
         filters=f"Config('recipe') in {[name, *(f'{name}, {overlay}' for overlay in overlays())]}",
-        pinned_columns=[
-            f"summary:{key}" for key in ("test/error", "test/rmse", "test/loss") if key in keys_of(recipe)
-        ],
+        pinned_columns=[f"summary:{key}" for key in ends if logs(recipe, key)],
     )
     return _built(name, entity, project, sections_of(recipe), stages, settings)
 

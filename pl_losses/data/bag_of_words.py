@@ -55,6 +55,7 @@ class BagOfWords(TensorDataModule):
 
     num_classes = 2
     class_names = ("negative", "positive")
+    pictures = False
 
     def __init__(
         self,

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from pl_losses.core.classifier import Gallery
+from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.files import written_whole
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, unrepeated
 from pl_losses.core.names import file_stem
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
+from pl_losses.monitoring import manifest
 from pl_losses.monitoring.charts import log_confusion
 from pl_losses.monitoring.record import run_folder
 from pl_losses.monitoring.steps import logged_step
@@ -47,13 +51,14 @@ def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
 
 
 class ClassifierReport(Callback):
-    """After a test: the most confident errors and the rejected samples as images, and the confusion matrix.
+    """After a test: the most confident errors as images, and the confusion matrix.
 
     Works on any module whose ``test_step`` returns a dict with ``predicted`` [B] and ``target`` [B], and
-    optionally ``confidence`` [B] (orders the errors) and ``rubbish`` [B] with ``rejected`` [B] (which samples
-    are rejected, and how surely). Inputs are the first element of the batch: images [B, 1 or 3, H, W], or
-    anything else, for which only the matrix is drawn. Logs ``test/errors``, ``test/rejected_samples`` and
-    ``test/confusion_matrix``, and the chart ``test/confusion`` to W&B. Exact over any number of ranks.
+    optionally ``confidence`` [B], which orders the errors, and ``galleries``, name to
+    :class:`~pl_losses.core.classifier.Gallery`: other samples to show. Inputs are the first element of the
+    batch: images [B, 1 or 3, H, W], or anything else, for which only the matrix is drawn. Logs
+    ``test/errors``, ``test/<gallery>`` and ``test/confusion_matrix``, and the chart ``test/confusion`` to
+    W&B. Exact over any number of ranks.
 
     Args:
         samples: How many images each picture shows at most.
@@ -62,6 +67,19 @@ class ClassifierReport(Callback):
         ValueError: If ``samples`` is negative.
     """
 
+    KEYS: ClassVar[Keys] = {
+        "test/confusion_matrix": "picture: shares of each right class by predicted class",
+        "test/confusion_table": "table: how often each class is taken for each",
+        "test/errors": "picture: the most confident errors",
+    }
+    panels: ClassVar[Sections] = manifest.CLASSIFIER_REPORT
+
+    @classmethod
+    def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
+        """Return the keys that it logs: pictures of errors only where inputs are pictures."""
+        drawn = part.argument("samples") and getattr(recipe.data.cls, "pictures", True)
+        return without(declared_keys(cls), () if drawn else ("test/errors",))
+
     @typed
     def __init__(self, samples: int = 32) -> None:
         if samples < 0:
@@ -69,6 +87,7 @@ class ClassifierReport(Callback):
         self.samples = samples
         # By dataloader.
         self._pairs: dict[int, Tensor] = {}
+        self._notes: dict[str, str] = {}
         self._kept: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor]] = {}
         self._seen = SeenSamples()
 
@@ -94,8 +113,7 @@ class ClassifierReport(Callback):
         loader = evaluation_loaders(trainer, "test")[dataloader_idx]
         self._seen.add(loader, batch, dataloader_idx)
         own = unrepeated(loader, batch_idx, len(outputs["target"]))
-        outputs = {key: value[:own] for key, value in outputs.items() if isinstance(value, Tensor)}
-        labels = torch.stack([outputs["target"], outputs["predicted"]], dim=1)
+        labels = torch.stack([outputs["target"], outputs["predicted"]], dim=1)[:own]
         pairs, counts = torch.unique(labels, dim=0, return_counts=True)
         table = torch.cat([pairs, counts[:, None]], dim=1)
         found = self._pairs.get(dataloader_idx)
@@ -105,16 +123,15 @@ class ClassifierReport(Callback):
             return
         images = images[:own]
         wrong = labels[:, 0] != labels[:, 1]
-        ones = torch.ones_like(wrong, dtype=torch.float32)
-        self._keep((dataloader_idx, "errors"), wrong, outputs.get("confidence", ones), images, labels)
-        if "rejected" in outputs:
-            rejected, score = outputs["rejected"], outputs.get("rubbish", ones)
-            self._keep((dataloader_idx, "rejected_samples"), rejected, score, images, labels)
+        confidence = outputs.get("confidence", torch.ones_like(outputs["target"]))[:own]
+        galleries = {"errors": Gallery(wrong, confidence), **outputs.get("galleries", {})}
+        for name, gallery in galleries.items():
+            self._notes[name] = gallery.note
+            self._keep((dataloader_idx, name), gallery, images, labels)
 
-    def _keep(
-        self, key: tuple[int, str], chosen: Tensor, score: Tensor, images: Tensor, labels: Tensor
-    ) -> None:
-        found = (score[chosen].float(), images[chosen].float(), labels[chosen])
+    def _keep(self, key: tuple[int, str], gallery: Gallery, images: Tensor, labels: Tensor) -> None:
+        chosen = gallery.shown[: len(labels)]
+        found = (gallery.score[: len(labels)][chosen].float(), images[chosen].float(), labels[chosen])
         if key in self._kept:
             found = tuple(torch.cat(pair) for pair in zip(self._kept[key], found, strict=True))  # type: ignore[assignment]
         best = found[0].argsort(descending=True)[: self.samples]
@@ -125,22 +142,23 @@ class ClassifierReport(Callback):
         self._seen.counts()  # On a rank without a batch, too.
         pairs = [table for loader, table in self._pairs.items() if self._seen.counts(loader)]
         own = [(key, kept) for (loader, key), kept in self._kept.items() if self._seen.counts(loader)]
-        parts = gather_objects((pairs, own))
-        if not trainer.is_global_zero or not any(pairs for pairs, _ in parts):
+        parts = gather_objects((pairs, own, self._notes))
+        if not trainer.is_global_zero or not any(pairs for pairs, *_ in parts):
             return
-        table = torch.cat([table.cpu() for pairs, _ in parts for table in pairs])
+        table = torch.cat([table.cpu() for pairs, *_ in parts for table in pairs])
+        notes_of = {name: note for *_, notes in parts for name, note in notes.items()}
         classes = int(table[:, :2].max()) + 1
         confusion = torch.zeros(classes, classes, dtype=torch.long)
         confusion.index_put_((table[:, 0], table[:, 1]), table[:, 2], accumulate=True)
         log_figure(trainer, "test/confusion_matrix", draw_confusion(confusion))
         log_confusion(trainer, "test/confusion", confusion, "Right and predicted class")
-        for key in sorted({key for _, own in parts for key, _ in own}):
-            mine = [kept for _, own in parts for name, kept in own if name == key]
+        for key in sorted({key for _, own, _ in parts for key, _ in own}):
+            mine = [kept for _, own, _ in parts for name, kept in own if name == key]
             score, images, labels = (torch.cat([part[i].cpu() for part in mine]) for i in range(3))
             best = score.argsort(descending=True)[: self.samples]
             if len(best):
-                rejected = key == "rejected_samples"
-                notes = [f"{value:.0%} rubbish" for value in score[best].tolist()] if rejected else []
+                note = notes_of[key]
+                notes = [note.format(value) for value in score[best].tolist()] if note else []
                 log_figure(trainer, f"test/{key}", draw_samples(images[best], labels[best], notes))
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pl_losses.core.panels import Panel
 from pl_losses.dashboards import build_page, read_run
 from pl_losses.dashboards.offline.runs import Chart, Item, Run
-from pl_losses.dashboards.panels import Panel
 
 
 def sections_of(*runs):

@@ -16,7 +16,8 @@ import wandb
 from wandb.proto import wandb_internal_pb2 as proto
 
 from pl_losses.cli.main import main
-from pl_losses.dashboards import build_page, find_run, panels, read_run
+from pl_losses.core import panels
+from pl_losses.dashboards import build_page, find_run, read_run
 from pl_losses.dashboards.offline import wire
 from pl_losses.dashboards.offline.columns import plain_numbers, thin_out
 from pl_losses.dashboards.offline.records import read_payloads

@@ -10,9 +10,11 @@ import pytest
 import wandb
 
 from pl_losses.cli.main import main
+from pl_losses.core import manifest
+from pl_losses.core.manifests import manifests, panels_in, reproduced
+from pl_losses.core.panels import Section
 from pl_losses.dashboards import build_workspace, push
 from pl_losses.dashboards.keys import keys_of, read_recipe
-from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
 from pl_losses.dashboards.workspace import patterns_of, sections_of
 
 FIGURES = {
@@ -35,26 +37,22 @@ def test_the_papers_figure_comes_first(name):
     assert all(panel.layout.w == 8 for section in built.sections for panel in section.panels)
 
 
-@pytest.mark.parametrize("name", REPRODUCED)
+@pytest.mark.parametrize("name", [one.name for one in reproduced().values() if one.panels])
 def test_what_is_reproduced_has_a_workspace(name):
     assert any(re.search(pattern, name) for pattern in patterns_of(build_workspace(name)))
 
 
-def test_every_table_is_of_a_class_that_logs():
+def test_all_panels_of_a_manifest_are_of_a_class():
     import pl_losses
     from pl_losses import callbacks
 
-    known = {
-        base.__name__
-        for face in (pl_losses, callbacks)
-        for name in face.__all__
-        for base in bases(face, name)
-    }
-    assert set(SECTIONS) <= known | {"LearningRateMonitor"}
-
-
-def bases(face, name):
-    return getattr(getattr(face, name), "__mro__", ())
+    shown = [getattr(face, name) for face in (pl_losses, callbacks) for name in face.__all__]
+    known = {vars(base).get("panels") for one in shown for base in getattr(one, "__mro__", ())}
+    known |= {one.panels for one in reproduced().values()} | {manifest.HOW_FAR, manifest.LEARNING_RATE}
+    declared = {panels for room in manifests() for panels in panels_in(room)}
+    assert declared <= known
+    assert declared >= {panels for panels in known if panels}
+    assert all(isinstance(section, Section) for panels in declared for section in panels)
 
 
 def test_keys_of_a_class_of_ones_own(tmp_path, monkeypatch):
@@ -68,7 +66,7 @@ def test_keys_of_a_class_of_ones_own(tmp_path, monkeypatch):
     recipe = tmp_path / "own.yaml"
     recipe.write_text("extends: lenet/digits\nmodel: own_model.Own\n")
     read = read_recipe(str(recipe))
-    assert {"train/margin", "test/loss", "own/map"} <= keys_of(read).keys()
+    assert {"train/margin", "<stage>/loss", "own/map"} <= keys_of(read).keys()
     sections = {section.name: section.panels for section in sections_of(read)}
     assert [panel.kind for panel in sections["own"]] == ["lines", "pictures"]
     assert sections["margin"][0].keys == ("<stage>/margin",)

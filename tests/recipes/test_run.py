@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,16 +22,6 @@ from pl_losses.dashboards.workspace import patterns_of
 from pl_losses.papers.style.vgg import find_oxford
 
 EXPERIMENTS = [name for name in recipes.names() if not name.startswith("trainers/")]
-SMALL = [
-    "--trainer.limit_train_batches",
-    "3",
-    "--trainer.max_epochs",
-    "1",
-    "--trainer.limit_val_batches",
-    "2",
-    "--trainer.log_every_n_steps",
-    "1",
-]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
 
@@ -38,28 +29,31 @@ CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
 pytestmark = pytest.mark.usefixtures("folder")
 
 
+TESTS = Path(__file__).parents[1]
+
+
 def small(name, *more):
-    if "digits" not in name:
-        # The parser makes them floating point, and Lightning takes 1.0 for all batches.
-        more = ("--trainer.limit_test_batches", "2", *more)
-    if name.startswith("dropout/"):
-        more = ("--model.samples", "3", *more)
-    if name.startswith("gtn/"):
-        more = ("--data.isolated_epochs", "0", "--data.eval_strings", "20", *more)
-    if name.startswith("sdae/"):
-        more = ("--model.pretrain_epochs", "1", "--trainer.max_epochs", "4", *more)
-    if name.startswith("style/"):
-        more = ("--data.size", "32", "--model.scales", "[1.0]", *more)
-    return ["fit", "--config", name, *SMALL, *QUIET, *more]
+    parts = [TESTS / "recipes/small.yaml", TESTS / "papers" / name.split("/")[0] / "small.yaml"]
+    own = [word for path in parts if path.is_file() for word in ("--config", str(path))]
+    return ["fit", "--config", name, *own, *more]
 
 
-# At least one of each model; the others, which differ from one of them in data or numbers, are slow.
-QUICK = {
-    *("adam/amsgrad-counterexample", "adam/bow", "adam/vae", "dropout/co2", "dropout/rotated-digits"),
-    *("dropout/uci", "gan/digits", "gan/full-basic-model", "gtn/collapse", "gtn/strings-digits"),
-    *("lenet/digits", "lenet/mnist", "monitors/tour", "prelu/digits-prelu", "sdae/digits", "style/demo"),
-}
-MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
+def kind(name):
+    """The model and the data of a recipe."""
+    config = recipes.resolve(name)
+    parts = (config["model"], config.get("data", ""))
+    return [part if isinstance(part, str) else part["class_path"] for part in parts]
+
+
+def quick(name):
+    """Whether a recipe is its model's first on its data, and needs none to be there."""
+    model, data = kind(name)
+    return data not in LARGE and name == next(one for one in EXPERIMENTS if kind(one) == [model, data])
+
+
+# The others, which differ from one of them in data or numbers, are slow.
+LARGE = ("MNIST", "CIFAR10", "Variations")
+MARKED = [name if quick(name) else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
 
 
 @pytest.mark.parametrize("name", MARKED)

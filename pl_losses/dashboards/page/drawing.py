@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from pl_losses.core.panels import STAGES, Kind, Panel
 from pl_losses.dashboards.offline.columns import Array, thin_out
 from pl_losses.dashboards.offline.runs import ODD, Item, Run, as_number
 from pl_losses.dashboards.page.images import embedded, fair, files, size
-from pl_losses.dashboards.panels import STAGES, Kind, Panel
 from pl_losses.monitoring.charts import CONFUSION, FIELDS, LINES
 
 Data = dict[str, Any]

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from pl_losses.core.manifests import headlines, manifests, panels_in, rooms_of
+from pl_losses.core.panels import PROGRESS, Kind, Section, automatic, fitting, joined, rank
 from pl_losses.dashboards.offline.runs import Run
 from pl_losses.dashboards.page.drawing import Data, Drawing
-from pl_losses.dashboards.panels import PROGRESS, Kind, Section, automatic, fitting, joined, rank
-from pl_losses.dashboards.papers import REPRODUCED, SECTIONS
 from pl_losses.recipes import UsageError
 
 HERE = Path(__file__).parent
@@ -109,19 +109,22 @@ def _script(name: str) -> str:
 def _sections(runs: Sequence[Run], names: list[str]) -> Iterator[Data]:
     """The sections of the papers' dashboards that have something to show, and what none of them speaks of.
 
-    A key is shown once: by the tables of the model and the callbacks that the config names, then by those of
-    which most is there.
+    A key is shown once: by the panels of the rooms of the model and the callbacks that the config names, then
+    by those of which most is there.
     """
     left: dict[str, Kind] = {key: "lines" for run in runs for key in run.curves()}
     left |= {key: KINDS[kind] for run in runs for kind, items in run.items.items() for key in items}
-    tables = SECTIONS | REPRODUCED
-    named = list(dict.fromkeys(name for run in runs for name in classes_of(run.config)))
-    others = sorted(tables.keys() - set(named), key=lambda name: misfit(tables[name], left))
+    named = rooms_of(name for run in runs for name in classes_of(run.config))
+    rooms = [*named, *(room for room in manifests() if room not in named)]
+    known = [(place, one) for place, room in enumerate(rooms) for one in panels_in(room)]
+    # What the config names comes first.
+    known.sort(key=lambda one: (min(one[0], len(named)), *misfit(one[1], left)))
     drawing = Drawing(runs, names)
     made: dict[str, Section] = {}
     panels: dict[str, list[Data]] = {}
-    for name in [*named, *others, ""]:
-        sections = tables.get(name, ()) if name else automatic(left, left)
+    for sections in [*(one for _, one in known), None]:
+        if sections is None:
+            sections = tuple(automatic(left, left))
         shown = set().union(*(section.shown(left) for section in sections))
         mine = {key: left[key] for key in left if key in shown}
         left = {key: kind for key, kind in left.items() if key not in mine}
@@ -142,26 +145,26 @@ def misfit(sections: Iterable[Section], keys: Collection[str]) -> tuple[int, int
 
 
 def classes_of(config: Any) -> list[str]:
-    """The names of the classes of a run's config: the model, the callbacks, then all others.
+    """The paths of the classes of a run's config: the model, the callbacks, then all others.
 
     Example:
         >>> classes_of({"data": {"class_path": "a.B"}, "model": {"class_path": "pl_losses.LeNet5"}})
-        ['LeNet5', 'B']
+        ['pl_losses.LeNet5', 'a.B']
     """
     trainer = config.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
-    return list(dict.fromkeys(class_names([config.get("model"), callbacks, config])))
+    return list(dict.fromkeys(class_paths([config.get("model"), callbacks, config])))
 
 
-def class_names(config: Any) -> Iterator[str]:
-    """The names of the classes in a config, as often as they come."""
+def class_paths(config: Any) -> Iterator[str]:
+    """The paths of the classes in a config, as often as they come."""
     if isinstance(config, dict):
         if "class_path" in config:
-            yield str(config["class_path"]).rpartition(".")[2]
+            yield str(config["class_path"])
         config = list(config.values())
     if isinstance(config, list):
         for one in config:
-            yield from class_names(one)
+            yield from class_paths(one)
 
 
 def _folded(title: str, body: str) -> str:
@@ -221,9 +224,10 @@ def leet_commands(runs: Iterable[Run]) -> list[str]:
 
 
 def finals(run: Run) -> list[tuple[str, float]]:
-    """What a run is summed up in: the last test error, RMSE or loss, else that of the validation."""
+    """What a run is summed up in: the last value of its headline in the test, else in the validation."""
+    names = headlines(rooms_of(classes_of(run.config)))
     for stage in ("test", "val", "train"):
-        for name in ("error", "rmse", "loss"):
+        for name in names:
             values = run.curve(f"{stage}/{name}")[1]
             if len(values):
                 return [(f"{stage}/{name}", float(values[-1]))]

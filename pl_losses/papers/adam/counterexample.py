@@ -10,8 +10,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from pl_losses.core.base import PaperModule
+from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_init
+from pl_losses.papers.adam import manifest
 from pl_losses.papers.adam.optimizer import Adam
 
 
@@ -40,6 +43,14 @@ class AMSGradCounterexample(PaperModule):
         (3.0, -1.0)
     """
 
+    KEYS: ClassVar[Keys] = {
+        "train/loss": "loss of the step",
+        "train/x": "the coordinate",
+        "train/regret": "average regret so far",
+        "test/loss": "average loss at the end",
+        "test/x": "the coordinate at the end",
+    }
+    panels: ClassVar[Sections] = manifest.AMSGRAD
     best: ClassVar[dict[str, Literal["min", "max"]]] = {"train/regret": "min", "test/loss": "min"}
 
     def __init__(

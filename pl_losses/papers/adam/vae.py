@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
+from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.loaders import BLOCK, drawn_at
 from pl_losses.core.metrics import computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init
+from pl_losses.papers.adam import manifest
 from pl_losses.papers.adam.losses import bernoulli_error, kl_to_standard_normal
 from pl_losses.papers.adam.optimizer import Adam
 
@@ -50,6 +53,12 @@ class VAE(PaperModule):
         [[500, 784], [500], [100, 500], [100]]
     """
 
+    KEYS: ClassVar[Keys] = {
+        "<stage>/loss": "the negative variational bound, nats per image",
+        "<stage>/reconstruction": "its part of the pixels, nats per image",
+        "<stage>/kl": "its part of the latents, nats per image",
+    }
+    panels: ClassVar[Sections] = manifest.VAE
     best: ClassVar[dict[str, Literal["min", "max"]]] = {
         "train/loss": "min",
         "val/loss": "min",

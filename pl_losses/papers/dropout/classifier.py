@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_losses.core.classifier import Classifier
+from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_init
+from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.base import DropoutModule, Sharing
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
 from pl_losses.papers.dropout.networks import DropoutLeNet
@@ -85,7 +88,8 @@ class DropoutClassifier(DropoutModule, Classifier):
         (torch.Size([3, 10]), torch.Size([3]))
     """
 
-    KEYS: ClassVar[dict[str, str]] = KEYS
+    KEYS: ClassVar[Keys] = KEYS
+    panels: ClassVar[Sections] = manifest.CLASSIFIER
 
     def __init__(
         self,

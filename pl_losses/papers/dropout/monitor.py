@@ -13,14 +13,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step
+from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.metrics import IGNORED
 from pl_losses.papers.dropout.monitor_metrics import (
+    CLASSIFICATION,
     KEYS,
+    REGRESSION,
     ClassificationSummary,
     RegressionSummary,
     Summary,
@@ -90,7 +95,14 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         >>> trainer = Trainer(callbacks=[monitor], accelerator="cpu", logger=False)
     """
 
-    KEYS: ClassVar[dict[str, str]] = KEYS
+    KEYS: ClassVar[Keys] = KEYS
+    panels: ClassVar[Sections] = manifest.UNCERTAINTY_MONITOR
+
+    @classmethod
+    def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
+        """Return the keys that it logs: those of its ``task``."""
+        others = REGRESSION if part.argument("task") == "classification" else CLASSIFICATION
+        return without(declared_keys(cls), others)
 
     @typed
     def __init__(

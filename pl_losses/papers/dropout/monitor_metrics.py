@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # <stage> is val, test or predict; with several dataloaders /dataloader_idx_<n> follows.
-KEYS = {
-    "<stage>/dropout/inputs": "number of inputs that the rest is about",
+INPUTS = {"<stage>/dropout/inputs": "number of inputs that the rest is about"}
+CLASSIFICATION = {
     "<stage>/dropout/predictive_entropy": "mean entropy of the mean of the passes, nats",
     "<stage>/dropout/expected_entropy": "mean entropy of the passes, nats",
     "<stage>/dropout/mutual_information": "mean difference of the two (BALD), nats",
@@ -47,6 +47,11 @@ KEYS = {
     "<stage>/dropout/brier_deterministic": "the same of the pass without dropout, 0 to 2",
     "<stage>/dropout/ece": "expected calibration error of the mean of the passes, 15 bins, 0 to 1",
     "<stage>/dropout/ece_deterministic": "the same of the pass without dropout, 0 to 1",
+    "<stage>/dropout/reliability": "picture: accuracy over confidence, with and without dropout",
+    "<stage>/dropout/entropy": "picture: predictive entropy of right and of wrong predictions",
+    "<stage>/dropout/most_uncertain": "picture: the images of highest mutual information",
+}
+REGRESSION = {
     "<stage>/dropout/rmse": "root mean squared error of the predictive mean, units of the target",
     "<stage>/dropout/rmse_deterministic": "the same of the pass without dropout, units of the target",
     "<stage>/dropout/standard_deviation": "mean predictive standard deviation, units of the target",
@@ -55,12 +60,10 @@ KEYS = {
     "<stage>/dropout/coverage_90": "share of targets in the central 90 % interval, 0 to 1",
     "<stage>/dropout/coverage_95": "share of targets in the central 95 % interval, 0 to 1",
     "<stage>/dropout/calibration_error": "mean distance of coverage and probability, 0 to 1",
-    "<stage>/dropout/reliability": "picture: accuracy over confidence, with and without dropout",
-    "<stage>/dropout/entropy": "picture: predictive entropy of right and of wrong predictions",
-    "<stage>/dropout/most_uncertain": "picture: the images of highest mutual information",
     "<stage>/dropout/calibration": "picture: coverage of the central intervals over their probability",
     "<stage>/dropout/predictions": "picture: predictive mean and standard deviation over the target",
 }
+KEYS = {**INPUTS, **CLASSIFICATION, **REGRESSION}
 POINTS = 200  # of a regression that each rank keeps for a picture
 
 

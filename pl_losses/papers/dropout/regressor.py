@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import isfinite, nan
+from collections.abc import Mapping
+from math import isfinite, isnan, nan
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,10 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_losses.core import expected
+from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init
+from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.base import DropoutModule, Sharing, refuse_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
 from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
@@ -99,7 +103,16 @@ class DropoutRegressor(DropoutModule):
         "test/rmse": "min",
         "test/log_likelihood": "max",
     }
-    KEYS: ClassVar[dict[str, str]] = KEYS
+    KEYS: ClassVar[Keys] = KEYS
+    panels: ClassVar[Sections] = manifest.REGRESSOR
+    headline: ClassVar[str] = manifest.HEADLINE
+
+    @classmethod
+    def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
+        """Return the keys that it logs: a precision that is given is not chosen."""
+        left_out = () if part.argument("precision") is None else ("val/precision",)
+        return without(super().logged_keys(part, recipe), left_out)
+
     tau: Tensor
 
     def __init__(
@@ -268,6 +281,12 @@ class DropoutRegressor(DropoutModule):
         samples, target = samples[:, :own], target[:own]
         self.val_scores.update(samples, target)
         (self.search if self.chooses else self.likelihood).update(samples, target)
+
+    def summary(self, results: Mapping[str, float]) -> str:
+        """Say the RMSE and the log-likelihood."""
+        told = super().summary(results).replace("rmse", "RMSE")
+        likelihood = results.get("log_likelihood", nan)
+        return told if isnan(likelihood) else f"{told}, log-likelihood {likelihood:.3f} nats"
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
         """The scores."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import radians
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,8 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.declared import Keys
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.pictures import gather_objects, log_figure
+from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.sampling.isolation import undisturbed
 from pl_losses.papers.dropout.sampling.sampling import mc_samples, without_dropout
 from pl_losses.papers.dropout.uncertainty import mutual_information, predictive_entropy, wide
@@ -42,6 +45,11 @@ class ExtrapolationReport(Callback):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    KEYS: ClassVar[Keys] = {
+        "test/extrapolation": "picture: predictions with their standard deviations",
+    }
+    panels: ClassVar[Sections] = manifest.EXTRAPOLATION_REPORT
 
     @typed
     def __init__(
@@ -154,6 +162,11 @@ class RotationReport(Callback):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    KEYS: ClassVar[Keys] = {
+        "test/rotation": "picture: softmax inputs and outputs of a digit as it is turned",
+    }
+    panels: ClassVar[Sections] = manifest.ROTATION_REPORT
 
     @typed
     def __init__(

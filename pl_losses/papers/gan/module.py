@@ -14,12 +14,14 @@ from torch.optim import Adam, Optimizer
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
+from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.loaders import BLOCK, drawn_at
 from pl_losses.core.metrics import computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init, check_number, check_share
-from pl_losses.papers.gan import checks, networks
+from pl_losses.papers.gan import checks, manifest, networks
 from pl_losses.papers.gan.averaging import MovingAverage, fit_average
 from pl_losses.papers.gan.losses import discriminator_loss, generator_loss
 from pl_losses.papers.gan.noise import standard_normal
@@ -92,7 +94,8 @@ class GAN(PaperModule):
         torch.Size([3, 1, 32, 32])
     """
 
-    KEYS: ClassVar[dict[str, str]] = {
+    panels: ClassVar[Sections] = manifest.GAN
+    KEYS: ClassVar[Keys] = {
         "train/discriminator_loss": "the discriminator's loss on real and generated images, in nats",
         "train/generator_loss": "the generator's loss under the discriminator after its step, in nats",
         "train/real_output": "mean output D(x) on real images, in [0, 1], before the discriminator's step",

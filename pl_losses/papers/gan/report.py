@@ -10,11 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.metrics import define_metrics
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.monitoring.steps import logged_step
+from pl_losses.papers.gan import manifest
 from pl_losses.papers.gan.checks import makers, module
 from pl_losses.papers.gan.drawing import draw_classes, draw_outputs, draw_samples
 from pl_losses.papers.gan.measures import Measures, feature_name
@@ -31,7 +34,7 @@ class GANReport(Callback):
 
     For a :class:`~pl_losses.GAN`. Through training it logs ``train/samples``; after each validation
     histograms of the discriminator's outputs with their quantiles; after validation and test, if there are
-    ``features``, what :attr:`KEYS` tells, over as many generated samples as there are real ones; after a test
+    ``features``, figures by them, over as many generated samples as there are real ones; after a test
     also the pictures ``test/samples``, ``test/interpolation``, ``test/outputs`` and ``test/classes``. Exact
     over any number of ranks.
 
@@ -52,7 +55,7 @@ class GANReport(Callback):
         ValueError: If a number is not positive.
     """
 
-    KEYS: ClassVar[dict[str, str]] = {
+    KEYS: ClassVar[Keys] = {
         "<name>_frechet_distance": "squared Fréchet distance of the features of real and generated samples",
         "<name>_precision": "share of generated samples that are near real ones, by 3 nearest neighbours",
         "<name>_recall": "share of real samples that are near generated ones",
@@ -62,7 +65,26 @@ class GANReport(Callback):
         "<name>_real_classes_covered": "number of such classes among the real samples, read in the same way",
         "<name>_real_smallest_class": "share of the rarest class among the real samples",
         "<name>_real_largest_class": "share of the most frequent class among the real samples",
+        "train/samples": "picture: samples of the same noise over training",
+        "test/samples": "picture: samples",
+        "test/interpolation": "picture: between pairs of noise",
+        "test/outputs": "picture: the discriminator's outputs",
+        "test/classes": "picture: share of each class",
+        "val/real_outputs": "histogram of the discriminator's outputs on real images",
+        "val/fake_outputs": "histogram of the same on generated ones",
+        "val/real_output_<quantile>": "quantile of the same on real images, such as q50",
+        "val/fake_output_<quantile>": "the same on generated ones",
     }
+    panels: ClassVar[Sections] = manifest.GAN_REPORT
+
+    @classmethod
+    def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
+        """Return the keys that it logs: figures of ``features`` if there are any."""
+        keys = declared_keys(cls)
+        left_out = [key for key in keys if key.startswith("val/") and not recipe.validates]
+        if not part.argument("features"):
+            left_out += [key for key in keys if key.startswith("<name>") or key == "test/classes"]
+        return without(keys, left_out)
 
     @typed
     def __init__(

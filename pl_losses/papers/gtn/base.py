@@ -11,10 +11,13 @@ from torch import Tensor
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
+from pl_losses.core.declared import Keys
+from pl_losses.core.manifest import HEADLINE
 from pl_losses.core.metrics import computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.sums import Mean
 from pl_losses.data.lines import Characters, Lines
-from pl_losses.papers.gtn import criteria
+from pl_losses.papers.gtn import criteria, manifest
 from pl_losses.papers.gtn.lattices.grammars import lexicon as word_graph
 from pl_losses.papers.gtn.lattices.paths import Path
 from pl_losses.papers.gtn.lattices.validation import floating
@@ -83,7 +86,9 @@ class StringReader(PaperModule):
         ValueError: If an argument is out of range or none of its choices.
     """
 
-    KEYS: ClassVar[dict[str, str]] = KEYS
+    KEYS: ClassVar[Keys] = KEYS
+    panels: ClassVar[Sections] = manifest.STRING_READER
+    headline: ClassVar[str] = HEADLINE
     best: ClassVar[dict[str, Literal["min", "max"]]] = dict.fromkeys(
         ("train/loss", "val/loss", "val/error", "val/character_error", "test/loss", "test/error"), "min"
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from pl_losses.core.declared import Keys
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.data.lines import Lines
 from pl_losses.monitoring.charts import log_lines
 from pl_losses.monitoring.pictures import gather_objects, log_figure
+from pl_losses.papers.gtn import manifest
 from pl_losses.papers.gtn.base import StringReader
 from pl_losses.papers.gtn.metrics import error_reject_curve
 
@@ -54,6 +57,14 @@ class ReadingReport(Callback):
     Raises:
         ValueError: If a number is negative.
     """
+
+    KEYS: ClassVar[Keys] = {
+        "test/error_reject": "picture: error over the share of strings rejected",
+        "test/error_reject_curve_table": "table: the same as numbers",
+        "test/segmentation": "picture: the best paths of the first strings",
+        "test/errors": "picture: the most confident errors",
+    }
+    panels: ClassVar[Sections] = manifest.READING_REPORT
 
     @typed
     def __init__(self, lines: int = 8, errors: int = 16) -> None:

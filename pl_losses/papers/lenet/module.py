@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import copy
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -12,12 +12,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_losses.core import expected
-from pl_losses.core.classifier import Classifier
+from pl_losses.core.classifier import Classifier, Gallery
+from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import ErrorRate, computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.sharding import shard_like
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init, check_integer, check_positive
+from pl_losses.monitoring.pictures import ClassifierReport
+from pl_losses.papers.lenet import manifest
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
 from pl_losses.papers.lenet.losses import map_loss, mle_loss, rubbish_posterior
 from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
@@ -69,6 +73,15 @@ class LeNet5(Classifier):
         >>> model(torch.zeros(2, 1, 32, 32)).shape
         torch.Size([2, 10])
     """
+
+    KEYS: ClassVar[Keys] = {
+        "test/rejected": "share of patterns that are rejected, 0 to 1",
+        "test/error_accepted": "error of the others, 0 to 1",
+        "test/rejected_samples": "picture: what was most surely rejected",
+        "centres/closest": "smallest distance of two RBF centres",
+        "centres/farthest": "largest distance of two RBF centres",
+    }
+    panels: ClassVar[Sections] = manifest.LENET5
 
     def __init__(
         self,
@@ -122,6 +135,18 @@ class LeNet5(Classifier):
         if self.criterion == "mle":
             return mle_loss(penalties, target)
         return map_loss(penalties, target, self.rubbish_penalty)
+
+    @classmethod
+    def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
+        """Return the keys that it logs: only eq. 9 has a rubbish class, and fixed centres do not move."""
+        rbf, shown = part.argument("head") == "rbf", ("test/rejected_samples",)
+        reports = [one for one in recipe.callbacks if issubclass(one.cls, ClassifierReport)]
+        left_out: tuple[str, ...] = () if any(one.argument("samples") for one in reports) else shown
+        if not rbf or part.argument("criterion") != "map":
+            left_out += ("test/rejected", "test/error_accepted", *shown)
+        if not rbf or part.argument("centres") == "fixed":
+            left_out += ("centres/closest", "centres/farthest")
+        return without(super().logged_keys(part, recipe), left_out)
 
     def scores(self, penalties: Tensor) -> Tensor:
         """Minus the penalties [B, C]."""
@@ -221,7 +246,7 @@ class LeNet5(Classifier):
             if found := of_whole.state.get(whole[parameter]):
                 optimizer.state[parameter]["curvature"] = shard_like(found["curvature"], parameter)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Count errors and rejected patterns; returns what ``ClassifierReport`` draws."""
         results = super().test_step(batch, batch_idx)
         if self.rejects:
@@ -231,7 +256,12 @@ class LeNet5(Classifier):
             kept = accepted[:own].nonzero().flatten()
             self.accepted_error.update(results["predicted"][kept], results["target"][kept])
             self.rejected.update(~accepted[:own])
-            results |= {"rubbish": rubbish, "rejected": ~accepted}
+            rejected = Gallery(~accepted, rubbish, "{:.0%} rubbish")
+            results |= {
+                "rubbish": rubbish,
+                "rejected": ~accepted,
+                "galleries": {"rejected_samples": rejected},
+            }
         return results
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:

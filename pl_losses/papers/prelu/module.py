@@ -12,9 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from pl_losses.core.classifier import Classifier
+from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import ErrorRate, computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_init, check_integer, check_share
+from pl_losses.papers.prelu import manifest
 from pl_losses.papers.prelu.groups import param_groups
 from pl_losses.papers.prelu.init import he_init_
 from pl_losses.papers.prelu.layers import PReLU
@@ -81,11 +84,21 @@ class RectifierNet(Classifier):
         13
     """
 
+    KEYS: ClassVar[Keys] = {
+        "<val|test>/error_top5": "share without the right class in the best five, 0 to 1",
+    }
+    panels: ClassVar[Sections] = manifest.RECTIFIER_NET
     best: ClassVar[dict[str, Literal["min", "max"]]] = {
         **Classifier.best,
         "val/error_top5": "min",
         "test/error_top5": "min",
     }
+
+    @classmethod
+    def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
+        """Return the keys that it logs: among five classes or fewer the best five say nothing."""
+        left_out = () if part.argument("num_classes") > 5 else ("<val|test>/error_top5",)
+        return without(super().logged_keys(part, recipe), left_out)
 
     def __init__(
         self,

@@ -19,6 +19,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pl_losses.core.declared import Keys
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.monitor import (
     Array,
@@ -30,6 +32,7 @@ from pl_losses.monitoring.monitor import (
 )
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step, torch_optimizers
+from pl_losses.papers.prelu import manifest
 from pl_losses.papers.prelu.drawing import History, draw_final_slopes, draw_heat_map
 from pl_losses.papers.prelu.slopes import Trained, clean, find_slopes, gather, members, parameters_of
 
@@ -66,7 +69,8 @@ class PReLUSlopeMonitor(Monitor):
         >>> trainer = Trainer(callbacks=[PReLUSlopeMonitor(every_n_steps=100)], logger=CSVLogger("logs"))
     """
 
-    KEYS: ClassVar[dict[str, str]] = {
+    panels: ClassVar[Sections] = manifest.SLOPE_MONITOR
+    KEYS: ClassVar[Keys] = {
         "prelu/<layer>/mean": "mean slope over the layer's channels",
         "prelu/<layer>/min": "smallest slope",
         "prelu/<layer>/max": "largest slope",

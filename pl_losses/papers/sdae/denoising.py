@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
+from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.loaders import BLOCK, drawn_at
 from pl_losses.core.metrics import computed
@@ -298,6 +299,9 @@ class DenoisingAutoencoder(Denoising):
         torch.Size([2, 100])
     """
 
+    KEYS: ClassVar[Keys] = {
+        "<stage>/loss": "reconstruction error of corrupted inputs, nats per example",
+    }
     best: ClassVar[dict[str, Literal["min", "max"]]] = {
         "train/loss": "min",
         "val/loss": "min",

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier
+from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import computed
+from pl_losses.core.panels import Sections
 from pl_losses.core.sharding import load_whole
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init, check_integer
+from pl_losses.papers.sdae import manifest
 from pl_losses.papers.sdae.corruption import Mode
 from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
 from pl_losses.papers.sdae.losses import Kind
@@ -78,6 +81,12 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         (0, 1, 2)
     """
 
+    KEYS: ClassVar[Keys] = {
+        "train/reconstruction_<k>": "reconstruction error of layer k on corrupted inputs, nats per example",
+        "val/reconstruction_<k>": "the same on held-out images",
+        "train/stage": "k while layer k is trained, in fine-tuning the number of layers + 1",
+    }
+    panels: ClassVar[Sections] = manifest.STACKED
     best: ClassVar[dict[str, Literal["min", "max"]]] = Classifier.best
 
     def __init__(

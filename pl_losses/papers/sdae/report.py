@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from itertools import accumulate
 from math import isqrt
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from pl_losses.core.declared import Keys
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.data.loader import BatchLoader
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step
+from pl_losses.papers.sdae import manifest
 from pl_losses.papers.sdae.denoising import Denoising
 from pl_losses.papers.sdae.drawing import draw_curves, draw_filters, draw_rows
 from pl_losses.papers.sdae.layers import DenseLayer
@@ -42,6 +45,15 @@ class AutoencoderReport(Callback):
     Raises:
         ValueError: If a number is not positive.
     """
+
+    KEYS: ClassVar[Keys] = {
+        "pretrain/filters": "picture: weights of the first layer, over pre-training",
+        "pretrain/reconstructions": "picture: corrupted inputs beside their reconstructions",
+        "pretrain/samples": "picture: samples with their standard deviation",
+        "finetune/filters": "picture: weights of the first layer after fine-tuning",
+        "fit/curves": "picture: the criteria of all stages",
+    }
+    panels: ClassVar[Sections] = manifest.AUTOENCODER_REPORT
 
     @typed
     def __init__(

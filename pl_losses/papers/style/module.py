@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 
 from pl_losses.core.base import PaperModule
+from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_init, check_number
 from pl_losses.data.pictures import PictureSet
-from pl_losses.papers.style import colour
+from pl_losses.papers.style import colour, manifest
 from pl_losses.papers.style.features import VGG19Features, check_layers
 from pl_losses.papers.style.objective import Objective, Terms
 from pl_losses.papers.style.presets import PRESETS
@@ -79,7 +81,15 @@ class StyleTransfer(PaperModule):
         FileNotFoundError: If there are no weights, when a Trainer sets the module up.
     """
 
-    KEYS: ClassVar[dict[str, str]] = {
+    panels: ClassVar[Sections] = manifest.STYLE_TRANSFER
+
+    @classmethod
+    def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
+        """Return the keys that it logs."""
+        left_out = () if part.argument("tv_weight") else ("train/total_variation",)
+        return without(super().logged_keys(part, recipe), left_out)
+
+    KEYS: ClassVar[Keys] = {
         "train/loss": "eq. 7, alpha L_content + beta L_style, what the optimizer sees",
         "train/content_loss": "L_content, eq. 1, summed over the content layers, as the preset weights it",
         "train/style_loss": "L_style, eq. 5, sum of w_l E_l, as the preset weights it",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from pl_losses.core.declared import Keys
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.data.image_files import image_format, to_image, write_image
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.record import run_folder
+from pl_losses.papers.style import manifest
 from pl_losses.papers.style.module import StyleTransfer
 from pl_losses.papers.style.ranks import TilesTogether
 
@@ -34,6 +37,11 @@ class StyleReport(Callback):
     Raises:
         ValueError: If ``every_n_steps`` is no integer of at least 0, or ``output`` names no image format.
     """
+
+    KEYS: ClassVar[Keys] = {
+        "train/image": "picture: the image as it evolves, content and style beside it",
+    }
+    panels: ClassVar[Sections] = manifest.STYLE_REPORT
 
     @typed
     def __init__(self, output: str | None = None, every_n_steps: int = 1) -> None:

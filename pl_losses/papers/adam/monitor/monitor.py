@@ -15,10 +15,13 @@ from torch import Tensor, optim
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from pl_losses.core.declared import Keys
+from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.monitor import Array, Monitor, Part, Row, on_cpu, optimizer_names, own_shard, vector
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import torch_optimizers, unwrap
+from pl_losses.papers.adam import manifest
 from pl_losses.papers.adam.monitor.history import History, draw_history
 from pl_losses.papers.adam.monitor.reduction import Group, Readings
 from pl_losses.papers.adam.monitor.statistics import Moments
@@ -84,7 +87,8 @@ class AdamBiasCorrectionMonitor(Monitor):
         'Learning rate times `effective_step`.'
     """
 
-    KEYS: ClassVar[dict[str, str]] = {
+    panels: ClassVar[Sections] = manifest.BIAS_CORRECTION_MONITOR
+    KEYS: ClassVar[Keys] = {
         "adam/<group>/lr": "Learning rate alpha.",
         "adam/<group>/coordinates": "Number of coordinates that the step changed.",
         "adam/<group>/step_max": "t, the largest step count of a parameter.",

@@ -58,6 +58,9 @@ class Section:
         return set().union(*(panel.shown(logged) for panel in self.panels))
 
 
+Sections = tuple[Section, ...]
+
+
 def lines(title: str, *keys: str, smoothing: float = 0.0, log_y: bool = False) -> Panel:
     """Curves over the x axis."""
     return Panel(title, keys, "lines", smoothing, log_y)

@@ -1,0 +1,80 @@
+"""The manifests of the suite: what a room says of itself in ``manifest.py``, to be read without torch.
+
+A manifest has the panels of the room's classes, each a tuple of sections; a :class:`Reproduced` for each
+table or figure that ``pl-losses reproduce`` makes; and, unless that is the error or the loss, a ``HEADLINE``:
+the name of the metric that a run ends with.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from pl_losses.core.panels import Section, Sections
+from pl_losses.core.signatures import canonical
+from pl_losses.recipes import HERE
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A table or figure that takes more than one training.
+
+    Attributes:
+        name: What ``pl-losses reproduce`` calls it.
+        function: Dotted path of the function that makes it: its parameters are the options, its docstring
+            is the help.
+        panels: Of the W&B run that it makes, if it makes one.
+        resumes: Whether the same command goes on after an interruption; one that takes minutes need not.
+    """
+
+    name: str
+    function: str
+    panels: Sections = ()
+    resumes: bool = True
+
+
+@cache
+def manifests() -> dict[str, dict[str, object]]:
+    """Room, such as "pl_losses.papers.lenet", to the names of its manifest."""
+    found = {}
+    for path in sorted(HERE.rglob("manifest.py")):
+        room = ".".join((HERE.name, *path.relative_to(HERE).parent.parts))
+        found[room] = vars(importlib.import_module(f"{room}.manifest"))
+    return found
+
+
+def reproduced() -> dict[str, Reproduced]:
+    """What ``pl-losses reproduce`` makes, by name."""
+    values = (value for names in manifests().values() for value in names.values())
+    return {value.name: value for value in values if isinstance(value, Reproduced)}
+
+
+def headlines(rooms: Iterable[str]) -> list[str]:
+    """Names of the metrics that runs end with, those of these rooms first; of any run, the loss."""
+    known = manifests()
+    found = (known[room].get("HEADLINE") for room in (*rooms, f"{HERE.name}.core"))
+    return [*dict.fromkeys(str(name) for name in found if name), "loss"]
+
+
+def panels_in(room: str) -> list[Sections]:
+    """The panels of a room: those of each class, and of each thing to reproduce."""
+    found = [value.panels if isinstance(value, Reproduced) else value for value in manifests()[room].values()]
+    return [one for one in found if isinstance(one, tuple) and one and isinstance(one[0], Section)]
+
+
+def rooms_of(classes: Iterable[str]) -> list[str]:
+    """The rooms with a manifest whose classes are named by dotted paths, in their order.
+
+    Example:
+        >>> rooms_of(["pl_losses.LeNet5", "torch.optim.Adam", "pl_losses.callbacks.ClassifierReport"])
+        ['pl_losses.papers.lenet', 'pl_losses.monitoring']
+    """
+    found: dict[str, None] = {}
+    for path in classes:
+        if path.startswith(f"{HERE.name}.") and path.replace(".", "").isidentifier():
+            module = f"{canonical(path)}."
+            inside = [room for room in manifests() if module.startswith(f"{room}.")]
+            found |= dict.fromkeys(sorted(inside, key=len)[-1:])
+    return list(found)

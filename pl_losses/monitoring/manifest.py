@@ -1,0 +1,15 @@
+"""The panels of what all monitors share."""
+
+from pl_losses.core.panels import Section, chart, pictures
+from pl_losses.monitoring.charts import CONFUSION
+
+CLASSIFIER_REPORT = (
+    Section(
+        "What was misread",
+        (
+            pictures("Confusion matrix", "test/confusion_matrix"),
+            pictures("Most confident errors", "test/errors"),
+            chart("Right and predicted class", "test/confusion_table", CONFUSION),
+        ),
+    ),
+)

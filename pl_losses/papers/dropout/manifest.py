@@ -1,0 +1,103 @@
+"""What the suite knows of this paper without torch: its panels, and what is reproduced."""
+
+from pl_losses.core.manifest import LOSS
+from pl_losses.core.manifests import Reproduced
+from pl_losses.core.panels import Section, bars, lines, pictures, table
+
+HEADLINE = "rmse"  # Of the regressor.
+CLASSIFIER = (
+    Section(
+        "Test",
+        (
+            bars("Error: weight averaging, and mean of the passes", "test/error", "test/mc_error"),
+            bars("Mean of the passes: NLL, Brier, ECE", "test/mc_nll", "test/mc_brier", "test/mc_ece"),
+            bars(
+                "Uncertainty: entropies and mutual information, nats",
+                *(
+                    f"test/mc_{name}"
+                    for name in ("predictive_entropy", "expected_entropy", "mutual_information")
+                ),
+            ),
+            bars("Agreement", "test/mc_variation_ratio", "test/mc_max_probability"),
+        ),
+    ),
+)
+REGRESSOR = (
+    Section("Training", (LOSS,)),
+    Section(
+        "Test (Table 1)",
+        (
+            lines("RMSE, and that of weight averaging", "<stage>/<rmse|rmse_deterministic>"),
+            lines("Log-likelihood, nats", "<stage>/log_likelihood"),
+            lines("Precision tau that was chosen", "val/precision"),
+            bars("Share of targets within 50, 90, 95 %", *(f"test/coverage_{n}" for n in (50, 90, 95))),
+            bars(
+                "Calibration error, and standard deviation",
+                "test/calibration_error",
+                "test/standard_deviation",
+            ),
+        ),
+    ),
+)
+UNCERTAINTY_MONITOR = (
+    Section(
+        "Uncertainty (Gal and Ghahramani)",
+        (
+            pictures("Reliability diagram", "<stage>/dropout/reliability"),
+            pictures("Entropy of right and wrong predictions", "<stage>/dropout/entropy"),
+            pictures("Most uncertain inputs", "<stage>/dropout/most_uncertain"),
+            pictures("Calibration of the intervals", "<stage>/dropout/calibration"),
+            pictures("Predictions over targets", "<stage>/dropout/predictions"),
+        ),
+        figure=True,
+    ),
+    Section(
+        "Passes with dropout",
+        (
+            lines("Error: passes, and deterministic", "<stage>/dropout/<error|error_deterministic>"),
+            lines("NLL, nats", "<stage>/dropout/<nll|nll_deterministic>"),
+            lines("Brier score", "<stage>/dropout/<brier|brier_deterministic>"),
+            lines("Expected calibration error", "<stage>/dropout/<ece|ece_deterministic>"),
+            lines("Entropies, nats", "<stage>/dropout/<predictive_entropy|expected_entropy>"),
+            lines("Mutual information (BALD), nats", "<stage>/dropout/mutual_information"),
+            lines("Agreement", "<stage>/dropout/<variation_ratio|max_probability>"),
+            lines("RMSE: passes, and deterministic", "<stage>/dropout/<rmse|rmse_deterministic>"),
+            lines("Standard deviation", "<stage>/dropout/standard_deviation"),
+            lines("Log-likelihood, nats", "<stage>/dropout/log_likelihood"),
+            lines(
+                "Coverage of the 50, 90, 95 % intervals",
+                "<stage>/dropout/<coverage_50|coverage_90|coverage_95>",
+            ),
+            lines("Calibration error", "<stage>/dropout/calibration_error"),
+            lines("Number of inputs", "<stage>/dropout/inputs"),
+        ),
+    ),
+)
+EXTRAPOLATION_REPORT = (
+    Section(
+        "Fig. 2: away from the data",
+        (pictures("Mean and standard deviations", "test/extrapolation"),),
+        figure=True,
+    ),
+)
+ROTATION_REPORT = (
+    Section(
+        "Fig. 4: a digit as it is turned",
+        (pictures("Softmax inputs and outputs", "test/rotation"),),
+        figure=True,
+    ),
+)
+TABLE1 = Reproduced(
+    "dropout/table1",
+    "pl_losses.papers.dropout.table1.experiment.reproduce",
+    panels=(
+        Section(
+            "Table 1: RMSE and log-likelihood beside the published ones",
+            (
+                pictures("All data sets", "dropout/table1/picture"),
+                table("Means and standard errors", "dropout/table1"),
+            ),
+            figure=True,
+        ),
+    ),
+)

@@ -1,0 +1,40 @@
+"""What the suite knows of this paper without torch: its panels, and what is reproduced."""
+
+from pl_losses.core.manifests import Reproduced
+from pl_losses.core.panels import Section, histogram, lines, pictures
+
+GAN = (
+    Section(
+        "The two players",
+        (
+            lines("Losses, nats", "train/<discriminator_loss|generator_loss>", smoothing=0.6),
+            lines("Discriminator's mean outputs", "<stage>/<real_output|fake_output>", smoothing=0.6),
+            lines("Discriminator's loss on held-out images, nats", "<val|test>/loss"),
+        ),
+    ),
+)
+GAN_REPORT = (
+    Section(
+        "Samples",
+        (
+            pictures("Samples of the same noise over training", "train/samples"),
+            pictures("Samples at the end", "test/samples"),
+            pictures("Interpolation", "test/interpolation"),
+            pictures("Discriminator's outputs", "test/outputs"),
+            pictures("Classes of the samples", "test/classes"),
+        ),
+        figure=True,
+    ),
+    Section(
+        "Quality of the samples",
+        (
+            lines("Fréchet distance", "<name>_frechet_distance", log_y=True),
+            lines("Precision and recall", "<name>_precision", "<name>_recall"),
+            lines("Classes covered", "<name>_classes_covered"),
+            lines("Quantiles of the outputs on held-out images", "val/<real|fake>_output_<quantile>"),
+            histogram("Outputs on held-out images", "val/<real|fake>_outputs"),
+            lines("Rarest and most frequent class", "<name>_smallest_class", "<name>_largest_class"),
+        ),
+    ),
+)
+TABLE1 = Reproduced("gan/table1", "pl_losses.papers.gan.table1.reproduce", resumes=False)

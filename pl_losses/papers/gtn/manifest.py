@@ -1,0 +1,38 @@
+"""What the suite knows of this paper without torch: its panels."""
+
+from pl_losses.core.manifest import LOSS
+from pl_losses.core.panels import Section, bars, chart, lines, pictures
+from pl_losses.monitoring.charts import LINES
+
+STRING_READER = (
+    Section("Training", (LOSS, lines("Errors: strings, and characters", "<stage>/<error|character_error>"))),
+    Section(
+        "Test",
+        (
+            bars(
+                "Error of strings with its 95 % interval",
+                "test/error_low",
+                "test/error",
+                "test/error_high",
+            ),
+            bars(
+                "Error of characters with its 95 % interval",
+                *(f"test/character_error{end}" for end in ("_low", "", "_high")),
+            ),
+            lines("Rejected share, and error of the rest", "test/<rejected|error_accepted>"),
+            lines("Strings that no path spells, share", "<stage>/infeasible"),
+        ),
+    ),
+)
+READING_REPORT = (
+    Section(
+        "The error-reject curve and the segmentations",
+        (
+            pictures("Error over rejection", "test/error_reject"),
+            pictures("Best segmentations", "test/segmentation"),
+            pictures("Most confident errors", "test/errors"),
+            chart("Error over rejection, to compare", "test/error_reject_curve_table", LINES),
+        ),
+        figure=True,
+    ),
+)

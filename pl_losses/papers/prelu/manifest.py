@@ -1,0 +1,35 @@
+"""What the suite knows of this paper without torch: its panels."""
+
+from pl_losses.core.panels import Section, histogram, lines, pictures
+
+
+def layers(title: str, statistic: str) -> tuple[str, str]:
+    """Title and keys of a statistic of the slopes of each layer."""
+    return title, f"prelu/<layer>/{statistic}"
+
+
+RECTIFIER_NET = (Section("Training", (lines("Top-5 error, share of all", "<stage>/error_top5"),)),)
+SLOPE_MONITOR = (
+    Section(
+        "Slopes by depth (He et al., Table 1)",
+        (
+            pictures("Final slopes by depth", "prelu/final_slopes"),
+            pictures("Mean slopes over training", "prelu/heat_map"),
+            lines(*layers("Mean slope of each layer", "mean")),
+            histogram(*layers("Slopes over channels", "slopes")),
+        ),
+        figure=True,
+    ),
+    Section(
+        "Slopes",
+        (
+            lines("All slopes: smallest, mean, largest", "prelu/<min|mean|max>"),
+            lines("Share below 0, and above 1", "prelu/<below_0|above_1>"),
+            lines(*layers("Smallest and largest slope of each layer", "<min|max>")),
+            lines(*layers("Quantiles of each layer: 5 %, 50 %, 95 %", "<q05|median|q95>")),
+            lines(*layers("Share below 0, and above 1, of each layer", "<below_0|above_1>")),
+            lines(*layers("Norm of the slopes' gradient", "grad_norm"), log_y=True),
+            lines(*layers("Norm of the slopes' momentum", "momentum_norm"), log_y=True),
+        ),
+    ),
+)

@@ -1,0 +1,28 @@
+"""What the suite knows of this paper without torch: its panels, and what is reproduced."""
+
+from pl_losses.core.manifests import Reproduced
+from pl_losses.core.panels import Section, lines, pictures
+
+STACKED = (
+    Section(
+        "Layer by layer",
+        (
+            lines("Reconstruction error of each layer, nats", "<stage>/reconstruction_<k>"),
+            lines("Stage: a layer's number, then fine-tuning", "train/stage"),
+        ),
+    ),
+)
+AUTOENCODER_REPORT = (
+    Section(
+        "Filters and reconstructions (Vincent et al., Fig. 5 to 7)",
+        (
+            pictures("Filters of the first layer", "pretrain/filters"),
+            pictures("Corrupted inputs and their reconstructions", "pretrain/reconstructions"),
+            pictures("Samples and their variability", "pretrain/samples"),
+            pictures("Filters after fine-tuning", "finetune/filters"),
+            pictures("All stages", "fit/curves"),
+        ),
+        figure=True,
+    ),
+)
+VARIATIONS = Reproduced("sdae/variations", "pl_losses.papers.sdae.comparison.reproduce")
