@@ -8,24 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pl_losses import (
-    GAN,
-    MLP,
-    VAE,
-    DenoisingAutoencoder,
-    DropoutClassifier,
-    DropoutRegressor,
-    FullBasicModel,
-    LatticeReader,
-    LeNet5,
-    LogisticRegression,
-    RectifierNet,
-    StackedDenoisingAutoencoder,
-)
+import pl_losses
 from pl_losses.data import TensorDataModule
 from pl_losses.data.lines import Characters, Lines
-from pl_losses.papers.adam import ConvNet
-from pl_losses.papers.gtn.sdnn import SDNN
 
 
 class Case(NamedTuple):
@@ -104,7 +89,7 @@ def network(outputs):
 
 
 def gan(accumulate):
-    return GAN(
+    return pl_losses.GAN(
         latent_size=3,
         image_size=4,
         # Batch normalisation is of each rank's own batch.
@@ -118,22 +103,28 @@ def gan(accumulate):
 
 dropout = {"samples": 3, "masks": "shared", "length_scale": 3.0}
 CASES = {
-    "LeNet5": Case(lambda _: LeNet5(optimizer=sgd(1e-3)), images(1, 32, 32)),
+    "LeNet5": Case(lambda _: pl_losses.LeNet5(optimizer=sgd(1e-3)), images(1, 32, 32)),
     "RectifierNet": Case(
-        lambda _: RectifierNet(stages=[[3]], pyramid=[1], hidden=5, dropout=0.0, optimizer=sgd(0.1)),
+        lambda _: pl_losses.RectifierNet(
+            stages=[[3]], pyramid=[1], hidden=5, dropout=0.0, optimizer=sgd(0.1)
+        ),
         images(1, 6, 6),
     ),
-    "LogisticRegression": Case(lambda _: LogisticRegression(9, optimizer=sgd(0.1)), images(1, 3, 3)),
-    "MLP": Case(lambda _: MLP(9, [6], dropout=0.0, optimizer=sgd(0.1)), images(1, 3, 3)),
-    "ConvNet": Case(lambda _: ConvNet(10, 1, 8, (2, 2, 2), 4, 0.0, 0.0, optimizer=sgd(0.1)), images(1, 8, 8)),
-    "VAE": Case(lambda _: VAE(9, 5, 2, optimizer=sgd(0.01)), images(1, 3, 3), noise=True),
+    "LogisticRegression": Case(
+        lambda _: pl_losses.LogisticRegression(9, optimizer=sgd(0.1)), images(1, 3, 3)
+    ),
+    "MLP": Case(lambda _: pl_losses.MLP(9, [6], dropout=0.0, optimizer=sgd(0.1)), images(1, 3, 3)),
+    "ConvNet": Case(
+        lambda _: pl_losses.ConvNet(10, 1, 8, (2, 2, 2), 4, 0.0, 0.0, optimizer=sgd(0.1)), images(1, 8, 8)
+    ),
+    "VAE": Case(lambda _: pl_losses.VAE(9, 5, 2, optimizer=sgd(0.01)), images(1, 3, 3), noise=True),
     "DenoisingAutoencoder": Case(
-        lambda _: DenoisingAutoencoder(9, 5, level=0.4, beta=0.5, optimizer=sgd(0.1)),
+        lambda _: pl_losses.DenoisingAutoencoder(9, 5, level=0.4, beta=0.5, optimizer=sgd(0.1)),
         images(1, 3, 3),
         noise=True,
     ),
     "StackedDenoisingAutoencoder": Case(
-        lambda _: StackedDenoisingAutoencoder(
+        lambda _: pl_losses.StackedDenoisingAutoencoder(
             9, [5], level=0.4, beta=0.5, pretrain_epochs=1, pretrain_optimizer=sgd(0.1), optimizer=sgd(0.1)
         ),
         images(1, 3, 3),
@@ -141,19 +132,21 @@ CASES = {
         noise=True,
     ),
     "DropoutRegressor": Case(
-        lambda _: DropoutRegressor(network=network(1), optimizer=sgd(0.1), **dropout), rows
+        lambda _: pl_losses.DropoutRegressor(network=network(1), optimizer=sgd(0.1), **dropout), rows
     ),
     "DropoutClassifier": Case(
-        lambda _: DropoutClassifier(network=network(3), optimizer=sgd(0.1), **dropout),
+        lambda _: pl_losses.DropoutClassifier(network=network(3), optimizer=sgd(0.1), **dropout),
         images(4, classes=3),
     ),
     "GAN": Case(gan, images(1, 4, 4), accumulates=True, strategy="ddp_per_module", noise=True),
-    "FullBasicModel": Case(lambda _: FullBasicModel(optimizer=sgd(0.1)), images(1, 5, 5)),
-    "LatticeReader": Case(lambda _: LatticeReader(optimizer=sgd(1e-4)), lines, lambda parts: Lines(*parts)),
-    "LatticeReader of characters": Case(
-        lambda _: LatticeReader(optimizer=sgd(1e-4)), lines, lambda parts: Lines(*parts), characters
+    "FullBasicModel": Case(lambda _: pl_losses.FullBasicModel(optimizer=sgd(0.1)), images(1, 5, 5)),
+    "LatticeReader": Case(
+        lambda _: pl_losses.LatticeReader(optimizer=sgd(1e-4)), lines, lambda parts: Lines(*parts)
     ),
-    "SDNN": Case(lambda _: SDNN(optimizer=sgd(1e-4)), lines, lambda parts: Lines(*parts)),
+    "LatticeReader of characters": Case(
+        lambda _: pl_losses.LatticeReader(optimizer=sgd(1e-4)), lines, lambda parts: Lines(*parts), characters
+    ),
+    "SDNN": Case(lambda _: pl_losses.SDNN(optimizer=sgd(1e-4)), lines, lambda parts: Lines(*parts)),
 }
 
 

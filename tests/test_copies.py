@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from function_table import CALLS
 from torch import nn
 
 import pl_losses
@@ -63,21 +64,12 @@ def test_optimizers(make, duplicate, stepped):
 
 
 MODULES = {name: getattr(pl_losses, name) for name in pl_losses.__all__ if not name.startswith("_")}
-NEEDED = {
-    "DropoutRegressor": {"in_features": 3},
-    "MLP": {"in_features": 4, "hidden": [3, 3]},
-    "LogisticRegression": {"in_features": 4},
-    "VAE": {"in_features": 4, "hidden": 3, "latent": 2},
-    "ConvNet": {"in_channels": 1},
-    "GAN": {},
-    "RectifierNet": {"stages": [[2], [2]], "hidden": 4},
-}
 
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name, duplicate):
-    model = MODULES[name](**NEEDED.get(name, {}))
+    model = MODULES[name](**CALLS[name].arguments())
     other = duplicate(model)
     states = dict(other.state_dict()), dict(model.state_dict())
     torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)

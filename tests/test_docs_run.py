@@ -17,11 +17,11 @@ from pl_losses.cli.main import main
 from pl_losses.core.run_folders import Run, write_record
 from pl_losses.data import MNIST
 from pl_losses.papers.style.vgg import find_oxford
-from pl_losses.recipes import resolve, roots
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
-TUTORIAL = (ROOT / "CONTRIBUTING.md").read_text()
+# The example of a paper, whose page is within tildes, has tests of its own.
+TUTORIAL = re.sub(r"^~~~.*?^~~~$", "", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M | re.S)
 COMMANDS = PAGES | {"CONTRIBUTING.md": TUTORIAL}
 # What else is called: the checks of the project itself, other programs, and comments to SLURM.
 OTHERS = r"uv run (pytest|ruff|mypy)|\.ci/run|wandb sweep recipes/|#"
@@ -122,43 +122,6 @@ def test_nothing_is_left_out(page):
     assert all(
         (ROOT / path).is_file() for path in re.findall(r"wandb sweep (recipes/\S+?yaml)", COMMANDS[page])
     )
-
-
-def test_the_tutorial(folder, monkeypatch):
-    """CONTRIBUTING's example of a paper, its blocks put where they belong."""
-    losses, module, blobs, tests = blocks(TUTORIAL, "python")
-    (folder / "perceptron.py").write_text(
-        f"{IMPORTS}\n{losses.partition('import torch')[2]}\n{module}\n{blobs}"
-    )
-    recipes = [text.replace("Perceptron\n", "perceptron.Perceptron\n") for text in blocks(TUTORIAL, "yaml")]
-    for name, text in zip(("digits", "mnist"), recipes, strict=True):
-        path = folder / "recipes" / "perceptron" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    found = [folder / "recipes", *roots()]
-    monkeypatch.setattr("pl_losses.recipes.roots", lambda: found)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setenv("PL_LOSSES_TRUST", "perceptron")  # In the clone it would be a part of the suite.
-    names = {"torch": torch, "main": main}
-    exec(f"from perceptron import *\n{tests}", names)
-    names["test_perceptron_loss_is_the_sum_written_out"]()
-    names["test_the_recipe"](folder, monkeypatch)
-    assert resolve("perceptron/mnist")["data"] == {"class_path": "MNIST"}
-    data = names["Blobs"](batch_size=32)
-    data.setup("fit")
-    assert sum(len(labels) for _, labels in data.train_dataloader()) == 150
-    sys.modules.pop("perceptron")
-
-
-IMPORTS = """
-import torch
-from torch import Tensor, nn
-from pl_losses.data import TensorDataModule
-from pl_losses.data.module import Batch
-from pl_losses.core.hparams import save_plain_hyperparameters
-from pl_losses.core.base import LRSchedulerCallable, OptimizerCallable
-from pl_losses.core.classifier import Classifier
-"""
 
 
 @pytest.mark.parametrize("page", [page for page in COMMANDS if commands(COMMANDS[page])])

@@ -376,6 +376,28 @@ class PaperModule(LightningModule):
         torch.distributed.all_reduce(total)
         return torch.where(total > 0, total / self._trainer.world_size, 1.0)
 
+    def joined(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks' batches, [B, ...] of each rank -> [sum of B, ...], with their gradients.
+
+        In the order in which one process would have them. For losses over pairs of samples: made of joined
+        rows, a loss is the same on every rank and needs no :meth:`rank_weight`. A collective, if there are
+        several ranks; they may have unequally many rows, or none.
+        """
+        if self._trainer is None or self._trainer.world_size == 1:
+            return rows
+        counts: Any = self.all_gather(torch.tensor(len(rows), device=rows.device))
+        padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        found: Any = self.all_gather(padded.detach())
+        if padded.requires_grad:
+            # Strategies average the gradients of the ranks, but each rank has those of its own rows alone.
+            padded.register_hook(lambda gradient: gradient * len(counts))  # type: ignore[no-untyped-call]
+        found[self.global_rank] = padded
+        # Ranks take the samples of a batch in turn.
+        there = torch.arange(len(padded), device=rows.device)[:, None] < counts
+        joined: Tensor = found.transpose(0, 1)[there]
+        return joined
+
     def evaluation_results(self, stage: str) -> dict[str, Any]:
         """What the metrics of "val" or "test" give, to be logged as ``<stage>/<name>``: runs on all ranks."""
         return {}

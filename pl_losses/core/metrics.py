@@ -46,6 +46,11 @@ class ListMetric(Metric):
         super().__init__()
         self._rows: dict[str, Tensor] = {}
 
+    def keep(self, **rows: Tensor) -> None:
+        """Keep rows [B, ...] by the names of their states, in these states' types."""
+        for name, own in rows.items():
+            getattr(self, name).append(own.to(self._rows[name].dtype))
+
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the rows of all ranks."""
         for name, none in self._rows.items():

@@ -14,6 +14,7 @@ from pl_losses.core.validation import typed
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Batch, torch.Generator], Batch]
+Order = Callable[[torch.Generator], Tensor]
 
 
 class BatchLoader:
@@ -38,6 +39,8 @@ class BatchLoader:
         batch_size: Samples per batch and rank.
         shuffle: Whether each epoch has a new order.
         seed: Seed of the orders and of the generator that ``transform`` gets.
+        order: With ``shuffle``, draws the order of an epoch from a generator on the host: as many places of
+            samples as there are samples, of which some may come again and others not. Default: a permutation.
         transform: ``transform(batch, generator) -> batch``, called on each batch. The generator lies on the
             tensors' device and is seeded from ``(seed, epoch, rank, batch index)``; it is only valid during
             the call.
@@ -71,6 +74,7 @@ class BatchLoader:
         *,
         shuffle: bool = False,
         seed: int = 0,
+        order: Order | None = None,
         transform: Transform | None = None,
         drop_last: bool = False,
         pad: bool | None = None,
@@ -91,6 +95,7 @@ class BatchLoader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.order = order
         self.transform = transform
         self.drop_last = drop_last
         self.pad = shuffle if pad is None else pad
@@ -168,12 +173,23 @@ class BatchLoader:
         if self.shuffle:
             # Drawn on the host, so that the order does not depend on where the tensors lie.
             generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-            order = torch.randperm(self.samples, generator=generator)
+            order = self._drawn(generator)
         else:
             order = torch.arange(self.samples)
         if self.pad:
             order = order[torch.arange(ceil(self.samples / self.world_size) * self.world_size) % self.samples]
         return order[self.rank :: self.world_size].to(self.tensors[0].device)
+
+    def _drawn(self, generator: torch.Generator) -> Tensor:
+        if self.order is None:
+            return torch.randperm(self.samples, generator=generator)
+        order = self.order(generator)
+        if order.shape != (self.samples,) or not 0 <= int(order.min()) <= int(order.max()) < self.samples:
+            raise ValueError(
+                f"Expected `order` to draw {self.samples} places in 0..{self.samples - 1} but got"
+                f" {list(order.shape)} in {int(order.min())}..{int(order.max())}"
+            )
+        return order
 
     def _batch_stops(self) -> list[int]:
         """Return where this rank's batches end, counted in its own samples."""

@@ -19,9 +19,10 @@ Resident = Literal["auto", "host", "device"]
 class TensorDataModule(LightningDataModule):
     """Serves the tensors that :meth:`load` returns, in batches.
 
-    To subclass, override :meth:`load`; :meth:`train_transform` and :meth:`eval_transform` turn what is kept
-    in memory into what the model sees. Every rank trains on equally many samples and evaluates its own part:
-    each validation or test sample is seen exactly once over all ranks.
+    To subclass, override :meth:`load`; :meth:`train_order` draws the order of an epoch, and
+    :meth:`train_transform` and :meth:`eval_transform` turn what is kept in memory into what the model sees.
+    Every rank trains on equally many samples and evaluates its own part: each validation or test sample is
+    seen exactly once over all ranks.
 
     Attributes:
         num_classes: Number of classes; None when the targets are no classes.
@@ -80,6 +81,14 @@ class TensorDataModule(LightningDataModule):
             harm; without "predict", predictions are made for "test".
         """
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `load`")
+
+    def train_order(self, generator: torch.Generator) -> Tensor:
+        """Draw the order of an epoch: places of the training samples, as many as there are samples, [N].
+
+        All ranks together take the next ones of it for each step. Override it for batches of another make-up,
+        such as equally many of each class. By default each sample comes once.
+        """
+        return torch.randperm(len(self.tensors["train"][0]), generator=generator)
 
     def train_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Turn a training batch into what the model sees; take random numbers from ``generator`` only."""
@@ -150,6 +159,7 @@ class TensorDataModule(LightningDataModule):
             self.batch_size if train else self.eval_batch_size,
             shuffle=shuffle,
             seed=self.seed,
+            order=self.train_order if train else None,
             transform=self.train_transform if train else self.eval_transform,
             pad=pad,
             rank=share["rank"],

@@ -64,6 +64,24 @@ def test_each_epoch_has_an_order_of_its_own_that_set_epoch_returns_to():
     assert flat(ids(other)) != epochs[0]
 
 
+def test_an_order_of_ones_own_is_shared_by_the_ranks():
+    """Pairs of equal samples: they may come again, and every step has whole pairs on any number of ranks."""
+
+    def pairs(generator):
+        return torch.randint(8, (4,), generator=generator).repeat_interleave(2)
+
+    one, *two = [ids(loader) for n in (1, 2) for loader in ranks(8, 4 // n, n, shuffle=True, order=pairs)]
+    assert all(batch[::2] == batch[1::2] for batch in one)
+    assert two == [[batch[rank::2] for batch in one] for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("order", [torch.arange(7), torch.arange(8) + 1, torch.arange(8) - 1])
+def test_an_order_of_other_samples_is_refused(order):
+    (loader,) = ranks(8, 4, 1, shuffle=True, order=lambda _: order)
+    with pytest.raises(ValueError, match=r"Expected `order` to draw 8 places in 0\.\.7 but got"):
+        next(iter(loader))
+
+
 def test_an_iteration_cut_short_is_an_epoch_too():
     loader = BatchLoader((torch.arange(50),), 7, shuffle=True)
     whole = BatchLoader((torch.arange(50),), 7, shuffle=True)

@@ -14,6 +14,7 @@ from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_init
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.base import DropoutModule, Sharing
@@ -24,7 +25,6 @@ from pl_losses.papers.dropout.uncertainty import (
     mutual_information,
     predictive_entropy,
     variation_ratio,
-    wide,
 )
 
 KEYS = {
@@ -133,7 +133,7 @@ class DropoutClassifier(DropoutModule, Classifier):
 
     def errors(self, outputs: Tensor, target: Tensor) -> Tensor:
         """E, the cross-entropy of each sample: logits [B, C], classes [B] -> [B], in nats."""
-        return F.cross_entropy(wide(self.scores(outputs)), target, reduction="none")
+        return F.cross_entropy(at_least_float32(self.scores(outputs)), target, reduction="none")
 
     def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """L_dropout in training: logits [B, C], classes [B] -> scalar, in nats.
@@ -144,7 +144,9 @@ class DropoutClassifier(DropoutModule, Classifier):
 
     def sample_probabilities(self, images: Tensor, *key: int) -> Tensor:
         """Class probabilities of T passes: images [B, ...] -> [T, B, C]."""
-        return self.sample(images, *key, forward=lambda inputs: self.class_probabilities(wide(self(inputs))))
+        return self.sample(
+            images, *key, forward=lambda inputs: self.class_probabilities(at_least_float32(self(inputs)))
+        )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count errors and log the loss of a batch."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.sums import Sums
 from pl_losses.core.validation import check_counts, check_shape, typed
 from pl_losses.papers.dropout.uncertainty import (
@@ -27,7 +28,6 @@ from pl_losses.papers.dropout.uncertainty import (
     refuse_precision,
     refuse_samples,
     variation_ratio,
-    wide,
 )
 
 IGNORED = -100  # what F.cross_entropy takes for no target
@@ -130,7 +130,7 @@ class ClassificationScores(Sums):
         target = as_classes(target, probabilities, self.ignore_index)
         refuse_logits("probabilities", probabilities)
         counted = target != self.ignore_index
-        probabilities = wide(probabilities)
+        probabilities = at_least_float32(probabilities)
         chosen = probabilities.gather(1, target.where(counted, 0)[:, None])[:, 0]
         nll = -chosen.clamp_min(torch.finfo(torch.float32).tiny).log()
         brier = probabilities.square().sum(dim=1) - 2 * chosen + 1

@@ -15,8 +15,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_positive, check_share, in_words, typed
-from pl_losses.papers.dropout.uncertainty import refuse_precision, wide
+from pl_losses.papers.dropout.uncertainty import refuse_precision
 
 Convention = Literal["paper", "authors"]
 
@@ -72,10 +73,10 @@ def dropout_objective(
         )
     if not all(0 <= decay < inf for decay in decays):
         raise ValueError(f"Expected `weight_decay` to be finite and at least 0 but got {weight_decay}")
-    objective = wide(errors).mean()
+    objective = at_least_float32(errors).mean()
     for tensor, decay in zip(tensors, decays, strict=True):
         if decay:
-            objective = objective + decay * wide(tensor).square().sum()
+            objective = objective + decay * at_least_float32(tensor).square().sum()
     return objective
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.papers.dropout.sampling.isolation import call_module
 
 
@@ -130,7 +131,7 @@ class Reading:
         if isinstance(value, Mapping) and "logits" in value:  # such as a ModelOutput of transformers
             value = value["logits"]
         if isinstance(value, Tensor):
-            return value if value.dtype == torch.float64 else value.float()
+            return at_least_float32(value)
         hook = {"to_probabilities": "class_probabilities", "to_values": "predicted_values"}[method]
         raise TypeError(
             f"Expected the module to return a tensor but got {described(value)}: override `{method}` of"

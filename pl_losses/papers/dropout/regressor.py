@@ -17,6 +17,7 @@ from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init
 from pl_losses.papers.dropout import manifest
@@ -26,7 +27,7 @@ from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutML
 from pl_losses.papers.dropout.noise_precision import GRID, PrecisionSearch, refuse_precisions
 from pl_losses.papers.dropout.objective import Convention, weight_decay_of
 from pl_losses.papers.dropout.standardization import Standardization, read_moments
-from pl_losses.papers.dropout.uncertainty import predictive_moments, wide
+from pl_losses.papers.dropout.uncertainty import predictive_moments
 
 KEYS = {
     "train/loss": "L_dropout of the last batch, for standardised targets",
@@ -176,7 +177,7 @@ class DropoutRegressor(DropoutModule):
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs in the units of the targets: inputs [B, Q] -> [B, D]."""
         outputs: Tensor = self.network(self.input_scale(inputs))
-        return self.target_scale.inverse(wide(outputs))
+        return self.target_scale.inverse(at_least_float32(outputs))
 
     def errors(self, outputs: Tensor, target: Tensor) -> Tensor:
         """E, half the squared error of standardised values.

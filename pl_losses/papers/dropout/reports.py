@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.sampling.isolation import undisturbed
 from pl_losses.papers.dropout.sampling.sampling import mc_samples, without_dropout
-from pl_losses.papers.dropout.uncertainty import mutual_information, predictive_entropy, wide
+from pl_losses.papers.dropout.uncertainty import mutual_information, predictive_entropy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -219,7 +220,7 @@ class RotationReport(Callback):
 
         def forward(inputs: Tensor) -> Tensor:
             outputs = pl_module(inputs)
-            return wide(scores(outputs) if callable(scores) else outputs)
+            return at_least_float32(scores(outputs) if callable(scores) else outputs)
 
         # Metrics may hold tensors of inference mode, which the sampler is slow with.
         network = getattr(pl_module, "network", pl_module)

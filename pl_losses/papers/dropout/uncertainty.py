@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_positive, typed
 
 
@@ -30,7 +31,7 @@ def predictive_entropy(samples: Tensor) -> Tensor:
         (tensor([0.6931]), tensor([0.]), tensor([0.6931]))
     """
     refuse_samples(samples)
-    return _entropy(wide(samples).mean(dim=0))
+    return _entropy(at_least_float32(samples).mean(dim=0))
 
 
 @typed
@@ -44,7 +45,7 @@ def expected_entropy(samples: Tensor) -> Tensor:
         [B], in nats, at most the predictive entropy.
     """
     refuse_samples(samples)
-    return _entropy(wide(samples)).mean(dim=0)
+    return _entropy(at_least_float32(samples)).mean(dim=0)
 
 
 @typed
@@ -77,14 +78,14 @@ def variation_ratio(samples: Tensor) -> Tensor:
     """
     refuse_samples(samples)
     votes = samples.argmax(dim=-1)
-    return (votes != votes.mode(dim=0).values).to(wide(samples).dtype).mean(dim=0)
+    return (votes != votes.mode(dim=0).values).to(at_least_float32(samples).dtype).mean(dim=0)
 
 
 @typed
 def max_probability(samples: Tensor) -> Tensor:
     """Largest probability of the mean: samples [T, B, C] -> [B]."""
     refuse_samples(samples)
-    return wide(samples).mean(dim=0).amax(dim=-1)
+    return at_least_float32(samples).mean(dim=0).amax(dim=-1)
 
 
 @typed
@@ -109,7 +110,7 @@ def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple
     refuse_precision(precision)
     if not samples.ndim or not len(samples):
         raise ValueError(f"Expected `samples` of shape [T, ...] with T > 0 but got {list(samples.shape)}")
-    variance, mean = torch.var_mean(wide(samples), dim=0, correction=0)
+    variance, mean = torch.var_mean(at_least_float32(samples), dim=0, correction=0)
     return mean, variance + (0 if precision is None else 1 / precision)
 
 
@@ -212,13 +213,8 @@ def fitting(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             "Expected `samples` of shape [T, B] or [T, B, Q] with T > 0 and `target` of shape [B] or"
             f" [B, Q] but got {list(samples.shape)} and {list(target.shape)}"
         )
-    samples, target = wide(samples), target.to(wide(samples).dtype)
+    samples, target = at_least_float32(samples), target.to(at_least_float32(samples).dtype)
     return (samples, target) if samples.ndim == 3 else (samples[..., None], target[..., None])
-
-
-def wide(values: Tensor) -> Tensor:
-    """At least float32, also under autocast."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_share, typed
 
 
@@ -64,4 +64,4 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 def _logits(name: str, logits: Tensor) -> Tensor:
     if not logits.numel():
         raise ValueError(f"Expected `{name}` of at least one sample but got {list(logits.shape)}")
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return at_least_float32(logits)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pl_losses.core.metrics import ListMetric
-from pl_losses.core.sums import has_float64, wide
+from pl_losses.core.precision import has_float64, in_float64
 from pl_losses.core.validation import check_counts, check_shape, typed
 
 
@@ -54,13 +54,13 @@ def frechet_distance(
     ):
         if tensor.shape != shape:
             raise ValueError(f"Expected `{name}` of shape {list(shape)} but got {list(tensor.shape)}")
-    real, fake = wide(real_covariance), wide(fake_covariance)
+    real, fake = in_float64(real_covariance), in_float64(fake_covariance)
     if not all(part.isfinite().all() for part in (real, fake, real_mean, fake_mean)):
         return real.new_tensor(torch.nan)
     values, vectors = torch.linalg.eigh(real)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     trace = torch.linalg.eigvalsh(root @ fake @ root).clamp_min(0).sqrt().sum()
-    shift = (wide(real_mean) - wide(fake_mean)).square().sum()
+    shift = (in_float64(real_mean) - in_float64(fake_mean)).square().sum()
     distance: Tensor = shift + real.trace() + fake.trace() - 2 * trace
     return distance
 
@@ -100,8 +100,8 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[T
     if not (real.isfinite().all() and fake.isfinite().all()):
         return real.new_tensor(torch.nan), real.new_tensor(torch.nan)
     # Distances come from products of the features: a large mean would leave little of them.
-    centre = wide(real).mean(dim=0)
-    real, fake = wide(real) - centre, wide(fake) - centre
+    centre = in_float64(real).mean(dim=0)
+    real, fake = in_float64(real) - centre, in_float64(fake) - centre
     return _within(fake, real, neighbours), _within(real, fake, neighbours)
 
 
@@ -151,7 +151,7 @@ class FrechetDistance(Metric):
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [B, F] of real or of generated samples."""
         check_shape("features", features, "B", self.sums.shape[1])
-        which, own = int(not real), wide(features)
+        which, own = int(not real), in_float64(features)
         self.counts[which] += len(own)
         self.sums[which] += own.sum(dim=0)
         self.products[which] += own.T @ own
@@ -190,7 +190,7 @@ class PrecisionRecall(ListMetric):
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [B, F] of real or of generated samples."""
         check_shape("features", features, "B", self._rows["real"].shape[1])
-        (self.real if real else self.fake).append(features.float())
+        self.keep(**{"real" if real else "fake": features})
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Precision and recall, scalars in [0, 1]; NaN with too few samples."""

@@ -100,8 +100,6 @@ class ErrorReject(ListMetric):
     """Error-reject curve: what is left of the error when the least confident answers are rejected."""
 
     full_state_update = False
-    confidence: list[Tensor]
-    wrong: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,8 +112,7 @@ class ErrorReject(ListMetric):
         check_shape("confidence", confidence, "B")
         check_real("confidence", confidence)
         check_shape("wrong", wrong, len(confidence))
-        self.confidence.append(confidence.float())
-        self.wrong.append(wrong.to(confidence.device))
+        self.keep(confidence=confidence, wrong=wrong.to(confidence.device))
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """The curve of :func:`error_reject_curve` over all answers."""

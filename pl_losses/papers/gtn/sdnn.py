@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_init
 from pl_losses.papers.gtn.base import Criterion, StringReader
 from pl_losses.papers.gtn.lattice_reader import HIGH, LOW
@@ -37,7 +38,7 @@ class FrameLattice:
     """
 
     def __init__(self, penalties: Tensor, lengths: Tensor) -> None:
-        self.penalties = penalties if penalties.dtype == torch.float64 else penalties.float()
+        self.penalties = at_least_float32(penalties)
         self.lengths = lengths
         self._there = torch.arange(penalties.shape[1], device=penalties.device) < lengths[:, None]
 

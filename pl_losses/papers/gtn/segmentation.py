@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pl_losses.core.sums import wide
+from pl_losses.core.precision import at_least_float32, in_float64
 from pl_losses.core.validation import check_integer, check_shape, typed
 
 INK = 0.2  # Darker than this is ink, as a share of full ink.
@@ -131,7 +131,7 @@ def _check_images(images: Tensor) -> None:
 
 def _precise(images: Tensor) -> Tensor:
     """Images [B, 1, H, W] as [B, H, W], in float32 at least: bfloat16 cannot count a line's columns."""
-    return images[:, 0] if images.dtype == torch.float64 else images[:, 0].float()
+    return at_least_float32(images[:, 0])
 
 
 def _before(values: Tensor, first: float) -> Tensor:
@@ -247,7 +247,7 @@ def _moments(ink: Tensor) -> tuple[Tensor, ...]:
     height, width = ink.shape[1:]
     rows = torch.arange(height, device=ink.device, dtype=ink.dtype)
     # Differences of sums up to far columns: in float32 a long line's end would be noise.
-    mass, by_row, squared = (wide(torch.einsum("bhw,h->bw", ink, rows**power)) for power in (0, 1, 2))
-    columns = wide(torch.arange(width)).to(mass.device)
+    mass, by_row, squared = (in_float64(torch.einsum("bhw,h->bw", ink, rows**power)) for power in (0, 1, 2))
+    columns = in_float64(torch.arange(width)).to(mass.device)
     moments = (mass, mass * columns, by_row, by_row * columns, squared)
     return tuple(F.pad(moment.cumsum(dim=1), (1, 0)) for moment in moments)

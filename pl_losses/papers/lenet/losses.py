@@ -8,6 +8,7 @@ under autocast.
 import torch
 from torch import Tensor
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_integers, check_positive, check_shape, typed
 
 
@@ -35,7 +36,7 @@ def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
             f"Expected `features` of shape [B, F] with F = {centres.shape[1]} but got {list(features.shape)}"
         )
     # Differences, not the expanded square: near a centre the expansion cancels to nothing in float32.
-    difference = _at_least_float32(features)[:, None, :] - _at_least_float32(centres)[None, :, :]
+    difference = at_least_float32(features)[:, None, :] - at_least_float32(centres)[None, :, :]
     return difference.square().sum(dim=-1)
 
 
@@ -62,7 +63,7 @@ def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
         tensor(1.5000)
     """
     _check(penalties, target)
-    return _of_target(_at_least_float32(penalties), target).mean()
+    return _of_target(at_least_float32(penalties), target).mean()
 
 
 @typed
@@ -95,7 +96,7 @@ def map_loss(penalties: Tensor, target: Tensor, rubbish_penalty: float = 1.0) ->
     """
     _check(penalties, target)
     # A log-softmax, since penalties reach 84 * 2.7159^2 ~ 620 and exp(-620) is 0.
-    scores = _with_rubbish(_at_least_float32(penalties), rubbish_penalty)
+    scores = _with_rubbish(at_least_float32(penalties), rubbish_penalty)
     return torch.nn.functional.cross_entropy(scores, target.long())
 
 
@@ -120,11 +121,7 @@ def rubbish_posterior(penalties: Tensor, rubbish_penalty: float = 1.0) -> Tensor
         tensor([0.2689, 0.5000, 1.0000])
     """
     _check_penalties(penalties)
-    return _with_rubbish(_at_least_float32(penalties), rubbish_penalty).softmax(dim=1)[:, -1]
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+    return _with_rubbish(at_least_float32(penalties), rubbish_penalty).softmax(dim=1)[:, -1]
 
 
 def _of_target(penalties: Tensor, target: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from pl_losses.core.sums import wide
+from pl_losses.core.precision import in_float64
 from pl_losses.core.validation import typed
 
 Network = Callable[..., Tensor]
@@ -200,7 +200,7 @@ class _Totals:
 
     def __init__(self, params: list[Tensor]) -> None:
         self.parameters = params
-        self.sums = {p: wide(torch.zeros_like(p)) for p in params}
+        self.sums = {p: in_float64(torch.zeros_like(p)) for p in params}
         self.reached = dict.fromkeys(params, 0)
         self.count = 0
 
@@ -224,7 +224,7 @@ class _Totals:
             if second is None and (mean := _hessian_diagonal(value, parameter, 1)) is not None:
                 second = len(output) * mean
             if second is not None:
-                self.sums[parameter] += wide(second)
+                self.sums[parameter] += in_float64(second)
                 self.reached[parameter] = 1
         self.count += len(output)
 

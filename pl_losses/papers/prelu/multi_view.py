@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from pl_losses.core.precision import at_least_float32
+
 
 def ten_crops(images: Tensor, size: int) -> Iterator[Tensor]:
     """The four corners and the centre, and their mirror images, left to right: the 10-view test.
@@ -71,7 +73,7 @@ def mean_log_probabilities(views: Iterable[Tensor], logits: Callable[[Tensor], T
     count = 0
     for view in views:
         scores = logits(view)
-        scores = (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(dim=1)
+        scores = at_least_float32(scores).log_softmax(dim=1)
         total = scores if total is None else torch.logaddexp(total, scores)
         count += 1
     if total is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_number, check_positive, typed
 
 Kind = Literal["squared", "cross_entropy"]
@@ -61,7 +62,7 @@ def reconstruction_loss(
         tensor(2.8201)
     """
     _check(decoded, clean, touched, kind, sigma, alpha, beta)
-    decoded, clean = _at_least_float32(decoded), _at_least_float32(clean)
+    decoded, clean = at_least_float32(decoded), at_least_float32(clean)
     weight = None
     if (alpha, beta) != (1.0, 1.0):
         assert touched is not None
@@ -72,10 +73,6 @@ def reconstruction_loss(
         squares = (decoded - clean).square()
         total = (squares if weight is None else squares * weight).sum() / (2 * sigma**2)
     return total / len(clean)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _check(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pl_losses.core.sums import wide
+from pl_losses.core.precision import in_float64
 from pl_losses.papers.style.vgg import CONVOLUTIONS, Weights
 
 Pooling = Literal["avg", "max"]
@@ -131,7 +131,7 @@ class VGG19Features(nn.Module):
         wanted, self.layers = self.layers, self.needed
 
         def visit(name: str, features: Tensor) -> Tensor:
-            sums[name] = sums.get(name, 0) + wide(features).sum(dim=(0, 2, 3))
+            sums[name] = sums.get(name, 0) + in_float64(features).sum(dim=(0, 2, 3))
             counts[name] += features.numel() // features.shape[1]
             return features
 

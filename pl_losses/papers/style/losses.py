@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_least, typed
 
 
@@ -36,7 +37,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
     broadcast = features.ndim == 4 == target.ndim and target.shape[0] == 1
     if target.shape[broadcast:] != features.shape[broadcast:]:
         raise ValueError(f"Expected `target` of shape {list(features.shape)} but got {list(target.shape)}")
-    return (wide(features) - wide(target)).square().sum() / 2
+    return (at_least_float32(features) - at_least_float32(target)).square().sum() / 2
 
 
 @typed
@@ -62,7 +63,7 @@ def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
                 [11., 25.]])
     """
     _check_shape("features", features)
-    flat = wide(features) if features.ndim == 4 else wide(features)[None]
+    flat = at_least_float32(features) if features.ndim == 4 else at_least_float32(features)[None]
     flat = flat.flatten(2)
     if mask is not None:
         wanted = features.shape[:-3] + features.shape[-2:] if features.ndim > 2 else features.shape[1:]
@@ -149,13 +150,8 @@ def total_variation(images: Tensor) -> Tensor:
     """
     if images.ndim < 2:
         raise ValueError(f"Expected `images` of shape [..., H, W] but got {list(images.shape)}")
-    images = wide(images)
+    images = at_least_float32(images)
     return images.diff(dim=-1).square().sum() + images.diff(dim=-2).square().sum()
-
-
-def wide(values: Tensor) -> Tensor:
-    """In float32 at least."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 class _Gram(torch.autograd.Function):

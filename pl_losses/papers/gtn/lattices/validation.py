@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_integers, check_real
 
 
 def floating(name: str, tensor: Tensor) -> Tensor:
     """The tensor in float32 at least; a TypeError if it is not floating point."""
     check_real(name, tensor)
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return at_least_float32(tensor)
 
 
 def integers(name: str, tensor: Tensor, device: torch.device) -> Tensor:

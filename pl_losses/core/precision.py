@@ -1,0 +1,33 @@
+"""Which numbers to compute in: float32 at least, and float64 for sums over a data set."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WITHOUT_FLOAT64 = {"mps"}  # Types of devices.
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or float64 if it is: what losses are computed in, also under autocast.
+
+    Example:
+        >>> at_least_float32(torch.zeros(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def has_float64(tensor: Tensor) -> bool:
+    """Whether a tensor's device can add up in float64."""
+    return tensor.device.type not in WITHOUT_FLOAT64
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """A tensor in float64: on its device or, where that has none, on the host.
+
+    Example:
+        >>> in_float64(torch.tensor([0.5]))
+        tensor([0.5000], dtype=torch.float64)
+    """
+    return (tensor if has_float64(tensor) else tensor.cpu()).double()
