@@ -88,7 +88,7 @@ Path("view.json").write_text(printed.getvalue())
 def test_the_ninth_paper_trains_shows_and_shares_its_ranks(tmp_path):
     build(tmp_path)
     printed = python(tmp_path, "-c", USE)
-    recall = float(re.search(r"^Test recall_at_1: (\S+)$", printed, re.M)[1])
+    recall = float(re.findall(r"^Test recall_at_1: (\S+)$", printed, re.M)[-1])
     # Untrained it is 0.83 to 0.91, trained 0.987 to 0.997, by five seeds.
     assert recall > 0.95
     page = (tmp_path / "show.html").read_text()
