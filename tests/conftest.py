@@ -29,7 +29,12 @@ SOURCES = {
 }
 
 
+# What a clone has beside what git knows.
+MADE = (".venv", ".pytest_cache", ".mypy_cache", ".ruff_cache", "__pycache__", "uv.lock", ".coverage")
+
+
 def pytest_configure(config):
+    config.was_there = {*os.listdir(config.rootpath), *MADE}
     if "PL_LOSSES_DATA" not in os.environ and SHARED.is_dir():
         os.environ["PL_LOSSES_DATA"] = str(SHARED)
     os.environ.setdefault("WANDB_MODE", "offline")
@@ -51,6 +56,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "distributed" not in item.nodeid and "two_ranks" not in item.name)
 
 
+def pytest_sessionfinish(session):
+    """Fail where a test has left something in the clone."""
+    config = session.config
+    config.left = (
+        [] if hasattr(config, "workerinput") else sorted({*os.listdir(config.rootpath)} - config.was_there)
+    )
+    if config.left:
+        session.exitstatus = 1
+
+
 def pytest_terminal_summary(terminalreporter):
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
     found = [re.search(r"no (.+): set PL_LOSSES_DATA", reason) for reason in reasons]
@@ -59,6 +74,8 @@ def pytest_terminal_summary(terminalreporter):
     if told:
         line = f"Not run: {'; '.join(told)}. PL_LOSSES_DATA names the folder with the data."
         terminalreporter.write_line(line, yellow=True)
+    if left := terminalreporter.config.left:
+        terminalreporter.write_line(f"Some test left in the clone: {', '.join(left)}", red=True)
 
 
 def pytest_report_header():
