@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pl_losses.core.rng import fold_in, keyed_generator
 from pl_losses.core.validation import typed
 
 Batch = tuple[Tensor, ...]
@@ -129,7 +129,7 @@ class BatchLoader:
             chosen = order[self.start(index) : self._stops[index]]
             batch = tuple(tensor.index_select(0, chosen) for tensor in self.tensors)
             if self.transform is not None:
-                self._generator.manual_seed(_mix(self.seed, epoch, self.rank, index))
+                self._generator.manual_seed(fold_in(self.seed, epoch, self.rank, index))
                 batch = self.transform(batch, self._generator)
             self._position = (epoch, index + 1)
             yield batch
@@ -172,7 +172,7 @@ class BatchLoader:
         """Return the indices of this rank's samples in the order of ``epoch``, on the tensors' device."""
         if self.shuffle:
             # Drawn on the host, so that the order does not depend on where the tensors lie.
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+            generator = keyed_generator(self.seed, epoch)
             order = self._drawn(generator)
         else:
             order = torch.arange(self.samples)
@@ -237,8 +237,3 @@ def _common_length(tensors: Batch) -> int:
     if len(devices) > 1:
         raise ValueError(f"Expected `tensors` on one device but got {sorted(devices)}")
     return lengths[0]
-
-
-def _mix(*numbers: int) -> int:
-    """Return a seed that differs in all bits for neighbouring ``numbers``."""
-    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1

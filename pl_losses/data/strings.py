@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pl_losses.core.rng import fold_in, keyed_generator
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.digits import Digits
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.lines import DIGITS, Characters, Lines
-from pl_losses.data.loader import Batch, BatchLoader, _mix
+from pl_losses.data.loader import Batch, BatchLoader
 from pl_losses.data.mnist import MNIST
 from pl_losses.data.module import Resident, TensorDataModule
 from pl_losses.data.transforms import smooth_field, warp
@@ -179,7 +180,7 @@ class DigitStrings(TensorDataModule):
     def _digits(self, split: str, epoch: int, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Distorted digits [B, L, 32, 32], labels [B, L], lengths [B] and random numbers [B, L, 7]."""
         images, labels = self._bank(split, numbers.device)
-        draws = uniform(_stream(self.seed, split, epoch), numbers, 2 + 7 * self.longest)
+        draws = uniform(fold_in(self.seed, split, epoch), numbers, 2 + 7 * self.longest)
         lengths = self.shortest + (draws[:, 0] * (self.longest - self.shortest + 1)).long()
         slots = numbers[:, None] * self.longest + torch.arange(self.longest, device=numbers.device)
         chosen = self._order(split, epoch, numbers.device)[slots].flatten()
@@ -193,13 +194,13 @@ class DigitStrings(TensorDataModule):
 
     def _displacement(self, epoch: int, numbers: Tensor) -> Tensor:
         """Smooth displacements of the training digits of strings, [B * L, 2, 32, 32]."""
-        draws = uniform(_stream(self.seed, "train", epoch, 2), numbers, self.longest * 2 * NODES**2)
+        draws = uniform(fold_in(self.seed, "train", epoch, 2), numbers, self.longest * 2 * NODES**2)
         return smooth_field(self.elastic * (2 * draws - 1).view(-1, 2, NODES, NODES), 32, 32)
 
     def _cluttered(self, images: Tensor, widths: Tensor, split: str, epoch: int, numbers: Tensor) -> Tensor:
         """Paste scraps of digits: those in the string's own slots of a second, unrelated draw."""
         bank, _ = self._bank(split, numbers.device)
-        draws = uniform(_stream(self.seed, split, epoch, 1), numbers, 6 * SPECKS).view(-1, SPECKS, 6)
+        draws = uniform(fold_in(self.seed, split, epoch, 1), numbers, 6 * SPECKS).view(-1, SPECKS, 6)
         chosen = (draws[..., 0] * len(bank)).long()
         room = bank.shape[-1] - 16 - SPECK  # The middle of the image, where the ink is.
         corners = 8 + (draws[..., 1:3] * (room + 1)).long()
@@ -223,7 +224,7 @@ class DigitStrings(TensorDataModule):
         if self._drawn is None or self._drawn[0] != (split, epoch):
             count = len(self.digits[split][1])
             passes = ceil(len(self.tensors[split][0]) * self.longest / count)
-            generator = torch.Generator().manual_seed(_stream(self.seed, split, epoch))
+            generator = keyed_generator(self.seed, split, epoch)
             order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
             self._drawn = (split, epoch), order.to(device)
         return self._drawn[1].to(device)
@@ -327,10 +328,6 @@ def uniform(seed: int, numbers: Tensor, count: int) -> Tensor:
     bits = (bits ^ _shifted(bits, 27)) * -0x6B2FB644ECCEEE15
     bits = bits ^ _shifted(bits, 31)
     return _shifted(bits, 40).float() / 2**24
-
-
-def _stream(*parts: int | str) -> int:
-    return _mix(*parts)  # type: ignore[arg-type]  # Anything with a `repr` will do.
 
 
 def _shifted(bits: Tensor, by: int) -> Tensor:

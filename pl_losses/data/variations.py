@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.rng import keyed_generator
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data import shapes
 from pl_losses.data.digits import Digits
 from pl_losses.data.images import ImageDataModule
-from pl_losses.data.loader import Batch, _mix
+from pl_losses.data.loader import Batch
 from pl_losses.data.mnist import MNIST
 from pl_losses.data.module import Resident
 
@@ -145,7 +146,7 @@ class Variations(ImageDataModule):
         return {split: self._generate(split) for split in wanted if self.sizes[split]}
 
     def _generate(self, split: str) -> Batch:
-        generator = torch.Generator().manual_seed(_mix(self.data_seed, self.variation, split))  # type: ignore[arg-type]
+        generator = keyed_generator(self.data_seed, self.variation, split)
         if self.variation in SHAPES:
             images, labels = _shapes(self.variation, self.sizes[split], generator)
             return images[:, None], labels
@@ -164,7 +165,7 @@ class Variations(ImageDataModule):
         source = self.configure_digits()
         parts = [source.load("fit")["train"], source.load("test")["test"]]
         images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_mix(self.data_seed)))
+        order = torch.randperm(len(labels), generator=keyed_generator(self.data_seed))
         first = {"train": 0, "val": self.sizes["train"], "test": len(labels) - self.sizes["test"]}[split]
         chosen = order[first : first + self.sizes[split]]
         margin = (images.shape[-1] - 28) // 2

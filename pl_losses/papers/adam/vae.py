@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +15,7 @@ from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.loaders import BLOCK, drawn_at
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
+from pl_losses.core.rng import keyed_generator
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.papers.adam import manifest
@@ -198,9 +198,3 @@ def standard_normal(rows: int, columns: int, dtype: torch.dtype, *key: Any) -> T
     True
     """
     return torch.randn(rows, columns, generator=keyed_generator(*key), dtype=dtype)
-
-
-def keyed_generator(*key: Any) -> torch.Generator:
-    """A generator on the host whose seed differs in all bits for keys that differ a little."""
-    digest = blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

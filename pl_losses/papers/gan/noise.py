@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pl_losses.core.rng import keyed_generator
 
 # Drawn in so many rows at a time: then fewer rows are the first of more.
 ROWS = 64
@@ -27,8 +28,7 @@ def standard_normal(rows: int, columns: int, *key: Any) -> Tensor:
         >>> torch.equal(standard_normal(100, 3, "key")[:7], standard_normal(7, 3, "key"))
         True
     """
-    digest = blake2b(repr(key).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    generator = keyed_generator(*key)
     return torch.randn(-(-rows // ROWS) * ROWS, columns, generator=generator)[:rows]
 
 

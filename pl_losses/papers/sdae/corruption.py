@@ -7,7 +7,6 @@ the survivors by 1 - p, is no masking noise.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from hashlib import blake2b
 from typing import Any, Literal
 
 import torch
@@ -195,9 +194,3 @@ class GaussianNoise(Corruption):
     def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """The sum."""
         return torch.add(clean, drawn[0], alpha=self.sigma), torch.ones_like(clean, dtype=torch.bool)
-
-
-def keyed_generator(device: torch.device, *key: Any) -> torch.Generator:
-    """A generator whose seed differs in all bits for keys that differ a little."""
-    digest = blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -15,6 +15,7 @@ from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.loaders import BLOCK, drawn_at
 from pl_losses.core.metrics import computed
+from pl_losses.core.rng import keyed_generator
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.papers.sdae.corruption import (
@@ -23,7 +24,6 @@ from pl_losses.papers.sdae.corruption import (
     MaskingNoise,
     Mode,
     SaltAndPepper,
-    keyed_generator,
 )
 from pl_losses.papers.sdae.layers import AutoencoderLayer, DenseLayer
 from pl_losses.papers.sdae.losses import Kind, reconstruction_loss
@@ -180,14 +180,14 @@ class Denoising(PaperModule):
             rows, noise = clean.flatten(1), self.noise[index]
 
             def draw(block: int) -> Any:
-                generator = keyed_generator(clean.device, self.seed, index, *key, block)
+                generator = keyed_generator(self.seed, index, *key, block, device=clean.device)
                 return noise.draw((BLOCK, rows.shape[1]), rows, generator)
 
             corrupted, touched = noise.apply(rows, *drawn_at(places, draw))
             return corrupted.view_as(clean), touched.view_as(clean)
         share = self._trainer.distributed_sampler_kwargs if self._trainer is not None else None
         ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
-        generator = keyed_generator(clean.device, self.seed, index, *key)
+        generator = keyed_generator(self.seed, index, *key, device=clean.device)
         return self.noise[index](clean, generator, rank, ranks)
 
     def denoising_loss(
@@ -230,7 +230,7 @@ class Denoising(PaperModule):
             The corrupted inputs and the mean of p(x|z), both [B, D].
         """
         clean = self.configure_input(inputs)
-        corrupted, _ = self.noise[0](clean, keyed_generator(clean.device, seed, "reconstruct"))
+        corrupted, _ = self.noise[0](clean, keyed_generator(seed, "reconstruct", device=clean.device))
         layer = self.layer(0)
         with self.whole():
             return corrupted, layer.mean(layer.encode(corrupted))
@@ -255,7 +255,7 @@ class Denoising(PaperModule):
             ValueError: If ``count`` is below 1.
         """
         check_integer("count", count, 1)
-        generator = keyed_generator(inputs.device, seed, "sample")
+        generator = keyed_generator(seed, "sample", device=inputs.device)
         top = self.codes(inputs)
         mean = top.expand(count, *top.shape).flatten(0, 1)
         for index in reversed(range(len(self.layers))):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.experiment import Experiment
+from pl_losses.core.rng import keyed_generator
 from pl_losses.papers.adam.fig4.batched_vae import Settings, VAEStack
-from pl_losses.papers.adam.vae import VAE, keyed_generator, standard_normal
+from pl_losses.papers.adam.vae import VAE, standard_normal
 
 # Steps between looks at the losses, which an accelerator is waited for.
 LOOK = 10
