@@ -54,6 +54,10 @@ def one_thread():
 def pytest_collection_modifyitems(items):
     # First: a process that has started autograd's threads for another device may not fork.
     items.sort(key=lambda item: "distributed" not in item.nodeid and "two_ranks" not in item.name)
+    # Minutes of the slow ones are a quarter of an hour where others use the cores, too.
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(900))
 
 
 def pytest_sessionfinish(session):

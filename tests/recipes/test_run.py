@@ -156,7 +156,7 @@ def test_launchers(launcher, tmp_path):
     command[3:3] = launcher[1:]
     # The W&B service of this process would write the run into this process's folder.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    subprocess.run([*command, *options], check=True, timeout=200, env=inherited)
+    subprocess.run([*command, *options], check=True, timeout=800, env=inherited)
     check_one_run(tmp_path)
 
 

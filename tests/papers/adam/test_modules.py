@@ -95,6 +95,7 @@ def test_a_short_fit_lowers_the_bound():
     (before,) = trainer.test(vae, batches, verbose=False)
     trainer.fit(vae, batches, batches)
     (after,) = trainer.test(vae, batches, verbose=False)
+    # 0.04 to 0.07 of it for six seeds, on each instruction set.
     assert after["test/loss"] < before["test/loss"] / 2
     assert after["test/loss"] == pytest.approx(after["test/reconstruction"] + after["test/kl"], rel=1e-5)
     prediction = trainer.predict(vae, batches)[0]

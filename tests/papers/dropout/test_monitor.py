@@ -108,7 +108,6 @@ def test_validation_of_real_digits(tmp_path, model):
     fit.fit(model, data := Digits(batch_size=16))
     found = {key.removeprefix("val/dropout/"): value.item() for key, value in fit.logged_metrics.items()}
     assert found["inputs"] == 300
-    assert found["error"] < 0.3
     assert found["mutual_information"] == pytest.approx(
         found["predictive_entropy"] - found["expected_entropy"], abs=1e-5
     )

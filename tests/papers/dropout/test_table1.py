@@ -222,7 +222,8 @@ def test_scikit_learns_diabetes_as_a_folder_of_ones_own(tmp_path):
     np.savetxt(tmp_path / "diabetes" / "data.txt", np.column_stack([data.data, data.target]))
     small = case(str(tmp_path), "diabetes", samples=50, scale=0.01)
     (row, *_) = reproduce_column(small, "grid", lambda amount: None)
-    assert 40 < row.rmse < data.target.std()
+    # 51 to 56 for six orders of the rows; 0.7 where the targets stay scaled.
+    assert 10 < row.rmse < data.target.std()
 
 
 def test_an_interrupted_run_goes_on(root, folder, monkeypatch, capsys):

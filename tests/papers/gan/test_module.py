@@ -294,7 +294,8 @@ def test_true_precision(precision):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision(precision):
-    model = make(generator_optimizer=adam, discriminator_optimizer=adam, gradient_clip=1.0)
+    # SGD: Adam makes the roundings of a gradient near zero a whole step. The clipping is always at work.
+    model, reference = make(gradient_clip=0.1), make(gradient_clip=0.1)
     before = copy.deepcopy(model.state_dict())
     plugins = None
     if precision == "16-mixed":
@@ -306,12 +307,16 @@ def test_mixed_precision(precision):
     made.fit(model, data())
     assert made.global_step == 3
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    reference = make(generator_optimizer=adam, discriminator_optimizer=adam, gradient_clip=1.0)
     trainer(max_steps=3).fit(reference, data())
-    for key, value in reference.state_dict().items():
-        if value.is_floating_point() and value.numel():
-            assert not torch.equal(model.state_dict()[key], before[key])
-            torch.testing.assert_close(model.state_dict()[key], value, rtol=0.05, atol=6e-3)
+    for part in ("generator", "discriminator"):
+        moves = []
+        for fitted in (model, reference):
+            state = getattr(fitted, part).state_dict()
+            changes = {key: value - before[f"{part}.{key}"] for key, value in state.items()}
+            assert all(change.any() for change in changes.values())
+            moves.append(torch.cat([change.flatten() for change in changes.values()]))
+        # Up to 0.017 for eight seeds, on each instruction set.
+        assert 0 < (moves[0] - moves[1]).norm() < 0.1 * moves[1].norm()
 
 
 def test_custom_networks_losses_and_normalised_images():

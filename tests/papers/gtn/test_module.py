@@ -280,7 +280,8 @@ def test_a_run_learns_logs_its_keys_and_its_checkpoint_loads(tmp_path):
     fit.fit(model, data)
     logged = set(fit.logged_metrics)
     (result,) = fit.test(model, data, verbose=False)
-    assert result["test/error"] < 0.4
+    # 0.08 to 0.13 for six seeds; 0.99 by chance.
+    assert result["test/error"] < 0.5
     assert result["test/error_low"] <= result["test/error"] <= result["test/error_high"]
     assert result["test/character_error"] < result["test/error"]
     assert logged | set(result) == set(LatticeReader.KEYS)

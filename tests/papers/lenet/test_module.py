@@ -65,8 +65,8 @@ def test_other_alphabets():
 @pytest.mark.parametrize("optimizer", [None, ADAM], ids=["levenberg-marquardt", "adam"])
 def test_it_learns_real_digits_and_its_checkpoint_loads(tmp_path, optimizer):
     pl.seed_everything(0)
-    # Errors of three seeds: 0.36 to 0.48 after 600 steps of one digit, 0.05 to 0.07 after two passes of Adam.
-    steps, most = (600, 0.7) if optimizer is None else (-1, 0.2)
+    # Six seeds: 0.36 to 0.53 after 600 steps of one digit, 0.05 to 0.07 after two passes of Adam; chance 0.9.
+    steps, most = (600, 0.85) if optimizer is None else (-1, 0.25)
     fit = trainer(tmp_path, max_steps=steps, max_epochs=2, limit_val_batches=0)
     model = LeNet5() if optimizer is None else LeNet5(optimizer=optimizer)
     data = Digits(batch_size=1 if optimizer is None else 8)

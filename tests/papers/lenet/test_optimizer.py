@@ -673,7 +673,7 @@ def best(make, start, x, target):
     return min(losses)
 
 
-@pytest.mark.parametrize(("hidden", "factor"), [(0, 1e-6), (8, 0.5)])
+@pytest.mark.parametrize(("hidden", "factor"), [(0, 1e-6), (8, 0.6)])
 def test_beats_the_best_of_many_sgd_rates_where_inputs_are_badly_scaled(hidden, factor):
     scale = torch.logspace(0, 2, 6)
     x = torch.randn(100, 6)
@@ -685,4 +685,5 @@ def test_beats_the_best_of_many_sgd_rates_where_inputs_are_badly_scaled(hidden, 
         target = teacher(2 * x)
         next(start.parameters()).div_(scale)
     ours, theirs = (best(make, start, x * scale, target) for make in (StochasticDiagonalLM, torch.optim.SGD))
+    # Up to 4e-17 and 0.19 for six seeds.
     assert ours < factor * theirs

@@ -191,12 +191,17 @@ def test_early_stopping_counts_in_the_last_stage_only_and_the_best_weights_are_k
                 with torch.no_grad():
                     self.head.weight.mul_(-1)
 
+        def on_validation_epoch_end(self):
+            super().on_validation_epoch_end()
+            errors.append(float(self.trainer.callback_metrics["val/error"]))
+
+    errors = []
     spoilt = make(Spoilt, hidden=[30], pretrain_epochs=0, lr_scheduler=None)
     trainer = train(tmp_path, epochs=3)
     trainer.fit(spoilt, data(batch_size=30))
+    assert spoilt.lowest_error == min(errors) < errors[-1]
     (validated,) = trainer.validate(spoilt, data(), verbose=False)
     assert validated["val/error"] == pytest.approx(spoilt.lowest_error)
-    assert spoilt.lowest_error < 0.5
 
 
 def test_separate_commands_equal_one_fit(tmp_path):
@@ -288,7 +293,8 @@ def test_one_autoencoder_learns_to_denoise(tmp_path):
     (before,) = trainer.validate(model, data(), verbose=False)
     trainer.fit(model, data(batch_size=60))
     (after,) = trainer.test(model, data(), verbose=False)
-    assert after["test/loss"] < 0.5 * before["val/loss"]
+    # 0.37 to 0.39 of it for six seeds, on each instruction set.
+    assert after["test/loss"] < 0.8 * before["val/loss"]
 
 
 def test_a_frozen_encoder_for_other_classifiers():
@@ -305,7 +311,8 @@ def test_a_frozen_encoder_for_other_classifiers():
 
 def test_support_vector_machines_on_codes():
     found = svm_errors(make(), data(limit=300), depths=(0, 1), c_values=(1.0, 10.0))
-    assert found[0]["error"] < 0.12  # Of the pixels themselves.
+    # Of the pixels themselves: 0.06 to 0.07 for six splits.
+    assert found[0]["error"] < 0.3
     assert set(found) == {0, 1}
     for options in ({"depths": (4,)}, {"c_values": ()}, {"kernel": "poly"}):
         with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):

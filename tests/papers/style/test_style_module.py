@@ -1,6 +1,7 @@
 """StyleTransfer: equal to a bare loop, resumed in the middle, stopped in time, and its options."""
 
 import json
+from itertools import pairwise
 
 import lightning.pytorch as pl
 import pytest
@@ -74,9 +75,11 @@ def test_the_loss_falls_and_is_tested(files, tmp_path):
     model, data = make(files), pictures(files, steps=10)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(model, data)
-    first = bare_loop(make(files), data, 1)[1][0]
+    _, losses = bare_loop(make(files), data, 10)
     (result,) = run.test(model, data, verbose=False)
-    assert result["test/loss"] < 0.2 * first
+    # What each step began with, and the end: a line search never goes up.
+    losses.append(result["test/loss"])
+    assert all(later < before for before, later in pairwise(losses))
     total = model.alpha * result["test/content_loss"] + model.beta * result["test/style_loss"]
     assert result["test/loss"] == pytest.approx(total, rel=1e-5)
     (image,) = run.predict(model, data)
@@ -203,13 +206,17 @@ def test_tiles_masks_and_normalisation_under_the_trainer(files, tmp_path):
 
 
 def test_bf16_is_near(files, tmp_path):
-    images = []
+    data = pictures(files)
+    start, _ = bare_loop(make(files), data, 0)
+    moves = []
     for precision in ("32-true", "bf16-mixed"):
-        model = make(files)
-        trainer(tmp_path, precision=precision).fit(model, pictures(files))
+        # One step along the gradient: line searches make roundings of any size.
+        model = make(files, optimizer=lambda p: torch.optim.SGD(p, 1e-4))
+        trainer(tmp_path, precision=precision, max_steps=1).fit(model, data)
         assert model.image.dtype == torch.float32
-        images.append(model.result())
-    assert 0 < (images[0] - images[1]).abs().mean() < 0.05
+        moves.append(model.image.detach() - start)
+    # 0.025 to 0.031 for six sets of pictures, on each instruction set.
+    assert 0 < (moves[1] - moves[0]).norm() < 0.1 * moves[0].norm()
 
 
 def test_the_report_writes_and_shows(files, tmp_path, capsys):
