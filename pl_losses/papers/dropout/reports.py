@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core import expected
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.dropout.sampling.isolation import undisturbed
@@ -188,7 +189,7 @@ class RotationReport(Callback):
     ) -> None:
         """Keep the first image of the class."""
         if self._image is None:
-            images, labels = batch
+            images, labels = expected.labelled(self, batch)
             if len(found := images[labels == self.digit]):
                 self._image = found[0].detach().cpu()
 

@@ -277,8 +277,9 @@ class AdamBiasCorrectionMonitor(Monitor):
             readings.add(self._group(name, rule, own, optimizer, trainer.global_rank))
         attempts, taken = watched.attempts, watched.taken
         told = [watched.changed, *([taken] if isinstance(taken, Tensor) else [])]
-        waits = any(isinstance(one, Tensor) for one in told)
-        readings.maxima.append(vector(told, readings.device) if waits else told)
+        known_here = [one for one in told if not isinstance(one, Tensor)]
+        on_device = len(known_here) < len(told)
+        readings.maxima.append(vector(told, readings.device) if on_device else known_here)
 
         def finish(sums: Array, maxima: Array, row: Row) -> None:
             known = False

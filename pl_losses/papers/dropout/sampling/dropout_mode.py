@@ -52,9 +52,9 @@ _KINDS: dict[Any, _Kind] = {
     torch.feature_alpha_dropout_: _Kind("train", features=True, alpha=True, inplace=True),
 }
 # As they are called from `torch.ops`, with an overload or without.
-for _name in {func.__name__ for func in _KINDS if getattr(torch, func.__name__, None) is func}:
-    _packet = getattr(torch.ops.aten, _name)
-    _KINDS |= dict.fromkeys((_packet, _packet.default), _KINDS[getattr(torch, _name)])
+for _func, _kind in [one for one in _KINDS.items() if one[1].flag == "train"]:
+    _packet = getattr(torch.ops.aten, _func.__name__)
+    _KINDS |= {_packet: _kind, _packet.default: _kind}
 # Noise by their argument like dropout's, but from the global random streams.
 _NOISE = (F.rrelu, torch.rrelu, torch.rrelu_)
 # Functions that are told here whether it is training, whatever their caller thinks.
@@ -156,9 +156,10 @@ class ActiveDropout(TorchFunctionMode):
             self.calls, self.active = self.calls + 1, self.active + 1
             return _off(func, args, kwargs)
         if self.shared_over is not None and (vmapped or func not in _SHAREABLE):
+            place = "torch.vmap" if vmapped else func.__name__
             raise ValueError(
-                "Expected `masks` to be 'independent' for a module that drops within"
-                f" `{'torch.vmap' if vmapped else func.__name__}` but got 'shared', which is there for Dropout and Dropout1d, 2d and 3d"
+                f"Expected `masks` to be 'independent' for a module that drops within `{place}` but got"
+                " 'shared', which is there for Dropout and Dropout1d, 2d and 3d"
             )
         if func in _KINDS:
             return self._drop(func, args, kwargs, p, vmapped)
