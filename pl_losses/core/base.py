@@ -25,7 +25,7 @@ from pl_losses.core.loaders import (
     training_loader,
     unrepeated,
 )
-from pl_losses.core.metrics import define_metrics, in_words, states_of, take_out
+from pl_losses.core.metrics import define_metrics, in_words, states_of, take_out_repeated
 from pl_losses.core.panels import Sections
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.schedule_length import ScheduleLength
@@ -415,19 +415,10 @@ class PaperModule(LightningModule):
             for _, metric in self._evaluated_metrics():
                 metric.reset()
         elif len(self._begun) > 1:
-            self._take_out()
+            take_out_repeated(dict(self._evaluated_metrics()), self._begun, self.counts)
         values = {f"{stage}/{name}": value for name, value in self.evaluation_results(stage).items()}
         # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
         self.log_dict(values, prog_bar=stage == "val", sync_dist=True)
-
-    def _take_out(self) -> None:
-        """Of several dataloaders, take out those that another rank's samples are the same of."""
-        end = self._states()
-        for dataloader_idx, start in reversed(self._begun):
-            if not self.counts(dataloader_idx):
-                for name, metric in self._evaluated_metrics():
-                    take_out(metric, start[name], end[name])
-            end = start
 
     def refuse_non_finite(self, loss: Tensor) -> None:
         """Stop at a loss that is not finite: at once on the CPU, at the next logged step on an accelerator.

@@ -153,5 +153,6 @@ class Classifier(PaperModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Outputs [B, C] and predicted class [B]."""
-        outputs = self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        with expected.inputs(self, batch) as inputs:
+            outputs = self(inputs)
         return {"outputs": outputs, "predicted": self.scores(outputs).argmax(dim=1)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -91,6 +92,25 @@ def first(owner: object, batch: Any) -> Tensor:
             f" with one, but got {described(batch)}"
         )
     return inputs
+
+
+@contextmanager
+def inputs(owner: object, batch: Any) -> Iterator[Any]:
+    """The inputs of a batch to predict for: the batch itself, or what it starts with. Within they are used.
+
+    Raises:
+        TypeError: If they are no tensor, and what is done with them fails.
+    """
+    found = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    try:
+        yield found
+    except (AttributeError, KeyError, TypeError) as error:
+        if isinstance(found, Tensor):
+            raise
+        raise TypeError(
+            f"Expected `batch` of {type(owner).__name__} to be a tensor of inputs, or a tuple that starts"
+            f" with one, but got {described(batch)}: override `predict_step`, or `forward` to take it"
+        ) from error
 
 
 def of_kind(owner: object, batch: Any, *kinds: type) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isnan, nan
 from typing import Any, Literal
 
@@ -88,6 +88,24 @@ def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> N
             setattr(metric, key, state[: before[key]] + state[after[key] :])
         elif metric._reductions[key] is dim_zero_sum:  # A largest value is the same on all ranks.
             setattr(metric, key, state - (after[key] - before[key]))
+
+
+def take_out_repeated(
+    metrics: dict[str, Metric], begun: Sequence[tuple[int, dict[str, Any]]], counts: Callable[[int], bool]
+) -> None:
+    """Take out what those of several dataloaders added whose samples another rank has, too.
+
+    Args:
+        metrics: By name.
+        begun: The dataloaders in their order, and the metrics' :func:`states_of` when each began, by name.
+        counts: Whether what a dataloader gave counts on this rank.
+    """
+    end = {name: states_of(metric) for name, metric in metrics.items()}
+    for dataloader_idx, start in reversed(begun):
+        if not counts(dataloader_idx):
+            for name, metric in metrics.items():
+                take_out(metric, start[name], end[name])
+        end = start
 
 
 class ErrorRate(Metric):

@@ -46,12 +46,13 @@ class OptimizerSteps:
 
     def known(self, optimizer: Optimizer) -> bool:
         """Whether it is one of the trainer's, which may have got others since the last look."""
-        if id(optimizer) not in self._optimizers and any(
-            optimizer is one for one in torch_optimizers(self.trainer)
-        ):
-            self._release()
-            self._attach()
-            self.renew()
+        if id(optimizer) in self._optimizers:
+            return True
+        if not any(optimizer is one for one in torch_optimizers(self.trainer)):
+            return False
+        self._release()
+        self._attach()
+        self.renew()
         return id(optimizer) in self._optimizers
 
     def _attach(self) -> None:
@@ -64,15 +65,19 @@ class OptimizerSteps:
             handle.remove()
         self._handles = []
 
+    # Both run in every step of training, logged or not: each call counts.
     def _begin(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        step = sys._getframe(1)
-        if self.known(optimizer) and not is_within(step, self._under_way.get(id(optimizer))):
-            self._under_way[id(optimizer)] = step
-            self.before(optimizer)
+        key = id(optimizer)
+        if key in self._optimizers or self.known(optimizer):
+            step, outer = sys._getframe(1), self._under_way.get(key)
+            if outer is None or not is_within(step, outer):
+                self._under_way[key] = step
+                self.before(optimizer)
 
     def _end(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._under_way.get(id(optimizer)) is sys._getframe(1):
-            del self._under_way[id(optimizer)]
+        key = id(optimizer)
+        if self._under_way.get(key) is sys._getframe(1):
+            del self._under_way[key]
             self.after(optimizer)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from module_table import CASES, Data, loader, make
+from torch.utils.data import DataLoader
 
 from pl_losses import LatticeReader, LeNet5, RectifierNet
 from pl_losses.data import Digits
@@ -17,11 +18,14 @@ LOSSES = {
 NAMES = [name for name in CASES if name != "LatticeReader of characters"]
 
 
-def told(model, data, evaluate=False):
-    """The message of a fit, or of a test."""
-    trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET)
+def trainer():
+    return Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET)
+
+
+def told(model, data, way="fit"):
+    """The message of a fit, or of another way to run."""
     with pytest.raises((TypeError, ValueError)) as error:
-        (trainer.test if evaluate else trainer.fit)(model, data)
+        getattr(trainer(), way)(model, data)
     return str(error.value)
 
 
@@ -41,7 +45,7 @@ def test_a_loss_is_what_it_is_to_be(name, evaluate):
         pytest.skip("its test has no loss")
     value, got = (0.5, "a float") if evaluate else (torch.ones(2, 3), "a tensor of shape [2, 3]")
     setattr(model, method, lambda *_: value)
-    message = told(model, Data(CASES[name], 5), evaluate)
+    message = told(model, Data(CASES[name], 5), "test" if evaluate else "fit")
     assert message.startswith(f"Expected `{method}` of {type(model).__name__} to return")
     assert message.endswith(f"but got {got}")
 
@@ -54,8 +58,8 @@ def test_the_generators_loss():
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("evaluate", [False, True], ids=["fit", "test"])
-def test_a_batch_of_another_kind(name, evaluate):
+@pytest.mark.parametrize("way", ["fit", "validate", "test", "predict"])
+def test_a_batch_of_another_kind(name, way):
     case = CASES[name]
     wrong = case._replace(
         batch=lambda parts: {"image": parts[0], "label": parts[1]}, train=lambda batch: batch
@@ -64,10 +68,43 @@ def test_a_batch_of_another_kind(name, evaluate):
     if name.startswith("Dropout"):
         model.size.fill_(5)
         model.fixed = 1.0
-    message = told(model, loader(wrong, 5, 5), evaluate)
+    message = told(model, loader(wrong, 5, 5), way)
     assert message.startswith("Expected ")
+    assert "\n" not in message
     assert "batch" in message
     assert "dict" in message
+
+
+@pytest.mark.parametrize("name", ["LeNet5", "RectifierNet"])
+def test_batches_that_a_subclass_unpacks(name):
+    case = CASES[name]
+
+    class Unpacking(type(make(case))):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["image"], batch["label"]), batch_idx)
+
+        def test_step(self, batch, batch_idx):
+            return super().test_step((batch["image"], batch["label"]), batch_idx)
+
+        def predict_step(self, batch, batch_idx):
+            return super().predict_step(batch["image"], batch_idx)
+
+    named = case._replace(batch=lambda parts: {"image": parts[0], "label": parts[1]})
+    found = []
+    for kind, own in ((Unpacking, named), (None, case)):
+        model, run = make(case), trainer()
+        model.__class__ = kind or type(model)
+        run.fit(model, loader(own, 9, 4))
+        tested = run.test(model, loader(own, 7, 3), verbose=False)[0]
+        found.append((tested, run.predict(model, loader(own, 7, 3))))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_dictionaries_where_batches_are_looked_at_before_the_first_step():
+    one = {"image": torch.zeros(2, 1, 32, 32), "label": torch.zeros(2, dtype=torch.long)}
+    data = DataLoader([one], batch_size=None)
+    assert told(LeNet5(), data).startswith("Expected `batch` of LeNet5 to be a tuple of inputs and targets")
+    assert "(inputs, targets) but got {'image'" in told(make(CASES["DropoutClassifier"]), data)
 
 
 def test_a_reader_on_single_digits():

@@ -1,6 +1,8 @@
 """Two ranks under ``ddp_per_module`` equal one process on the joined batch, whatever the order of updates."""
 
+import csv
 from datetime import timedelta
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -219,10 +221,10 @@ def test_without_averaging_the_ranks_diverge(make_trainer, tmp_path):
     assert two["gap"] > 1e-4
 
 
-def gan(**options):
+def gan(kind=GAN, **options):
     torch.manual_seed(3)
     options = {"architecture": "mlp", "width": 8, "latent_size": 8} | options
-    return GAN(generator_optimizer=sgd, discriminator_optimizer=sgd, **options)
+    return kind(generator_optimizer=sgd, discriminator_optimizer=sgd, **options)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +334,35 @@ def test_the_report_is_that_of_one_process(make_trainer, sampled):
         source = DataLoader(images, 8 // ranks) if sampled else batched
         results.append(trainer.test(gan(ema=0.9), source, verbose=False)[0])
     assert "test/lenet_recall" in results[0]
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
+
+
+def test_the_report_judges_each_dataloader_by_itself(make_trainer, tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    from pl_losses import PretrainedLeNet5
+    from pl_losses.callbacks import GANReport
+
+    class Stream(torch.utils.data.IterableDataset):  # All of it on each rank.
+        def __iter__(self):
+            return iter(images[:9])
+
+    class Several(GAN):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            return super().validation_step(batch, batch_idx)
+
+    data = Digits(low=-1.0, high=1.0, test_size=30, eval_batch_size=30)
+    data.setup("test")
+    (images, _), *_ = data.test_dataloader()
+    results = []
+    for ranks in (1, 2):
+        logger = CSVLogger(tmp_path, version=ranks)
+        trainer = make_trainer(ranks, callbacks=[GANReport(PretrainedLeNet5)], logger=logger)
+        loaders = [DataLoader(images[9:], 8 // ranks), DataLoader(Stream(), 4)]
+        trainer.validate(gan(Several, ema=0.9), loaders, verbose=False)
+        rows = csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines())
+        results.append({key: float(value) for row in rows for key, value in row.items() if value})
+    assert {"val/lenet_recall", "val/real_output_q50"} < results[0].keys()
     assert results[1] == pytest.approx(results[0], rel=1e-5)
 
 

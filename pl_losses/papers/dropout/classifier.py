@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
@@ -150,7 +151,8 @@ class DropoutClassifier(DropoutModule, Classifier):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count errors and log the loss of a batch."""
-        with self.without_dropout(batch[0]):
+        inputs, _ = expected.labelled(self, batch)
+        with self.without_dropout(inputs):
             super().validation_step(batch, batch_idx)
 
     def test_outputs(self, inputs: Tensor) -> Tensor:
@@ -181,8 +183,8 @@ class DropoutClassifier(DropoutModule, Classifier):
 
         That is ``predictive_entropy`` and ``mutual_information`` in nats, and ``variation_ratio``, each [B].
         """
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        samples = self.sample_probabilities(images, batch_idx)
+        with expected.inputs(self, batch) as images:
+            samples = self.sample_probabilities(images, batch_idx)
         mean = samples.mean(dim=0)
         quantities = (predictive_entropy, mutual_information, variation_ratio)
         found = {quantity.__name__: quantity(samples) for quantity in quantities}

@@ -326,9 +326,9 @@ class DropoutRegressor(DropoutModule):
 
         As long as there is no tau they are those of the passes alone, as a warning says once.
         """
-        return self._summed_up(
-            self.sample(batch[0] if isinstance(batch, (tuple, list)) else batch, batch_idx)
-        )
+        with expected.inputs(self, batch) as inputs:
+            samples = self.sample(inputs, batch_idx)
+        return self._summed_up(samples)
 
     def _summed_up(self, samples: Tensor) -> dict[str, Tensor]:
         mean, variance = self._moments(samples)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core import expected
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
 from pl_losses.core.precision import at_least_float32
@@ -202,7 +203,7 @@ class RotationReport(Callback):
     ) -> None:
         """Keep the first image of the class."""
         if self._image is None:
-            images, labels = batch
+            images, labels = expected.labelled(self, batch)
             if len(found := images[labels == self.digit]):
                 self._image = found[0].detach().cpu()
 

@@ -161,6 +161,7 @@ def count_samples(loader: Any) -> int:
         own = 0
         with isolate_rng():
             for index, batch in enumerate(copy(loader)):
+                _refuse_batch(batch)
                 seen.add(loader, batch)
                 own += unrepeated(loader, index, len(batch[0]), training=True)
         own *= seen.counts()

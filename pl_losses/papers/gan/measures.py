@@ -57,11 +57,9 @@ class Measures(nn.Module):
         if self.extra is not None:
             self.extra.update(((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1), real=real)
 
-    def reset(self) -> None:
-        """Forget what was taken in."""
-        for module in self.modules():
-            if isinstance(module, Metric):
-                module.reset()
+    def metrics(self) -> dict[str, Metric]:
+        """What the figures are computed by, by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Metric)}
 
     def compute(self) -> tuple[dict[str, Tensor], Tensor | None]:
         """The figures by name, and the share of each class; a collective on several ranks.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
-from pl_losses.core.metrics import define_metrics
+from pl_losses.core.metrics import define_metrics, states_of, take_out_repeated
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.monitoring.monitor import Row, log_row
@@ -36,7 +36,7 @@ class GANReport(Callback):
     histograms of the discriminator's outputs with their quantiles; after validation and test, if there are
     ``features``, figures by them, over as many generated samples as there are real ones; after a test
     also the pictures ``test/samples``, ``test/interpolation``, ``test/outputs`` and ``test/classes``. Exact
-    over any number of ranks.
+    over any number of ranks; of several dataloaders the figures are those of all samples together.
 
     Args:
         features: Makes what features are taken from: a module whose ``forward`` turns images [B, C, S, S]
@@ -101,7 +101,9 @@ class GANReport(Callback):
         self._make_features, self._make_metric = features, metric
         self._features: nn.Module | None = None
         self._measures: Measures | None = None
-        self._logits: dict[str, list[Tensor]] = {"real": [], "fake": []}
+        # By dataloader: logits, and what was measured before it began.
+        self._logits: dict[int, dict[str, list[Tensor]]] = {}
+        self._begun: list[tuple[int, dict[str, Any]]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the features, once.
@@ -139,14 +141,28 @@ class GANReport(Callback):
         self._start(pl_module)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Take in a batch."""
-        self._update(outputs)
+        self._update(outputs, dataloader_idx)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Take in a batch."""
-        self._update(outputs)
+        self._update(outputs, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the figures, and the distribution of the discriminator's outputs."""
@@ -178,20 +194,24 @@ class GANReport(Callback):
 
     def _start(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, GAN)
-        self._logits = {"real": [], "fake": []}
+        self._logits, self._begun = {}, []
         self._measures = Measures(self._features, self._make_metric, pl_module.sample(2).float())
 
-    def _update(self, outputs: Any) -> None:
+    def _update(self, outputs: Any, dataloader_idx: int) -> None:
         assert self._measures is not None
-        for part, kept in self._logits.items():
+        if dataloader_idx not in self._logits:
+            self._logits[dataloader_idx] = {"real": [], "fake": []}
+            states = {name: states_of(metric) for name, metric in self._measures.metrics().items()}
+            self._begun.append((dataloader_idx, states))
+        for part, kept in self._logits[dataloader_idx].items():
             kept.append(outputs[f"{part}_logits"].flatten().float().cpu())
             self._measures.update(outputs[part].float(), real=part == "real")
 
     def _log_quality(self, pl_module: LightningModule, stage: str) -> Tensor | None:
         assert self._measures is not None
         assert isinstance(pl_module, GAN)
-        if not pl_module.counts():
-            self._measures.reset()
+        pl_module.counts()  # On a rank without a batch, too.
+        take_out_repeated(self._measures.metrics(), self._begun, pl_module.counts)
         figures, shares = self._measures.compute()
         # Equal on all ranks already; without sync_dist Lightning warns that they might not be.
         pl_module.log_dict({f"{stage}/{key}": value for key, value in figures.items()}, sync_dist=True)
@@ -200,11 +220,13 @@ class GANReport(Callback):
 
     def _gathered(self, pl_module: LightningModule) -> tuple[Tensor, Tensor]:
         assert isinstance(pl_module, GAN)
-        count = None if pl_module.counts() else 0
-        own = {part: torch.cat([torch.zeros(0), *kept])[:count] for part, kept in self._logits.items()}
-        ranks = gather_objects(own)
-        self._logits = {"real": [], "fake": []}
-        real, fake = (torch.cat([rank[part] for rank in ranks]) for part in ("real", "fake"))
+        own = [kept for loader, kept in self._logits.items() if pl_module.counts(loader)]
+        parts = [kept for rank in gather_objects(own) for kept in rank]
+        self._logits = {}
+        real, fake = (
+            torch.cat([torch.zeros(0), *(logits for kept in parts for logits in kept[part])])
+            for part in ("real", "fake")
+        )
         return real, fake
 
     def _show_samples(self, trainer: Trainer, pl_module: LightningModule, key: str) -> None:

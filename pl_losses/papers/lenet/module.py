@@ -192,10 +192,13 @@ class LeNet5(Classifier):
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Warn of the default optimizer with large batches, which it hardly learns from."""
         first = batch_idx == 0 and self.current_epoch == 0
-        if first and self._optimizer is levenberg_marquardt and len(batch[1]) > 1:
+        if not first or self._optimizer is not levenberg_marquardt:
+            return
+        _, target = expected.labelled(self, batch)
+        if len(target) > 1:
             rank_zero_warn(
                 "LeNet5's default optimizer is the paper's, meant for a batch size of 1, but the batches are"
-                f" of {len(batch[1])}: set `batch_size=1`, or pass another `optimizer`"
+                f" of {len(target)}: set `batch_size=1`, or pass another `optimizer`"
             )
 
     def on_train_epoch_start(self) -> None:
@@ -219,8 +222,8 @@ class LeNet5(Classifier):
         drawn, count = [], 0
         # A copy, so that the pass about to begin starts at its own first batch.
         for batch in copy(self.trainer.train_dataloader) or ():
-            drawn.append(batch)
-            count += len(batch[1])
+            drawn.append(expected.labelled(self, batch))
+            count += len(drawn[-1][1])
             if count >= wanted:
                 break
         images, target = (torch.cat(parts)[:wanted].to(self.device) for parts in zip(*drawn, strict=True))

@@ -281,11 +281,32 @@ def test_steps_that_mixed_precision_skips(fused):
     everything = dict(enumerate([1, 1, 1, 2, 3, 3, 3, 3]))
     assert skipped == ({step: everything[step] for step in (range(8) if fused else (1, 2, 5, 6, 7))})
     assert rows[7]["adam/Adam/step_max"] == 5
-    if fused:
-        assert rows[0]["adam/Adam/step_max"] == 0
-        assert "adam/Adam/update_norm" not in rows[0]
-        assert rows[4]["adam/Adam/update_norm"] == pytest.approx(rows[2]["adam/Adam/update_norm"])
+    for step in {0, 3, 4} & rows.keys():  # A row of numbers would be that of the step before.
+        assert rows[step].keys() == {"adam/Adam/skipped_steps"}
     assert all(math.isfinite(value) for row in rows.values() for value in row.values())
+
+
+@pytest.mark.parametrize("make", [Adam, NAdam])
+@pytest.mark.parametrize("empty", ["no loss", "frozen"])
+def test_steps_without_a_gradient_repeat_no_row(make, empty):
+    class Empty(Net):
+        def training_step(self, batch, batch_idx):
+            self.requires_grad_(empty != "frozen" or batch_idx not in (0, 3))
+            loss = super().training_step(batch, batch_idx)
+            if batch_idx in (0, 3):
+                return None if empty == "no loss" else loss.detach().requires_grad_()
+            return loss
+
+    rows = fit(Empty(make), AdamBiasCorrectionMonitor(), max_steps=5).logger.adam()
+    name = make.__name__
+    assert {step: row.get(f"adam/{name}/step_max") for step, row in rows.items()} == {
+        1: 1,
+        2: 2,
+        3: None,
+        4: 3,
+    }
+    assert rows[3] == {f"adam/{name}/skipped_steps": 2}
+    assert rows[4][f"adam/{name}/skipped_steps"] == 2
 
 
 def test_resumed_training_goes_on(folder):

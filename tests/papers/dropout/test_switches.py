@@ -216,6 +216,11 @@ FIXED = {
     "F.feature_alpha_dropout": (lambda x: F.feature_alpha_dropout(x, P, True), None),
     "torch.dropout": (lambda x: torch.dropout(x, P, True), None),
     "torch.native_dropout": (lambda x: torch.native_dropout(x, P, True)[0], None),
+    "aten::dropout": (lambda x: torch.ops.aten.dropout(x, P, True), None),
+    "aten::dropout.default": (lambda x: torch.ops.aten.dropout.default(x, P, train=True), None),
+    "aten::native_dropout": (lambda x: torch.ops.aten.native_dropout(x, P, True)[0], None),
+    "aten::alpha_dropout_": (lambda x: torch.ops.aten.alpha_dropout_(x + 0, P, True), None),
+    "aten::feature_dropout": (lambda x: torch.ops.aten.feature_dropout(x, P, True), None),
     "attention": (
         lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=P),
         lambda x: F.scaled_dot_product_attention(x, x, x),
@@ -233,6 +238,37 @@ def test_dropout_that_says_training_is_off_without_dropout(kind):
     assert not is_random
     samples = mc_samples(module, x, 5, seed=0)
     assert (samples != samples[0]).any()
+
+
+def vmapped(randomness, levels=1):
+    def dropped(row):
+        return F.dropout(row, P)
+
+    for _ in range(levels):
+        dropped = torch.vmap(dropped, randomness=randomness)
+    return Called(lambda m, x: m.part(dropped(m.part(x))), part=nn.Identity())
+
+
+@pytest.mark.parametrize(("randomness", "levels"), [("different", 1), ("different", 2), ("same", 1)])
+def test_dropout_within_a_vmap_drops_as_that_says(randomness, levels):
+    module, x = vmapped(randomness, levels), torch.ones(6, 40)
+    samples = mc_samples(module, x, 50, seed=0)
+    assert torch.equal(samples, mc_samples(module, x, 50, seed=0, chunk=1))
+    assert samples.unique().tolist() == pytest.approx([0, 1 / (1 - P)])
+    assert (samples == 0).double().mean().item() == pytest.approx(P, abs=0.06)
+    alike = [(samples[:, :1] == samples).all(), (samples[..., :1] == samples).all()]
+    assert alike == [randomness == "same", False]
+    single, is_random = without_dropout(module, x)
+    assert torch.equal(single, x)
+    assert not is_random
+
+
+def test_dropout_within_a_vmap_that_cannot_be_had_is_refused():
+    for look in (find_dropout, lambda *args: mc_samples(*args, 3)):
+        with pytest.raises(ValueError, match=r"`randomness` of the torch.vmap around `dropout` to be 'diff"):
+            look(vmapped("error"), inputs(4, 8))
+    with pytest.raises(ValueError, match=r"'independent' for a module that drops within `torch.vmap` but"):
+        mc_samples(vmapped("different"), inputs(4, 8), 3, masks="shared")
 
 
 def test_a_part_with_batch_normalisation_and_noise_keeps_its_statistics():

@@ -43,6 +43,7 @@ class _Watched:
         groups: The names of its parameter groups.
         attempts: Steps so far, also those of the runs that this one goes on from.
         taken: Those of them that changed something.
+        changed: 0 if the last one did not.
         phase: "announced" by Lightning or "under way"; empty else.
         proven: Whether its closed form is known to hold: a subclass may step otherwise.
         before: Until then, some parameters of each group and what they were before the step under way.
@@ -55,6 +56,7 @@ class _Watched:
     groups: list[str]
     attempts: int = 0
     taken: Number = 0
+    changed: Number = 1
     phase: str = ""
     proven: bool = False
     before: list[dict[Tensor, Tensor]] = field(default_factory=list)
@@ -66,10 +68,11 @@ class AdamBiasCorrectionMonitor(Monitor):
     Watches torch's Adam, AdamW, NAdam, RAdam and Adamax in all their variants, this suite's, and subclasses
     and others of their kind whose first step is what the closed form says; with several optimizers, those
     among them that are. Everything is computed from the state after a step, the step itself
-    in closed form, over the parameters that the step changed; if mixed precision skipped the step, over those
-    of the step before. Keys begin with ``adam/`` and the optimizer's name, followed by the parameter group's
-    if there are several, as ``LearningRateMonitor`` gives them; :attr:`KEYS` says what is logged. At the end
-    of training, a picture shows the effective and the largest steps over time.
+    in closed form, over the parameters that the step changed. Of a step that changed nothing, since no
+    gradient came or mixed precision skipped it, only ``skipped_steps`` is logged. Keys begin with ``adam/``
+    and the optimizer's name, followed by the parameter group's if there are several, as
+    ``LearningRateMonitor`` gives them; :attr:`KEYS` says what is logged. At the end of training, a picture
+    shows the effective and the largest steps over time.
 
     Args:
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
@@ -200,9 +203,11 @@ class AdamBiasCorrectionMonitor(Monitor):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Count a step that Lightning announces: mixed precision may skip it, so that it never begins."""
-        optimizer = unwrap(optimizer)
-        known = any(steps.known(optimizer) for steps in self._handles)
-        watched = self._watched.get(id(optimizer)) if known else None
+        watched = self._watched.get(id(optimizer))
+        if watched is None:  # It is wrapped, of no kind to watch, or takes the place of another one.
+            optimizer = unwrap(optimizer)
+            known = any(steps.known(optimizer) for steps in self._handles)
+            watched = self._watched.get(id(optimizer)) if known else None
         if watched and watched.phase != "under way":  # Else a closure announces what has begun.
             watched.attempts += 1
             watched.phase = "announced"
@@ -222,9 +227,11 @@ class AdamBiasCorrectionMonitor(Monitor):
         """Count a step if it had a gradient and, with a fused optimizer, did not overflow."""
         if watched := self._watched.get(id(optimizer)):
             watched.phase = ""
-            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
-                overflow = getattr(optimizer, "found_inf", None)
-                watched.taken = watched.taken + (1 if overflow is None else number(overflow.detach() == 0))
+            watched.changed = 0
+            if has_gradient(optimizer):
+                overflow = vars(optimizer).get("found_inf")
+                watched.changed = 1 if overflow is None else number(overflow.detach() == 0)
+                watched.taken = watched.taken + watched.changed
             if not watched.proven:
                 with torch.no_grad():
                     self._prove(watched, optimizer)
@@ -239,7 +246,7 @@ class AdamBiasCorrectionMonitor(Monitor):
                     continue
                 readings = Readings(next(iter(before)).device, True, False)
                 rule = Rule.of(group, watched.kind, decoupled)
-                readings.add(self._group("", rule, list(before), optimizer, 0, False))
+                readings.add(self._group("", rule, list(before), optimizer, 0))
                 ((_, found),) = readings.read(*on_cpu([*readings.vectors()]))
                 told = found[""].get("update_norm", 0.0)
                 real = math.hypot(*(float((p - was).norm()) for p, was in before.items()))
@@ -269,25 +276,27 @@ class AdamBiasCorrectionMonitor(Monitor):
         if not parameters:
             return []
         readings = Readings(parameters[0].device, self.level == "full", self._sharded)
-        # Without a single gradient the last step is one before. NAdam's cannot be known without.
-        whole = watched.kind != "nadam" and all(p.grad is None for p in parameters)
         for name, group, own in zip(watched.groups, optimizer.param_groups, groups, strict=True):
             rule = Rule.of(group, watched.kind, watched.decoupled)
-            readings.add(self._group(name, rule, own, optimizer, trainer.global_rank, whole))
+            readings.add(self._group(name, rule, own, optimizer, trainer.global_rank))
         attempts, taken = watched.attempts, watched.taken
-        if isinstance(taken, Tensor):
-            readings.maxima.append(vector([taken], readings.device))
+        told = [watched.changed, *([taken] if isinstance(taken, Tensor) else [])]
+        known_here = [one for one in told if not isinstance(one, Tensor)]
+        on_device = len(known_here) < len(told)
+        readings.maxima.append(vector(told, readings.device) if on_device else known_here)
 
         def finish(sums: Array, maxima: Array, row: Row) -> None:
             known = False
+            changed, *counted = maxima[-len(told) :]
             for group, found in readings.read(sums, maxima):
+                known |= bool(found[group.name])
+                if not changed or not found[group.name]:
+                    continue
                 for name, statistics in found.items():
                     row.scalars |= {f"adam/{name}/{key}": value for key, value in statistics.items()}
-                if pooled := found[group.name]:
-                    known = True
-                    self._history.add(group.name, group.rule, pooled)
+                self._history.add(group.name, group.rule, found[group.name])
             if known:
-                done = round(maxima[-1]) if isinstance(taken, Tensor) else taken
+                done = round(counted[0]) if counted else taken
                 row.scalars[f"adam/{watched.name}/skipped_steps"] = float(attempts - done)
 
         return [Part(*readings.vectors(), finish)]
@@ -299,9 +308,8 @@ class AdamBiasCorrectionMonitor(Monitor):
         parameters: list[Tensor],
         optimizer: Optimizer,
         rank: int,
-        whole: bool,
     ) -> Group:
-        """What this rank knows of a parameter group; with ``whole``, parameters without gradient count."""
+        """What this rank knows of a parameter group."""
         group = Group(name, rule)
         states = _states(optimizer)
         partial = self._sharded and states is optimizer.state  # Else only this rank has these states.
@@ -309,7 +317,7 @@ class AdamBiasCorrectionMonitor(Monitor):
             state, gradient = states.get(parameter), parameter.grad
             shard = own_shard(parameter, True, rank) if partial else parameter
             moments = self._moments(state, shard, gradient, rule) if state and shard is not None else None
-            stepped = whole or gradient is not None
+            stepped = gradient is not None
             group.steps.append(moments.step if moments else -math.inf)
             group.moments.append(moments if stepped else None)
             group.sizes.append(parameter.numel() * (1 + parameter.is_complex()) if stepped else 0)
@@ -353,6 +361,15 @@ def _states(optimizer: Optimizer) -> dict[Tensor, Any]:
     """Of each parameter; of those that this rank keeps, with ZeroRedundancyOptimizer."""
     inner: Optimizer = getattr(optimizer, "optim", optimizer)
     return inner.state
+
+
+def has_gradient(optimizer: Optimizer) -> bool:
+    """Whether any parameter has one."""
+    for group in optimizer.param_groups:  # Two loops, as a generator takes longer.
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                return True
+    return False
 
 
 def _some(parameters: list[Tensor]) -> list[Tensor]:

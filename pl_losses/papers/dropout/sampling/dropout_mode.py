@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -30,6 +31,7 @@ class _Kind(NamedTuple):
     features: bool = False
     alpha: bool = False
     inplace: bool = False
+    with_mask: bool = False  # What it returns.
 
 
 _KINDS: dict[Any, _Kind] = {
@@ -41,7 +43,7 @@ _KINDS: dict[Any, _Kind] = {
     F.feature_alpha_dropout: _Kind("training", features=True, alpha=True),
     torch.dropout: _Kind("train"),
     torch.dropout_: _Kind("train", inplace=True),
-    torch.native_dropout: _Kind("train"),
+    torch.native_dropout: _Kind("train", with_mask=True),
     torch.feature_dropout: _Kind("train", features=True),
     torch.feature_dropout_: _Kind("train", features=True, inplace=True),
     torch.alpha_dropout: _Kind("train", alpha=True),
@@ -49,6 +51,10 @@ _KINDS: dict[Any, _Kind] = {
     torch.feature_alpha_dropout: _Kind("train", features=True, alpha=True),
     torch.feature_alpha_dropout_: _Kind("train", features=True, alpha=True, inplace=True),
 }
+# As they are called from `torch.ops`, with an overload or without.
+for _func, _kind in [one for one in _KINDS.items() if one[1].flag == "train"]:
+    _packet = getattr(torch.ops.aten, _func.__name__)
+    _KINDS |= {_packet: _kind, _packet.default: _kind}
 # Noise by their argument like dropout's, but from the global random streams.
 _NOISE = (F.rrelu, torch.rrelu, torch.rrelu_)
 # Functions that are told here whether it is training, whatever their caller thinks.
@@ -145,16 +151,18 @@ class ActiveDropout(TorchFunctionMode):
         if not p:
             self.calls += 1
             return self._undropped(func, args, kwargs)
+        vmapped = self.drawn is None and within_vmap(func)
         if not self.on:
             self.calls, self.active = self.calls + 1, self.active + 1
             return _off(func, args, kwargs)
-        if self.shared_over is not None and func not in _SHAREABLE:
+        if self.shared_over is not None and (vmapped or func not in _SHAREABLE):
+            place = "torch.vmap" if vmapped else func.__name__
             raise ValueError(
-                "Expected `masks` to be 'independent' for a module that drops within"
-                f" `{func.__name__}` but got 'shared', which is there for Dropout and Dropout1d, 2d and 3d"
+                f"Expected `masks` to be 'independent' for a module that drops within `{place}` but got"
+                " 'shared', which is there for Dropout and Dropout1d, 2d and 3d"
             )
         if func in _KINDS:
-            return self._drop(func, args, kwargs, p)
+            return self._drop(func, args, kwargs, p, vmapped)
         if func in _NOISE:
             self._first_reached()
             args, kwargs = _switched(3, "training", True, args, kwargs)
@@ -191,7 +199,7 @@ class ActiveDropout(TorchFunctionMode):
             if isinstance(leaf, Tensor):
                 self.largest = max(self.largest, leaf.numel() * leaf.element_size())
 
-    def _drop(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], p: float) -> Any:
+    def _drop(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], p: float, vmapped: bool) -> Any:
         kind = _KINDS[func]
         self._first_reached()
         inputs = args[0] if args else kwargs["input"]
@@ -201,8 +209,8 @@ class ActiveDropout(TorchFunctionMode):
                 f" [{self.shared_over}, ...], but got {list(inputs.shape)}"
             )
         floating = type(inputs) in PLAIN and inputs.is_floating_point()
-        if not (floating and 0.0 <= p <= 1.0 and inputs.ndim > kind.features):
-            # Refused by the function itself; or a subclass of tensors that knows better, its masks global.
+        if vmapped or not (floating and 0.0 <= p <= 1.0 and inputs.ndim > kind.features):
+            # Refused by the function itself; or vmap or a subclass of tensors knows better, its masks global.
             place = 2, kind.flag
             args, kwargs = _switched_on(*place, args, kwargs)
             return func(*args, **kwargs)
@@ -214,7 +222,7 @@ class ActiveDropout(TorchFunctionMode):
         inplace = kind.inplace or bool(_get(3, "inplace", args, kwargs, False) and kind.flag == "training")
         if not site.scaled and not kind.alpha and site.kept:
             inputs = inputs.mul_(1 / site.kept) if inplace else inputs * (1 / site.kept)
-        if func is torch.native_dropout:
+        if kind.with_mask:
             return inputs * mask, mask != 0
         folds = func is F.dropout and self.shared_over is not None and inputs.ndim == 2 and not inplace
         if self.drawn is not None:
@@ -253,6 +261,24 @@ class ActiveDropout(TorchFunctionMode):
         if index >= len(self.drawn) or site != self.drawn[index][0]:
             raise PrefixDiffersError("it does not always call the same dropouts")
         return self.drawn[index][1]
+
+
+def within_vmap(func: Any) -> bool:
+    """Whether a function that drops is called within a ``torch.vmap`` of the module's own.
+
+    Raises:
+        ValueError: If that vmap refuses random numbers: the module could not be trained, either.
+    """
+    stack = _functorch.get_interpreter_stack() or []
+    vmaps = [
+        _functorch.CVmapInterpreterPtr(one) for one in stack if one.key() == _functorch.TransformType.Vmap
+    ]
+    if any(one.randomness() == _functorch.RandomnessType.Error for one in vmaps):
+        raise ValueError(
+            f"Expected `randomness` of the torch.vmap around `{func.__name__}` to be 'different' or 'same'"
+            " but got 'error', with which the module fails in training, too"
+        )
+    return bool(vmaps)
 
 
 def _off(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
