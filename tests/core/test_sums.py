@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pl_losses.core import sums
+from pl_losses.core import precision
 from pl_losses.papers.adam import TemporalAveraging
 from pl_losses.papers.adam.monitor.statistics import Moments, squares
 from pl_losses.papers.adam.monitor.update_rule import Rule
@@ -58,7 +58,7 @@ def test_the_ends_of_long_lines_are_cut_as_their_beginnings():
 
 def test_devices_without_float64_add_up_on_the_host(monkeypatch):
     features = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0)).double()
-    monkeypatch.setattr(sums, "WITHOUT_FLOAT64", {"meta"})
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {"meta"})
     distance = FrechetDistance(3).to("meta")
     assert {state.device.type for state in (distance.counts, distance.sums, distance.products)} == {"cpu"}
     for kind, own in enumerate(features):
