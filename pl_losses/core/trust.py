@@ -65,7 +65,7 @@ TRUST = "PL_LOSSES_TRUST"
 # Arguments that name a folder or file to write, and those that name a part of its path.
 FOLDERS = (
     *("default_root_dir", "save_dir", "dirpath", "dir", "root_dir", "log_dir", "nvme_path"),
-    "exclude_batches_path",
+    *("exclude_batches_path", "output"),
 )
 PARTS = (
     "name",
@@ -219,13 +219,18 @@ def folder_options(trainer: Any) -> list[str]:
 
 
 def has_list(trainer: Any, path: str) -> bool:
-    """Whether what an argument belongs to is one of several."""
-    return isinstance(trainer, dict) and isinstance(trainer.get(path.split(".")[1]), list)
+    """Whether what an argument belongs to is one of several, which an option cannot tell apart."""
+    found = trainer.get(path.split(".")[1]) if isinstance(trainer, dict) else None
+    return isinstance(found, list) and len(found) > 1
 
 
 def is_part(value: str) -> bool:
-    """Whether a text can be a part of a path that stays below what it is joined to."""
-    return not re.search(r"^[/\\~]|^\w:[/\\]|\$|::|://", value) and ".." not in re.split(r"[/\\]", value)
+    """Whether a text can be a part of a path that stays below what it is joined to.
+
+    Names of checkpoints are formats: ``{step:c}`` is a dot at step 46.
+    """
+    leads = re.search(r"^[/\\~]|^\w:[/\\]|\$|::|://|\{[^{}]*:[^{}]*[c{]", value)
+    return not leads and ".." not in re.split(r"[/\\]", value)
 
 
 def leaves(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
