@@ -61,7 +61,7 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     Raises:
         UsageError: If an option's value does not fit.
     """
-    from pl_losses.cli.lightning_cli import in_a_line
+    from pl_losses.cli.lightning_cli import in_a_line, status_of
     from pl_losses.cli.parser import Parser
 
     module, _, attribute = FUNCTIONS[name].rpartition(".")
@@ -73,9 +73,9 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
         function(**parser.instantiate(options).as_dict())
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         raise in_a_line(error, None) from error
-    except KeyboardInterrupt:
-        if name in AT_ONCE:
-            raise
-        print(f"Interrupted: the same command goes on from what is in {options.folder}", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as leaving:
+        # A Trainer makes an exit of a signal.
+        again = "" if name in AT_ONCE else f": the same command goes on from what is in {options.folder}"
+        print(f"Interrupted{again}", file=sys.stderr)
+        return status_of(leaving) if isinstance(leaving, SystemExit) else 130
     return 0
