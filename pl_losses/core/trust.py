@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
     for name in found:
         if name in DENIED or name in READ or not name.isidentifier():
             raise UsageError(f"Expected `--trust` to name a module of your own but got `{name}`")
-    typed = (value for name, value in flags if value and name.split(".")[0] in ("model", "data", "trainer"))
+    sections = ("model", "data", "trainer")
+    # A file such as photo.png is no class of a package.
+    typed = (value for name, value in flags if value and name.split(".")[0] in sections and not isfile(value))
     return frozenset(found | {top for value in typed for path in named_in(value) if (top := foreign(path))})
 
 

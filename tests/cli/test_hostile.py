@@ -194,7 +194,8 @@ def test_a_file_given_by_an_option_is_a_recipe(box):
     for option, file in (("--trainer.logger", "logger.yaml"), ("--model", "part.yaml")):
         with pytest.raises(UsageError, match=file):
             check("fit", split([option, file]))
-    assert own_packages(split(["--model", "part.yaml"])) == frozenset()
+    (box / "photo.png").touch()
+    assert own_packages(split(["--model", "part.yaml", "--data.content", "photo.png"])) == frozenset()
 
 
 def test_options_may_write_anywhere(box):
