@@ -3,7 +3,7 @@
 Each kind has trials of its own, drawn from ``--seed``. What is printed is how many held, and what was lost:
 
 - kill: a fit of each wing is killed (kill -9) at random moments; the command that it printed goes on from
-  there, and ends as the uninterrupted fit, bit for bit.
+  there, and ends as the uninterrupted fit, bit for bit. Likewise ``reproduce``, by the same command again.
 - interrupt: likewise by Ctrl-C and SIGTERM.
 - disk: the disk is full at random sizes of a checkpoint; that of before stays whole, and alone.
 - spoilt: bit flips, zeros, noise and cut ends in checkpoints and states of ``reproduce``: accepted ones are
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import itertools
 import os
 import random
 import re
@@ -47,40 +49,74 @@ from pl_losses.cli.checkpoints import WholeCheckpointIO, read_checkpoint  # noqa
 from pl_losses.cli.main import main  # noqa: E402
 from pl_losses.core.experiment import Experiment  # noqa: E402
 from pl_losses.monitoring import interruption  # noqa: E402
+from pl_losses.papers.dropout.table1 import columns  # noqa: E402
 from pl_losses.recipes import UsageError, dump  # noqa: E402
 
 LIMIT = 120  # Seconds of one run.
 Trials = Iterator[tuple[str, str]]  # What was done, and what was lost by it; empty if nothing was.
 
 
+REPRODUCED = {
+    "adam/fig4": "--dataset=digits --steps=12 --beta1=[0.9] --beta2=[0.99] --log_alpha=[-3,-2] --hidden=8"
+    " --latent=2 --together=2 --save_every=0 --wandb=disabled",
+    "dropout/table1": "--sets=mine --columns=grid --splits=2 --samples=9 --repeats=1 --epochs_scale=0.01"
+    " --root=. --wandb=disabled",
+    "sdae/variations": "--variations=rot-gen --source=digits --seeds=2 --train_size=512 --val_size=64"
+    " --test_size=200 --hidden=16 --pretrain_epochs=1 --finetune_epochs=2 --finetune_lr=0.02",
+}
+
+
 def often(args: list[str]) -> int:
-    """A fit that saves a checkpoint at every step."""
+    """A command that saves a checkpoint at every step, and that chooses among few settings."""
     interruption.SHARE = 0
     interruption.InterruptionCheckpoint.__init__.__defaults__ = (print, 0.0)
+    columns.Choice.__new__.__defaults__ = ((0.0, 0.1), (1e-4,), (1e-3, 1e-2), (0.5, 2.0), 10)
+    columns.COLUMNS["grid"] = columns.COLUMNS["grid"]._replace(steps=0)
     return resumed.command(args)
 
 
+def command(name: str, folder: str) -> list[str]:
+    """The small form of a recipe, or of what takes many trainings, with its results in a folder."""
+    if name in REPRODUCED:
+        return ["reproduce", name, *REPRODUCED[name].split(), f"--folder={folder}"]
+    args = ["fit", "--config", name, *resumed.OPTIONS, *resumed.WINGS[name]]
+    return [*args, f"--trainer.logger.save_dir={folder}"]
+
+
+def made(name: str, folder: str, output: str) -> tuple[object, object]:
+    """What a command that is over is compared by: the weights and test results, or the tables."""
+    if name not in REPRODUCED:
+        return resumed.outcome(folder, output)
+    rows = {path.name: list(csv.DictReader(path.open())) for path in Path(folder).glob("*.csv")}
+    for row in itertools.chain(*rows.values()):
+        for key in row.keys() & {"seconds", "cpu_seconds"}:
+            del row[key]
+    return rows, sorted(rows)
+
+
 def ended_anywhere(count: int, draw: random.Random, numbers: list[int]) -> Trials:
-    """Fits of all wings in turn that get a signal at a random moment, and go on."""
-    whole: dict[str, tuple[object, float]] = {}
+    """Commands of all wings in turn that get a signal at a random moment, and go on."""
+    resumed.plant(Path())
+    names, whole = [*resumed.WINGS, *REPRODUCED], {}
     for trial in range(count):
-        name = list(resumed.WINGS)[trial % len(resumed.WINGS)]
-        args = ["fit", "--config", name, *resumed.OPTIONS, *resumed.WINGS[name]]
+        name = names[trial % len(names)]
         if name not in whole:
             began = time.monotonic()
-            process = Fork(often, [*args, f"--trainer.logger.save_dir=whole/{name}"])
+            process = Fork(often, command(name, f"whole/{name}"))
             assert process.wait(LIMIT) == 0, process.printed[1]
-            whole[name] = resumed.outcome(f"whole/{name}", process.printed[0]), time.monotonic() - began
+            seconds = time.monotonic() - began
+            whole[name] = made(name, f"whole/{name}", process.printed[0]), seconds
         expected, seconds = whole[name]
         number, moment = draw.choice(numbers), draw.uniform(0, seconds)
         yield (
-            f"{name}, signal {number} after {moment:.2f} s",
-            one_ended(args, f"trial-{trial}", number, moment, expected),
+            f"{name}, signal {number} after {moment:.2f} of {seconds:.2f} s",
+            one_ended(name, f"trial-{trial}", number, moment, expected),
         )
 
 
-def one_ended(args: list[str], folder: str, number: int, moment: float, expected: object) -> str:
-    process = Fork(often, [*args, f"--trainer.logger.save_dir={folder}"])
+def one_ended(name: str, folder: str, number: int, moment: float, expected: tuple[object, object]) -> str:
+    args = command(name, folder)
+    process = Fork(often, args)
     time.sleep(moment)
     if process.ended() is None:
         os.kill(process.pid, number)
@@ -89,17 +125,20 @@ def one_ended(args: list[str], folder: str, number: int, moment: float, expected
     if "Traceback" in errors and status != -signal.SIGKILL:
         return f"a traceback: {errors[-200:]}"
     told = re.findall(r"[Gg]o on with:\n  pl-losses (fit .*)", errors)
-    if status != 0 and told and list(Path(folder).rglob("*.ckpt")):
-        process = Fork(often, told[-1].split())
+    again = args if name in REPRODUCED else told[-1].split() if told else []
+    kept = name in REPRODUCED or bool(list(Path(folder).rglob("*.ckpt")))
+    if status != 0 and not kept:
+        return ""  # Nothing had been trained.
+    if status != 0 and not again:
+        return f"no command was told: {errors[-200:]}"
+    if status != 0:
+        process = Fork(often, again)
         if process.wait(LIMIT) != 0:
             return f"does not go on: {process.printed[1][-200:]}"
         output = process.printed[0]
-    elif status != 0:
-        # Nothing had been trained, or nothing can go on from it.
-        return "" if not list(Path(folder).rglob("*.ckpt")) else f"no command was told: {errors[-200:]}"
-    found = resumed.outcome(folder, output)
+    found = made(name, folder, output)
     if not found[1]:  # It was ended behind its test, or in it: then the weights are compared alone.
-        found, expected = found[0], expected[0]  # type: ignore[index]
+        found, expected = (found[0], None), (expected[0], None)
     return "" if resumed.same(found, expected) else "other weights or results"
 
 
@@ -166,20 +205,35 @@ def accepted(file: Path) -> str:
 
 
 def hostile_recipes(count: int, draw: random.Random) -> Trials:
-    """Recipes that run code or write elsewhere: the front door and, where it lets them pass, a fit."""
+    """Recipes that run code or write elsewhere: the front door and, where it lets them pass, a fit.
+
+    They are sent as a file, over another recipe, as one that is extended, and every tenth in a checkpoint.
+    """
     hostile.plant(Path())
-    for name, config in draw.sample(hostile.RECIPES, min(count, len(hostile.RECIPES))):
+    Path("extending.yaml").write_text("extends: ./sent\n")
+    ways = [
+        ["--config=sent.yaml"],
+        ["--config=lenet/digits", "--config=sent.yaml"],
+        ["--config=extending.yaml"],
+    ]
+    for trial, (name, config) in enumerate(draw.sample(hostile.RECIPES, min(count, len(hostile.RECIPES)))):
         Path("sent.yaml").write_text(dump(config))
+        model = {"_class_path": "pl_losses.LeNet5"}
+        torch.save({"state_dict": {}, "pl_losses": config, "hyper_parameters": model}, "sent.ckpt")
         before = sorted(os.listdir())
+        way = ways[trial % len(ways)]
+        if trial % 10 == 9:
+            command = ("fit", "validate", "test", "predict")[trial // 10 % 4]
+            Fork(main, [command, "--ckpt_path=sent.ckpt"]).wait(LIMIT)
         try:
-            check("fit", split(["--config", "sent.yaml"]))
+            check("fit", split(way))
         except UsageError:
             pass
         else:
-            Fork(main, ["fit", "--config", "sent.yaml"]).wait(LIMIT)
-        left = set(os.listdir()) - set(before) - {"runs"}
-        yield name, f"left {', '.join(left)}" if left else ""
-        for mark in left:
+            Fork(main, ["fit", *way]).wait(LIMIT)
+        left = set(os.listdir()) ^ set(before) - {"runs"}
+        yield name, f"left {', '.join(left)}" if left - {"runs"} else ""
+        for mark in left & set(os.listdir()):
             shutil.rmtree(mark) if Path(mark).is_dir() else Path(mark).unlink()
 
 
@@ -196,11 +250,11 @@ def mutated(count: int, draw: random.Random) -> Trials:
 
 
 KINDS: dict[str, tuple[Callable[[int, random.Random], Trials], int]] = {
-    "kill": (kill, 80),
-    "interrupt": (interrupt, 80),
+    "kill": (kill, 120),
+    "interrupt": (interrupt, 120),
     "disk": (disk, 30),
     "spoilt": (spoilt, 300),
-    "hostile": (hostile_recipes, 600),
+    "hostile": (hostile_recipes, 1500),
     "mutations": (mutated, 400),
 }
 

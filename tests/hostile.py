@@ -99,6 +99,36 @@ CALLS = {
     "jsonargparse.set_parsing_settings": {"import_path_allowlist": ["os"]},
     "planted.run": {},
     "planted.Planted": {},
+    "dill.load": {"file": "evil.pkl"},
+    "cloudpickle.load": {"file": "evil.pkl"},
+    "pickle.load": {"file": "evil.pkl"},
+    "marshal.loads": {"bytes": "x"},
+    "ctypes.CDLL": {"name": "evil.pt"},
+    "builtins.exec": {"source": f"import os; os.mkdir('{MARK}')"},
+    "os.popen": {"cmd": f"mkdir {MARK}"},
+    "os.execvp": {"file": "mkdir", "args": ["mkdir", MARK]},
+    "shutil.rmtree": {"path": "evil.pt"},
+    "shutil.copyfile": {"src": "evil.pt", "dst": MARK},
+    "pathlib.Path.write_text": {"self": MARK, "data": "x"},
+    "multiprocessing.Process": {"target": "os.mkdir", "args": [MARK]},
+    "runpy.run_module": {"mod_name": "planted"},
+    "code.interact": {},
+    "webbrowser.open": {"url": "file:planted.py"},
+    "torch.export.load": {"f": "evil.pt"},
+    "torch.utils.model_zoo.load_url": {"url": "file:evil.pt", "model_dir": MARK},
+    "torch.distributed.run.main": {"args": ["planted.py"]},
+    "torch.nn.utils.parametrize.torch.load": {"f": "evil.pt", "weights_only": False},
+    "lightning.pytorch.loggers.csv_logs.ExperimentWriter": {"log_dir": MARK},
+    "lightning.fabric.loggers.csv_logs._ExperimentWriter": {"log_dir": MARK},
+    "lightning.fabric.plugins.TorchCheckpointIO.load_checkpoint": {"path": "evil.pt", "weights_only": False},
+    "lightning.pytorch.utilities.upgrade_checkpoint.main": {},
+    "lightning.pytorch.utilities.deepspeed.convert_zero_checkpoint_to_fp32_state_dict": {"output_file": MARK},
+    "lightning.pytorch.callbacks.ModelCheckpoint.to_yaml": {"filepath": MARK},
+    "pl_losses.core.files.save_sealed": {"path": MARK, "value": 1},
+    "pl_losses.core.experiment.Experiment": {"folder": MARK, "arguments": {}},
+    "pl_losses.data.download.download": {"url": "file:evil.pt", "path": MARK},
+    "pl_losses.data.image_files.write_image": {"path": f"{MARK}.png"},
+    "pl_losses.strategies.torch.load": {"f": "evil.pt", "weights_only": False},
     "this.s": {},
     "antigravity.geohash": {},
 }
@@ -134,34 +164,69 @@ def calls():
         yield f"{path} hook", with_hook(path if path.endswith("n") else node)
 
 
+def of_class(path, more="init_args", **arguments):
+    """A class with arguments, as it stands in a config."""
+    return {"class_path": path, more: arguments}
+
+
+def spots(node):
+    """Recipes that put a call at each other place."""
+    for place in ("logger", "strategy", "plugins", "profiler", "accelerator", "precision", "callbacks"):
+        yield place, recipe(**{place: node})
+        yield f"[{place}]", recipe(**{place: [node]})
+    yield "second logger", recipe(logger=["CSVLogger", node])
+    yield "model", {**recipe(), "model": node}
+    yield "data", {**recipe(), "data": node}
+    for model, name in (
+        ("DropoutClassifier", "network"),
+        ("GAN", "generator"),
+        ("GAN", "discriminator_optimizer"),
+        ("StackedDenoisingAutoencoder", "pretrain_lr_scheduler"),
+        ("LeNet5", "optimizer"),
+    ):
+        yield f"{model} {name}", with_argument(name, node, model)
+    layer = of_class("torch.nn.TransformerEncoderLayer", d_model=4, nhead=1, activation=node)
+    yield "activation", with_argument("network", layer, "DropoutClassifier")
+    group = {**of_class("torch.optim.SGD", lr=0.1), "dict_kwargs": {"x": node}}
+    yield "optimizer kwargs", with_argument("optimizer", group)
+    schedulers = [("LambdaLR", "lr_lambda"), ("MultiplicativeLR", "lr_lambda"), ("CyclicLR", "scale_fn")]
+    for name, argument in schedulers:
+        scheduler = of_class(f"torch.optim.lr_scheduler.{name}", **{argument: node})
+        yield name, with_argument("lr_scheduler", scheduler)
+    if isinstance(node, dict):  # A text stays one.
+        profiler = of_class("PyTorchProfiler", "dict_kwargs", on_trace_ready=node, schedule=node)
+        profiler["class_path"] = "lightning.pytorch.profilers.PyTorchProfiler"
+        yield "profiler kwargs", recipe(profiler=profiler)
+        yield "logger kwargs", recipe(logger=of_class("TensorBoardLogger", "dict_kwargs", comment=node))
+        ddp = of_class("lightning.pytorch.strategies.DDPStrategy", "dict_kwargs", comment=node)
+        yield "ddp kwargs", recipe(strategy=ddp)
+    for argument in ("ddp_comm_hook", "ddp_comm_wrapper", "checkpoint_io", "cluster_environment"):
+        ddp = of_class("lightning.pytorch.strategies.DDPStrategy", **{argument: node})
+        yield argument, recipe(strategy=ddp)
+    io = of_class("lightning.pytorch.plugins.io.AsyncCheckpointIO", checkpoint_io=node)
+    yield "checkpoint_io", recipe(plugins=[io])
+    for name, argument in (
+        ("StochasticWeightAveraging", "avg_fn"),
+        ("lightning.pytorch.callbacks.ThroughputMonitor", "batch_size_fn"),
+        ("lightning.pytorch.callbacks.ModelPruning", "pruning_fn"),
+        ("lightning.pytorch.callbacks.ModelPruning", "apply_pruning"),
+        ("lightning.pytorch.callbacks.BackboneFinetuning", "lambda_func"),
+        ("LambdaCallback", "on_save_checkpoint"),
+        ("GANReport", "metric"),
+    ):
+        yield argument, recipe(callbacks=[of_class(name, **{argument: node})])
+
+
 def places():
-    """Recipes that put a call at each other place, and those that write outside."""
+    """Recipes that put some calls everywhere, and all of them at some of the places, in turn."""
     load = {"class_path": "torch.load", "init_args": CALLS["torch.load"]}
     planted = {"class_path": "planted.Planted"}
     for node in (load, planted, "planted.Planted", "./part.yaml", os.path.abspath("part.yaml")):
-        for place in ("logger", "strategy", "plugins", "profiler", "accelerator", "precision", "callbacks"):
-            yield f"{place} {node}", recipe(**{place: node})
-            yield f"{place} [{node}]", recipe(**{place: [node]})
-        yield f"model {node}", {**recipe(), "model": node}
-        yield f"data {node}", {**recipe(), "data": node}
-        yield f"network {node}", with_argument("network", node, "DropoutClassifier")
-        yield f"generator {node}", with_argument("generator", node, "GAN")
-        yield f"model.optimizer {node}", with_argument("optimizer", node)
-        group = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}, "dict_kwargs": {"x": node}}
-        yield f"optimizer kwargs {node}", with_argument("optimizer", group)
-        lambdas = {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": node}}
-        yield f"LambdaLR {node}", with_argument("lr_scheduler", lambdas)
-        profiler = {"class_path": "lightning.pytorch.profilers.PyTorchProfiler"}
-        if isinstance(node, dict):  # A text stays one.
-            profiler["dict_kwargs"] = {"on_trace_ready": node, "schedule": node}
-            yield f"profiler kwargs {node}", recipe(profiler=profiler)
-        ddp = {"class_path": "lightning.pytorch.strategies.DDPStrategy"}
-        yield f"ddp hook {node}", recipe(strategy={**ddp, "init_args": {"ddp_comm_hook": node}})
-        average = {"class_path": "StochasticWeightAveraging"}
-        yield (
-            f"average {node}",
-            recipe(callbacks=[{**average, "init_args": {"swa_lrs": 0.1, "avg_fn": node}}]),
-        )
+        for place, config in spots(node):
+            yield f"{place} {node}", config
+    for index, (path, arguments) in enumerate(CALLS.items()):
+        for place, config in list(spots({"class_path": path, "init_args": arguments}))[index % 6 :: 6]:
+            yield f"{place} {path}", config
     yield "unpickled checkpoint", {**recipe(), "ckpt_path": "evil.ckpt", "weights_only": False}
 
 
@@ -190,8 +255,12 @@ def writes():
             )
         spikes = {"class_path": "lightning.pytorch.callbacks.SpikeDetection"}
         yield f"spikes {path}", recipe(callbacks=[{**spikes, "init_args": {"exclude_batches_path": path}}])
-    name = {"class_path": "ModelCheckpoint", "init_args": {"filename": "../../../outside/x"}}
-    yield "file name", recipe(callbacks=[name], logger="CSVLogger")
+        picture = {"class_path": "StyleReport", "init_args": {"output": f"{path}.png"}}
+        yield f"picture {path}", recipe(callbacks=[picture])
+    # A number may be written as the character that it stands for: 46 is a dot.
+    for name in ("../../../outside/x", f"{'{step:c}{step:c}/' * 3}x", "{epoch:{step:c}}"):
+        checkpoint = of_class("ModelCheckpoint", filename=name, auto_insert_metric_name=False)
+        yield f"file name {name}", recipe(callbacks=[checkpoint], logger="CSVLogger")
     for logger, part in (("WandbLogger", "project"), ("WandbLogger", "id"), ("CSVLogger", "name")):
         inner = {"class_path": logger, "init_args": {part: "../../../outside"}}
         yield f"{logger} {part}", recipe(logger=[inner])

@@ -20,6 +20,9 @@ TRAINER |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sa
 TRAINER |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "deterministic": False}
 TRAINER |= {"strategy": "auto", "num_nodes": 1, "gradient_clip_val": 1.0, "inference_mode": True}
 STOPPING = {"class_path": "EarlyStopping", "init_args": {"monitor": "train/loss", "patience": 3}}
+# Without which a recipe would train for long.
+LIMITS = ["--trainer.max_epochs=1"]
+LIMITS += [f"--trainer.limit_{name}_batches=1" for name in ("train", "val", "test")]
 # Arguments that make a wing's recipe small.
 SMALL = {
     "lenet/digits": ({}, {"val_size": 30}),
@@ -98,14 +101,17 @@ def wrong_type(config, draw):
     kind = type(at(config, path))
     value = draw.choice(WRONG.get(kind, WRONG[str]))
     at(config, path[:-1])[path[-1]] = value
-    meant = path[-1] == "logger" and value in (True, [])
+    meant = (path[-1] == "logger" and value in (True, [])) or (path[-1] == "name" and value == "")
+    meant |= any("pretrain" in str(key) for key in path)  # Of stages that are left out.
     return Mutation(f"{text_of(path)} = {value!r}", config, not meant)
 
 
 def odd_value(config, draw):
     path, value = draw.choice(list(places(config))), draw.choice(ODD)
     at(config, path[:-1])[path[-1]] = value
-    return Mutation(f"{text_of(path)} = {value!r} (odd)", config, False)
+    return Mutation(
+        f"{text_of(path)} = {value!r} (odd)", config, False, LIMITS if path == ("trainer",) else ()
+    )
 
 
 def odd_key(config, draw):
@@ -122,12 +128,7 @@ def without(config, draw):
     path = draw.choice([("model",), ("data",), ("trainer",), *places(config)])
     node = at(config, path[:-1])
     del node[path[-1]]
-    # Without its limits it would train for long.
-    options = [
-        "--trainer.max_epochs=1",
-        *(f"--trainer.limit_{name}_batches=1" for name in ("train", "val", "test")),
-    ]
-    return Mutation(f"without {text_of(path)}", config, path in [("model",), ("data",)], options)
+    return Mutation(f"without {text_of(path)}", config, path in [("model",), ("data",)], LIMITS)
 
 
 def callbacks(config, draw):

@@ -39,7 +39,7 @@ class Fork:
             os.environ.update(environment)
             status = function(*args)
         except SystemExit as leaving:
-            status = leaving.code
+            status = leaving.code or 0  # As Python itself has it.
         except BaseException:
             traceback.print_exc()
         finally:

@@ -7,11 +7,13 @@ import signal
 from pathlib import Path
 
 import torch
+from papers.style.networks import picture, state
 from processes import Fork
 from shooter import Shooter
 
 from pl_losses.cli.lightning_cli import PLLossesCLI
 from pl_losses.cli.main import main
+from pl_losses.data.image_files import write_image
 
 OPTIONS = ["--trainer.logger=CSVLogger", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
 OPTIONS += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -25,7 +27,23 @@ WINGS = {
     "gan/digits": [],
     "gtn/strings-digits": ["--data.isolated_epochs=0", "--data.eval_strings=20"],
     "sdae/digits": ["--model.pretrain_epochs=1", "--trainer.max_epochs=4"],
+    # An epoch is the run, a batch of it 20 iterations of L-BFGS.
+    "style/demo": [
+        *("--model.weights=weights.pt", "--data.content=photo.png", "--data.style=painting.png"),
+        *("--data.size=48", "--data.steps=6", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1.0"),
+    ],
 }
+
+
+def plant(folder):
+    """Put into a folder what the recipes need that is not packaged: small ones of their kind."""
+    torch.save(state(), folder / "weights.pt")
+    for seed, name in enumerate(("photo", "painting")):
+        write_image(picture(40, 32, seed), folder / f"{name}.png")
+    inputs = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    (folder / "mine").mkdir()
+    rows = torch.cat([inputs, inputs[:, :1] * inputs[:, 1:2]], 1).tolist()
+    (folder / "mine/data.txt").write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
 
 
 def command(args, shooter=None):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ SECTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
 CALL = ("seed_everything", "test_after_fit")
 SHOWN = 12
 WRAPPERS = r"_fsdp_wrapped_module\.|_orig_mod\."
+# Files that a `ModelCheckpoint` had saved, and deletes when it replaces them.
+REPLACED = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -187,3 +190,27 @@ class CheckpointCheck(Callback):
             self.show(f"{len(left)} of {len(own)} weights are not in the checkpoint, such as `{left[0]}`")
 
     on_fit_start = on_validation_start = on_test_start = on_predict_start = check
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See to it that no file outside of a checkpoint callback's folder is deleted.
+
+        Lightning looks at the paths as they are written in the checkpoint, and at no address at all.
+        """
+        folders = [str(getattr(one, "dirpath", None)) for one in trainer.checkpoint_callbacks]
+        for state in (checkpoint.get("callbacks") or {}).values():
+            if isinstance(state, dict):
+                state |= {key: plain_path(state[key], folders) for key in REPLACED if key in state}
+                if isinstance(best := state.get("best_k_models"), dict):
+                    state["best_k_models"] = {plain_path(key, folders): best[key] for key in best}
+
+
+def plain_path(path: Any, folders: Iterable[str]) -> str:
+    """A path without detours; an address only below one of these folders, else nothing."""
+    if not isinstance(path, str) or not path:
+        return ""
+    if "::" not in path and "://" not in path:
+        return os.path.normpath(path)
+    below = any(path.startswith(f"{folder}/") for folder in folders) and ".." not in path.split("/")
+    return path if below else ""

@@ -31,7 +31,8 @@ from pl_losses.recipes import Config, UsageError, load, merge, nearest, parse
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 # Numbers of the trainer that Lightning takes as they come.
 LEAST = {"log_every_n_steps": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "num_nodes": 1}
-LEAST |= {"reload_dataloaders_every_n_epochs": 0}
+LEAST |= {"reload_dataloaders_every_n_epochs": 0, "patience": 0}
+MOST = 2**16  # Devices and nodes: Lightning makes a list of them.
 ALWAYS = ["config", "seed_everything", "trainer", "model", "data", "test_after_fit"]
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 # What LightningCLI itself hands to the trainer's methods.
@@ -105,10 +106,7 @@ class Checker:
             if key == "trainer" and isinstance(value, dict):
                 self.keys(value, trainer(), "trainer", "Trainer")
                 for name, part in value.items():
-                    least = LEAST.get(name, 0)
-                    if name in LEAST and type(part) in (int, float) and part < least:
-                        wanted = f"Expected `trainer.{name}`{self.where()} to be at least {least}"
-                        raise UsageError(f"{wanted} but got {part}")
+                    self.number(part, name, f"trainer.{name}")
                     self.node(part, trainer_kind(name), f"trainer.{name}")
             elif key == "trainer" and value is not None:
                 raise UsageError(f"Expected `trainer`{self.where()} to be a mapping but got {value!r:.80}")
@@ -116,6 +114,15 @@ class Checker:
                 raise UsageError(f"Expected `{key}`{self.where()} to be from 0 to 2^32 - 1 but got {value}")
             elif key in ("model", "data"):
                 self.node(value, key, key)
+
+    def number(self, value: Any, name: str, path: str) -> None:
+        """Check the size of a number, where Lightning does not."""
+        if type(value) not in (int, float):
+            return
+        if name in LEAST and value < LEAST[name]:
+            raise UsageError(f"Expected `{path}`{self.where()} to be at least {LEAST[name]} but got {value}")
+        if path in ("trainer.devices", "trainer.num_nodes") and value > MOST:
+            raise UsageError(f"Expected `{path}`{self.where()} to be at most {MOST} but got {value}")
 
     def keys(self, given: Config, known: Signature, path: str, owner: str) -> None:
         """Check the names of a mapping of arguments."""
@@ -162,10 +169,12 @@ class Checker:
             self.keys(given, known, f"{path}.{part}", cls.name if cls else "")
         self.node(more, "", f"{path}.dict_kwargs")
         if cls and cls.name == "WandbLogger" and self.source:
-            for key in (*arguments, *more):
-                if key not in known.parameters and key not in WANDB:
+            for key, argument in (arguments | more).items():
+                # The config of a run names all that wandb takes, nearly all without a value.
+                if argument is not None and key not in known.parameters and key not in WANDB:
                     raise UsageError(f"`{path}.{key}`{self.where()} is allowed on the command line only")
         for name, argument in arguments.items():
+            self.number(argument, name, f"{path}.init_args.{name}")
             self.node(argument, kind_of(known.parameters.get(name, "")), f"{path}.init_args.{name}")
 
     def cls(self, name: str, kind: str, path: str) -> Class | None:
@@ -223,7 +232,7 @@ def check_flag(checker: Checker, config: Config, name: str, value: str | None) -
             raise UsageError(f"Unknown option `--{name}`{hint}")
         node = config.setdefault("trainer", {})
         if isinstance(node, dict):
-            if path[1] in LEAST:
+            if path[1] in (*LEAST, "devices"):
                 node[path[1]] = inline_number(value)
             walk(checker, node, path[1], path[2:], f"trainer.{path[1]}", (trainer_kind(path[1]), name, value))
     elif path[0] == "seed_everything":

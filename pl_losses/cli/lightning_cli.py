@@ -260,7 +260,7 @@ def run(args: list[str] | None = None) -> int:
         PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path, own)
         status = 0
     except (
-        *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError),
+        *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError, ImportError),
         MisconfigurationException,
     ) as error:
         raise in_a_line(error, checkpoint.path) from error

@@ -22,7 +22,7 @@ def fill_logger(config: Config, effective: Config) -> None:
         config: The merged config, which is changed.
         effective: The same with the classes that options name, as options may name another logger.
     """
-    trainer = config.setdefault("trainer", {})
+    trainer = config["trainer"] = config.get("trainer") or {}  # A section may be empty.
     named = (effective.get("trainer") or {}).get("logger", trainer.get("logger"))
     if named is None:
         named = "WandbLogger"

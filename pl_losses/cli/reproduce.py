@@ -51,7 +51,7 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     Raises:
         UsageError: If an option's value does not fit.
     """
-    from pl_losses.cli.lightning_cli import in_a_line
+    from pl_losses.cli.lightning_cli import in_a_line, status_of
     from pl_losses.cli.parser import Parser
 
     module, _, attribute = reproduced()[name].function.rpartition(".")
@@ -63,9 +63,10 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
         function(**parser.instantiate(options).as_dict())
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         raise in_a_line(error, None) from error
-    except KeyboardInterrupt:
-        if not reproduced()[name].resumes:
-            raise
-        print(f"Interrupted: the same command goes on from what is in {options.folder}", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as leaving:
+        # A Trainer makes an exit of a signal.
+        goes_on = f": the same command goes on from what is in {options.folder}"
+        again = goes_on if reproduced()[name].resumes else ""
+        print(f"Interrupted{again}", file=sys.stderr)
+        return status_of(leaving) if isinstance(leaving, SystemExit) else 130
     return 0

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ TRUST = "PL_LOSSES_TRUST"
 # Arguments that name a folder or file to write, and those that name a part of its path.
 FOLDERS = (
     *("default_root_dir", "save_dir", "dirpath", "dir", "root_dir", "log_dir", "nvme_path"),
-    "exclude_batches_path",
+    *("exclude_batches_path", "output"),
 )
 PARTS = (
     "name",
@@ -107,7 +108,9 @@ def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
     for name in found:
         if name in DENIED or name in READ or not name.isidentifier():
             raise UsageError(f"Expected `--trust` to name a module of your own but got `{name}`")
-    typed = (value for name, value in flags if value and name.split(".")[0] in ("model", "data", "trainer"))
+    sections = ("model", "data", "trainer")
+    # A file such as photo.png is no class of a package.
+    typed = (value for name, value in flags if value and name.split(".")[0] in sections and not isfile(value))
     return frozenset(found | {top for value in typed for path in named_in(value) if (top := foreign(path))})
 
 
@@ -219,13 +222,18 @@ def folder_options(trainer: Any) -> list[str]:
 
 
 def has_list(trainer: Any, path: str) -> bool:
-    """Whether what an argument belongs to is one of several."""
-    return isinstance(trainer, dict) and isinstance(trainer.get(path.split(".")[1]), list)
+    """Whether what an argument belongs to is one of several, which an option cannot tell apart."""
+    found = trainer.get(path.split(".")[1]) if isinstance(trainer, dict) else None
+    return isinstance(found, list) and len(found) > 1
 
 
 def is_part(value: str) -> bool:
-    """Whether a text can be a part of a path that stays below what it is joined to."""
-    return not re.search(r"^[/\\~]|^\w:[/\\]|\$|::|://", value) and ".." not in re.split(r"[/\\]", value)
+    """Whether a text can be a part of a path that stays below what it is joined to.
+
+    Names of checkpoints are formats: ``{step:c}`` is a dot at step 46.
+    """
+    leads = re.search(r"^[/\\~]|^\w:[/\\]|\$|::|://|\{[^{}]*:[^{}]*[c{]", value)
+    return not leads and ".." not in re.split(r"[/\\]", value)
 
 
 def leaves(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:

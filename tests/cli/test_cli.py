@@ -278,6 +278,19 @@ def test_broken_sections_are_refused(folder, capsys, args, message):
     assert message in refused(capsys, "fit", *MODEL, *FAST, *args)
 
 
+def test_an_accelerator_without_its_package(folder, capsys):
+    assert main(["fit", "--model=LeNet5", "--data=Digits", "--trainer.accelerator=tpu"]) == 2
+    assert "torch_xla" in capsys.readouterr().err
+
+
+def test_an_empty_section_is_none():
+    from pl_losses.cli.loggers import fill_logger
+
+    config = {"trainer": None}
+    fill_logger(config, {"trainer": None})
+    assert config["trainer"]["logger"]["init_args"]["offline"]
+
+
 def test_a_mistake_in_the_code_keeps_its_traceback(folder, capsys, monkeypatch):
     """What no line refused is a bug, wherever it shows; what was refused can be traced on demand."""
     with pytest.raises(TypeError, match="unsupported operand"):

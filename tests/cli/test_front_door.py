@@ -143,6 +143,14 @@ def test_refusals(capsys, args, message):
         ("{seed_everything: -3}", "to be from 0 to 2^32 - 1 but got -3"),
         ("{trainer: 3}", "Expected `trainer` in {trainer: 3} to be a mapping but got 3"),
         ("{trainer: {check_val_every_n_epoch: 0}}", "to be at least 1 but got 0"),
+        (
+            "{trainer: {devices: 9223372036854775808}}",
+            "to be at most 65536 but got 922",
+        ),
+        (
+            "{trainer: {callbacks: [{class_path: EarlyStopping, init_args: {patience: -3}}]}}",
+            "to be at least 0 but got -3",
+        ),
         ("{trainer: {1: 2}}", "expected the key `1` to be text"),
         ("{data: Digits, data: MNIST}", "`data` is given twice"),
         ("{model: &a {class_path: LeNet5, init_args: *a}}", "or for themselves"),

@@ -16,7 +16,18 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_every
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from processes import Fork, on_ranks
-from resumed import OPTIONS, WINGS, command, interrupted_and_resumed, losses, newest, outcome, run, same
+from resumed import (
+    OPTIONS,
+    WINGS,
+    command,
+    interrupted_and_resumed,
+    losses,
+    newest,
+    outcome,
+    plant,
+    run,
+    same,
+)
 from shooter import Shooter
 from torch import nn
 
@@ -31,7 +42,7 @@ from pl_losses.monitoring import interruption, record  # noqa: E402
 from pl_losses.papers.adam import TemporalAveraging  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("folder")
-UNVALIDATED = ("dropout/co2", "gan/digits")  # They have no data for it.
+UNVALIDATED = ("dropout/co2", "gan/digits", "style/demo")  # They have no data for it.
 
 PLACES = [
     ("step", 1),
@@ -53,7 +64,8 @@ TRIALS = [
 
 
 @pytest.mark.parametrize(("name", "place", "step"), TRIALS)
-def test_a_recipe_goes_on_bit_for_bit(name, place, step):
+def test_a_recipe_goes_on_bit_for_bit(folder, name, place, step):
+    plant(folder)
     args = ["fit", "--config", name, *OPTIONS, *WINGS[name]]
     output, _ = run([*args, "--trainer.logger.save_dir=whole"])
     found, logged = interrupted_and_resumed(args, place, step)
@@ -261,6 +273,17 @@ def test_checkpoints_in_the_course_of_training(monkeypatch):
     assert len(kept) > 5
     for path in kept[::3]:
         assert alike(fit("again", resume=path), whole), path
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_takes_many_trainings_ends_with_the_status_of_a_signal(monkeypatch, capsys, number):
+    """The Trainer within makes an exit of it, after SIGTERM one with status 0."""
+    shot = partial(Trainer, callbacks=[Shooter("start", 1, [number])])
+    monkeypatch.setattr("lightning.pytorch.Trainer", shot)
+    args = "--source=digits --variations=rot-gen --seeds=1 --train_size=512 --val_size=9 --test_size=9"
+    args += " --hidden=4 --folder=out"
+    assert main(["reproduce", "sdae/variations", *args.split()]) == 128 + number
+    assert "Interrupted: the same command goes on from what is in out" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_checkpoint_of_before():
