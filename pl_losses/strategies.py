@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook, prepare_for_backward
+from lightning.pytorch.overrides.distributed import prepare_for_backward
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.sharding import load_whole, units
 
 
@@ -49,7 +50,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Make the data-parallel group as large as the job."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-        if self._layer_sync is not None:
+        if of_lightning.syncs_batch_norm(self):
             raise ValueError(
                 "Expected `sync_batchnorm` to be False under FSDP2: give the module layers of"
                 ' `torch.nn.SyncBatchNorm`, or use `strategy="ddp"`'
@@ -57,7 +58,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state, on rank zero, or this rank's part of it where each saves its own."""
-        if self._save_distributed_checkpoint:
+        if of_lightning.saves_shards(self):
             return super().optimizer_state(optimizer)
         assert self.model is not None
         inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
@@ -260,16 +261,7 @@ class DDPPerModule(DDPStrategy):
         if index not in self._reducers or self._reducers[index][0] != which:
             # The one before must be gone: it would wait for parameters that are frozen now.
             self._reducers.pop(index, None)
-            reducer = self._setup_model(nn.ParameterList(trained))
-            if self._ddp_comm_hook is not None:
-                state = self._ddp_comm_state
-                _register_ddp_comm_hook(
-                    model=reducer,
-                    ddp_comm_state=state() if callable(state) else state,
-                    ddp_comm_hook=self._ddp_comm_hook,
-                    ddp_comm_wrapper=self._ddp_comm_wrapper,
-                )
-            self._reducers[index] = which, reducer
+            self._reducers[index] = which, of_lightning.in_ddp(self, nn.ParameterList(trained))
         return self._reducers[index][1]
 
     def _refuse_foreign(self, parameter: Tensor) -> None:

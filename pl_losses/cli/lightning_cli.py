@@ -41,6 +41,7 @@ from pl_losses.cli.loggers import (
 from pl_losses.cli.parser import Parser, shorten
 from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
 from pl_losses.cli.trusted_objects import check_objects
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.metrics import in_words
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.run_folders import RUNS, choose, recipe_of
@@ -135,9 +136,7 @@ class PLLossesCLI(LightningCLI):
 
     def resolved(self) -> Config:
         """The whole config as plain data, less what concerns a single call."""
-        self._dump_config()
-        passing = {"config", *self._subcommand_method_arguments[str(self.subcommand)]}
-        return {key: value for key, value in self.config_dump.items() if key not in passing}
+        return of_lightning.written_config(self)
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a value that one of them refuses is the user's to mend."""

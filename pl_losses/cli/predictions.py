@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import save_sealed, write_table
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, share_of
 
@@ -141,7 +142,7 @@ def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) ->
 def _places(loader: Any, batches: Sequence[Any]) -> list[int] | None:
     """Where the data set has the samples of these batches' answers, if a user's batch sampler says so."""
     wrapper = getattr(loader, "batch_sampler", None)  # Lightning's, which notes what it gives.
-    if type(getattr(wrapper, "_batch_sampler", None)) in (type(None), BatchSampler):
+    if type(of_lightning.own_batch_sampler(wrapper)) in (type(None), BatchSampler, type(wrapper)):
         return None
     given: Any = [list(batch) for batch in wrapper.seen_batch_indices[: len(batches)]]  # type: ignore[union-attr]
     sizes = [{len(values) for values in joined([batch]).values()} for batch in batches]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from pl_losses.core import expected
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys
 from pl_losses.core.loaders import (
     SeenSamples,
@@ -143,6 +144,11 @@ class PaperModule(LightningModule):
                 f' {type(self).__name__} itself: move them, or use `strategy="ddp_per_module"`'
             )
 
+    @property
+    def trainer_or_none(self) -> Trainer | None:
+        """The Trainer, if there is one; ``trainer`` raises where there is none."""
+        return of_lightning.trainer_of(self)
+
     def whole(self) -> AbstractContextManager[None]:
         """Within it this rank has all parameters whole, to look at: what changes them is lost under FSDP2.
 
@@ -209,8 +215,7 @@ class PaperModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Go on within the epoch that a checkpoint was saved in; else begin with empty metrics."""
-        # Lightning forgets where its loader was when a scheduler has asked for the number of steps.
-        self.trainer.fit_loop._load_combined_loader_states()
+        of_lightning.restore_loaders(self.trainer)
         ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         for name, metric in self._metrics(training=True):
             metric.reset()
@@ -226,7 +231,8 @@ class PaperModule(LightningModule):
 
         It is left out where several ranks were interrupted, each at another place.
         """
-        if self._trainer is None or (self._trainer.world_size > 1 and self._trainer.interrupted):
+        trainer = self.trainer_or_none
+        if trainer is None or (trainer.world_size > 1 and trainer.interrupted):
             return
         checkpoint[COUNTED] = {}
         for name, metric in self._metrics(training=True):
@@ -258,7 +264,7 @@ class PaperModule(LightningModule):
     def _begin_evaluation(self) -> None:
         # Before any other hook, and whatever ended the evaluation before.
         self._seen, self._dataloader, self._begun = SeenSamples(), 0, []
-        trainer = self._trainer
+        trainer = self.trainer_or_none
         fitting = (
             trainer is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         )
@@ -326,7 +332,7 @@ class PaperModule(LightningModule):
 
     def _loader(self) -> Any:
         """The dataloader of the batch that is under way; ``None`` if nothing is known of it."""
-        trainer = self._trainer
+        trainer = self.trainer_or_none
         if trainer is None or trainer.state.stage is None:
             return None
         if trainer.training:
@@ -339,7 +345,7 @@ class PaperModule(LightningModule):
 
         The others are repetitions by which ranks are given equally many. There may be none to count.
         """
-        loader, trainer = self._loader(), self._trainer
+        loader, trainer = self._loader(), self.trainer_or_none
         if training := trainer is not None and trainer.training:
             refuse_hidden(self.trainer, loader, training=True)
         return unrepeated(loader, batch_idx, size, training)
@@ -364,17 +370,17 @@ class PaperModule(LightningModule):
         Strategies average the gradients of the ranks. So weighted they are those of the mean over the samples
         of all ranks' batches. A collective, if there are several ranks: all are to come here, once a loss.
         """
-        if self._trainer is None or self._trainer.world_size == 1:
+        if self.trainer_or_none is None or self.trainer_or_none.world_size == 1:
             return 1.0
         return count / self.mean_count(count)
 
     def mean_count(self, count: int | Tensor) -> int | Tensor:
         """The mean of the ranks' counts, or 1 if all are 0: a collective, if there are several ranks."""
-        if self._trainer is None or self._trainer.world_size == 1:
+        if self.trainer_or_none is None or self.trainer_or_none.world_size == 1:
             return count
         total = torch.as_tensor(count, dtype=torch.float32, device=self.device).clone()
         torch.distributed.all_reduce(total)
-        return torch.where(total > 0, total / self._trainer.world_size, 1.0)
+        return torch.where(total > 0, total / self.trainer_or_none.world_size, 1.0)
 
     def joined(self, rows: Tensor) -> Tensor:
         """The rows of all ranks' batches, [B, ...] of each rank -> [sum of B, ...], with their gradients.
@@ -383,7 +389,7 @@ class PaperModule(LightningModule):
         rows, a loss is the same on every rank and needs no :meth:`rank_weight`. A collective, if there are
         several ranks; they may have unequally many rows, or none.
         """
-        if self._trainer is None or self._trainer.world_size == 1:
+        if self.trainer_or_none is None or self.trainer_or_none.world_size == 1:
             return rows
         counts: Any = self.all_gather(torch.tensor(len(rows), device=rows.device))
         padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
@@ -427,7 +433,7 @@ class PaperModule(LightningModule):
             FloatingPointError: If the loss is not finite.
         """
         # Asking an accelerator for the value waits for it; at a logged step the logger does so anyway.
-        every = getattr(self._trainer, "log_every_n_steps", 1)
+        every = getattr(self.trainer_or_none, "log_every_n_steps", 1)
         logged = (self.global_step + 1) % every == 0 if every else False
         if (loss.device.type == "cpu" or logged) and not torch.isfinite(loss):
             raise FloatingPointError(

@@ -108,8 +108,8 @@ class Classifier(PaperModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count a batch that was trained on; one whose step was interrupted is taken again."""
-        if self._trainer is not None:
-            progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+        if self.trainer_or_none is not None:
+            progress: Any = self.trainer_or_none.fit_loop.epoch_loop.batch_progress.current
             if progress.ready == progress.processed:
                 self._count_trained()
         super().on_save_checkpoint(checkpoint)

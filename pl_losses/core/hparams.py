@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin, _given_hyperparameters
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import collect_init_args
+
+from pl_losses.core.compat import of_lightning
 
 _PLAIN = (
     type(None),
@@ -52,7 +54,7 @@ def save_plain_hyperparameters(module: LightningModule | LightningDataModule, *,
     frame = inspect.currentframe()
     caller = frame.f_back if frame else None
     ignore: list[str] = []
-    if _given_hyperparameters.get() is None and caller is not None:
+    if not of_lightning.parses_arguments() and caller is not None:
         levels = collect_init_args(caller, [], classes=(HyperparametersMixin,))
         ignore = sorted({name for level in levels for name, value in level.items() if not is_plain(value)})
     module.save_hyperparameters(ignore=ignore, frame=caller, logger=logger)

@@ -21,9 +21,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 from torch.utils.data.distributed import DistributedSampler
+
+from pl_losses.core.compat import of_lightning, of_torch
 
 Stage = Literal["val", "test", "predict"]
 BLOCK = 64  # Places whose noise is drawn together.
@@ -70,8 +71,7 @@ def refuse_hidden(trainer: Trainer, loader: Any, training: bool = False) -> None
         training: Whether to warn instead.
     """
     ranks = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
-    connector = trainer._accelerator_connector
-    given = ranks > 1 and connector.use_distributed_sampler and connector.is_distributed
+    given = ranks > 1 and of_lightning.shares_samples(trainer)
     if not given or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return
     samples = len(loader.dataset)  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def refuse_hidden(trainer: Trainer, loader: Any, training: bool = False) -> None
 
 
 def _cannot_tell(loader: DataLoader[Any], kept: str, ranks: int, samples: int, training: bool) -> None:
-    batches = getattr(loader.batch_sampler, "_batch_sampler", loader.batch_sampler)
+    batches = of_lightning.own_batch_sampler(loader.batch_sampler)
     name = type(batches).__name__
     wanted = f"{name} to keep {kept}, as {ranks} ranks repeat some of {samples} samples"
     if not training:
@@ -155,8 +155,7 @@ def _place(loader: Any, batch_idx: int, training: bool) -> tuple[int, int] | Non
     sampler = _distributed_sampler(loader)
     if sampler is None or sampler.num_replicas * len(sampler) <= len(sampler.dataset):  # type: ignore[arg-type]
         return None
-    batches = loader.batch_sampler
-    batches = getattr(batches, "_batch_sampler", batches)  # Lightning wraps it in predictions.
+    batches = of_lightning.own_batch_sampler(loader.batch_sampler)
     if batches is None:  # What the sampler gives makes a batch by itself.
         return batch_idx, 1
     if type(batches) is BatchSampler and batches.sampler is sampler:
@@ -389,7 +388,7 @@ def _digest(parts: list[bytes]) -> int:
 
 
 def _leaves(batch: Any) -> Iterator[Any]:
-    for leaf in tree_leaves(batch):
+    for leaf in of_torch.tree_leaves(batch):
         if isinstance(leaf, Mapping):  # UserDict and the like.
             yield from _leaves(dict(leaf))
         else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_sum
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.validation import typed
 
 X_AXIS = "trainer/global_step"
@@ -86,7 +87,8 @@ def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> N
     for key, state in states.items():
         if isinstance(state, list):
             setattr(metric, key, state[: before[key]] + state[after[key] :])
-        elif metric._reductions[key] is dim_zero_sum:  # A largest value is the same on all ranks.
+        elif of_lightning.reduction_of(metric, key) is dim_zero_sum:
+            # A largest value is the same on all ranks.
             setattr(metric, key, state - (after[key] - before[key]))
 
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
-from torch.utils._pytree import tree_leaves
+
+from pl_losses.core.compat import of_torch
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -57,7 +58,9 @@ class Shards(nn.Module):
             finally:
                 self._within = False
                 # The backward pass shards them again, if there is going to be one.
-                if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(found)):
+                if not any(
+                    isinstance(leaf, Tensor) and leaf.requires_grad for leaf in of_torch.tree_leaves(found)
+                ):
                     self.reshard()  # type: ignore[operator]
             return found
 

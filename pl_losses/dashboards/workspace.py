@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from pl_losses.core.compat import of_wandb
 from pl_losses.core.declared import Recipe
 from pl_losses.core.manifests import reproduced
 from pl_losses.core.metrics import X_AXIS
@@ -165,7 +166,7 @@ def spec(built: Any) -> dict[str, Any]:
     Raises:
         UsageError: If wandb-workspaces is not installed.
     """
-    view = built._to_model()
+    view = of_wandb.as_view(built)
     found: dict[str, Any] = json.loads(view.model_dump_json(by_alias=True, exclude_none=True))
     return found
 
@@ -203,7 +204,7 @@ def push(name: str, entity: str, project: str, save: Callable[[Any], Any] | None
 
     built = build_workspace(name, entity, project)
     # The same name makes W&B update the view that has it.
-    built._internal_name = view_name(name)
+    of_wandb.name_view(built, view_name(name))
     try:
         saved = (save or type(built).save)(built)
     except wandb.Error as error:

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.run_folders import exists
 from pl_losses.core.trust import folder_options
 from pl_losses.monitoring.record import RunRecord
@@ -118,7 +119,7 @@ class InterruptionCheckpoint(Callback):
         asked = self._most(trainer, self._noted or (DUE if due and trainer.is_global_zero else 0))
         self._agreed = asked if asked != DUE else 0
         # Lightning ends its loops where all of a step is done.
-        trainer._signal_connector.received_sigterm = bool(self._agreed)
+        of_lightning.end_soon(trainer, bool(self._agreed))
         return asked == DUE
 
     def _most(self, trainer: Trainer, asked: int) -> int:
@@ -144,25 +145,23 @@ class InterruptionCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save or end, unless gradients are still to be added up."""
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():
+        if of_lightning.accumulates(trainer):
             return
-        fetcher: Any = trainer.fit_loop._data_fetcher
         # One that is saved before its validation would go on without it.
-        whole = not loop._is_training_done and not loop._should_check_val_fx(fetcher)
+        whole = not of_lightning.has_trained(trainer) and not of_lightning.validates_now(trainer)
         if self._agree(trainer) and whole:
             self._save_recent(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let a validation end, which could not go on in the middle."""
         if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
-            trainer._signal_connector.received_sigterm = False
+            of_lightning.end_soon(trainer, False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End behind it."""
         if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             self._agree(trainer)
-            trainer._signal_connector.received_sigterm = bool(self._agreed)
+            of_lightning.end_soon(trainer, bool(self._agreed))
             self._validated = trainer.fit_loop.epoch_loop.total_batch_idx
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,7 +194,7 @@ class InterruptionCheckpoint(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear away what newer checkpoints replace; end where a signal came too late for the last batch."""
-        steps = [getattr(one, "_last_global_step_saved", -1) for one in trainer.checkpoint_callbacks]
+        steps = [of_lightning.saved_step(one, never=-1) for one in trainer.checkpoint_callbacks]
         if trainer.global_step in steps:
             self._forget(trainer, list(self._recent))
         if self._agreed:
@@ -227,10 +226,10 @@ class InterruptionCheckpoint(Callback):
         if folder is None:
             return
         path = folder / "checkpoints" / f"interrupted-step={trainer.global_step}.ckpt"
-        loop = trainer.fit_loop.epoch_loop
-        if self._validated == loop.total_batch_idx and not loop._is_training_done:
+        validated = self._validated == trainer.fit_loop.epoch_loop.total_batch_idx
+        if validated and not of_lightning.has_trained(trainer):
             # Lightning skips its validation when it goes on, and counts the batch again.
-            loop._batches_that_stepped -= 1
+            of_lightning.count_step_again(trainer)
         try:
             trainer.save_checkpoint(path)
         except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.run_folders import Run, exists, lineage, modified, named_by, write_record
 from pl_losses.core.trust import always, class_paths
 from pl_losses.core.version import __version__
@@ -131,7 +132,7 @@ class RunRecord(Callback):
         lines = [f"Run: {folder}"] if folder.is_dir() else []  # A test leaves none.
         if testable and self.run and any(map(exists, self.run.files)):
             self.run.files = list(filter(exists, self.run.files))
-            steps = [getattr(one, "_last_global_step_saved", 0) for one in trainer.checkpoint_callbacks]
+            steps = [of_lightning.saved_step(one, never=0) for one in trainer.checkpoint_callbacks]
             step, final = self._step or max(steps, default=0), trainer.global_step
             when = f"  (saved at step {step} of {final})" if step != final else ""
             # Without a logger, later runs share the folder.
@@ -147,7 +148,7 @@ def how_to_look(logger: Logger) -> list[str]:
     """The commands that show a logger's run."""
     if isinstance(logger, WandbLogger):
         folder = shlex.quote(os.path.relpath(Path(logger.experiment.dir).parent))
-        if logger._offline:
+        if of_lightning.is_offline(logger):
             page = f"As a page:  pl-losses show {folder}"
             return [f"Look at it: wandb leet {folder}", page, f"Upload it:  wandb sync {folder}"]
         return [f"Look at it: {getattr(logger.experiment, 'url', None) or f'wandb leet {folder}'}"]

@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from pl_losses.core.compat import of_torch
+from pl_losses.core.compat.of_lightning import logged_step as logged_step
+
 
 class OptimizerSteps:
     """Calls back before and after every step of a trainer's optimizers, whoever asks for it.
@@ -90,11 +93,6 @@ def is_within(frame: FrameType | None, outer: FrameType | None) -> bool:
     return False
 
 
-def logged_step(trainer: Trainer) -> int:
-    """The step that Lightning gives to the rows of ``self.log``: batches, not steps of each optimizer."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
 def unwrap(optimizer: Any) -> Any:
     """The torch optimizer in Lightning's or other wrappers, or the innermost thing that is none."""
     while (inner := getattr(optimizer, "optimizer", None)) is not None and hasattr(inner, "param_groups"):
@@ -109,4 +107,4 @@ def torch_optimizers(trainer: Trainer) -> list[Any]:
 
 def is_hookable(optimizer: Any) -> bool:
     """Whether torch tells when it steps."""
-    return hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(type(optimizer).step, "hooked")
+    return of_torch.counts_steps(optimizer) and hasattr(type(optimizer).step, "hooked")

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pl_losses.core.compat import of_lightning, of_torch
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.steps import OptimizerSteps, logged_step
 
@@ -94,9 +95,10 @@ class TemporalAveraging(WeightAveraging):
 
     def _keys(self) -> list[tuple[int, torch.Size]]:
         """The keys of what rounding took from each average."""
-        if self._average_model is None:
+        average = of_lightning.average_of(self)
+        if average is None:
             return []
-        tensors = (*self._average_model.parameters(), *self._average_model.buffers())
+        tensors = (*average.parameters(), *average.buffers())
         return [(one.data_ptr(), one.shape) for one in tensors]
 
     def _note(self, optimizer: Optimizer) -> None:
@@ -107,8 +109,9 @@ class TemporalAveraging(WeightAveraging):
     ) -> None:
         """Move the average."""
         stepped, self._stepped = self._stepped, False
-        if stepped and self._average_model is not None and self.should_update(step_idx=logged_step(trainer)):
-            self._average_model.update_parameters(pl_module)
+        average = of_lightning.average_of(self)
+        if stepped and average is not None and self.should_update(step_idx=logged_step(trainer)):
+            average.update_parameters(pl_module)
             self._latest_update_step = trainer.global_step
 
     def _release(self) -> None:
@@ -172,7 +175,7 @@ class TemporalAveraging(WeightAveraging):
             averaged: t - 1.
         """
         if not averages[0].is_floating_point():
-            torch._foreach_copy_(averages, current)
+            of_torch.foreach_copy_(averages, current)
             return
         weight = (1 - self.beta2) / (1 - self.beta2 ** (int(averaged) + 1))
         # A small share of the difference is mostly rounded off: added up over the steps, it is not lost.
@@ -184,11 +187,11 @@ class TemporalAveraging(WeightAveraging):
             if key not in self._lost:
                 self._lost[key] = torch.zeros_like(one, dtype=dtype)
             lost.append(self._lost[key])
-        change = torch._foreach_sub([one.to(dtype) for one in current], before)
-        torch._foreach_sub_(change, lost)
-        torch._foreach_mul_(change, weight)
-        torch._foreach_add_(change, lost)
-        moved = [total.to(averages[0].dtype) for total in torch._foreach_add(before, change)]
-        torch._foreach_copy_(lost, change)
-        torch._foreach_sub_(lost, torch._foreach_sub([one.to(dtype) for one in moved], before))
-        torch._foreach_copy_(averages, moved)
+        change = of_torch.foreach_sub([one.to(dtype) for one in current], before)
+        of_torch.foreach_sub_(change, lost)
+        of_torch.foreach_mul_(change, weight)
+        of_torch.foreach_add_(change, lost)
+        moved = [total.to(averages[0].dtype) for total in of_torch.foreach_add(before, change)]
+        of_torch.foreach_copy_(lost, change)
+        of_torch.foreach_sub_(lost, of_torch.foreach_sub([one.to(dtype) for one in moved], before))
+        of_torch.foreach_copy_(averages, moved)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
+from pl_losses.core.compat import of_torch
 from pl_losses.core.validation import check_number, typed
 
 OPTIONS = (
@@ -106,7 +107,7 @@ class Adam(torch.optim.Adam):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         tensors: list[list[Tensor]] = [[], [], [], [], [], []]
-        has_complex = self._init_group(group, *tensors)  # type: ignore[no-untyped-call]
+        has_complex = of_torch.init_group(self, group, *tensors)
         options = self._options(group) | {"has_complex": has_complex}
         steps = tensors[5]
         correction = group["bias_correction"]
@@ -133,10 +134,10 @@ class Adam(torch.optim.Adam):
         return options | {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
 
     def _count(self, steps: list[Tensor]) -> None:
-        torch._foreach_add_(steps, 1)
+        of_torch.foreach_add_(steps, 1)
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None:  # a fused kernel has skipped a step that overflowed
-            torch._foreach_sub_(steps, [found_inf.to(step.device) for step in steps])
+            of_torch.foreach_sub_(steps, [found_inf.to(step.device) for step in steps])
 
     def _decay(self, params: list[Tensor], share: float | Tensor) -> None:
         found_inf = getattr(self, "found_inf", None)

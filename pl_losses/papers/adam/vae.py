@@ -137,7 +137,7 @@ class VAE(PaperModule):
             like: The batch [B, ...], whose device and type it gets.
             key: What tells this batch from others, beside the seed.
         """
-        share = self._trainer.distributed_sampler_kwargs if self._trainer is not None else None
+        share = self.trainer_or_none.distributed_sampler_kwargs if self.trainer_or_none is not None else None
         ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
         # Ranks take every `ranks`-th sample, and may have one less than others.
         rows = -(-len(like) * ranks // ROWS) * ROWS

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.validation import check_number
 from pl_losses.strategies import DDPPerModule
 
@@ -64,7 +65,7 @@ def strategy(used: Strategy) -> None:
     """
     if not isinstance(used, DDPStrategy) or isinstance(used, DDPPerModule):
         return
-    if not used._ddp_kwargs.get("find_unused_parameters"):
+    if not of_lightning.finds_unused(used):
         raise ValueError(
             'Expected `strategy="ddp_per_module"` but got DDP around the whole module, which waits for the'
             " gradients of both networks in every backward pass"

@@ -218,7 +218,7 @@ class GAN(PaperModule):
         Returns:
             [count, Z], on the module's device.
         """
-        share = self._trainer.distributed_sampler_kwargs if self._trainer is not None else None
+        share = self.trainer_or_none.distributed_sampler_kwargs if self.trainer_or_none is not None else None
         ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
         return self.fixed_noise(count * ranks, self.seed, *key)[rank::ranks]
 

@@ -141,7 +141,7 @@ class StringReader(PaperModule):
             ValueError: If they differ; the data may have the first few only.
         """
         # `trainer` raises where there is none.
-        datamodule = getattr(self._trainer, "datamodule", None)
+        datamodule = getattr(self.trainer_or_none, "datamodule", None)
         names = "".join(getattr(datamodule, "class_names", None) or ())
         if not self.alphabet.startswith(names):
             raise ValueError(

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from pl_losses.core.compat import of_torch
 from pl_losses.core.precision import in_float64
 from pl_losses.core.validation import typed
 
@@ -91,7 +92,7 @@ class StochasticDiagonalLM(Optimizer):
                 self._blank += [self.state[p].setdefault("curvature", torch.zeros_like(p)) for p in new]
             elif params:
                 rates, grads = [self._rate(p, group["mu"]) for p in params], [p.grad for p in params]
-                torch._foreach_addcmul_(params, grads, rates, value=-float(group["lr"]))
+                of_torch.foreach_addcmul_(params, grads, rates, value=-float(group["lr"]))
         return value
 
     def _rate(self, parameter: Tensor, mu: float) -> Tensor:
@@ -100,10 +101,10 @@ class StochasticDiagonalLM(Optimizer):
         if curvature is None or any(curvature is blank for blank in self._blank):
             raise RuntimeError(f"No curvature of {self._name(parameter)}: call `estimate_curvature` first")
         cached = self._rates.get(parameter)
-        if cached and cached[0] is curvature and cached[1] == curvature._version and cached[2] == mu:
+        if cached and cached[0] is curvature and cached[1] == of_torch.version(curvature) and cached[2] == mu:
             return cached[3]
         rate: Tensor = 1 / (mu + curvature)
-        self._rates[parameter] = (curvature, curvature._version, mu, rate)
+        self._rates[parameter] = (curvature, of_torch.version(curvature), mu, rate)
         return rate
 
     def _name(self, parameter: Tensor) -> str:
@@ -296,10 +297,10 @@ def _propagate(output: Tensor, seed: Tensor) -> dict[Tensor, Tensor]:
         if hasattr(node, "variable"):
             found[node.variable] = seconds[0]
             continue
-        ordered = [seconds.get(i) for i in range(len(node._input_metadata))]
+        ordered = [seconds.get(i) for i in range(len(of_torch.input_shapes(node)))]
         for (source, i), second in zip(node.next_functions, _through(node, ordered), strict=True):
             if source is not None and second is not None:
-                second = second.sum_to_size(source._input_metadata[i].shape)  # Broadcast operands share.
+                second = second.sum_to_size(of_torch.input_shapes(source)[i])  # Broadcast operands share.
                 slots = arriving.setdefault(source, {})
                 slots[i] = slots[i] + second if i in slots else second
     return found
@@ -323,7 +324,7 @@ def _through(node: Any, seconds: list[Any]) -> Seconds:
             f"Second derivatives cannot be carried back through {node.name()} in `network`. Known are "
             f"{', '.join(sorted(_RULES))}. The last layers of a network can move into `loss`"
         )
-    return rule(node, *seconds)
+    return rule(of_torch.Saved(node), *seconds)
 
 
 def _copy(node: Any, *seconds: Tensor | None) -> Seconds:
@@ -342,9 +343,9 @@ def _squares(h: Tensor, *coefficients: Tensor | None) -> Seconds:
 
 
 def _average_pool(node: Any, h: Tensor) -> Seconds:
-    if node._saved_ceil_mode or (any(node._saved_padding) and not node._saved_count_include_pad):
+    if node.ceil_mode or (any(node.padding) and not node.count_include_pad):
         raise NotImplementedError("Average pooling in `network` must divide by the same number everywhere")
-    return [node(h / (node._saved_divisor_override or math.prod(node._saved_kernel_size)))]
+    return [node(h / (node.divisor_override or math.prod(node.kernel_size)))]
 
 
 def _matmul(h: Tensor, left: Tensor | None, right: Tensor | None) -> Seconds:
@@ -354,19 +355,19 @@ def _matmul(h: Tensor, left: Tensor | None, right: Tensor | None) -> Seconds:
 
 def _convolution(node: Any, h: Tensor) -> Seconds:
     names = "stride padding dilation transposed output_padding groups"
-    geometry = [getattr(node, f"_saved_{name}") for name in names.split()]
-    wanted = [source is not None for source, _ in node.next_functions]
-    tensors = (h, node._saved_input.square(), node._saved_weight.square(), node._saved_bias_sym_sizes_opt)
+    geometry = [getattr(node, name) for name in names.split()]
+    wanted = [source is not None for source, _ in node.node.next_functions]
+    tensors = (h, node.input.square(), node.weight.square(), node.bias_sym_sizes_opt)
     seconds: Seconds = torch.ops.aten.convolution_backward(*tensors, *geometry, wanted)
     return seconds
 
 
 def _batch_norm(node: Any, h: Tensor) -> Seconds:
-    x, weight, dims = node._saved_input, node._saved_weight, [0, *range(2, h.ndim)]
-    mean, scale = node._saved_result1, node._saved_result2
-    if not node._saved_training:
-        eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
-        mean, scale = node._saved_running_mean, (node._saved_running_var + eps).rsqrt()
+    x, weight, dims = node.input, node.weight, [0, *range(2, h.ndim)]
+    mean, scale = node.result1, node.result2
+    if not node.training:
+        eps = node.eps if hasattr(node, "eps") else node.epsilon
+        mean, scale = node.running_mean, (node.running_var + eps).rsqrt()
     mean, scale = (part.view(-1, *[1] * (h.ndim - 2)) for part in (mean, scale))
     gain = scale if weight is None else scale * weight.view_as(scale)
     return h * gain.square(), (h * ((x - mean) * scale).square()).sum(dims), h.sum(dims)
@@ -383,20 +384,20 @@ _COPIES = """Alias Cat Clone ConstantPadNd Expand Flip Gather Im2Col Index Index
 _RULES: dict[str, Callable[..., Seconds]] = {
     **dict.fromkeys(_FUNCTIONS.split(), _function),
     **dict.fromkeys(_COPIES.split(), _copy),
-    **dict.fromkeys(("Add", "Sub"), lambda node, h: (h, node._saved_alpha**2 * h)),
-    "Rsub": lambda node, h: (node._saved_alpha**2 * h,),
-    "Mul": lambda node, h: _squares(h, node._saved_other, node._saved_self),
+    **dict.fromkeys(("Add", "Sub"), lambda node, h: (h, node.alpha**2 * h)),
+    "Rsub": lambda node, h: (node.alpha**2 * h,),
+    "Mul": lambda node, h: _squares(h, node.other, node.self),
     "Div": lambda node, h: _squares(
         h,
-        1 / node._saved_other,
-        None if node._saved_self is None else node._saved_self / node._saved_other**2,
+        1 / node.other,
+        None if node.self is None else node.self / node.other**2,
     ),
-    "Mean": lambda node, h: (node(h * (h.numel() / node._saved_self_sym_numel)),),
+    "Mean": lambda node, h: (node(h * (h.numel() / node.self_sym_numel)),),
     **dict.fromkeys(("AvgPool2D", "AvgPool3D"), _average_pool),
-    **dict.fromkeys(("Mm", "Bmm"), lambda node, h: _matmul(h, node._saved_self, node._saved_mat2)),
+    **dict.fromkeys(("Mm", "Bmm"), lambda node, h: _matmul(h, node.self, node.mat2)),
     "Addmm": lambda n, h: [
-        n._saved_beta**2 * h,
-        *_matmul(h * n._saved_alpha**2, n._saved_mat1, n._saved_mat2),
+        n.beta**2 * h,
+        *_matmul(h * n.alpha**2, n.mat1, n.mat2),
     ],
     "Convolution": _convolution,
     **dict.fromkeys(("NativeBatchNorm", "CudnnBatchNorm"), _batch_norm),

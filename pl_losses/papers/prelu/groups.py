@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
+from pl_losses.core.compat import of_torch
 from pl_losses.core.validation import typed
 
-NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS: tuple[type[nn.Module], ...] = (of_torch.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @typed

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from pl_losses.core.compat import of_torch
 from pl_losses.core.sharding import shard_like
 from pl_losses.core.validation import check_number, check_positive, check_real, typed
 from pl_losses.papers.prelu.dataflow import TRANSPOSED, WEIGHTED, feeding_slopes, weighted_layers
@@ -232,4 +233,4 @@ def he_init_(
 
 
 def _settable(layer: Any) -> bool:
-    return "weight" in layer._parameters or parametrize.is_parametrized(layer, "weight")
+    return "weight" in of_torch.own_parameters(layer) or parametrize.is_parametrized(layer, "weight")

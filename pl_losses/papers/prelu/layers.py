@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from pl_losses.core.compat import of_torch
 from pl_losses.core.validation import typed
 
 # Compiling takes ten seconds of a processor: more than a short run of small layers gains.
@@ -97,8 +97,7 @@ def _pays(input: Tensor, slopes: Tensor, least: float) -> bool:
         and input.dtype in DTYPES
         and input.ndim > 1
         and slopes.numel() in (1, input.shape[1])
-        and forward_ad._current_level < 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not of_torch.is_transformed()
     )
 
 

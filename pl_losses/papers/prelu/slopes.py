@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
+from pl_losses.core.compat import of_torch
 from pl_losses.core.names import distinct
 from pl_losses.monitoring.monitor import Numbers, own_shard, vector
 from pl_losses.papers.prelu.groups import slope_parameters
@@ -57,14 +57,14 @@ def find_layers(module: nn.Module, pattern: str = "*") -> dict[str, nn.PReLU]:
 
     def look(layer: nn.Module, path: str) -> None:
         if isinstance(layer, nn.PReLU) and (pattern == "*" or fnmatchcase(path, pattern)):
-            slopes = layer._parameters.get("weight")
+            slopes = of_torch.own_parameters(layer).get("weight")
             key = id(layer if slopes is None else slopes)
             if key not in seen and (slopes is None or not is_lazy(slopes)):
                 found.append((path, layer))
                 seen.add(key)
-        for name, child in layer._modules.items():
+        for name, child in of_torch.own_children(layer).items():
             # As named_modules, but faster: most layers are leaves of no interest.
-            if child is not None and (child._modules or isinstance(child, nn.PReLU)):
+            if child is not None and (of_torch.own_children(child) or isinstance(child, nn.PReLU)):
                 look(child, path if name in WRAPPERS else f"{path}.{name}" if path else name)
 
     look(module, "")
@@ -74,14 +74,16 @@ def find_layers(module: nn.Module, pattern: str = "*") -> dict[str, nn.PReLU]:
 
 def slopes_of(layer: nn.PReLU) -> Tensor:
     """A PReLU's slopes as they are now; under a parametrisation computed, without a trace of that."""
-    slopes = layer._parameters.get("weight")
+    slopes = of_torch.own_parameters(layer).get("weight")
     if slopes is not None:
         return slopes
-    for hook in layer._forward_pre_hooks.values():  # They would set the weight in the next forward pass.
+    for hook in of_torch.forward_pre_hooks(
+        layer
+    ).values():  # They would set the weight in the next forward pass.
         if isinstance(hook, WeightNorm) and hook.name == "weight":
             computed: Tensor = hook.compute_weight(layer)
             return computed
-        if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
+        if isinstance(hook, BasePruningMethod) and of_torch.pruned_name(hook) == "weight":
             computed = hook.apply_mask(layer)  # type: ignore[no-untyped-call]
             return computed
     modules = [*layer.get_submodule("parametrizations").modules()] if is_parametrized(layer) else []
@@ -172,7 +174,7 @@ def own_part(tensor: Tensor | None, sharded: bool, rank: int) -> Tensor | None:
     own = None if tensor is None else own_shard(tensor.detach(), sharded, rank)
     if own is None or not isinstance(tensor, DTensor):
         return own
-    _, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    _, start = of_torch.local_shape_and_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     whole = own.new_zeros(tensor.shape)
     whole[tuple(slice(s, s + length) for s, length in zip(start, own.shape, strict=True))] = own
     return whole

@@ -185,7 +185,7 @@ class Denoising(PaperModule):
 
             corrupted, touched = noise.apply(rows, *drawn_at(places, draw))
             return corrupted.view_as(clean), touched.view_as(clean)
-        share = self._trainer.distributed_sampler_kwargs if self._trainer is not None else None
+        share = self.trainer_or_none.distributed_sampler_kwargs if self.trainer_or_none is not None else None
         ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
         generator = keyed_generator(self.seed, index, *key, device=clean.device)
         return self.noise[index](clean, generator, rank, ranks)

@@ -334,13 +334,13 @@ class StagedClassifier(Classifier):
             ValueError: If the checkpoint is of another architecture.
         """
         super().on_load_checkpoint(checkpoint)
-        if self._trainer is not None and self.strict_loading:
+        if self.trainer_or_none is not None and self.strict_loading:
             refuse_other_weights(self, checkpoint.get("state_dict") or {}, "ckpt_path")
-        resuming = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        resuming = self.trainer_or_none is not None and self.trainer_or_none.state.fn == TrainerFn.FITTING
         if resuming and KEY in checkpoint:
             self._resumed = checkpoint[KEY]
             self._select(checkpoint[KEY]["stage"])
-        elif self._trainer is not None and KEY in checkpoint:
+        elif self.trainer_or_none is not None and KEY in checkpoint:
             stage, last = checkpoint[KEY]["stage"], len(self.pretrain_epochs)
             if stage < last:
                 rank_zero_warn(

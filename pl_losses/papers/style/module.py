@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 
 from pl_losses.core.base import PaperModule
+from pl_losses.core.compat import of_torch
 from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.panels import Sections
@@ -220,7 +221,7 @@ class StyleTransfer(PaperModule):
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
                 if isinstance(optimizer, LBFGS):
-                    optimizer._numel_cache = None
+                    of_torch.forget_size(optimizer)
         self._make_targets()
 
     def on_test_start(self) -> None:

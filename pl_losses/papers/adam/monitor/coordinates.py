@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
+from pl_losses.core.compat import of_torch
 from pl_losses.monitoring.monitor import Numbers, vector
 from pl_losses.papers.adam.monitor.statistics import SMALL, Moments, Squares, in_lines
 from pl_losses.papers.adam.monitor.update_rule import Rule, coefficients
@@ -129,7 +129,7 @@ def _joined(pack: list[Moments], dtype: torch.dtype) -> Tensor:
     """Shape [3 or 4, N], in one call."""
     columns = _columns(pack)
     tensors = [tensor for column in columns for tensor in column]
-    joined: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    joined: Tensor = of_torch.flatten_dense(tensors)  # type: ignore[no-untyped-call]
     return joined.to(dtype).view(len(columns), -1)
 
 

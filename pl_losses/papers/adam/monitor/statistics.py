@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pl_losses.core.compat import of_torch
 from pl_losses.monitoring.monitor import Numbers, vector
 from pl_losses.papers.adam.monitor.update_rule import Number, Rule, effective_step
 
@@ -84,7 +85,7 @@ def squares(
 def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     short = [one for one in tensors if one.numel() <= LONG or not one.is_cpu]
     dtype = reduce(torch.promote_types, {tensor.dtype for tensor in short}, torch.float32)
-    norms = list(torch._foreach_norm(short, 2, dtype)) if short else []
+    norms = list(of_torch.foreach_norm(short, 2, dtype)) if short else []
     if len(short) == len(tensors):
         return norms
     done = dict(zip(map(id, short), norms, strict=True))

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from pl_losses.core.compat import of_torch
 from pl_losses.papers.dropout.sampling.linear_fusion import Folding
 from pl_losses.papers.dropout.sampling.mask_sampler import Masks, Site
 from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, Prefix, PrefixDiffersError
@@ -177,7 +176,7 @@ class ActiveDropout(TorchFunctionMode):
             return layered(func, args)
 
     def _undropped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is torch._C._set_grad_enabled:
+        if func is of_torch.set_grad_enabled:
             return func(*args, **kwargs)
         if func is F.batch_norm and _get(1, "running_mean", args, kwargs, None) is not None:
             # Its statistics are those of training, also in a part whose own flag is on.
@@ -195,7 +194,7 @@ class ActiveDropout(TorchFunctionMode):
         return output
 
     def _measure(self, output: Any) -> None:
-        for leaf in [output] if isinstance(output, Tensor) else tree_leaves(output):
+        for leaf in [output] if isinstance(output, Tensor) else of_torch.tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self.largest = max(self.largest, leaf.numel() * leaf.element_size())
 
@@ -269,11 +268,8 @@ def within_vmap(func: Any) -> bool:
     Raises:
         ValueError: If that vmap refuses random numbers: the module could not be trained, either.
     """
-    stack = _functorch.get_interpreter_stack() or []
-    vmaps = [
-        _functorch.CVmapInterpreterPtr(one) for one in stack if one.key() == _functorch.TransformType.Vmap
-    ]
-    if any(one.randomness() == _functorch.RandomnessType.Error for one in vmaps):
+    vmaps = of_torch.vmap_randomness()
+    if "error" in vmaps:
         raise ValueError(
             f"Expected `randomness` of the torch.vmap around `{func.__name__}` to be 'different' or 'same'"
             " but got 'error', with which the module fails in training, too"

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
 
+from pl_losses.core.compat import of_torch
+from pl_losses.core.compat.of_torch import version as version
 from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
 
 _EVERY_MODULE_HAS = nn.Module().__dict__.keys()
@@ -31,7 +32,7 @@ def copied(batch: Any) -> Any:
     """A copy of the tensors in a batch, for a pass that may work in place."""
     if isinstance(batch, Tensor):  # tree_map takes ten times as long as the copy.
         return batch.clone()
-    return tree_map(_copied_leaf, batch)
+    return of_torch.tree_map(_copied_leaf, batch)
 
 
 def _copied_leaf(leaf: Any) -> Any:
@@ -56,7 +57,7 @@ def as_dict(value: Any) -> Any:
 
 def tensors_in(batch: Any) -> list[Tensor]:
     """The tensors of a batch, in their order."""
-    return [leaf for leaf in tree_leaves(as_dict(batch)) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in of_torch.tree_leaves(as_dict(batch)) if isinstance(leaf, Tensor)]
 
 
 class Streams:
@@ -199,15 +200,10 @@ def _accelerators(module: nn.Module, batch: Any) -> list[torch.device]:
 def held(module: nn.Module) -> Iterator[Any]:
     """Parameters, buffers, and what is an attribute of the module or of a part of it."""
     for part in module.modules():
-        yield from part._parameters.values()
-        yield from part._buffers.values()
+        yield from of_torch.own_parameters(part).values()
+        yield from of_torch.own_buffers(part).values()
         for name in part.__dict__.keys() - _EVERY_MODULE_HAS:
             yield part.__dict__[name]
-
-
-def version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; tensors of inference mode do not count and say -1."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def state(module: nn.Module) -> list[Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch.nn import functional as F
 
+from pl_losses.core.compat import of_torch
 from pl_losses.papers.dropout.sampling.prefix_trace import PrefixDiffersError
 
 
@@ -62,7 +62,7 @@ class Folding:
 
     def begin(self) -> None:
         """Before a pass, for many samples within that ``torch.func.vmap``."""
-        self._level = _functorch.maybe_current_level()
+        self._level = of_torch.maybe_current_level()
         self._linear, self._results, self._bytes, self._products = {}, {}, {}, {}
 
     def stand_in(self, index: int, inputs: Tensor, mask: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Folding:
             inputs, mask = self._products.pop(index)
         if func is not F.linear or inputs is None:
             return None
-        if _functorch.maybe_current_level() != self._level:  # Within a transform of the module's own.
+        if of_torch.maybe_current_level() != self._level:  # Within a transform of the module's own.
             return None if mask is None else F.linear(inputs * mask, *args[1:], **kwargs)
         return _linear(inputs, mask, *args[1:], **kwargs)
 
@@ -125,11 +125,11 @@ def _linear(inputs: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | 
 
 def _of_all(tensor: Tensor | None) -> Tensor | None:
     """[K, ...] of a tensor that differs between the samples."""
-    if tensor is None or not _functorch.is_batchedtensor(tensor):
+    if tensor is None or not of_torch.is_batched(tensor):
         return None
-    return _functorch.get_unwrapped(tensor).movedim(_functorch.maybe_get_bdim(tensor), 0)
+    return of_torch.unwrapped(tensor).movedim(of_torch.batch_dim(tensor), 0)
 
 
 def _for_each(tensor: Tensor, dim: int) -> Tensor:
     """What each sample sees of a tensor that has those of all of them along ``dim``."""
-    return _functorch._add_batch_dim(tensor, dim, _functorch.current_level())
+    return of_torch.add_batch_dim(tensor, dim, of_torch.current_level())

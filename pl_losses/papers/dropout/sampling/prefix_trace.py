@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pl_losses.core.compat import of_torch
 from pl_losses.papers.dropout.sampling.isolation import version
 
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
@@ -17,7 +17,7 @@ _VALUES = (
     *(type(None), bool, int, float, complex, str),
     *(torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
-_WITHOUT_RESULT = (torch.Tensor.__setitem__, torch._assert)
+_WITHOUT_RESULT = (torch.Tensor.__setitem__, of_torch.assert_)
 # These give access to memory in a way that no version counter tells of.
 _UNTRACKED = (torch.Tensor.data.__get__, torch.Tensor.set_, torch.Tensor.data_ptr)  # type: ignore[attr-defined]
 
@@ -82,7 +82,7 @@ class Prefix:
         if type(output) in PLAIN or type(output) in _VALUES:  # torch.Size would come back as a tuple
             results, structure = [output], None
         else:
-            results, structure = tree_flatten(output)
+            results, structure = of_torch.tree_flatten(output)
         if self._fits(func, kwargs, results):
             results = [self._slot(one) if isinstance(one, Tensor) else one for one in results]
             self._steps.append(_Step(func, arguments, results, structure))
@@ -153,7 +153,7 @@ class Prefix:
             raise PrefixDiffersError(f"it does not always call the same functions, such as {func}, at first")
         self._at += 1
         results = [self._current(one.number) if type(one) is _Slot else one for one in step.results]
-        return results[0] if step.structure is None else tree_unflatten(results, step.structure)
+        return results[0] if step.structure is None else of_torch.tree_unflatten(results, step.structure)
 
     def finish(self) -> None:
         """The first dropout of a later pass is reached."""

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function
-from torch.utils._pytree import tree_flatten, tree_leaves
 
+from pl_losses.core.compat import of_torch
 from pl_losses.papers.dropout.sampling.dropout_mode import KNOWN, ActiveDropout
 from pl_losses.papers.dropout.sampling.isolation import Streams, copied, version
 from pl_losses.papers.dropout.sampling.mask_sampler import Masks
@@ -244,7 +244,13 @@ def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], stre
 def _as_it_is(part: nn.Module) -> Iterator[None]:
     """Within, a part may change its buffers and attributes; afterwards they are as before."""
     before = [
-        (one, dict(one.__dict__), dict(one._buffers), copied(dict(one._buffers)), _versions(one))
+        (
+            one,
+            dict(one.__dict__),
+            dict(of_torch.own_buffers(one)),
+            copied(dict(of_torch.own_buffers(one))),
+            _versions(one),
+        )
         for one in part.modules()
     ]
     try:
@@ -253,32 +259,34 @@ def _as_it_is(part: nn.Module) -> Iterator[None]:
         for one, attributes, buffers, copies, versions in before:
             one.__dict__.clear()
             one.__dict__.update(attributes)
-            one._buffers.update(buffers)
+            of_torch.own_buffers(one).update(buffers)
             for name, now in _versions(one).items():
                 if now != versions[name] and (buffer := buffers[name]) is not None:
                     buffer.copy_(copies[name])
 
 
 def _versions(part: nn.Module) -> dict[str, int]:
-    return {name: version(buffer) for name, buffer in part._buffers.items() if buffer is not None}
+    return {
+        name: version(buffer) for name, buffer in of_torch.own_buffers(part).items() if buffer is not None
+    }
 
 
 def _alike(first: Any, second: Any) -> bool:
     """Whether results have the same structure and shapes."""
-    (leaves, structure), (others, other) = tree_flatten(first), tree_flatten(second)
+    (leaves, structure), (others, other) = of_torch.tree_flatten(first), of_torch.tree_flatten(second)
     shapes = [[getattr(leaf, "shape", None) for leaf in each] for each in (leaves, others)]
     return bool(structure == other and shapes[0] == shapes[1])
 
 
 def _differ(first: Any, second: Any) -> bool:
-    pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
+    pairs = zip(of_torch.tree_leaves(first), of_torch.tree_leaves(second), strict=True)
     return any(differ(one, other) for one, other in pairs if isinstance(one, Tensor))
 
 
 def _common_differ(output: Any, first: Any, second: Any) -> bool:
     """Whether two results of training differ in what evaluation returns too, told by order and shapes."""
-    pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
-    for leaf in tree_leaves(output):
+    pairs = zip(of_torch.tree_leaves(first), of_torch.tree_leaves(second), strict=True)
+    for leaf in of_torch.tree_leaves(output):
         shape = getattr(leaf, "shape", None)
         for one, other in pairs:
             if isinstance(one, Tensor) and one.shape == shape:

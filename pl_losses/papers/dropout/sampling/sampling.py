@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_unflatten
 
+from pl_losses.core.compat import of_torch
 from pl_losses.core.validation import check_integer, typed
 from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
 from pl_losses.papers.dropout.sampling.isolation import (
@@ -144,7 +144,7 @@ def mc_samples(
             f"The samples of {type(module).__name__} are less random than training: {passes.lacking}",
             stacklevel=3,
         )
-    return tree_unflatten(stacks, structure)
+    return of_torch.tree_unflatten(stacks, structure)
 
 
 def _differ(stacks: list[Tensor | None], drew: bool) -> bool:

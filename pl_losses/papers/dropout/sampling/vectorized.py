@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from pl_losses.core.compat import of_torch
 from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
 from pl_losses.papers.dropout.sampling.isolation import Streams, as_dict, copied, held, state, tensors_in
 from pl_losses.papers.dropout.sampling.mask_sampler import Site, stream_seed
@@ -188,11 +187,11 @@ class Passes:
         return (None if changing or changing is None else prefix), ""
 
     def _record(self, changing: frozenset[int]) -> Prefix:
-        leaves, structure = tree_flatten(copied(self.batch))
+        leaves, structure = of_torch.tree_flatten(copied(self.batch))
         prefix = Prefix([leaf for leaf in leaves if isinstance(leaf, Tensor)], changing)
         self.mode.begin(prefix)
         with self.mode:
-            output = self.call(tree_unflatten(leaves, structure))
+            output = self.call(of_torch.tree_unflatten(leaves, structure))
         self.mode.largest = max(self.mode.largest, self.mode.folding.settle())
         self._store(output)
         return prefix
@@ -200,9 +199,9 @@ class Passes:
     def _inputs(self, prefix: Prefix | None, copies: dict[int, Tensor] | None = None) -> Any:
         if prefix is None:
             return copied(self.batch)
-        leaves, structure = tree_flatten(self.batch)
+        leaves, structure = of_torch.tree_flatten(self.batch)
         tensors = iter(prefix.begin(copies))
-        return tree_unflatten(
+        return of_torch.tree_unflatten(
             [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
         )
 
@@ -269,35 +268,35 @@ class Passes:
                 raise PrefixDiffersError("its output has not always the same structure")
             for stack, leaf in zip(self.stacks, leaves, strict=True):
                 if stack is not None:
-                    leaf = _functorch._remove_batch_dim(leaf, level, count, 0)
+                    leaf = of_torch.remove_batch_dim(leaf, level, count, 0)
                     stack[self.done : self.done + count] = leaf
 
 
 @contextmanager
 def _samples(count: int) -> Iterator[int]:
     """Within, tensors may have a hidden dimension for the samples: that of the level that is yielded."""
-    level = _functorch._vmap_increment_nesting(count, "error")
+    level = of_torch.enter_vmap(count, "error")
     try:
         yield level
     finally:
-        _functorch._vmap_decrement_nesting()
+        of_torch.leave_vmap()
 
 
 def _each(tensor: Tensor, level: int) -> Tensor:
-    return _functorch._add_batch_dim(tensor, 0, level)
+    return of_torch.add_batch_dim(tensor, 0, level)
 
 
 def _flat(output: Any) -> tuple[list[Any], Any]:
     """The leaves and the structure of an output; mappings of a kind that torch does not know become dicts."""
-    leaves, structure = tree_flatten(output)
+    leaves, structure = of_torch.tree_flatten(output)
     if any(isinstance(leaf, Mapping) for leaf in leaves):
-        leaves, structure = tree_flatten(as_dict(output))
+        leaves, structure = of_torch.tree_flatten(as_dict(output))
     return leaves, structure
 
 
 def _refuse_packed(output: Any) -> None:
     """Refuse packed sequences, whose sizes are no result that differs between samples."""
-    for leaf in tree_leaves(output, is_leaf=lambda part: isinstance(part, PackedSequence)):
+    for leaf in of_torch.tree_leaves(output, is_leaf=lambda part: isinstance(part, PackedSequence)):
         if isinstance(leaf, PackedSequence):
             _room(leaf, 1)
 

@@ -1,0 +1,141 @@
+"""What Lightning and torchmetrics keep to themselves. Tried with Lightning 2.6.1 to 2.6.6."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import Metric
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """Return a module's Trainer; its ``trainer`` raises where there is none."""
+    return module._trainer
+
+
+def parses_arguments() -> bool:
+    """Return whether the command line is building a module, and so keeps its arguments."""
+    return _given_hyperparameters.get() is not None
+
+
+def restore_loaders(trainer: Trainer) -> None:
+    """Have the training loaders go on where a checkpoint says.
+
+    Lightning forgets it where a scheduler has asked for the number of steps. Without it: a new epoch.
+    """
+    trainer.fit_loop._load_combined_loader_states()
+
+
+def shares_samples(trainer: Trainer) -> bool:
+    """Return whether Lightning gives loaders a DistributedSampler."""
+    connector = trainer._accelerator_connector
+    return bool(connector.use_distributed_sampler and connector.is_distributed)
+
+
+def own_batch_sampler(batch_sampler: Any) -> Any:
+    """Return the user's batch sampler within Lightning's, which notes the indices in predictions."""
+    return getattr(batch_sampler, "_batch_sampler", batch_sampler)
+
+
+def logged_step(trainer: Trainer) -> int:
+    """Return the step of the rows of ``self.log``: batches, not steps of each optimizer."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def count_step_again(trainer: Trainer) -> None:
+    """Let the batch that was the last one be counted again when the fit goes on."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Return whether the batch's gradients wait for those of the next one."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def has_trained(trainer: Trainer) -> bool:
+    """Return whether the epoch's last batch is done, or the fit's."""
+    return trainer.fit_loop.epoch_loop._is_training_done
+
+
+def validates_now(trainer: Trainer) -> bool:
+    """Return whether a validation follows the batch."""
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def end_soon(trainer: Trainer, ending: bool) -> None:
+    """Have Lightning end its loops where all of a step is done, as after a SIGTERM, or not.
+
+    Without it: ``trainer.should_stop``, which runs a last validation first.
+    """
+    trainer._signal_connector.received_sigterm = ending
+
+
+def saved_step(callback: Callback, never: int) -> int:
+    """Return the step at which a checkpoint callback saved last."""
+    return int(getattr(callback, "_last_global_step_saved", never))
+
+
+def average_of(callback: WeightAveraging) -> Any:
+    """Return torch's AveragedModel of a callback; None before the fit."""
+    return callback._average_model
+
+
+def in_ddp(strategy: DDPStrategy, module: nn.Module) -> DistributedDataParallel:
+    """Return DDP around a module, as the strategy's options have it."""
+    wrapped: DistributedDataParallel = strategy._setup_model(module)
+    if strategy._ddp_comm_hook is not None:
+        state = strategy._ddp_comm_state
+        _register_ddp_comm_hook(
+            model=wrapped,
+            ddp_comm_state=state() if callable(state) else state,
+            ddp_comm_hook=strategy._ddp_comm_hook,
+            ddp_comm_wrapper=strategy._ddp_comm_wrapper,
+        )
+    return wrapped
+
+
+def finds_unused(strategy: DDPStrategy) -> bool:
+    """Return whether DDP looks for parameters without a gradient."""
+    return bool(strategy._ddp_kwargs.get("find_unused_parameters"))
+
+
+def syncs_batch_norm(strategy: ParallelStrategy) -> bool:
+    """Return whether the Trainer was given ``sync_batchnorm``."""
+    return strategy._layer_sync is not None
+
+
+def saves_shards(strategy: ModelParallelStrategy) -> bool:
+    """Return whether each rank saves its own part of a checkpoint."""
+    return strategy._save_distributed_checkpoint
+
+
+def is_offline(logger: WandbLogger) -> bool:
+    """Return whether a run is kept on disk only."""
+    return bool(logger._offline)
+
+
+def forget_anonymous(logger: WandbLogger) -> None:
+    """Keep ``anonymous`` from wandb where it was not given; wandb warns that it has no effect."""
+    if logger._wandb_init.get("anonymous") is None:
+        logger._wandb_init.pop("anonymous", None)
+
+
+def written_config(cli: LightningCLI) -> dict[str, Any]:
+    """Return the config of a command as plain data, less what concerns this one call."""
+    cli._dump_config()
+    passing = {"config", *cli._subcommand_method_arguments[str(cli.subcommand)]}
+    return {key: value for key, value in cli.config_dump.items() if key not in passing}
+
+
+def reduction_of(metric: Metric, state: str) -> Any:
+    """Return how a metric's state is brought together over ranks."""
+    return metric._reductions[state]
