@@ -86,6 +86,15 @@ def pytest_report_header():
     return f"data: {os.environ.get('PL_LOSSES_DATA', 'packaged sets only (PL_LOSSES_DATA is not set)')}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """What a test writes into the current folder is not left in the clone."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("here"))
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(autouse=True)
 def whole_loaders():
     """Lightning leaves the classes of loaders patched when an exception passes it while it makes them."""
