@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import save_sealed, write_table
@@ -118,10 +119,10 @@ def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) ->
     loaders = evaluation_loaders(trainer, "predict")
     if len(loaders) > 1:
         raise ValueError(f"Expected one dataloader to predict for but got {len(loaders)}")
-    places = _places(loaders[0], batches)
+    rank, ranks, samples = share_of(loaders[0]) or (0, 1, 0)
+    places = _places(loaders[0], batches, shared=ranks > 1, alone=trainer.world_size == 1)
     if trainer.world_size == 1:
         return joined(batches) if places is None else _by_place([(places, joined(batches))])
-    rank, ranks, samples = share_of(loaders[0]) or (0, 1, 0)
     # Without a batch sampler, what the sampler gives makes a batch by itself.
     by_batch = isinstance(loaders[0], DataLoader) and loaders[0].batch_sampler is None
     answers = {"batches": list(batches)} if by_batch else joined(batches)
@@ -134,20 +135,42 @@ def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) ->
     torch.distributed.all_gather_object(parts, (rank, places, sent))
     parts = [part for part in parts if part[2]]
     if all(part[1] is not None for part in parts):
-        return _by_place([part[1:] for part in parts])
+        all_places = [place for part in parts for place in part[1]]
+        # The same place on two ranks: of data sets of their own, if nobody has shared one out.
+        if ranks > 1 or len(set(all_places)) == len(all_places):
+            return _by_place([part[1:] for part in parts])
+    if ranks == 1 and len(parts) > 1:
+        rank_zero_warn(
+            "Nothing tells which samples each rank was given: the answers are written as if rank r had"
+            " samples r, r + ranks, r + 2 ranks and so on"
+        )
     answers = interleaved([part for _, _, part in sorted(parts, key=lambda part: part[0])])
     return joined(answers.get("batches", ())) if by_batch else answers
 
 
-def _places(loader: Any, batches: Sequence[Any]) -> list[int] | None:
-    """Where the data set has the samples of these batches' answers, if a user's batch sampler says so."""
+def _places(loader: Any, batches: Sequence[Any], shared: bool, alone: bool) -> list[int] | None:
+    """Where the data set has the samples of these batches' answers, if samplers say so.
+
+    Args:
+        loader: Of the prediction.
+        batches: Its answers.
+        shared: Whether a DistributedSampler shares the samples out: then it is known, but for batch samplers.
+        alone: Whether this is the only rank.
+    """
     wrapper = getattr(loader, "batch_sampler", None)  # Lightning's, which notes what it gives.
-    if type(of_lightning.own_batch_sampler(wrapper)) in (type(None), BatchSampler, type(wrapper)):
+    plain = type(of_lightning.own_batch_sampler(wrapper)) is BatchSampler
+    if (plain and shared) or not hasattr(wrapper, "seen_batch_indices"):
         return None
     given: Any = [list(batch) for batch in wrapper.seen_batch_indices[: len(batches)]]  # type: ignore[union-attr]
     sizes = [{len(values) for values in joined([batch]).values()} for batch in batches]
     fit = sizes == [{len(indices)} for indices in given]
-    return [index for indices in given for index in indices] if fit else None
+    places = [index for indices in given for index in indices]
+    if not fit or (plain and alone and len(set(places)) < len(places)):  # A sampler may draw one twice.
+        return None
+    data = loader.dataset
+    while isinstance(data, Subset) and not alone and not shared:
+        places, data = [data.indices[place] for place in places], data.dataset
+    return places
 
 
 def _by_place(parts: Sequence[tuple[list[int], dict[str, Any]]]) -> dict[str, Any]:

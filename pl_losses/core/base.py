@@ -29,6 +29,7 @@ from pl_losses.core.loaders import (
 from pl_losses.core.metrics import define_metrics, in_words, states_of, take_out_repeated
 from pl_losses.core.panels import Sections
 from pl_losses.core.random_state import RandomState
+from pl_losses.core.rng import fold_in
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.sharding import units
 
@@ -217,6 +218,8 @@ class PaperModule(LightningModule):
         """Go on within the epoch that a checkpoint was saved in; else begin with empty metrics."""
         of_lightning.restore_loaders(self.trainer)
         ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        for _, metric in self._metrics(training=False):
+            metric.reset()  # A fit that failed may have left something.
         for name, metric in self._metrics(training=True):
             metric.reset()
             # All ranks' counts are in the checkpoint, and are summed again.
@@ -274,6 +277,10 @@ class PaperModule(LightningModule):
                 self._counting.add(name)
             if not fitting or name not in self._counting:
                 metric.reset()
+        for name, metric in self._metrics(training=True):
+            if not fitting:
+                metric.reset()
+            self._update_counts[name] = metric.update_count
         self._modes = [(part, part.training) for part in self.modules()]
 
     def on_validation_end(self) -> None:
@@ -388,10 +395,20 @@ class PaperModule(LightningModule):
         In the order in which one process would have them. For losses over pairs of samples: made of joined
         rows, a loss is the same on every rank and needs no :meth:`rank_weight`. A collective, if there are
         several ranks; they may have unequally many rows, or none.
+
+        Raises:
+            ValueError: If the rows of ranks are of different shapes or types.
         """
         if self.trainer_or_none is None or self.trainer_or_none.world_size == 1:
             return rows
-        counts: Any = self.all_gather(torch.tensor(len(rows), device=rows.device))
+        kind = fold_in(list(rows.shape[1:]), str(rows.dtype))
+        told: Any = self.all_gather(torch.tensor([len(rows), kind], device=rows.device))
+        counts, kinds = told.T
+        if (kinds != kind).any():
+            raise ValueError(
+                f"Expected `rows` [B, ...] of one shape and type but for B on all ranks but got"
+                f" {list(rows.shape)} of {rows.dtype}, and others elsewhere"
+            )
         padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
         padded[: len(rows)] = rows
         found: Any = self.all_gather(padded.detach())
@@ -417,6 +434,13 @@ class PaperModule(LightningModule):
         self._log_results("test")
 
     def _log_results(self, stage: str) -> None:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        for name, metric in self._metrics(training=True):
+            if metric.update_count != self._update_counts.get(name, metric.update_count) and fitting:
+                raise ValueError(
+                    f"Expected `{name}` to count in training only, as its name says, but {stage} updated it:"
+                    " name it otherwise, so that each validation begins with an empty one"
+                )
         if not self.counts():
             for _, metric in self._evaluated_metrics():
                 metric.reset()

@@ -39,6 +39,7 @@ _running: WeakKeyDictionary[DataLoader[Any], tuple[int, int, int]] = WeakKeyDict
 # Of a DataLoader with repetitions and batches of a user's own sampler: see _starts_in_order.
 _starts: WeakKeyDictionary[DataLoader[Any], list[int] | None] = WeakKeyDictionary()
 _told: WeakSet[DataLoader[Any]] = WeakSet()
+_looked: WeakSet[DataLoader[Any]] = WeakSet()
 
 
 def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
@@ -57,8 +58,9 @@ def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
     flat = CombinedLoader(loaders, "sequential").flattened
     if len(flat) != len(batches):
         return [None for _ in batches]
-    for loader in flat if stage != "predict" else ():
+    for place, loader in enumerate(flat) if stage != "predict" else ():
         refuse_hidden(trainer, loader)
+        refuse_replaced(trainer, loader, stage, place)
     return flat
 
 
@@ -79,6 +81,30 @@ def refuse_hidden(trainer: Trainer, loader: Any, training: bool = False) -> None
         _cannot_tell(loader, "the `sampler` it is given as an attribute", ranks, samples, training)
 
 
+def refuse_replaced(trainer: Trainer, loader: Any, stage: str, place: int = 0) -> None:
+    """Refuse a batch sampler of some of the samples, where Lightning has it take a share of all of them.
+
+    Args:
+        trainer: Who gave the batch sampler its sampler.
+        loader: A dataloader.
+        stage: "train", "val" or "test".
+        place: Which of its dataloaders it is.
+    """
+    if loader in _looked or _distributed_sampler(loader) is None:
+        return
+    _looked.add(loader)
+    if type(batches := of_lightning.own_batch_sampler(loader.batch_sampler)) in (BatchSampler, type(None)):
+        return
+    given = of_lightning.given_loaders(trainer, stage)[place].batch_sampler
+    own = next((one for one in _attributes(given) if isinstance(one, Sampler)), loader.dataset)
+    if len(own) != (samples := len(loader.dataset)):  # type: ignore[arg-type]
+        raise ValueError(
+            f"Expected {type(batches).__name__} to be of all {samples} samples, of which Lightning has the"
+            f" ranks take their shares, but got a sampler of {len(own)}: give a `torch.utils.data.Subset` of"  # type: ignore[arg-type]
+            " them, or set `use_distributed_sampler` to False and share the samples yourself"
+        )
+
+
 def _cannot_tell(loader: DataLoader[Any], kept: str, ranks: int, samples: int, training: bool) -> None:
     batches = of_lightning.own_batch_sampler(loader.batch_sampler)
     name = type(batches).__name__
@@ -94,6 +120,7 @@ def training_loader(trainer: Trainer) -> Any:
     """The dataloader of a fit; ``None``, and a warning if samples are repeated, where it has several."""
     loaders = CombinedLoader(trainer.train_dataloader, "sequential").flattened
     if len(loaders) == 1:
+        refuse_replaced(trainer, loaders[0], "train")
         return loaders[0]
     for loader in loaders:
         share = share_of(loader)

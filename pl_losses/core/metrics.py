@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_sum
+from torchmetrics.utilities import dim_zero_max, dim_zero_min, dim_zero_sum
 
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.validation import typed
@@ -74,6 +74,9 @@ def states_of(metric: Metric) -> dict[str, Any]:
 def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> None:
     """Take out of a metric's sums and rows what was added between two of its :func:`states_of`.
 
+    Raises:
+        ValueError: If a state is of another kind.
+
     >>> rate = ErrorRate()
     >>> states = [states_of(rate)]
     >>> for predicted in (1, 2):
@@ -87,9 +90,15 @@ def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> N
     for key, state in states.items():
         if isinstance(state, list):
             setattr(metric, key, state[: before[key]] + state[after[key] :])
-        elif of_lightning.reduction_of(metric, key) is dim_zero_sum:
-            # A largest value is the same on all ranks.
+        elif (reduction := of_lightning.reduction_of(metric, key)) is dim_zero_sum:
             setattr(metric, key, state - (after[key] - before[key]))
+        elif reduction not in (dim_zero_max, dim_zero_min) and not torch.equal(before[key], after[key]):
+            # A largest value is the same on all ranks.
+            raise ValueError(
+                f"Expected states of {type(metric).__name__} that are sums or lists but got `{key}`, as some"
+                " ranks were given the same samples of one of several dataloaders: share these samples out,"
+                " or evaluate with one dataloader at a time"
+            )
 
 
 def take_out_repeated(

@@ -5,9 +5,10 @@ import pytest
 import torch
 from module_table import CASES, loader, make
 from torch import nn
+from torchmetrics import PearsonCorrCoef
 
 from pl_losses.core.loaders import fingerprint
-from pl_losses.core.metrics import ErrorRate, binomial_interval, computed
+from pl_losses.core.metrics import ErrorRate, binomial_interval, computed, states_of, take_out
 from pl_losses.core.sums import Mean
 
 
@@ -82,3 +83,12 @@ def test_modules_in_bfloat16_stay_near_float32(name):
         found.append(result[key])
     # bfloat16 has 8 bits. Up to 0.0014 apart for five seeds, on each instruction set.
     assert found[1] == pytest.approx(found[0], rel=0.03)
+
+
+def test_what_is_no_sum_cannot_be_taken_out():
+    correlation = PearsonCorrCoef()
+    correlation.update(torch.arange(3.0), torch.tensor([1.0, 3.0, 2.0]))
+    before = states_of(correlation)
+    correlation.update(torch.arange(3.0), torch.tensor([3.0, 1.0, 2.0]))
+    with pytest.raises(ValueError, match="states of PearsonCorrCoef that are sums or lists but got `"):
+        take_out(correlation, before, states_of(correlation))

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from module_table import CASES, Data, loader, make
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from pl_losses import MLP, LogisticRegression
@@ -197,3 +197,49 @@ def test_a_validation_leaves_a_users_training_metric_alone(tmp_path, name, epoch
     model = Watched(name)
     run.fit(model, DataLoader(rows, 3), DataLoader(rows, 3))
     assert float(run.callback_metrics["train/own"]) == pytest.approx(sum(model.by_hand) / 13)
+
+
+class Failing(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 2:
+            raise Stop
+
+
+@pytest.mark.parametrize("name", ["accuracy", "train_accuracy"])
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_fit_begins_with_empty_training_metrics_after_one_that_failed(tmp_path, name, validates):
+    generator = torch.Generator().manual_seed(1)
+    rows = TensorDataset(torch.randn(13, 4, generator=generator), torch.arange(13) % 3)
+    data = [DataLoader(rows, 3)] * (1 + validates)
+    model = Watched(name)
+    with pytest.raises(Stop):
+        trainer(max_epochs=1, default_root_dir=tmp_path, callbacks=[Failing()]).fit(model, *data)
+    run = trainer(max_epochs=1, default_root_dir=tmp_path)
+    run.fit(model, *data)
+    assert float(run.callback_metrics["train/own"]) == pytest.approx(sum(model.by_hand) / 13)
+
+
+class Misnamed(MLP):
+    """A validation metric whose name says that it is one of training."""
+
+    def __init__(self):
+        super().__init__(4, [6], 3, dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+        self.train_domain = MulticlassAccuracy(3, average="micro")
+
+    def validation_step(self, batch, batch_idx):
+        self.train_domain.update(self(batch[0]), batch[1])
+        super().validation_step(batch, batch_idx)
+
+    def evaluation_results(self, stage):
+        return super().evaluation_results(stage) | {"own": self.train_domain.compute()}
+
+
+def test_a_validation_metric_that_is_named_after_training(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    rows = TensorDataset(torch.randn(13, 4, generator=generator), torch.arange(13) % 3)
+    run, model = trainer(max_epochs=1, default_root_dir=tmp_path), Misnamed()
+    run.validate(model, DataLoader(Subset(rows, range(3)), 3), verbose=False)
+    (told,) = run.validate(model, DataLoader(rows, 3), verbose=False)
+    assert told["val/own"] == pytest.approx(1 - told["val/error"])
+    with pytest.raises(ValueError, match="Expected `train_domain` to count in training only"):
+        run.fit(model, DataLoader(rows, 3), DataLoader(rows, 3))

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from pl_losses import MLP
@@ -158,6 +158,18 @@ def test_a_sampler_that_gives_batches(make_trainer):
 def test_what_cannot_be_counted_is_refused(make_trainer, batches):
     with pytest.raises(Exception, match=rf"Expected {batches.__name__} to keep .* `use_distributed_sampler`"):
         make_trainer(2).test(classifier(), loader(samples(7), batches), verbose=False)
+
+
+def test_batches_of_some_samples_are_refused(make_trainer):
+    """Lightning gives each rank a share of all samples instead."""
+    rows = samples(13)
+    data = DataLoader(rows, batch_sampler=Named(SubsetRandomSampler(range(9)), 3, False))
+    assert make_trainer(1).test(classifier(), data, verbose=False)
+    message = r"Expected Named to be of all 13 samples, .* but got a sampler of 9: give a"
+    with pytest.raises(Exception, match=message):
+        make_trainer(2).test(classifier(), data, verbose=False)
+    with pytest.raises(Exception, match=message):
+        make_trainer(2, max_epochs=1).fit(classifier(), data)
 
 
 def shared(batches, count=7, rank=1):

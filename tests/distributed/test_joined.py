@@ -1,6 +1,7 @@
 """Losses over pairs of samples: the rows of all ranks' batches, with their gradients."""
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -48,3 +49,14 @@ def test_any_share_of_the_batches_is_one_process(make_trainer, tmp_path):
         torch.testing.assert_close(own, weights, rtol=1e-9, atol=1e-12)
         assert [sorted(rows.tolist()) for rows in seen] == [sorted(rows.tolist()) for rows in batches]
         assert all(rows[0].equal(whole[0]) for rows, whole in zip(seen, batches, strict=True))
+
+
+class Ragged(Pairs):
+    def training_step(self, batch, batch_idx):
+        self.joined(torch.zeros(2, 3 + self.global_rank))
+
+
+def test_rows_of_other_shapes_are_refused_on_all_ranks(make_trainer):
+    options = {"max_epochs": 1, "use_distributed_sampler": False}
+    with pytest.raises(Exception, match=r"Expected `rows` \[B, ...\] of one shape .* but got \[2, \d\]"):
+        make_trainer(2, **options).fit(Ragged(""), Parts())

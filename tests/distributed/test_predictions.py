@@ -3,7 +3,14 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
@@ -119,6 +126,48 @@ def test_every_sample_once_and_in_order_of_a_users_own_loader(make_trainer, tmp_
 
 def test_batches_in_another_order_on_one_process(make_trainer, tmp_path):
     loader = LOADERS["batches in another order"]()
+    make_trainer(1).predict(Echo(tmp_path), loader, return_predictions=False)
+    lines = (tmp_path / "predictions.csv").read_text().split()
+    assert lines == ["sample,x,s", *(f"{i},{i},{i}" for i in range(7))]
+
+
+class Halves(pl.LightningDataModule):
+    """Each rank's own half of the samples: 0 to 3, and 4 to 6."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def predict_dataloader(self):
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        own = range(rank * 7 // ranks + rank, (rank + 1) * 7 // ranks + (rank + 1 < ranks))
+        if self.kind == "sampler":
+            return DataLoader(ROWS, batch_size=2, sampler=list(own))
+        if self.kind == "subset":
+            return DataLoader(Subset(ROWS, own), batch_size=2)
+        return DataLoader([ROWS[place] for place in own], batch_size=2)
+
+
+@pytest.mark.parametrize("kind", ["sampler", "subset"])
+def test_halves_are_put_in_the_order_of_the_samples(make_trainer, tmp_path, kind):
+    trainer = make_trainer(2, use_distributed_sampler=False)
+    trainer.predict(Echo(tmp_path), Halves(kind), return_predictions=False)
+    lines = (tmp_path / "predictions.csv").read_text().split()
+    assert lines == ["sample,x,s", *(f"{i},{i},{i}" for i in range(7))]
+
+
+def test_an_order_that_nobody_knows_is_told(make_trainer, tmp_path, monkeypatch):
+    warned = tmp_path / "warned"
+    monkeypatch.setattr("pl_losses.cli.predictions.rank_zero_warn", warned.write_text)
+    trainer = make_trainer(2, use_distributed_sampler=False)
+    trainer.predict(Echo(tmp_path), Halves("rows of its own"), return_predictions=False)
+    lines = (tmp_path / "predictions.csv").read_text().split()
+    assert [line.split(",")[1] for line in lines[1:]] == list("0415263")
+    assert warned.read_text().startswith("Nothing tells which samples each rank was given")
+
+
+def test_a_drawn_order_on_one_process(make_trainer, tmp_path):
+    loader = DataLoader(ROWS, 2, shuffle=True)
     make_trainer(1).predict(Echo(tmp_path), loader, return_predictions=False)
     lines = (tmp_path / "predictions.csv").read_text().split()
     assert lines == ["sample,x,s", *(f"{i},{i},{i}" for i in range(7))]

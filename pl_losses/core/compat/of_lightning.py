@@ -11,6 +11,8 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
@@ -38,6 +40,14 @@ def shares_samples(trainer: Trainer) -> bool:
     """Return whether Lightning gives loaders a DistributedSampler."""
     connector = trainer._accelerator_connector
     return bool(connector.use_distributed_sampler and connector.is_distributed)
+
+
+def given_loaders(trainer: Trainer, stage: str) -> list[Any]:
+    """Return the loaders of "train", "val" or "test" as the user gave them, without Lightning's samplers."""
+    fit: Any = trainer.fit_loop
+    validation = fit.epoch_loop.val_loop if trainer.state.fn == TrainerFn.FITTING else trainer.validate_loop
+    source = {"train": fit, "val": validation, "test": trainer.test_loop}[stage]._data_source
+    return CombinedLoader(source.dataloader(), "sequential").flattened
 
 
 def own_batch_sampler(batch_sampler: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 
 import torch
 from torch import Tensor
@@ -90,6 +91,8 @@ class StringErrors(Metric):
         ratio of sums over strings, since errors within a string go together.
         """
         strings, wrong, characters, edits, edits2, characters2, both = self._counted
+        if not characters:
+            return *binomial_interval(wrong, strings), nan, nan
         rate = edits / characters
         squares = edits2 - 2 * rate * both + rate * rate * characters2
         half = 1.96 * (max(0.0, squares) * strings / max(1, strings - 1)) ** 0.5 / characters

@@ -1,6 +1,7 @@
 """The readers: training, decoding, confidence, errors. The lattices have tests of their own."""
 
 import itertools
+import math
 import re
 from math import exp
 from pathlib import Path
@@ -236,6 +237,13 @@ def test_edit_distance_against_its_definition():
     words = [w for n in range(4) for w in itertools.product((0, 1), repeat=n)]
     for a, b in itertools.product(words, words):
         assert edit_distance(a, b) == slow(a, b)
+
+
+def test_strings_without_characters_have_no_character_error():
+    errors = StringErrors()
+    errors.update(torch.tensor([0, 2]), torch.tensor([0, 0]))
+    assert errors.compute()[0] == 0.5
+    assert [math.isnan(end) for end in errors.intervals()] == [False, False, True, True]
 
 
 def test_string_errors_and_their_intervals():
