@@ -19,10 +19,10 @@ Recording = Literal["offline", "online", "disabled"]
 
 
 class Experiment:
-    """The folder of an experiment, from which the same command goes on after an interruption.
+    """The folder of an experiment, from which the same command resumes after an interruption.
 
-    ``state.pt`` keeps the results so far, written whole and with a checksum. Tables and pictures are made of
-    them and never read. A damaged state is set aside, and what it had is made again.
+    ``state.pt`` keeps the results so far, written whole and with a checksum. Tables and pictures are made
+    from them and never read. A damaged state is set aside, and its results are computed again.
 
     Args:
         folder: Made when there is something to keep.
@@ -59,7 +59,7 @@ class Experiment:
         self.results, self.unfinished = known["results"], known["unfinished"]
 
     def _read(self, file: Path) -> dict[str, Any]:
-        import torch  # The dashboards, which `staged_in` serves, do without.
+        import torch  # Imported here: the dashboards use `staged_in` without torch.
 
         fault = damage(file)
         try:

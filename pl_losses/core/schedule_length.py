@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-LENGTH = ("total_steps", "_schedule_phases")  # What of OneCycleLR's state its length decides.
+LENGTH = ("total_steps", "_schedule_phases")  # Entries of OneCycleLR's state that depend on its length.
 
 
 class ScheduleLength(Callback):
@@ -22,7 +22,7 @@ class ScheduleLength(Callback):
         self._own: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the schedules of this fit, which those of a checkpoint replace."""
+        """Note the schedules of this fit, before a checkpoint replaces them."""
         schedulers = [vars(config.scheduler) for config in trainer.lr_scheduler_configs]
         self._own = [{name: state[name] for name in LENGTH if name in state} for state in schedulers]
 
