@@ -175,7 +175,7 @@ class DDPPerModule(DDPStrategy):
     module itself is not wrapped: names, checkpoints, hooks and calls are those of a single process, and any
     method of a child may be called, not only ``forward``.
 
-    Losses are to be passed to ``self.manual_backward``; ``loss.backward()`` is refused, as its gradients
+    Pass losses to ``self.manual_backward``; ``loss.backward()`` is refused, as its gradients
     would stay this rank's own. Under accumulation nothing is sent until the last pass
     (``accumulate_grad_batches``, ``toggle_model(sync_grad=False)`` or ``strategy.block_backward_sync()``).
     Lightning counts every optimizer's step, on any strategy; see :func:`step_uncounted`.

@@ -82,7 +82,7 @@ class Experiment:
         """Keep the results, and the state of a part that is not done.
 
         Raises:
-            OSError: If the file cannot be written; the one of before is as it was.
+            OSError: If the file cannot be written; an earlier one stays as it was.
         """
         state = {"arguments": self.arguments, "results": self.results, "unfinished": unfinished}
         save_sealed(self.folder / STATE, state)

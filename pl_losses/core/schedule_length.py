@@ -1,4 +1,4 @@
-"""Schedules of a fixed number of steps, in fits that go on from a checkpoint for longer."""
+"""Schedules of a fixed number of steps, in fits that resume from a checkpoint for longer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LENGTH = ("total_steps", "_schedule_phases")  # Entries of OneCycleLR's state th
 
 
 class ScheduleLength(Callback):
-    """Stretches a one-cycle schedule to the length of the fit that goes on from a checkpoint.
+    """Stretches a one-cycle schedule to the length of the fit that resumes from a checkpoint.
 
     The checkpoint has the schedule of the fit that saved it. Where this one is longer or shorter, the rate
     goes on at the same step of the schedule that this fit would have had from its beginning. Every module of

@@ -135,7 +135,7 @@ class _Rectified(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         input, slopes = ctx.saved_tensors
-        if torch.is_grad_enabled():  # This derivative is to be derived in its turn.
+        if torch.is_grad_enabled():  # A further derivative of this derivative is needed.
             outputs = torch.prelu(input, slopes.to(input.dtype))
             first = torch.autograd.grad(outputs, (input, slopes), gradient, create_graph=True)
             return first[0], first[1], None

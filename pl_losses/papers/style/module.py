@@ -225,7 +225,7 @@ class StyleTransfer(PaperModule):
         self._make_targets()
 
     def on_test_start(self) -> None:
-        """Make the targets for the image as it is."""
+        """Make the targets for the current image."""
         self._make_targets()
 
     def evaluate(self) -> tuple[Tensor, Terms]:

@@ -55,7 +55,7 @@ def fig4(
         steps: Steps of each run; the paper's are 60 000 (100 passes).
         at: Steps after which the loss is evaluated, on the first 1 000 training images. Default: a tenth of
             the steps and all, as in the paper.
-        folder: For the results. A folder with a part of them is gone on with.
+        folder: For the results. A folder with a part of them is resumed.
         root: Folder with the MNIST files. Default: the environment variable PL_LOSSES_DATA.
         dataset: The images, made binary: "mnist", or "digits" for scikit-learn's, which need no download.
         beta1: Such as [0.5] or [0.5,0.9]. Default: 0 and 0.9.

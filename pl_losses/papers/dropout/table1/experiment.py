@@ -47,7 +47,7 @@ def reproduce(
         columns: Of "paper", "10x" and "grid", between commas; "all" are the three.
         root: Folder with the sets, else they are downloaded to it. Default: the environment variable
             PL_LOSSES_DATA.
-        folder: For the results. A folder with a part of them is gone on with.
+        folder: For the results. A folder with a part of them is resumed.
         splits: Use only the first this many splits, of a set with fewer all of them; the published numbers
             beside them are of the same splits. Default: all, 20 and of protein 5.
         samples: Passes T per test sample, as many as the authors'.
