@@ -30,12 +30,12 @@ PICTURE = Path(__file__).parent / "pictures" / "losses.png"
 
 
 def classes(right: Tensor) -> Tensor:
-    """Penalties of three classes, of which the wrong ones stay at 4 and 6."""
+    """Return penalties of three classes, of which the wrong ones stay at 4 and 6."""
     return torch.stack([right, torch.full_like(right, 4.0), torch.full_like(right, 6.0)]).view(1, 3)
 
 
 def lattice(right: Tensor) -> SegmentLattice:
-    """Two pieces: "01" costs ``right`` in one way of two, its other way 5 more, the wrong reading "2" 4."""
+    """Build two pieces: "01" costs ``right`` in one of two ways, 5 more in the other, the wrong "2" 4."""
     far = torch.full_like(right, 50.0)
     first = torch.stack([right / 2, far, far])
     last = torch.stack([far, right / 2, far])
@@ -44,7 +44,7 @@ def lattice(right: Tensor) -> SegmentLattice:
 
 
 def of_string(criterion: Callable[..., Tensor]) -> Loss:
-    """A criterion of the string "01"."""
+    """Make a loss of a criterion of the string "01"."""
     return lambda right: criterion(lattice(right), torch.tensor([[0, 1]]))
 
 
@@ -137,7 +137,7 @@ PANELS: list[tuple[str, str, tuple[float, float], dict[str, Loss]]] = [
 
 
 def curve(loss: Loss, low: float, high: float, points: int = 241) -> tuple[Tensor, Tensor, Tensor]:
-    """The places, the loss and its slope there, [points] each."""
+    """Compute places, and the loss and its slope there, [points] each."""
     places = torch.linspace(low, high, points, dtype=torch.float64)
     values, slopes = [], []
     for place in places:
@@ -152,7 +152,7 @@ def curve(loss: Loss, low: float, high: float, points: int = 241) -> tuple[Tenso
 def draw_panel(
     axes: Axes, title: str, label: str, span: tuple[float, float], losses: dict[str, Loss]
 ) -> None:
-    """Losses as lines, their slopes as dashes of the same colour."""
+    """Draw losses as lines, and their slopes as dashes of the same colour."""
     for name, loss in losses.items():
         places, values, slopes = curve(loss, *span)
         (line,) = axes.plot(places, values, label=name)
@@ -164,7 +164,7 @@ def draw_panel(
 
 
 def draw() -> Figure:
-    """All panels."""
+    """Draw all panels."""
     figure = Figure(figsize=(10, 14), layout="constrained")
     for axes, panel in zip(figure.subplots(4, 2).flat, PANELS, strict=True):
         draw_panel(axes, *panel)

@@ -17,7 +17,7 @@ LIMIT = 100_000  # Values in a recipe.
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message is shown as it is."""
+    """The user asked for something that cannot be done; the message is shown as it is."""
 
 
 def nearest(name: str, valid: Iterable[str], form: str = "`{}`") -> str:
@@ -28,7 +28,7 @@ def nearest(name: str, valid: Iterable[str], form: str = "`{}`") -> str:
     """
     matcher = difflib.SequenceMatcher(b=name.lower())
     best, ratio = "", 0.6
-    for one in valid:  # Of equals the first.
+    for one in valid:  # Of equally close ones the first.
         matcher.set_seq1(one.lower())
         if matcher.real_quick_ratio() > ratio and matcher.ratio() > ratio:
             best, ratio = one, matcher.ratio()
@@ -36,14 +36,14 @@ def nearest(name: str, valid: Iterable[str], form: str = "`{}`") -> str:
 
 
 def roots() -> list[Path]:
-    """The folders that recipes' names are relative to: the clone's, then the installed wheel's."""
-    # In site-packages a folder named recipes would be another package's.
+    """Return the folders that recipes' names are relative to: the clone's, then the installed wheel's."""
+    # In site-packages, a folder named recipes would belong to another package.
     clone = [HERE.parent / "recipes"] if (HERE.parent / "pyproject.toml").is_file() else []
     return [root for root in (*clone, HERE / "_recipes") if root.is_dir()]
 
 
 def names() -> list[str]:
-    """All recipes and overlays by name, sorted, a clone's before the wheel's."""
+    """List all recipes and overlays by name, sorted, a clone's before the wheel's."""
     return sorted({name for root in roots() for name in _under(root)})
 
 
@@ -55,14 +55,14 @@ def _under(root: Path) -> Iterator[str]:
 
 
 def description(path: Path) -> str:
-    """The first line of a recipe where it is a comment."""
+    """Return the first line of a recipe if it is a comment."""
     with path.open(encoding="utf-8") as file:
         line = file.readline().strip()
     return line.lstrip("# ") if line.startswith("#") else ""
 
 
 def listing() -> str:
-    """All recipes, grouped by paper, with their descriptions."""
+    """List all recipes, grouped by paper, with their descriptions."""
     found = names()
     if not found:
         return "No recipes found."
@@ -82,7 +82,7 @@ def listing() -> str:
 
 
 def shown(name: str) -> str:
-    """A recipe as it stands once it is merged over those that it extends."""
+    """Show a recipe merged over those that it extends."""
     path = find(name)
     return f"# {description(path) or name}\n# {path}\n{dump(resolve(name))}".rstrip()
 
@@ -92,7 +92,7 @@ def find(name: str, folder: Path | None = None) -> Path:
 
     Args:
         name: A path, or ``paper/experiment`` with or without ``.yaml``.
-        folder: Folder of the recipe that names it, if one does.
+        folder: Folder of the recipe that extends it, if one does.
 
     Raises:
         UsageError: If there is none; the message names the nearest recipe.
@@ -112,14 +112,14 @@ def resolve(name: str) -> Config:
 
 
 def resolve_value(value: str) -> Config:
-    """As :func:`resolve`, but a mapping given inline is taken as it is."""
+    """Resolve a recipe by :func:`resolve`, or parse an inline mapping."""
     if is_inline(value):
         return _mapping(parse(value, "the inline config"), "the inline config")
     return resolve(value)
 
 
 def is_inline(value: str) -> bool:
-    """Whether a value is a mapping itself, not the name of a recipe."""
+    """Return whether a value is an inline mapping, not the name of a recipe."""
     return "{" in value or "\n" in value
 
 
@@ -176,7 +176,7 @@ def parse(text: str, source: str) -> Any:
         return value
     except RecursionError:
         raise UsageError(f"Cannot read {source}: it is nested too deeply, or in itself") from None
-    except ValueError as error:  # Of a date that is none, too.
+    except ValueError as error:  # Of an invalid date, too.
         raise UsageError(f"Cannot read {source}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -186,11 +186,11 @@ def parse(text: str, source: str) -> Any:
 
 
 def _measure(value: Any, known: dict[int, int]) -> int:
-    """The number of values in parsed YAML, aliases counted wherever they stand.
+    """Count the values in parsed YAML, aliases wherever they occur.
 
     Raises:
-        RecursionError: If a value stands in itself.
-        ValueError: If there are too many, or a key is no text.
+        RecursionError: If a value contains itself.
+        ValueError: If there are too many, or a key is not text.
     """
     if not isinstance(value, (dict, list)):
         if not isinstance(value, (str, bool, int, float, type(None))):
@@ -199,7 +199,7 @@ def _measure(value: Any, known: dict[int, int]) -> int:
     if id(value) not in known:
         if isinstance(value, dict) and (odd := [key for key in value if not isinstance(key, str)]):
             raise ValueError(f"expected the key `{odd[0]!r:.80}` to be text: put it in quotes")
-        known[id(value)] = LIMIT  # Until it is known: too many if it stands in itself.
+        known[id(value)] = LIMIT  # Until it is known: too many if it contains itself.
         items = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_measure(item, known) for item in items)
     if known[id(value)] >= LIMIT:
@@ -216,7 +216,7 @@ def dump(config: Config) -> str:
 
 @lru_cache(maxsize=1)
 def _yaml() -> tuple[Any, Any]:
-    """A YAML loader and dumper to which 1e-3 is a number, as it is to jsonargparse; PyYAML reads text."""
+    """Return a YAML loader and dumper for which 1e-3 is a number, as in jsonargparse, and not text."""
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -243,7 +243,7 @@ def _yaml() -> tuple[Any, Any]:
 def merge(base: Any, over: Any) -> Any:
     """Merge ``over`` into ``base``: mappings key by key, anything else replaced.
 
-    Where ``class_path`` changes, the arguments of the class before are dropped.
+    Where ``class_path`` changes, the earlier class's arguments are dropped.
 
     >>> merge({"a": {"b": 1, "c": [1]}}, {"a": {"c": [2]}})
     {'a': {'b': 1, 'c': [2]}}
@@ -265,7 +265,7 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def same_class(one: Any, other: Any) -> bool:
-    """Whether two class paths can name one class, the short name of either included."""
+    """Return whether two class paths can name one class; either may be its short name."""
     if not isinstance(one, str) or not isinstance(other, str):
         return bool(one == other)
     if "." in one and "." in other:

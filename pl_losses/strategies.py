@@ -1,4 +1,4 @@
-"""Trainer strategies that Lightning does not have ready; importing it registers their names."""
+"""Trainer strategies that Lightning does not provide; importing this module registers their names."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from pl_losses.core.sharding import load_whole, units
 class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2 over all ranks: parameters, gradients and optimizer state sharded, one checkpoint file.
 
-    Lightning's ModelParallelStrategy takes the number of nodes for the size of the data-parallel group and
-    shards nothing on one machine; this one takes the number of ranks. Its checkpoint of one file is that of
-    any other strategy: it numbers parameters in an optimizer's order, where Lightning's goes by the module's.
+    Lightning's ModelParallelStrategy takes the number of nodes as the size of the data-parallel group, and so
+    shards nothing on one machine; this one takes the number of ranks. Its one-file checkpoint is that of any
+    other
+    strategy: it numbers parameters in the optimizer's order, not in the module's as Lightning does.
 
     Args:
-        save_distributed_checkpoint: Whether every rank saves its shard, instead of one file with the whole.
+        save_distributed_checkpoint: Whether every rank saves its shard, instead of one file with everything.
         kwargs: Passed on to ``ModelParallelStrategy``.
     """
 
@@ -47,7 +48,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        """Make the data-parallel group as large as the job."""
+        """Set the size of the data-parallel group to the number of ranks."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
         if of_lightning.syncs_batch_norm(self):
@@ -57,7 +58,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state, on rank zero, or this rank's part of it where each saves its own."""
+        """Return the whole state on rank zero, or this rank's part of it if each rank saves its own."""
         if of_lightning.saves_shards(self):
             return super().optimizer_state(optimizer)
         assert self.model is not None
@@ -67,7 +68,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return self._renamed(state, OptimStateKeyType.PARAM_ID, inner) if self.is_global_zero else state
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load the weights and the optimizers' states; returns what else was saved."""
+        """Load the weights and the optimizers' states; return what else was saved."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             return super().load_checkpoint(path, weights_only=weights_only)
@@ -90,7 +91,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return renamed
 
     def process_dataloader(self, dataloader: Any) -> Any:
-        """Refuse unequal numbers of batches: ranks would wait for each other in every layer.
+        """Refuse unequal numbers of batches, as ranks would wait for each other in every layer.
 
         Raises:
             ValueError: If the loader's length is not the same on all ranks.
@@ -103,7 +104,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return dataloader
 
     def on_validation_start(self) -> None:
-        """Give all ranks rank zero's buffers (running statistics), of which training uses none."""
+        """Copy rank zero's buffers (running statistics) to all ranks; training does not use them."""
         if self.lightning_module is not None:
             broadcast(list(self.lightning_module.buffers()))
 
@@ -111,17 +112,17 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 class InStep:
-    """A dataloader of unknown length that ends on all ranks together, or is refused where it does not.
+    """A dataloader of unknown length that ends on all ranks together, or raises an error if it does not.
 
     Args:
-        loader: Whose batches, attributes and state these are.
+        loader: The dataloader, whose batches, attributes and state these are.
     """
 
     def __init__(self, loader: Any) -> None:
         self.__dict__["loader"] = loader
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # Not there yet, in a copy.
+        if name == "loader":  # Not set yet, in a copy.
             raise AttributeError(name)
         return getattr(self.loader, name)
 
@@ -141,15 +142,15 @@ class InStep:
 
 
 class StatefulInStep(InStep):
-    """The same of a dataloader with a state, which Lightning tells by the methods of its class."""
+    """The same for a dataloader with a state, which Lightning recognises by the methods of its class."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's."""
+        """Return the loader's state."""
         state: dict[str, Any] = self.loader.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the loader's."""
+        """Load the loader's state."""
         self.loader.load_state_dict(state_dict)
 
 
@@ -167,15 +168,15 @@ def _check_lengths(lengths: list[int]) -> None:
 class DDPPerModule(DDPStrategy):
     """DDP for modules with several optimizers: gradients are averaged by submodule, not all together.
 
-    ``strategy="ddp_per_module"``. Plain DDP waits in every backward pass for the gradients of all parameters,
-    and fails where a pass is meant for one network only, as in a GAN. Here each direct child of the
-    LightningModule (each item of a ModuleList or ModuleDict) is waited for by itself, so is each parameter
-    that sits on the LightningModule, and so are parameters that children share. A child that takes no part in
-    a pass, or is frozen in it, costs nothing, and ``find_unused_parameters`` is not needed. The module itself
-    stays as it is: names, checkpoints, hooks and calls are those of a single process, and any method of a
-    child may be called, not only ``forward``.
+    It is chosen by ``strategy="ddp_per_module"``. Plain DDP waits in every backward pass for the gradients of
+    all parameters, and fails if a pass concerns one network only, as in a GAN. Here gradients are awaited
+    separately for each direct child of the LightningModule (each item of a ModuleList or ModuleDict), for
+    each parameter of the LightningModule itself, and for parameters that children share. A child that takes
+    no part in a pass, or is frozen in it, costs nothing, and ``find_unused_parameters`` is not needed. The
+    module itself is not wrapped: names, checkpoints, hooks and calls are those of a single process, and any
+    method of a child may be called, not only ``forward``.
 
-    Losses are to be passed to ``self.manual_backward``; ``loss.backward()`` is refused, as its gradients
+    Pass losses to ``self.manual_backward``; ``loss.backward()`` is refused, as its gradients
     would stay this rank's own. Under accumulation nothing is sent until the last pass
     (``accumulate_grad_batches``, ``toggle_model(sync_grad=False)`` or ``strategy.block_backward_sync()``).
     Lightning counts every optimizer's step, on any strategy; see :func:`step_uncounted`.
@@ -195,7 +196,7 @@ class DDPPerModule(DDPStrategy):
             raise ValueError(
                 "Expected `static_graph` to be False: passes for one child differ from the others"
             )
-        # Ranks start from the same values already, and graphs may not find parameters written to.
+        # Ranks have the same values already, and graphs may not find parameters written to.
         super().__init__(**kwargs, init_sync=False)
         self.broadcast_buffers = broadcast_buffers
         self._groups: list[list[nn.Parameter]] = []
@@ -204,7 +205,7 @@ class DDPPerModule(DDPStrategy):
         self._blocked = self._passing = False
 
     def configure_ddp(self) -> None:
-        """Find the groups of parameters, and start all ranks from rank zero's values."""
+        """Group the parameters, and copy rank zero's values to all ranks."""
         module = self.lightning_module
         assert module is not None
         self._release()
@@ -216,7 +217,7 @@ class DDPPerModule(DDPStrategy):
                 self._hooks.append(hook)
 
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Make ready for the gradients of this pass; a group that gets none is not waited for."""
+        """Prepare for the gradients of this pass; a group without gradients is not awaited."""
         if self._blocked:
             return
         for index, group in enumerate(self._groups):
@@ -227,7 +228,7 @@ class DDPPerModule(DDPStrategy):
     def backward(
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Pass backward and average the gradients."""
+        """Run the backward pass and average the gradients."""
         self._passing = True
         try:
             return super().backward(closure_loss, optimizer, *args, **kwargs)
@@ -236,7 +237,7 @@ class DDPPerModule(DDPStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Within it gradients stay this rank's own; a later pass averages their sums."""
+        """Keep gradients to this rank within this context; a later pass averages their sums."""
         before, self._blocked = self._blocked, True
         try:
             yield
@@ -244,22 +245,22 @@ class DDPPerModule(DDPStrategy):
             self._blocked = before
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the step, then give all ranks rank zero's buffers."""
+        """Run the step, then copy rank zero's buffers to all ranks."""
         output = super().training_step(*args, **kwargs)
         if self.broadcast_buffers and self.lightning_module is not None:
             broadcast(list(self.lightning_module.buffers()))
         return output
 
     def teardown(self) -> None:
-        """Let go of the parameters."""
+        """Release the parameters."""
         self._release()
         super().teardown()
 
     def _reducer(self, index: int, trained: list[nn.Parameter]) -> DistributedDataParallel:
-        """DDP around a group; made anew when other parameters of it are trained than before."""
+        """Return the DDP around a group; build it anew when other parameters of the group are trained."""
         which = [id(parameter) for parameter in trained]
         if index not in self._reducers or self._reducers[index][0] != which:
-            # The one before must be gone: it would wait for parameters that are frozen now.
+            # Drop the earlier one first: it would wait for parameters that are frozen now.
             self._reducers.pop(index, None)
             self._reducers[index] = which, of_lightning.in_ddp(self, nn.ParameterList(trained))
         return self._reducers[index][1]
@@ -281,11 +282,11 @@ def step_uncounted(module: LightningModule, optimizer: LightningOptimizer | Opti
     """Step an optimizer under manual optimisation without counting the step.
 
     Lightning counts the steps of all optimizers together (``trainer.global_step``, and with it ``max_steps``
-    and ``log_every_n_steps``). For a batch to count once, step one optimizer by its own ``step()`` and the
-    others by this; clipping hooks, mixed precision and strategies have their part in it as usual.
+    and ``log_every_n_steps``). To count a batch once, step one optimizer by its own ``step()`` and the others
+    by this function; gradient clipping, mixed precision and strategies work as usual.
 
     Args:
-        module: Whose training step it is.
+        module: The module of the training step.
         optimizer: One of ``module.optimizers()``.
     """
     inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
@@ -293,7 +294,7 @@ def step_uncounted(module: LightningModule, optimizer: LightningOptimizer | Opti
 
 
 def parameter_groups(module: nn.Module) -> list[list[nn.Parameter]]:
-    """Parameters by the child, or children, that have them; those of the module itself one by one.
+    """Group parameters by the child, or children, that have them; those of the module itself one by one.
 
     >>> shared = nn.Linear(1, 1, bias=False)
     >>> tree = nn.ModuleDict({"a": nn.Sequential(nn.Linear(1, 1), shared), "b": nn.Sequential(shared)})
@@ -314,7 +315,7 @@ def parameter_groups(module: nn.Module) -> list[list[nn.Parameter]]:
 
 @torch.no_grad()
 def broadcast(tensors: list[Tensor]) -> None:
-    """Give all ranks rank zero's values, in one message for each device and type."""
+    """Copy rank zero's values to all ranks, in one message for each device and type."""
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)

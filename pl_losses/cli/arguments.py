@@ -37,13 +37,13 @@ def split(args: Sequence[str]) -> Flags:
             flags.append((name, None))
         else:
             raise UsageError(f"Option `--{name}` needs a value")
-    # Shells leave the ~ of --name=~/folder, and of one in a mapping, as it is.
+    # Shells do not expand the ~ of --name=~/folder, nor one in a mapping.
     home = os.path.expanduser("~/")
     return [(name, value and re.sub(HOME, lambda _: home, value)) for name, value in flags]
 
 
 def check(command: str, flags: Flags) -> Config:
-    """Refuse what is surely wrong; returns the merged config as far as it is known."""
+    """Refuse what is surely wrong; return the merged config as far as it is known."""
     from pl_losses.cli.checks import Checker, check_flag, inline, is_file, is_foreign
     from pl_losses.core.trust import check_files, class_paths, own_packages
 
@@ -69,11 +69,11 @@ def check(command: str, flags: Flags) -> Config:
     for name, value in flags:
         if name not in ("config", "print_config", "trust"):
             check_flag(checker, config, name, value)
-    # Once more, now that options have named the classes of what the files left open.
+    # Check again, as options have now named the classes that the files left open.
     checker.config(config)
     return config
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

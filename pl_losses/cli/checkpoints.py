@@ -1,4 +1,4 @@
-"""What a checkpoint knows of the run that wrote it: the classes of model and data, and their arguments."""
+"""What a checkpoint says of the run that wrote it: the classes of model and data, and their arguments."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ REPLACED = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, with a checksum: a file of before stays until then."""
+    """Writes checkpoints whole or not at all, with a checksum: an earlier file stays until then."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write to a file beside the path, and move it there.
+        """Write to a file beside the path, then move it there.
 
         Raises:
             OSError: If it cannot be written, as on a full disk.
@@ -41,19 +41,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
-    """What is in a checkpoint; its tensors stay on disk.
+    """Read a checkpoint; its tensors stay on disk.
 
     Args:
-        path: The checkpoint's file; of anything else, a folder or an address, nothing is known.
-        weights_only: Whether the file must hold plain data; if not, nothing but Lightning reads it.
+        path: The checkpoint's file; for anything else, a folder or an address, the result is empty.
+        weights_only: Whether the file must hold plain data; if not, it is left to Lightning to read.
 
     Raises:
-        UsageError: If the file is damaged, holds more than plain data, or is none of Lightning's.
+        UsageError: If the file is damaged, holds more than plain data, or was not written by Lightning.
     """
     if path is None or not Path(path).is_file():
         return {}
     with open(path, "rb") as file:
-        archive = file.read(1) != b"\x80"  # torch's format before 1.6 is none.
+        archive = file.read(1) != b"\x80"  # torch's format before 1.6 is not one.
     if archive and (fault := damage(Path(path))):
         raise UsageError(f"`{path}` (--ckpt_path) is damaged or no checkpoint ({fault[:160]})")
     if not weights_only:
@@ -65,7 +65,7 @@ def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
 
 
 def sections(checkpoint: Config, whole: bool = False) -> Config:
-    """The ``model`` and ``data`` sections that a checkpoint knows, or all its config, as plain data."""
+    """Return the ``model`` and ``data`` sections of a checkpoint, or all its config, as plain data."""
     known = checkpoint["pl_losses"] if isinstance(checkpoint.get("pl_losses"), dict) else {}
     kept = (*SECTIONS, *((*CALL, "trainer") if whole else ()))
     known = {
@@ -93,7 +93,7 @@ def load(path: str) -> Any:
 
 
 def as_config(hparams: Any) -> Config:
-    """Lightning's hyper-parameters as ``class_path`` and ``init_args``."""
+    """Convert Lightning's hyper-parameters to ``class_path`` and ``init_args``."""
     arguments = {key: value for key, value in dict(hparams).items() if is_written(value)}
     class_path = arguments.pop("_class_path", None)
     arguments.pop("_instantiator", None)
@@ -101,7 +101,7 @@ def as_config(hparams: Any) -> Config:
 
 
 def is_written(value: Any) -> bool:
-    """Whether a value can stand in a config file."""
+    """Return whether a value can be written in a config file."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_written(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -110,7 +110,7 @@ def is_written(value: Any) -> bool:
 
 
 def compare(known: Config, resolved: Config) -> list[str]:
-    """Lines that tell how a run differs from its checkpoint.
+    """List how a run differs from its checkpoint, line by line.
 
     Raises:
         UsageError: If the model is of another class than the checkpoint's.
@@ -127,14 +127,14 @@ def compare(known: Config, resolved: Config) -> list[str]:
 
 
 def differs(one: Any, other: Any) -> bool:
-    """Whether two values differ; lists and tuples, and a class by any of its names, do not."""
+    """Return whether two values differ; lists equal tuples, and a class equals its other names."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return list(one) != list(other)
     return bool(one != other) and (not isinstance(one, str) or canonical(one) != canonical(other))
 
 
 def flatten(config: Config, prefix: str = "") -> Config:
-    """Values by dotted names, without the ``init_args`` in between."""
+    """Flatten a config to values by dotted names, without ``init_args`` in the names."""
     flat: Config = {}
     for key, value in config.items():
         name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
@@ -143,11 +143,11 @@ def flatten(config: Config, prefix: str = "") -> Config:
 
 
 class CheckpointCheck(Callback):
-    """Sees to it that a run's weights are those of its checkpoint, the same on all ranks.
+    """Checks that a run's weights are those of its checkpoint, the same on all ranks.
 
     Args:
         path: The checkpoint, if there is one.
-        saved: What is in it, as far as that is known.
+        saved: The checkpoint's config, as far as it is known.
         show: Prints one message.
     """
 
@@ -159,7 +159,7 @@ class CheckpointCheck(Callback):
         self.untrained = progress.get("ready") == 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse different checkpoints on different ranks, each of which has looked it up.
+        """Refuse different checkpoints on different ranks, as each rank has looked it up by itself.
 
         Raises:
             UsageError: If they differ.
@@ -172,10 +172,10 @@ class CheckpointCheck(Callback):
             self.untrained = False
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell which weights a model that loads not strictly begins with of its own.
+        """Say which weights a model with ``strict_loading`` off keeps from its initialisation.
 
         Raises:
-            UsageError: If all of them are.
+            UsageError: If it keeps all of them.
         """
         if pl_module.strict_loading or not self.names:
             return
@@ -207,7 +207,7 @@ class CheckpointCheck(Callback):
 
 
 def plain_path(path: Any, folders: Iterable[str]) -> str:
-    """A path without detours; an address only below one of these folders, else nothing."""
+    """Return a path without detours; an address only below one of these folders, else nothing."""
     if not isinstance(path, str) or not path:
         return ""
     if "::" not in path and "://" not in path:

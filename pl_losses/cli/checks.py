@@ -1,6 +1,6 @@
 """Configs and options checked against the sources before torch is loaded.
 
-A name is only refused where it surely is wrong; the rest is left to the parser.
+A name is refused only if it surely is wrong; the rest is left to the parser.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from pl_losses.core.trust import BASES, KINDS, WANDB, bases_at, bases_of, class_
 from pl_losses.recipes import Config, UsageError, load, merge, nearest, parse
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-# Numbers of the trainer that Lightning takes as they come.
+# Numbers of the trainer that Lightning does not check.
 LEAST = {"log_every_n_steps": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "num_nodes": 1}
 LEAST |= {"reload_dataloaders_every_n_epochs": 0, "patience": 0}
 MOST = 2**16  # Devices and nodes: Lightning makes a list of them.
 ALWAYS = ["config", "seed_everything", "trainer", "model", "data", "test_after_fit"]
 WORDS = {"true": True, "false": False, "null": None, "none": None}
-# What LightningCLI itself hands to the trainer's methods.
+# Arguments that LightningCLI itself passes to the trainer's methods.
 HANDED = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 
 
 def trainer() -> Signature:
-    """The parameters of ``Trainer``; open where lightning is not installed."""
+    """Return the parameters of ``Trainer``; open if lightning is not installed."""
     located = locate("lightning.pytorch.Trainer")
     return signature(located) if located else Signature({}, open=True)
 
 
 def method_arguments(command: str) -> list[str]:
-    """What ``trainer.fit`` and its like take from the command line."""
+    """List the arguments that ``trainer.fit`` and its like take from the command line."""
     located = locate("lightning.pytorch.Trainer")
     function = method(located, command) if located else None
     if function is None:
@@ -55,7 +55,7 @@ def method_arguments(command: str) -> list[str]:
 
 
 def kind_of(annotation: str) -> str:
-    """Which classes a parameter with this annotation takes, as far as short names go."""
+    """Return which classes a parameter with this annotation takes, as far as short names are concerned."""
     if "Optimizer" in annotation:
         return "optimizer"
     if "LRScheduler" in annotation:
@@ -64,13 +64,13 @@ def kind_of(annotation: str) -> str:
 
 
 def trainer_kind(name: str) -> str:
-    """Which classes an argument of the trainer takes."""
+    """Return which classes an argument of the trainer takes."""
     kind = f"trainer.{name}"
     return kind if kind in KINDS else kind_of(trainer().parameters.get(name, ""))
 
 
 def candidates(kind: str, own: bool = False) -> list[str]:
-    """Short names of the classes of a kind; ``own`` for those of the suite only."""
+    """List the short names of the classes of a kind; with ``own`` those of the suite only."""
     found = []
     for module in KINDS.get(kind, ())[: 1 if own else None]:
         for name in public(module):
@@ -86,8 +86,8 @@ class Checker:
 
     Attributes:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        source: Name of what is checked, for the errors.
-        foreign: Whether modules of the user's own take part, whose classes may go by short names too.
+        source: Name of the checked file or option, for the errors.
+        foreign: Whether the user's own modules take part, whose classes may have short names, too.
         own: Packages of the user's own that are trusted.
     """
 
@@ -178,7 +178,7 @@ class Checker:
             self.node(argument, kind_of(known.parameters.get(name, "")), f"{path}.init_args.{name}")
 
     def cls(self, name: str, kind: str, path: str) -> Class | None:
-        """Find the class of a name, refusing what is surely none; ``None`` if that is left to the parser."""
+        """Find the class of a name, and refuse a wrong name; ``None`` if that is left to the parser."""
         if "." in name:
             if missing(name):
                 module, _, short = name.rpartition(".")
@@ -204,17 +204,17 @@ class Checker:
         return None
 
     def where(self) -> str:
-        """The source in brackets, if there is one to name."""
+        """Return the source in words, if there is one to name."""
         return f" in {self.source}" if self.source else ""
 
 
 def is_foreign(path: str) -> bool:
-    """Whether a class path leads into a package that is not read here."""
+    """Return whether a class path leads into a package that is not read here."""
     return "." in path and path.split(".")[0] not in READ
 
 
 def check_flag(checker: Checker, config: Config, name: str, value: str | None) -> None:
-    """Check one option's name, and note the class that it sets for the options after it."""
+    """Check an option's name, and note the class that it sets for later options."""
     path = name.removesuffix("+").split(".")
     top = [key for key in ALWAYS + method_arguments(checker.command) if key != "config"]
     known = trainer()
@@ -246,7 +246,7 @@ def elsewhere(
 ) -> str:
     """Return ``": did you mean `--model.optimizer.lr`?"`` for an argument of model, data or a part.
 
-    Where no model is known, it is taken to be any of the suite's with the usual optimizer.
+    If no model is known, any of the suite's models with the usual optimizer is assumed.
     """
     found: dict[str, str] = {}
     parts: dict[str, str] = {}
@@ -273,7 +273,7 @@ def elsewhere(
 
 
 def class_of(checker: Checker, node: Any, kind: str, usual: str) -> tuple[Class | None, Config]:
-    """The class that a config names, or the usual one, and its arguments."""
+    """Return the class that a config names, or the usual one, and its arguments."""
     node = node if isinstance(node, dict) else {"class_path": node}
     path = node.get("class_path")
     cls = (
@@ -321,11 +321,11 @@ def walk(
 
 
 def inline(value: str | None, strict: bool = True) -> Any:
-    """The value of an option where it is a mapping or a file of one, else its text.
+    """Parse an option's value if it is a mapping or a file of one; else return its text.
 
     Args:
         value: As it was typed.
-        strict: Whether what begins like a mapping or a list is to be one; a file name need not.
+        strict: Whether a text that begins like a mapping or a list must be one; a file name need not.
     """
     if value is None or value.lower() in WORDS:
         return WORDS[value.lower()] if value else None
@@ -340,7 +340,7 @@ def inline(value: str | None, strict: bool = True) -> Any:
 
 
 def inline_number(value: str | None) -> Any:
-    """An option's value as a number, if it is one."""
+    """Convert an option's value to a number, if it is one."""
     try:
         return float(value or "") if value and "." in value else int(value or "")
     except ValueError:
@@ -348,5 +348,5 @@ def inline_number(value: str | None) -> Any:
 
 
 def is_file(value: str | None) -> bool:
-    """Whether an option's value names a file of a class and its arguments."""
+    """Return whether an option's value names a file of a class and its arguments."""
     return value is not None and value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file()

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from pl_losses import strategies as strategies  # registers their names
+from pl_losses import strategies as strategies  # Registers their names.
 from pl_losses.cli.arguments import TRACEBACK, check, first_line, split
 from pl_losses.cli.checkpoints import CheckpointCheck, WholeCheckpointIO, compare, read_checkpoint, sections
 from pl_losses.cli.checks import Checker
@@ -53,7 +53,7 @@ from pl_losses.monitoring.interruption import InterruptionCheckpoint
 from pl_losses.monitoring.record import RunRecord
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
 
-RECORDED = ("fit", "predict")  # They leave something in the run's folder.
+RECORDED = ("fit", "predict")  # These commands write into the run's folder.
 FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
 
 
@@ -62,9 +62,9 @@ class PLLossesCLI(LightningCLI):
 
     Args:
         args: Command and options, without ``--config``.
-        config: What recipes, files and the checkpoint say, merged.
+        config: The merged config of recipes, files and the checkpoint.
         recipes: Names of the recipes and files, for the record.
-        saved: What is in the checkpoint, to tell how the run differs.
+        saved: The checkpoint's config, to say how the run differs.
         path: The checkpoint.
         own: Packages of the user's own that are trusted.
         kwargs: Passed on to ``LightningCLI``.
@@ -99,7 +99,7 @@ class PLLossesCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what this command line has over the stock one."""
+        """Add the options that LightningCLI does not have."""
         parser.add_argument(
             "--test_after_fit",
             type=bool,
@@ -114,10 +114,10 @@ class PLLossesCLI(LightningCLI):
             self.config = parser.parse_args([command, f"--config={path}", *options])
 
     def _parse_ckpt_path(self) -> None:
-        """The checkpoint's values are in the merged config already, below the user's."""
+        """Do nothing: the checkpoint's values are in the merged config already, below the user's."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what does not belong, another model's checkpoint, and a folder that cannot be written to."""
+        """Refuse wrong objects, another model's checkpoint, and folders that cannot be written to."""
         check_objects(self._get(self.config, "model"), self.own, "model")
         check_objects(self._get(self.config, "data"), self.own, "data")
         check_objects(self._get(self.config, "trainer"), self.own, "trainer")
@@ -125,7 +125,7 @@ class PLLossesCLI(LightningCLI):
         for line in compare(sections(self.saved), resolved):
             say(line)
         if self.subcommand != "fit":
-            # Of no concern where no checkpoint is written.
+            # Irrelevant if no checkpoint is written.
             warnings.filterwarnings("ignore", message="The dirpath has changed")
         if self.subcommand in RECORDED and not resolved["trainer"].get("fast_dev_run"):
             for folder in save_dirs(resolved["trainer"]):
@@ -135,11 +135,11 @@ class PLLossesCLI(LightningCLI):
                 quiet_wandb(logger)
 
     def resolved(self) -> Config:
-        """The whole config as plain data, less what concerns a single call."""
+        """Return the whole config as plain data, without what concerns a single call."""
         return of_lightning.written_config(self)
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; a value that one of them refuses is the user's to mend."""
+        """Build model, data and trainer; report a value that one of them refuses as a usage error."""
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
@@ -164,7 +164,7 @@ class PLLossesCLI(LightningCLI):
         return trainer
 
     def after_fit(self) -> None:
-        """Test with the final weights, and tell where the run is."""
+        """Test with the final weights, and say where the run is."""
         asked = self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule)
         if asked and not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
             say("Not tested: the fit saw no batch, so the weights are untrained.")
@@ -175,7 +175,7 @@ class PLLossesCLI(LightningCLI):
         self.after_test()
 
     def after_test(self) -> None:
-        """Tell the error and where the run is."""
+        """Print the error and where the run is."""
         testable = can_test(self.model, self.datamodule) and has_test_split(self.datamodule)
         if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             told = findings(self.model, self.trainer.logged_metrics)
@@ -184,7 +184,7 @@ class PLLossesCLI(LightningCLI):
     after_validate = after_test
 
     def predict(self, **kwargs: Any) -> None:
-        """Write the answers into the run's folder, and tell where."""
+        """Write the predictions into the run's folder, and say where."""
         batches = self.trainer.predict(**kwargs)
         if getattr(self.trainer, "fast_dev_run", False) or self.record is None or self.record.folder is None:
             return
@@ -199,7 +199,7 @@ class PLLossesCLI(LightningCLI):
 
 
 def findings(model: LightningModule, logged: Mapping[str, Any]) -> str:
-    """What a test found, else a validation, in the words of the module; empty if there was none.
+    """Describe in the module's words what a test found, else a validation; "" if there was none.
 
     >>> findings(LightningModule(), {"val/loss": 101.34567, "epoch": 3})
     'Validation loss: 101.3'
@@ -213,7 +213,7 @@ def findings(model: LightningModule, logged: Mapping[str, Any]) -> str:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``; the exit status is returned.
+    """Run ``fit``, ``validate``, ``test`` or ``predict``, and return the exit status.
 
     Args:
         args: The command and its options; ``sys.argv`` if not given.
@@ -233,7 +233,7 @@ def run(args: list[str] | None = None) -> int:
         config = merge(config, resolve_value(recipe))
     given = {**config, **dict(flags)}
     saved = read_checkpoint(checkpoint.path, str(given.get("weights_only")).lower() != "false")
-    # A fit that no recipe is named for is the same fit, gone on with.
+    # A fit without a named recipe resumes the same fit.
     known = sections(saved, command == "fit" and recipe_of(recipes) is None)
     own = own_packages(flags)
     Checker(command, "the checkpoint", own=own).config(known)
@@ -241,7 +241,7 @@ def run(args: list[str] | None = None) -> int:
     config = merge(known, {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
-            # An option may name the class whose arguments a file gives.
+            # An option may name the class of the arguments in a file.
             named = effective.get(section)
             named = named.get("class_path") if isinstance(named, dict) else named
             config[section] = {**({"class_path": named} if named else {}), **config[section]}
@@ -252,7 +252,7 @@ def run(args: list[str] | None = None) -> int:
     rest = [f"--{name}" if value is None else f"--{name}={spelt_out(value)}" for name, value in kept]
     prepare_imports(class_paths([config, effective, [value for _, value in flags]]), own)
     if "://" in str(checkpoint.path) and given.get("weights_only") is None:
-        # Lightning's own default for what comes over the network is to unpickle anything.
+        # By default, Lightning unpickles what comes over the network.
         config["weights_only"] = True
     status = 1
     try:
@@ -271,7 +271,7 @@ def run(args: list[str] | None = None) -> int:
 
 
 def spelt_out(value: Any) -> Any:
-    """A config or an option in which a class that two modules have by one name is that of Lightning."""
+    """Replace the name of a class that two modules have by Lightning's full path."""
     if isinstance(value, dict):
         return {key: spelt_out(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -280,8 +280,8 @@ def spelt_out(value: Any) -> Any:
 
 
 def status_of(leaving: SystemExit) -> int:
-    """The exit status that shells expect; after a signal 128 and its number."""
-    if isinstance(leaving.__context__, KeyboardInterrupt):  # Which Lightning turns into a status of 1.
+    """Return the exit status that shells expect; after a signal 128 plus its number."""
+    if isinstance(leaving.__context__, KeyboardInterrupt):  # Lightning turns it into a status of 1.
         return 130
     if isinstance(leaving, SIGTERMException) and leaving.code is None:
         return 143
@@ -289,11 +289,11 @@ def status_of(leaving: SystemExit) -> int:
 
 
 def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
-    """A usage error where the message says all there is to say; else the error itself, with its traceback.
+    """Return a usage error if the message suffices; else the error itself, with its traceback.
 
     Args:
         error: What stopped the run.
-        checkpoint: The one it was to go on from, if any.
+        checkpoint: The checkpoint that it was to resume, if any.
     """
     message, at = str(error), error.__traceback__
     while at is not None and at.tb_next is not None:
@@ -306,7 +306,7 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UsageError(f"{error.strerror}: {error.filename or 'the run stopped'}; checkpoints are whole")
-    # Refused by the code of the suite, Lightning or an optimizer, not by something that failed within it.
+    # Raised by code of the suite, Lightning or an optimizer itself, not by something that it called.
     refused = at is not None and is_raised(at)
     if refused and module.split(".")[0] == OWN and not isinstance(error, RuntimeError):
         return UsageError(message)
@@ -319,33 +319,33 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
 
 
 def is_raised(at: TracebackType) -> bool:
-    """Whether the code there raised an exception itself; any other is a mistake in the code."""
+    """Return whether the code there raised an exception itself; any other is a mistake in the code."""
     line = linecache.getline(at.tb_frame.f_code.co_filename, at.tb_lineno)
     return line.lstrip().startswith("raise")
 
 
 def finish_wandb(status: int) -> None:
-    """End the W&B run, which another run of the same process would otherwise go on with."""
+    """End the W&B run, which another run of the same process would otherwise continue."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=status)
 
 
 def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None:
-    """Deny all modules but those that a config may name; make the suite's classes known by short names.
+    """Deny all modules except those that a config may name; register the suite's classes by short names.
 
     Args:
-        wanted: Names in the config and options: only what is named is imported, for time's sake, and so that
-            a paper whose requirements are missing does not stand in the way of others.
+        wanted: Names in the config and options. Only they are imported, to save time, and so that missing
+            requirements of one paper do not affect others.
         own: Packages of the user's own that are trusted.
     """
     set_parsing_settings(
         import_path_denylist=["*", *DENIED],
         import_path_allowlist=[*IMPORTED, *always(), *own],
-        # What an argument of any type holds stays data.
+        # Keep the value of an argument of any type as data.
         instantiate_subclass_spec_in_any=False,
     )
-    # Of Lightning's own making: it calls what torch has deprecated, and recommends its other products.
+    # Lightning's own warnings: it calls what torch has deprecated, and recommends its other products.
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*", category=FutureWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)
     for face in FACES:
@@ -357,13 +357,13 @@ def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None
 
 
 def is_no_tip(record: logging.LogRecord) -> bool:
-    """Whether a log record is about the run."""
+    """Return whether a log record is about the run."""
     return "Tip: For seamless cloud" not in record.getMessage()
 
 
 @contextlib.contextmanager
 def config_file(config: Config) -> Iterator[str]:
-    """A temporary file that holds a config: the parser takes files more reliably than text."""
+    """Write a config to a temporary file: the parser takes files more reliably than text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
         path.write_text(dump(config), encoding="utf-8")
@@ -371,13 +371,13 @@ def config_file(config: Config) -> Iterator[str]:
 
 
 def can_test(model: LightningModule, datamodule: LightningDataModule | None) -> bool:
-    """Whether there is a test step, and data for it."""
+    """Return whether there is a test step, and data for it."""
     data = datamodule is not None and is_overridden("test_dataloader", datamodule)
     return is_overridden("test_step", model) and (data or is_overridden("test_dataloader", model))
 
 
 def has_test_split(datamodule: LightningDataModule | None) -> bool:
-    """Whether the suite's data have samples to test on; of any other data it is not known in advance."""
+    """Return whether the suite's data have samples to test on; assume it of any other data."""
     if not isinstance(datamodule, TensorDataModule):
         return True
     datamodule.setup("test")
@@ -386,5 +386,5 @@ def has_test_split(datamodule: LightningDataModule | None) -> bool:
 
 @rank_zero_only
 def say(message: str) -> None:
-    """Tell the user something beside the results."""
+    """Print something other than results for the user."""
     print(message, file=sys.stderr, flush=True)

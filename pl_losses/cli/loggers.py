@@ -17,7 +17,7 @@ DEFAULTS["WandbLogger"] = {"project": "pl_losses", "save_dir": RUNS, "offline": 
 
 
 def fill_logger(config: Config, effective: Config) -> None:
-    """Give the logger what it needs and was not told: W&B offline where none is named.
+    """Fill in what the logger needs and the config leaves open: by default W&B, offline.
 
     Args:
         config: The merged config, which is changed.
@@ -34,7 +34,7 @@ def fill_logger(config: Config, effective: Config) -> None:
 
 
 def filled(logger: Any) -> Any:
-    """A logger's config over the suite's defaults for its class."""
+    """Merge a logger's config over the suite's defaults for its class."""
     logger = {"class_path": logger} if isinstance(logger, str) else logger
     name = str(logger.get("class_path")).rpartition(".")[2] if isinstance(logger, dict) else ""
     if name not in DEFAULTS:
@@ -45,13 +45,13 @@ def filled(logger: Any) -> Any:
 
 
 def loggers(trainer: Config) -> list[Config]:
-    """The loggers' configs of a resolved trainer section."""
+    """Return the loggers' configs in a resolved trainer section."""
     value = trainer.get("logger")
     return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
 
 
 def save_dirs(trainer: Config) -> list[str]:
-    """The folders that a run is going to write to."""
+    """Return the folders that a run is going to write to."""
     folders = [one.get("init_args", {}).get("save_dir") for one in loggers(trainer)] or [None]
     folders = [folder or trainer.get("default_root_dir") or "." for folder in folders]
     return [folder for folder in folders if "://" not in folder]

@@ -1,4 +1,4 @@
-"""``pl-losses show`` and ``pl-losses dashboard``; what is wrong is refused before heavy imports."""
+"""``pl-losses show`` and ``pl-losses dashboard``; wrong arguments are refused before heavy imports."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ ACTIONS = ("json", "push")
 
 
 def positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments before the first option, and the rest."""
+    """Return the arguments before the first option, and the rest."""
     first = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
     return list(args[:first]), list(args[first:])
 
 
 def options(flags: Sequence[tuple[str, str | None]], known: Sequence[str]) -> dict[str, str]:
-    """The options by name.
+    """Return the options by name.
 
     Raises:
         UsageError: If there is no such option.
@@ -60,7 +60,7 @@ def options(flags: Sequence[tuple[str, str | None]], known: Sequence[str]) -> di
 
 
 def show(args: Sequence[str]) -> int:
-    """Write the page of the runs that are named; the exit status is returned."""
+    """Write the page of the named runs, and return the exit status."""
     from pl_losses.cli.arguments import split
 
     given, rest = positional(args)
@@ -101,7 +101,7 @@ def show(args: Sequence[str]) -> int:
 
 
 def truth(option: str, answer: str) -> bool:
-    """What an option's text means.
+    """Parse an option's "true" or "false".
 
     Raises:
         UsageError: If it is neither true nor false.
@@ -112,7 +112,7 @@ def truth(option: str, answer: str) -> bool:
 
 
 def opens(answer: str) -> bool:
-    """Whether to open the browser: as asked, else if there is a desktop to open it on."""
+    """Return whether to open the browser: as asked, else if there is a desktop to open it on."""
     if answer != "auto":
         return truth("open", answer)
     desktop = (
@@ -122,7 +122,7 @@ def opens(answer: str) -> bool:
 
 
 def dashboard(args: Sequence[str]) -> int:
-    """Print or push a recipe's workspace; the exit status is returned."""
+    """Print or push a recipe's workspace, and return the exit status."""
     from pl_losses.cli.arguments import split
 
     given, rest = positional(args)
@@ -162,10 +162,10 @@ def sign_in() -> None:
 
 
 def check(given: Sequence[str]) -> str:
-    """The recipe that is named after ``json`` or ``push``, if there is such a one.
+    """Return the recipe that is named after ``json`` or ``push``, if it exists.
 
     Raises:
-        UsageError: If there is none, when the message names the nearest; or wandb-workspaces is missing.
+        UsageError: If there is none (the message names the nearest), or wandb-workspaces is missing.
     """
     if not given or given[0] not in ACTIONS:
         what = f"`{given[0]}`" if given else "nothing"

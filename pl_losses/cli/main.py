@@ -1,4 +1,4 @@
-"""The commands: answers and refuses what it can before torch is loaded, and hands on the rest."""
+"""The commands: answers and refuses what it can before torch is loaded, and passes on the rest."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ COMMAND_HELP = """usage: pl-losses {command} [--config RECIPE] [--KEY VALUE ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is returned."""
+    """Run the command line, and return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return dispatch(args)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(args: list[str]) -> int:
-    """Answer a command, or check it and hand it on."""
+    """Answer a command, or check it and pass it on."""
     command = args[0] if args else "--help"
     if command in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
@@ -122,7 +122,7 @@ def run(command: str, args: list[str]) -> int:
     from pl_losses.core.run_folders import choose
 
     if not {"", os.getcwd()} & set(sys.path):
-        # A console script does not see the modules of the folder it is called in.
+        # A console script cannot import modules of the current folder by itself.
         sys.path.append(os.getcwd())
     flags = split(args)
     if answer := help_for(command, flags):
@@ -153,7 +153,7 @@ def reproduce(args: list[str]) -> int:
 
 
 def help_for(command: str, flags: Flags) -> str:
-    """The answer to ``--help`` and ``--model.help``, if that was asked and the source tells."""
+    """Return the answer to ``--help`` or ``--model.help``, if it was asked and the source has it."""
     from pl_losses.cli import checks
     from pl_losses.core import signatures
 
@@ -169,7 +169,7 @@ def help_for(command: str, flags: Flags) -> str:
             )
         kind = name.removesuffix(".help")
         if name in ("model.help", "data.help") and not value:
-            # Of the class that the recipe names.
+            # The class that the recipe names.
             config = check(command, [flag for flag in flags if not flag[0].endswith("help")])
             node = config.get(kind)
             value = node.get("class_path") if isinstance(node, dict) else node
@@ -183,7 +183,7 @@ def help_for(command: str, flags: Flags) -> str:
 
 
 def load_torch() -> None:
-    """Import torch and torchvision, telling plainly when they are missing or do not fit together."""
+    """Import torch and torchvision, and say plainly if they are missing or do not fit together."""
     if sys.stderr.isatty():
         print("Loading PyTorch ...", file=sys.stderr)
     try:
@@ -208,7 +208,7 @@ def raise_from(message: str) -> NoReturn:
 
 
 def completion(shell: str) -> str:
-    """A completion script of commands, recipes and the usual options."""
+    """Return a completion script of commands, recipes and the usual options."""
     if shell not in SHELLS:
         raise UsageError(f"Expected `completion` to be followed by {', '.join(SHELLS)} but got `{shell}`")
     commands = " ".join(COMMANDS)

@@ -17,14 +17,14 @@ class Parser(LightningArgumentParser):
     """A parser whose errors are one or two lines."""
 
     def dump(self, cfg: Any, **kwargs: Any) -> str:
-        """Write a config; a checkpoint that was not named is not written as one that shall be none."""
+        """Write a config, without `ckpt_path` if none was named: null would mean that there shall be none."""
         if cfg.get("ckpt_path", "") is None:
             cfg = cfg.clone()
             del cfg["ckpt_path"]
         return str(super().dump(cfg, **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a usage error; within jsonargparse's own attempts, what it expects."""
+        """Raise a usage error; within jsonargparse's own attempts, the error that it expects."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise UsageError(shorten(message)) from None
@@ -43,7 +43,7 @@ NOISE = (
 
 
 def shorten(message: str) -> str:
-    """The part of a parser's message that names the fault, with the nearest valid name.
+    """Shorten a parser's message to the part that names the fault, with the nearest valid name.
 
     >>> shorten("Parser key \'model\':\\n  Errors:\\n    - Expected a <class \'int\'>".replace("'", '"', 2))
     '`model`: Expected int'
@@ -54,7 +54,7 @@ def shorten(message: str) -> str:
     lines = [re.sub(r"^Type .* callable class: ", "", line.strip(" -\t")) for line in message.splitlines()]
     telling = [line for line in lines if line and not line.startswith(NOISE)]
     told = telling[0] if telling else lines[0] if lines else message
-    # What else the same argument may be stands in the lines that follow.
+    # Further types that the argument may have are in the following lines.
     for line in takewhile(lambda line: line.startswith("Expected a "), telling[1:]):
         told += line.replace("Expected a", " or a", 1) if told.startswith("Expected a ") else ""
     told = re.sub(r", denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", told)
@@ -77,7 +77,7 @@ def shorten(message: str) -> str:
 
 
 def hint(told: str, path: str, classes: list[str]) -> str:
-    """The nearest argument of the class at fault, or the nearest class."""
+    """Suggest the nearest argument of the class at fault, or the nearest class."""
     option, unknown = re.search(r"Option '(\w+)'", told), re.search(r"No class `(\w+)`", told)
     if unknown:
         return nearest(unknown[1], [name for module in KINDS.get(path, ()) for name in public(module)])

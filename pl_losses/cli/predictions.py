@@ -1,4 +1,4 @@
-"""What ``pl-losses predict`` writes: a table that people can read, and all that the model answered."""
+"""What ``pl-losses predict`` writes: a table for people, and everything that the model returned."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from pl_losses.core.files import save_sealed, write_table
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, share_of
 
 _NONE = object()
-WIDEST = 100  # Of a tensor with more values per sample the table has none.
+WIDEST = 100  # Values per sample; a tensor with more of them is not in the table.
 
 
 def write_predictions(
     answers: dict[str, Any], folder: Path, names: Sequence[str] | None = None
 ) -> list[Path]:
-    """Write answers into a folder, where no file is overwritten.
+    """Write predictions into a folder without overwriting files.
 
-    ``predictions.pt`` has all of them; ``torch.load`` reads it. ``predictions.csv`` has a row per sample,
-    with what is a number, a text or a short row of numbers.
+    ``predictions.pt`` has all of them; ``torch.load`` reads it. ``predictions.csv`` has a row per sample and
+    a column for each number, text or short row of numbers.
 
     Args:
-        answers: What :func:`of_all_ranks` made.
-        folder: Where to.
-        names: Of the samples, in their order.
+        answers: What :func:`of_all_ranks` returned.
+        folder: Where to write.
+        names: Names of the samples, in order.
 
     Returns:
-        The files.
+        The files' paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number, stem = 0, "predictions"
@@ -56,7 +56,7 @@ def write_predictions(
 
 
 def joined(batches: Sequence[Any]) -> dict[str, Any]:
-    """The answers of all batches, one after the other.
+    """Join the predictions of all batches.
 
     Args:
         batches: What ``predict_step`` returned: a dict with tensors or lists, one value per sample, or a
@@ -68,7 +68,7 @@ def joined(batches: Sequence[Any]) -> dict[str, Any]:
 
 def _one_after_the_other(values: list[Any]) -> Any:
     if all(isinstance(value, Tensor) and value.ndim for value in values):
-        # Only the first dimension has to be common.
+        # Only the first dimension is common to all.
         same = len({value.shape[1:] for value in values}) == 1
         return (
             torch.cat([value.cpu() for value in values]) if same else [row for v in values for row in v.cpu()]
@@ -79,13 +79,13 @@ def _one_after_the_other(values: list[Any]) -> Any:
 
 
 class PredictedSamples(Callback):
-    """During a prediction, notes which samples this rank is given, for :func:`of_all_ranks`."""
+    """Notes during a prediction which samples this rank is given, for :func:`of_all_ranks`."""
 
     def __init__(self) -> None:
         self.seen = SeenSamples()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the prediction before."""
+        """Forget an earlier prediction."""
         self.seen = SeenSamples()
 
     def on_predict_batch_start(
@@ -96,22 +96,22 @@ class PredictedSamples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take in a batch, before anything changes it."""
+        """Note a batch before anything changes it."""
         self.seen.add(evaluation_loaders(trainer, "predict")[dataloader_idx], batch, dataloader_idx)
 
 
 def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) -> dict[str, Any]:
-    """The answers of all ranks, on each of them, each sample's once: a collective.
+    """Gather the predictions of all ranks on each of them, every sample's once: a collective.
 
-    They are in the order of the samples where rank r has samples r, r + ranks, r + 2 ranks and so on, and
-    under a batch sampler of a user's own by its indices. Of ranks that share a model or an image, and of
-    ranks that were given the same samples, one will do. What several ranks have, beside samples of their
-    own, is there several times.
+    They are in the order of the samples if rank r has samples r, r + ranks, r + 2 ranks and so on; with a
+    user's batch sampler they are in the order of its indices. Of ranks that share a model or an image, and of
+    ranks that were given the same samples, one is used. A sample that several ranks have beside samples of
+    their own is there several times.
 
     Args:
         batches: What ``predict_step`` returned on this rank, see :func:`joined`.
-        trainer: Whose prediction it was.
-        seen: Which samples it was for, as :class:`PredictedSamples` has noted.
+        trainer: The trainer that predicted.
+        seen: The samples of the prediction, as :class:`PredictedSamples` has noted them.
 
     Raises:
         ValueError: If there are several dataloaders.
@@ -130,7 +130,7 @@ def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) ->
         own = len(range(rank, samples, ranks))
         answers = {key: values[:own] for key, values in answers.items()}
     parts: list[Any] = [None] * trainer.world_size
-    # Those of samples that another rank has seen, too, are not sent.
+    # Predictions of samples that another rank has seen, too, are not sent.
     sent = answers if seen.counts() else {}
     torch.distributed.all_gather_object(parts, (rank, places, sent))
     parts = [part for part in parts if part[2]]
@@ -174,7 +174,7 @@ def _places(loader: Any, batches: Sequence[Any], shared: bool, alone: bool) -> l
 
 
 def _by_place(parts: Sequence[tuple[list[int], dict[str, Any]]]) -> dict[str, Any]:
-    """The answers of all ranks by their places in the data set, one for each.
+    """Order the predictions of all ranks by their indices in the data set, one for each.
 
     >>> _by_place([([2, 0], {"x": ["c", "a"]}), ([1, 0], {"x": ["b", "a"]})])
     {'x': ['a', 'b', 'c']}
@@ -187,7 +187,7 @@ def _by_place(parts: Sequence[tuple[list[int], dict[str, Any]]]) -> dict[str, An
 
 
 def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The answers of all ranks in the order of the samples: rank r has r, r + ranks, r + 2 ranks and so on.
+    """Interleave the predictions of ranks: rank r has samples r, r + ranks, r + 2 ranks and so on.
 
     >>> interleaved([{"x": ["a", "c", "e"]}, {"x": ["b", "d"]}])
     {'x': ['a', 'b', 'c', 'd', 'e']}
@@ -202,18 +202,18 @@ def _in_turn(values: list[Any]) -> Any:
 
 
 def _stacked(rows: list[Any]) -> Any:
-    """Rows as one tensor, if they are tensors of one shape."""
+    """Stack rows into one tensor, if they are tensors of one shape."""
     same = all(isinstance(row, Tensor) for row in rows) and len({row.shape for row in rows}) == 1
     return torch.stack(rows) if same else rows
 
 
 def plain(value: Any) -> Any:
-    """A named tuple as a dict: files of plain data hold no classes."""
+    """Convert a named tuple to a dict: files of plain data hold no classes."""
     return value._asdict() if hasattr(value, "_asdict") else value
 
 
 def as_columns(key: str, values: Any) -> list[tuple[str, list[Any]]]:
-    """The columns of a table that values, one per sample, make; none if they are no cells.
+    """Make columns of a table from values, one per sample; none if they are not table cells.
 
     >>> as_columns("p", torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
     [('p_0', [0.25, 1.0]), ('p_1', [0.75, 0.0])]

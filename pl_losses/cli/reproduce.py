@@ -15,7 +15,7 @@ USAGE = "usage: pl-losses reproduce NAME [--OPTION VALUE ...]\n"
 
 
 def listing() -> str:
-    """What there is, with a line on each."""
+    """List what can be reproduced, with a line on each."""
     width = max(map(len, reproduced()))
     lines = [f"  {name:<{width}}  {help_for(name).splitlines()[0]}" for name in reproduced()]
     end = "\n`pl-losses reproduce NAME --help` shows the options."
@@ -23,7 +23,7 @@ def listing() -> str:
 
 
 def help_for(name: str) -> str:
-    """The description and options of one of them."""
+    """Return the description and options of one of them."""
     function = signatures.locate_function(reproduced()[name].function)
     return signatures.describe_function(function) if function else name
 
@@ -46,7 +46,7 @@ def check(name: str, flags: list[tuple[str, str | None]]) -> None:
 
 
 def run(name: str, flags: list[tuple[str, str | None]]) -> int:
-    """Parse the options and make it; the exit status is returned.
+    """Parse the options, make the table or figure, and return the exit status.
 
     Raises:
         UsageError: If an option's value does not fit.

@@ -1,4 +1,4 @@
-"""What a parsed config holds, checked once more now that the classes themselves are known."""
+"""A second check of a parsed config, when the classes themselves are known."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ CLASSES: dict[str, type] = {
 
 
 def check_objects(value: Any, own: frozenset[str], path: str) -> None:
-    """Refuse classes and functions that do not belong into a config.
+    """Refuse classes and functions that a config may not name.
 
     Args:
-        value: A section of it, parsed and not yet instantiated.
+        value: A section of the config, parsed and not yet instantiated.
         own: Packages of the user's own that are trusted.
-        path: Its dotted name.
+        path: The section's dotted name.
 
     Raises:
-        UsageError: If one does not.
+        UsageError: If a class or function may not be named.
     """
     if isinstance(value, (list, tuple, set)):
         for item in value:
@@ -60,7 +60,7 @@ def check_objects(value: Any, own: frozenset[str], path: str) -> None:
         for key, item in items.items():
             if key == "init_args" and isinstance(item, (Namespace, Mapping)):
                 arguments = dict(vars(item) if isinstance(item, Namespace) else item)
-                # What a class is made of by default it need not be allowed.
+                # A class's default arguments need no permission.
                 item = {name: part for name, part in arguments.items() if part is not defaults.get(name)}
             check_objects(item, own, path if key == "init_args" else f"{path}.{key}")
     elif inspect.isclass(value) or callable(value):
@@ -84,7 +84,7 @@ def check_object(found: Any, own: frozenset[str], path: str) -> None:
 
 
 def imported(path: str) -> Any:
-    """What a dotted path names; the parser has imported it already."""
+    """Return what a dotted path names; the parser has imported it already."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -93,7 +93,7 @@ def imported(path: str) -> Any:
 
 
 def defaults_of(cls: Any) -> dict[str, Any]:
-    """The default arguments of a class, those of its bases included."""
+    """Return the default arguments of a class, with those of its bases."""
     found: dict[str, Any] = {}
     for base in reversed(getattr(cls, "__mro__", ())):
         init = vars(base).get("__init__")

@@ -33,14 +33,14 @@ from pl_losses.core.rng import fold_in
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.sharding import units
 
-COUNTED = "training_metrics"  # Of a checkpoint.
+COUNTED = "training_metrics"  # Key in a checkpoint.
 
 
 class RestoreModes(Callback):
-    """Has a module of the suite in the mode of before as soon as an evaluation fails, or is interrupted."""
+    """Restores the modules' training modes as soon as an evaluation fails or is interrupted."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore them; Lightning does so only where an evaluation ends."""
+        """Restore the modes; Lightning does so only if the evaluation comes to its end."""
         if isinstance(pl_module, PaperModule):
             pl_module.restore_modes()
 
@@ -48,19 +48,20 @@ class RestoreModes(Callback):
 class PaperModule(LightningModule):
     """Base of the papers' modules: pass it an optimizer's callable, override what the paper adds.
 
-    The module's metrics (torchmetrics) are empty when a validation, test or prediction starts; those whose
-    names start with "train" are empty when a fit does, and checkpoints keep them. A step is to count the
-    first :meth:`own_rows` samples of its batch, and to multiply its loss by :meth:`rank_weight`; what is
-    logged when a validation or test ends is :meth:`evaluation_results`; a subclass that overrides a hook
-    (:meth:`on_validation_epoch_end`, which logs it) is to call ``super()`` in it.
+    The module's metrics (torchmetrics) are reset when a validation, test or prediction starts. Those whose
+    names start with "train" are reset when a fit starts instead, and checkpoints keep their states.
+
+    A step counts the first :meth:`own_rows` samples of its batch only, and multiplies its loss by
+    :meth:`rank_weight`. When a validation or test ends, :meth:`evaluation_results` is logged. A subclass that
+    overrides a hook, such as :meth:`on_validation_epoch_end`, must call ``super()`` in it.
 
     Attributes:
-        KEYS: What the class logs beside its bases: key to what it tells, with its unit. A key may stand for
-            several, as in "<stage>/loss" (train, val, test, predict), "train/<a|b>", "slope/<layer>"; what
-            is told starts with "picture:", "table:" or "histogram:" where it is no number.
+        KEYS: What the class logs beside its bases: key to its meaning, with the unit. A key may stand for
+            several, as in "<stage>/loss" (train, val, test, predict), "train/<a|b>", "slope/<layer>". The
+            meaning starts with "picture:", "table:" or "histogram:" if it is not a number.
         panels: How dashboards show it.
         headline: Name of the metric that a validation or test is summed up in, without its stage.
-        best: Logged key to whether its smallest or largest value is the best; loggers that can, show it.
+        best: Logged key to "min" or "max", whichever is the best; loggers that can, show it.
 
     Args:
         optimizer: Parameters to optimizer.
@@ -88,17 +89,17 @@ class PaperModule(LightningModule):
         self._lr_scheduler = lr_scheduler
         self._sharded = False
         self._seen, self._dataloader = SeenSamples(), 0
-        # Of several dataloaders on several ranks: which ones began, and the metrics' states then.
+        # With several dataloaders on several ranks: those that began, and the metrics' states at that time.
         self._begun: list[tuple[int, dict[str, dict[str, Any]]]] = []
-        self._counted: dict[str, Any] = {}  # By a checkpoint that a fit goes on from.
-        # Of the modules before the evaluation that is under way.
+        self._counted: dict[str, Any] = {}  # From the checkpoint that a fit resumes.
+        # Each module's mode before the current evaluation.
         self._modes: list[tuple[nn.Module, bool]] = []
-        # How often metrics were updated when an evaluation of this fit ended, and those updated in between.
+        # Updates of each metric when the fit's last evaluation ended, and the metrics updated after it.
         self._update_counts: dict[str, int] = {}
         self._counting: set[str] = set()
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Let a fit go on as it was, and restore modes if a run fails; an override adds its own to these."""
+        """Return the callbacks that resume a fit exactly and restore modes; an override adds to them."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds = (RandomState, ScheduleLength, RestoreModes)
         return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
@@ -106,8 +107,8 @@ class PaperModule(LightningModule):
     def configure_model(self) -> None:
         """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are.
 
-        In the steps and in ``forward`` they are whole, whatever is called there; see :meth:`whole` for hooks.
-        Under manual optimization every child is sharded by itself, and whole in its own ``forward`` only.
+        Steps and ``forward`` see whole parameters, whatever they call; for hooks see :meth:`whole`. Under
+        manual optimization every child is sharded by itself, and is whole in its own ``forward`` only.
 
         Raises:
             ValueError: If a parameter is a scalar, or under manual optimization in no child.
@@ -151,30 +152,30 @@ class PaperModule(LightningModule):
         return of_lightning.trainer_of(self)
 
     def whole(self) -> AbstractContextManager[None]:
-        """Within it this rank has all parameters whole, to look at: what changes them is lost under FSDP2.
+        """Return a context in which parameters are whole, to be read: under FSDP2 changes are lost.
 
-        For hooks that use parameters otherwise than by calling a layer. All ranks are to enter it together.
+        For hooks that use parameters without calling a layer. All ranks must enter it together.
         """
         return nullcontext()
 
     @classmethod
     def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
-        """Return the keys that it logs in a recipe: all :attr:`KEYS`, its own and its bases'."""
+        """Return the keys that the class logs in a recipe: :attr:`KEYS`, its own and its bases'."""
         return declared_keys(cls)
 
     def summary(self, results: Mapping[str, float]) -> str:
-        """Say in words what a validation or test found, from its metrics by their names without the stage.
+        """Describe the results of a validation or test in words, from metrics by name without the stage.
 
-        An empty text if there is nothing to say.
+        The text is empty if there is nothing to say.
         """
         return in_words(results, [self.headline, "loss"])
 
     def parameter_groups(self) -> Iterable[Any]:
-        """What the optimizer is given: all parameters; override it to treat some of them differently."""
+        """Return what the optimizer is given: all parameters. Override it to treat some differently."""
         return self.parameters()
 
     def schedule_steps(self) -> int:
-        """How many optimizer steps a schedule is for: those of the run.
+        """Return the number of optimizer steps that a schedule is made for: those of the run.
 
         Raises:
             ValueError: If the run has no end.
@@ -193,7 +194,7 @@ class PaperModule(LightningModule):
     def with_scheduler(
         self, optimizer: torch.optim.Optimizer, lr_scheduler: LRSchedulerCallable | None
     ) -> OptimizerLRScheduler:
-        """An optimizer with the scheduler that is made for it, which is told :meth:`schedule_steps`."""
+        """Build an optimizer's scheduler, with :meth:`schedule_steps` if it needs them; return both."""
         expected.optimizer(optimizer)
         if lr_scheduler is None:
             return optimizer
@@ -215,14 +216,14 @@ class PaperModule(LightningModule):
         define_metrics(self.trainer, self.best)
 
     def on_train_start(self) -> None:
-        """Go on within the epoch that a checkpoint was saved in; else begin with empty metrics."""
+        """Resume within the epoch that a checkpoint was saved in; else start with empty metrics."""
         of_lightning.restore_loaders(self.trainer)
         ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         for _, metric in self._metrics(training=False):
             metric.reset()  # A fit that failed may have left something.
         for name, metric in self._metrics(training=True):
             metric.reset()
-            # All ranks' counts are in the checkpoint, and are summed again.
+            # The checkpoint has the sum over ranks; rank 0 alone takes it, as ranks are summed again.
             if self.global_rank == 0 and not ended:
                 for key, state in self._counted.get(name, {}).items():
                     setattr(metric, key, state.to(self.device))
@@ -230,9 +231,9 @@ class PaperModule(LightningModule):
         self._note_updates()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what was counted in this epoch so far, on all ranks together.
+        """Save what was counted in this epoch so far, summed over all ranks.
 
-        It is left out where several ranks were interrupted, each at another place.
+        Nothing is saved if several ranks were interrupted, each at another place.
         """
         trainer = self.trainer_or_none
         if trainer is None or (trainer.world_size > 1 and trainer.interrupted):
@@ -240,7 +241,7 @@ class PaperModule(LightningModule):
         checkpoint[COUNTED] = {}
         for name, metric in self._metrics(training=True):
             if any(isinstance(state, list) for state in metric.metric_state.values()):
-                continue  # Rows of a metric of the user's: as many as samples.
+                continue  # A user's metric that keeps a row for each sample.
             with metric.sync_context():
                 states: dict[str, Any] = metric.metric_state
                 checkpoint[COUNTED][name] = {key: state.clone() for key, state in states.items()}
@@ -265,14 +266,14 @@ class PaperModule(LightningModule):
         super().on_predict_model_eval()
 
     def _begin_evaluation(self) -> None:
-        # Before any other hook, and whatever ended the evaluation before.
+        # This comes before any other hook, and after an evaluation that failed, too.
         self._seen, self._dataloader, self._begun = SeenSamples(), 0, []
         trainer = self.trainer_or_none
         fitting = (
             trainer is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         )
         for name, metric in self._metrics(training=False):
-            # What a subclass counts in training goes on behind the validation, whatever its name.
+            # A metric that a subclass updates in training is not reset by a validation, whatever its name.
             if fitting and metric.update_count not in (0, self._update_counts.get(name, 0)):
                 self._counting.add(name)
             if not fitting or name not in self._counting:
@@ -284,15 +285,15 @@ class PaperModule(LightningModule):
         self._modes = [(part, part.training) for part in self.modules()]
 
     def on_validation_end(self) -> None:
-        """Leave it to Lightning to go on in the mode of before."""
+        """Note the metrics' updates, and forget the modes: Lightning restores them."""
         self._end_evaluation()
 
     def on_test_end(self) -> None:
-        """Leave it to Lightning to go on in the mode of before."""
+        """Note the metrics' updates, and forget the modes: Lightning restores them."""
         self._end_evaluation()
 
     def on_predict_end(self) -> None:
-        """Leave it to Lightning to go on in the mode of before."""
+        """Note the metrics' updates, and forget the modes: Lightning restores them."""
         self._end_evaluation()
 
     def _end_evaluation(self) -> None:
@@ -300,7 +301,7 @@ class PaperModule(LightningModule):
         self._modes = []
 
     def restore_modes(self) -> None:
-        """Go back to the modes of before the evaluation that is under way, if there is one."""
+        """Restore the modes from before the current evaluation, if there is one."""
         for part, training in self._modes:
             part.training = training
         self._modes = []
@@ -338,7 +339,7 @@ class PaperModule(LightningModule):
         return ((name, one) for name, one in self._metrics(training=False) if name not in self._counting)
 
     def _loader(self) -> Any:
-        """The dataloader of the batch that is under way; ``None`` if nothing is known of it."""
+        """Return the dataloader of the current batch; ``None`` if it is unknown."""
         trainer = self.trainer_or_none
         if trainer is None or trainer.state.stage is None:
             return None
@@ -348,9 +349,9 @@ class PaperModule(LightningModule):
         return evaluation_loaders(trainer, stage)[self._dataloader]
 
     def own_rows(self, batch_idx: int, size: int) -> int:
-        """How many samples of a batch to count, the first ones, of ``size``.
+        """Return how many samples of a batch of ``size`` count: the first ones.
 
-        The others are repetitions by which ranks are given equally many. There may be none to count.
+        The others are repetitions, added to give all ranks equally many. The number may be 0.
         """
         loader, trainer = self._loader(), self.trainer_or_none
         if training := trainer is not None and trainer.training:
@@ -358,31 +359,31 @@ class PaperModule(LightningModule):
         return unrepeated(loader, batch_idx, size, training)
 
     def places(self, batch_idx: int, size: int) -> range:
-        """The places in the data set of the samples of a batch of ``size``, on any number of ranks."""
+        """Return the positions in the data set of a batch's ``size`` samples, on any number of ranks."""
         return places_of(self._loader(), batch_idx, size)
 
     def counts(self, dataloader_idx: int | None = None) -> bool:
-        """Whether what this rank saw in a validation or test counts: no rank before it saw the same samples.
+        """Return whether this rank's samples of an evaluation count: no lower rank saw the same ones.
 
-        For hooks at the end of an evaluation, on all ranks: the first time it is a collective.
+        For hooks at the end of a validation or test. All ranks must call it: the first call is a collective.
 
         Args:
-            dataloader_idx: Of which dataloader. Default: of any of them.
+            dataloader_idx: Which dataloader's samples. Default: whether those of any dataloader count.
         """
         return self._seen.counts(dataloader_idx)
 
     def rank_weight(self, count: int | Tensor) -> float | Tensor:
-        """What to multiply this rank's loss by, a mean over ``count`` samples (strings, ...) of its batch.
+        """Return the factor for this rank's loss, a mean over ``count`` samples (strings, ...) of its batch.
 
-        Strategies average the gradients of the ranks. So weighted they are those of the mean over the samples
-        of all ranks' batches. A collective, if there are several ranks: all are to come here, once a loss.
+        Strategies average gradients over ranks. With this factor the average is the gradient of the mean over
+        the samples of all ranks' batches. With several ranks it is a collective: call it on all, once a loss.
         """
         if self.trainer_or_none is None or self.trainer_or_none.world_size == 1:
             return 1.0
         return count / self.mean_count(count)
 
     def mean_count(self, count: int | Tensor) -> int | Tensor:
-        """The mean of the ranks' counts, or 1 if all are 0: a collective, if there are several ranks."""
+        """Average a count over the ranks, or return 1 if all are 0. With several ranks, a collective."""
         if self.trainer_or_none is None or self.trainer_or_none.world_size == 1:
             return count
         total = torch.as_tensor(count, dtype=torch.float32, device=self.device).clone()
@@ -390,7 +391,7 @@ class PaperModule(LightningModule):
         return torch.where(total > 0, total / self.trainer_or_none.world_size, 1.0)
 
     def joined(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks' batches, [B, ...] of each rank -> [sum of B, ...], with their gradients.
+        """Gather the rows of all ranks' batches with gradients: [B, ...] on each rank -> [sum of B, ...].
 
         In the order in which one process would have them. For losses over pairs of samples: made of joined
         rows, a loss is the same on every rank and needs no :meth:`rank_weight`. A collective, if there are
@@ -413,7 +414,7 @@ class PaperModule(LightningModule):
         padded[: len(rows)] = rows
         found: Any = self.all_gather(padded.detach())
         if padded.requires_grad:
-            # Strategies average the gradients of the ranks, but each rank has those of its own rows alone.
+            # Strategies average gradients over ranks, but each rank has those of its own rows only.
             padded.register_hook(lambda gradient: gradient * len(counts))  # type: ignore[no-untyped-call]
         found[self.global_rank] = padded
         # Ranks take the samples of a batch in turn.
@@ -422,15 +423,15 @@ class PaperModule(LightningModule):
         return joined
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """What the metrics of "val" or "test" give, to be logged as ``<stage>/<name>``: runs on all ranks."""
+        """Return the results of "val" or "test", logged as ``<stage>/<name>``; called on all ranks."""
         return {}
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the metrics give; without this, in an override, nothing of it is logged."""
+        """Log :meth:`evaluation_results`; an override must call this, or nothing of it is logged."""
         self._log_results("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log what the metrics give; without this, in an override, nothing of it is logged."""
+        """Log :meth:`evaluation_results`; an override must call this, or nothing of it is logged."""
         self._log_results("test")
 
     def _log_results(self, stage: str) -> None:

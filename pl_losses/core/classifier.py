@@ -20,8 +20,8 @@ class Gallery(NamedTuple):
 
     Attributes:
         shown: Which of them to show, booleans [B].
-        score: Those of the highest are shown, [B].
-        note: What to say of each: a format of its score.
+        score: Those with the highest score are shown, [B].
+        note: Caption of each: a format string for its score.
     """
 
     shown: Tensor
@@ -34,8 +34,8 @@ class Classifier(PaperModule):
 
     Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` and its
     95 % interval ``test/error_low`` and ``test/error_high``. Errors are shares in [0, 1].
-    Exact over ranks and uneven batches: samples that are repeated, to give all ranks equally many, are not
-    counted, and not trained on.
+    They are exact over ranks and uneven batches: samples that are repeated to give all ranks equally many
+    are neither counted nor trained on.
 
     To subclass, define ``forward``, and override :meth:`scores` if its outputs are no logits,
     :meth:`configure_loss` for another loss than the cross-entropy, or :meth:`configure_metrics`, which the
@@ -58,30 +58,30 @@ class Classifier(PaperModule):
         "test/error": "min",
     }
 
-    # Predicted and right classes of the step that is being made.
+    # Predicted and right classes of the current step.
     _uncounted: tuple[Tensor, Tensor] | None = None
 
     def scores(self, outputs: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the classes, higher is better: outputs [B, C] -> [B, C]."""
+        """Return unnormalised log-probabilities of the classes, higher is better: [B, C] -> [B, C]."""
         return outputs
 
     def class_probabilities(self, outputs: Tensor) -> Tensor:
-        """Probabilities of the classes: outputs [B, C] -> [B, C]."""
+        """Return the probabilities of the classes: outputs [B, C] -> [B, C]."""
         return self.scores(outputs).softmax(dim=1)
 
     def test_outputs(self, inputs: Tensor) -> Tensor:
-        """The outputs [B, C] that a test goes by: those of ``forward``."""
+        """Return the outputs [B, C] that a test uses: those of ``forward``."""
         outputs: Tensor = self(inputs)
         return outputs
 
     def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The loss, by default the cross-entropy: outputs [B, C], target [B] -> scalar."""
+        """Compute the loss, by default the cross-entropy: outputs [B, C], target [B] -> scalar."""
         return F.cross_entropy(self.scores(outputs).float(), target)
 
     def configure_metrics(self) -> None:
         """Build the metrics that are reset every epoch and summed over ranks."""
         self.train_error, self.val_error, self.test_error = ErrorRate(), ErrorRate(), ErrorRate()
-        # Metrics of their own: `self.log` averages ranks that saw unequally many samples with equal weight.
+        # Metrics, because `self.log` weights ranks equally, even if they saw different numbers of samples.
         self.val_loss, self.test_loss = Mean(), Mean()
 
     def count(self, stage: str, outputs: Tensor, target: Tensor) -> None:
@@ -91,7 +91,7 @@ class Classifier(PaperModule):
         getattr(self, f"{stage}_loss").update(loss, len(target))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch of inputs and labels [B]."""
+        """Compute and log the loss of a batch of inputs and labels [B]."""
         inputs, target = expected.labelled(self, batch)
         outputs = expected.outputs(self, self(inputs), len(target))
         own = self.own_rows(batch_idx, len(target))
@@ -123,7 +123,7 @@ class Classifier(PaperModule):
         """Log the error of the pass: of the weights as they were at each step."""
         error = computed(self.train_error)
         self.train_error.reset()
-        # Going on after the last batch of an epoch there is none.
+        # A fit that resumes after the last batch of an epoch has counted none.
         if bool(error.isfinite()):
             self.log("train/error", error, sync_dist=True)
 
@@ -135,7 +135,7 @@ class Classifier(PaperModule):
             self.count("val", outputs[:own], target[:own])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Count errors; returns what ``ClassifierReport`` draws."""
+        """Count errors, and return what ``ClassifierReport`` draws."""
         inputs, target = expected.labelled(self, batch)
         outputs = expected.outputs(self, self.test_outputs(inputs), len(target))
         if own := self.own_rows(batch_idx, len(target)):
@@ -144,7 +144,7 @@ class Classifier(PaperModule):
         return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """Loss and error, that of the test with its 95 % binomial interval."""
+        """Return loss and error; for a test with the 95 % binomial interval of the error."""
         error: ErrorRate = getattr(self, f"{stage}_error")
         values = {"loss": computed(getattr(self, f"{stage}_loss")), "error": computed(error)}
         if stage == "test":
@@ -152,7 +152,7 @@ class Classifier(PaperModule):
         return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Outputs [B, C] and predicted class [B]."""
+        """Predict the outputs [B, C] and classes [B] of a batch."""
         with expected.inputs(self, batch) as inputs:
             outputs = self(inputs)
         return {"outputs": outputs, "predicted": self.scores(outputs).argmax(dim=1)}

@@ -1,7 +1,7 @@
-"""What classes say of themselves: the keys that they log, as far as a recipe's arguments tell.
+"""What classes declare of themselves: the keys that they log, as far as a recipe's arguments tell.
 
-A module or callback says by ``KEYS`` what it logs, key to what it tells, and by ``panels`` how to show it.
-One that does not always log all of it overrides ``logged_keys``.
+A module or callback declares in ``KEYS`` what it logs, key to meaning, and in ``panels`` how to show it.
+A class that does not always log all of its keys overrides ``logged_keys``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Part:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def argument(self, name: str, unknown: Any = None) -> Any:
-        """The argument as it is given, else its default, or ``unknown`` if the class takes no such one."""
+        """Return the argument as given, else its default, or ``unknown`` if the class does not take it."""
         found = (inspect.signature(base).parameters.get(name) for base in self.cls.__mro__[:-1])
         default = next((one.default for one in found if one is not None), unknown)
         return self.arguments.get(name, default)
@@ -51,18 +51,18 @@ class Recipe:
 
 
 def declared_keys(cls: type) -> Keys:
-    """The ``KEYS`` of a class and its bases."""
+    """Collect the ``KEYS`` of a class and its bases."""
     return {key: told for base in reversed(cls.__mro__) for key, told in vars(base).get("KEYS", {}).items()}
 
 
 def keys_of(part: Part, recipe: Recipe) -> Keys:
-    """The keys that a part of a recipe logs, or patterns of them, with what they tell."""
+    """Return the keys, or patterns of them, that a part of a recipe logs, with their meaning."""
     own: Callable[[Part, Recipe], Keys] | None = getattr(part.cls, "logged_keys", None)
     return own(part, recipe) if own else declared_keys(part.cls)
 
 
 def without(keys: Keys, left_out: Iterable[str]) -> Keys:
-    """Keys without some of them.
+    """Return keys without some of them.
 
     >>> without({"test/error": "share", "test/rejected": "share"}, ["test/rejected"])
     {'test/error': 'share'}

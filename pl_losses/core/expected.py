@@ -1,4 +1,4 @@
-"""What overridden methods return and batches hold, looked at where it arrives: a sentence, not a riddle."""
+"""Checks of what overridden methods return and batches hold, with errors that say what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 
 def described(value: Any) -> str:
-    """What was got instead, in a few words.
+    """Describe what was got instead, in a few words.
 
     >>> described({"image": 1}), described(0.5)
     ("a dict of 'image'", 'a float')
@@ -28,7 +28,7 @@ def described(value: Any) -> str:
 
 
 def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Tensor:
-    """The loss that a method returned.
+    """Check the loss that a method returned, and return it.
 
     Args:
         owner: Whose method it is.
@@ -50,7 +50,7 @@ def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Ten
 
 
 def outputs(owner: object, value: Any, rows: int) -> Tensor:
-    """What ``forward`` made of a batch of ``rows`` samples: [B, ...].
+    """Check the outputs of ``forward`` for a batch of ``rows`` samples, [B, ...], and return them.
 
     Raises:
         TypeError: If it is no tensor.
@@ -65,7 +65,7 @@ def outputs(owner: object, value: Any, rows: int) -> Tensor:
 
 
 def labelled(owner: object, batch: Any) -> tuple[Tensor, Tensor]:
-    """The inputs and targets of a batch.
+    """Return the inputs and targets of a batch.
 
     Raises:
         TypeError: If it is no pair of tensors.
@@ -80,7 +80,7 @@ def labelled(owner: object, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def first(owner: object, batch: Any) -> Tensor:
-    """The inputs of a batch: the batch itself, or what it starts with.
+    """Return the inputs of a batch: the batch itself, or its first item.
 
     Raises:
         TypeError: If that is no tensor.
@@ -96,10 +96,10 @@ def first(owner: object, batch: Any) -> Tensor:
 
 @contextmanager
 def inputs(owner: object, batch: Any) -> Iterator[Any]:
-    """The inputs of a batch to predict for: the batch itself, or what it starts with. Within they are used.
+    """Yield the inputs to predict for, the batch itself or its first item, and check them if their use fails.
 
     Raises:
-        TypeError: If they are no tensor, and what is done with them fails.
+        TypeError: If the code within the context fails, and the inputs are not a tensor.
     """
     found = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     try:
@@ -117,7 +117,7 @@ def of_kind(owner: object, batch: Any, *kinds: type) -> None:
     """Refuse a batch that is of none of these types.
 
     Raises:
-        TypeError: If it is.
+        TypeError: If the batch is of another type.
     """
     if not isinstance(batch, kinds):
         names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
@@ -127,7 +127,7 @@ def of_kind(owner: object, batch: Any, *kinds: type) -> None:
 
 
 def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ...]:
-    """What a method returned, if it is so many values.
+    """Check that a method returned ``count`` values, and return them.
 
     Raises:
         TypeError: If it is not.
@@ -141,7 +141,7 @@ def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ..
 
 
 def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-    """The functions that make an optimizer and its scheduler, which may be None, as a method returned them.
+    """Check that a method returned builders of an optimizer and a scheduler or ``None``, and return them.
 
     Raises:
         TypeError: If it returned anything else, such as an optimizer.
@@ -156,10 +156,10 @@ def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], 
 
 
 def optimizer(value: Any) -> Optimizer:
-    """What the constructor's ``optimizer`` made of the parameters.
+    """Check that the constructor's ``optimizer`` built an optimizer, and return it.
 
     Raises:
-        TypeError: If it is no optimizer.
+        TypeError: If it built anything else.
     """
     if not isinstance(value, Optimizer):
         raise TypeError(f"Expected `optimizer` to return a torch.optim.Optimizer but got {described(value)}")
@@ -167,10 +167,10 @@ def optimizer(value: Any) -> Optimizer:
 
 
 def monitor(scheduler: Any) -> str:
-    """The logged value that a scheduler goes by.
+    """Return the name of the logged value that a scheduler monitors.
 
     Raises:
-        ValueError: If it does not say.
+        ValueError: If the scheduler does not name one.
     """
     name = getattr(scheduler, "monitor", None)
     if not isinstance(name, str):

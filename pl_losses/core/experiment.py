@@ -19,10 +19,10 @@ Recording = Literal["offline", "online", "disabled"]
 
 
 class Experiment:
-    """The folder of an experiment, from which the same command goes on after an interruption.
+    """The folder of an experiment, from which the same command resumes after an interruption.
 
-    ``state.pt`` keeps the results so far, written whole and with a checksum. Tables and pictures are made of
-    them and never read. A damaged state is set aside, and what it had is made again.
+    ``state.pt`` keeps the results so far, written whole and with a checksum. Tables and pictures are made
+    from them and never read. A damaged state is set aside, and its results are computed again.
 
     Args:
         folder: Made when there is something to keep.
@@ -59,7 +59,7 @@ class Experiment:
         self.results, self.unfinished = known["results"], known["unfinished"]
 
     def _read(self, file: Path) -> dict[str, Any]:
-        import torch  # The dashboards, which `staged_in` serves, do without.
+        import torch  # Imported here: the dashboards use `staged_in` without torch.
 
         fault = damage(file)
         try:
@@ -82,7 +82,7 @@ class Experiment:
         """Keep the results, and the state of a part that is not done.
 
         Raises:
-            OSError: If the file cannot be written; the one of before is as it was.
+            OSError: If the file cannot be written; an earlier one stays as it was.
         """
         state = {"arguments": self.arguments, "results": self.results, "unfinished": unfinished}
         save_sealed(self.folder / STATE, state)

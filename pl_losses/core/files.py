@@ -18,10 +18,10 @@ SEAL, DIGITS = b"pl_losses sha256 ", 64
 
 
 def checksum(source: Path | bytes | memoryview, algorithm: str = "sha256") -> str:
-    """Checksum of a file or of bytes, in hexadecimal digits.
+    """Compute the checksum of a file or of bytes, in hexadecimal digits.
 
-    Whatever keeps something made from a file keeps the file's checksum beside it. Dates and sizes do not tell
-    whether it is still the same file: copying and unpacking bring back old dates.
+    Code that keeps something made from a file keeps the file's checksum beside it. Dates and sizes do not
+    tell whether it is still the same file: copying and unpacking restore old dates.
 
     Args:
         source: Path of the file, or what is in it.
@@ -41,10 +41,10 @@ def checksum(source: Path | bytes | memoryview, algorithm: str = "sha256") -> st
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that appears when all of it is on the disk; its folder is made.
+    """Write a file that appears only when it is complete on the disk; its folder is made.
 
     Raises:
-        OSError: If it cannot be written, as on a full disk; a file of before is as it was.
+        OSError: If it cannot be written, as on a full disk; an earlier file stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -57,7 +57,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch's writer hides what the system said.
+        # torch's writer hides the system's error.
         reason = next((one.strerror for one in causes(error) if isinstance(one, OSError)), None)
         if reason is None:
             raise
@@ -67,7 +67,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that led to it."""
+    """Yield an exception and those that led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -99,9 +99,9 @@ def save_sealed(path: Path, value: Any) -> None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a zip archive, such as a checkpoint; empty if nothing is.
+    """Describe what is wrong with a zip archive, such as a checkpoint; return "" if nothing is.
 
-    One that :func:`save_sealed` wrote is compared with its checksum; any other has one for each of its parts.
+    A file of :func:`save_sealed` is compared with its checksum, another archive with those of its parts.
     """
     try:
         with path.open("rb") as file:
@@ -118,7 +118,7 @@ def damage(path: Path) -> str:
 
 
 def _digest(file: BinaryIO, end: int) -> bytes:
-    """SHA-256 of the first ``end`` bytes."""
+    """Compute the SHA-256 of the first ``end`` bytes."""
     digest = hashlib.sha256()
     file.seek(0)
     while end:

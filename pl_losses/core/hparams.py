@@ -28,7 +28,7 @@ _PLAIN = (
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is data that ``weights_only=True`` loads.
+    """Return whether a value is data that ``weights_only=True`` loads.
 
     >>> is_plain({"widths": (6, 16)}), is_plain(torch.optim.Adam)
     (True, False)

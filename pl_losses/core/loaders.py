@@ -27,8 +27,8 @@ from torch.utils.data.distributed import DistributedSampler
 from pl_losses.core.compat import of_lightning, of_torch
 
 Stage = Literal["val", "test", "predict"]
-BLOCK = 64  # Places whose noise is drawn together.
-TRIES = 8  # To find out whether a batch sampler keeps the order: two shuffled batches do by chance.
+BLOCK = 64  # Positions whose noise is drawn together.
+TRIES = 8  # Passes to compare, to see whether a batch sampler keeps the order: a shuffled one may by chance.
 INSTEAD = (
     "set `use_distributed_sampler` to False and share the samples yourself, or give a number of samples that"
     " the ranks divide"
@@ -43,12 +43,12 @@ _looked: WeakSet[DataLoader[Any]] = WeakSet()
 
 
 def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
-    """The dataloaders of a validation, test or prediction that is under way, as Lightning numbers them.
+    """Return the dataloaders of the current validation, test or prediction, as Lightning numbers them.
 
-    Loaders that give their batches together count as one, of which nothing more is known: ``None``.
+    If loaders give their batches together, they count as one, which is unknown: ``None``.
 
     Raises:
-        ValueError: If Lightning repeats samples of a validation or test where nobody can tell which.
+        ValueError: If Lightning repeats samples of a validation or test and it is unknown which ones.
     """
     loaders, batches = {
         "val": (trainer.val_dataloaders, trainer.num_val_batches),
@@ -65,10 +65,10 @@ def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
 
 
 def refuse_hidden(trainer: Trainer, loader: Any, training: bool = False) -> None:
-    """Refuse repetitions of Lightning's sampler where a batch sampler does not let us see it.
+    """Refuse repeated samples of Lightning's sampler if a batch sampler hides which ones they are.
 
     Args:
-        trainer: Who gave the batch sampler its sampler.
+        trainer: The trainer that gave the batch sampler its sampler.
         loader: A dataloader.
         training: Whether to warn instead.
     """
@@ -117,7 +117,7 @@ def _cannot_tell(loader: DataLoader[Any], kept: str, ranks: int, samples: int, t
 
 
 def training_loader(trainer: Trainer) -> Any:
-    """The dataloader of a fit; ``None``, and a warning if samples are repeated, where it has several."""
+    """Return the dataloader of a fit; if there are several ``None``, with a warning if samples repeat."""
     loaders = CombinedLoader(trainer.train_dataloader, "sequential").flattened
     if len(loaders) == 1:
         refuse_replaced(trainer, loaders[0], "train")
@@ -134,10 +134,10 @@ def training_loader(trainer: Trainer) -> Any:
 
 
 def share_of(loader: Any) -> tuple[int, int, int] | None:
-    """Rank, number of ranks and number of samples of a loader whose samples ranks share.
+    """Return rank, number of ranks and number of samples of a loader whose samples are shared among ranks.
 
-    Rank r has sample r, r + ranks, r + 2 ranks and so on. What it has beyond the samples are repetitions, by
-    which a ``DistributedSampler``, or a ``BatchLoader`` in training, gives all ranks equally many.
+    Rank r has samples r, r + ranks, r + 2 ranks and so on. Those beyond the last sample are repetitions: a
+    ``DistributedSampler``, or a ``BatchLoader`` in training, adds them to give all ranks equally many.
 
     Args:
         loader: A dataloader.
@@ -157,7 +157,7 @@ def share_of(loader: Any) -> tuple[int, int, int] | None:
 def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
     if not isinstance(loader, DataLoader):
         return None
-    # The batches of a user's own sampler are made of what Lightning's gives, which it has under any name.
+    # A user's batch sampler draws from Lightning's sampler, which it may hold under any name.
     parts: list[Any] = [loader.sampler, loader.batch_sampler, *_attributes(loader.batch_sampler)]
     for part in parts:
         if isinstance(part, DistributedSampler):
@@ -172,10 +172,10 @@ def _attributes(sampler: Any) -> list[Any]:
 
 
 def _place(loader: Any, batch_idx: int, training: bool) -> tuple[int, int] | None:
-    """Where a batch begins among what this rank is given, and how many of that it has.
+    """Return where a batch begins among this rank's samples, and how many of them it has.
 
     Returns:
-        ``None`` if nothing is repeated on any rank, or nobody can tell what is.
+        ``None`` if no rank has repetitions, or it is unknown which samples they are.
     """
     if callable(start := getattr(loader, "start", None)):
         return int(start(batch_idx)), int(start(batch_idx + 1)) - int(start(batch_idx))
@@ -198,9 +198,9 @@ def _place(loader: Any, batch_idx: int, training: bool) -> tuple[int, int] | Non
 
 
 def _starts_in_order(loader: DataLoader[Any], batches: Any, sampler: Any) -> list[int] | None:
-    """Where a pass's batches begin, and the last one ends; ``None`` if samples come in another order.
+    """Return where a pass's batches begin, and where the last ends; ``None`` if they reorder the samples.
 
-    So it is too if batches are of random sizes, or cannot be known beforehand.
+    It is also ``None`` if batches have random sizes, or cannot be known beforehand.
     """
     found: list[list[int]] = []
     try:
@@ -213,7 +213,7 @@ def _starts_in_order(loader: DataLoader[Any], batches: Any, sampler: Any) -> lis
             found.append([0, *accumulate(len(part) for part in parts)])
             if flat != order[: len(flat)] or found[0] != found[-1]:
                 return None
-    except Exception:  # A user's own: what cannot be copied, or gives no lists.
+    except Exception:  # A user's sampler may not be copyable, or may yield no lists.
         return None
     return found[0]
 
@@ -227,7 +227,7 @@ def _drawn(sampler: Any, seed: int, most: int) -> list[Any]:
 
 
 def samples_before(loader: Any, batch_idx: int, size: int) -> int:
-    """How many of this rank's samples come before a batch of ``size`` in a pass over a loader."""
+    """Count this rank's samples before a batch of ``size`` in a pass over a loader."""
     if callable(start := getattr(loader, "start", None)):
         return int(start(batch_idx))
     batch_size = getattr(loader, "batch_size", None)
@@ -241,16 +241,16 @@ def samples_before(loader: Any, batch_idx: int, size: int) -> int:
 
 
 def unrepeated(loader: Any, batch_idx: int, size: int, training: bool = False) -> int:
-    """How many inputs of a batch, the first ones, are no repetition, see :func:`share_of`.
+    """Count the first inputs of a batch, up to the first repetition, see :func:`share_of`.
 
-    All are counted if only some of its samples are, and the DataModule made other inputs of them, more or
-    fewer.
+    If only some samples are repetitions and the DataModule made more or fewer inputs of the samples, all
+    inputs count.
 
     Args:
         loader: A dataloader.
         batch_idx: Which of this rank's batches it is.
         size: How many inputs it has.
-        training: Whether to warn, and to count all, where it would be refused.
+        training: Whether to warn and count all inputs instead of raising an error.
 
     Raises:
         ValueError: If some samples are repetitions and a batch sampler changes their order.
@@ -270,16 +270,16 @@ def unrepeated(loader: Any, batch_idx: int, size: int, training: bool = False) -
 
 
 def unrepeated_rows(loader: Any, batch_idx: int, rows: int, tensors: Iterable[Tensor] = ()) -> int | None:
-    """How many rows of a batch's outputs, the first ones, belong to samples that are no repetition.
+    """Count the first rows of a batch's outputs, those of samples that are not repetitions.
 
-    Rows may be pixels or tokens, equally many for each sample if the shape of a tensor of the batch says so:
-    one of [B, T] or [B, C, T] for B T rows. A total that the samples divide may do so by chance.
+    Rows may be pixels or tokens. Each sample has equally many if the shape of a tensor in the batch says so:
+    [B, T] or [B, C, T] for B T rows. That B divides the number of rows does not suffice, it may be chance.
 
     Args:
         loader: See :func:`unrepeated`.
         batch_idx: Which of this rank's batches it is.
         rows: How many rows there are.
-        tensors: Of the batch.
+        tensors: Those of the batch.
 
     Returns:
         Their number; ``None`` if some samples are repetitions and nothing says how many rows each has.
@@ -306,7 +306,7 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int, tensors: Iterable[Te
 
 
 def places_of(loader: Any, batch_idx: int, size: int) -> range:
-    """The places of a batch's samples in the data set; in this rank's own one, if ranks do not share it.
+    """Return the positions of a batch's samples in the data set (a rank's own, if ranks do not share one).
 
     >>> loader = DataLoader(range(5), 2, sampler=DistributedSampler(range(5), num_replicas=2, rank=1))
     >>> list(places_of(loader, 0, 2))
@@ -318,11 +318,11 @@ def places_of(loader: Any, batch_idx: int, size: int) -> range:
 
 
 def drawn_at(places: range, draw: Callable[[int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Noise of samples by their places, so that it does not depend on batches and ranks.
+    """Draw noise for samples by their positions, so that it does not depend on batches and ranks.
 
     Args:
-        places: Of the samples.
-        draw: The number of a block to the noise of its 64 places: tensors [64, ...].
+        places: Positions of the samples.
+        draw: Function from the number of a block to the noise of its 64 positions: tensors [64, ...].
 
     Returns:
         As many tensors [len(places), ...].
@@ -338,11 +338,11 @@ def drawn_at(places: range, draw: Callable[[int], tuple[Tensor, ...]]) -> tuple[
 
 
 class SeenSamples:
-    """What a rank has seen in a pass, to find out whether another one has seen the same.
+    """What a rank has seen in a pass, to find out whether another rank has seen the same.
 
-    Without a ``DistributedSampler`` (``use_distributed_sampler=False``, an ``IterableDataset``) all ranks may
-    be given all samples, or shares of them that the user made: only the samples themselves tell. Each of
-    several dataloaders is judged by itself.
+    Without a ``DistributedSampler`` (``use_distributed_sampler=False``, an ``IterableDataset``) each rank may
+    have all samples, or a share of them that the user made. Only the samples themselves tell which. Each
+    dataloader is judged by itself.
     """
 
     def __init__(self) -> None:
@@ -350,7 +350,7 @@ class SeenSamples:
         self._counts: dict[int, bool] | None = None
 
     def add(self, loader: Any, batch: Any, position: int = 0) -> None:
-        """Take in a batch of a loader, the one at ``position``."""
+        """Add a batch of the loader at ``position``."""
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             return
         share = share_of(loader)
@@ -360,10 +360,10 @@ class SeenSamples:
             self._found[position] = self._found.get(position, 0) + fingerprint(batch)
 
     def counts(self, position: int | None = None) -> bool:
-        """Whether no rank before this one has seen the same samples: the first time a collective.
+        """Return whether no lower rank has seen the same samples; the first call is a collective.
 
         Args:
-            position: Of which dataloader. Default: of any of them.
+            position: Which dataloader's samples. Default: whether those of any dataloader count.
         """
         if self._counts is None:
             self._counts = _first(self._found)
@@ -373,7 +373,7 @@ class SeenSamples:
 
 
 def _first(found: dict[int, Any]) -> dict[int, bool]:
-    """By key, whether no rank before this one has an equal value: a collective."""
+    """Return for each key whether no lower rank has an equal value: a collective."""
     if not torch.distributed.is_initialized():
         return {}
     ranks: list[dict[int, Any]] = [{}] * torch.distributed.get_world_size()
@@ -383,7 +383,7 @@ def _first(found: dict[int, Any]) -> dict[int, bool]:
 
 
 def fingerprint(batch: Any) -> int:
-    """A number that tells batches apart by their samples, whatever the order; so does its sum over batches.
+    """Compute a number that tells batches apart by their samples, in any order; their sums do so, too.
 
     >>> one, other = torch.arange(6.0).view(3, 2), torch.tensor([[4.0, 5.0], [0.0, 1.0], [2.0, 3.0]])
     >>> fingerprint([one]) == fingerprint([other]), fingerprint([one]) == fingerprint([one[:2]])
@@ -393,7 +393,7 @@ def fingerprint(batch: Any) -> int:
     for leaf in _leaves(batch):
         if isinstance(leaf, Tensor):
             rows = leaf.detach().cpu().reshape(leaf.shape[0] if leaf.ndim else 1, -1)
-            # Tensors of one length are the samples', of another what is common to all of a batch.
+            # Tensors of one length hold the samples; one of another length is common to the batch.
             columns[len(rows)].append(rows.contiguous().view(torch.uint8).numpy())
         else:
             total += _digest([_content(leaf)])
@@ -403,7 +403,7 @@ def fingerprint(batch: Any) -> int:
 
 
 def _content(value: Any) -> bytes:
-    """An object's content; where that cannot be told, another one each time, so that it counts."""
+    """Serialize an object; if that fails return random bytes, so that it equals no other."""
     try:
         return pickle.dumps(value)
     except Exception:  # Anything may refuse to be pickled.

@@ -25,8 +25,8 @@ class Reproduced:
         name: What ``pl-losses reproduce`` calls it.
         function: Dotted path of the function that makes it: its parameters are the options, its docstring
             is the help.
-        panels: Of the W&B run that it makes, if it makes one.
-        resumes: Whether the same command goes on after an interruption; one that takes minutes need not.
+        panels: Those of the W&B run that it makes, if it makes one.
+        resumes: Whether the same command resumes after an interruption; one that takes minutes need not.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Reproduced:
 
 @cache
 def manifests() -> dict[str, dict[str, object]]:
-    """Room, such as "pl_losses.papers.lenet", to the names of its manifest."""
+    """Import all manifests: room, such as "pl_losses.papers.lenet", to the names of its manifest."""
     found = {}
     for path in sorted(HERE.rglob("manifest.py")):
         room = ".".join((HERE.name, *path.relative_to(HERE).parent.parts))
@@ -46,26 +46,26 @@ def manifests() -> dict[str, dict[str, object]]:
 
 
 def reproduced() -> dict[str, Reproduced]:
-    """What ``pl-losses reproduce`` makes, by name."""
+    """Collect what ``pl-losses reproduce`` makes, by name."""
     values = (value for names in manifests().values() for value in names.values())
     return {value.name: value for value in values if isinstance(value, Reproduced)}
 
 
 def headlines(rooms: Iterable[str]) -> list[str]:
-    """Names of the metrics that runs end with, those of these rooms first; of any run, the loss."""
+    """List the metrics that runs end with: those of these rooms first, then all others and the loss."""
     known = manifests()
     found = (known[room].get("HEADLINE") for room in (*rooms, f"{HERE.name}.core"))
     return [*dict.fromkeys(str(name) for name in found if name), "loss"]
 
 
 def panels_in(room: str) -> list[Sections]:
-    """The panels of a room: those of each class, and of each thing to reproduce."""
+    """Return the panels of a room: those of each class, and of each thing to reproduce."""
     found = [value.panels if isinstance(value, Reproduced) else value for value in manifests()[room].values()]
     return [one for one in found if isinstance(one, tuple) and one and isinstance(one[0], Section)]
 
 
 def rooms_of(classes: Iterable[str]) -> list[str]:
-    """The rooms with a manifest whose classes are named by dotted paths, in their order.
+    """Find the rooms with a manifest that define these classes (dotted paths), in their order.
 
     Example:
         >>> rooms_of(["pl_losses.LeNet5", "torch.optim.Adam", "pl_losses.callbacks.ClassifierReport"])

@@ -1,4 +1,4 @@
-"""Metrics with their axes, and what a classifier's test run is summed up in."""
+"""Metrics with their axes, and the words that sum up a classifier's test."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> 
 
 
 class ListMetric(Metric):
-    """Base of metrics that keep rows in lists: a rank that has added none comes to the collective, too."""
+    """Base of metrics that keep rows in lists; a rank without rows takes part in the collective, too."""
 
     def add_rows(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
         """Add a state, a list of tensors [B, *shape]."""
@@ -60,19 +60,19 @@ class ListMetric(Metric):
         super().sync(*args, **kwargs)
 
     def rows(self, name: str) -> Tensor:
-        """All rows of a state."""
+        """Return all rows of a state."""
         found: list[Tensor] | Tensor = getattr(self, name)
         return found if isinstance(found, Tensor) else torch.cat([self._rows[name].to(self.device), *found])
 
 
 def states_of(metric: Metric) -> dict[str, Any]:
-    """A metric's states as they are now, for :func:`take_out`: tensors, or the number of rows of a list."""
+    """Copy a metric's current states for :func:`take_out`: tensors, or the number of rows of a list."""
     states: dict[str, Any] = metric.metric_state
     return {key: len(one) if isinstance(one, list) else one.clone() for key, one in states.items()}
 
 
 def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Take out of a metric's sums and rows what was added between two of its :func:`states_of`.
+    """Remove from a metric's sums and rows what was added between two of its :func:`states_of`.
 
     Raises:
         ValueError: If a state is of another kind.
@@ -104,7 +104,7 @@ def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> N
 def take_out_repeated(
     metrics: dict[str, Metric], begun: Sequence[tuple[int, dict[str, Any]]], counts: Callable[[int], bool]
 ) -> None:
-    """Take out what those of several dataloaders added whose samples another rank has, too.
+    """Remove from metrics what dataloaders added whose samples do not count on this rank.
 
     Args:
         metrics: By name.
@@ -158,24 +158,24 @@ class ErrorRate(Metric):
         self.total += target.numel()
 
     def compute(self) -> Tensor:
-        """Scalar in [0, 1]; NaN before any sample."""
+        """Return the share, a scalar in [0, 1]; NaN before any sample."""
         self.counted = (int(self.wrong), int(self.total))
         return self.wrong / self.total
 
 
 def computed(metric: Metric) -> Any:
-    """The value of a metric over all ranks, also if this one has added nothing to it."""
+    """Compute a metric over all ranks, also if this rank has added nothing to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
         return metric.compute()
 
 
 def in_words(results: Mapping[str, float], names: Iterable[str]) -> str:
-    """Say the first of some metrics that there is: an error in percent, with its interval if there is one.
+    """Describe the first of some metrics that exists: an error in percent, with its interval if there is one.
 
     Args:
         results: Metrics by their names, without the stage.
-        names: Which of them to say, the first one that is there.
+        names: Which of them to describe, the first one that exists.
 
     >>> in_words({"error": 0.0095, "error_low": 0.0077, "error_high": 0.0116, "loss": 3.0}, ["error", "loss"])
     'error: 0.95 % (95 % interval 0.77 to 1.16 %)'
@@ -191,15 +191,15 @@ def in_words(results: Mapping[str, float], names: Iterable[str]) -> str:
 
 
 def binomial_interval(wrong: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) confidence interval of a rate.
+    """Compute the exact (Clopper-Pearson) confidence interval of a rate.
 
     Args:
-        wrong: How often it happened.
-        total: Out of how many.
+        wrong: Number of errors.
+        total: Number of trials.
         level: Confidence level.
 
     Returns:
-        Lower and upper end, in [0, 1]: all of it where nothing was tried.
+        Lower and upper end, in [0, 1]; 0 and 1 if ``total`` is 0.
 
     Example:
         >>> [round(100 * end, 2) for end in binomial_interval(95, 10_000)]

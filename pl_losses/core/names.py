@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def distinct(names: Sequence[str], start: int = 2) -> list[str]:
-    """The names in their order, with a number where one comes again, which no other name has.
+    """Make names distinct, in their order: one that came before gets a number that no other name has.
 
     Args:
-        names: Any, equal ones among them.
+        names: Any, some of them equal.
         start: The first number.
 
     Example:
@@ -30,7 +30,7 @@ def distinct(names: Sequence[str], start: int = 2) -> list[str]:
 
 
 def file_stem(key: str) -> str:
-    """A file's name for a logged key, another one for each key.
+    """Make a file name from a logged key, a different one for each key.
 
     Example:
         >>> file_stem("test/errors"), file_stem("test-errors")

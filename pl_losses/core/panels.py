@@ -1,4 +1,4 @@
-"""What a dashboard is made of, before it is one of W&B or a page: sections of panels, keys by pattern."""
+"""The parts of a dashboard, be it W&B's or a page: sections of panels, which name keys by patterns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Panel:
     chart: str = ""
 
     def shown(self, logged: Mapping[str, Kind]) -> set[str]:
-        """Which keys it shows of those under which lines, pictures, histograms or tables are logged."""
+        """Return the keys that it shows, of those logged as lines, pictures, histograms or tables."""
         kind = {"bars": "lines", "chart": "table"}.get(self.kind, self.kind)
         return {key for pattern in self.keys for key in fitting(pattern, logged) if logged[key] == kind}
 
@@ -54,7 +54,7 @@ class Section:
     figure: bool = False
 
     def shown(self, logged: Mapping[str, Kind]) -> set[str]:
-        """Which keys its panels show."""
+        """Return the keys that its panels show."""
         return set().union(*(panel.shown(logged) for panel in self.panels))
 
 
@@ -62,38 +62,38 @@ Sections = tuple[Section, ...]
 
 
 def lines(title: str, *keys: str, smoothing: float = 0.0, log_y: bool = False) -> Panel:
-    """Curves over the x axis."""
+    """Make a panel of curves over the x axis."""
     return Panel(title, keys, "lines", smoothing, log_y)
 
 
 def bars(title: str, *keys: str) -> Panel:
-    """The final value of each run."""
+    """Make a panel of the final value of each run."""
     return Panel(title, keys, "bars")
 
 
 def pictures(title: str, *keys: str) -> Panel:
-    """Pictures, over the steps at which they were logged."""
+    """Make a panel of pictures, over the steps at which they were logged."""
     return Panel(title, keys, "pictures")
 
 
 def histogram(title: str, *keys: str) -> Panel:
-    """Histograms over time."""
+    """Make a panel of histograms over time."""
     return Panel(title, keys, "histogram")
 
 
 def table(title: str, key: str) -> Panel:
-    """A table."""
+    """Make a panel of a table."""
     return Panel(title, (key,), "table")
 
 
 def chart(title: str, key: str, name: str) -> Panel:
-    """A chart that the run logged with ``wandb.plot``, by the key of its table."""
+    """Make a panel of a chart that the run logged with ``wandb.plot``, by the key of its table."""
     return Panel(title, (key,), "chart", chart=name)
 
 
 @cache
 def regex(pattern: str) -> str:
-    """The regular expression of a key's pattern.
+    """Return the regular expression of a key's pattern.
 
     ``<stage>`` is train, val, test or predict; ``<a|b>`` is a or b; any other ``<name>`` is anything.
 
@@ -113,12 +113,12 @@ def _part(name: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Text as a regular expression, also for engines that know no escaped slash or dash."""
+    """Escape a text for regular expressions, also in engines that know no escaped slash or dash."""
     return re.sub(r"([.^$*+?()\[\]{}|\\])", r"\\\1", text)
 
 
 def matches(pattern: str, key: str) -> bool:
-    """Whether a key fits a pattern; a pattern fits one that says the same or more.
+    """Return whether a key fits a pattern; the key may be a pattern that is equal or more specific.
 
     Example:
         >>> matches("prelu/<layer>/mean", "prelu/features.1/mean"), matches("<stage>/loss", "val/error")
@@ -134,12 +134,12 @@ def matches(pattern: str, key: str) -> bool:
 
 @cache
 def compiled(pattern: str) -> re.Pattern[str]:
-    """The compiled expression of a key's pattern; ``re`` itself keeps 512."""
+    """Compile a key's pattern, once; ``re`` itself keeps 512 expressions."""
     return re.compile(regex(pattern))
 
 
 def fitting(pattern: str, keys: Collection[str]) -> list[str]:
-    """The keys, none of them a pattern, that fit one.
+    """Return the keys that fit a pattern, of keys that are no patterns.
 
     >>> fitting("<stage>/loss", {"val/loss": "lines", "train/loss": "lines", "x/loss": "lines"})
     ['train/loss', 'val/loss']
@@ -147,31 +147,31 @@ def fitting(pattern: str, keys: Collection[str]) -> list[str]:
     first, _, rest = pattern.partition("/")
     if "<" in rest or ("<" in first and first != "<stage>"):
         return [key for key in keys if matches(pattern, key)]
-    # Without a look at all keys, of which there may be thousands with a panel each.
+    # Look the names up: there may be thousands of keys, each with a panel.
     named = [f"{stage}/{rest}" for stage in STAGES] if first == "<stage>" else [pattern]
     return [key for key in named if key in keys]
 
 
 def is_pattern(key: str) -> bool:
-    """Whether a key stands for several."""
+    """Return whether a key is a pattern, which stands for several keys."""
     return "<" in key
 
 
 def joined(one: Section | None, other: Section) -> Section:
-    """Two sections of one name."""
+    """Join two sections of one name."""
     if one is None:
         return other
     return Section(one.name, one.panels + other.panels, one.figure or other.figure)
 
 
 def rank(section: Section) -> int:
-    """The place of a section: the paper's figures, training, test, others, and how far it got."""
+    """Return the place of a section: the paper's figures, training, test, others, progress."""
     places = {"Training": 1, "Test": 2, PROGRESS: 4}
     return 0 if section.figure else places.get(section.name, 3)
 
 
 def sorted_sections(sections: Iterable[Section]) -> list[Section]:
-    """Sections of one name joined, panels that come twice left out, sorted."""
+    """Join sections of one name, leave out repeated panels, and sort."""
     found: dict[str, Section] = {}
     seen: set[Panel] = set()
     for section in sections:
@@ -183,11 +183,11 @@ def sorted_sections(sections: Iterable[Section]) -> list[Section]:
 
 
 def automatic(keys: Iterable[str], kinds: dict[str, Kind] | None = None) -> list[Section]:
-    """Panels for keys that no table speaks of: stages together, a section for the first word.
+    """Make panels for keys without a declared panel: stages together, a section for each first word.
 
     Args:
         keys: Keys or patterns of them.
-        kinds: What is logged under a key, where that is no number.
+        kinds: What is logged under a key, if it is not a number.
 
     Example:
         >>> [section] = automatic(["train/margin", "val/margin"])
@@ -201,7 +201,7 @@ def automatic(keys: Iterable[str], kinds: dict[str, Kind] | None = None) -> list
         staged = bool(rest) and (first in STAGES or first == "<stage>")
         kind = kinds.get(key, "lines")
         name = rest if staged else key
-        # Where a key has to be named, as for pictures, it cannot stand for several.
+        # A panel of pictures or tables has to name its key: it cannot be a pattern.
         pattern = f"<stage>/{rest}" if staged and kind in ("lines", "histogram") else key
         panel = Panel(name, (pattern,), kind)
         sections.setdefault(name.partition("/")[0], {}).setdefault(f"{kind} {pattern}", panel)

@@ -9,7 +9,7 @@ WITHOUT_FLOAT64 = {"mps"}  # Types of devices.
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """A tensor in float32, or float64 if it is: what losses are computed in, also under autocast.
+    """Convert a tensor to float32 for losses, also under autocast; leave float64 as it is.
 
     Example:
         >>> at_least_float32(torch.zeros(2, dtype=torch.bfloat16)).dtype
@@ -19,12 +19,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def has_float64(tensor: Tensor) -> bool:
-    """Whether a tensor's device can add up in float64."""
+    """Return whether a tensor's device has float64."""
     return tensor.device.type not in WITHOUT_FLOAT64
 
 
 def in_float64(tensor: Tensor) -> Tensor:
-    """A tensor in float64: on its device or, where that has none, on the host.
+    """Convert a tensor to float64: on its device or, if that has none, on the host.
 
     Example:
         >>> in_float64(torch.tensor([0.5]))

@@ -13,29 +13,29 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-KEY = "random_states"  # Of a checkpoint: one state for each rank.
+KEY = "random_states"  # Key in a checkpoint: one state for each rank.
 ACCELERATORS = ("cuda", "xpu")
 
 
 class RandomState(Callback):
     """Saves the state of all global random numbers, and restores it when a fit goes on.
 
-    These are PyTorch's on the CPU and on every accelerator, NumPy's and Python's, of each rank. A fit that
-    goes on from a checkpoint then draws what it would have drawn without the interruption. Every module of
-    the suite and every ``pl-losses fit`` has this callback.
+    They are those of PyTorch on the CPU and every accelerator, of NumPy and of Python, on each rank. A fit
+    that resumes from a checkpoint then draws what it would have drawn without the interruption. Every module
+    of the suite and every ``pl-losses fit`` has this callback.
     """
 
     def __init__(self) -> None:
         self._loaded: list[dict[str, Any]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget what a fit before this one has loaded."""
+        """Forget what an earlier fit has loaded."""
         self._loaded = None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the states of all ranks, which all come by here."""
+        """Save the states of all ranks; every rank calls this."""
         states = [random_state()] * trainer.world_size
         if trainer.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.all_gather_object(states, states[0])
@@ -49,13 +49,13 @@ class RandomState(Callback):
             self._loaded = checkpoint.get(KEY)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the state behind all that may draw when training starts."""
+        """Restore the state after all hooks that may draw when training starts."""
         if self._loaded is not None:
-            # The strategy's is the last of these hooks.
+            # The strategy's hook is the last of them.
             trainer.strategy.on_train_start = partial(self._go_on, trainer)  # type: ignore[method-assign]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the state where nothing was left to train, for the test that may follow."""
+        """Restore the state if nothing was left to train, for a test that may follow."""
         self._restore(trainer)
 
     def _go_on(self, trainer: Trainer) -> None:
@@ -78,7 +78,7 @@ class RandomState(Callback):
 
 
 def random_state() -> dict[str, Any]:
-    """The state of this process's global random numbers, as plain data."""
+    """Return the state of this process's global random numbers, as plain data."""
     name, keys, *rest = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     state = {

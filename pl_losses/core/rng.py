@@ -12,7 +12,7 @@ def fold_in(*key: Any) -> int:
     """Return a seed in [0, 2^63) that differs in all bits for keys that differ a little.
 
     Args:
-        key: What settles it, such as a seed, an epoch and a rank: numbers and texts.
+        key: What determines it, such as a seed, an epoch and a rank: numbers and texts.
 
     Example:
         >>> fold_in(0, 1) == fold_in(0, 1), fold_in(0, 1) == fold_in(1, 0)
@@ -22,5 +22,5 @@ def fold_in(*key: Any) -> int:
 
 
 def keyed_generator(*key: Any, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator whose stream the key settles, see :func:`fold_in`."""
+    """Return a generator whose stream the key determines, see :func:`fold_in`."""
     return torch.Generator(device).manual_seed(fold_in(*key))

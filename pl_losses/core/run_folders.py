@@ -18,7 +18,7 @@ from pl_losses.recipes import OVERLAYS, Config, UsageError, find, nearest, resol
 RUNS = "runs"
 LOGGERS = ("WandbLogger", "TensorBoardLogger", "CSVLogger")  # They save under RUNS unless told otherwise.
 RECORD = re.compile(r"record(-\d+)?\.json")
-DEPTH = 4  # Of a run's folder within that of all: <project>/<id>, and some more.
+DEPTH = 4  # How deep a run's folder lies within that of all runs: <project>/<id>, and some more.
 UNTRAINED = ("none", "null")
 WORDS = ("last", "best", "hpc", "none")
 
@@ -30,8 +30,8 @@ class Run:
     Attributes:
         folder: Its folder.
         started: When, in seconds since 1970.
-        recipes: The recipe that named its model; where that is another run's config, that one's too; and its
-            own config.
+        recipes: The recipe that named its model; if that is another run's config, the recipes of that run;
+            and its own config.
         model: Class of its model; empty if it is not known.
         files: Its checkpoints, oldest first as far as it is known.
         best: Monitored quantity, its value and the checkpoint, for each ``ModelCheckpoint`` that monitors.
@@ -45,13 +45,13 @@ class Run:
     best: list[tuple[str, float | None, str]]
 
     def newest(self) -> str:
-        """The checkpoint that was written last."""
+        """Return the checkpoint that was written last."""
         return max(enumerate(self.files), key=lambda item: (modified(item[1]), item[0]))[1]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a command names: the runs it may mean.
+    """The recipe and model of the runs that a command may mean.
 
     Attributes:
         recipe: See :func:`recipe_of`; ``None`` for any.
@@ -62,7 +62,7 @@ class Wanted:
     model: str = ""
 
     def is_met(self, run: Run) -> bool:
-        """Whether a run is of this recipe and model."""
+        """Return whether a run is of this recipe and model."""
         one, other = canonical(self.model) or "", canonical(run.model) or ""
         short = "." not in one or "." not in other
         same = one.rpartition(".")[2] == other.rpartition(".")[2] if short else one == other
@@ -87,7 +87,7 @@ class Checkpoint:
 
 
 def recipe_of(values: Iterable[str]) -> str | None:
-    """The recipe that stands for several: the last that names a model, else the last.
+    """Choose one of several recipes: the last that names a model, else the last.
 
     Args:
         values: As given to ``--config``. Overlays and inline configs do not count.
@@ -111,7 +111,7 @@ def _name(value: str) -> str:
 
 
 def lineage(values: Iterable[str]) -> list[str]:
-    """The recipe that stands for several, after those that the run was of whose config it is."""
+    """Return the recipe of a command; if it is a run's config, after the recipes of that run."""
     recipe = recipe_of(values)
     if recipe is None:
         return []
@@ -120,9 +120,9 @@ def lineage(values: Iterable[str]) -> list[str]:
 
 
 def write_record(config: Path, run: Run) -> None:
-    """Keep what is known of a run beside its config, ``record-1.json`` for ``config-1.yaml``.
+    """Write what is known of a run beside its config, ``record-1.json`` for ``config-1.yaml``.
 
-    Files in its folder go by their relative paths.
+    Files in its folder are written with relative paths.
     """
     folder = os.path.realpath(run.folder)
 
@@ -139,14 +139,14 @@ def write_record(config: Path, run: Run) -> None:
 
 
 def runs(places: Iterable[str | Path]) -> list[Run]:
-    """The runs in some folders that have a checkpoint left, the newest first."""
+    """Find the runs in some folders that have a checkpoint left, the newest first."""
     folders = {path.resolve(): path for place in places for path in _folders(Path(place))}
     found = [run for folder in folders.values() for run in _read(folder)]
     found.sort(key=lambda run: run.started, reverse=True)
     recorded = {file for run in found for file in run.files}
     taken: set[str] = set()
     for run in found:
-        # Runs may share a folder, where the newest that can have written a file owns it.
+        # Runs may share a folder: a file belongs to the newest run that can have written it.
         beside = [
             file
             for file in _checkpoints(run.folder / "checkpoints")
@@ -168,7 +168,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path) -> Iterator[Run]:
-    """The runs of one folder, by their records; without any, one of which only the checkpoints are known."""
+    """Read the runs of a folder from their records; without records, a run known by checkpoints only."""
     known = False
     for path in folder.glob("record*.json"):
         try:
@@ -181,7 +181,7 @@ def _read(folder: Path) -> Iterator[Run]:
             config = str((folder / (re.sub("^record", "config", path.stem) + ".yaml")).resolve())
             yield Run(folder, record["started"], [*record["recipes"], config], record["model"], files, best)
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # Not one of ours.
+            continue  # Not a record of this suite.
         known = True
     files = [] if known else _checkpoints(folder / "checkpoints")
     if files:
@@ -193,17 +193,17 @@ def _checkpoints(folder: Path) -> list[str]:
 
 
 def modified(file: str) -> float:
-    """When a checkpoint was written; later than all others where it is far away and not known."""
+    """Return when a checkpoint was written; infinity for a remote one, of which it is unknown."""
     return float("inf") if "://" in file else os.stat(file).st_mtime if os.path.exists(file) else 0.0
 
 
 def exists(file: str) -> bool:
-    """Whether a checkpoint is there, as far as it can be known."""
+    """Return whether a checkpoint exists; a remote one is taken to."""
     return "://" in file or os.path.exists(file)
 
 
 def places_of(config: Config, given: dict[str, str | None]) -> tuple[list[str], str]:
-    """The folders in which a command's trainer keeps its runs, and its ``default_root_dir``.
+    """Return the folders in which a command's trainer keeps its runs, and its ``default_root_dir``.
 
     Args:
         config: The merged config.
@@ -263,7 +263,7 @@ def choose(command: str, flags: Sequence[tuple[str, str | None]], config: Config
 
 
 def missing(command: str, flags: Sequence[tuple[str, str | None]], wanted: Wanted, places: list[str]) -> str:
-    """What to say where no checkpoint is named."""
+    """Write the error of a command that needs a checkpoint and names none."""
     found = [run for run in runs(places) if wanted.is_met(run)]
     if found:
         again = ["pl-losses", command, *words(flags), "--ckpt_path", named_by(found[0])]
@@ -279,17 +279,17 @@ def missing(command: str, flags: Sequence[tuple[str, str | None]], wanted: Wante
 
 
 def words(flags: Iterable[tuple[str, str | None]]) -> list[str]:
-    """Options as they are typed."""
+    """Write options as they are typed."""
     return [word for name, value in flags for word in (f"--{name}", value) if word is not None]
 
 
 def named_by(run: Run) -> str:
-    """The shortest name of a run's newest checkpoint: its folder, where that is of no other."""
+    """Return the shortest name of a run's newest checkpoint: its folder, if no other run shares it."""
     return str(run.folder) if len(runs([run.folder])) == 1 else run.newest()
 
 
 def look_up(given: str, wanted: Wanted, places: list[str]) -> Checkpoint:
-    """The checkpoint of a name: a file, a folder, a run's id, or one of ``WORDS``; see the help.
+    """Find the checkpoint of a name: a file, a folder, a run's id, or one of ``WORDS``; see the help.
 
     Raises:
         UsageError: If there is none.
@@ -312,12 +312,12 @@ def look_up(given: str, wanted: Wanted, places: list[str]) -> Checkpoint:
 
 
 def last(run: Run, why: str) -> Checkpoint:
-    """A run's newest checkpoint."""
+    """Return a run's newest checkpoint."""
     return Checkpoint(path := run.newest(), f"Checkpoint: {path} ({why})")
 
 
 def best(run: Run, wanted: Wanted) -> Checkpoint:
-    """A run's checkpoint with the best value of what was monitored."""
+    """Return a run's checkpoint with the best monitored value."""
     if not run.best:
         raise UsageError(
             f"No best checkpoint (--ckpt_path) of {run.folder}: it had no ModelCheckpoint with a `monitor`;"
@@ -331,7 +331,7 @@ def best(run: Run, wanted: Wanted) -> Checkpoint:
 
 
 def of_path(path: str, given: str, wanted: Wanted) -> Checkpoint:
-    """The checkpoint that a path leads to."""
+    """Return the checkpoint that a path leads to."""
     if os.path.isfile(path):
         # A file without the zip's mark may still be torch's format before 1.6.
         with open(path, "rb") as stream:
@@ -343,7 +343,7 @@ def of_path(path: str, given: str, wanted: Wanted) -> Checkpoint:
         return Checkpoint(path)  # A sharded one.
     found = runs([folder])
     if len(found) > 1:
-        # A folder of several: those of the recipe, if one is named.
+        # A folder of several runs: take those of the recipe, if one is named.
         found = [run for run in found if wanted.is_met(run)]
     if found:
         return last(found[0], "its newest" if found[0].folder == folder else f"the last{wanted}")
@@ -356,7 +356,7 @@ def of_path(path: str, given: str, wanted: Wanted) -> Checkpoint:
 
 
 def of_id(given: str, wanted: Wanted, places: list[str]) -> Checkpoint:
-    """The newest checkpoint of the run whose folder has this name."""
+    """Find the newest checkpoint of the run whose folder has this name."""
     known = runs(places)
     found = {run.folder: run for run in reversed(known) if run.folder.name == given}
     if len(found) > 1:
@@ -375,7 +375,7 @@ def of_id(given: str, wanted: Wanted, places: list[str]) -> Checkpoint:
 
 
 def slurm_checkpoint(root: str) -> str | None:
-    """The newest checkpoint that Lightning wrote when SLURM stopped a job."""
+    """Find the newest checkpoint that Lightning wrote when SLURM stopped a job."""
     found = [
         (int(number[1]), str(path))
         for path in Path(root).glob("hpc_ckpt_*.ckpt")
@@ -385,5 +385,5 @@ def slurm_checkpoint(root: str) -> str | None:
 
 
 def by_slurm() -> bool:
-    """Whether Lightning takes such a checkpoint where none is named."""
+    """Return whether Lightning loads such a checkpoint if none is named."""
     return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")

@@ -1,4 +1,4 @@
-"""Schedules of a fixed number of steps, in fits that go on from a checkpoint for longer."""
+"""Schedules of a fixed number of steps, in fits that resume from a checkpoint for longer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-LENGTH = ("total_steps", "_schedule_phases")  # What of OneCycleLR's state its length decides.
+LENGTH = ("total_steps", "_schedule_phases")  # Entries of OneCycleLR's state that depend on its length.
 
 
 class ScheduleLength(Callback):
-    """Stretches a one-cycle schedule to the length of the fit that goes on from a checkpoint.
+    """Stretches a one-cycle schedule to the length of the fit that resumes from a checkpoint.
 
     The checkpoint has the schedule of the fit that saved it. Where this one is longer or shorter, the rate
     goes on at the same step of the schedule that this fit would have had from its beginning. Every module of
@@ -22,7 +22,7 @@ class ScheduleLength(Callback):
         self._own: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the schedules of this fit, which those of a checkpoint replace."""
+        """Note the schedules of this fit, before a checkpoint replaces them."""
         schedulers = [vars(config.scheduler) for config in trainer.lr_scheduler_configs]
         self._own = [{name: state[name] for name in LENGTH if name in state} for state in schedulers]
 

@@ -17,16 +17,16 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Shards(nn.Module):
-    """Shards the parameters of a module over the ranks; what is called through it meets them whole.
+    """Shards the parameters of a module over the ranks; methods called through it see whole parameters.
 
-    FSDP2 gathers parameters before ``forward``, and looks for what to pass back through in tuples, lists and
-    dicts of tensors: a method called beside ``forward`` meets shards, and a ``forward`` that returns an
-    object of its own gets no gradients. Here the step is what FSDP2 takes for the forward pass, so that
-    within it any method, layer and parameter may be used. Outside, a layer that is called gathers parameters
-    for itself; everything else meets shards, as optimizers, callbacks and checkpoints do.
+    FSDP2 gathers parameters before ``forward``, and finds what to pass gradients through only in tuples,
+    lists and dicts of tensors. A method other than ``forward`` therefore sees shards, and a ``forward`` that
+    returns an object of its own gets no gradients. Here FSDP2 takes each step for its forward pass, so that a
+    step may use any method, layer and parameter. Outside of a step, a layer that is called gathers its
+    parameters itself; everything else sees shards, as optimizers, callbacks and checkpoints do.
 
     Args:
-        module: Whose parameters; it stays as it is, and does not become part of this one's names.
+        module: The module to shard. It does not become a child of this one, so that names stay.
         mesh: The ranks to shard over, of one dimension.
     """
 
@@ -46,7 +46,7 @@ class Shards(nn.Module):
         return method(*args, **kwargs)
 
     def through(self, method: Method) -> Method:
-        """A method that meets whole parameters; a backward pass of its result reduces the gradients."""
+        """Wrap a method to see whole parameters; a backward pass of its result reduces the gradients."""
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +68,7 @@ class Shards(nn.Module):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Within it parameters are whole; changes to them are lost."""
+        """Keep parameters whole within this context; changes to them are lost."""
         if self._within:
             yield
             return
@@ -101,20 +101,20 @@ def load_whole(module: nn.Module, weights: dict[str, Tensor], strict: bool = Tru
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered from all ranks; any other as it is."""
+    """Gather a sharded tensor from all ranks; return any other as it is."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, the same on all ranks, sharded as a parameter is."""
+    """Shard a whole tensor, the same on all ranks, as a parameter is."""
     if hasattr(parameter, "full_tensor") and not hasattr(tensor, "full_tensor"):
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
     return tensor
 
 
 def units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The children of a module, by name; of a list or dict of modules its items."""
+    """Yield the children of a module by name; for a list or dict of modules its items."""
     for name, child in module.named_children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             yield from units(child, f"{prefix}{name}.")

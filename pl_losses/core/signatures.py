@@ -1,6 +1,6 @@
 """Constructors read from source with ``ast``, so that nothing has to be imported.
 
-What the source alone does not settle is left open: a name is only called wrong where it surely is.
+What the source alone does not tell is left open: a name is called wrong only if it surely is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Union
 from pl_losses.recipes import HERE
 
 OWN = HERE.name
-# Only here does a name that cannot be found count as wrong: other packages are free to be dynamic.
+# Packages in which a name that is not found is wrong; others may make names dynamically.
 READ = {OWN, "lightning", "torch"}
 
 
@@ -50,7 +50,7 @@ class _Module:
 
 @cache
 def module_file(module: str) -> Path | None:
-    """The source file of a module, found without importing it or its parents."""
+    """Find the source file of a module without importing it or its parents."""
     top, *rest = module.split(".")
     try:
         # Of a top-level name only: find_spec of a submodule imports its parent.
@@ -145,13 +145,13 @@ def _locate(module: str, name: str, seen: frozenset[tuple[str, str]]) -> Class |
 
 
 def canonical(path: Any) -> Any:
-    """The path of a class where it is defined, if the source tells; anything else as it is."""
+    """Return the path of a class where it is defined, if the source tells; anything else as it is."""
     located = locate(path) if isinstance(path, str) and "." in path else None
     return f"{located.module}.{located.name}" if located else path
 
 
 def public(module: str) -> list[str]:
-    """Public names that a module surely binds."""
+    """List the public names that a module surely binds."""
     found = _read(module)
     if found is None:
         return []
@@ -160,7 +160,7 @@ def public(module: str) -> list[str]:
 
 
 def missing(path: str) -> bool:
-    """Whether a dotted path surely names nothing."""
+    """Return whether a dotted path surely names nothing."""
     module, _, name = path.rpartition(".")
     if module.split(".")[0] not in READ or module_file(module.split(".")[0]) is None:
         return False
@@ -177,12 +177,12 @@ def _no_such_module(module: str) -> bool:
     folder = module_file(parent) if parent else None
     if folder is None or folder.name != "__init__.py":
         return False
-    # An extension module, or a name that the parent binds, is beyond the source.
+    # The source does not show extension modules, nor names that the parent binds.
     return not list(folder.parent.glob(f"{name}*")) and name not in public(parent)
 
 
 def signature(cls: Class) -> Signature:
-    """The parameters of a class's constructor, those passed on to its bases included."""
+    """Read the parameters of a class's constructor, with those that it passes on to its bases."""
     return _signature(cls, frozenset())
 
 
@@ -204,14 +204,14 @@ def _signature(cls: Class, seen: frozenset[Class]) -> Signature:
 
 
 def _inherited(cls: Class, seen: frozenset[Class]) -> Signature:
-    """The first base's parameters; with several bases the order of calls is not ours to guess."""
+    """Read the only base's parameters; with several bases the order of calls is not ours to guess."""
     bases = [base for base in cls.node.bases if not isinstance(base, ast.Subscript)]
     located = base_class(cls, bases[0]) if len(bases) == 1 else None
     return _signature(located, seen) if located else Signature({}, open=True)
 
 
 def base_class(cls: Class, base: ast.expr) -> Class | None:
-    """The class that an expression in a class's list of bases names."""
+    """Find the class that an expression in a class's list of bases names."""
     path = ast.unparse(base)
     head, _, rest = path.partition(".")
     if not rest:
@@ -225,7 +225,7 @@ def base_class(cls: Class, base: ast.expr) -> Class | None:
 
 
 def is_a(cls: Class, ancestor: str) -> bool:
-    """Whether a class derives from one of this name; true also where the source does not tell."""
+    """Return whether a class derives from one of this name; true also if the source does not tell."""
     if cls.name == ancestor:
         return True
     for base in cls.node.bases:
@@ -239,7 +239,7 @@ def is_a(cls: Class, ancestor: str) -> bool:
 
 
 def _passes_on(init: ast.FunctionDef, kwargs: str) -> bool:
-    """Whether ``**kwargs`` goes to ``super().__init__`` and is used nowhere else."""
+    """Return whether ``**kwargs`` goes to ``super().__init__`` and is used nowhere else."""
     uses = [node for node in ast.walk(init) if isinstance(node, ast.Name) and node.id == kwargs]
     passed = [
         keyword
@@ -252,27 +252,27 @@ def _passes_on(init: ast.FunctionDef, kwargs: str) -> bool:
 
 
 def method(cls: Class, name: str) -> ast.FunctionDef | None:
-    """A method that the class itself defines."""
+    """Find a method that the class itself defines."""
     defined = [node for node in cls.node.body if isinstance(node, ast.FunctionDef) and node.name == name]
     return defined[-1] if defined else None
 
 
 @cache
 def defined_here(name: str) -> bool:
-    """Whether any file of this package defines a class of this name, exported or not."""
+    """Return whether any file of this package defines a class of this name, exported or not."""
     pattern = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
     return any(pattern.search(path.read_text(encoding="utf-8")) for path in HERE.rglob("*.py"))
 
 
 def describe(cls: Class) -> str:
-    """The parameters of a class with annotations, defaults and what the docstring says of them."""
+    """Describe the parameters of a class: annotations, defaults and their part of the docstring."""
     init = method(cls, "__init__")
     docs = [ast.get_docstring(cls.node), ast.get_docstring(init) if init else None]
     return _described(cls.name, docs, signature(cls).parameters, init)
 
 
 def defining(path: str) -> str:
-    """The path of a function where it is defined, following imports as far as the source tells."""
+    """Return the path of a function where it is defined, following imports as far as the source tells."""
     for _ in range(8):
         module, _, name = path.rpartition(".")
         found = _read(module) if module else None
@@ -291,12 +291,12 @@ def locate_function(path: str) -> ast.FunctionDef | None:
 
 
 def function_parameters(function: ast.FunctionDef) -> dict[str, str]:
-    """Parameters by name with the text of their annotations."""
+    """Return parameters by name with the text of their annotations."""
     return _annotations([*function.args.args, *function.args.kwonlyargs])
 
 
 def describe_function(function: ast.FunctionDef) -> str:
-    """The parameters of a function as :func:`describe` tells those of a class."""
+    """Describe the parameters of a function as :func:`describe` does those of a class."""
     docs = [ast.get_docstring(function)]
     return _described(function.name, docs, function_parameters(function), function)
 
@@ -330,7 +330,7 @@ def _defaults(init: ast.FunctionDef) -> dict[str, str]:
 
 
 def _argument_docs(*docstrings: str | None) -> dict[str, str]:
-    """The first paragraph of every entry under ``Args:``."""
+    """Collect the first paragraph of each entry under ``Args:``."""
     docs: dict[str, str] = {}
     for docstring in filter(None, docstrings):
         section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""Sums over a data set: float32 stops growing by what is small beside it."""
+"""Sums over a data set, to which float32 alone would stop adding small values."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Sums(Metric):
         state[0] = after
 
     def total_of(self, name: str) -> Tensor:
-        """The sum so far; not finite if something that was added was not."""
+        """Return the sum so far; it is not finite if a value was not."""
         total, lost = getattr(self, name)
         return total + lost.nan_to_num(posinf=0.0, neginf=0.0)  # type: ignore[no-any-return]
 
     def exact(self, values: Tensor) -> Tensor:
-        """Values in the type of the sums, to be added up within a batch."""
+        """Convert values to the type of the sums, to add them up within a batch."""
         return values.to(self._sum_dtype)
 
     @property
@@ -52,7 +52,7 @@ class Sums(Metric):
         return next(state.dtype for state in states if state.is_floating_point())
 
     def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Move to another device; a model that becomes bfloat16 leaves the sums as they are."""
+        """Move the sums to another device; they keep their type if the model becomes bfloat16."""
 
         @wraps(fn)
         def moved(tensor: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Sums(Metric):
 
 
 class Sum(Sums):
-    """A sum that, unlike ``torchmetrics.SumMetric``, does not wait for the device to look for NaN."""
+    """A sum that, unlike ``torchmetrics.SumMetric``, does not look for NaN, which waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,12 +78,12 @@ class Sum(Sums):
         self.increase("total", value)
 
     def compute(self) -> Tensor:
-        """The sum."""
+        """Return the sum."""
         return self.total_of("total")
 
 
 class Mean(Sums):
-    """Mean over a data set, whatever the precision of training; a value that is not finite is not left out.
+    """Mean over a data set, whatever the precision of training; values that are not finite count, too.
 
     Example:
         >>> mean = Mean()
@@ -107,5 +107,5 @@ class Mean(Sums):
         self.count += values.numel() * count
 
     def compute(self) -> Tensor:
-        """Scalar; NaN before any sample."""
+        """Return the mean, a scalar; NaN before any sample."""
         return self.total_of("total") / self.count

@@ -1,4 +1,4 @@
-"""Which classes a config may name, and where it may write: told from sources, before anything is imported."""
+"""Which classes a config may name, and where it may write, found in sources before anything is imported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = {
     "trainer.callbacks": (f"{OWN}.callbacks", "lightning.pytorch.callbacks", "lightning.pytorch.cli"),
     "trainer.logger": ("lightning.pytorch.loggers",),
     "optimizer": ("torch.optim",),
-    # Lightning's ReduceLROnPlateau comes first: it takes what it goes by.
+    # Lightning's ReduceLROnPlateau comes first: it takes a `monitor`.
     "scheduler": ("lightning.pytorch.cli", "torch.optim.lr_scheduler"),
 }
 BASES = {
@@ -84,7 +84,7 @@ WANDB = ("entity", "group", "job_type", "tags", "notes")
 
 
 def bases_of(annotation: str) -> tuple[str, ...]:
-    """The bases of the classes that a parameter takes, as far as its annotation tells.
+    """Return the bases of the classes that a parameter takes, as far as its annotation tells.
 
     >>> bases_of("Optional[Callable[[], nn.Module]]")
     ('Module',)
@@ -95,7 +95,7 @@ def bases_of(annotation: str) -> tuple[str, ...]:
 
 
 def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
-    """The packages of the user's own that a config may name.
+    """Return the user's own packages that a config may name.
 
     They are named by ``--trust``, by ``PL_LOSSES_TRUST``, or by an option that names a class of theirs.
 
@@ -115,31 +115,31 @@ def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
 
 
 def packages(text: str) -> set[str]:
-    """The packages in a list of modules that is separated by commas."""
+    """Return the packages in a comma-separated list of modules."""
     return {name.strip().split(".")[0] for name in text.split(",") if name.strip()}
 
 
 def always() -> set[str]:
-    """The packages that are trusted for all runs."""
+    """Return the packages that are trusted for all runs."""
     return packages(os.environ.get(TRUST, ""))
 
 
 def named_in(value: str) -> list[str]:
-    """The dotted names in an option's value; none of those in a file that it names."""
+    """Find the dotted names in an option's value; not those in a file that it names."""
     if value.startswith(("{", "[")):
         return re.findall(r"class_path[\"']?\s*:\s*[\"']?([\w.]+)", value)
     return [] if value.endswith((".yaml", ".yml", ".json")) else [value]
 
 
 def foreign(path: str) -> str:
-    """The package that a dotted path leads into, if it is one that may be the user's own."""
+    """Return the package of a dotted path if it may be the user's own, else ""."""
     top, dot, _ = path.partition(".")
     dotted = bool(dot) and all(part.isidentifier() for part in path.split("."))
     return top if dotted and top not in DENIED and top not in READ else ""
 
 
 def fault(path: str, bases: tuple[str, ...], own: frozenset[str]) -> str:
-    """Why a config may not name this class at a place for subclasses of ``bases``; empty if it may.
+    """Say why a config may not name this class at a place for subclasses of ``bases``; "" if it may.
 
     Args:
         path: Its dotted path.
@@ -164,12 +164,12 @@ def fault(path: str, bases: tuple[str, ...], own: frozenset[str]) -> str:
 
 
 def lies_in(module: str, places: Iterable[str]) -> bool:
-    """Whether a module is one of these or below one."""
+    """Return whether a module is one of these or below one."""
     return any(module == place or module.startswith(place + ".") for place in places)
 
 
 def returned(path: str) -> list[str]:
-    """The bases of what a function of the suite makes; none of any other function."""
+    """Return the bases of what a function of the suite makes; none for any other function."""
     path = defining(path)
     function = locate_function(path) if lies_in(path, (OWN,)) else None
     named = ast.unparse(function.returns) if function and function.returns else ""
@@ -207,17 +207,17 @@ def check_files(
 
 
 def lies_below(folder: str, roots: Iterable[Path]) -> bool:
-    """Whether a folder is one of these or in one, whatever the environment."""
+    """Return whether a folder is one of these or in one, whatever the environment."""
     inside = any(Path(folder).resolve().is_relative_to(root) for root in roots)
     return inside and not re.search(r"^~|\$|:", folder)
 
 
 def folder_options(trainer: Any) -> list[str]:
-    """The options that let a saved config write again where its run did, outside of the runs' folders."""
+    """Return the options that let a saved config write where its run did, outside of the runs' folders."""
     places = ((path, value) for path, key, value in leaves(trainer, "trainer") if key in FOLDERS and value)
     here = [Path(RUNS).resolve()]
     outside = [(path, str(value)) for path, value in places if not lies_below(str(value), here)]
-    # What belongs to one of several has no option of its own.
+    # An argument of an item of a list has no option of its own.
     return [f"--{path}={value}" for path, value in outside if not has_list(trainer, path)]
 
 
@@ -237,20 +237,20 @@ def is_part(value: str) -> bool:
 
 
 def leaves(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
-    """All arguments in a section: dotted path, name and value."""
+    """Yield all arguments in a section: dotted path, name and value."""
     if isinstance(node, list):
         for item in node:
             yield from leaves(item, path)
     elif isinstance(node, dict):
         for key, value in node.items():
             below = path if key == "init_args" else f"{path}.{key}"
-            # A lone value and a list of one are the same to some.
+            # Some arguments take a value or a list of values.
             yield from ((below, str(key), item) for item in (value if isinstance(value, list) else [value]))
             yield from leaves(value, below)
 
 
 def class_paths(value: Any) -> list[str]:
-    """All class names in a config."""
+    """Collect all class names in a config."""
     if isinstance(value, list):
         return [path for item in value for path in class_paths(item)]
     if not isinstance(value, dict):
@@ -259,7 +259,7 @@ def class_paths(value: Any) -> list[str]:
 
 
 def bases_at(kind: str) -> tuple[str, ...]:
-    """The bases of the classes of a kind; empty where it is not known."""
+    """Return the bases of the classes of a kind; none if it is unknown."""
     if kind in BASES:
         return (BASES[kind],)
     callables = {"optimizer": "OptimizerCallable", "scheduler": "LRSchedulerCallable"}

@@ -1,4 +1,4 @@
-"""What arguments are refused for: TypeError for types, ValueError for values, the argument in backticks."""
+"""Checks of arguments: TypeError for types, ValueError for values, the argument's name in backticks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class _Kind(NamedTuple):
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function so that its arguments are checked by their annotations before it runs.
 
-    A tensor has to be dense and real, a number is no boolean and not NaN, a choice one of its ``Literal``,
-    and a sequence no text. What an annotation says beyond that, such as what a function returns, is not
-    looked at; nothing is within ``torch.compile``, nor is any element of a tensor.
+    A tensor must be dense and real, a number no boolean and not NaN, a choice one of its ``Literal``, and a
+    sequence no text. The rest of an annotation, such as what a function returns, is not checked, nor are
+    elements of tensors. Within ``torch.compile`` nothing is checked.
 
     Example:
         >>> @typed
@@ -66,7 +66,10 @@ def check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> N
 
 
 def check_init(arguments: Mapping[str, Any]) -> None:
-    """As :func:`typed`, of a constructor whose frame Lightning has to find: pass it ``locals()`` first."""
+    """Check a constructor's arguments as :func:`typed` does: call it first, with ``locals()``.
+
+    A decorator would hide the constructor's frame, in which Lightning looks for hyper-parameters.
+    """
     check_types(arguments["__class__"].__init__, arguments)
 
 
@@ -108,7 +111,7 @@ def check_share(name: str, value: Any) -> None:
 
 
 def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
-    """Refuse a tensor of another shape; letters in it are of any size, and a last "..." of any number.
+    """Refuse a tensor of another shape. A letter is any size, and a last "..." any number of sizes.
 
     >>> check_shape("target", torch.zeros(7), 8)
     Traceback (most recent call last):
@@ -136,7 +139,7 @@ def check_integers(name: str, tensor: Tensor) -> None:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether there are elements that can be looked at for free: on the CPU, and not within a compiler."""
+    """Return whether elements can be read for free: on the CPU, and not within a compiler."""
     return tensor.device.type == "cpu" and tensor.numel() > 0 and not torch.compiler.is_compiling()
 
 
@@ -147,7 +150,7 @@ def check_least(name: str, tensor: Tensor, least: float) -> None:
 
 
 def in_words(value: Any) -> str:
-    """What was got, in few words."""
+    """Describe what was got, in few words."""
     if not isinstance(value, Tensor):
         return f"{value!r:.80}"
     layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
@@ -156,14 +159,14 @@ def in_words(value: Any) -> str:
 
 @cache
 def _kinds(function: Callable[..., Any]) -> dict[str, _Kind | None]:
-    """What each parameter allows; ``None`` for anything."""
+    """Find what each parameter allows; ``None`` if anything."""
     names = getattr(inspect.unwrap(function), "__globals__", {})
     kinds: dict[str, _Kind | None] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         annotation = parameter.annotation
         try:
             annotation = eval(annotation, dict(names)) if isinstance(annotation, str) else annotation
-        except (NameError, TypeError):  # Of a name that only type checkers import.
+        except (NameError, TypeError):  # A name that only type checkers import.
             annotation = Any
         named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         kinds[name] = _kind(annotation) if named and annotation is not parameter.empty else None
@@ -251,7 +254,7 @@ def _any(kinds: list[_Kind]) -> _Kind:
 
 
 def _sequence(origin: type, inner: tuple[Any, ...]) -> _Kind:
-    """A sequence, be it a list or a tuple; a tuple of so many is as long."""
+    """Describe a sequence, a list or a tuple; a tuple annotation of fixed length fixes the length."""
     long = len(inner) if origin is tuple and inner[-1:] != (...,) else None
     element = _kind(inner[0]) if inner else None
     words = "a sequence" if long is None else f"{long} of them in a sequence"

@@ -1,4 +1,4 @@
-"""A recipe's classes, and what they log and how it is shown, as they say of themselves."""
+"""A recipe's classes, the keys that they log, and the panels that show them, as the classes declare them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pl_losses.recipes import Config, UsageError, resolve_value
 
 
 def read_recipe(name: str) -> Recipe:
-    """Resolve a recipe and import its classes, which takes torch.
+    """Resolve a recipe and import its classes, which imports torch.
 
     Raises:
         UsageError: If there is no such recipe, or it names no model.
@@ -28,7 +28,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 def part(node: str | Config, kind: str) -> Part:
-    """Import the class of a config's node."""
+    """Import the class that a part of a config names."""
     node = {"class_path": node} if isinstance(node, str) else node
     path, arguments = node["class_path"], node.get("init_args") or {}
     module, _, name = path.rpartition(".")
@@ -42,7 +42,7 @@ def part(node: str | Config, kind: str) -> Part:
 
 
 def of_lightning() -> dict[type, tuple[Keys, Sections]]:
-    """What Lightning's own classes log, and how it is shown."""
+    """Return the keys of Lightning's own classes, and their panels."""
     from lightning.pytorch import LightningModule
     from lightning.pytorch.callbacks import LearningRateMonitor
 
@@ -53,7 +53,7 @@ def of_lightning() -> dict[type, tuple[Keys, Sections]]:
 
 
 def keys_of(recipe: Recipe) -> Keys:
-    """The keys that a recipe logs, or patterns of them, with what they tell."""
+    """Return the keys that a recipe logs, or patterns of them, with their meaning."""
     known = of_lightning()
     found: Keys = {}
     for one in (recipe.model, *recipe.callbacks):
@@ -64,7 +64,7 @@ def keys_of(recipe: Recipe) -> Keys:
 
 
 def panels_of(recipe: Recipe) -> Sections:
-    """How a recipe's classes and their bases show what they log."""
+    """Return the panels of a recipe's classes and their bases."""
     known = of_lightning()
     bases = (base for one in (recipe.model, *recipe.callbacks) for base in one.cls.__mro__)
     own = (known[base][1] if base in known else vars(base).get("panels", ()) for base in bases)
@@ -72,7 +72,7 @@ def panels_of(recipe: Recipe) -> Sections:
 
 
 def kind_of(about: str) -> Kind:
-    """What is logged under a key, told from its description."""
+    """Return what is logged under a key, as its description begins."""
     first = about.partition(":")[0].partition(",")[0].partition(" ")[0].lower()
     return {"picture": "pictures", "image": "pictures", "histogram": "histogram", "table": "table"}.get(
         first, "lines"

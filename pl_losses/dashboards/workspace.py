@@ -1,6 +1,6 @@
 """A W&B workspace for a recipe, as code: what its classes log, in the sections of its papers.
 
-Takes the extra ``dashboards`` (wandb-workspaces). Building and checking need no account; saving does.
+It needs the extra ``dashboards`` (wandb-workspaces). Building and checking need no account; saving does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLUMNS, ROWS = 3, 2
 
 
 def sections_of(recipe: Recipe) -> list[Section]:
-    """The sections of a recipe's dashboard: every key that it logs is on a panel, and no panel is empty."""
+    """Build the sections of a recipe's dashboard: every logged key is on a panel, and no panel is empty."""
     logged = keys_of(recipe)
     alive = [replace(one, panels=_alive(one.panels, logged)) for one in panels_of(recipe)]
     shown = [key for section in alive for panel in section.panels for key in panel.keys]
@@ -34,7 +34,7 @@ def sections_of(recipe: Recipe) -> list[Section]:
 
 
 def logs(recipe: Recipe, key: str) -> bool:
-    """Whether a recipe logs a key."""
+    """Return whether a recipe logs a key."""
     return any(fits(pattern, key) for pattern in keys_of(recipe))
 
 
@@ -48,7 +48,7 @@ def _alive(panels: Iterable[Panel], logged: Iterable[str]) -> tuple[Panel, ...]:
 
 
 def fits(pattern: str, key: str) -> bool:
-    """Whether a panel's pattern and a class's can mean the same key: either may stand for several."""
+    """Return whether a panel's pattern and a class's can mean the same key; either may match several."""
     return matches(pattern, key) or matches(key, pattern)
 
 
@@ -73,7 +73,7 @@ def build_workspace(name: str, entity: str = "", project: str = "pl_losses") -> 
     stages = ("test", "val") if recipe.validates else ("test",)
     ends = dict.fromkeys(f"test/{name}" for name in (getattr(recipe.model.cls, "headline", "loss"), "loss"))
     settings = ws.RunsetSettings(
-        # The runs of the recipe, with overlays too, as with other seeds, are drawn as their mean and range.
+        # The recipe's runs (with overlays, other seeds) are drawn as their mean and range.
         groupby=[ws.Config("recipe")],
         filters=f"Config('recipe') in {[name, *(f'{name}, {overlay}' for overlay in overlays())]}",
         pinned_columns=[f"summary:{key}" for key in ends if logs(recipe, key)],
@@ -82,7 +82,7 @@ def build_workspace(name: str, entity: str = "", project: str = "pl_losses") -> 
 
 
 def overlays() -> list[str]:
-    """The recipes that are added to others."""
+    """List the recipes that are added to others."""
     return [name for name in names() if name.startswith(f"{OVERLAYS}/")]
 
 
@@ -110,7 +110,7 @@ def _built(
 
 
 def _placed(panels: list[Any]) -> list[Any]:
-    """Side by side, three in a row of W&B's 24 columns."""
+    """Place panels side by side, three in a row of W&B's 24 columns."""
     import wandb_workspaces.reports.v2 as wr
 
     width = 24 // COLUMNS
@@ -151,7 +151,7 @@ def _panel(panel: Panel, stages: tuple[str, ...]) -> Any:
 
 
 def expand(pattern: str, stages: Iterable[str]) -> list[str]:
-    """The keys of a pattern whose only open part is the stage: where W&B wants keys by name.
+    """List the keys of a pattern that leaves only the stage open, for panels that need exact keys.
 
     Example:
         >>> expand("<stage>/dropout/entropy", ("test", "val"))
@@ -161,7 +161,7 @@ def expand(pattern: str, stages: Iterable[str]) -> list[str]:
 
 
 def spec(built: Any) -> dict[str, Any]:
-    """What W&B is sent, as plain data.
+    """Return what W&B is sent, as plain data.
 
     Raises:
         UsageError: If wandb-workspaces is not installed.
@@ -172,7 +172,7 @@ def spec(built: Any) -> dict[str, Any]:
 
 
 def patterns_of(built: Any) -> list[str]:
-    """What a workspace's panels show, as regular expressions of keys, one for each way of naming them."""
+    """List the keys that a workspace's panels show, as regular expressions, one for each name in a panel."""
     found: list[str] = []
     for section in built.sections:
         for panel in section.panels:
@@ -186,16 +186,16 @@ def patterns_of(built: Any) -> list[str]:
 
 
 def push(name: str, entity: str, project: str, save: Callable[[Any], Any] | None = None) -> str:
-    """Save a recipe's workspace to W&B: a new one, or over the one that was pushed before.
+    """Save a recipe's workspace to W&B: a new one, or over the one that was pushed earlier.
 
     Args:
         name: The recipe.
         entity: W&B's user or team.
         project: W&B's project.
-        save: Does it; by default the workspace's own method, which needs an account.
+        save: Saves the workspace; by default its own method, which needs an account.
 
     Returns:
-        Its address.
+        The workspace's address.
 
     Raises:
         UsageError: If W&B refuses, or cannot be reached.
@@ -213,7 +213,7 @@ def push(name: str, entity: str, project: str, save: Callable[[Any], Any] | None
 
 
 def view_name(name: str) -> str:
-    """W&B's internal name of a recipe's workspace: the same whenever it is pushed.
+    """Return W&B's internal name of a recipe's workspace: the same whenever it is pushed.
 
     Example:
         >>> view_name("lenet/digits") == view_name("lenet/digits") != view_name("lenet/mnist")

@@ -13,25 +13,25 @@ from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
-# Of these sets the images lie on their side; bg-img-rot, whose names have both words, is none of them.
+# In these sets images lie on their side; bg-img-rot, whose names have both words, is not one of them.
 SIDEWAYS = ("all_rotation_normalized", "background_random", "background_images")
 
 
 class Amat(TensorDataModule):
     """Images 28x28 from a training and a test file in ``.amat`` format.
 
-    Reading text takes ten seconds and more for 50 000 images, so that a copy in binary is kept beside each
-    file (``<file>.npy``) with the checksums of both. It is read as long as they are right, whatever the dates
-    of the files.
+    Reading text takes ten seconds and more for 50 000 images. A binary copy with the checksums of both is
+    therefore kept beside each file (``<file>.npy``). It is read as long as the checksums are right, whatever
+    the dates of the files.
 
     Args:
         train_file: Such as "mnist_all_rotation_normalized_float_train_valid.amat".
         test_file: Such as "mnist_all_rotation_normalized_float_test.amat".
         val_size: The last this many rows of the training file are for validation; 0 for none. Default: a
             sixth.
-        num_classes: Number of classes. Default: as many as the training file has, whose labels are then to be
-            0, 1, 2 and so on without a gap.
-        sideways: Whether to transpose the images. Default: as the file's name tells.
+        num_classes: Number of classes. Default: as many as the training file has; its labels must then be 0,
+            1, 2 and so on without a gap.
+        sideways: Whether to transpose the images. Default: as the file's name implies.
         cache: Whether to keep the copies.
         batch_size: Training images per step and rank.
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
@@ -40,7 +40,7 @@ class Amat(TensorDataModule):
         resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
-        ValueError: If an argument is out of range, or the files' names tell that they do not go together.
+        ValueError: If an argument is out of range, or the files' names do not belong together.
     """
 
     input_shape = (1, 28, 28)
@@ -135,11 +135,11 @@ def _sideways(path: Path) -> bool:
 
 
 def read_amat(path: Path, cache: bool = True) -> np.ndarray:
-    """Rows of 785 numbers, float32, from a text file or its copy in binary.
+    """Read rows of 785 numbers, float32, from a text file or its binary copy.
 
     Args:
         path: The text file.
-        cache: Whether to read, and write, a copy in binary beside it.
+        cache: Whether to read and write a binary copy beside it.
 
     Raises:
         ValueError: If the file does not hold rows of 785 numbers.
@@ -157,10 +157,10 @@ def read_amat(path: Path, cache: bool = True) -> np.ndarray:
             )
         rows += columns > 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Of text that is no number, told below.
+        warnings.simplefilter("ignore", DeprecationWarning)  # For text that is no number, refused below.
         try:
             numbers = np.fromstring(text, dtype=np.float32, sep=" ")
-        except ValueError:  # So does a newer NumPy tell, without the file's name.
+        except ValueError:  # A newer NumPy raises it instead, without the file's name.
             numbers = np.empty(0, dtype=np.float32)
     if not rows or numbers.size != rows * 785:
         raise ValueError(f"Expected {path} to hold rows of 785 numbers but got other text, or none")
@@ -176,7 +176,7 @@ def read_amat(path: Path, cache: bool = True) -> np.ndarray:
 
 
 def _copied(copy: Path, path: Path) -> np.ndarray | None:
-    """The table in a copy of a file; None if there is none, it is damaged, or was made from another file."""
+    """Read the table in a copy of a file; None if the copy is missing, damaged or of another file."""
     try:
         with copy.open("rb") as file:
             table: np.ndarray = np.load(file)

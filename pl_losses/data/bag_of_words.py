@@ -20,19 +20,19 @@ Documents = tuple[Counts, Counts, Counts]  # document, word and count of each en
 
 
 class BagOfWords(TensorDataModule):
-    """Which of the most frequent words occur in a document: [B, vocabulary] of zeros and ones, two classes.
+    """Zeros and ones that say which of the most frequent words a document has: [B, vocabulary], two classes.
 
     IMDB's reviews (Maas et al. 2011), 25 000 to train on and 25 000 to test, are read from
     ``labeledBow.feat`` of ``root/aclImdb/train`` and ``root/aclImdb/test`` (or ``root/train`` and
-    ``root/test``), which are not downloaded; class 1 are the ratings above 5. The generated set has 4 000
-    documents to train on and 1 000 to test, of words that are as frequent as Zipf's law has it, and a little
-    more or less so in each class. In memory a document is the list of its words.
+    ``root/test``), which are not downloaded. Ratings above 5 are class 1. The generated set has 4 000
+    documents to train on and 1 000 to test. Its words are as frequent as Zipf's law says, up to a factor that
+    depends on the class. In memory a document is the list of its words.
 
     Attributes:
-        found: "imdb" or "synthetic", which of them it is.
+        found: "imdb" or "synthetic", whichever is read.
 
     Args:
-        source: "imdb", "synthetic", or "auto" for IMDB where its files are and the generated set elsewhere.
+        source: "imdb", "synthetic", or "auto" for IMDB if its files are there, else the generated set.
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
             ``~/.cache/pl_losses``.
         vocabulary: Number of words, the most frequent ones in the training documents.
@@ -75,7 +75,7 @@ class BagOfWords(TensorDataModule):
         self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
         self.vocabulary = vocabulary
         self.input_shape = (vocabulary,)
-        # One file of the two is an accident, which prepare_data refuses.
+        # Having one of the two files is an accident, which prepare_data refuses.
         there = any(_find(self.root, part) for part in ("train", "test"))
         self.found = ("imdb" if there else "synthetic") if source == "auto" else source
 
@@ -109,10 +109,10 @@ class BagOfWords(TensorDataModule):
         }
 
     def eval_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Lists of words [B, L], of which -1 is none, to [B, vocabulary] of zeros and ones."""
+        """Turn lists of words [B, L], padded with -1, into zeros and ones [B, vocabulary]."""
         words, *rest = batch
         present = torch.zeros(len(words), self.vocabulary + 1, device=words.device)
-        # None is counted in a last column, which is cut off.
+        # Padding is counted in a last column, which is cut off.
         places = torch.where(words < 0, self.vocabulary, words).long()
         return (present.scatter_(1, places, 1.0)[:, :-1], *rest)
 
@@ -129,7 +129,7 @@ class BagOfWords(TensorDataModule):
 
 
 def _find(root: Path, part: str) -> Path | None:
-    # Both parts from one folder.
+    # Both parts come from one folder.
     folder = root / "aclImdb" if (root / "aclImdb").is_dir() else root
     file = folder / part / "labeledBow.feat"
     return file if file.is_file() else None
@@ -142,7 +142,7 @@ def read_labelled(path: Path) -> tuple[Documents, Counts]:
         The documents' entries, and their labels [N]: 1 for ratings above 5, else 0.
 
     Raises:
-        ValueError: If a line is none such.
+        ValueError: If a line has another format.
     """
     labels: list[int] = []
     rows: list[Counts] = []
@@ -171,10 +171,10 @@ def read_labelled(path: Path) -> tuple[Documents, Counts]:
 
 
 def generate(documents: int, words: int, seed: int) -> tuple[Documents, Counts]:
-    """Draw documents of about 120 words, half of each class, whose frequencies follow Zipf's law.
+    """Draw documents of about 120 words, half in each class, whose word frequencies follow Zipf's law.
 
-    A word of rank k has the probability 1 / (k + 2.7), but for normalisation, times exp(+-s_k) by class; s_k
-    is normal with standard deviation 0.25, the same for all seeds.
+    The word of rank k has a probability proportional to exp(+-s_k) / (k + 2.7), with the sign of the class;
+    s_k is normal with standard deviation 0.25, the same for all seeds.
 
     Args:
         documents: Their number.
@@ -204,7 +204,7 @@ def generate(documents: int, words: int, seed: int) -> tuple[Documents, Counts]:
 
 
 def most_frequent(documents: Documents, most: int) -> Counts:
-    """The words that occur most often in all documents together, the most frequent first.
+    """Find the words that occur most often in all documents together, the most frequent first.
 
     >>> most_frequent((np.array([0, 0, 1]), np.array([4, 2, 2]), np.array([3, 1, 1])), 2).tolist()
     [4, 2]
@@ -216,7 +216,7 @@ def most_frequent(documents: Documents, most: int) -> Counts:
 
 
 def _lists(documents: Documents, number: int, frequent: Counts) -> Tensor:
-    """The frequent words of each document by their rank, int32 [N, L], filled up with -1."""
+    """List the frequent words of each document by rank, int32 [N, L], padded with -1."""
     rows, words, _ = documents
     ranks = np.full(max(words.max(), frequent.max()) + 1, -1)
     ranks[frequent] = np.arange(len(frequent))

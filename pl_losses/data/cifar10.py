@@ -23,7 +23,7 @@ from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # Of the training pixels, in 0..1.
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # Of the training pixels, scaled to 0..1.
 SAMPLES = {"train": 50_000, "test": 10_000}
 IMAGES = (".png", ".jpg", ".jpeg")
 ADVICE = "delete it and run again, or copy the original file there"
@@ -148,14 +148,14 @@ class CIFAR10(TensorDataModule):
         return splits
 
     def train_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Crop and mirror the images if asked to, then normalise them."""
+        """Crop and mirror the images if ``augment`` is set, then normalise them."""
         if self.augment:
             images, labels = batch
             batch = random_crops(pad_image(images, (self.pad,) * 4), self.crop, generator), labels
         return self.eval_transform(batch, generator)
 
     def eval_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Give pixels 0..255 a mean of 0 and a standard deviation of 1 per channel, of the training set."""
+        """Normalise pixels 0..255 to mean 0 and standard deviation 1 per channel of the training set."""
         images, labels = batch
         mean, std = (torch.tensor(of, device=images.device).view(3, 1, 1) * 255 for of in (MEAN, STD))
         return images.float().sub_(mean).div_(std), labels
@@ -169,12 +169,12 @@ class CIFAR10(TensorDataModule):
 
 
 def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A square of each image at a random place, half of them mirrored: one gather for the whole batch.
+    """Cut a square from each image at a random place, half of them mirrored: one gather for the whole batch.
 
     Args:
         images: [B, C, H, W].
         size: Height and width of a crop.
-        generator: Source of the places, on the images' device.
+        generator: Source of the random numbers, on the images' device.
 
     Returns:
         [B, C, size, size].
@@ -187,12 +187,12 @@ def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tenso
     rows = top[:, None] + steps
     columns = left[:, None] + torch.where(mirror[:, None] > 0, size - 1 - steps, steps)
     every = torch.arange(samples, device=device)[:, None, None]
-    # The channels come last when they stand between the indices.
+    # Indexed like this, the channels come last.
     return images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 class Source:
-    """A place that has the images.
+    """A place with the images.
 
     Args:
         path: A folder or an archive.
@@ -202,12 +202,12 @@ class Source:
         self.path = path
 
     def read(self, split: str, rows: Tensor) -> Batch:
-        """Images uint8 [N, 3, 32, 32] and labels [N] of some rows of "train" or "test"."""
+        """Read images uint8 [N, 3, 32, 32] and labels [N] of some rows of "train" or "test"."""
         raise NotImplementedError
 
 
 class _Python(Source):
-    """The pickles of the original Python version, opened only where their checksum is right."""
+    """The pickles of the original Python version, opened only if their checksums are right."""
 
     def read(self, split: str, rows: Tensor) -> Batch:
         from torchvision.datasets import CIFAR10 as Published
@@ -233,7 +233,7 @@ class _Python(Source):
 
 
 class _Binary(Source):
-    """The binary version: of each sample a byte for the label, then the pixels."""
+    """The binary version: for each sample a byte for the label, then the pixels."""
 
     def read(self, split: str, rows: Tensor) -> Batch:
         parts = []

@@ -13,18 +13,18 @@ from pl_losses.data.module import Resident, TensorDataModule
 
 
 class SyntheticCO2(TensorDataModule):
-    """Monthly carbon dioxide as it could have been: made up, no measurement, but in the shape of the record.
+    """A made-up series of monthly carbon dioxide, in the shape of the Mauna Loa record; not a measurement.
 
-    A rising and accelerating trend, a yearly season of two harmonics, and a little noise:
+    It has a rising and accelerating trend, a yearly season of two harmonics, and a little noise:
 
         y(t) = 315 + 0.9 t + 0.015 t^2 + 2.9 sin(2 pi t + 0.4) + 0.8 sin(4 pi t - 0.6) + 0.25 e,
 
-    in ppm, t in years since 1960, e ~ N(0, 1). The months before ``until`` are for training, those after it
-    for the test: what a model says there is extrapolation. Inputs are years [B, 1], targets ppm [B, 1].
+    in ppm, t in years since 1960, e ~ N(0, 1). The months before ``until`` are for training, the later ones
+    for the test, in which a model extrapolates. Inputs are years [B, 1], targets ppm [B, 1].
 
     Args:
         start: Year in which the series begins.
-        until: Year from which on there is nothing to train on.
+        until: Year from which on all months are for the test.
         end: Year in which the series ends.
         val_share: Share of the months before ``until``, drawn by ``seed``, kept for validation.
         batch_size: Training samples per step and rank.
@@ -84,7 +84,7 @@ class SyntheticCO2(TensorDataModule):
 
 
 def co2_like(years: Tensor) -> Tensor:
-    """The series without its noise: years, of any shape -> ppm.
+    """Compute the series without its noise: years, of any shape -> ppm.
 
     >>> co2_like(torch.tensor([1960.0, 1980.0]))
     tensor([315.6776, 339.6776])

@@ -15,7 +15,7 @@ from pl_losses.data.module import Resident
 class Digits(ImageDataModule):
     """The 1797 8x8 digits of ``sklearn.datasets.load_digits``, enlarged to 24x24 in the middle of 32x32.
 
-    The classes are as frequent in each split as in the whole set.
+    Each split has the classes in the proportions of the whole set.
 
     Args:
         val_size: Number of validation images; 0 for none.

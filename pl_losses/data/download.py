@@ -1,4 +1,4 @@
-"""Downloads: a published file is put in its place whole and checked, or not at all."""
+"""Downloads: a published file appears at its place complete and checked, or not at all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def download(addresses: Sequence[str], path: Path, algorithm: str, checksum: str
     """Download a file from the first address that gives it undamaged.
 
     Args:
-        addresses: Where it is published.
-        path: Where it is put; its folder is made when there is something to put in.
-        algorithm: Of the checksum: "md5" or "sha256".
+        addresses: URLs of the file, tried in turn.
+        path: Where to save the file; its folder is made when the download is complete.
+        algorithm: Algorithm of the checksum: "md5" or "sha256".
         checksum: In hexadecimal digits.
-        contents: What a user's folder is to have instead, for the error's advice.
+        contents: What the user can put into the folder instead, for the error's advice.
 
     Raises:
         OSError: If no address gives a file with the right checksum, or the folder cannot be written.
@@ -31,7 +31,7 @@ def download(addresses: Sequence[str], path: Path, algorithm: str, checksum: str
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written; it is not made before there is something to put in."""
+    """Refuse a folder that cannot be made or written, without making it before there is something to save."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise OSError(

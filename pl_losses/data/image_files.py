@@ -1,4 +1,4 @@
-"""Image files to tensors and back: any size and kind, upright, without alpha, in the colours of sRGB."""
+"""Image files to tensors and back: any size and mode, upright, without alpha, in the colours of sRGB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pl_losses.core.files import written_whole
 
-# Which modes of Pillow's a profile for a kind of colours is for, and what it has to be given.
+# For each colour space of a profile, the modes of Pillow it suits and the one to convert to.
 GREY = ("1", "L", "LA")
 KINDS = {
     "GRAY": (GREY, "L"),
@@ -22,25 +22,25 @@ KINDS = {
     "CMYK": (("CMYK",), "CMYK"),
     "Lab": (("LAB",), "LAB"),
 }
-# Where a file may hold several pictures; further ones in other formats are layers and previews.
+# Formats of which a file may hold several pictures; in other formats further ones are layers and previews.
 SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
-# Tags of TIFF files, and PNG's kinds of grey of fewer than 8 bits with what their shades are multiplied by.
+# Tags of TIFF files, and PNG's kinds of grey below 8 bits with the factors of their shades.
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 FEW_BITS = {"L;2": 85, "L;4": 17}
-# What is lighter in the colours of a photograph (ITU-R BT.601).
+# How light red, green and blue are in a photograph (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 
 
 def read_image(file: str | Path | BytesIO, name: str = "path", label: str = "") -> Image.Image:
-    """An image file as 8-bit sRGB: turned as its EXIF data say, out of its colour profile, white where clear.
+    """Read an image file as 8-bit sRGB: upright by its EXIF data, out of its colour profile, on white.
 
-    In TIFF files of 32 bits, or of 16 with a sign, the largest value tells what white is: 1 (of floats), 255,
-    or the most that 16 bits hold.
+    In TIFF files of 32 bits, or of 16 with a sign, the largest value decides what white is: 1 (of floats),
+    255, or the most that 16 bits hold.
 
     Args:
         file: The file, or what is in it.
-        name: Of the argument, for the errors.
-        label: What the errors call the file. Default: its path.
+        name: Name of the argument, for the errors.
+        label: Name of the file in the errors. Default: its path.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -57,7 +57,7 @@ def read_image(file: str | Path | BytesIO, name: str = "path", label: str = "") 
 
 
 def read_grey(file: str | Path, name: str = "path") -> Tensor:
-    """How light an image file is: [H, W] in [0, 1], read as by :func:`read_image` but not rounded to 8 bits.
+    """Read how light an image file is: [H, W] in [0, 1], as :func:`read_image` does, not rounded to 8 bits.
 
     Raises:
         FileNotFoundError: As :func:`read_image`.
@@ -68,7 +68,7 @@ def read_grey(file: str | Path, name: str = "path") -> Tensor:
 
 
 def _read(file: str | Path | BytesIO, name: str, label: str) -> Image.Image:
-    """An image in mode "RGB", or grey of more than 8 bits in mode "F" in [0, 1]."""
+    """Read an image in mode "RGB", or grey of more than 8 bits in mode "F" in [0, 1]."""
     if not isinstance(file, BytesIO) and not Path(file).is_file():
         raise FileNotFoundError(f"Expected `{name}` to be an image file but there is no {file}")
     try:
@@ -77,7 +77,7 @@ def _read(file: str | Path | BytesIO, name: str, label: str) -> Image.Image:
                 raise ValueError(f"it holds {count} pictures, save the wanted one alone")
             kind = image.tile[0][3] if image.format == "PNG" and image.tile else None
             if kind in FEW_BITS and "transparency" in image.info:
-                # Pillow scales the pixels, but not the shade that is clear.
+                # Pillow scales the pixels, but not the transparent shade.
                 image.info["transparency"] *= FEW_BITS[kind]
             image.load()
             return _as_seen(ImageOps.exif_transpose(image) or image, getattr(image, "tag_v2", {}), label)
@@ -90,7 +90,7 @@ def _read(file: str | Path | BytesIO, name: str, label: str) -> Image.Image:
 def _as_seen(image: Image.Image, tags: Any, label: str) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
-        # Pillow would clip 16 bits to the lowest 8 of them.
+        # Pillow would clip 16 bits to the lowest 8.
         values = np.asarray(image, dtype=np.float64)
         clear = values == image.info.get("transparency")
         top = _white(image.mode, values.max(), tags)
@@ -113,7 +113,7 @@ def _as_seen(image: Image.Image, tags: Any, label: str) -> Image.Image:
 
 
 def _white(mode: str, largest: float, tags: Any) -> int:
-    """The largest value that grey of more than 8 bits may have."""
+    """Return the largest value that grey of more than 8 bits may have."""
     if mode == "F":
         return 1 if largest <= 1 else 255
     if tags and mode == "I" and largest <= 255:
@@ -123,7 +123,7 @@ def _white(mode: str, largest: float, tags: Any) -> int:
 
 
 def _in_srgb(image: Image.Image, profile: bytes, label: str) -> Image.Image:
-    """An image as 8-bit RGB of sRGB instead of its colour profile."""
+    """Convert an image from its colour profile to 8-bit sRGB."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         kind = source.profile.xcolor_space.strip()
@@ -142,12 +142,12 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def resized(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Image:
-    """An image of another size.
+    """Resize an image.
 
     Args:
-        image: What to resize.
-        size: Of the longest side, in pixels; or height and width, to which the image is enlarged or reduced
-            and then cropped in its middle; None to leave it.
+        image: The image.
+        size: Pixels of the longest side; or height and width, to which the image is scaled and then cropped
+            around its middle; None to leave it.
     """
     if size is None:
         return image
@@ -159,22 +159,22 @@ def resized(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Ima
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An image in mode "RGB", "L" or "F" as [C, H, W] in [0, 1]: 3 channels, or 1 of a grey one."""
+    """Convert an image in mode "RGB", "L" or "F" to [C, H, W] in [0, 1]: 3 channels, or 1 for grey."""
     values = torch.from_numpy(np.array(image)).float() / (1 if image.mode == "F" else 255)
     return values[None] if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
 
 
 def to_image(values: Tensor) -> Image.Image:
-    """[3, H, W] as an image; what is beyond [0, 1] is clamped."""
+    """Convert [3, H, W] to an image; values beyond [0, 1] are clamped."""
     bytes_ = (values.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())
 
 
 def image_format(path: str | Path) -> str:
-    """Pillow's name of the format that a file's name tells.
+    """Return Pillow's name of the format that a file's suffix stands for.
 
     Raises:
-        ValueError: If no format that can be written in colours has the name's suffix.
+        ValueError: If no colour format that can be written has this suffix.
     """
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     try:
@@ -187,17 +187,17 @@ def image_format(path: str | Path) -> str:
 
 
 def write_image(values: Tensor, path: str | Path) -> None:
-    """Write [3, H, W] in [0, 1] to a file whose name tells the format, with the colour profile of sRGB.
+    """Write [3, H, W] in [0, 1] to a file in the format of its suffix, with the colour profile of sRGB.
 
     The file appears whole or not at all.
 
     Raises:
-        ValueError: If no format has the name's suffix.
+        ValueError: If no format has this suffix.
     """
     path, kind = Path(path), image_format(path)
     profile = bytearray(_srgb().tobytes())
     profile[24:36] = bytes(
         [7, 208, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]
-    )  # Of 2000: an image is always the same file.
+    )  # Not the current date: the same image always makes the same file.
     with written_whole(path) as file:
         to_image(values).save(file, kind, quality=95, icc_profile=bytes(profile))

@@ -68,7 +68,7 @@ class ImageDataModule(TensorDataModule):
         if self._affine is None:
             return self.eval_transform(batch, generator)
         images, *rest = batch
-        # Before scaling: here the background that moves in is 0.
+        # Before scaling, as background 0 moves in from outside.
         return self.eval_transform((self._affine(images.float(), generator), *rest), generator)
 
     def eval_transform(self, batch: Batch, generator: torch.Generator) -> Batch:

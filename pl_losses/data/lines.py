@@ -23,8 +23,8 @@ from pl_losses.data.module import Resident, TensorDataModule
 DIGITS = tuple("0123456789")
 PARTS = ("train", "val", "test", "predict")
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# Ink differs from its paper by at least so much of the range from black to white, and by so many standard
-# deviations of the paper's own grain, which a page of a million pixels reaches 5 of without ink.
+# Ink differs from its paper by at least this share of the range from black to white, and by this many
+# standard deviations of the paper's grain; a page of a million pixels reaches 5 of them without ink.
 CONTRAST, GRAINS = 10 / 255, 6
 
 
@@ -32,12 +32,12 @@ class Lines(NamedTuple):
     """A batch of lines, the shorter ones padded.
 
     Attributes:
-        images: Ink in [0, 1] on background 0, [B, 1, H, W]; 0 from a line's width on.
+        images: Ink in [0, 1] on background 0, [B, 1, H, W]; columns beyond a line's width are 0.
         widths: Width of each line in columns, [B].
         targets: Classes of its characters, [B, L], padded with 0.
         target_lengths: Number of its characters, [B].
-        boundaries: Where a character ends and the next one begins, in columns, [B, L - 1]; column x is the
-            cut between pixels x - 1 and x. -1 for padding, and where it is not known.
+        boundaries: Columns where a character ends and the next one begins, [B, L - 1]; column x is the cut
+            between pixels x - 1 and x. It is -1 for padding, and if unknown.
     """
 
     images: Tensor
@@ -63,12 +63,11 @@ class LineImages(TensorDataModule):
     """Your own line images: a folder of pictures and a CSV file with the columns ``file`` and ``label``.
 
     A third column, ``split``, may say "train", "val" or "test" (or "predict", whose labels may be empty);
-    without it the parts are drawn by ``seed``. Blanks after commas are skipped, unless ``alphabet`` has the
-    blank: then they belong to the labels. Images are read as grey (white where they are transparent, and
-    turned as their EXIF data say), stretched so that their paper is 0 and their fullest ink is 1, cropped to
-    their ink, and scaled so that a character is ``ink_height`` pixels high, in the middle of ``height`` rows.
-    The paper is what most of an image's border is, and of one shade: a line under uneven light has to be
-    evened out before.
+    without it ``seed`` draws the parts. Blanks after commas are skipped, unless ``alphabet`` has the blank:
+    then they belong to the labels. Images are read as grey (white where they are transparent, upright by
+    their EXIF data), stretched so that their paper is 0 and their fullest ink is 1, cropped to their ink, and
+    scaled so that a character is ``ink_height`` pixels high, in the middle of ``height`` rows. Paper is what
+    most of an image's border shows, and must be of one shade: even out uneven light before.
 
     Args:
         root: Folder with the images and the CSV file.
@@ -142,11 +141,11 @@ class LineImages(TensorDataModule):
         return {part: self._tensors([rows[i] for i in chosen]) for part, chosen in parts.items() if chosen}
 
     def predict_names(self) -> list[str]:
-        """The files of the lines to predict."""
+        """Return the files of the lines to predict."""
         return self.files["predict" if "predict" in self.tensors else "test"]
 
     def eval_transform(self, batch: Batch, generator: torch.Generator) -> Lines:
-        """Cut the padding that no line of the batch needs; scale ink to [0, 1]."""
+        """Cut the padding that no line of the batch needs, and scale ink to [0, 1]."""
         images, widths, targets, lengths = batch
         widest, longest = int(widths.max()), int(lengths.max())
         unknown = torch.full_like(targets[:, 1:longest], -1)
@@ -216,7 +215,7 @@ class LineImages(TensorDataModule):
 
 
 def _table(path: Path, skip: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file and the numbers of their lines; ``skip`` leaves out blanks after commas."""
+    """Yield the rows of a CSV file with their line numbers; ``skip`` leaves out blanks after commas."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=skip, strict=True)
@@ -245,11 +244,11 @@ def _table(path: Path, skip: bool) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def ink_of(light: Tensor, ink: Literal["auto", "dark", "bright"] = "auto") -> Tensor:
-    """Ink in [0, 1] on background 0 of a line on paper of any shade: ``a * light + b`` has the same, a != 0.
+    """Measure ink in [0, 1] on background 0: the same for ``light`` and ``a * light + b``, a != 0.
 
     Args:
         light: How light the image is, [H, W].
-        ink: Whether the ink is "dark" or "bright"; with "auto" what differs from the border.
+        ink: Whether the ink is "dark" or "bright"; with "auto" whatever differs from the border.
 
     Raises:
         ValueError: If no ink stands out from the paper.
@@ -263,11 +262,11 @@ def ink_of(light: Tensor, ink: Literal["auto", "dark", "bright"] = "auto") -> Te
     light = light.double()
     border = torch.cat([light[0], light[-1], light[1:-1, 0], light[1:-1, -1]])
     dark = ink == "dark" or (ink == "auto" and (light - border.quantile(0.5)).pow(3).sum() < 0)
-    # Where a line is cut out tightly, its ends are ink and the soft edges of ink.
+    # If a line is cut out tightly, its ends are ink and soft edges of ink.
     paper = border.quantile(0.75 if dark else 0.25)
     stroke = paper - light if dark else light - paper
     full = stroke.max()
-    # A quarter of normal deviations is below 0.3186 of the standard deviation; ink on the border is above.
+    # A quarter of normal deviations is below 0.3186 standard deviations; ink on the border is above.
     grain = (border - paper).abs().quantile(0.25) / 0.3186
     if full < max(CONTRAST, float(GRAINS * grain)):
         raise ValueError(
@@ -277,13 +276,13 @@ def ink_of(light: Tensor, ink: Literal["auto", "dark", "bright"] = "auto") -> Te
 
 
 def normalised(ink: Tensor, height: int = 32, ink_height: int = 20, threshold: float = 0.25) -> Tensor:
-    """A line cropped to its ink and scaled: characters of ``ink_height`` in the middle of ``height`` rows.
+    """Crop a line to its ink and scale it: characters of ``ink_height`` in the middle of ``height`` rows.
 
     Args:
         ink: Ink in [0, 1], [H, W].
         height: Rows of the result.
-        ink_height: Rows of a character, as :func:`character_height` tells it, less where the line would not
-            fit; columns are scaled as much.
+        ink_height: Rows of a character, as :func:`character_height` measures it; fewer if the line would not
+            fit. Columns are scaled by the same factor.
         threshold: What counts as ink when cropping.
 
     Returns:
@@ -296,7 +295,7 @@ def normalised(ink: Tensor, height: int = 32, ink_height: int = 20, threshold: f
     rows, columns = (inked.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
     if not rows:
         raise ValueError(f"Expected an image with ink of at least `threshold` {threshold} but it has none")
-    # A little more than the ink above the threshold, which the grey of its edges belongs to.
+    # Include one more pixel on each side: the grey edges of the ink above the threshold.
     box = ink[max(0, rows[0] - 1) : rows[-1] + 2, max(0, columns[0] - 1) : columns[-1] + 2]
     scale = min(ink_height / character_height(inked), height / len(box))
     size = [max(1, round(side * scale)) for side in box.shape]
@@ -307,7 +306,7 @@ def normalised(ink: Tensor, height: int = 32, ink_height: int = 20, threshold: f
 
 
 def character_height(inked: Tensor) -> float:
-    """Rows of a character in a line: the median of its connected parts, specks and fragments left out.
+    """Measure the height of a line's characters: the median of connected parts without specks and fragments.
 
     Args:
         inked: Where there is ink, bool, [H, W].
@@ -324,7 +323,7 @@ def character_height(inked: Tensor) -> float:
 
 
 def spelled(targets: Tensor, lengths: Tensor, names: Sequence[str] = DIGITS) -> Iterator[str]:
-    """Targets [B, L] and their lengths [B] as strings.
+    """Yield targets [B, L] of lengths [B] as strings.
 
     >>> list(spelled(torch.tensor([[4, 2, 0], [7, 0, 0]]), torch.tensor([3, 1])))
     ['420', '7']

@@ -20,9 +20,9 @@ Order = Callable[[torch.Generator], Tensor]
 class BatchLoader:
     """Iterates over equally long tensors in batches, on the device where they lie.
 
-    The order of an epoch is one permutation drawn from ``(seed, epoch)`` that all ranks share; rank ``r``
-    takes every ``world_size``-th sample of it from the ``r``-th on. What all ranks see in step ``i`` is
-    therefore the batch that one process with ``batch_size * world_size`` would see.
+    An epoch's order is one permutation drawn from ``(seed, epoch)`` that all ranks share. Rank ``r`` takes
+    every ``world_size``-th sample of it, starting with the ``r``-th. In step ``i`` all ranks together
+    therefore see the batch that one process with ``batch_size * world_size`` would see.
 
     When the ranks cannot share the samples evenly, ``pad`` decides:
 
@@ -31,16 +31,16 @@ class BatchLoader:
       every rank, so that collectives match. In each step the ranks' batches differ by at most one sample.
 
     Each new iteration is a new epoch, complete or not; :meth:`set_epoch`, which a Lightning Trainer calls,
-    overrides the count. :meth:`state_dict` and :meth:`load_state_dict` let a Trainer resume in the middle of
-    an epoch.
+    sets the epoch. :meth:`state_dict` and :meth:`load_state_dict` let a Trainer resume in the middle of an
+    epoch.
 
     Args:
         tensors: Tensors with the same length along their first dimension, all on one device.
         batch_size: Samples per batch and rank.
         shuffle: Whether each epoch has a new order.
         seed: Seed of the orders and of the generator that ``transform`` gets.
-        order: With ``shuffle``, draws the order of an epoch from a generator on the host: as many places of
-            samples as there are samples, of which some may come again and others not. Default: a permutation.
+        order: With ``shuffle``, draws the order of an epoch from a generator on the host: as many indices as
+            there are samples; samples may be repeated or left out. Default: a permutation.
         transform: ``transform(batch, generator) -> batch``, called on each batch. The generator lies on the
             tensors' device and is seeded from ``(seed, epoch, rank, batch index)``; it is only valid during
             the call.
@@ -62,7 +62,7 @@ class BatchLoader:
         ([[0, 2], [4]], [[1], [3]])
     """
 
-    # Lightning looks for `set_epoch` on a loader's `sampler` and reads `batch_sampler` wherever there is a
+    # Lightning looks for `set_epoch` on a loader's `sampler`, and reads `batch_sampler` if there is a
     # `sampler`.
     batch_sampler = None
 
@@ -103,7 +103,7 @@ class BatchLoader:
         self.world_size = world_size
         self._stops = self._batch_stops()
         self._generator = torch.Generator(self.tensors[0].device)
-        # (epoch, batch) that the next iteration starts with, and the one that follows the last batch handed
+        # The next iteration's start (epoch, batch), and the position after the last batch handed
         # out.
         self._start = (0, 0)
         self._position = (0, 0)
@@ -135,18 +135,18 @@ class BatchLoader:
             yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be that of ``epoch``; a position loaded for this very epoch is kept."""
+        """Set the epoch of the next iteration; a position loaded for this very epoch is kept."""
         if epoch != self._start[0]:
             self._start = (epoch, 0)
         self._position = self._start
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last batch handed out; it is the same on all ranks."""
+        """Return the position after the last batch handed out, which is the same on all ranks."""
         epoch, batch = self._position
         return {"epoch": epoch, "batch": batch, "order": self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next iteration go on after the last batch handed out.
+        """Resume the next iteration after the last batch handed out.
 
         Args:
             state_dict: What :meth:`state_dict` returned. A state at the end of an epoch starts the next one.
@@ -171,7 +171,7 @@ class BatchLoader:
     def _order(self, epoch: int) -> Tensor:
         """Return the indices of this rank's samples in the order of ``epoch``, on the tensors' device."""
         if self.shuffle:
-            # Drawn on the host, so that the order does not depend on where the tensors lie.
+            # Drawn on the host, so that the order does not depend on the tensors' device.
             generator = keyed_generator(self.seed, epoch)
             order = self._drawn(generator)
         else:
@@ -220,7 +220,7 @@ class BatchLoader:
         own = len(range(self.rank, self.samples, ranks))
         stops = [min(size * (step + 1), own) for step in range(steps)]
         if steps > 1 and stops[-2] == own:
-            # The other ranks have one sample left for a last batch: keep one here, too.
+            # The other ranks have one more sample for a last batch: keep one here, too.
             stops[-2] -= 1
         return stops
 

@@ -20,7 +20,7 @@ from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident
 
-# MD5 of the four files unpacked: of what is in the packed ones, whose MD5 are published.
+# MD5 of the four unpacked files, which are published for the packed ones' contents.
 UNPACKED = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -34,9 +34,10 @@ class MNIST(ImageDataModule):
     """The 60 000 training and 10 000 test digits, padded to 32x32 as LeNet-5 wants them.
 
     The files are looked for in ``root``, ``root/mnist`` and ``root/MNIST/raw``, packed or unpacked, and
-    verified by their checksums; those of another set, which have none, are all to be in the first of these
-    folders that has any, and the same if they are there both packed and unpacked. Missing ones of MNIST are
-    downloaded into ``root/MNIST/raw`` when a Trainer (or you) calls ``prepare_data``.
+    verified by their checksums. Missing files of MNIST are downloaded into ``root/MNIST/raw`` when a Trainer
+    (or you) calls ``prepare_data``. The files of another set have no checksums: all of them must be in the
+    first of these folders that has any, and a file that is there packed and unpacked must have the same
+    content.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
@@ -157,12 +158,12 @@ class MNIST(ImageDataModule):
         return [name for name in _published()[1] if not self._find(name)]
 
     def _find(self, name: str) -> list[Path]:
-        """The files that there are of a name, packed ones first."""
+        """Find the existing files of a name, packed ones first."""
         folders = (self.root, self.root / "mnist", self.root / "MNIST" / "raw")
         there = [[path for path in _both(folder, name) if path.is_file()] for folder in folders]
         if self.source == "mnist":
             return [path for paths in there for path in paths]
-        # Without checksums only the folder tells which files belong together.
+        # Without checksums only the folder shows which files belong together.
         parts = list(_published()[1])
         used = (any(path.is_file() for part in parts for path in _both(folder, part)) for folder in folders)
         return next((paths for paths, some in zip(there, used, strict=True) if some), [])
@@ -182,8 +183,8 @@ def read_idx(path: Path, shape: tuple[int | None, ...], md5: str | None = None) 
 
     Args:
         path: The file, packed if its name ends in ``.gz``.
-        shape: Shape that the file must have, None where any size will do.
-        md5: Published checksum of the file as it is, packed or unpacked.
+        shape: Required shape of the file; None for a dimension of any size.
+        md5: Published checksum of the file itself, packed or unpacked.
 
     Returns:
         uint8, of ``shape``.
@@ -235,7 +236,7 @@ def _both(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _read_all(paths: list[Path], shape: tuple[int | None, ...]) -> Tensor:
-    """What is in a file, packed and unpacked: the same, as nothing tells which of them is wanted."""
+    """Read a file, packed and unpacked: both must be the same, as nothing says which one is wanted."""
     contents = [read_idx(path, shape) for path in paths]
     if not all(torch.equal(contents[0], content) for content in contents):
         raise ValueError(

@@ -83,10 +83,10 @@ class TensorDataModule(LightningDataModule):
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `load`")
 
     def train_order(self, generator: torch.Generator) -> Tensor:
-        """Draw the order of an epoch: places of the training samples, as many as there are samples, [N].
+        """Draw the order of an epoch: as many indices of training samples as there are samples, [N].
 
-        All ranks together take the next ones of it for each step. Override it for batches of another make-up,
-        such as equally many of each class. By default each sample comes once.
+        Each step takes the next indices for all ranks together. Override it for batches with another
+        composition, such as equally many samples of each class. By default each sample comes once.
         """
         return torch.randperm(len(self.tensors["train"][0]), generator=generator)
 
@@ -116,7 +116,7 @@ class TensorDataModule(LightningDataModule):
                 self._loaded.add(name)
 
     def train_dataloader(self) -> BatchLoader:
-        """Return the training batches: shuffled, unless the Trainer is to overfit some of them."""
+        """Return the training batches: shuffled, unless the Trainer overfits some batches."""
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         return self._loader("train", shuffle=not overfit, pad=True)
 
@@ -124,7 +124,7 @@ class TensorDataModule(LightningDataModule):
         """Return the validation batches; an empty list when there is no validation split."""
         if "val" in self.tensors:
             return self._loader("val")
-        # Lightning takes the list for a loader without batches.
+        # Lightning takes the list as a loader without batches.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
@@ -133,11 +133,11 @@ class TensorDataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> BatchLoader:
-        """Return the batches to predict: the test batches unless :meth:`load` gives a split of its own."""
+        """Return the batches to predict: the test batches unless :meth:`load` returns a split "predict"."""
         return self._loader("predict" if "predict" in self.tensors else "test")
 
     def predict_names(self) -> list[str] | None:
-        """Names of the samples to predict, in their order: ``pl-losses predict`` writes them."""
+        """Return names of the samples to predict, in order: ``pl-losses predict`` writes them."""
         return None
 
     def _loader(self, split: str, shuffle: bool = False, pad: bool = False) -> BatchLoader:

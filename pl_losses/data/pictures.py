@@ -48,10 +48,10 @@ class PictureSet:
 class Pictures(LightningDataModule):
     """Content and style images, read from files, for :class:`~pl_losses.StyleTransfer`.
 
-    Files of any size and kind that Pillow reads: they are turned upright (EXIF), taken out of their colour
-    profiles into sRGB, put over white where they are transparent, and grey ones made coloured. A
-    name is looked for in the current folder, then in ``root`` and its folder ``images``; "china" and "flower"
-    are scikit-learn's photographs, "starry-night" is van Gogh's painting, packaged small.
+    The files may be of any size and kind that Pillow reads: images are turned upright (EXIF), converted from
+    their colour profiles to sRGB, put on white where they are transparent, and made coloured if they are
+    grey. A name is looked for in the current folder, then in ``root`` and its folder ``images``; "china" and
+    "flower" are scikit-learn's photographs, "starry-night" is van Gogh's painting, packaged small.
 
     Args:
         content: Content image, or a list of several of one size, which are worked on together.
@@ -116,7 +116,7 @@ class Pictures(LightningDataModule):
         self.root = root or os.environ.get("PL_LOSSES_DATA")
 
     def pictures(self, rank: int = 0, ranks: int = 1) -> PictureSet:
-        """The images of one rank: every ``ranks``-th content from its own on, with their styles.
+        """Open the images of one rank: every ``ranks``-th content, starting with its own, with the styles.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -132,7 +132,7 @@ class Pictures(LightningDataModule):
         height, width = contents[0].shape[1:]
         wanted = self.style_size or max(height, width)
         lists = [[self.style[index]] if self.paired else self.style for index in range(len(self.content))]
-        # Distinct over all ranks, which write into one folder.
+        # Distinct over all ranks, which write to one folder.
         names = distinct([_name([content, *own]) for content, own in zip(self.content, lists, strict=True)])
         lists = [lists[index] for index in chosen]
         opened = {name: self.open("style", name, wanted) for own in lists for name in own}
@@ -150,11 +150,11 @@ class Pictures(LightningDataModule):
         )
 
     def open(self, argument: str, name: str, size: int | tuple[int, int] | None) -> Tensor:
-        """An image by its name, as [3, H, W] in [0, 1]; override it for images from elsewhere.
+        """Open an image by name, as [3, H, W] in [0, 1]; override it for images from elsewhere.
 
         Args:
             argument: Which of ``content``, ``style`` and ``masks`` named it, for the errors.
-            name: Path, or name of a packaged one.
+            name: Path, or name of a packaged image.
             size: See :func:`~pl_losses.data.image_files.resized`.
 
         Raises:
@@ -176,7 +176,7 @@ class Pictures(LightningDataModule):
         return image
 
     def find(self, name: str) -> Path:
-        """Where an image is; the path as given where there is none."""
+        """Find an image's path; return the path as given if there is none."""
         if name in PACKAGED:
             package, file = PACKAGED[name]
             spec = importlib.util.find_spec(package)
@@ -186,17 +186,17 @@ class Pictures(LightningDataModule):
         return next((one for one in (path, *(folder / name for folder in folders)) if one.is_file()), path)
 
     def train_dataloader(self) -> BatchLoader:
-        """As many batches as there are steps: their numbers; the images are in :meth:`pictures`."""
+        """Return one batch per step, which holds the step's number; images are in :meth:`pictures`."""
         return BatchLoader((torch.arange(self.steps),), 1)
 
     def test_dataloader(self) -> BatchLoader:
-        """One batch."""
+        """Return one batch."""
         return BatchLoader((torch.arange(1),), 1)
 
     predict_dataloader = test_dataloader
 
     def _check_masks(self, names: list[str], height: int, width: int) -> None:
-        """Refuse masks that would be cropped otherwise than the content is."""
+        """Refuse masks of other proportions than the content's, as they would be cropped differently."""
         fitting = [(height, width)]
         if isinstance(self.size, list):
             whole = {self.open("content", name, None).shape[1:] for name in self.content}
@@ -214,7 +214,7 @@ class Pictures(LightningDataModule):
         return (self.size[0], self.size[1]) if isinstance(self.size, list) else self.size
 
     def _shares(self) -> list[float] | None:
-        """Weights that sum to 1; those of regions as they are."""
+        """Scale the weights to sum to 1; leave weights of regions as they are."""
         if self.style_weights is None or self.masks is not None:
             return self.style_weights
         return [weight / sum(self.style_weights) for weight in self.style_weights]

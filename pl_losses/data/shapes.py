@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 SIDE = 28
-# Share of the image that a region covers.
+# Least and greatest share of the image that a region covers.
 LEAST, MOST = 0.19, 0.75
-# A region is not convex when its hull has so many more pixels.
+# A region is not convex if its hull has at least so many more pixels.
 DENT = 20
 LINES, PARTS, DIRECTIONS, CANDIDATES = 8, 3, 120, 1024
 
 
 def rectangles(count: int, generator: torch.Generator, shortest: int = 3, difference: int = 3) -> Tensor:
-    """Random rectangles that lie within the image.
+    """Draw rectangles that lie within the image.
 
     Args:
-        count: How many, N.
-        generator: Of the random numbers.
+        count: Number N of rectangles.
+        generator: Source of the random numbers.
         shortest: The least height and width, in pixels.
-        difference: By how much height and width differ at least.
+        difference: The least difference of height and width.
 
     Returns:
         Top, left, height and width, integers [N, 4]; wide and tall ones are equally likely.
@@ -44,7 +44,7 @@ def rectangles(count: int, generator: torch.Generator, shortest: int = 3, differ
 
 
 def filled(boxes: Tensor) -> Tensor:
-    """Which pixels lie in rectangles: top, left, height, width [N, 4] -> bool [N, 28, 28]."""
+    """Mark the pixels that lie in rectangles: top, left, height, width [N, 4] -> bool [N, 28, 28]."""
     top, left, height, width = (column[:, None] for column in boxes.unbind(dim=1))
     place = torch.arange(SIDE)
     rows = (place >= top) & (place < top + height)
@@ -53,18 +53,18 @@ def filled(boxes: Tensor) -> Tensor:
 
 
 def outlines(boxes: Tensor) -> Tensor:
-    """The outermost pixels of rectangles: [N, 4] -> bool [N, 28, 28]."""
+    """Mark the outermost pixels of rectangles: [N, 4] -> bool [N, 28, 28]."""
     inner = boxes + torch.tensor([1, 1, -2, -2])
     return filled(boxes) & ~filled(inner)
 
 
 def convex_regions(count: int, generator: torch.Generator) -> Tensor:
-    """Regions that are intersections of half-planes: bool [N, 28, 28]."""
+    """Draw regions that are intersections of half-planes: bool [N, 28, 28]."""
     return collect(lambda: _sized(_intersections(CANDIDATES, generator)), count)
 
 
 def other_regions(count: int, generator: torch.Generator) -> Tensor:
-    """Unions of two or three such regions that are clearly not convex: bool [N, 28, 28]."""
+    """Draw unions of two or three such regions that are clearly not convex: bool [N, 28, 28]."""
 
     def candidates() -> Tensor:
         parts = _intersections(PARTS * CANDIDATES, generator).view(PARTS, CANDIDATES, SIDE, SIDE)
@@ -77,7 +77,7 @@ def other_regions(count: int, generator: torch.Generator) -> Tensor:
 
 
 def dents(regions: Tensor) -> Tensor:
-    """By how many pixels the convex hull of each region is larger: bool [N, 28, 28] -> [N].
+    """Count by how many pixels the convex hull of each region is larger: bool [N, 28, 28] -> [N].
 
     The hull is the intersection of the region's supporting half-planes in 120 directions.
 
@@ -100,7 +100,7 @@ def dents(regions: Tensor) -> Tensor:
 
 
 def collect(candidates: Callable[[], Tensor], count: int) -> Tensor:
-    """The first ``count`` rows of what ``candidates`` returns again and again."""
+    """Collect ``count`` rows by calling ``candidates`` as often as needed."""
     found, enough = [], 0
     while enough < count:
         found.append(candidates())
@@ -109,13 +109,13 @@ def collect(candidates: Callable[[], Tensor], count: int) -> Tensor:
 
 
 def _pixels() -> Tensor:
-    """Row and column of each pixel, from the middle of the image: [784, 2]."""
+    """Return row and column of each pixel, from the middle of the image: [784, 2]."""
     place = torch.arange(SIDE) - (SIDE - 1) / 2
     return torch.cartesian_prod(place, place)
 
 
 def _intersections(count: int, generator: torch.Generator) -> Tensor:
-    """Intersections of one to eight random half-planes that hold a random point: bool [N, 28, 28]."""
+    """Draw intersections of one to eight half-planes that hold a random point: bool [N, 28, 28]."""
     numbers = torch.rand(count, LINES, 3, generator=generator)
     lines = 1 + (torch.rand(count, 1, generator=generator) * LINES).long()
     anchors = (torch.rand(count, 1, 2, generator=generator) - 0.5) * SIDE

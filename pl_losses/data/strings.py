@@ -19,19 +19,19 @@ from pl_losses.data.mnist import MNIST
 from pl_losses.data.module import Resident, TensorDataModule
 from pl_losses.data.transforms import smooth_field, warp
 
-INK = 0.2  # Darker than this is ink, as a share of full ink.
+INK = 0.2  # Pixels darker than this are ink, as a share of full ink.
 MARGIN = 4  # Empty columns before and after a string.
-NODES = 5  # Elastic displacements are drawn at so many points along each axis, 8 pixels apart.
-SPECKS, SPECK = 2, 5  # At most so many pieces of clutter, their side in pixels.
+NODES = 5  # Points along each axis at which elastic displacements are drawn, 8 pixels apart.
+SPECKS, SPECK = 2, 5  # Most pieces of clutter, and their side in pixels.
 
 
 class DigitStrings(TensorDataModule):
     """Strings of scikit-learn's packaged digits, which need no download, or of MNIST's.
 
-    A string is a function of the seed, the epoch and its number alone: it is the same, up to rounding, for
-    any batch size, number of ranks and order, and every epoch of training has new ones. Validation and test
-    strings stay the same, and hold digits of their own: of MNIST the 10 000 of the test set. As long as they
-    suffice, no digit occurs twice in an epoch.
+    A string depends only on the seed, the epoch and its number: it is the same, up to rounding, for any batch
+    size, number of ranks and order, and every epoch of training has new ones. Validation and test strings
+    stay the same, and have digits of their own: from MNIST the 10 000 of the test set. No digit occurs twice
+    in an epoch as long as there are enough.
 
     To take other characters, override :meth:`configure_digits` and ``class_names``.
 
@@ -137,7 +137,7 @@ class DigitStrings(TensorDataModule):
         self._drawn: tuple[tuple[str, int], Tensor] | None = None
 
     def configure_digits(self) -> ImageDataModule:
-        """The isolated digits: a DataModule whose ``load`` gives bytes [N, 1, 32, 32] and labels [N]."""
+        """Build the source of isolated digits: its ``load`` returns bytes [N, 1, 32, 32] and labels [N]."""
         if self.source == "mnist":
             return MNIST(self.root, self.download, self.val_size, seed=self.seed)
         return Digits(self.val_size, self.test_size, seed=self.seed)
@@ -147,7 +147,7 @@ class DigitStrings(TensorDataModule):
         self.configure_digits().prepare_data()
 
     def load(self, stage: str) -> dict[str, Batch]:
-        """Load the digits; what batches are made of are the numbers of the strings."""
+        """Load the digits; the tensors that batches are made of are the strings' numbers."""
         found = {split: (rows[0], rows[1]) for split, rows in self.configure_digits().load(stage).items()}
         self.digits.update(found)
         counts = {split: self.strings if split == "train" else self.eval_strings for split in found}
@@ -157,12 +157,12 @@ class DigitStrings(TensorDataModule):
         }
 
     def compose(self, split: str, epoch: int, numbers: Tensor) -> Lines:
-        """Make strings.
+        """Compose strings.
 
         Args:
-            split: Whose digits to take.
-            epoch: The epoch: it draws the digits and all that is random.
-            numbers: Which strings of the epoch, [B].
+            split: The split whose digits to take.
+            epoch: The epoch, from which the digits and all random numbers are drawn.
+            numbers: Numbers of the strings in the epoch, [B].
         """
         digits, labels, lengths, draws = self._digits(split, epoch, numbers)
         gaps = self.gap[0] + (draws[..., -1] * (self.gap[1] - self.gap[0] + 1)).long()
@@ -172,13 +172,13 @@ class DigitStrings(TensorDataModule):
         return Lines(images, widths, labels, lengths, boundaries)
 
     def isolated(self, split: str, epoch: int, numbers: Tensor) -> Characters:
-        """The digits of the same strings one by one."""
+        """Return the digits of the same strings one by one."""
         digits, labels, lengths, _ = self._digits(split, epoch, numbers)
         present = _below(lengths, self.longest)
         return Characters(digits[present][:, None], labels[present])
 
     def _digits(self, split: str, epoch: int, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Distorted digits [B, L, 32, 32], labels [B, L], lengths [B] and random numbers [B, L, 7]."""
+        """Draw distorted digits [B, L, 32, 32], labels [B, L], lengths [B] and random numbers [B, L, 7]."""
         images, labels = self._bank(split, numbers.device)
         draws = uniform(fold_in(self.seed, split, epoch), numbers, 2 + 7 * self.longest)
         lengths = self.shortest + (draws[:, 0] * (self.longest - self.shortest + 1)).long()
@@ -193,12 +193,12 @@ class DigitStrings(TensorDataModule):
         return warped.view(*slots.shape, 32, 32), labels[chosen].view_as(slots) * present, lengths, each
 
     def _displacement(self, epoch: int, numbers: Tensor) -> Tensor:
-        """Smooth displacements of the training digits of strings, [B * L, 2, 32, 32]."""
+        """Draw smooth displacements of the training digits of strings, [B * L, 2, 32, 32]."""
         draws = uniform(fold_in(self.seed, "train", epoch, 2), numbers, self.longest * 2 * NODES**2)
         return smooth_field(self.elastic * (2 * draws - 1).view(-1, 2, NODES, NODES), 32, 32)
 
     def _cluttered(self, images: Tensor, widths: Tensor, split: str, epoch: int, numbers: Tensor) -> Tensor:
-        """Paste scraps of digits: those in the string's own slots of a second, unrelated draw."""
+        """Paste scraps of digits from the string's own slots in a second, independent draw."""
         bank, _ = self._bank(split, numbers.device)
         draws = uniform(fold_in(self.seed, split, epoch, 1), numbers, 6 * SPECKS).view(-1, SPECKS, 6)
         chosen = (draws[..., 0] * len(bank)).long()
@@ -213,14 +213,14 @@ class DigitStrings(TensorDataModule):
         return paste(images[:, 0], scraps, x, y)[:, None]
 
     def _bank(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The digits of a split, moved to where the strings are wanted, once."""
+        """Return the digits of a split, moved once to the device of the strings."""
         images, labels = self.digits[split]
         if images.device != device:
             self.digits[split] = images.to(device), labels.to(device)
         return self.digits[split]
 
     def _order(self, split: str, epoch: int, device: torch.device) -> Tensor:
-        """Which digit stands in which slot of the epoch's strings: passes over all digits."""
+        """Draw which digit stands in which slot of the epoch's strings: passes over all digits."""
         if self._drawn is None or self._drawn[0] != (split, epoch):
             count = len(self.digits[split][1])
             passes = ceil(len(self.tensors[split][0]) * self.longest / count)
@@ -244,7 +244,7 @@ class DigitStrings(TensorDataModule):
 
 
 class _EpochLoader(BatchLoader):
-    """Tells which epoch the batch is of."""
+    """Sets the epoch that a batch belongs to."""
 
     epoch = 0
 
@@ -258,7 +258,7 @@ def join(digits: Tensor, lengths: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor,
 
     Args:
         digits: Ink in [0, 1], [B, L, H, W].
-        lengths: How many of them a string has, [B].
+        lengths: Number of digits in each string, [B].
         gaps: Columns between a digit's ink and the next one's, [B, L]; below 0 their boxes overlap, by a
             third of the narrower one at most.
 
@@ -284,13 +284,13 @@ def join(digits: Tensor, lengths: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor,
 
 
 def paste(canvas: Tensor, patches: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Paste patches where they are darker than what is there.
+    """Paste patches where they are darker than the canvas.
 
     Args:
         canvas: Ink in [0, 1], [B, H, W].
         patches: Ink in [0, 1], [B, P, h, w].
-        x: Column of each patch's left edge, [B, P]; what falls beyond the canvas is lost.
-        y: Row of its upper edge, [B, P].
+        x: Column of each patch's left edge, [B, P]; parts beyond the canvas are lost.
+        y: Row of each patch's upper edge, [B, P].
 
     Returns:
         [B, H, W].
@@ -306,12 +306,12 @@ def paste(canvas: Tensor, patches: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def uniform(seed: int, numbers: Tensor, count: int) -> Tensor:
-    """Random numbers in [0, 1) that depend on the seed and a number alone, not on what is drawn beside it.
+    """Draw numbers in [0, 1) that depend only on the seed and their own number, not on the rest of the batch.
 
     Args:
         seed: At least 0.
         numbers: Integers of at least 0, [B].
-        count: How many for each.
+        count: Random numbers for each.
 
     Returns:
         float32, [B, count]: the same on every device.
@@ -335,5 +335,5 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
 
 
 def _below(lengths: Tensor, longest: int) -> Tensor:
-    """Which of ``longest`` places are filled, [B, longest]."""
+    """Mark which of ``longest`` places are filled, [B, longest]."""
     return torch.arange(longest, device=lengths.device) < lengths[:, None]

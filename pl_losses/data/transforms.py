@@ -97,7 +97,8 @@ def warp(
         parameters: The columns right and down in pixels, scale and squeeze as logarithms, shear in pixels per
             row, angle in radians from the x towards the y axis: [B, 6].
         background: Value of everything outside of the images.
-        displacement: How far from where the map says each output pixel is taken, to the right and down, in
+        displacement: Offset from the map's place to the one where each output pixel is sampled, right and
+            down, in
             pixels: [B, 2, H, W].
 
     Returns:
@@ -107,8 +108,8 @@ def warp(
     right, down, scale, squeeze, shear, angle = parameters.unbind(1)
     cos, sin = angle.cos(), angle.sin()
     narrow, flat = (-scale - squeeze).exp(), (squeeze - scale).exp()
-    # Resampling asks where each output pixel comes from, hence the inverse map; x and y in half widths and
-    # heights.
+    # Resampling needs the place that each output pixel comes from, hence the inverse map; x and y are in
+    # half widths and heights.
     xx, xy = narrow * (cos + shear * sin), narrow * (sin - shear * cos)
     yx, yy = -flat * sin, flat * cos
     x = _centres(width, images)
@@ -129,10 +130,10 @@ def warp(
 
 
 def smooth_field(nodes: Tensor, height: int, width: int) -> Tensor:
-    """Cubic interpolation of values on a coarse grid whose outer nodes lie on the outer pixels.
+    """Interpolate values cubically on a coarse grid whose outer nodes lie on the outer pixels.
 
-    As ``torch.nn.functional.interpolate(mode="bicubic", align_corners=True)``, by two products of matrices,
-    which take a fraction of its time.
+    The result is that of ``torch.nn.functional.interpolate(mode="bicubic", align_corners=True)``, computed by
+    two matrix products in a fraction of its time.
 
     Args:
         nodes: Floating point, [..., h, w].
@@ -146,7 +147,7 @@ def smooth_field(nodes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _weights(size: int, nodes: int, like: Tensor) -> Tensor:
-    """What each node contributes to each place, [size, nodes]."""
+    """Compute the contribution of each node to each place, [size, nodes]."""
     unit = torch.eye(nodes, dtype=like.dtype, device=like.device)[None, None]
     return interpolate(unit, (size, nodes), mode="bicubic", align_corners=True)[0, 0]
 

@@ -19,7 +19,7 @@ from pl_losses.data.module import Resident, TensorDataModule
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
-# A column may be rounded by this share of its standard deviation.
+# Rounding to float32 may change a column by this share of its standard deviation.
 PRECISION = 1e-3
 
 _SOURCE = (
@@ -30,14 +30,14 @@ _SOURCE = (
 
 @dataclass(frozen=True)
 class UCISet:
-    """What is published of a set: its folder, shape, number of splits and the SHA-256 of its ``data.txt``."""
+    """Published facts of a set: its folder, shape, number of splits and the SHA-256 of its ``data.txt``."""
 
     folder: str
     samples: int
     features: int
     splits: int
     sha256: str
-    # Of the file; what follows the features and the target is not used.
+    # Columns of the file; those after the features and the target are not used.
     columns: int = 0
 
 
@@ -83,9 +83,9 @@ SETS = {
 class UCI(TensorDataModule):
     """One split of a UCI set: features [B, Q] and targets [B, 1], float32, not normalised.
 
-    Nine in ten samples are trained on, the others tested; the published splits are drawn anew, see
+    Nine in ten samples are for training, the others for the test. The published splits are drawn anew, see
     :func:`split_rows`. A set's file is looked for in ``root/uci/<folder>``, then ``root/<folder>``; a
-    published one that is missing is downloaded into the former when a Trainer (or you) calls
+    published file that is missing is downloaded into the former when a Trainer (or you) calls
     ``prepare_data``.
 
     A folder of your own needs a ``data.txt`` with one sample per line, numbers between blanks, the target
@@ -168,7 +168,7 @@ class UCI(TensorDataModule):
         return {part: (x[rows], y[rows]) for part, rows in self._rows().items() if len(rows)}
 
     def _single(self, values: Array, what: str) -> torch.Tensor:
-        """Values in float32, [N, Q], unless that would round away how they differ."""
+        """Convert values to float32, [N, Q], unless that would round away their differences."""
         with np.errstate(over="ignore"):
             lost = np.abs(values.astype(np.float32) - values).max(axis=0)
         _, std = standardisation(values)
@@ -187,23 +187,23 @@ class UCI(TensorDataModule):
 
 
 def split_rows(samples: int, split: int, folder: Path | None = None) -> tuple[Rows, Rows]:
-    """Rows of one split: nine in ten to train on, in random order, and the others.
+    """Return the rows of one split: nine in ten to train on, in random order, and the others.
 
     Hernández-Lobato and Adams 2015 drew one permutation per split, one after the other from
-    ``numpy.random.RandomState(1)``; so does this.
+    ``numpy.random.RandomState(1)``; this function does the same.
 
     Args:
         samples: Number of samples N of the set.
         split: Which split, from 0 on.
-        folder: Where to look for ``index_train_<split>.txt`` and ``index_test_<split>.txt``, which come
-            before what would be drawn.
+        folder: Where to look for ``index_train_<split>.txt`` and ``index_test_<split>.txt``, which are used
+            instead of a draw.
 
     Returns:
         Rows to train on and to test.
 
     Raises:
         FileNotFoundError: If there is only one of the two files.
-        ValueError: If index files name rows twice, or rows that are not there.
+        ValueError: If index files name rows twice, or rows that do not exist.
 
     Example:
         >>> train, test = split_rows(10, 0)
@@ -218,14 +218,14 @@ def split_rows(samples: int, split: int, folder: Path | None = None) -> tuple[Ro
         return train, test
     random = np.random.RandomState(1)
     for _ in range(split + 1):
-        # The same draws as `choice(range(n), n, replace=False)` makes.
+        # These are the draws of `choice(range(n), n, replace=False)`.
         rows = random.permutation(samples)
     kept = round(0.9 * samples)
     return rows[:kept], rows[kept:]
 
 
 def train_part(samples: int, val_share: float) -> int:
-    """How many of the training samples, the first ones, are left when the last are kept for validation.
+    """Count the first training samples that are left when the last ones are kept for validation.
 
     >>> train_part(455, 0.2)
     364
@@ -234,7 +234,7 @@ def train_part(samples: int, val_share: float) -> int:
 
 
 def standardisation(values: Array) -> tuple[Array, Array]:
-    """Mean and population standard deviation of each column; a constant column's deviation is 1.
+    """Compute mean and population standard deviation of each column; a constant column's deviation is 1.
 
     Args:
         values: [N] or [N, Q].
@@ -250,19 +250,19 @@ def standardisation(values: Array) -> tuple[Array, Array]:
 
 
 def data_root(root: str | None) -> Path:
-    """The folder with the data: ``root``, else PL_LOSSES_DATA, else ``~/.cache/pl_losses``."""
+    """Return the folder with the data: ``root``, else PL_LOSSES_DATA, else ``~/.cache/pl_losses``."""
     return Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
 
 
 def find(name: str, root: str | None = None) -> Path | None:
-    """The folder with a set's ``data.txt``; None if there is none."""
+    """Find the folder with a set's ``data.txt``; None if there is none."""
     folder = SETS[name].folder if name in SETS else name
     folders = (data_root(root) / "uci" / folder, data_root(root) / folder)
     return next((folder for folder in folders if (folder / "data.txt").is_file()), None)
 
 
 def shape_of(name: str, root: str | None = None) -> tuple[int, int, int]:
-    """Samples N, features Q and splits of a set; a published one's file need not be there.
+    """Return samples N, features Q and splits of a set; a published set's file need not exist.
 
     Raises:
         ValueError: If there is no such set, or its file is damaged.
@@ -280,7 +280,7 @@ def shape_of(name: str, root: str | None = None) -> tuple[int, int, int]:
 
 
 def _splits(folder: Path) -> int:
-    """Number of the splits that a folder has index files for."""
+    """Count the splits that a folder has index files for."""
     train, test = (
         {file.stem.removeprefix(f"index_{part}_") for file in folder.glob(f"index_{part}_*.txt")}
         for part in ("train", "test")
@@ -311,7 +311,7 @@ def prepare(name: str, root: str | None = None, *, download: bool = True) -> Non
 
 
 def read(name: str, root: str | None = None) -> tuple[Array, Array]:
-    """Features [N, Q] and targets [N] of a set, as they stand in its file.
+    """Read features [N, Q] and targets [N] of a set from its file.
 
     Raises:
         FileNotFoundError: If the file is missing.
@@ -341,7 +341,7 @@ def read(name: str, root: str | None = None) -> tuple[Array, Array]:
 
 
 def _columns(folder: Path, width: int, published: UCISet | None) -> tuple[Rows, int]:
-    """Columns of the features and of the target, as a folder's index files name them."""
+    """Return the columns of the features and of the target, as a folder's index files name them."""
     files = folder / "index_features.txt", folder / "index_target.txt"
     target = width - 1 if published is None else published.features
     features = np.arange(target if published else width)
@@ -380,7 +380,7 @@ def _numbers(path: Path) -> Array:
 def _read_rows(path: Path, below: int, what: str = "rows") -> Rows:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Of an empty file, which is refused below.
+            warnings.simplefilter("ignore", UserWarning)  # For an empty file, which is refused below.
             numbers = np.loadtxt(path, ndmin=1)
     except ValueError as error:
         raise ValueError(f"Expected {path} to hold one number per line but got: {error}") from error

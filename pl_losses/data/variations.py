@@ -1,7 +1,7 @@
 """Sets made like those of Larochelle et al. 2007, on which Vincent et al. 2010 compare methods.
 
-They are the same tasks but not the same distributions: results on them are to be compared among themselves,
-never with the published ones.
+They are the same tasks but not the same distributions: compare results on them with each other, never with
+the published ones.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ SHAPES: dict[str, tuple[str, str]] = {
 # Training, validation and test images of the original sets.
 SIZES = {"rect-gen": (1000, 200, 50_000), "convex-gen": (7000, 1000, 50_000)}
 USUAL_SIZES = (10_000, 2000, 50_000)
-# Patches of photographs with a smaller standard deviation show nothing.
+# Patches of photographs with a smaller standard deviation are too plain.
 CONTRAST = 16.0
 
 
 class Variations(ImageDataModule):
     """Generated variations of the digits and of simple shapes, 28x28, always the same for a ``data_seed``.
 
-    "basic-gen" is a subset of the digits; "rot-gen" turns them by an angle uniform in [0, 2 pi); behind
-    them "bg-rand-gen" has uniform noise and "bg-img-gen" patches of scikit-learn's two photographs;
+    "basic-gen" is a subset of the digits; "rot-gen" turns them by an angle uniform in [0, 2 pi).
+    "bg-rand-gen" puts uniform noise behind them, "bg-img-gen" patches of scikit-learn's two photographs, and
     "bg-img-rot-gen" has both the turns and the patches. "rect-gen" has outlines of tall and of wide
     rectangles, "rect-img-gen" such rectangles of one patch on another; "convex-gen" has regions that are
     convex or not. No digit is in two splits.
@@ -130,7 +130,7 @@ class Variations(ImageDataModule):
         self.num_classes = len(self.class_names)
 
     def configure_digits(self) -> ImageDataModule:
-        """The digits: a DataModule whose ``load`` gives bytes [N, 1, 28 + 2P, 28 + 2P] and labels [N]."""
+        """Build the source of digits: its ``load`` returns bytes [N, 1, 28 + 2P, 28 + 2P] and labels [N]."""
         if self.source == "mnist":
             return MNIST(self.root, self.download, val_size=0, pad=0)
         return Digits(val_size=0)
@@ -161,7 +161,7 @@ class Variations(ImageDataModule):
         return digits[:, None], labels
 
     def _digits(self, split: str) -> tuple[Tensor, Tensor]:
-        """The digits of a split: bytes [N, 28, 28] and labels [N]."""
+        """Return the digits of a split: bytes [N, 28, 28] and labels [N]."""
         source = self.configure_digits()
         parts = [source.load("fit")["train"], source.load("test")["test"]]
         images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -173,7 +173,7 @@ class Variations(ImageDataModule):
 
 
 def _shapes(name: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Bytes [N, 28, 28] and labels [N]."""
+    """Generate shapes: bytes [N, 28, 28] and labels [N]."""
     if name == "convex-gen":
         labels = torch.randint(0, 2, (count,), generator=generator)
         images = torch.empty(count, 28, 28, dtype=torch.bool)
@@ -191,12 +191,12 @@ def _shapes(name: str, count: int, generator: torch.Generator) -> tuple[Tensor, 
 
 
 def _turned(digits: Tensor, generator: torch.Generator) -> Tensor:
-    """Digits turned by random angles: bytes [N, H, W] -> [N, H, W]."""
+    """Turn digits by random angles: bytes [N, H, W] -> [N, H, W]."""
     angles = 2 * pi * torch.rand(len(digits), generator=generator)
     cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
     maps = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
     turned = torch.empty_like(digits)
-    # A thousand at a time: the grid of all would take 400 MB.
+    # A thousand at a time, as the grid of all would take 400 MB.
     for chosen in torch.split(torch.arange(len(digits)), 1000):
         images = digits[chosen, None].float()
         grid = F.affine_grid(maps[chosen], list(images.shape), align_corners=False)
@@ -205,13 +205,13 @@ def _turned(digits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _over(digits: Tensor, background: Tensor) -> Tensor:
-    """White ink over a background: bytes [N, H, W] both."""
+    """Put white ink over a background: bytes [N, H, W] both."""
     covered = (255 - digits.int()) * (255 - background.int())
     return (255 - (covered + 127) // 255).to(torch.uint8)
 
 
 def patches(count: int, generator: torch.Generator) -> Tensor:
-    """Random patches of the two photographs that scikit-learn has packaged: bytes [N, 28, 28]."""
+    """Cut random patches from the two photographs that scikit-learn packages: bytes [N, 28, 28]."""
     photographs, place = _photographs(), torch.arange(28)
     kinds, height, width = photographs.shape
 
@@ -226,7 +226,7 @@ def patches(count: int, generator: torch.Generator) -> Tensor:
 
 @cache
 def _photographs() -> Tensor:
-    """Grey, bytes [2, 427, 640]."""
+    """Load the two photographs in grey, bytes [2, 427, 640]."""
     from sklearn.datasets import load_sample_images
 
     weights = torch.tensor([0.299, 0.587, 0.114])

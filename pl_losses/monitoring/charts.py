@@ -1,4 +1,4 @@
-"""Charts of ``wandb.plot``: their numbers are a table of the run, also of an offline one, drawn by W&B."""
+"""Charts of ``wandb.plot``: W&B draws them from a table of the run, which offline runs have, too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIELDS = {LINES: ("step", "lineKey", "lineVal"), CONFUSION: ("Actual", "Predicte
 def log_lines(
     trainer: Trainer, key: str, lines: Mapping[str, tuple[Tensor, Tensor]], title: str, x: str
 ) -> None:
-    """Log lines whose x axis is no step; their table is ``<key>_table``. For rank zero only.
+    """Log lines whose x axis is not the step; their table is ``<key>_table``. For rank zero only.
 
     Args:
         trainer: Its W&B loggers are used.

@@ -1,4 +1,4 @@
-"""Fits that end at a whole step when they are interrupted, and checkpoints in the course of them."""
+"""Fits that end after a whole step when they are interrupted, and checkpoints during training."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ from pl_losses.core.run_folders import exists
 from pl_losses.core.trust import folder_options
 from pl_losses.monitoring.record import RunRecord
 
-EVERY = 30.0  # Seconds from one checkpoint in the course of training to the next,
-SHARE = 100  # and at least so many times what saving takes.
-DUE = 1  # Below all signals that are listened to.
+EVERY = 30.0  # Least seconds between checkpoints during training,
+SHARE = 100  # and least multiple of the time that saving takes.
+DUE = 1  # Lower than all signals that are handled.
 
 
 def lags(trainer: Trainer) -> bool:
-    """Whether the processors run ahead of what computes, and must not wait for it."""
+    """Return whether the CPU runs ahead of the device and should not wait for it."""
     return trainer.strategy.root_device.type != "cpu"
 
 
 class InterruptionCheckpoint(Callback):
-    """Ends a fit at a whole step when a signal asks for it, and saves a checkpoint there and now and then.
+    """Ends a fit after a whole step when a signal asks for it, and saves checkpoints then and before.
 
-    The first Ctrl-C, or SIGTERM, lets the batch end (with several accelerators the next one too), and the
-    validation that has begun: then weights, optimizers, schedulers, loader and callbacks are all of one step.
-    All ranks end at the same one; they agree without a look at the accelerators. A second
-    Ctrl-C ends at once and saves nothing.
+    The first Ctrl-C or SIGTERM lets the batch end (with several accelerators also the next one), and a
+    validation that has begun. Then weights, optimizers, schedules, loader and callbacks belong to one step.
+    All ranks end at the same step; they agree without waiting for accelerators. A second Ctrl-C ends at once
+    and saves nothing.
 
     Args:
         record: The record of the same run, which knows its folder.
         show: Prints one message.
-        every: Seconds from one checkpoint to the next, of which the newest two are kept; more where saving
-            would take over 1 % of the time.
+        every: Least seconds between checkpoints, of which the newest two are kept; more if saving would take
+            over 1 % of the time.
     """
 
     def __init__(self, record: RunRecord, show: Callable[[str], None] = print, every: float = EVERY) -> None:
         self.record = record
         self.show = show
         self.every = every
-        self._noted = 0  # The signal that this process got.
-        self._agreed = 0  # The signal by which all ranks end.
-        self._validated = -1  # The batch behind which the last validation came.
+        self._noted = 0  # The signal that this process received.
+        self._agreed = 0  # The signal that all ranks end for.
+        self._validated = -1  # The batch after which the last validation came.
         self._training = self._telling = False
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
-        self._pending: Any = None  # What ranks are asked for, until all have answered.
+        self._pending: Any = None  # The ranks' request that is being reduced.
         self._saved, self._cost = time.monotonic(), 0.0
         self._recent: list[Path] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell where the run is and how to go on from it, for one that will be killed."""
+        """Print where the run is and how to resume it, in case it is killed."""
         run, saved = self.record.run, self.record.saved
         if stage == "fit" and run is not None and saved is not None and not self._training:
             place = run.folder if trainer.loggers else "last"
@@ -72,8 +72,8 @@ class InterruptionCheckpoint(Callback):
         return shlex.join([*command, *self.record.trust, *folder_options(self.record.config.get("trainer"))])
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals over."""
-        # Lightning's own handler of SIGTERM makes ranks wait for one another wherever they are.
+        """Take over the signals."""
+        # Lightning's own handler of SIGTERM makes ranks wait for one another at arbitrary places.
         if threading.current_thread() is not threading.main_thread() or self._handlers:
             return
         self._telling = trainer.is_global_zero
@@ -85,7 +85,7 @@ class InterruptionCheckpoint(Callback):
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self._noted and self._telling:
-            # Not by `print`, which must not be entered twice.
+            # Not with `print`, which must not be entered twice.
             os.write(2, b"\nEnding after this batch; Ctrl-C once more ends at once and saves nothing.\n")
         self._noted = self._noted or number
 
@@ -95,12 +95,12 @@ class InterruptionCheckpoint(Callback):
         self._handlers = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is something to save."""
+        """Start the time to the next checkpoint: there is something to save now."""
         self.on_sanity_check_start(trainer, pl_module)
         self._saved, self._pending = time.monotonic(), None
         self._group = None
         if trainer.world_size > 1 and torch.distributed.is_initialized():
-            # Of processors: a number on an accelerator could only be read when all before it is done.
+            # A group of CPUs: a number on an accelerator is readable only after all work queued before it.
             self._group = torch.distributed.new_group(backend="gloo")
         self._agree_at_once(trainer)
         if self._agreed:
@@ -112,7 +112,7 @@ class InterruptionCheckpoint(Callback):
         self._agree(trainer)
 
     def _agree(self, trainer: Trainer) -> bool:
-        """Whether a checkpoint is due; the same on all ranks, as is the signal by which they end."""
+        """Agree on a signal to end for; return whether a checkpoint is due, the same on all ranks."""
         if self._agreed:
             return False
         due = time.monotonic() - self._saved > max(self.every, SHARE * self._cost)
@@ -123,10 +123,10 @@ class InterruptionCheckpoint(Callback):
         return asked == DUE
 
     def _most(self, trainer: Trainer, asked: int) -> int:
-        """The largest of what the ranks ask for: with accelerators at the call before, so as not to wait."""
+        """Return the largest of the ranks' requests; with accelerators those of the previous call."""
         if trainer.world_size == 1:
             return asked
-        if self._group is None:  # Ranks that talk otherwise, as on TPUs.
+        if self._group is None:  # Ranks with another way to communicate, as on TPUs.
             device = trainer.strategy.root_device
             reduced: Any = trainer.strategy.reduce(torch.tensor(asked, device=device), reduce_op="max")
             return int(reduced)
@@ -144,7 +144,7 @@ class InterruptionCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save or end, unless gradients are still to be added up."""
+        """Save or end, unless gradients are still accumulated."""
         if of_lightning.accumulates(trainer):
             return
         # One that is saved before its validation would go on without it.
@@ -153,12 +153,12 @@ class InterruptionCheckpoint(Callback):
             self._save_recent(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a validation end, which could not go on in the middle."""
+        """Let a validation end, as it could not be resumed in the middle."""
         if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             of_lightning.end_soon(trainer, False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End behind it."""
+        """End the fit after the validation if a signal came."""
         if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             self._agree(trainer)
             of_lightning.end_soon(trainer, bool(self._agreed))
@@ -187,13 +187,13 @@ class InterruptionCheckpoint(Callback):
             self._recent.remove(file)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What comes after training is not to be resumed."""
+        """Restore the signal handlers: what comes after training cannot be resumed."""
         self._agree_at_once(trainer)
         self._training = False
         self._let_go()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear away what newer checkpoints replace; end where a signal came too late for the last batch."""
+        """Remove outdated checkpoints; end if a signal came too late for the last batch."""
         steps = [of_lightning.saved_step(one, never=-1) for one in trainer.checkpoint_callbacks]
         if trainer.global_step in steps:
             self._forget(trainer, list(self._recent))
@@ -201,7 +201,7 @@ class InterruptionCheckpoint(Callback):
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save if all ranks have ended at one step; tell how to go on."""
+        """Save if all ranks have ended at the same step; print how to resume."""
         if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
             self._let_go()
             return
@@ -240,7 +240,7 @@ class InterruptionCheckpoint(Callback):
         self.show(f"Interrupted at step {trainer.global_step}. Go on with:\n  {self._command(path)}")
 
     def _newest(self) -> str:
-        """What to say of the newest checkpoint of this run, where it knows one."""
+        """Describe the newest checkpoint of this run; "" if the run is unknown."""
         run = self.record.run
         if run is None:
             return ""

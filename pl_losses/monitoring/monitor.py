@@ -1,4 +1,4 @@
-"""What the monitors of training share: when to look, one copy from the device, one row per step."""
+"""What monitors of training share: hooks around steps, one copy from the device and one row per step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Numbers = Tensor | Array | list[float]
 
 @dataclass
 class Row:
-    """What is logged of one step: scalars for every logger, histograms for those that can show them."""
+    """What is logged of one step: scalars for every logger, histograms for loggers that can show them."""
 
     scalars: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, Array] = field(default_factory=dict)
@@ -38,12 +38,12 @@ class Row:
 
 @dataclass
 class Part:
-    """One monitor's share of a row, before ranks and devices are brought together.
+    """One monitor's share of a row, before it is reduced over ranks and copied from the device.
 
     Attributes:
-        sums: What ranks that hold different shards add up, shape [S]; no tensor if known on the CPU.
-        maxima: What they take the maximum of, shape [M]; the same.
-        finish: Given both as float64 arrays, on rank zero, writes into the row.
+        sums: Numbers that are summed over ranks with different shards, [S]; an array if known on the CPU.
+        maxima: Numbers of which the maximum over ranks is taken, [M]; otherwise the same.
+        finish: Writes into the row on rank zero, given both as float64 arrays.
     """
 
     sums: Numbers
@@ -55,12 +55,12 @@ class Monitor(Callback):
     """Base of the callbacks that look at parameters and optimizers after a step.
 
     A subclass overrides :meth:`prepare`, which runs once when training starts, and :meth:`collect`, which
-    runs after an optimizer's step if that step is logged. Nothing is computed on other steps. An optimizer
-    that takes the place of another one while training goes on is prepared for, too. The parts of all monitors
-    of a trainer are copied from the device together and logged as one row, with the step of Lightning's own
-    rows. Where parameters or optimizer states are sharded, every rank collects its own and at most two
-    collectives bring them together; otherwise only rank zero collects. DeepSpeed and the first FSDP, which
-    flatten parameters and states, are left alone with a warning.
+    runs after an optimizer's step if that step is logged. Nothing is computed on other steps. When training
+    replaces an optimizer by another one, :meth:`prepare` runs again. The parts of all monitors of a trainer
+    are copied from the device together and logged as one row, with the step of Lightning's own rows. If
+    parameters or optimizer states are sharded, every rank collects its own, and at most two collectives bring
+    them together; otherwise only rank zero collects. DeepSpeed and the first FSDP flatten parameters and
+    states: with them a monitor warns and does nothing.
 
     Args:
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
@@ -82,28 +82,28 @@ class Monitor(Callback):
         self._sharded = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the hooks and what waits to be logged, which belong to one process and one step.
+        """Leave out hooks and parts to be logged, which belong to one process and one step.
 
-        Nor with the ``log`` and ``log_dict`` that Lightning lends to callbacks, to which the module is bound.
+        Leave out ``log`` and ``log_dict``, too: Lightning lends them to callbacks, bound to the module.
         """
         kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
         return kept | {"_handles": [], "_parts": []}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find what to look at and name it; runs on all ranks, and where optimizers were replaced."""
+        """Find and name what to look at; runs on all ranks, and again after optimizers were replaced."""
 
     def begin(self, optimizer: Optimizer) -> None:
-        """Called before every step, logged or not."""
+        """Prepare for a step; called before every step, logged or not."""
 
     def end(self, optimizer: Optimizer) -> None:
-        """Called after every step, logged or not, before :meth:`collect`."""
+        """Finish a step; called after every step, logged or not, before :meth:`collect`."""
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
-        """What to log of the step that this optimizer just made; all ranks or, unsharded, rank zero only."""
+        """Collect what to log of this optimizer's step; on all ranks or, unsharded, on rank zero only."""
         raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find what to look at, and hook into the optimizers."""
+        """Find what to look at, and register hooks on the optimizers."""
         self._detach()
         if not trainer.loggers:
             warnings.warn(f"{type(self).__name__} logs nothing: the trainer has no logger", stacklevel=2)
@@ -141,7 +141,7 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The last monitor of the trainer that collected something logs what all of them did."""
+        """Log what all monitors of the trainer collected, in the last of those that collected something."""
         if not self._parts:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -156,11 +156,11 @@ class Monitor(Callback):
             log_row(trainer, row, logged_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the optimizers."""
+        """Remove the hooks."""
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizers."""
+        """Remove the hooks."""
         self._detach()
 
     def _detach(self) -> None:
@@ -170,7 +170,7 @@ class Monitor(Callback):
 
 
 def is_sharded(optimizer: Any) -> bool:
-    """Whether ranks hold different parts of the parameters (DTensor) or of the states (ZeRO)."""
+    """Return whether ranks hold different parts of the parameters (DTensor) or of the states (ZeRO)."""
     tensors = (tensor for group in optimizer.param_groups for tensor in group["params"])
     return type(optimizer).__name__ == "ZeroRedundancyOptimizer" or any(
         isinstance(tensor, DTensor) for tensor in tensors
@@ -178,12 +178,12 @@ def is_sharded(optimizer: Any) -> bool:
 
 
 def own_shard(tensor: Tensor, sharded: bool, rank: int) -> Tensor | None:
-    """The part of a tensor that this rank answers for, or ``None`` where another rank does.
+    """Return the part of a tensor that this rank reports, or ``None`` if another rank reports it.
 
     Args:
         tensor: Plain, or a DTensor.
-        sharded: Whether the ranks' parts are going to be added up.
-        rank: This process' global rank.
+        sharded: Whether the ranks' parts will be summed.
+        rank: This process's global rank.
     """
     if isinstance(tensor, DTensor):
         place = tensor.device_mesh.get_coordinate()
@@ -216,7 +216,7 @@ def bring_together(parts: list[Part], trainer: Trainer, sharded: bool) -> Row | 
 
 
 def on_cpu(vectors: list[Numbers]) -> list[Array]:
-    """Each as an array; the tensors of them are copied from their device in one go."""
+    """Convert vectors to arrays; tensors are copied from their device all at once."""
     tensors = [one for one in vectors if isinstance(one, Tensor)]
     copied, end = np.empty(0), 0
     if tensors:
@@ -232,12 +232,12 @@ def on_cpu(vectors: list[Numbers]) -> list[Array]:
 def vector(
     numbers: Numbers | Sequence[float | Tensor], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Numbers brought to a device without waiting for it.
+    """Move numbers to a device without waiting for it.
 
     Args:
-        numbers: N in all; if they are no tensor, each of them may be one.
-        device: Where they are wanted.
-        dtype: As what.
+        numbers: N numbers: a tensor, or a sequence of floats and scalar tensors.
+        device: Target device.
+        dtype: Target type.
 
     Returns:
         Shape [N].
@@ -274,7 +274,7 @@ def log_row(trainer: Trainer, row: Row, step: int) -> None:
 
 
 def histogram(values: Array) -> tuple[Array, Array]:
-    """Counts and edges of ``np.histogram`` with :func:`bins_for` so many values, in a fraction of its time.
+    """Compute ``np.histogram`` with :func:`bins_for` this number of values, in a fraction of its time.
 
     Args:
         values: Finite, shape [N].
@@ -298,7 +298,7 @@ def histogram(values: Array) -> tuple[Array, Array]:
 
 
 def bins_for(count: int) -> int:
-    """How many bins show so many values: twice their root, as more would mostly be empty; at most 64.
+    """Choose the number of bins: twice the root of the count, as more would mostly be empty; at most 64.
 
     Example:
         >>> [bins_for(count) for count in (1, 16, 100, 5000)]
@@ -308,17 +308,17 @@ def bins_for(count: int) -> int:
 
 
 def optimizer_names(optimizers: list[Any]) -> list[list[str]]:
-    """A name of its own for each parameter group of each optimizer, as ``LearningRateMonitor`` gives them.
+    """Name each parameter group of each optimizer uniquely, as ``LearningRateMonitor`` does.
 
-    ``Adam``, a second one ``Adam-1``; with several groups ``Adam/pg1``, ``Adam/pg2``; a group's own ``name``
-    instead of ``pg1`` if it has one, with a number where a name comes again: ``Adam/weights-1``.
+    Names are ``Adam``, and ``Adam-1`` for a second one; with several groups ``Adam/pg1``, ``Adam/pg2``. A
+    group's own ``name`` replaces ``pg1``, with a number if it is repeated: ``Adam/weights-1``.
     """
     names = []
     for name, optimizer in zip(
         distinct([type(one).__name__ for one in optimizers], start=1), optimizers, strict=True
     ):
         groups = optimizer.param_groups
-        # A slash would make two groups of a group and a tensor of it.
+        # A slash would turn one group into two, a group and a tensor of it.
         own = [str(group.get("name", f"pg{n}")).replace("/", ".") for n, group in enumerate(groups, 1)]
         alone = len(groups) == 1 and "name" not in groups[0]
         names.append([name] if alone else [f"{name}/{group}" for group in distinct(own, start=1)])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
-    """Log a figure: as an image to W&B and TensorBoard, otherwise as a PNG under ``pictures/``.
+    """Log a figure: as an image to W&B and TensorBoard, for other loggers as a PNG under ``pictures/``.
 
     For rank zero only. The folder is in the run's own. Each key has a file of its own.
 
@@ -51,7 +51,7 @@ def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
 
 
 class ClassifierReport(Callback):
-    """After a test: the most confident errors as images, and the confusion matrix.
+    """Draws, after a test, the most confident errors as images, and the confusion matrix.
 
     Works on any module whose ``test_step`` returns a dict with ``predicted`` [B] and ``target`` [B], and
     optionally ``confidence`` [B], which orders the errors, and ``galleries``, name to
@@ -76,7 +76,7 @@ class ClassifierReport(Callback):
 
     @classmethod
     def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
-        """Return the keys that it logs: pictures of errors only where inputs are pictures."""
+        """Return the keys that it logs: pictures of errors only if inputs are images."""
         drawn = part.argument("samples") and getattr(recipe.data.cls, "pictures", True)
         return without(declared_keys(cls), () if drawn else ("test/errors",))
 
@@ -85,14 +85,14 @@ class ClassifierReport(Callback):
         if samples < 0:
             raise ValueError(f"Expected `samples` to be at least 0 but got {samples}")
         self.samples = samples
-        # By dataloader.
+        # One for each dataloader.
         self._pairs: dict[int, Tensor] = {}
         self._notes: dict[str, str] = {}
         self._kept: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor]] = {}
         self._seen = SeenSamples()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the test before."""
+        """Forget an earlier test."""
         self._pairs, self._kept, self._seen = {}, {}, SeenSamples()
 
     def on_test_batch_end(
@@ -104,7 +104,7 @@ class ClassifierReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the pairs of right and predicted class; keep the images that matter most so far."""
+        """Count the pairs of right and predicted class; keep the images to draw so far."""
         if not isinstance(outputs, dict) or "predicted" not in outputs or "target" not in outputs:
             raise TypeError(
                 f"Expected `test_step` of {type(pl_module).__name__} to return a dict with 'predicted' and"
@@ -138,7 +138,7 @@ class ClassifierReport(Callback):
         self._kept[key] = (found[0][best], found[1][best], found[2][best])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the ranks' parts together (on all ranks) and draw (on rank zero)."""
+        """Gather the ranks' parts (on all ranks) and draw (on rank zero)."""
         self._seen.counts()  # On a rank without a batch, too.
         pairs = [table for loader, table in self._pairs.items() if self._seen.counts(loader)]
         own = [(key, kept) for (loader, key), kept in self._kept.items() if self._seen.counts(loader)]
@@ -163,7 +163,7 @@ class ClassifierReport(Callback):
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, on every rank: a collective, so all ranks must come here."""
+    """Gather every rank's value on every rank: a collective, so all ranks must call it."""
     if not torch.distributed.is_initialized():
         return [value]
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
@@ -172,7 +172,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def draw_samples(images: Tensor, labels: Tensor, notes: Sequence[str] = (), columns: int = 8) -> Figure:
-    """A grid of images, each with its right and its predicted class, in red where they differ.
+    """Draw a grid of images, each with its right and its predicted class, in red where they differ.
 
     Args:
         images: [N, 1 or 3, H, W], any range: each is stretched to its own.
@@ -184,10 +184,10 @@ def draw_samples(images: Tensor, labels: Tensor, notes: Sequence[str] = (), colu
 
     rows = -(-len(images) // columns)
     x, y = (side / max(images.shape[2:]) for side in (images.shape[3], images.shape[2]))
-    # Of a cell, in inches, with its lines of text.
+    # Size of a cell in inches, with its lines of text.
     width, height = 1.1, y + (0.5 if notes else 0.33)
     figure = Figure(figsize=(columns * width, rows * height))
-    # One pair of axes for all images: a pair for each takes four times as long to draw.
+    # One pair of axes for all images: one for each takes four times as long to draw.
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns * width), ylim=(rows * height, 0))
     axes.set_axis_off()
     for position, (image, (right, predicted)) in enumerate(zip(images, labels.tolist(), strict=True)):
@@ -207,7 +207,7 @@ def draw_samples(images: Tensor, labels: Tensor, notes: Sequence[str] = (), colu
 
 
 def draw_confusion(confusion: Tensor) -> Figure:
-    """A confusion matrix as shares of each right class, with the counts written in.
+    """Draw a confusion matrix as shares of each right class, with the counts written in.
 
     Args:
         confusion: [C, C] counts, rows the right class, columns the predicted one.
@@ -219,7 +219,7 @@ def draw_confusion(confusion: Tensor) -> Figure:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     share = confusion / confusion.sum(dim=1, keepdim=True).clamp_min(1)
-    # The square root lifts rare confusions, which are what one looks for.
+    # The square root makes rare confusions visible, which matter most.
     axes.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="right", xticks=range(classes), yticks=range(classes))
     if classes <= 30:

@@ -23,7 +23,7 @@ from pl_losses.recipes import HERE, Config, dump
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder in which ``ModelCheckpoint`` puts ``checkpoints/`` unless told otherwise.
+    """Return the folder in which ``ModelCheckpoint`` puts ``checkpoints/`` by default.
 
     For rank zero only: on other ranks a logger may not know its version.
     """
@@ -35,9 +35,9 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 class RunRecord(Callback):
-    """Keeps what a run was made of: the config in its folder, and the config and versions in its loggers.
+    """Keeps the origin of a run: the config in its folder, and the config and versions in its loggers.
 
-    Beside the config it keeps which checkpoints the run has, so that they are found again.
+    Beside the config it keeps the list of the run's checkpoints, so that commands find them again.
 
     Args:
         config: The resolved config, plain data.
@@ -86,7 +86,7 @@ class RunRecord(Callback):
         self.keep(trainer)
 
     def keep(self, trainer: Trainer, *files: str) -> None:
-        """Note the checkpoints that the fit has now, and others by name."""
+        """Note the fit's current checkpoints, and others by name."""
         if self.run is None or self.saved is None:
             return
         known = list(files)
@@ -94,28 +94,28 @@ class RunRecord(Callback):
         for callback in trainer.checkpoint_callbacks:
             path = getattr(callback, "best_model_path", "")
             known += [*getattr(callback, "best_k_models", ()), path, getattr(callback, "last_model_path", "")]
-            known += [getattr(callback, "ckpt_path", "")]  # OnExceptionCheckpoint's.
+            known += [getattr(callback, "ckpt_path", "")]  # The path of OnExceptionCheckpoint.
             if path and getattr(callback, "monitor", None):
                 score = getattr(callback, "best_model_score", None)
                 best.append((callback.monitor, None if score is None else float(score), path))  # type: ignore[attr-defined]
         run = self.run
-        # One that is not there yet is about to be written; an older one is of the run that this goes on from.
+        # A missing file is about to be written; an older one belongs to the run that this one resumes.
         mine = [file for file in known if file and (not exists(file) or modified(file) >= run.started)]
         run.files = list(dict.fromkeys([*filter(exists, run.files), *mine]))
         run.best = [one for one in best if one[2] in run.files]
-        with contextlib.suppress(OSError):  # On a full disk; the files are found without it.
+        with contextlib.suppress(OSError):  # The disk may be full; checkpoints are found without it.
             write_record(self.saved, run)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the checkpoints once more: those of weights alone come without a call."""
+        """Note the checkpoints once more: Lightning saves weights alone without a call of this class."""
         self.keep(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Likewise."""
+        """Note the checkpoints, as the fit may have saved some."""
         self.keep(trainer)
 
     def facts(self) -> Config:
-        """What the loggers are told."""
+        """Return what is written to the loggers."""
         versions = {
             "pl_losses": __version__,
             "torch": str(torch.__version__),
@@ -127,9 +127,9 @@ class RunRecord(Callback):
         return facts
 
     def farewell(self, trainer: Trainer, testable: bool = False) -> str:
-        """Where the run is, how to look at it, and how to test a fit's checkpoint; for rank zero only."""
+        """Say where the run is, how to look at it, and how to test a fit's checkpoint; for rank zero only."""
         folder = run_folder(trainer)
-        lines = [f"Run: {folder}"] if folder.is_dir() else []  # A test leaves none.
+        lines = [f"Run: {folder}"] if folder.is_dir() else []  # A test makes no folder.
         if testable and self.run and any(map(exists, self.run.files)):
             self.run.files = list(filter(exists, self.run.files))
             steps = [of_lightning.saved_step(one, never=0) for one in trainer.checkpoint_callbacks]
@@ -145,7 +145,7 @@ class RunRecord(Callback):
 
 
 def how_to_look(logger: Logger) -> list[str]:
-    """The commands that show a logger's run."""
+    """Return the commands that show a logger's run."""
     if isinstance(logger, WandbLogger):
         folder = shlex.quote(os.path.relpath(Path(logger.experiment.dir).parent))
         if of_lightning.is_offline(logger):
@@ -174,7 +174,7 @@ def save_config(config: Config, folder: Path) -> Path:
 
 
 def git_state(folder: Path) -> str:
-    """The commit of a checkout, marked if files were changed; empty where there is none."""
+    """Return the commit of a checkout, marked if files were changed; "" if there is none."""
     if not (folder / ".git").exists():
         return ""
 

@@ -1,4 +1,4 @@
-"""The steps of a trainer's optimizers, seen where they happen, and the step that a row is logged with."""
+"""Hooks around every step of a trainer's optimizers, and the step that a row is logged with."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pl_losses.core.compat.of_lightning import logged_step as logged_step
 
 
 class OptimizerSteps:
-    """Calls back before and after every step of a trainer's optimizers, whoever asks for it.
+    """Calls functions before and after every step of a trainer's optimizers, whoever makes the step.
 
-    It hooks into torch's optimizers, since not every step passes Lightning: those of
-    ``optimizers(use_pl_optimizer=False)`` do not. An optimizer that is put in place of another one is met at
-    its first step. A step within a step, as of a class that calls its parent's, is part of it.
+    It registers hooks on torch's optimizers, since not every step goes through Lightning: those of
+    ``optimizers(use_pl_optimizer=False)`` do not. A replaced optimizer is found at the new one's first step.
+    A step within a step, as of a class that calls its parent's ``step``, counts as one step.
 
     Args:
-        trainer: Whose optimizers.
-        after: Called with the optimizer that has made a step.
-        before: Called with the optimizer that begins one.
-        renew: Called when the trainer's optimizers are others than before.
+        trainer: The trainer of the optimizers.
+        after: Called with the optimizer after its step.
+        before: Called with the optimizer before its step.
+        renew: Called when the trainer has other optimizers than before.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class OptimizerSteps:
         self._everywhere = register_optimizer_step_pre_hook(self._begin)
 
     def remove(self) -> None:
-        """Let go of all optimizers."""
+        """Remove the hooks from all optimizers."""
         self._everywhere.remove()
         self._release()
 
     def known(self, optimizer: Optimizer) -> bool:
-        """Whether it is one of the trainer's, which may have got others since the last look."""
+        """Return whether an optimizer is the trainer's; look again if the trainer may have replaced some."""
         if id(optimizer) in self._optimizers:
             return True
         if not any(optimizer is one for one in torch_optimizers(self.trainer)):
@@ -68,7 +68,7 @@ class OptimizerSteps:
             handle.remove()
         self._handles = []
 
-    # Both run in every step of training, logged or not: each call counts.
+    # Both run in every step of training, logged or not, and must be fast.
     def _begin(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         key = id(optimizer)
         if key in self._optimizers or self.known(optimizer):
@@ -85,7 +85,7 @@ class OptimizerSteps:
 
 
 def is_within(frame: FrameType | None, outer: FrameType | None) -> bool:
-    """Whether a call is part of another one: one that raised an exception is over, though no hook told."""
+    """Return whether a call is within another one; a call that raised an exception is over, unnoticed."""
     while outer is not None and frame is not None:
         if frame is outer:
             return True
@@ -94,17 +94,17 @@ def is_within(frame: FrameType | None, outer: FrameType | None) -> bool:
 
 
 def unwrap(optimizer: Any) -> Any:
-    """The torch optimizer in Lightning's or other wrappers, or the innermost thing that is none."""
+    """Return the torch optimizer within Lightning's or other wrappers, or the innermost object."""
     while (inner := getattr(optimizer, "optimizer", None)) is not None and hasattr(inner, "param_groups"):
         optimizer = inner
     return optimizer
 
 
 def torch_optimizers(trainer: Trainer) -> list[Any]:
-    """A trainer's optimizers, out of their wrappers."""
+    """Return a trainer's optimizers without their wrappers."""
     return [unwrap(optimizer) for optimizer in trainer.optimizers]
 
 
 def is_hookable(optimizer: Any) -> bool:
-    """Whether torch tells when it steps."""
+    """Return whether torch calls hooks when an optimizer steps."""
     return of_torch.counts_steps(optimizer) and hasattr(type(optimizer).step, "hooked")

@@ -1,4 +1,4 @@
-"""Numbers of a run by key: collected row by row, parsed together, thinned out with their extremes kept."""
+"""Numbers of a run by key: collected row by row, parsed together, thinned out without losing extremes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic_core import from_json
 Array = npt.NDArray[np.float64]
 
 # A row with nothing but numbers, as wandb writes it: the record's number (field 1), then the row (2); of each
-# item the name (2) and the value (16). Whether it is all there is told by counting the tags of values.
+# item the name (2) and the value (16). Counting the tags of values shows whether a match is complete.
 ROW = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?\x12")
 LENGTH = rb"(?:[\x00-\x7f]|[\x80-\xff][\x00-\x7f])"
 ITEM = re.compile(rb"\n" + LENGTH + rb"\x12.([\x20-\x7e]+)\x82\x01.([-0-9NI][^\n]*)", re.DOTALL)
@@ -25,21 +25,21 @@ VALUE_TAG = b"\x82\x01"
 
 
 def plain_numbers(payload: bytes) -> dict[bytes, bytes] | None:
-    """The numbers of a serialised row, unparsed; ``None`` if it is none, or may hold something else."""
+    """Return the numbers of a serialised row, unparsed; ``None`` if it has, or may have, anything else."""
     if not ROW.match(payload):
         return None
     items = ITEM.findall(payload)
     if len(items) != payload.count(VALUE_TAG):
         return None
     numbers = dict(items)
-    for name, rest in items[-1:]:  # Behind it may stand what else the record has.
+    for name, rest in items[-1:]:  # The record's other fields may follow.
         numbers[name] = NUMBER.match(rest)[0]  # type: ignore[index]  # At least nothing matches.
     return numbers
 
 
 @dataclass
 class _Block:
-    """Rows that have the same keys: their values as they were written, then, parsed together, as numbers."""
+    """Rows with the same keys: their values as written, and as numbers once they are parsed together."""
 
     keys: tuple[bytes, ...]
     pick: Callable[[Mapping[bytes, bytes]], Iterable[bytes]]
@@ -48,13 +48,13 @@ class _Block:
     parsed: Array | None = None
 
     def values(self) -> Array:
-        """Shape [rows, keys]."""
+        """Return the values, [rows, keys]."""
         if self.parsed is None or len(self.parsed) < len(self.rows):
             shape = len(self.rows), len(self.keys)
             try:
                 self.parsed = _numbers(b",".join(self.text)).reshape(shape)
             except (ValueError, TypeError, OverflowError):
-                # A damaged row, of which nothing is known, must not hide the others.
+                # A damaged row must not hide the others.
                 self.parsed = np.full(shape, np.nan)
                 for index, text in enumerate(self.text):
                     with suppress(ValueError, TypeError, OverflowError):
@@ -63,7 +63,7 @@ class _Block:
 
 
 def _numbers(text: bytes) -> Array:
-    """Numbers between commas."""
+    """Parse numbers between commas."""
     return np.array(from_json(b"[" + text + b"]"), dtype=np.float64)
 
 
@@ -87,25 +87,25 @@ class Columns:
         self.count += 1
         if not numbers:
             return
-        # The order of the keys is another one in each row that wandb writes.
+        # wandb writes the keys in another order in each row.
         same = frozenset(numbers)
         block = self._blocks.get(same) or self._block(same, tuple(numbers))
         block.text.append(b",".join(block.pick(numbers)))
         block.rows.append(self.count)
 
     def _block(self, same: frozenset[bytes], keys: tuple[bytes, ...]) -> _Block:
-        # itemgetter of one name gives no tuple.
+        # itemgetter of one name returns no tuple.
         pick = itemgetter(*keys) if len(keys) > 1 else lambda row: (row[keys[0]],)
         block = self._blocks[same] = _Block(keys, pick)
         return block
 
     def names(self) -> list[str]:
-        """All keys, in the order of their first rows."""
+        """List all keys, in the order of their first rows."""
         blocks = self._blocks.values()
         return list(dict.fromkeys(key.decode() for block in blocks for key in block.keys))
 
     def pairs(self, x: str, y: str) -> tuple[Array, Array]:
-        """Both values of the rows that have both."""
+        """Return both values of the rows that have both."""
         first, second, rows = x.encode(), y.encode(), []
         for block in self._blocks.values():
             if first in block.keys and second in block.keys:
@@ -120,11 +120,11 @@ class Columns:
 
 
 def thin_out(x: Array, y: Array, points: int) -> tuple[Array, Array]:
-    """At most ``points`` of the points, in order: the ends, and of each stretch the smallest and the largest.
+    """Keep at most ``points`` points, in order: the ends, and the extremes of each stretch.
 
     Args:
         x: Shape [N].
-        y: Shape [N]; of what is not finite nothing is kept unless all points are.
+        y: Shape [N]; values that are not finite are left out, unless all points are kept.
         points: At least 4.
 
     Example:
@@ -143,7 +143,7 @@ def thin_out(x: Array, y: Array, points: int) -> tuple[Array, Array]:
     stretches = (points - 2) // 2
     edges = np.linspace(0, len(y), stretches + 1).astype(int)
     width = int(np.diff(edges).max())
-    # Equal stretches as a matrix; a shorter one sees its last value twice.
+    # Equal stretches as a matrix; a shorter one has its last value twice.
     index = np.minimum(edges[:-1, None] + np.arange(width), edges[1:, None] - 1)
     rows, values = np.arange(stretches), y[index]
     extremes = index[rows, values.argmin(axis=1)], index[rows, values.argmax(axis=1)]

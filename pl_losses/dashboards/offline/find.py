@@ -1,4 +1,4 @@
-"""Finding the file of a run from what people have at hand: its folder, its id, or nothing."""
+"""Finding a run's file by what people have at hand: its folder, its id, or nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATTERNS = ("**/*run-*/run-*.wandb", "**/metrics.csv")
 
 
 def find_run(given: str = RUNS) -> Path:
-    """The file of a run: of the latest, where several are meant.
+    """Find the file of a run, or of the latest run if there are several.
 
     Args:
         given: The file itself; the run's folder, W&B's or that of its config and checkpoints; a folder of
@@ -34,7 +34,7 @@ def find_run(given: str = RUNS) -> Path:
     if own:
         return own[0]
     if (path / "config.yaml").is_file() or (path / "checkpoints").is_dir():
-        # RunRecord's folder, <save_dir>/<project>/<id>: W&B's file lies beside the project.
+        # RunRecord's folder is <save_dir>/<project>/<id>: W&B's file lies beside the project.
         beside = sorted(path.resolve().parents[1].glob(f"wandb/*run-*/run-{path.resolve().name}.wandb"))
         if beside:
             return _latest(beside)
@@ -45,7 +45,7 @@ def find_run(given: str = RUNS) -> Path:
 
 
 def by_id(name: str) -> Path:
-    """The run under ``runs`` with this id, or this version of ``CSVLogger``."""
+    """Find the run under ``runs`` with this id, or this version of ``CSVLogger``."""
     found = {}
     for pattern in PATTERNS:
         for file in Path(RUNS).glob(pattern):
@@ -57,7 +57,7 @@ def by_id(name: str) -> Path:
 
 
 def _latest(files: list[Path]) -> Path:
-    """The newest run that did not fail, and logged something; the newest of all where there is none."""
+    """Choose the newest run that did not fail and has logged something; else the newest of all."""
     newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
     for file in newest:
         if not (fault := _fault(file)):
@@ -67,7 +67,7 @@ def _latest(files: list[Path]) -> Path:
 
 
 def _fault(file: Path) -> str:
-    """Why a run is not what people mean by the latest; empty if it is."""
+    """Say why a run is not meant by "the latest"; "" if it may be."""
     from pl_losses.dashboards.offline.runs import read_run
 
     try:

@@ -1,7 +1,7 @@
 """The file of an offline W&B run (``run-<id>.wandb``, what ``wandb sync`` uploads), read record by record.
 
-Seven bytes of header, then the framing of LevelDB's log: blocks of 32 KiB, in which every piece of a record
-has a header of its checksum, length and type; records longer than what is left of a block go on in the next.
+Seven bytes of header, then the framing of LevelDB's log: blocks of 32 KiB, in which each piece of a record
+has a header of its checksum, length and type; a record that does not fit into a block continues in the next.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def read_payloads(path: str | Path) -> tuple[list[bytes], str]:
-    """Read the serialised records of a file, as far as it is whole.
+    """Read the serialised records of a file, up to its damage if it is damaged.
 
     Args:
         path: A file ``run-<id>.wandb``.
 
     Returns:
-        The records in their order, and what is wrong with the file; empty if nothing is.
+        The records in order, and what is wrong with the file; "" if nothing is.
 
     Raises:
-        UsageError: If there is no such file, it is no run's, or nothing of it can be read.
+        UsageError: If there is no such file, it is not a run's, or no record of it can be read.
     """
     try:
         data = Path(path).read_bytes()
@@ -54,7 +54,7 @@ def read_payloads(path: str | Path) -> tuple[list[bytes], str]:
             note = f"the file ends within a record, at byte {at}"
             break
         if zlib.crc32(piece, zlib.crc32(data[end - 1 : end])) != checksum:
-            # Where the next piece begins is known again at the next block.
+            # The next block shows where its first piece begins.
             note = note or f"the file is damaged at byte {at}: what cannot be read is left out"
             parts = None
             at += left

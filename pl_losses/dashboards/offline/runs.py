@@ -18,9 +18,9 @@ from pl_losses.dashboards.offline.records import read_payloads
 from pl_losses.recipes import UsageError, load
 
 STEP, X_AXIS = "_step", "trainer/global_step"
-LARGEST = 50_000_000  # Bytes of a picture or table that a page is made of.
-HUGE = 10**300  # Beyond it an integer is no float.
-# What records raise that are damaged, or that somebody made.
+LARGEST = 50_000_000  # Bytes of a picture or table; larger ones are left out of a page.
+HUGE = 10**300  # Larger integers are not converted to floats.
+# Exceptions that damaged or forged records raise.
 ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, RecursionError)
 NOT_CURVES = {STEP, "_timestamp", "_runtime"}
 
@@ -36,7 +36,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Chart:
-    """What ``wandb.plot`` makes of a table: W&B's name of the chart, and its texts."""
+    """A chart that ``wandb.plot`` makes of a table: W&B's name of the chart, and its texts."""
 
     name: str
     texts: dict[str, str]
@@ -44,20 +44,20 @@ class Chart:
 
 @dataclass
 class Run:
-    """What a run left.
+    """The contents of a run's folder.
 
     Attributes:
         name: Its display name, or its id.
         path: The file it was read from.
         files: The folder that pictures' and tables' paths are relative to.
-        stage: Whether it finished, failed, or never said so.
+        stage: Whether it finished or failed, or that neither is recorded.
         recipe: Names of the recipes and files it came from.
         config: Everything that was configured, by key.
         facts: When it began and how long it took, versions.
         columns: All numbers.
         axes: Key or pattern to its x axis.
         items: By kind (histogram, picture, table), then by key.
-        charts: By the key of its table, what is drawn of it.
+        charts: Charts by the key of their table.
         notes: What is wrong with its file.
     """
 
@@ -76,7 +76,7 @@ class Run:
     default_axis: str = STEP
 
     def axis(self, key: str) -> str:
-        """The x axis that was defined for a key: its own, else that of the first pattern that fits."""
+        """Return a key's x axis: its own, else that of the first pattern that fits."""
         if key in self.axes:
             return self.axes[key]
         fitting = (
@@ -85,7 +85,7 @@ class Run:
         return next(fitting, self.default_axis)
 
     def curve(self, key: str) -> tuple[Array, Array, str]:
-        """x and y of a key, and the name of the x axis."""
+        """Return x and y of a key, and the name of the x axis."""
         axis = self.axis(key)
         x, y = self.columns.pairs(axis, key)
         if not len(x):
@@ -94,21 +94,21 @@ class Run:
         return x, y, axis
 
     def curves(self) -> list[str]:
-        """The keys that have numbers, without those that are only an axis."""
+        """List the keys that have numbers, without those that are only an axis."""
         axes = NOT_CURVES | {self.default_axis, *self.axes.values()}
         return [key for key in self.columns.names() if key not in axes]
 
     def file(self, name: Any) -> Path | None:
-        """A file that the run logged; ``None`` for one that is not there, not the run's, or too large."""
+        """Return a file that the run logged; ``None`` if it is missing, outside the folder or too large."""
         found = self.files / str(name)
         try:
             inside = found.resolve().is_relative_to(self.files.resolve())
             return found if inside and found.is_file() and found.stat().st_size <= LARGEST else None
-        except (OSError, ValueError):  # A name that is none: too long, or with a zero in it.
+        except (OSError, ValueError):  # An invalid name: too long, or with a zero in it.
             return None
 
     def keys(self) -> set[str]:
-        """Everything that was logged, less wandb's own columns and the x axes."""
+        """Return everything that was logged, without wandb's own columns and the x axes."""
         return set(self.curves()).union(*self.items.values())
 
 
@@ -125,7 +125,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_wandb(path: Path) -> Run:
-    """Read an offline run's file, of a run that was killed as far as it got."""
+    """Read an offline run's file, of a killed run as far as it got."""
     payloads, note = read_payloads(path)
     run = Run(path.stem.removeprefix("run-"), path, path.parent / "files", notes=[note] if note else [])
     lost: Counter[str] = Counter()
@@ -142,7 +142,7 @@ def read_wandb(path: Path) -> Run:
             lost[f"{type(error).__name__}: {error}"[:80]] += 1
     run.notes += [f"{count} records are damaged ({reason}) and left out" for reason, count in lost.items()]
     run.recipe = str(run.config.pop("recipe", ""))
-    # Lightning's own copy of the model's arguments repeats what the resolved config says.
+    # Lightning's own copy of the model's arguments repeats the resolved config.
     versions = {
         name: run.config.pop(name)
         for name in ("pl_losses", "torch", "lightning", "git")
@@ -177,7 +177,7 @@ def _take(run: Run, name: str, message: bytes) -> None:
     elif name == "exit":
         found = wire.select(message, wire.EXIT)
         code = int(wire.text(found.get("exit_code")) or 0)
-        ends = {0: "finished", 130: "interrupted", 143: "interrupted"}  # By Ctrl-C, by SIGTERM.
+        ends = {0: "finished", 130: "interrupted", 143: "interrupted"}  # Also after Ctrl-C and SIGTERM.
         run.stage = ends.get(code, f"failed with exit code {code}")
         run.facts["took"] = f"{int(wire.text(found.get('runtime')) or 0)} s"
     elif name == "environment":
@@ -199,7 +199,7 @@ def _config(run: Run, message: bytes) -> None:
 
 
 def _row(run: Run, message: bytes) -> None:
-    """A row that is not numbers alone; what was taken apart is put together again."""
+    """Read a row that does not have numbers only, and put its nested values together again."""
     row: dict[str, Any] = {}
     for part in wire.select(message, wire.HISTORY).get("item", []):
         if isinstance(part, bytes):
@@ -219,14 +219,14 @@ def _row(run: Run, message: bytes) -> None:
 
 
 def as_number(value: Any) -> float | None:
-    """A number, also one that JSON has no word for."""
+    """Convert a value to a number, also one that JSON cannot express."""
     if isinstance(value, (int, float)):
         return float(max(-HUGE, min(HUGE, value))) if isinstance(value, int) else value
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else None
 
 
 def kind_of(value: dict[str, Any]) -> str:
-    """What wandb logged: "histogram", "picture", "table", or nothing that is shown or as wandb writes it."""
+    """Return the kind that wandb logged: "histogram", "picture" or "table"; "" if unknown or malformed."""
     kind = str(value.get("_type", ""))
     if kind.startswith("image"):
         return "picture" if isinstance(value.get("filenames", []), list) else ""
@@ -238,7 +238,7 @@ def kind_of(value: dict[str, Any]) -> str:
 
 
 def are_numbers(values: Any) -> TypeGuard[list[float]]:
-    """Whether it is a list of finite numbers."""
+    """Return whether a value is a list of finite numbers."""
     return isinstance(values, list) and all(
         isinstance(value, (int, float)) and math.isfinite(value) for value in values
     )
@@ -252,7 +252,7 @@ def read_csv(path: Path) -> Run:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                # What CSVLogger calls the step is the x axis that W&B's runs have.
+                # CSVLogger's step is the x axis of W&B's runs.
                 row[X_AXIS] = row.pop("step", None)
                 run.columns.add(
                     {key.encode(): number for key, text in row.items() if (number := _json(text))}
@@ -272,7 +272,7 @@ def read_csv(path: Path) -> Run:
 
 
 def _json(text: Any) -> bytes | None:
-    """A cell's number as JSON; ``None`` for any other cell, or the list of those beyond the header."""
+    """Convert a cell's number to JSON; ``None`` for any other cell, or for cells beyond the header."""
     try:
         return json.dumps(float(text)).encode()
     except (TypeError, ValueError):

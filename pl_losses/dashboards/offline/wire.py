@@ -1,4 +1,4 @@
-"""As much of protobuf's wire format as a run's file takes, so that a page of it needs no import of wandb.
+"""The part of protobuf's wire format that a run's file uses, so that a page of it needs no import of wandb.
 
 That import takes over a second. The numbers of the fields are those of wandb's ``Record``; a test compares.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-# Message to its fields' numbers.
+# Message to the numbers of its fields.
 RECORD = {"history": 2, "config": 5, "run": 17, "metric": 12, "exit": 18, "environment": 26}
 CONFIG = {"update": 1}
 RUN = {"run_id": 1, "display_name": 8, "config": 4, "start_time": 17}
@@ -20,7 +20,7 @@ TIMESTAMP = {"seconds": 1}
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: number and value, an integer or bytes.
+    """Yield the fields of a message: number and value, an integer or bytes.
 
     Example:
         >>> list(fields(bytes([0x08, 0x96, 0x01, 0x12, 0x02, 0x68, 0x69])))
@@ -61,7 +61,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def select(message: bytes, numbers: dict[str, int]) -> dict[str, list[int | bytes]]:
-    """The values of the fields that have a name, by that name."""
+    """Return the values of the named fields of a message, by name."""
     names = {number: name for name, number in numbers.items()}
     found: dict[str, list[int | bytes]] = {}
     for number, value in fields(message):
@@ -71,13 +71,13 @@ def select(message: bytes, numbers: dict[str, int]) -> dict[str, list[int | byte
 
 
 def text(values: list[int | bytes] | None) -> str:
-    """The last value as text; empty if there is none."""
+    """Return the last value as text; "" if there is none."""
     last = values[-1] if values else b""
     return last.decode("utf-8", "replace") if isinstance(last, bytes) else str(last)
 
 
 def item(message: bytes) -> tuple[list[str], bytes]:
-    """The key, in parts where a mapping was taken apart, and the JSON value of a history or config item."""
+    """Read a history or config item: its key, in parts if it was nested, and its JSON value."""
     found = select(message, ITEM)
     nested = [text([part]) for part in found.get("nested_key", [])]
     value = found.get("value_json", [b"null"])[-1]

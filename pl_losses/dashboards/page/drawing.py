@@ -1,4 +1,4 @@
-"""What the panels of a page show, as plain data, within the size that a page may have."""
+"""The data of a page's panels, as plain data within the size limit of a page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pl_losses.dashboards.page.images import embedded, fair, files, size
 from pl_losses.monitoring.charts import CONFUSION, FIELDS, LINES
 
 Data = dict[str, Any]
-# Of the 5 MB that a page may have BokehJS takes 1.4; these share what is left, in bytes.
+# BokehJS takes 1.4 of a page's 5 MB; these share the rest, in bytes.
 CURVES, PICTURES, HISTOGRAMS, TABLES = 1_200_000, 1_600_000, 400_000, 200_000
 POINT = 2 * 8 * 4 / 3  # x and y as float64 in base64
 BIN = 12  # an edge and a count
@@ -27,11 +27,11 @@ POINTS, STEPS, ROWS = (16, 2000), (2, 120), 200
 
 
 class Drawing:
-    """Makes the panels' data, and keeps to the page's size.
+    """Makes the panels' data within the page's size.
 
     Args:
-        runs: What is shown.
-        names: What the runs are called.
+        runs: The runs to show.
+        names: Their names.
     """
 
     def __init__(self, runs: Sequence[Run], names: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ class Drawing:
         }
 
     def found(self, kind: str, keys: Sequence[str] | None = None) -> list[tuple[int, str, list[Item]]]:
-        """The runs' numbers, keys and items of a kind, of all keys or in the order of those given."""
+        """Return the runs' numbers, keys and items of a kind, for all keys or in the order of those given."""
         return [
             (number, key, run.items[kind][key])
             for number, run in enumerate(self.runs)
@@ -62,11 +62,11 @@ class Drawing:
         ]
 
     def title(self, text: str, run: int) -> str:
-        """A panel's title, which names the run if there are several."""
+        """Return a panel's title, which names the run if there are several."""
         return text if len(self.runs) == 1 else f"{text} · {self.names[run]}"
 
     def panel(self, panel: Panel, logged: Mapping[str, Kind]) -> Iterator[Data]:
-        """The data of a panel: none if there is nothing, several where each key needs one of its own.
+        """Make the data of a panel: none if there is nothing, several if each key needs its own.
 
         Args:
             panel: What to show.
@@ -76,7 +76,7 @@ class Drawing:
         return self.makers.get(panel.kind, self.lines)(panel, keys)
 
     def lines(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
-        """Curves, for each x axis those that have it, or a table where none has more than one value."""
+        """Make a panel of curves for each x axis, or a table if no curve has more than one value."""
         made: dict[str, list[Data]] = {}
         longest = 0
         for number, run in enumerate(self.runs):
@@ -94,14 +94,14 @@ class Drawing:
             yield {"kind": "table", "title": panel.title, "columns": ["", *self.names], "rows": rows}
 
     def line(self, x: Array, y: Array) -> Data:
-        """A curve's points, thinned out."""
+        """Make a curve's points, thinned out."""
         lost = ~np.isfinite(y)
         note = f"{lost.sum()} values are not finite, the first at {x[lost][0]:g}" if lost.any() else ""
         x, y = thin_out(x[~lost], y[~lost], self.points)
         return {"x": encoded(x), "y": encoded(y), "note": note}
 
     def histograms(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
-        """A heat map for each key and run."""
+        """Make a heat map for each key and run."""
         for run, key, items in self.found("histogram", keys):
             kept = evenly(items, self.steps)
             yield {
@@ -114,7 +114,7 @@ class Drawing:
             }
 
     def pictures(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
-        """Pictures with their steps: at least the last one of each key, smaller where there is no room."""
+        """Make pictures with their steps: at least the last of each key, smaller if there is no room."""
         made = []
         for run, key, items in self.found("picture", keys):
             kept = evenly(items, max(1, int(len(items) * self.kept(run, key))))
@@ -128,11 +128,11 @@ class Drawing:
             yield {"kind": "pictures", "title": panel.title, "pictures": made}
 
     def kept(self, run: int, key: str) -> float:
-        """The share of a key's steps for which there is room."""
+        """Return the share of a key's steps that there is room for."""
         return self.room[run, key] / self.sizes[run, key] if self.sizes[run, key] else 1.0
 
     def tables(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
-        """The last table of each key and run, or what the run drew of it."""
+        """Show the last table of each key and run, or the chart that the run made of it."""
         lines: list[Data] = []
         chart = None
         for run, key, items in self.found("table", keys):
@@ -150,7 +150,7 @@ class Drawing:
             yield {"kind": "lines", "title": title, "x": chart.texts.get("xname", ""), "lines": lines}
 
     def series(self, columns: list[str], rows: list[list[Any]]) -> Iterator[Data]:
-        """The lines of a table of W&B's line series."""
+        """Yield the lines of a table of W&B's line series."""
         x, name, y = (columns.index(field) for field in FIELDS[LINES])
         for key in dict.fromkeys(str(row[name]) for row in rows):
             own = [(as_number(row[x]), as_number(row[y])) for row in rows if str(row[name]) == key]
@@ -158,7 +158,7 @@ class Drawing:
             yield {"key": key, **self.line(points[:, 0], points[:, 1])}
 
     def cut(self, columns: list[str], rows: list[list[Any]]) -> Data:
-        """As many rows of a table as there is room for."""
+        """Cut a table to the rows that there is room for."""
         kept = rows[:ROWS]
         while kept and len(json.dumps(kept)) > self.table:
             kept = kept[: len(kept) // 2]
@@ -167,7 +167,7 @@ class Drawing:
 
 
 def share(room: float, need: float, least: int, most: int) -> int:
-    """How many of each go into the room, if one of each takes ``need``; at least and at most so many.
+    """Count how many fit into the room if one takes ``need`` of it; at least ``least``, at most ``most``.
 
     Example:
         >>> share(1000, 50, 2, 10), share(1000, 200, 2, 10), share(1000, 0, 2, 10)
@@ -177,14 +177,14 @@ def share(room: float, need: float, least: int, most: int) -> int:
 
 
 def last(run: Run, key: str) -> str:
-    """The last value of a key, if there is one."""
+    """Return the last value of a key, if there is one."""
     return "".join(f"{y:.5g}" for y in run.curve(key)[1][-1:])
 
 
 def read_table(path: Path | None) -> tuple[list[str], list[list[Any]]]:
-    """The columns and rows of a table that wandb wrote; empty if it is not there or damaged.
+    """Read the columns and rows of a table that wandb wrote; empty if it is missing or damaged.
 
-    A cell is a number, a text or nothing; of anything else the text is shown.
+    A cell is a number, a text or empty; any other value is converted to text.
     """
     if path is None:
         return [], []
@@ -198,7 +198,7 @@ def read_table(path: Path | None) -> tuple[list[str], list[list[Any]]]:
 
 
 def matrix(columns: list[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
-    """A confusion matrix of a table that has a row for each of its cells.
+    """Make a confusion matrix of a table that has a row for each of its cells.
 
     Example:
         >>> matrix(["Actual", "Predicted", "nPredictions"], [["a", "a", 3], ["a", "b", 1], ["b", "b", 2]])
@@ -212,7 +212,7 @@ def matrix(columns: list[str], rows: list[list[Any]]) -> tuple[list[str], list[l
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` of them, evenly spread, the last one always, the first one from two on."""
+    """Choose at most ``count`` items, evenly spread: always the last one, and the first one from two on."""
     if len(items) <= count:
         return list(items)
     places = np.linspace(0, len(items) - 1, count).round().astype(int) if count > 1 else [-1]
@@ -220,7 +220,7 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def natural(key: str) -> list[tuple[int, str]]:
-    """What to sort keys by: training before validation before test, layer 2 before layer 10.
+    """Return a sort key: training before validation before test, layer 2 before layer 10.
 
     Example:
         >>> sorted(["features.10/mean", "features.2/mean"], key=natural)
@@ -235,5 +235,5 @@ def natural(key: str) -> list[tuple[int, str]]:
 
 
 def encoded(values: Array) -> str:
-    """Numbers as base64 of little-endian float64."""
+    """Encode numbers as base64 of little-endian float64."""
     return base64.b64encode(values.astype("<f8").tobytes()).decode()

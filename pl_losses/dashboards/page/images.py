@@ -1,4 +1,4 @@
-"""Pictures within a page: as they were logged if there is room, else smaller."""
+"""Pictures in a page: as they were logged if there is room, else smaller."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SIDES = (1200, 800, 500, 300)  # pixels, tried one after the other
 
 
 def files(run: Run, item: Item) -> list[Path]:
-    """The files of logged pictures that are there and within the run's folder."""
+    """Return the files of logged pictures that exist within the run's folder."""
     names = item.value.get("filenames") or [item.value.get("path", "")]
     return [file for name in names if (file := run.file(name)) is not None]
 
 
 def size(file: Path) -> float:
-    """Bytes that a file takes as base64."""
+    """Return the bytes that a file takes as base64."""
     return file.stat().st_size * 4 / 3
 
 
 def fair(sizes: Mapping[Name, float], room: float) -> dict[Name, float]:
-    """How much of the room each gets: all that it needs, or as much as the others that need more.
+    """Share the room fairly: each gets all that it needs, or as much as the others that need more.
 
     Example:
         >>> fair({"a": 10, "b": 60, "c": 90}, room=100)
@@ -41,7 +41,7 @@ def fair(sizes: Mapping[Name, float], room: float) -> dict[Name, float]:
 
 
 def embedded(file: Path, room: float) -> str:
-    """A picture as an address with its data: unchanged if it fits into so many bytes, else a smaller JPEG."""
+    """Encode a picture as a data URL: unchanged if it fits into ``room`` bytes, else as a smaller JPEG."""
     kind, data = KINDS.get(file.suffix.lower(), "png"), file.read_bytes()
     if size(file) > room:
         kind, data = "jpeg", shrunk(file, room * 3 / 4)
@@ -49,7 +49,7 @@ def embedded(file: Path, room: float) -> str:
 
 
 def shrunk(file: Path, room: float) -> bytes:
-    """A picture as JPEG, as small as is needed to fit, or of the smallest side; empty if it is none."""
+    """Shrink a picture to a JPEG that fits, or to the smallest side; empty if it cannot be read."""
     from PIL import Image
 
     try:

@@ -44,14 +44,14 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; font-src da
 
 
 def build_page(runs: Sequence[Run]) -> str:
-    """The page of one run, or of several to compare.
+    """Build the page of one run, or of several to compare.
 
     Args:
         runs: At least one.
 
     Returns:
-        HTML of 5 MB at most; what was left out to keep to that is said on it. Of each curve the
-        smallest and the largest value of every stretch are kept.
+        HTML of 5 MB at most; it says what was left out for that. Curves are thinned out, but keep the
+        smallest and the largest value of every stretch.
     """
     names = distinct([run.name for run in runs])
     title = " · ".join(dict.fromkeys(run.recipe or run.name for run in runs))
@@ -62,14 +62,14 @@ def build_page(runs: Sequence[Run]) -> str:
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         runs=_run_table(runs, names),
         tables=_folded("All values", _values(runs, names)) + _folded("Config", _config(runs, names)),
-        # As "<" could end the element.
+        # Escape "<", which could end the element.
         data=json.dumps(plain(data), separators=(",", ":")).replace("<", "\\u003c"),
         scripts="\n".join(f"<script>{source}</script>" for source in sources),
     )
 
 
 def plain(value: Any) -> Any:
-    """The same with what JSON has no word for as text.
+    """Replace what JSON cannot express by text.
 
     Example:
         >>> plain({"a": [1.5, float("nan")]})
@@ -83,7 +83,7 @@ def plain(value: Any) -> Any:
 
 
 def distinct(names: list[str]) -> list[str]:
-    """Names with a number where they come twice.
+    """Make names distinct: one that occurs before gets a number.
 
     Example:
         >>> distinct(["a", "b", "a"])
@@ -102,22 +102,22 @@ def _script(name: str) -> str:
     if found is None or not found.submodule_search_locations:
         raise UsageError("The page takes Bokeh: pip install bokeh; `wandb leet` shows a run without it")
     path = Path(found.submodule_search_locations[0], "server", "static", "js", name)
-    # Within a page the end tag would end the script.
+    # Within a page, this end tag would end the script.
     return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
 def _sections(runs: Sequence[Run], names: list[str]) -> Iterator[Data]:
-    """The sections of the papers' dashboards that have something to show, and what none of them speaks of.
+    """Yield the sections of the papers' dashboards that have something to show, then those of other keys.
 
     A key is shown once: by the panels of the rooms of the model and the callbacks that the config names, then
-    by those of which most is there.
+    by the panels with most of their keys there.
     """
     left: dict[str, Kind] = {key: "lines" for run in runs for key in run.curves()}
     left |= {key: KINDS[kind] for run in runs for kind, items in run.items.items() for key in items}
     named = rooms_of(name for run in runs for name in classes_of(run.config))
     rooms = [*named, *(room for room in manifests() if room not in named)]
     known = [(place, one) for place, room in enumerate(rooms) for one in panels_in(room)]
-    # What the config names comes first.
+    # Panels that the config names come first.
     known.sort(key=lambda one: (min(one[0], len(named)), *misfit(one[1], left)))
     drawing = Drawing(runs, names)
     made: dict[str, Section] = {}
@@ -138,14 +138,14 @@ def _sections(runs: Sequence[Run], names: list[str]) -> Iterator[Data]:
 
 
 def misfit(sections: Iterable[Section], keys: Collection[str]) -> tuple[int, int]:
-    """How many of the sections' patterns find no key, then how many keys they find, negative."""
+    """Count the sections' patterns that match no key; then, negative, the keys that they match."""
     patterns = [pattern for section in sections for panel in section.panels for pattern in panel.keys]
     found = [fitting(pattern, keys) for pattern in patterns]
     return sum(not one for one in found), -sum(map(len, found))
 
 
 def classes_of(config: Any) -> list[str]:
-    """The paths of the classes of a run's config: the model, the callbacks, then all others.
+    """List the paths of the classes in a run's config: the model, the callbacks, then all others.
 
     Example:
         >>> classes_of({"data": {"class_path": "a.B"}, "model": {"class_path": "pl_losses.LeNet5"}})
@@ -157,7 +157,7 @@ def classes_of(config: Any) -> list[str]:
 
 
 def class_paths(config: Any) -> Iterator[str]:
-    """The paths of the classes in a config, as often as they come."""
+    """Yield the paths of the classes in a config, with repetitions."""
     if isinstance(config, dict):
         if "class_path" in config:
             yield str(config["class_path"])
@@ -198,7 +198,7 @@ def _run_table(runs: Sequence[Run], names: list[str]) -> str:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """What sets each run's config apart from the others', in short."""
+    """Describe in short how each run's config differs from the others'."""
     flat = [flatten(run.config) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if differs(key, flat)]
     return [
@@ -209,12 +209,12 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 def differs(key: str, configs: Sequence[dict[str, object]]) -> bool:
-    """Whether configs have different values, or only some have one."""
+    """Return whether configs have different values of a key, or only some have one."""
     return len({str(config.get(key)) for config in configs}) > 1
 
 
 def leet_commands(runs: Iterable[Run]) -> list[str]:
-    """The commands that show runs in the terminal: one for all those that lie in one folder."""
+    """Return the commands that show runs in the terminal: one for all runs in one folder."""
     folders: dict[Path, list[Path]] = {}
     for run in runs:
         if run.path.suffix == ".wandb":
@@ -224,7 +224,7 @@ def leet_commands(runs: Iterable[Run]) -> list[str]:
 
 
 def finals(run: Run) -> list[tuple[str, float]]:
-    """What a run is summed up in: the last value of its headline in the test, else in the validation."""
+    """Return a run's headline: its last value in the test, else in the validation or the training."""
     names = headlines(rooms_of(classes_of(run.config)))
     for stage in ("test", "val", "train"):
         for name in names:
@@ -262,7 +262,7 @@ def _config(runs: Sequence[Run], names: list[str]) -> str:
 
 
 def flatten(config: Any, above: str = "") -> dict[str, object]:
-    """A nested config by dotted names, without what is empty.
+    """Flatten a nested config to dotted names, without empty values.
 
     Example:
         >>> flatten({"a": {"b": 1, "c": [2]}, "d": None})

@@ -17,7 +17,7 @@ from pl_losses.core.compat import of_lightning, of_torch
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.steps import OptimizerSteps, logged_step
 
-ROUNDED = "averaging_rounded"  # Of a checkpoint.
+ROUNDED = "averaging_rounded"  # Key in a checkpoint.
 
 
 class TemporalAveraging(WeightAveraging):
@@ -52,12 +52,12 @@ class TemporalAveraging(WeightAveraging):
         self._swapped = False  # Whether the model holds the average, and the average's copy the weights.
         self._stepped = False
         self._steps: list[OptimizerSteps] = []
-        self._lost: dict[tuple[int, torch.Size], Tensor] = {}  # What rounding took from an average so far.
-        self._resumed: list[Tensor | None] = []  # Likewise, of a checkpoint.
+        self._lost: dict[tuple[int, torch.Size], Tensor] = {}  # Rounding errors of an average so far.
+        self._resumed: list[Tensor | None] = []  # The same, from a checkpoint.
         super().__init__(multi_avg_fn=self.move)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to one process, and the logging that Lightning lends."""
+        """Leave out what belongs to one process, and the logging that Lightning lends."""
         kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
         return kept | {"_steps": [], "_lost": {}, "_resumed": []}
 
@@ -80,12 +80,12 @@ class TemporalAveraging(WeightAveraging):
                     "Expected a ModelCheckpoint with `save_weights_only` false for TemporalAveraging but got"
                     " true: such a file has the weights of the last step, not their average"
                 )
-            # Of a fit before this one; those of a checkpoint to resume from are loaded later.
+            # Those of an earlier fit are dropped; those of a checkpoint to resume are loaded later.
             self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
             self._swapped, self._lost = False, {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook into the optimizers: Lightning does not see all of their steps."""
+        """Register hooks on the optimizers: Lightning does not see all of their steps."""
         self._release()
         self._steps = [OptimizerSteps(trainer, after=self._note)]
         for key, rounded in zip(self._keys(), self._resumed, strict=False):
@@ -94,7 +94,7 @@ class TemporalAveraging(WeightAveraging):
         self._resumed = []
 
     def _keys(self) -> list[tuple[int, torch.Size]]:
-        """The keys of what rounding took from each average."""
+        """Return the keys of the averages' rounding errors."""
         average = of_lightning.average_of(self)
         if average is None:
             return []
@@ -124,17 +124,17 @@ class TemporalAveraging(WeightAveraging):
         self._swapped = not self._swapped
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the average; after the fit the model has it already."""
+        """Put the average into the model to evaluate it; after the fit it is there already."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the weights."""
+        """Put the weights back into the model."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizers; where a fit stops within a validation, leave the weights in the model."""
+        """Remove the hooks; if a fit stops within a validation, put the weights back into the model."""
         self._release()
         if self._swapped and trainer.state.fn == TrainerFn.FITTING and trainer.evaluating:
             self._swap_models(pl_module)
@@ -145,7 +145,7 @@ class TemporalAveraging(WeightAveraging):
         if not self._swapped:
             self._swap_models(pl_module)
 
-    # A fit that nothing was left of does not end its training.
+    # A fit without any training left does not end its training.
     on_fit_end = on_train_end
 
     def on_save_checkpoint(
@@ -161,7 +161,7 @@ class TemporalAveraging(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with the average, and with what rounding took from it."""
+        """Restore the average and its rounding errors."""
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         self._resumed = checkpoint.get(ROUNDED, [])
 

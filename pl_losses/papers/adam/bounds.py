@@ -22,7 +22,7 @@ class StepBounds(NamedTuple):
 
 @typed
 def step_bounds(betas: tuple[float, float]) -> StepBounds:
-    r"""Bounds of Adam's step :math:`|\Delta_t| / \alpha`, without weight decay.
+    r"""Compute the bounds of Adam's step :math:`|\Delta_t| / \alpha`, without weight decay.
 
     Section 2.1 prints :math:`(1-\beta_1)/\sqrt{1-\beta_2}` if :math:`1-\beta_1 > \sqrt{1-\beta_2}`, and 1
     otherwise. An erratum: this is the step after a lone gradient that follows zeros, not the largest one.
@@ -64,7 +64,7 @@ def step_bounds(betas: tuple[float, float]) -> StepBounds:
 
 @typed
 def adamax_step_bounds(betas: tuple[float, float]) -> StepBounds:
-    r"""Bounds of AdaMax' step :math:`|\Delta_t| / \alpha`, without weight decay.
+    r"""Compute the bounds of AdaMax' step :math:`|\Delta_t| / \alpha`, without weight decay.
 
     Section 7.1 prints 1. As :math:`|g_{t-k}| \le \beta_2^{-k} u_t`, the tight bound is the sum over k of
     :math:`(1-\beta_1) (\beta_1/\beta_2)^k`, which is :math:`(1-\beta_1)/(1-\beta_1/\beta_2)`. Gradients that

@@ -71,23 +71,23 @@ class AMSGradCounterexample(PaperModule):
         save_plain_hyperparameters(self)
         self.slope, self.steps = slope, steps
         self.x = nn.Parameter(torch.zeros(()))
-        # Of a fit so far, against the best fixed point, -1.
+        # Regret of the fit so far, against the best fixed point, -1.
         self.regret = 0.0
 
     def objective(self, t: int) -> float:
-        """The slope of f_t, t = 1, 2, ..."""
+        """Return the slope of f_t, t = 1, 2, ..."""
         return self.slope if t % 3 == 1 else -1.0
 
     def train_dataloader(self) -> Iterable[int]:
-        """The numbers of an epoch's steps, from 0 on."""
+        """Return the numbers of an epoch's steps, from 0 on."""
         return range(self.steps)
 
     def test_dataloader(self) -> Iterable[int]:
-        """One entry: the test is a closed form."""
+        """Return one entry, as the test is a closed form."""
         return range(1)
 
     def on_train_start(self) -> None:
-        """Begin with no regret, unless the fit goes on from a checkpoint."""
+        """Start with no regret, unless the fit resumes from a checkpoint."""
         super().on_train_start()
         if self.global_step == 0:
             self.regret = 0.0
@@ -98,12 +98,12 @@ class AMSGradCounterexample(PaperModule):
         checkpoint["regret"] = self.regret
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the regret so far."""
+        """Restore the regret so far."""
         super().on_load_checkpoint(checkpoint)
         self.regret = checkpoint["regret"]
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        """f_t(x) at the step's t."""
+        """Compute and log f_t(x) at the step's t."""
         t = self.global_step + 1
         loss = self.objective(t) * self.x
         self.regret += loss.item() + self.objective(t)
@@ -111,7 +111,7 @@ class AMSGradCounterexample(PaperModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Back to the nearest point of [-1, 1]."""
+        """Move x to the nearest point of [-1, 1]."""
         self.x.data.clamp_(-1, 1)
 
     def test_step(self, batch: int, batch_idx: int) -> None:

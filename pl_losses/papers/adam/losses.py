@@ -16,7 +16,7 @@ from pl_losses.core.validation import typed
 
 @typed
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    r"""KL divergence of N(mu, diag(sigma^2)) from the standard normal distribution, in nats.
+    r"""Compute the KL divergence of N(mu, diag(sigma^2)) from the standard normal distribution, in nats.
 
     .. math:: -\frac{1}{2} \sum_j \left(1 + \log \sigma_j^2 - \mu_j^2 - \sigma_j^2\right)
 
@@ -44,7 +44,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 @typed
 def bernoulli_error(logits: Tensor, target: Tensor) -> Tensor:
-    r"""Negative log-likelihood of binary data, in nats, :math:`\sum_d \log(1 + e^{l_d}) - x_d l_d`.
+    r"""Compute minus the log-likelihood of binary data, in nats, :math:`\sum_d \log(1 + e^{l_d}) - x_d l_d`.
 
     Args:
         logits: l, log-odds of p(x|z), [B, D].
@@ -67,5 +67,5 @@ def bernoulli_error(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """At least float32, also under autocast."""
+    """Convert to float32 at least, also under autocast."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -15,13 +15,13 @@ from pl_losses.papers.adam.optimizer import Adam
 
 
 class _Experiment(Classifier):
-    """A classifier of section 6: logits from a ``network`` by the cross-entropy, alpha_t from a schedule."""
+    """A classifier of section 6: logits of a ``network``, the cross-entropy, and alpha_t from a schedule."""
 
     network: nn.Module
     input_shape: tuple[int, ...]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits: [B, ...] -> [B, num_classes].
+        """Compute the logits: [B, ...] -> [B, num_classes].
 
         Raises:
             ValueError: If ``inputs`` do not fit.

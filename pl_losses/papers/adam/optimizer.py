@@ -154,7 +154,7 @@ def _call(tensors: list[list[Tensor]], options: dict[str, Any]) -> None:
 def _undone(
     group: dict[str, Any], tensors: list[list[Tensor]], on_host: bool
 ) -> Iterator[tuple[list[list[Tensor]], dict[str, Any]]]:
-    """Parts of a group of equal t, with the lr and eps of which a kernel's correction makes those wanted."""
+    """Yield parts of a group of equal t, with lr and eps that make a kernel's correction the wanted one."""
     rows: defaultdict[Any, list[int]] = defaultdict(list)
     for index, step in enumerate(tensors[5]):
         # On an accelerator a look at the step would wait for it: there, each parameter goes on its own.

@@ -18,7 +18,7 @@ class InverseSqrtLR(LRScheduler):
 
     Args:
         optimizer: Its learning rates are alpha, group by group.
-        last_epoch: t - 1 of the step that comes next but one, -1 at the start.
+        last_epoch: Index of the last step, counted from 0; -1 at the start.
 
     Example:
         >>> import torch
@@ -42,5 +42,5 @@ class InverseSqrtLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rates of all groups for the step to come."""
+        """Return the rates of all groups for the next step."""
         return [base / math.sqrt(self.last_epoch + 1) for base in self.base_lrs]

@@ -22,7 +22,7 @@ from pl_losses.papers.adam import manifest
 from pl_losses.papers.adam.losses import bernoulli_error, kl_to_standard_normal
 from pl_losses.papers.adam.optimizer import Adam
 
-# Noise is drawn in so many rows at a time: then fewer rows are the first of more.
+# Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
 ROWS = 64
 
 
@@ -32,8 +32,8 @@ class VAE(PaperModule):
     The loss is the negative variational bound with one sample of z per image, in nats per image, see
     :mod:`~pl_losses.papers.adam.losses`. Images [B, ...] with pixels in [0, 1] are made binary at 0.5. Logs
     ``<stage>/loss`` and its parts ``<stage>/reconstruction`` and ``<stage>/kl`` for the stages train, val and
-    test. The noise of z is that of the joined batch on any number of ranks; in validation and test it goes by
-    the image's place in the data set, and is the same each time.
+    test. The noise of z is that of the joined batch on any number of ranks; in validation and test it depends
+    on the image's position in the data set, and is the same each time.
 
     Args:
         in_features: Pixels D of an image.
@@ -92,7 +92,7 @@ class VAE(PaperModule):
         )
 
     def configure_target(self, images: Tensor) -> Tensor:
-        """Binary images: [B, ...] in [0, 1] -> [B, D] of zeros and ones.
+        """Make images binary: [B, ...] in [0, 1] -> [B, D] of zeros and ones.
 
         Raises:
             ValueError: If an image has not D pixels.
@@ -105,21 +105,21 @@ class VAE(PaperModule):
         return (pixels > 0.5).to(pixels.dtype)
 
     def encode(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z|x): [B, D] -> [B, J] each."""
+        """Compute mean and log-variance of q(z|x): [B, D] -> [B, J] each."""
         mean, log_variance = self.encoder(target).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Log-odds of p(x|z): [B, J] -> [B, D]."""
+        """Compute the log-odds of p(x|z): [B, J] -> [B, D]."""
         logits: Tensor = self.decoder(latent)
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Reconstructions from the mean of q(z|x), as probabilities: [B, ...] -> [B, D]."""
+        """Reconstruct images from the mean of q(z|x), as probabilities: [B, ...] -> [B, D]."""
         return self.decode(self.encode(self.configure_target(images))[0]).sigmoid()
 
     def configure_loss(self, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The terms of the bound: binary images [B, D], noise [B, J] -> reconstruction error [B], KL [B]."""
+        """Compute the terms of the bound: images [B, D], noise [B, J] -> reconstruction error [B], KL [B]."""
         mean, log_variance = self.encode(target)
         latent = mean + (0.5 * log_variance).exp() * noise
         return bernoulli_error(self.decode(latent), target), kl_to_standard_normal(mean, log_variance)
@@ -129,9 +129,9 @@ class VAE(PaperModule):
         return [expected.loss(self, "configure_loss", term, len(target)) for term in terms]
 
     def draw_noise(self, like: Tensor, *key: Any) -> Tensor:
-        """This rank's rows of the standard normal noise of the joined batch, [B, J].
+        """Draw this rank's rows of the standard normal noise of the joined batch, [B, J].
 
-        Drawn on the host, so that it does not depend on the device.
+        It is drawn on the host, so that it does not depend on the device.
 
         Args:
             like: The batch [B, ...], whose device and type it gets.
@@ -145,7 +145,7 @@ class VAE(PaperModule):
         return noise[rank::ranks][: len(like)].to(like.device, non_blocking=True)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Negative bound of a batch of images, per image."""
+        """Compute and log the negative bound of a batch of images, per image."""
         target = self.configure_target(expected.first(self, batch))
         noise = self.draw_noise(target, "train", self.current_epoch, batch_idx)
         own = self.own_rows(batch_idx, len(target))
@@ -170,7 +170,7 @@ class VAE(PaperModule):
             metric.update(values[:own])
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """The bound and its terms."""
+        """Return the bound and its terms."""
         names = [name for name in self.metrics if name.startswith(stage)]
         return {name.removeprefix(f"{stage}_"): computed(self.metrics[name]) for name in names}  # type: ignore[arg-type]
 
@@ -183,7 +183,7 @@ class VAE(PaperModule):
         self._evaluate("test", expected.first(self, batch), batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Mean [B, J] and log-variance [B, J] of q(z|x), and the reconstruction [B, D]."""
+        """Predict mean [B, J] and log-variance [B, J] of q(z|x), and the reconstruction [B, D]."""
         images = expected.first(self, batch)
         mean, log_variance = self.encode(self.configure_target(images))
         reconstruction = self.decode(mean).sigmoid()
@@ -191,7 +191,7 @@ class VAE(PaperModule):
 
 
 def standard_normal(rows: int, columns: int, dtype: torch.dtype, *key: Any) -> Tensor:
-    """Noise [rows, columns] that the key settles, on the host; 64 rows are the first 64 of 128.
+    """Draw noise [rows, columns] from the key, on the host; 64 rows are the first 64 of 128.
 
     >>> few, more = (standard_normal(rows, 3, torch.float32, "key") for rows in (64, 128))
     >>> torch.equal(few, more[:64])

@@ -1,4 +1,4 @@
-"""What the dropout regressor and classifier share: the objective's decay from the prior, and MC dropout."""
+"""Base of the dropout regressor and classifier: the objective with the prior's decay, and MC dropout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DropoutModule(PaperModule):
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
         length_scale: l of the weights' prior N(0, l^-2).
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
-        samples: T, the passes per input.
+        samples: T, the passes for each input.
         masks: "independent" or "shared", see :func:`~pl_losses.papers.dropout.mc_samples`.
         chunk: Passes computed at a time; ``None`` for the sampler's own choice.
         seed: Seed of the masks of MC dropout.
@@ -87,7 +87,7 @@ class DropoutModule(PaperModule):
         self._looked = False
 
     def on_train_start(self) -> None:
-        """Read what has to be known of the training data, unless a checkpoint or an earlier fit told."""
+        """Read what is needed of the training data, unless a checkpoint or an earlier fit has it."""
         super().on_train_start()
         self._decays = []
         loader = self.trainer.train_dataloader
@@ -100,7 +100,7 @@ class DropoutModule(PaperModule):
             self.size.fill_(self.read_training_data(loader))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Warn at the first batch if the network drops something that the weight decay knows nothing of."""
+        """Warn at the first batch if the network has dropout that the weight decay does not know of."""
         if self.trainer.global_step or self._looked or any(self.drop_probabilities().values()):
             return
         self._looked = True
@@ -112,15 +112,15 @@ class DropoutModule(PaperModule):
             )
 
     def read_training_data(self, loader: Any) -> int:
-        """Return N, the number of training samples of all ranks; runs on all ranks when a fit starts."""
+        """Count the training samples of all ranks, N; runs on all ranks when a fit starts."""
         return count_samples(loader)
 
     def drop_probabilities(self) -> dict[str, float]:
-        """Of each parameter of ``network``, by name, the p in its lambda; what is left out does not decay.
+        """Return for each parameter of ``network``, by name, the p in its lambda; others do not decay.
 
-        By default the p of the dropout module registered right before the parameter's layer, 0 for biases
-        and other vectors; with the authors' convention those are left out. Override it for a network whose
-        modules run in another order than they were registered in.
+        By default it is the p of the dropout module registered right before the parameter's layer, and 0 for
+        biases and other vectors; with the authors' convention vectors are left out. Override it for a network
+        that runs its modules in another order than that of their registration.
         """
         found = drop_probabilities(self.network)
         if self.convention == "authors":
@@ -128,14 +128,14 @@ class DropoutModule(PaperModule):
         return found
 
     def decay_of(self, p: float) -> float:
-        """lambda of weights whose inputs are dropped with probability p; here with tau = 1."""
+        """Compute lambda of weights whose inputs are dropped with probability p; here with tau = 1."""
         return weight_decay_of(1.0, self.length_scale, int(self.size), p, self.convention)
 
     def objective(self, errors: Tensor) -> Tensor:
-        """L_dropout of a batch: errors [B] -> scalar. In evaluation it is without the weight decay.
+        """Compute L_dropout of a batch: errors [B] -> scalar; in evaluation without the weight decay.
 
         Raises:
-            RuntimeError: If no fit has started, so that N is not known.
+            RuntimeError: If no fit has started, so that N is unknown.
         """
         if not self.training:
             return dropout_objective(errors, [], 0.0)
@@ -153,13 +153,13 @@ class DropoutModule(PaperModule):
 
     @contextmanager
     def without_dropout(self, inputs: Any) -> Iterator[None]:
-        """Within, the network is in evaluation (weight averaging), dropout with ``training=True`` off too.
+        """Evaluate the network without any dropout in this context, even with ``training=True``.
 
         Args:
-            inputs: What the network is going to be called with.
+            inputs: Inputs that the network will be called with.
 
         Raises:
-            ValueError: If the network is random all the same.
+            ValueError: If the network is random nevertheless.
         """
         with undisturbed(self.network, inputs) as streams:
             streams.start(0)
@@ -173,28 +173,28 @@ class DropoutModule(PaperModule):
                 )
 
     def sample(self, inputs: Any, *key: int, forward: Callable[[Any], Tensor] | None = None) -> Tensor:
-        """T passes with dropout, which leave no trace in training: inputs [B, ...] -> [T, B, ...].
+        """Make T passes with dropout that leave training unaffected: inputs [B, ...] -> [T, B, ...].
 
         Args:
-            inputs: What the module is called with.
-            key: Numbers that tell this batch's masks from those of others; with shared masks, all batches and
-                ranks have the same ones, and so have ranks that do not share the samples.
+            inputs: Inputs that the module is called with.
+            key: Numbers that distinguish this batch's masks from those of others. With shared masks, all
+                batches and ranks have the same ones, and so have ranks that do not share the samples.
             forward: Called in place of the module.
         """
         seed = self.seed
         if self.masks == "independent":
             seed = stream_seed(self.seed, self.places(0, 1)[0], *key)
-        # The network for the module: metrics hold tensors of inference mode, which the sampler is slow with.
+        # Sample the network: the module's metrics hold tensors of inference mode, which slow sampling down.
         call = forward or self.__call__
         found: Tensor = mc_samples(self.network, inputs, self.samples, self.chunk, seed, self.masks, call)
         return found
 
 
 def refuse_p_each(p: float | Sequence[float], layers: int) -> list[float]:
-    """One p for each layer.
+    """Return one p for each layer.
 
     Raises:
-        ValueError: If one is not in [0, 1), or there are not as many as layers.
+        ValueError: If one is not in [0, 1), or their number is not that of the layers.
     """
     each = [p] * layers if isinstance(p, (int, float)) else list(p)
     if len(each) != layers:

@@ -1,4 +1,4 @@
-"""Gal and Ghahramani 2016, section 5.2: a classifier that knows what it does not know."""
+"""Gal and Ghahramani 2016, section 5.2: a classifier that estimates its uncertainty."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ KEYS = {
 class DropoutClassifier(DropoutModule, Classifier):
     """Classes with their uncertainty, from passes with dropout (section 5.2).
 
-    Trained by :func:`~pl_losses.papers.dropout.dropout_objective` of the cross-entropy, with the weight decay
-    that ``length_scale``, N and each layer's p ask for (tau is 1). Logs the keys of :attr:`KEYS`, exact over
-    ranks and uneven batches.
+    It is trained by :func:`~pl_losses.papers.dropout.dropout_objective` of the cross-entropy, with the weight
+    decay that follows from ``length_scale``, N and each layer's p (tau is 1). Logs the keys of :attr:`KEYS`,
+    exact over ranks and uneven batches.
 
     To change it, override :meth:`configure_network`, :meth:`scores`, :meth:`errors`, :meth:`configure_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.
@@ -64,17 +64,17 @@ class DropoutClassifier(DropoutModule, Classifier):
         in_channels: Channels of an image of the default network.
         image_size: Height and width of an image of the default network.
         p: Probability of dropping.
-        dropout: Of the default network, "last" for dropout before the last layer as in section 5.2, or "all"
-            for dropout after the convolutions too.
+        dropout: For the default network, "last" for dropout before the last layer as in section 5.2, or "all"
+            for dropout after the convolutions, too.
         length_scale: l of the weights' prior N(0, l^-2).
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
-        samples: T, the passes per input in test and prediction.
+        samples: T, the passes for each input in test and prediction.
         masks: "independent" masks for each input, or "shared" ones: the same functions for all inputs of all
-            batches and ranks, and cheaper.
+            batches and ranks, which is cheaper.
         chunk: Passes computed at a time; ``None`` for the sampler's own choice.
         seed: Seed of the masks of test and prediction. Those of training are from torch's stream.
         network: Images [B, ...] to logits [B, C], with dropout modules in it; then ``num_classes``,
-            ``in_channels``, ``image_size``, ``p`` and ``dropout`` are not used. It is no plain data: give it
+            ``in_channels``, ``image_size``, ``p`` and ``dropout`` are not used. It is not plain data: pass it
             to ``load_from_checkpoint`` again.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
@@ -128,23 +128,23 @@ class DropoutClassifier(DropoutModule, Classifier):
         self.mc_scores, self.mc_uncertainty = ClassificationScores(), ClassificationUncertainty()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of one pass: images [B, ...] -> [B, C]."""
+        """Compute the logits of one pass: images [B, ...] -> [B, C]."""
         logits: Tensor = self.network(images)
         return logits
 
     def errors(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """E, the cross-entropy of each sample: logits [B, C], classes [B] -> [B], in nats."""
+        """Compute E, the cross-entropy of each sample: logits [B, C], classes [B] -> [B], in nats."""
         return F.cross_entropy(at_least_float32(self.scores(outputs)), target, reduction="none")
 
     def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """L_dropout in training: logits [B, C], classes [B] -> scalar, in nats.
+        """Compute L_dropout in training: logits [B, C], classes [B] -> scalar, in nats.
 
         In evaluation it is the mean of E alone, without the weight decay.
         """
         return self.objective(self.errors(outputs, target))
 
     def sample_probabilities(self, images: Tensor, *key: int) -> Tensor:
-        """Class probabilities of T passes: images [B, ...] -> [T, B, C]."""
+        """Compute the class probabilities of T passes: images [B, ...] -> [T, B, C]."""
         return self.sample(
             images, *key, forward=lambda inputs: self.class_probabilities(at_least_float32(self(inputs)))
         )
@@ -156,12 +156,12 @@ class DropoutClassifier(DropoutModule, Classifier):
             super().validation_step(batch, batch_idx)
 
     def test_outputs(self, inputs: Tensor) -> Tensor:
-        """The outputs [B, C] that a test goes by: those without dropout."""
+        """Return the outputs [B, C] that a test uses: those without dropout."""
         with self.without_dropout(inputs):
             return super().test_outputs(inputs)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Count errors, and score T passes; returns what ``ClassifierReport`` draws, for the whole batch."""
+        """Count errors, and score T passes; return what ``ClassifierReport`` draws, for the whole batch."""
         results = super().test_step(batch, batch_idx)
         inputs, target = batch
         samples = self.sample_probabilities(inputs, batch_idx)
@@ -171,7 +171,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         return results
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """Loss and error, those of the test with its interval and the scores of T passes."""
+        """Return loss and error; for a test with the error's interval and the scores of T passes."""
         values = super().evaluation_results(stage)
         if stage == "test":
             scores = computed(self.mc_scores) | computed(self.mc_uncertainty)
@@ -179,9 +179,10 @@ class DropoutClassifier(DropoutModule, Classifier):
         return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Mean ``probabilities`` [B, C] of T passes, ``predicted`` class [B], and its uncertainty.
+        """Predict mean ``probabilities`` [B, C] of T passes, ``predicted`` class [B] and uncertainty.
 
-        That is ``predictive_entropy`` and ``mutual_information`` in nats, and ``variation_ratio``, each [B].
+        The uncertainty is ``predictive_entropy`` and ``mutual_information`` in nats, and ``variation_ratio``,
+        each [B].
         """
         with expected.inputs(self, batch) as images:
             samples = self.sample_probabilities(images, batch_idx)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def draw_reliability(tables: dict[str, Tensor]) -> Figure:
-    """Accuracy over confidence for each predictor, and how many inputs there are at each confidence.
+    """Draw accuracy over confidence for each predictor, and the number of inputs at each confidence.
 
     Args:
-        tables: Name to a table [3, bins] as ``ClassificationScores.reliability`` has it.
+        tables: Name to a table [3, bins] like ``ClassificationScores.reliability``.
     """
     from matplotlib.figure import Figure
 
@@ -41,7 +41,7 @@ def draw_reliability(tables: dict[str, Tensor]) -> Figure:
 
 
 def draw_entropy(counts: Tensor) -> Figure:
-    """Histograms of the predictive entropy of right and of wrong predictions, each on its own scale.
+    """Draw histograms of the predictive entropy of right and of wrong predictions, each on its own scale.
 
     Args:
         counts: [2, bins] over [0, 1] in units of log C, right predictions first.
@@ -61,7 +61,7 @@ def draw_entropy(counts: Tensor) -> Figure:
 
 
 def draw_uncertain(images: Tensor, labels: Tensor, information: Tensor) -> Figure:
-    """The inputs about which the passes disagree most.
+    """Draw the inputs on which the passes disagree most.
 
     Args:
         images: [N, 1 or 3, H, W], any range.
@@ -73,10 +73,10 @@ def draw_uncertain(images: Tensor, labels: Tensor, information: Tensor) -> Figur
 
 
 def draw_coverage(coverage: Tensor) -> Figure:
-    """How often the target lies in the central intervals, over what their probability promises.
+    """Draw the share of targets in the central intervals, over the intervals' probability.
 
     Args:
-        coverage: Of intervals with probabilities 1/L, 2/L, ..., 1, shape [L].
+        coverage: Coverage of intervals with probabilities 1/L, 2/L, ..., 1, shape [L].
     """
     from matplotlib.figure import Figure
 
@@ -93,7 +93,7 @@ def draw_coverage(coverage: Tensor) -> Figure:
 
 
 def draw_predictions(points: Tensor) -> Figure:
-    """Predictive mean with one predictive standard deviation up and down, over the target.
+    """Draw the predictive mean with one predictive standard deviation up and down, over the target.
 
     Args:
         points: Target, mean and standard deviation, [N, 3].

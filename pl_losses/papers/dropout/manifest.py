@@ -4,7 +4,7 @@ from pl_losses.core.manifest import LOSS
 from pl_losses.core.manifests import Reproduced
 from pl_losses.core.panels import Section, bars, lines, pictures, table
 
-HEADLINE = "rmse"  # Of the regressor.
+HEADLINE = "rmse"  # The regressor's.
 CLASSIFIER = (
     Section(
         "Test",

@@ -1,7 +1,7 @@
-"""Gal and Ghahramani 2016, section 4: how uncertain T stochastic passes are over a data set, and how good.
+"""Gal and Ghahramani 2016, section 4: the uncertainty of T passes over a data set, and its quality.
 
-All metrics keep sums only, in float64 or integers: exact over uneven batches, long streams and any number of
-ranks, also where a rank has seen nothing. What they sum up is in :mod:`.uncertainty`.
+All metrics keep sums only, in float64 or integers. They are exact over uneven batches, long streams and any
+number of ranks, also if a rank has seen nothing. The quantities that they sum up are in :mod:`.uncertainty`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pl_losses.papers.dropout.uncertainty import (
     variation_ratio,
 )
 
-IGNORED = -100  # what F.cross_entropy takes for no target
+IGNORED = -100  # F.cross_entropy's target for "no target"
 BINS = 15  # of the calibration error
 LEVELS = 20  # of the intervals' calibration: 5 %, 10 %, ..., 100 %
 
 
 class ClassificationUncertainty(Sums):
-    """Means over a data set of what T passes say about each input; no targets needed.
+    """Means over a data set of the uncertainty that T passes show for each input; no targets needed.
 
     ``update`` takes probabilities [T, B, C], ``compute`` returns a dict of scalars: ``predictive_entropy``,
     ``expected_entropy`` and ``mutual_information`` in nats, ``variation_ratio`` and ``max_probability``.
@@ -78,7 +78,7 @@ class ClassificationUncertainty(Sums):
         self.total += samples.shape[1] if counted is None else counted.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Means; all NaN before any input, and if one was not finite."""
+        """Compute the means; all NaN before any input, and if one was not finite."""
         sums = self.total_of("sums")
         means = sums / (self.total + 0 * sums.sum())
         return {quantity.__name__: mean for quantity, mean in zip(self.quantities, means, strict=True)}
@@ -95,7 +95,7 @@ class ClassificationScores(Sums):
 
     Args:
         bins: Number of bins of the calibration error.
-        ignore_index: Target of inputs that do not count.
+        ignore_index: Target of inputs that are not counted.
 
     Attributes:
         reliability: After :meth:`compute`, per bin the number of inputs of all ranks, their summed
@@ -144,7 +144,7 @@ class ClassificationScores(Sums):
         self.counts[1].index_add_(0, inside, (counted & (predicted == target)).long())
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores; all NaN before any input, and if one was not finite."""
+        """Compute the scores; all NaN before any input, and if one was not finite."""
         count, right = self.counts
         sums, confidence = self.total_of("sums"), self.total_of("confidence")
         self.reliability = torch.stack([count, confidence, right])
@@ -159,7 +159,7 @@ class ClassificationScores(Sums):
 
 
 class EntropyHistogram(Metric):
-    """How many right and wrong predictions have which predictive entropy, as a share of log C.
+    """Counts of right and wrong predictions by their predictive entropy, as a share of log C.
 
     ``update`` takes probabilities [T, B, C] and targets as :func:`as_classes` does, ``compute`` returns
     counts [2, bins], right predictions of the mean first. A useful uncertainty is low where the network is
@@ -167,7 +167,7 @@ class EntropyHistogram(Metric):
 
     Args:
         bins: Number of equally wide bins of [0, 1].
-        ignore_index: Target of inputs that do not count.
+        ignore_index: Target of inputs that are not counted.
 
     Example:
         >>> histogram = EntropyHistogram(bins=2)
@@ -200,7 +200,7 @@ class EntropyHistogram(Metric):
         self.counts.view(-1).index_add_(0, wrong * self.bins + inside, counted)
 
     def compute(self) -> Tensor:
-        """Counts, [2, bins]."""
+        """Return the counts, [2, bins]."""
         return self.counts.clone()
 
 
@@ -254,7 +254,7 @@ class RegressionScores(Sums):
         likelihood = self.exact(torch.zeros((), device=samples.device))
         if self.precision is not None:
             likelihood = self.exact(mc_log_likelihood(samples, target, self.precision)).sum()
-        # The central interval that just reaches the target has probability |2 P(Y <= y) - 1|.
+        # The smallest central interval with the target has probability |2 P(Y <= y) - 1|.
         reach = (2 * predictive_cdf(samples, target, self.precision) - 1).abs().flatten()
         inside = (reach * LEVELS).ceil().long().clamp(1, LEVELS) - 1
         self.counts.index_add_(0, inside, torch.ones_like(inside))
@@ -265,7 +265,7 @@ class RegressionScores(Sums):
         self.total += len(target)
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores; all NaN before any input, and if one was not finite."""
+        """Compute the scores; all NaN before any input, and if one was not finite."""
         sums = self.total_of("sums")
         values = self.counts.sum() + 0 * sums[:2].sum()
         squares, deviations, likelihood = sums
@@ -285,13 +285,13 @@ class RegressionScores(Sums):
 
 
 def as_classes(target: Tensor, probabilities: Tensor, ignore_index: int = IGNORED) -> Tensor:
-    """The right classes of probabilities [B, C], [B] of integers; what is ignored stays ``ignore_index``.
+    """Convert targets to right classes, integers [B]; ignored ones stay ``ignore_index``.
 
     Args:
         target: Integers [B] or [B, 1]; of two classes also booleans, or 0 and 1 as floating point, the
             targets of ``F.binary_cross_entropy_with_logits``.
         probabilities: [B, C].
-        ignore_index: Target of inputs that do not count.
+        ignore_index: Target of inputs that are not counted.
 
     Raises:
         ValueError: If the shapes do not fit, or ``target`` holds no classes or, on the CPU, ones out of
@@ -309,10 +309,10 @@ def as_classes(target: Tensor, probabilities: Tensor, ignore_index: int = IGNORE
         raise ValueError(f"Expected `target` to hold class indices but got {target.dtype}")
     given = target
     if given.is_floating_point():
-        # What is no whole number becomes a class that there is not.
+        # What is not a whole number becomes a class that does not exist.
         target = given.where(given == given.round(), classes)
     target = target.long()
-    # Asking an accelerator would wait for it; there, indexing fails by itself.
+    # On an accelerator the check would wait; there, indexing fails by itself.
     if batch and target.device.type == "cpu":
         wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
         if wrong.any():

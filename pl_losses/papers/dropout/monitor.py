@@ -1,4 +1,4 @@
-"""Gal and Ghahramani 2016: what dropout knows that it does not know, for any LightningModule."""
+"""Gal and Ghahramani 2016: the uncertainty of any LightningModule with dropout."""
 
 from __future__ import annotations
 
@@ -40,54 +40,53 @@ from pl_losses.papers.dropout.uncertainty import refuse_precision
 
 
 class DropoutUncertaintyMonitor(Reading, Callback):
-    """During validation, test and prediction, T passes with dropout on: how uncertain they are and how good.
+    """Makes T passes with dropout in validation, test and prediction, and logs their uncertainty and quality.
 
     Works on any LightningModule with dropout, of whatever kind, see
-    :func:`~pl_losses.papers.dropout.mc_samples`; one without is told so once and costs nothing more.
-    Training is not touched: with and without this callback its weights are the same to the last bit, unless a
-    module draws from a generator that is neither global nor an attribute of it or its parts. The keys
-    of :attr:`KEYS` join the rows of validation and test, exact over ranks and uneven batches; with several
-    dataloaders each has its own, ending in ``/dataloader_idx_0`` and so on. Predictions have no targets, so
-    that what is logged of them needs none. Pictures are drawn after the last validation of a fit, and after
-    each ``validate``, ``test`` and ``predict``.
+    :func:`~pl_losses.papers.dropout.mc_samples`. Without dropout it warns once and costs nothing more.
+    Training is not affected: with and without this callback its weights are the same to the last bit, unless
+    a module draws from a generator that is neither global nor an attribute of it or its parts. The keys of
+    :attr:`KEYS` are added to the rows of validation and test, exact over ranks and uneven batches; with
+    several dataloaders each has its own keys, ending in ``/dataloader_idx_0`` and so on. Predictions have no
+    targets, so only quantities without targets are logged for them. Pictures are drawn after the last
+    validation of a fit, and after each ``validate``, ``test`` and ``predict``.
 
-    A batch is taken for ``(inputs, target)``, or for a mapping of keyword arguments with "labels", the module
-    for one that maps inputs to logits [B, C] (one logit [B] or [B, 1] is that of class 1 of 2, whose targets
-    may be booleans or floating point) or to values [B] or [B, Q], or to a mapping with such "logits". A
-    module that returns anything else offers ``class_probabilities(outputs)`` or
-    ``predicted_values(outputs)``; or override :meth:`get_inputs`, :meth:`get_target`, :meth:`call`,
-    :meth:`to_probabilities` or :meth:`to_values` here. What does not fit is refused in the sanity check
-    already.
+    A batch is taken for ``(inputs, target)``, or for a mapping of keyword arguments with "labels". The module
+    is taken to map inputs to logits [B, C] (one logit [B] or [B, 1] is that of class 1 of 2, whose targets
+    may be booleans or floating point), to values [B] or [B, Q], or to a mapping with such "logits". A module
+    that returns anything else may define ``class_probabilities(outputs)`` or ``predicted_values(outputs)``;
+    or override :meth:`get_inputs`, :meth:`get_target`, :meth:`call`, :meth:`to_probabilities` or
+    :meth:`to_values` here. The sanity check already refuses what does not fit.
 
-    Rows of outputs may be pixels, tokens or nodes, more than there are samples in a batch: flatten them, and
-    the targets too. Samples that a ``DistributedSampler`` repeats, to give all ranks equally many, count
-    once, with all their rows; so do those that every rank is given all of. Where no tensor of a batch shows
-    that each sample has equally many rows, a warning says that its repetitions are counted. What an iterable
-    dataset repeats on its own cannot be told.
+    Rows of outputs may be pixels, tokens or nodes, more than the samples of a batch: flatten them, and the
+    targets, too. Samples that a ``DistributedSampler`` repeats, to give all ranks equally many, count once,
+    with all their rows; so do samples that every rank has. If no tensor of a batch shows that each sample has
+    equally many rows, a warning says that repetitions are counted. Repetitions of an iterable dataset itself
+    cannot be detected.
 
-    What "without dropout" means is an evaluation in which also dropout with ``training=True`` is off. A
-    network that is random all the same has NaN for its ``..._deterministic``, and a warning says so.
+    "Without dropout" means an evaluation in which also dropout with ``training=True`` is off. For a network
+    that is random nevertheless ``..._deterministic`` is NaN, and a warning says so.
 
     Args:
-        samples: T, the passes per batch.
+        samples: T, the passes for each batch.
         task: "classification" or "regression".
-        max_batches: Look at this many batches of each dataloader and rank at most, from the first on.
-        precision: tau, the precision of a regression's noise in the units of 1/y^2. ``None`` for no noise:
-            then there is no likelihood.
+        max_batches: Largest number of batches of each dataloader and rank, from the first on.
+        precision: tau, the precision of a regression's noise in the units of 1/y^2. ``None`` for no noise and
+            no likelihood.
         every_n_epochs: Look at the validations of every n-th training epoch.
         seed: Seed of the masks. They are the same at each validation, so that curves show the network's
             changes and not those of the masks.
         masks: "independent", or "shared": one draw of T functions for all inputs, batches and ranks.
-        chunk: At most this many samples in one go, see ``mc_samples``.
+        chunk: Largest number of samples computed at once, see ``mc_samples``.
         train: Names of classes whose own ``training`` is on in the passes, see ``mc_samples``. Default: those
-            that are random in training, by trying them out once for each pass over the data.
-        pictures: How many of the most uncertain images are shown; 0 draws no pictures at all.
-        target: Where the target is in a batch that is no pair: its place in a tuple, its name in a mapping.
-        ignore_index: Target of a classification's rows that do not count.
-        name: Of the keys, ``<stage>/<name>/...``. Each of several monitors of a task needs its own.
+            that are random in training, found by a trial in each pass over the data.
+        pictures: Number of most uncertain images to show; 0 draws no pictures at all.
+        target: Position of the target in a tuple, or its name in a mapping, if a batch is not a pair.
+        ignore_index: Target of a classification's rows that are not counted.
+        name: Part of the keys, ``<stage>/<name>/...``. Each of several monitors of a task needs its own.
 
     Raises:
-        TypeError: If ``target`` is neither place nor name.
+        TypeError: If ``target`` is neither position nor name.
         ValueError: If an argument is out of range.
 
     Example:
@@ -152,26 +151,26 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self._forget()
 
     def _forget(self) -> None:
-        # Of the pass over the data that is under way: sums, dataloaders, and what a look at the module found.
+        # For the current pass over the data: sums, dataloaders, and what a look at the module found.
         self._open = False
         self._summaries: list[Summary] = []
         self._loaders: list[Any] = []
         self._given = SeenSamples()
         self._found: Found | None = None
-        # What the last pass found, to be drawn, by the ending of its keys.
+        # Results of the last pass to be drawn, by the ending of its keys.
         self._seen: dict[str, Summary] = {}
         self._hopeless = False
         self._told: set[str] = set()
         self._beside = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what a pass over the data has found."""
+        """Leave out what a pass over the data has found."""
         return self.__dict__ | {
             "_open": False, "_summaries": [], "_loaders": [], "_found": None, "_seen": {}
         }  # fmt: skip
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Another run: forget the one before.
+        """Forget an earlier run.
 
         Raises:
             ValueError: If there is another monitor of the same task, whose keys would be the same.
@@ -207,20 +206,20 @@ class DropoutUncertaintyMonitor(Reading, Callback):
     def _look(
         self, trainer: Trainer, pl_module: LightningModule, stage: Stage, batch: Any, index: int, loader: int
     ) -> None:
-        # A sanity check is there to refuse, before any training, what cannot be looked at.
+        # A sanity check refuses, before any training, what cannot be monitored.
         most = 1 if trainer.sanity_checking else self.max_batches
         if not self._open or self._hopeless or index >= most:
             return
         inputs = self.get_inputs(batch)
         target = None if stage == "predict" else self.get_target(batch)
         summary = self._summaries[loader]
-        # As Lightning runs the steps: autocast, or another default dtype.
+        # As Lightning runs the steps: with autocast, or another default dtype.
         with trainer.precision_plugin.forward_context():
             forward = partial(self._forward, pl_module)
             first = self._found is None
             found = self._found = self._found or find_dropout(pl_module, inputs, forward, self.train)
             if found.reason:
-                # A probability may yet rise from 0; what is not called at all is not going to be.
+                # A probability may still rise from 0; a dropout that is not called at all stays out.
                 self._hopeless = found.hopeless
                 if trainer.is_global_zero:
                     self._tell(f"measures nothing of {type(pl_module).__name__}: {found.reason}")
@@ -282,7 +281,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             ) from error
 
     def _end(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
-        """Bring the ranks' sums together, on all ranks whatever each has seen, and log them."""
+        """Sum over ranks, on all ranks whatever each has seen, and log the results."""
         if not self._open:
             return
         self._open, self._seen = False, {}
@@ -310,7 +309,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self._summaries, self._loaders = [], []
 
     def _draw(self, trainer: Trainer, stage: Stage) -> None:
-        """Draw what the last pass over the data found, on rank zero, the ranks' parts brought together."""
+        """Draw the results of the last pass over the data on rank zero, with the ranks' parts gathered."""
         seen, self._seen = self._seen, {}
         if not self.pictures or not trainer.loggers or getattr(trainer, "fast_dev_run", False):
             return
@@ -319,15 +318,15 @@ class DropoutUncertaintyMonitor(Reading, Callback):
                 log_figure(trainer, f"{stage}/{self.name}/{name}{suffix}", figure)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew; in a sanity check, to try one batch."""
+        """Start a new pass; in a sanity check, to try one batch."""
         self._begin(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Start a new pass."""
         self._begin(trainer, pl_module, "test")
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Start a new pass."""
         self._begin(trainer, pl_module, "predict")
 
     def on_validation_batch_end(
@@ -367,30 +366,30 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self._look(trainer, pl_module, "predict", batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log into Lightning's row of the validation."""
+        """Log the results in Lightning's row of the validation."""
         self._end(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log into Lightning's row of the test."""
+        """Log the results in Lightning's row of the test."""
         self._end(trainer, pl_module, "test")
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log a row: Lightning has none of its own."""
+        """Log the results in a row of their own: Lightning has none for predictions."""
         self._end(trainer, pl_module, "predict")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, unless more validations of a fit may follow."""
+        """Draw the pictures, unless more validations of a fit may follow."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._draw(trainer, "val")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last validation."""
+        """Draw the pictures of the last validation."""
         self._draw(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
+        """Draw the pictures."""
         self._draw(trainer, "test")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
+        """Draw the pictures."""
         self._draw(trainer, "predict")

@@ -1,4 +1,4 @@
-"""What :class:`~pl_losses.papers.dropout.monitor.DropoutUncertaintyMonitor` finds in one data set."""
+"""Results of :class:`~pl_losses.papers.dropout.monitor.DropoutUncertaintyMonitor` for one data set."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ REGRESSION = {
     "<stage>/dropout/predictions": "picture: predictive mean and standard deviation over the target",
 }
 KEYS = {**INPUTS, **CLASSIFICATION, **REGRESSION}
-POINTS = 200  # of a regression that each rank keeps for a picture
+POINTS = 200  # points of a regression that each rank keeps for a picture
 
 
 class Summary(nn.Module):
@@ -88,15 +88,15 @@ class Summary(nn.Module):
         raise NotImplementedError
 
     def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:
-        """Add a batch: T passes [T, B, ...], the one without dropout [B, ...], targets and inputs."""
+        """Add a batch: T passes [T, B, ...], the pass without dropout [B, ...], targets and inputs."""
         raise NotImplementedError
 
     def values(self) -> dict[str, Tensor]:
-        """Quantities over all ranks: a collective."""
+        """Compute the quantities over all ranks: a collective."""
         raise NotImplementedError
 
     def figures(self, draw: bool) -> dict[str, Figure]:
-        """The pictures after :meth:`values`: a collective; empty on ranks that do not draw."""
+        """Draw the pictures after :meth:`values`: a collective; empty on ranks that do not draw."""
         raise NotImplementedError
 
 
@@ -105,8 +105,8 @@ class ClassificationSummary(Summary):
 
     Args:
         labelled: Whether there are targets.
-        images: How many images are kept.
-        ignore_index: Target of rows that do not count.
+        images: Number of images to keep.
+        ignore_index: Target of rows that are not counted.
     """
 
     def __init__(self, labelled: bool, images: int, ignore_index: int = IGNORED) -> None:
@@ -119,7 +119,7 @@ class ClassificationSummary(Summary):
         self.counts = torch.zeros(2, 1)
 
     def check(self, single: Tensor, target: Tensor | None) -> None:
-        """Refuse targets that are no classes of these probabilities."""
+        """Refuse targets that are not classes of these probabilities."""
         if single.ndim != 2:
             raise ValueError(f"Expected probabilities of shape [B, C] but got {list(single.shape)}")
         if target is not None:
@@ -149,7 +149,7 @@ class ClassificationSummary(Summary):
         return information[best], images[best], labels[best]
 
     def values(self) -> dict[str, Tensor]:
-        """Uncertainty, and scores with and without dropout if there are targets."""
+        """Compute the uncertainty, and with targets the scores with and without dropout."""
         values: dict[str, Tensor] = {"inputs": computed(self.inputs), **computed(self.uncertainty)}
         if self.labelled:
             values |= computed(self.scores)
@@ -158,7 +158,7 @@ class ClassificationSummary(Summary):
         return values
 
     def figures(self, draw: bool) -> dict[str, Figure]:
-        """Reliability, entropies of right and wrong predictions, most uncertain images."""
+        """Draw reliability, entropies of right and wrong predictions, and the most uncertain images."""
         parts = gather_objects(tuple(tensor.cpu() for tensor in self.kept))
         if not draw:
             return {}
@@ -194,7 +194,7 @@ class RegressionSummary(Summary):
         self.points: list[Tensor] = []
 
     def check(self, single: Tensor, target: Tensor | None) -> None:
-        """Refuse targets of another shape than the values, or of more dimensions than are scored."""
+        """Refuse targets of another shape than the values, or with more dimensions than can be scored."""
         if target is None:
             return
         if target.ndim not in (1, 2):
@@ -213,7 +213,7 @@ class RegressionSummary(Summary):
             self.spread.update(deviation.sum() * len(single) / single.numel())
             return
         target = target.to(single.dtype)
-        # Values [B, 1] and targets [B] are the same thing.
+        # Values [B, 1] and targets [B] mean the same.
         samples, single = samples.reshape(len(samples), *target.shape), single.reshape(target.shape)
         self.scores.update(samples, target)
         self.single.update((single - target).square())
@@ -225,7 +225,7 @@ class RegressionSummary(Summary):
             self.points.append(torch.stack([*first, deviation], dim=1))
 
     def values(self) -> dict[str, Tensor]:
-        """Scores if there are targets, else the mean standard deviation."""
+        """Compute scores if there are targets, else the mean standard deviation."""
         values: dict[str, Tensor] = {"inputs": computed(self.inputs)}
         if not self.labelled:
             return values | {"standard_deviation": computed(self.spread) / values["inputs"]}
@@ -233,7 +233,7 @@ class RegressionSummary(Summary):
         return values | {"rmse_deterministic": computed(self.single).sqrt()}
 
     def figures(self, draw: bool) -> dict[str, Figure]:
-        """Calibration of the central intervals, and predictions over targets."""
+        """Draw the calibration of the central intervals, and predictions over targets."""
         parts = gather_objects([points.cpu() for points in self.points])
         if not draw or not self.labelled:
             return {}
@@ -245,7 +245,7 @@ class RegressionSummary(Summary):
 
 
 def images_of(inputs: Any, rows: int) -> Tensor | None:
-    """The images [B, 1 or 3, H, W] that so many rows are about, one each; ``None`` if there are none."""
+    """Return the images [B, 1 or 3, H, W] of ``rows`` rows, one each; ``None`` if there are none."""
     images = next(iter(tensors_in(inputs)), None)
     if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != rows:
         return None

@@ -47,7 +47,7 @@ class DropoutMLP(nn.Sequential):
         self.in_features = sizes[0]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, Q] -> [B, D].
+        """Compute the outputs: [B, Q] -> [B, D].
 
         Raises:
             ValueError: If ``inputs`` is of another shape.
@@ -68,7 +68,7 @@ class DropoutLeNet(nn.Sequential):
         image_size: Height and width of an image, at least 16.
         p: Probability of dropping.
         dropout: "last" for dropout before the last layer, as in section 5.2, or "all" for dropout after the
-            convolutions' pooling too.
+            convolutions' pooling, too.
 
     Raises:
         TypeError: If a number of classes or channels is no integer.
@@ -112,7 +112,7 @@ class DropoutLeNet(nn.Sequential):
         self.image_shape = (in_channels, image_size, image_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits: [B, in_channels, image_size, image_size] -> [B, C].
+        """Compute the logits: [B, in_channels, image_size, image_size] -> [B, C].
 
         Raises:
             ValueError: If ``images`` is of another shape.
@@ -127,10 +127,10 @@ class DropoutLeNet(nn.Sequential):
 
 
 def drop_probabilities(network: nn.Module) -> dict[str, float]:
-    """Of each parameter, the p of the dropout that its inputs go through, as the paper's lambda_l wants it.
+    """Return for each parameter the p of the dropout on its inputs, as the paper's lambda_l needs it.
 
-    That is the dropout module between its layer and the one before, in the order in which the modules were
-    registered; 0 where there is none, and for biases and all other vectors, which are not dropped.
+    It is that of the dropout module between the parameter's layer and the one before, in the order in which
+    modules were registered; 0 if there is none, and for biases and all other vectors, which are not dropped.
 
     Example:
         >>> drop_probabilities(DropoutMLP([3, 4, 1], [0.0, 0.2]))

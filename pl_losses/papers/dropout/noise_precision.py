@@ -1,4 +1,4 @@
-"""Gal and Ghahramani 2016, section 5.3: the noise's precision tau by the log-likelihood of held-out data."""
+"""Gal and Ghahramani 2016, section 5.3: the noise's precision tau, chosen by held-out log-likelihood."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class PrecisionSearch(Sums):
     input, jointly over its outputs. It keeps one sum per precision: exact over ranks and uneven batches.
 
     Args:
-        precisions: What to choose from, in the units of 1/y^2.
+        precisions: Values to choose from, in the units of 1/y^2.
 
     Attributes:
-        precisions: May be set anew after a reset, to as many.
+        precisions: May be replaced after a reset, by equally many.
 
     Raises:
         ValueError: If one is not positive, or there is none.
@@ -56,7 +56,7 @@ class PrecisionSearch(Sums):
         samples, target = fitting(samples, target)
         passes, batch, outputs = samples.shape
         squares = (target - samples).square().sum(dim=-1)
-        # One precision at a time: memory as for one.
+        # One precision at a time, to need the memory of one.
         likelihoods = [
             self.exact(torch.logsumexp(-0.5 * tau * squares, dim=0)).sum() for tau in self.precisions
         ]
@@ -68,14 +68,14 @@ class PrecisionSearch(Sums):
         self.total += batch
 
     def compute(self) -> dict[str, Tensor]:
-        """The best; its log-likelihood is NaN before any input."""
+        """Return the best precision; its log-likelihood is NaN before any input."""
         means = self.total_of("sums") / self.total
         best = means.argmax()
         return {"precision": means.new_tensor(self.precisions)[best], "log_likelihood": means[best]}
 
 
 def refuse_precisions(precisions: Sequence[float]) -> None:
-    """Refuse precisions that are none, or no choice of them.
+    """Refuse anything but a choice of precisions.
 
     Raises:
         ValueError: If one is not positive and finite, or there is none.

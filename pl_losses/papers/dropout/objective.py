@@ -1,4 +1,4 @@
-"""Gal and Ghahramani 2016, eqs. 1 and 7: the objective, and what its weight decay says about prior and noise.
+"""Gal and Ghahramani 2016, eqs. 1 and 7: the objective, and its weight decay from prior and noise.
 
 With L layers, drop probabilities p_l, N examples and E(y, y^) = 1/2 |y - y^|^2 (or -log of the right class'
 probability), dropout training minimises
@@ -26,16 +26,16 @@ Convention = Literal["paper", "authors"]
 def dropout_objective(
     errors: Tensor, parameters: Iterable[Tensor], weight_decay: float | Sequence[float]
 ) -> Tensor:
-    """L_dropout = 1/N sum_n E_n + sum_l lambda_l (|W_l|^2 + |b_l|^2), eq. 1.
+    """Compute L_dropout = 1/N sum_n E_n + sum_l lambda_l (|W_l|^2 + |b_l|^2), eq. 1.
 
-    The decay is that of the paper, not of torch's optimizers: their ``weight_decay`` d adds the gradient
-    d W, lambda adds 2 lambda W, so that d = 2 lambda.
+    The decay is that of the paper, not of torch's optimizers: their ``weight_decay`` d adds the gradient d W,
+    and lambda adds 2 lambda W, so that d = 2 lambda.
 
     Args:
         errors: E of each example, such as half the squared error or the cross-entropy of a pass with dropout,
-            [N]. Of a batch, N is its size.
+            [N]. For a batch, N is its size.
         parameters: Weights and biases, of any shapes.
-        weight_decay: lambda of all of them, or one for each in their order.
+        weight_decay: lambda of all parameters, or one for each in their order.
 
     Returns:
         Scalar, in float32 at least.
@@ -89,7 +89,7 @@ def weight_decay_of(
     convention: Convention = "paper",
     target_std: float = 1.0,
 ) -> float:
-    """The lambda of :func:`dropout_objective`, with E half the squared error, that stands for a prior.
+    """Compute the lambda of :func:`dropout_objective`, with E half the squared error, that a prior implies.
 
     The paper approximates the posterior of a network with weights ~ N(0, l^-2) and noise of variance 1/tau.
     Its q draws W = diag(z) M, z_i = 0 with probability p, else 1 (up to a vanishing variance), and biases
@@ -121,7 +121,7 @@ def weight_decay_of(
         size: N, the number of training examples.
         p: Probability of dropping an input of the layer.
         convention: "paper" or "authors".
-        target_std: What the targets are divided by in training.
+        target_std: Divisor of the targets in training.
 
     Returns:
         lambda.
@@ -149,7 +149,7 @@ def precision_of(
     convention: Convention = "paper",
     target_std: float = 1.0,
 ) -> float:
-    """The tau = l^2 (1 - p) / (2 N lambda) that a weight decay stands for: the inverse of the other.
+    """Compute the tau = l^2 (1 - p) / (2 N lambda) that a weight decay implies: the inverse function.
 
     Args:
         weight_decay: The lambda of :func:`dropout_objective`, with E half the squared error.
@@ -157,7 +157,7 @@ def precision_of(
         size: N, the number of training examples.
         p: Probability of dropping an input of the layer.
         convention: "paper" or "authors", see :func:`weight_decay_of`.
-        target_std: What the targets are divided by in training.
+        target_std: Divisor of the targets in training.
 
     Returns:
         tau, in the units of 1/y^2.
@@ -171,7 +171,7 @@ def precision_of(
 
 
 def refuse_p(p: float) -> None:
-    """Refuse what is no probability of dropping.
+    """Refuse a p that is not a probability of dropping.
 
     Raises:
         ValueError: If ``p`` is not in [0, 1).
@@ -190,7 +190,7 @@ def refuse_convention(convention: str) -> None:
 
 
 def refuse_range(name: str, value: float) -> None:
-    """Refuse what is not positive and finite.
+    """Refuse a value that is not positive and finite.
 
     Raises:
         ValueError: If it is not.
@@ -199,7 +199,7 @@ def refuse_range(name: str, value: float) -> None:
 
 
 def _numerator(length_scale: float, size: int, p: float, convention: str, target_std: float) -> float:
-    """lambda tau, which is symmetric in both."""
+    """Compute lambda tau, which is symmetric in both."""
     refuse_range("length_scale", length_scale)
     refuse_range("target_std", target_std)
     refuse_p(p)
@@ -209,7 +209,7 @@ def _numerator(length_scale: float, size: int, p: float, convention: str, target
     count = index(size)
     if count < 1:
         raise ValueError(f"Expected `size` to be at least 1 but got {size}")
-    # Not **, which raises on an overflow instead of giving inf.
+    # Not **, which raises an error on overflow instead of returning inf.
     derived = length_scale * length_scale * (1 - p) / (2 * count)
     return derived / target_std / target_std if convention == "paper" else derived / 2
 

@@ -1,4 +1,4 @@
-"""What :class:`~pl_losses.papers.dropout.monitor.DropoutUncertaintyMonitor` takes batches and outputs for."""
+"""How :class:`~pl_losses.papers.dropout.monitor.DropoutUncertaintyMonitor` reads batches and outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pl_losses.papers.dropout.sampling.isolation import call_module
 
 
 class Reading:
-    """Inputs and targets of a batch, probabilities or values of a module's outputs; each method to override.
+    """Reads inputs and targets of a batch, and probabilities or values of outputs; override any method.
 
     Args:
-        target: Where the target is in a batch: its place in a tuple, or its name in a mapping.
+        target: Position of the target in a tuple, or its name in a mapping.
     """
 
     def __init__(self, target: int | str | None = None) -> None:
@@ -27,13 +27,13 @@ class Reading:
         self.target = target
 
     def get_inputs(self, batch: Any) -> Any:
-        """What the module is called with: a tensor, a tuple of arguments or a mapping of keyword arguments.
+        """Return what the module is called with: a tensor, a tuple of arguments or a mapping of keywords.
 
-        That is the first of a tuple or, with ``target``, what comes before it, and after it where it is the
-        first; of a mapping all but its target.
+        From a tuple that is its first item or, with ``target``, the items before the target (after it, if the
+        target is the first). From a mapping it is everything but the target.
 
         Raises:
-            TypeError: If the batch is something else; then override this.
+            TypeError: If the batch is anything else; then override this method.
         """
         if isinstance(batch, Mapping):
             name = self._name(batch)
@@ -42,7 +42,7 @@ class Reading:
             return batch
         if isinstance(batch, (tuple, list)) and batch:
             place = 1 if self.target is None else self._place(batch)
-            # There may be no target in predictions.
+            # Predictions may have no target.
             found = list(batch if place is None or len(batch) == 1 else batch[:place] or batch[1:])
             if all(isinstance(one, (Tensor, PackedSequence, Mapping)) for one in found):
                 return found[0] if len(found) == 1 else tuple(found)
@@ -52,11 +52,11 @@ class Reading:
         )
 
     def get_target(self, batch: Any) -> Tensor:
-        """Right classes or values, by default the second of a pair, or the "labels" of a mapping.
+        """Return right classes or values, by default a pair's second item, or a mapping's "labels".
 
         Raises:
-            TypeError: If it could be something else, and there is no ``target``; then give that, or override
-                this.
+            TypeError: If it is ambiguous and there is no ``target``; then set that, or override this
+                method.
         """
         found = None
         if isinstance(batch, Mapping):
@@ -80,13 +80,13 @@ class Reading:
         )
 
     def _name(self, batch: Mapping[Any, Any]) -> Any:
-        """The key of a mapping's target."""
+        """Return the key of a mapping's target."""
         if self.target is not None:
             return self.target if self.target in batch else None
         return "labels" if "labels" in batch else None
 
     def _place(self, batch: Any) -> int | None:
-        """The place of a tuple's target, if that was told and there is one."""
+        """Return the position of a tuple's target, if it was given and exists."""
         names = getattr(batch, "_fields", ())
         place = names.index(self.target) if self.target in names else self.target
         if not isinstance(place, int) or not -len(batch) <= place < len(batch):
@@ -94,14 +94,14 @@ class Reading:
         return place % len(batch)
 
     def call(self, pl_module: LightningModule, inputs: Any) -> Any:
-        """One pass through the module, by default its ``forward``."""
+        """Make one pass through the module, by default by its ``forward``."""
         return call_module(pl_module, inputs)
 
     def to_probabilities(self, pl_module: LightningModule, outputs: Any) -> Tensor:
         """Turn the outputs of one pass into probabilities [B, C].
 
         Raises:
-            TypeError: If the outputs are no tensor, and have no "logits"; then override this.
+            TypeError: If the outputs are not a tensor, and have no "logits"; then override this method.
             ValueError: If they are of another shape than [B, C], [B, 1] or [B].
         """
         hook = getattr(pl_module, "class_probabilities", None)
@@ -122,7 +122,7 @@ class Reading:
         """Turn the outputs of one pass into values [B] or [B, Q], in the units of the target.
 
         Raises:
-            TypeError: If the outputs are no tensor, and have no "logits"; then override this.
+            TypeError: If the outputs are not a tensor, and have no "logits"; then override this method.
         """
         hook = getattr(pl_module, "predicted_values", None)
         return self._tensor(hook(outputs) if callable(hook) else outputs, "to_values")
@@ -140,7 +140,7 @@ class Reading:
 
 
 def described(value: Any) -> str:
-    """The type of a value, and those of a tuple's items."""
+    """Describe the type of a value, and those of a tuple's items."""
     if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
         return f"{type(value).__name__} of {[type(item).__name__ for item in value]}"
     return type(value).__name__

@@ -1,4 +1,4 @@
-"""Gal and Ghahramani 2016, sections 4 and 5.3: a regressor that knows what it does not know."""
+"""Gal and Ghahramani 2016, sections 4 and 5.3: a regressor that estimates its uncertainty."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ _NO_PRECISION = "There is no `precision`, as none was given and no validation ha
 class DropoutRegressor(DropoutModule):
     """Values with their uncertainty, from passes with dropout (sections 4 and 5.3).
 
-    Inputs and targets come and go in their own units: when the first fit starts, the training data's means
-    and standard deviations are read, exactly over all ranks, and kept in checkpoints. Training minimises
-    :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of standardised targets,
-    with the weight decay that ``length_scale``, the precision tau, N and each layer's p ask for.
+    Inputs and targets are in their own units, and so are predictions: when the first fit starts, means and
+    standard deviations of the training data are read, exactly over all ranks, and kept in checkpoints.
+    Training minimises :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of
+    standardised targets, with the weight decay that follows from ``length_scale``, the precision tau, N and
+    each layer's p.
 
-    Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches; inputs that are repeated, to give all
-    ranks equally many, are counted once, and trained on once.
+    Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches. Inputs that are repeated to give all
+    ranks equally many are counted once, and trained on once.
 
     To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`configure_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.
@@ -70,20 +71,20 @@ class DropoutRegressor(DropoutModule):
         p: Probability of dropping an input of a layer, from the network's own inputs on: one number, or one
             for each layer of weights.
         precision: tau > 0, in the units of 1/y^2. With ``None`` or a list it is chosen at the end of each
-            validation of a fit, as what gives the validation data the highest log-likelihood under T passes:
-            out of the list, or of 141 values from 0.1 to 10^6 over the targets' variance, 20 a decade. It is
-            kept in checkpoints. The weight decay then takes tau = 1 / variance of the targets throughout.
-            ``Trainer.validate`` chooses only if nothing has been chosen yet.
+            validation of a fit: the value with the highest log-likelihood of the validation data under T
+            passes, from the list, or from 141 values between 0.1 and 10^6 over the targets' variance, 20 a
+            decade. It is kept in checkpoints. The weight decay then has tau = 1 / variance of the targets
+            throughout. ``Trainer.validate`` chooses only if nothing has been chosen yet.
         length_scale: l of the weights' prior N(0, l^-2), for standardised inputs.
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
-        samples: T, the passes per input in validation, test and prediction.
+        samples: T, the passes for each input in validation, test and prediction.
         masks: "independent" masks for each input, or "shared" ones: the same functions for all inputs of all
-            batches and ranks, and cheaper.
+            batches and ranks, which is cheaper.
         chunk: Passes computed at a time; ``None`` for the sampler's own choice.
         seed: Seed of the masks of validation, test and prediction. Those of training are from torch's stream.
         network: Standardised inputs [B, ...] to standardised outputs [B, D], with dropout modules in it;
             then ``in_features``, ``out_features``, ``hidden``, ``activation`` and ``p`` are not used. It is
-            no plain data: give it to ``load_from_checkpoint`` again.
+            not plain data: pass it to ``load_from_checkpoint`` again.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
@@ -175,12 +176,12 @@ class DropoutRegressor(DropoutModule):
         self.likelihood = PrecisionSearch([1.0])
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs in the units of the targets: inputs [B, Q] -> [B, D]."""
+        """Compute the outputs in the units of the targets: inputs [B, Q] -> [B, D]."""
         outputs: Tensor = self.network(self.input_scale(inputs))
         return self.target_scale.inverse(at_least_float32(outputs))
 
     def errors(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """E, half the squared error of standardised values.
+        """Compute E, half the squared error of standardised values.
 
         Args:
             outputs: [B, D], in the units of the targets, as :meth:`forward` gives them.
@@ -193,7 +194,7 @@ class DropoutRegressor(DropoutModule):
         return 0.5 * difference.flatten(1).square().sum(dim=1)
 
     def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """L_dropout in training; in evaluation the mean of E alone, without the weight decay.
+        """Compute L_dropout in training; in evaluation the mean of E alone, without the weight decay.
 
         Args:
             outputs: [B, D], in the units of the targets, as :meth:`forward` gives them.
@@ -211,22 +212,22 @@ class DropoutRegressor(DropoutModule):
         return tau if isfinite(tau) else None
 
     def decay_of(self, p: float) -> float:
-        """lambda of weights whose inputs are dropped with probability p."""
+        """Compute lambda of weights whose inputs are dropped with probability p."""
         std = float(self.target_scale.std)
         tau = 1 / std**2 if self.fixed is None else self.fixed
         return weight_decay_of(tau, self.length_scale, int(self.size), p, self.convention, std)
 
     def read_training_data(self, loader: Any) -> int:
-        """Standardise by the training data of all ranks; returns their number."""
+        """Standardise by the training data of all ranks; return their number."""
         inputs, targets = read_moments(loader)
         self.input_scale.fit(inputs)
         self.target_scale.fit(targets, common=True)
         return inputs.count
 
     def on_train_start(self) -> None:
-        """Read the training data, after a look at whether tau can be chosen."""
+        """Read the training data, after a check that tau can be chosen."""
         trainer = self.trainer
-        # Without a sanity check, nobody has asked for the validation data yet.
+        # Without a sanity check, the validation data are not loaded yet.
         none = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
         if self.fixed is None and (none or not trainer.enable_validation):
             raise ValueError(
@@ -236,15 +237,15 @@ class DropoutRegressor(DropoutModule):
         super().on_train_start()
 
     def predictive(self, inputs: Tensor, *key: int) -> tuple[Tensor, Tensor]:
-        """Predictive mean and variance, 1/tau included, in the units of the targets.
+        """Return predictive mean and variance, 1/tau included, in the units of the targets.
 
-        As long as there is no tau (none was given, and no validation has chosen one) the variance is that of
-        the passes alone, as a warning says once.
+        Without a tau (none was given, and no validation has chosen one) the variance is that of the passes
+        alone, as a warning says once.
 
         Args:
             inputs: [B, Q].
-            key: Numbers that tell this batch's masks from those of others. Default: 0, for the masks that
-                validation, test and prediction draw for their first batch.
+            key: Numbers that distinguish this batch's masks from those of others. Default: 0, for the masks
+                that validation, test and prediction draw for their first batch.
 
         Returns:
             [B, D] each.
@@ -252,7 +253,7 @@ class DropoutRegressor(DropoutModule):
         return self._moments(self.sample(inputs, *(key or (0,))))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """L_dropout of a batch of inputs [B, Q] and targets [B, D], or [B] for one output."""
+        """Compute and log L_dropout of a batch: inputs [B, Q], targets [B, D], or [B] for one output."""
         inputs, target = expected.labelled(self, batch)
         outputs = expected.outputs(self, self(inputs), len(target))
         own = self.own_rows(batch_idx, len(outputs))
@@ -261,11 +262,11 @@ class DropoutRegressor(DropoutModule):
         loss = expected.loss(self, "configure_loss", loss)
         self.refuse_non_finite(loss)
         self.log("train/loss", loss, prog_bar=True)
-        # The weight decay is weighted too, by what is 1 on average.
+        # The weight decay is weighted, too, by a factor of mean 1.
         return loss * self.rank_weight(own)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin with the precisions there are to choose from."""
+        """Start with the precisions to choose from."""
         if self.choices is None:
             variance = float(self.target_scale.std) ** 2
             self.search.precisions = [tau / variance for tau in GRID]
@@ -277,20 +278,20 @@ class DropoutRegressor(DropoutModule):
         return self.fixed is None and (self.precision is None or self.trainer.state.fn == TrainerFn.FITTING)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Score T passes over a batch, and the one without dropout."""
+        """Score T passes over a batch, and the pass without dropout."""
         samples, target, own = self._evaluate(batch, batch_idx, self.val_single)
         samples, target = samples[:, :own], target[:own]
         self.val_scores.update(samples, target)
         (self.search if self.chooses else self.likelihood).update(samples, target)
 
     def summary(self, results: Mapping[str, float]) -> str:
-        """Say the RMSE and the log-likelihood."""
+        """Describe the RMSE and the log-likelihood."""
         told = super().summary(results).replace("rmse", "RMSE")
         likelihood = results.get("log_likelihood", nan)
         return told if isnan(likelihood) else f"{told}, log-likelihood {likelihood:.3f} nats"
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """The scores."""
+        """Return the scores."""
         scores: dict[str, Any] = computed(getattr(self, f"{stage}_scores"))
         scores["rmse_deterministic"] = computed(getattr(self, f"{stage}_single")).sqrt()
         if stage == "test":
@@ -307,7 +308,7 @@ class DropoutRegressor(DropoutModule):
             self.tau.copy_(computed(self.search)["precision"])
 
     def on_test_epoch_start(self) -> None:
-        """Begin with the precision there is."""
+        """Start with the chosen precision."""
         self.test_scores.precision = self.precision
         if self.precision is None:
             self._told = True
@@ -316,15 +317,15 @@ class DropoutRegressor(DropoutModule):
             )
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Score T passes over a batch, and the one without dropout; returns ``mean`` and so on."""
+        """Score T passes over a batch, and the pass without dropout; return ``mean`` and so on."""
         samples, target, own = self._evaluate(batch, batch_idx, self.test_single)
         self.test_scores.update(samples[:, :own], target[:own])
         return {**self._summed_up(samples), "target": target}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Predictive ``mean``, ``variance`` and ``standard_deviation``, 1/tau included, each [B, D].
+        """Predict ``mean``, ``variance`` and ``standard_deviation``, 1/tau included, each [B, D].
 
-        As long as there is no tau they are those of the passes alone, as a warning says once.
+        Without a tau they are those of the passes alone, as a warning says once.
         """
         with expected.inputs(self, batch) as inputs:
             samples = self.sample(inputs, batch_idx)
@@ -343,7 +344,7 @@ class DropoutRegressor(DropoutModule):
     def _evaluate(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, single: Mean
     ) -> tuple[Tensor, Tensor, int]:
-        """Samples [T, B, D], targets [B, D], and how many of these inputs, the first, to count."""
+        """Return samples [T, B, D], targets [B, D], and how many of these inputs, the first, count."""
         inputs, target = expected.labelled(self, batch)
         with self.without_dropout(inputs):
             outputs = expected.outputs(self, self(inputs), len(target))
@@ -355,7 +356,7 @@ class DropoutRegressor(DropoutModule):
 
 
 def fit_shape(target: Tensor, outputs: Tensor) -> Tensor:
-    """Targets in the shape of the outputs: [B] and [B, 1] are the same thing.
+    """Reshape targets to the outputs' shape: [B] and [B, 1] mean the same.
 
     Raises:
         ValueError: If the shapes do not fit.

@@ -31,18 +31,18 @@ SHADE = 0.13  # opacity of each
 
 
 class ExtrapolationReport(Callback):
-    """Fig. 2 after a test: predictive mean and standard deviation within the training data and beyond.
+    """Draws Fig. 2 after a test: predictive mean and standard deviation within the training data and beyond.
 
-    Works on a module with ``predictive(inputs) -> (mean, variance)``, such as
+    It needs a module with ``predictive(inputs) -> (mean, variance)``, such as
     :class:`~pl_losses.DropoutRegressor`, and a DataModule with ``tensors`` such as
-    :class:`~pl_losses.data.TensorDataModule`, its inputs [N, 1] and targets [N, 1]. Logs the picture
+    :class:`~pl_losses.data.TensorDataModule`, with inputs [N, 1] and targets [N, 1]. Logs the picture
     ``test/extrapolation``.
 
     Args:
         points: Number of inputs at which to predict, from the first to the last of the data.
         margin: How far beyond the data to go on both sides, as a share of their range.
-        xlabel: What the inputs are.
-        ylabel: What the targets are.
+        xlabel: Name of the inputs.
+        ylabel: Name of the targets.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -93,7 +93,7 @@ class ExtrapolationReport(Callback):
 
 
 def _tensors(trainer: Trainer) -> dict[str, tuple[Tensor, ...]]:
-    """The splits that there is something to see of."""
+    """Return the splits that can be shown."""
     found = getattr(trainer.datamodule, "tensors", {})  # type: ignore[attr-defined]
     return {split: rows for split, rows in found.items() if split in ("train", "val", "test")}
 
@@ -101,13 +101,13 @@ def _tensors(trainer: Trainer) -> dict[str, tuple[Tensor, ...]]:
 def draw_extrapolation(
     curve: Tensor, series: dict[str, tuple[Tensor, Tensor]], xlabel: str = "input", ylabel: str = "target"
 ) -> Figure:
-    """Predictive mean with two standard deviations up and down, in shades of half a one, over the data.
+    """Draw predictive mean and two standard deviations up and down, in shades of half a one, over the data.
 
     Args:
         curve: Input, mean and standard deviation, [P, 3].
-        series: Split to inputs [N, 1] and targets [N, 1]; "train" is what the curve has seen.
-        xlabel: What the inputs are.
-        ylabel: What the targets are.
+        series: Split to inputs [N, 1] and targets [N, 1]; "train" is what the network was trained on.
+        xlabel: Name of the inputs.
+        ylabel: Name of the targets.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -119,7 +119,7 @@ def draw_extrapolation(
     for layers, share in enumerate(SHADES, 1):
         low, high = mean - share * deviation, mean + share * deviation
         axes.fill_between(x, low, high, color="C0", alpha=SHADE, linewidth=0)
-        # As dark as the layers that lie on each other there.
+        # As dark as the layers that overlap there.
         label = f"within {share:g} standard deviation{'s' * (share > 1)}"
         shades.append(Patch(color="C0", alpha=1 - (1 - SHADE) ** layers, linewidth=0, label=label))
     axes.plot(x, mean, color="C0", label="predictive mean")
@@ -135,7 +135,7 @@ def draw_extrapolation(
         first, last = (float(end) for end in series["train"][0].aminmax())
         axes.axvline(first, color="0.6", linestyle="--", linewidth=1, label="first and last training input")
         axes.axvline(last, color="0.6", linestyle="--", linewidth=1)
-    # The mean may run far off; what is of interest is around the data.
+    # The mean may run far off; keep to the region around the data.
     targets = torch.cat([rows[1] for rows in series.values()])
     spread = float(targets.max() - targets.min())
     axes.set_ylim(float(targets.min()) - spread, float(targets.max()) + spread)
@@ -146,19 +146,18 @@ def draw_extrapolation(
 
 
 class RotationReport(Callback):
-    """Fig. 4 after a test: a digit turned step by step, the passes' softmax inputs and outputs beside it.
+    """Draws Fig. 4 after a test: a digit turned step by step, with the passes' softmax inputs and outputs.
 
-    Takes the first test image of a class and turns it about its centre. A network may be sure of a class
-    that the image is not of (the third panel's dashed line is the probability without dropout), while the
-    passes disagree. Works on any classifier with dropout whose batches are (images [B, C, H, W], labels [B])
-    and whose ``forward`` gives logits [B, C], or what its ``scores`` turns into such. Logs the picture
-    ``test/rotation``.
+    It turns the first test image of a class about its centre. A network may be sure of a wrong class (the
+    third panel's dashed line is the probability without dropout) while the passes disagree. It works on any
+    classifier with dropout whose batches are (images [B, C, H, W], labels [B]) and whose ``forward`` returns
+    logits [B, C], or outputs that its ``scores`` turns into logits. Logs the picture ``test/rotation``.
 
     Args:
-        digit: Which class to turn.
+        digit: The class to turn.
         angles: In degrees, counter-clockwise. Default: 0, 10, ..., 110.
-        samples: T, the passes per angle.
-        classes: How many classes to show: those that are the most probable at any angle.
+        samples: T, the passes for each angle.
+        classes: Number of classes to show: the most probable ones at any angle.
         seed: Seed of the masks.
 
     Raises:
@@ -189,7 +188,7 @@ class RotationReport(Callback):
         self._image: Tensor | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the test before."""
+        """Forget an earlier test."""
         self._image = None
 
     def on_test_batch_end(
@@ -223,7 +222,7 @@ class RotationReport(Callback):
             outputs = pl_module(inputs)
             return at_least_float32(scores(outputs) if callable(scores) else outputs)
 
-        # Metrics may hold tensors of inference mode, which the sampler is slow with.
+        # Metrics may hold tensors of inference mode, with which sampling is slow.
         network = getattr(pl_module, "network", pl_module)
         with undisturbed(pl_module, images), trainer.precision_plugin.forward_context():
             logits = mc_samples(network, images, self.samples, seed=self.seed, forward=forward)
@@ -239,7 +238,7 @@ class RotationReport(Callback):
 
 
 def rotated(image: Tensor, angles: Sequence[float]) -> Tensor:
-    """Copies of an image, turned about its centre; what moves in is as dark as its darkest pixel.
+    """Turn copies of an image about its centre; the corners are as dark as its darkest pixel.
 
     Args:
         image: [C, H, W], H = W.
@@ -266,14 +265,14 @@ def rotated(image: Tensor, angles: Sequence[float]) -> Tensor:
 def draw_rotation(
     images: Tensor, angles: Sequence[float], logits: Tensor, single: Tensor, classes: int
 ) -> Figure:
-    """Softmax inputs, softmax outputs and uncertainty over the angle, with the images below.
+    """Draw softmax inputs, softmax outputs and uncertainty over the angle, with the images below.
 
     Args:
         images: [A, 1 or 3, H, W].
         angles: In degrees, A of them.
-        logits: Of T passes, [T, A, C].
+        logits: Logits of T passes, [T, A, C].
         single: Logits without dropout, [A, C].
-        classes: How many classes to show.
+        classes: Number of classes to show.
     """
     from matplotlib.figure import Figure
 
@@ -300,7 +299,7 @@ def _draw_uncertainty(axes: Any, places: Tensor, probabilities: Tensor, single: 
     axes.plot(places, confidence, "k--", label="largest probability without dropout, on top its class")
     axes.plot(places, predictive_entropy(probabilities), "C4", label="predictive entropy, nats")
     axes.plot(places, mutual_information(probabilities), "C5", label="mutual information, nats")
-    # The classes stand above all curves.
+    # The classes' names stand above all curves.
     axes.set_ylim(0, 1.25 * max(1.0, axes.get_ylim()[1]))
     for place, label in zip(places.tolist(), predicted.tolist(), strict=True):
         axes.text(place, 0.88, str(label), transform=axes.get_xaxis_transform(), ha="center", va="center")

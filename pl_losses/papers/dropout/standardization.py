@@ -1,4 +1,4 @@
-"""Gal and Ghahramani 2016, section 5.3: the training data's moments, and everything in their units."""
+"""Gal and Ghahramani 2016, section 5.3: the training data's moments, and standardisation by them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pl_losses.monitoring.pictures import gather_objects
 
 @dataclass(frozen=True)
 class Moments:
-    """What a part of a data set adds to its moments.
+    """A part's contribution to the moments of a data set.
 
     Attributes:
         count: Number of rows.
@@ -32,14 +32,14 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor) -> Moments:
-        """Moments of rows [N, ...], N > 0."""
+        """Compute the moments of rows [N, ...], N > 0."""
         rows = rows.detach().cpu().double()
         mean = rows.mean(dim=0)
         return cls(len(rows), mean, (rows - mean).square().sum(dim=0))
 
     @classmethod
     def merged(cls, parts: Sequence[Moments]) -> Moments:
-        """Moments of all parts together, without the cancellation of a sum of squares less a squared sum.
+        """Combine the moments of all parts, without the cancellation of a sum of squares minus a squared sum.
 
         >>> first, second = (Moments.of(torch.tensor(rows)) for rows in ([1.0], [2.0, 6.0]))
         >>> Moments.merged([first, second])
@@ -70,10 +70,10 @@ class Standardization(nn.Module):
         self.register_buffer("std", torch.ones(()))
 
     def fit(self, moments: Moments, common: bool = False) -> None:
-        """Take mean and population standard deviation; one of 0, within float32's precision, becomes 1.
+        """Set mean and population standard deviation; a deviation of 0, up to float32's precision, becomes 1.
 
         Args:
-            moments: Of the training data.
+            moments: Moments of the training data.
             common: Whether all columns share one standard deviation, the root of their mean variance.
         """
         mean, variance = moments.mean, moments.squares / moments.count
@@ -81,21 +81,21 @@ class Standardization(nn.Module):
         if common:
             size, variance = size.max(), variance.mean()
         std = variance.sqrt()
-        # A column of one value has a variance of rounding errors.
+        # A column of equal values has a variance of rounding errors.
         constant = std <= torch.finfo(torch.float32).eps * size
         self.mean = mean.to(self.mean)
         self.std = torch.where(constant, 1.0, std).to(self.std)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """x to z: [B, ...] -> [B, ...]."""
+        """Convert x to z: [B, ...] -> [B, ...]."""
         return (rows - self.mean) / self.std
 
     def inverse(self, rows: Tensor) -> Tensor:
-        """z to x: [B, ...] -> [B, ...]."""
+        """Convert z to x: [B, ...] -> [B, ...]."""
         return rows * self.std + self.mean
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Before a fit nobody knows the shape of a row.
+        # Before a fit the shape of a row is unknown.
         for name in ("mean", "std"):
             if isinstance(stored := state_dict.get(prefix + name), Tensor):
                 setattr(self, name, torch.empty_like(stored, device=self.mean.device))
@@ -103,16 +103,16 @@ class Standardization(nn.Module):
 
 
 def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
-    """Moments of inputs and of flattened targets over one pass of all ranks' loaders: a collective.
+    """Compute the moments of inputs and of flattened targets in a pass of all ranks' loaders: a collective.
 
-    Exact where ranks share the samples unevenly: what a loader repeats to even that out is left out; so is
-    what a rank before has, too. Global random streams are as before afterwards.
+    They are exact if ranks share the samples unevenly: a loader's repetitions are left out, and so are
+    samples that a lower rank has, too. Global random streams are restored.
 
     Args:
         loader: This rank's batches (inputs [B, ...], targets [B, ...]).
 
     Raises:
-        TypeError: If a batch is something else.
+        TypeError: If a batch is anything else.
         ValueError: If there are no samples at all.
     """
     seen = SeenSamples()
@@ -136,14 +136,14 @@ def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
 
 
 def own_samples(loader: Any) -> int | None:
-    """How many samples of an epoch are this rank's, without repetitions; ``None`` if only a pass can tell.
+    """Count this rank's samples of an epoch, without repetitions; ``None`` if only a pass can count them.
 
     >>> from pl_losses.data import BatchLoader
     >>> [own_samples(BatchLoader((torch.arange(5),), 2, pad=True, rank=r, world_size=2)) for r in (0, 1)]
     [3, 2]
     """
     if isinstance(loader, DataLoader) and loader.batch_sampler is None:
-        return None  # Its sampler gives whole batches.
+        return None  # Each item of its sampler is a batch.
     alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
     share = share_of(loader)
     if share is not None and (alone or share[1] > 1):
@@ -155,7 +155,7 @@ def own_samples(loader: Any) -> int | None:
 
 
 def count_samples(loader: Any) -> int:
-    """Number of training samples over all ranks, by a pass only if nothing else tells: a collective."""
+    """Count the training samples over all ranks, by a pass only if there is no other way: a collective."""
     own, seen = own_samples(loader), SeenSamples()
     if own is None:
         own = 0

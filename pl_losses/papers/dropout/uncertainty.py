@@ -1,4 +1,4 @@
-"""Gal and Ghahramani 2016, section 4: what T stochastic passes say about each input of a batch."""
+"""Gal and Ghahramani 2016, section 4: the uncertainty of T stochastic passes for each input of a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pl_losses.core.validation import check_positive, typed
 
 @typed
 def predictive_entropy(samples: Tensor) -> Tensor:
-    """Entropy of the mean, H[1/T sum_t p_t]: all of the uncertainty about the class.
+    """Compute the entropy of the mean, H[1/T sum_t p_t]: all of the uncertainty about the class.
 
     Args:
         samples: Probabilities, [T, B, C].
@@ -22,8 +22,8 @@ def predictive_entropy(samples: Tensor) -> Tensor:
         [B], in nats, in [0, log C].
 
     Raises:
-        ValueError: If ``samples`` has not these dimensions, T is 0 or, on the CPU, they are no probabilities;
-            so do the others that take probabilities.
+        ValueError: If ``samples`` has other dimensions, T is 0 or, on the CPU, they are not probabilities; so
+            do the other functions of probabilities.
 
     Example:
         >>> samples = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
@@ -36,7 +36,7 @@ def predictive_entropy(samples: Tensor) -> Tensor:
 
 @typed
 def expected_entropy(samples: Tensor) -> Tensor:
-    """Mean entropy of the passes, 1/T sum_t H[p_t]: what more data would not take away.
+    """Compute the mean entropy of the passes, 1/T sum_t H[p_t]: what more data would not remove.
 
     Args:
         samples: Probabilities, [T, B, C].
@@ -50,7 +50,7 @@ def expected_entropy(samples: Tensor) -> Tensor:
 
 @typed
 def mutual_information(samples: Tensor) -> Tensor:
-    """Predictive less expected entropy (BALD): how much the passes disagree.
+    """Compute predictive minus expected entropy (BALD): how much the passes disagree.
 
     Args:
         samples: Probabilities, [T, B, C].
@@ -64,7 +64,7 @@ def mutual_information(samples: Tensor) -> Tensor:
 
 @typed
 def variation_ratio(samples: Tensor) -> Tensor:
-    """Share of the passes that do not predict the class that most of them predict.
+    """Compute the share of the passes that do not predict the most frequently predicted class.
 
     Args:
         samples: Probabilities, [T, B, C].
@@ -83,22 +83,22 @@ def variation_ratio(samples: Tensor) -> Tensor:
 
 @typed
 def max_probability(samples: Tensor) -> Tensor:
-    """Largest probability of the mean: samples [T, B, C] -> [B]."""
+    """Compute the largest probability of the mean: samples [T, B, C] -> [B]."""
     refuse_samples(samples)
     return at_least_float32(samples).mean(dim=0).amax(dim=-1)
 
 
 @typed
 def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple[Tensor, Tensor]:
-    """Predictive mean 1/T sum_t y_t and variance 1/tau + 1/T sum_t y_t^2 - mean^2.
+    """Compute predictive mean 1/T sum_t y_t and variance 1/tau + 1/T sum_t y_t^2 - mean^2.
 
     Args:
         samples: [T, ...].
         precision: tau > 0, in the units of 1/y^2; ``None`` leaves out 1/tau.
 
     Returns:
-        Mean and variance, [...]. The variance is that of the passes themselves (divided by T), so that of one
-        pass is 0.
+        Mean and variance, [...]. The variance is that of the passes themselves (divided by T), so that it is
+        0 for a single pass.
 
     Raises:
         ValueError: If ``precision`` is not positive, or T is 0.
@@ -116,7 +116,7 @@ def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple
 
 @typed
 def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
-    """log 1/T sum_t N(y; y_t, 1/tau), per input, as log-sum-exp.
+    """Compute log 1/T sum_t N(y; y_t, 1/tau), per input, as log-sum-exp.
 
     Args:
         samples: [T, B] or [T, B, Q].
@@ -142,15 +142,15 @@ def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
 
 @typed
 def predictive_cdf(samples: Tensor, target: Tensor, precision: float | None = None) -> Tensor:
-    """P(Y <= y) under the predictive distribution, the mixture of N(y_t, 1/tau) over the passes.
+    """Compute P(Y <= y) under the predictive distribution, the mixture of N(y_t, 1/tau) over the passes.
 
-    It is uniform on [0, 1] for a calibrated predictor, and y lies in the central interval of probability q
-    where it is within q/2 of 1/2.
+    It is uniform on [0, 1] for a calibrated predictor. y lies in the central interval of probability q if the
+    result is within q/2 of 1/2.
 
     Args:
         samples: [T, B] or [T, B, Q].
         target: [B] or [B, Q].
-        precision: tau; ``None`` for passes without noise, where ties count half.
+        precision: tau; ``None`` for passes without noise, with ties counted half.
 
     Returns:
         [B, Q].
@@ -168,7 +168,7 @@ def predictive_cdf(samples: Tensor, target: Tensor, precision: float | None = No
 
 
 def refuse_samples(samples: Tensor) -> None:
-    """Refuse what are no probabilities of T passes.
+    """Refuse samples that are not probabilities of T passes.
 
     Raises:
         ValueError: If ``samples`` is not of shape [T, B, C], T > 0, or, on the CPU, no probabilities.
@@ -180,11 +180,11 @@ def refuse_samples(samples: Tensor) -> None:
 
 
 def refuse_logits(name: str, probabilities: Tensor) -> None:
-    """Refuse what is no probability; on the CPU only: another device would have to be waited for."""
+    """Refuse values that are not probabilities; on the CPU only, as it would wait for another device."""
     if probabilities.device.type != "cpu" or not probabilities.numel():
         return
     sums = probabilities.sum(dim=-1)
-    # Not a number is let through: a network that has diverged scores NaN.
+    # NaN is allowed: a network that has diverged scores NaN.
     if (probabilities < 0).any() or ((sums - 1).abs() > 1e-2).any():
         raise ValueError(
             f"Expected `{name}` to be probabilities that sum to 1 over the last dimension but got sums in"
@@ -193,7 +193,7 @@ def refuse_logits(name: str, probabilities: Tensor) -> None:
 
 
 def refuse_precision(precision: float | None, name: str = "precision") -> None:
-    """Refuse what is no precision.
+    """Refuse a value that is not a precision.
 
     Raises:
         ValueError: If ``precision`` is not positive and finite.
@@ -203,7 +203,7 @@ def refuse_precision(precision: float | None, name: str = "precision") -> None:
 
 
 def fitting(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with their outputs, [T, B, Q] and [B, Q].
+    """Return both with their outputs, [T, B, Q] and [B, Q].
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -218,6 +218,6 @@ def fitting(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    """[..., C] -> [...]; 0 log 0 is 0."""
+    """Compute the entropy: [..., C] -> [...]; 0 log 0 is 0."""
     entropy: Tensor = torch.special.entr(probabilities).sum(dim=-1)
     return entropy

@@ -15,8 +15,8 @@ class MovingAverage(nn.Module):
     After t steps the decay is at most (1 + t) / (10 + t), so that the average soon forgets the start.
 
     Args:
-        network: What to copy.
-        decay: Share of the average that stays with each step, in [0, 1).
+        network: The network to copy and follow.
+        decay: Share of the average that each step keeps, in [0, 1).
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -34,13 +34,13 @@ class MovingAverage(nn.Module):
         self.decay = decay
 
     def forward(self, *args: Tensor) -> Tensor:
-        """The averaged network's output."""
+        """Return the averaged network's output."""
         outputs: Tensor = self.network(*args)
         return outputs
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Follow a network that has made so many steps."""
+        """Follow a network after a step, whose number sets the decay."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True):
             if mine.is_floating_point():
@@ -50,13 +50,13 @@ class MovingAverage(nn.Module):
 
 
 def fit_average(state: dict[str, Any], wanted: bool) -> None:
-    """Make a GAN's saved weights those of one with or without an average, in place.
+    """Make a GAN's saved weights those of a model with or without an average, in place.
 
-    An average that was saved is left out; one that was not starts as the generator.
+    A saved average that is not wanted is dropped; a wanted one that was not saved starts as the generator.
 
     Args:
         state: Tensors by name.
-        wanted: Whether there is to be an average.
+        wanted: Whether the model has an average.
     """
     prefix = "average.network."
     saved = [key for key in state if key.startswith(prefix)]

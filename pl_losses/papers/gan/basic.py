@@ -16,15 +16,15 @@ from pl_losses.papers.gan.layers import LinearLayer
 class FullBasicModel(Classifier):
     """A convolution of 128 maps, a ReLU and a :class:`LinearLayer`, trained as a classifier of grey images.
 
-    As printed, the listing does not run. What was corrected:
+    As printed, the listing does not run. These are the corrections:
 
-    - the linear layer is given the ReLU's output, not that of the convolution;
-    - the maps [B, 128, H, W] are averaged over the image, which makes them the 128 features it takes;
+    - the linear layer gets the ReLU's output, not that of the convolution;
+    - the maps [B, 128, H, W] are averaged over the image, which makes them the 128 features of that layer;
     - its weights start scaled by one over the square root of 128;
-    - the model returns logits, as the cross-entropy wants them: the softmax is in
+    - the model returns logits, as the cross-entropy needs them: the softmax is in
       :meth:`~pl_losses.core.classifier.Classifier.class_probabilities`, over the classes.
 
-    What it logs is told at :class:`~pl_losses.core.classifier.Classifier`.
+    It logs what :class:`~pl_losses.core.classifier.Classifier` does.
 
     Args:
         num_classes: Number of classes C.
@@ -52,7 +52,7 @@ class FullBasicModel(Classifier):
         self.configure_metrics()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits: images [B, 1, H, W] -> [B, C].
+        """Compute the logits: images [B, 1, H, W] -> [B, C].
 
         Raises:
             ValueError: If ``images`` is of another shape.

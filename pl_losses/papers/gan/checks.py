@@ -1,4 +1,4 @@
-"""What the GAN wing refuses before work starts."""
+"""Checks of the GAN wing's arguments and data, before work starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pl_losses.strategies import DDPPerModule
 
 
 def normalisation(mean: Any, std: Any, channels: int) -> None:
-    """Refuse a normalisation that is not one mean and one positive deviation for each channel, or none.
+    """Refuse a normalisation other than None, or one mean and one positive deviation for each channel.
 
     Raises:
         ValueError: If it is another.
@@ -33,7 +33,7 @@ def normalisation(mean: Any, std: Any, channels: int) -> None:
 
 
 def makers(**values: Any) -> None:
-    """Refuse networks where functions that make them are wanted; None is none.
+    """Refuse networks as arguments that must be functions that make them; None is allowed.
 
     Raises:
         TypeError: If an argument is a module, or cannot be called.
@@ -47,10 +47,10 @@ def makers(**values: Any) -> None:
 
 
 def module(name: str, value: Any) -> nn.Module:
-    """What a function made, if it is a module.
+    """Check that a function made a module, and return it.
 
     Raises:
-        TypeError: If it is not.
+        TypeError: If it made anything else.
     """
     if not isinstance(value, nn.Module):
         raise TypeError(f"Expected `{name}` to make a torch.nn.Module but got {value!r:.80}")
@@ -73,10 +73,10 @@ def strategy(used: Strategy) -> None:
 
 
 def images_of(batch: Any) -> Tensor:
-    """The images of a batch: itself, or what it starts with.
+    """Return the images of a batch: the batch itself, or its first item.
 
     Raises:
-        TypeError: If there are none.
+        TypeError: If it is not a tensor.
     """
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
@@ -101,10 +101,10 @@ def same_shape(real: Tensor, fake: Tensor) -> None:
 
 
 def pixel_range(images: Tensor) -> bool:
-    """Refuse pixels out of [-1, 1].
+    """Refuse pixels outside of [-1, 1].
 
     Returns:
-        Whether none is negative, as in images that are in [0, 1].
+        Whether no pixel is negative, as in images in [0, 1].
 
     Raises:
         ValueError: If pixels are out of range.

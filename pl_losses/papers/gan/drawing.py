@@ -1,4 +1,4 @@
-"""Pictures of a GAN: samples, ways between them, the discriminator's outputs, the classes."""
+"""Pictures of a GAN: samples, interpolations, the discriminator's outputs, the classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def tiles(images: Tensor, columns: int) -> Tensor:
-    """Images side by side, a pixel apart, row by row.
+    """Join images side by side, a pixel apart, row by row.
 
     Args:
         images: [N, C, H, W], pixels in [-1, 1].
-        columns: Images in a row; the last row is filled up with background.
+        columns: Images in a row; the last row is padded with background.
 
     Returns:
         [C, rows (H + 1) - 1, columns (W + 1) - 1], pixels in [0, 1].
@@ -38,7 +38,7 @@ def tiles(images: Tensor, columns: int) -> Tensor:
 
 
 def draw_samples(images: Tensor, columns: int, title: str = "") -> Figure:
-    """A grid of images [N, 1 or 3, H, W] with pixels in [-1, 1]."""
+    """Draw a grid of images [N, 1 or 3, H, W] with pixels in [-1, 1]."""
     from matplotlib.figure import Figure
 
     picture = tiles(images, columns).permute(1, 2, 0)
@@ -55,7 +55,7 @@ def draw_samples(images: Tensor, columns: int, title: str = "") -> Figure:
 
 
 def draw_outputs(real: Tensor, fake: Tensor) -> Figure:
-    """Histograms of the discriminator's outputs D = sigmoid(logits) on real [N] and generated [M] samples."""
+    """Draw histograms of the discriminator's outputs D = sigmoid(logits), real [N] and generated [M]."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")
@@ -72,7 +72,7 @@ def draw_outputs(real: Tensor, fake: Tensor) -> Figure:
 
 
 def draw_classes(shares: Tensor, names: Sequence[str] = ()) -> Figure:
-    """The share of each class among real and generated samples, [2, K], as a classifier reads them."""
+    """Draw the shares of the classes among real and generated samples, [2, K], by a classifier."""
     from matplotlib.figure import Figure
 
     classes = shares.shape[1]

@@ -11,8 +11,8 @@ from pl_losses.core.validation import check_counts, typed
 class LinearLayer(nn.Module):
     """An affine map: [..., in_features] -> [..., out_features].
 
-    The listing's layer, but for the start of its weights: unit variance, as printed, would make the outputs
-    larger by the square root of ``in_features``; here they start with the variance of the inputs.
+    It is the listing's layer, except for its initial weights: unit variance, as printed, would make outputs
+    larger than inputs by the square root of ``in_features``; here both start with equal variance.
 
     Args:
         in_features: Size of an input.
@@ -30,7 +30,7 @@ class LinearLayer(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         check_counts(in_features=in_features, out_features=out_features)
-        # An attribute that is a Parameter is found by `parameters()`, moved by `to`, and saved.
+        # A Parameter as an attribute is found by `parameters()`, moved by `to`, and saved.
         self.w = nn.Parameter(torch.randn(in_features, out_features) / in_features**0.5)
         self.b = nn.Parameter(torch.zeros(out_features))
 
@@ -47,5 +47,5 @@ class LinearLayer(nn.Module):
         return activations @ self.w + self.b
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of the layer."""
+        """Return what ``print`` shows of the layer."""
         return f"in_features={self.w.shape[0]}, out_features={self.w.shape[1]}"

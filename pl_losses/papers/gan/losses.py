@@ -11,15 +11,15 @@ from pl_losses.core.validation import check_share, typed
 
 @typed
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    r"""The listing's errD_real + errD_fake.
+    r"""Compute the listing's errD_real + errD_fake.
 
     .. math:: -\frac1N \sum_i \log D(x_i) - \frac1M \sum_j \log(1 - D(G(z_j)))
 
-    With one-sided label smoothing (Salimans et al. 2016) the label of real samples is 1 - s.
+    One-sided label smoothing (Salimans et al. 2016) gives real samples the label 1 - s.
 
     Args:
-        real_logits: Of N real samples, D = sigmoid of them; any shape.
-        fake_logits: Of M generated ones; any shape.
+        real_logits: Logits of N real samples, D = sigmoid of them; any shape.
+        fake_logits: Logits of M generated samples; any shape.
         smoothing: s.
 
     Returns:
@@ -42,10 +42,10 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, smoothing: f
 
 @typed
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    r"""The listing's errG, the non-saturating one: :math:`-\frac1M \sum_j \log D(G(z_j))`.
+    r"""Compute the listing's errG, the non-saturating loss: :math:`-\frac1M \sum_j \log D(G(z_j))`.
 
     Args:
-        fake_logits: Of M generated samples, D = sigmoid of them; any shape.
+        fake_logits: Logits of M generated samples, D = sigmoid of them; any shape.
 
     Returns:
         Scalar, in nats.

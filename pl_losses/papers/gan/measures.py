@@ -1,4 +1,4 @@
-"""The figures on real and generated images that a report logs, by the names they are logged under."""
+"""The figures of real and generated images that a report logs, by their logged names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pl_losses.papers.gan.quality import ClassShares, FrechetDistance, Precision
 
 
 class Measures(nn.Module):
-    """Takes images of both kinds, batch by batch, and gives the figures; over all ranks.
+    """Collects real and generated images batch by batch, and computes the figures over all ranks.
 
     Args:
         features: Images [B, C, S, S] -> features [B, F], see :class:`~pl_losses.callbacks.GANReport`.
         metric: Makes one more metric, of images [B, 3, S, S] with pixels in [0, 1].
-        example: Images of the size that is going to come.
+        example: Images of the size to come.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class Measures(nn.Module):
 
     @property
     def name(self) -> str:
-        """How the features are called."""
+        """The name of the features."""
         return feature_name(self.features)
 
     @torch.no_grad()
     def update(self, images: Tensor, real: bool) -> None:
-        """Take in images [B, C, S, S] with pixels in [-1, 1]; B may be 0."""
+        """Add images [B, C, S, S] with pixels in [-1, 1]; B may be 0."""
         if not len(images):
             return
         if self.features is not None:
@@ -58,14 +58,14 @@ class Measures(nn.Module):
             self.extra.update(((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1), real=real)
 
     def metrics(self) -> dict[str, Metric]:
-        """What the figures are computed by, by name."""
+        """Return the metrics that the figures come from, by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Metric)}
 
     def compute(self) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The figures by name, and the share of each class; a collective on several ranks.
+        """Compute the figures by name, and the share of each class; a collective on several ranks.
 
         Returns:
-            The figures, and, if there are classes, their shares of the real and of the generated images,
+            The figures, and, if there are classes, their shares among the real and the generated images,
             [2, K].
         """
         figures: dict[str, Tensor] = {}
@@ -90,12 +90,12 @@ class Measures(nn.Module):
 
 
 def feature_name(features: Any) -> str:
-    """The ``name`` of a module, or that of its class."""
+    """Return the ``name`` of a module, or that of its class."""
     return str(getattr(features, "name", snake_case(type(features).__name__)))
 
 
 def snake_case(name: str) -> str:
-    """A class' name as a key.
+    """Convert a class's name to a key.
 
     >>> snake_case("FrechetInceptionDistance")
     'frechet_inception_distance'
@@ -104,7 +104,7 @@ def snake_case(name: str) -> str:
 
 
 def extremes(shares: Tensor) -> dict[str, Tensor]:
-    """How many classes have half of an even share or more, and the extreme shares.
+    """Count the classes with half of an even share or more, and find the extreme shares.
 
     >>> {key: float(value) for key, value in extremes(torch.tensor([0.0, 0.25, 0.75])).items()}
     {'classes_covered': 2.0, 'smallest_class': 0.0, 'largest_class': 0.75}

@@ -33,29 +33,29 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "mlp": (networks.MLPGenerator, networks.MLPDiscriminator),
 }
 
-# What is logged of a validation and a test.
+# Logged in a validation and a test.
 PARTS = ("loss", "real_output", "fake_output")
 
 
 def dcgan_adam(parameters: Iterable[Any]) -> Adam:
-    """The default optimizer, Radford et al.'s: Adam with a short memory."""
+    """Build the default optimizer, Radford et al.'s: Adam with a short memory."""
     return Adam(parameters, lr=2e-4, betas=(0.5, 0.999))
 
 
 class GAN(PaperModule):
     """A generator and a discriminator, trained by the paper's step.
 
-    For each batch of N images: N images are generated once; the discriminator steps on its loss on both,
-    through which no gradient reaches the generator; then the generator steps on the loss of the same images
-    under the discriminator as it is now. The discriminator's parameters are frozen meanwhile, so that the
-    generator's loss leaves no gradients in them. A batch counts as one step (``max_steps``,
+    A step takes a batch of N images. N images are generated once; the discriminator steps on its loss on
+    both, through which no gradient reaches the generator; then the generator steps on the loss of the same
+    images under the updated discriminator. In this part the discriminator's parameters are frozen, so that
+    the generator's loss leaves no gradients in them. A batch counts as one step (``max_steps``,
     ``trainer.global_step``), although two optimizers step. The noise is that of the joined batch on any
-    number of ranks, and in evaluation goes by the image's place in the data set; on more than one rank, train
+    number of ranks; in evaluation it depends on the image's position in the data set. On several ranks, train
     with ``strategy="ddp_per_module"`` or FSDP2.
 
-    Logs what :attr:`KEYS` tells. Batches are images [B, C, S, S], or start with them, their pixels in
-    [-1, 1]; give ``mean`` and ``std`` if they are normalised otherwise. Validation, test and prediction are
-    of the averaged generator if there is one.
+    Logs :attr:`KEYS`. Batches are images [B, C, S, S], or start with them, their pixels in [-1, 1]; give
+    ``mean`` and ``std`` if they are normalised otherwise. Validation, test and prediction use the averaged
+    generator if there is one.
 
     To change it, override :meth:`configure_generator`, :meth:`configure_discriminator`,
     :meth:`configure_discriminator_loss`, :meth:`configure_generator_loss` or :meth:`sample_noise`.
@@ -64,24 +64,24 @@ class GAN(PaperModule):
         latent_size: Numbers Z in the noise of an image.
         channels: C.
         image_size: S: 28, 32 or 64; any for the MLP.
-        architecture: Of the networks: "dcgan" or "mlp", see :mod:`~pl_losses.papers.gan.networks`.
+        architecture: The networks' architecture, "dcgan" or "mlp", see :mod:`~pl_losses.papers.gan.networks`.
         width: Channels (MLP: units) of the networks' narrowest layer.
-        generator: Makes the generator instead: noise [B, Z] -> images [B, C, S, S].
-        discriminator: Makes the discriminator instead: images -> logits [B], or several each.
+        generator: Function that makes the generator instead: noise [B, Z] -> images [B, C, S, S].
+        discriminator: Function that makes the discriminator instead: images -> logits [B], or several each.
         generator_optimizer: Parameters to optimizer.
         discriminator_optimizer: Parameters to optimizer.
         smoothing: One-sided label smoothing: real images have the label 1 minus this.
-        discriminator_steps: The generator steps only with every so-manieth step of the discriminator.
-        ema: Decay of the generator's moving average, such as 0.999; None for none. It is shorter in the
-            beginning: with t steps made, at most (1 + t) / (10 + t).
+        discriminator_steps: Steps of the discriminator for each step of the generator.
+        ema: Decay of the generator's moving average, such as 0.999; None for none. It is shorter at the
+            start: after t steps, at most (1 + t) / (10 + t).
         gradient_clip: Largest norm of each network's gradient; None for no limit. (The Trainer's
             ``gradient_clip_val`` is only for modules with one optimizer.)
-        accumulate: Batches whose gradients make one step, the same as of one large batch, but for batch
-            normalisation; the last step of an epoch is of the batches that are left. (The Trainer's
+        accumulate: Batches whose gradients make one step, as those of one large batch would, except for batch
+            normalisation; the last step of an epoch has the remaining batches. (The Trainer's
             ``accumulate_grad_batches`` is only for modules with one optimizer.) The generator's images are
             then generated twice, to save memory.
-        mean: Of the data's normalisation, by channel: an image x is seen as 2 (x std + mean) - 1.
-        std: Of the data's normalisation, by channel.
+        mean: Means of the data's normalisation, by channel: an image x is seen as 2 (x std + mean) - 1.
+        std: Standard deviations of the data's normalisation, by channel.
         seed: Seed of the noise.
 
     Raises:
@@ -153,14 +153,14 @@ class GAN(PaperModule):
         self.smoothing, self.discriminator_steps, self.accumulate = smoothing, discriminator_steps, accumulate
         self.gradient_clip, self.seed = gradient_clip, seed
         self.mean, self.std = mean, std
-        # Convolutions are faster with the channels side by side, a tenth and more on a CPU.
+        # Convolutions are faster with the channels side by side, by a tenth and more on a CPU.
         made = checks.module("generator", self.configure_generator())
         self.generator = made.to(memory_format=torch.channels_last)
         made = checks.module("discriminator", self.configure_discriminator())
         self.discriminator = made.to(memory_format=torch.channels_last)
         self.average = None if ema is None else MovingAverage(self.generator, ema)
         self.means = nn.ModuleDict({f"{stage}_{part}": Mean() for stage in ("val", "test") for part in PARTS})
-        # Of the batches that make one step: noise, samples that count, and the ranks' mean of these.
+        # Noise, number of samples that count, and its mean over ranks, for the batches of one step.
         self._noise: list[Tensor] = []
         self._own: list[int] = []
         self._counts: list[Any] = []
@@ -179,11 +179,11 @@ class GAN(PaperModule):
         return NETWORKS[self.architecture][1](self.channels, self.image_size, self.width)
 
     def configure_discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """The discriminator's loss: logits of real and of generated images -> scalar."""
+        """Compute the discriminator's loss: logits of real and of generated images -> scalar."""
         return discriminator_loss(real_logits, fake_logits, smoothing=self.smoothing)
 
     def configure_generator_loss(self, fake_logits: Tensor) -> Tensor:
-        """The generator's loss: logits of generated images -> scalar."""
+        """Compute the generator's loss: logits of generated images -> scalar."""
         return generator_loss(fake_logits)
 
     def configure_optimizers(self) -> Any:
@@ -197,23 +197,23 @@ class GAN(PaperModule):
         """Refuse a strategy that fails with two optimizers.
 
         Raises:
-            ValueError: If it is DDP around the whole module.
+            ValueError: If the strategy is DDP around the whole module.
         """
         if stage == "fit":
             checks.strategy(self.trainer.strategy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out an average that is not wanted here; start one that was not kept from the generator."""
+        """Drop a saved average that is not wanted; start a wanted one that was not saved as the generator."""
         super().on_load_checkpoint(checkpoint)
         if "state_dict" in checkpoint:  # Under FSDP2 the strategy has loaded it already.
             fit_average(checkpoint["state_dict"], wanted=self.average is not None)
 
     def sample_noise(self, count: int, *key: Any) -> Tensor:
-        """This rank's rows of the noise of the joined batch.
+        """Draw this rank's rows of the noise of the joined batch.
 
         Args:
-            count: Rows wanted.
-            key: What tells this noise from other, beside the seed.
+            count: Number of rows.
+            key: What distinguishes this noise from other, beside the seed.
 
         Returns:
             [count, Z], on the module's device.
@@ -223,7 +223,7 @@ class GAN(PaperModule):
         return self.fixed_noise(count * ranks, self.seed, *key)[rank::ranks]
 
     def fixed_noise(self, count: int, *key: Any) -> Tensor:
-        """The same noise for the same key, on every rank: [count, Z], on the module's device."""
+        """Draw the same noise for the same key on every rank: [count, Z], on the module's device."""
         noise = standard_normal(count, self.latent_size, *key)
         return noise.to(self.device, next(self.generator.parameters()).dtype, non_blocking=True)
 
@@ -233,7 +233,7 @@ class GAN(PaperModule):
         return self.generator if self.average is None else self.average
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Images of :attr:`sampler`: noise [B, Z] -> [B, C, S, S].
+        """Generate images by :attr:`sampler`: noise [B, Z] -> [B, C, S, S].
 
         Raises:
             ValueError: If ``noise`` is of another shape.
@@ -245,11 +245,11 @@ class GAN(PaperModule):
 
     @torch.no_grad()
     def sample(self, count: int, seed: int = 0) -> Tensor:
-        """Images, always the same for a seed, made with the running statistics of batch normalisation.
+        """Generate images, always the same for a seed, with running statistics of batch normalisation.
 
         Args:
-            count: How many.
-            seed: Of the noise.
+            count: Number of images.
+            seed: Seed of the noise.
 
         Returns:
             [count, C, S, S], pixels in [-1, 1].
@@ -262,7 +262,7 @@ class GAN(PaperModule):
 
     @torch.no_grad()
     def generate(self, noise: Tensor) -> Tensor:
-        """Images of given noise in evaluation mode, a thousand at a time: [N, Z] -> [N, C, S, S]."""
+        """Generate images of given noise in evaluation mode, a thousand at a time: [N, Z] -> [N, C, S, S]."""
         training = self.sampler.training
         self.sampler.eval()
         try:
@@ -271,7 +271,7 @@ class GAN(PaperModule):
             self.sampler.train(training)
 
     def images(self, batch: Any) -> Tensor:
-        """The images of a batch, their pixels in [-1, 1]: [B, C, S, S].
+        """Return the images of a batch, with pixels in [-1, 1]: [B, C, S, S].
 
         Raises:
             TypeError: If the batch is no tensor and does not start with one.
@@ -295,7 +295,7 @@ class GAN(PaperModule):
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Listing 2."""
+        """Train by Listing 2 on a batch."""
         real = self.images(batch)
         last = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
         generator_too = last and (self.global_step + 1) % self.discriminator_steps == 0
@@ -309,7 +309,7 @@ class GAN(PaperModule):
         self._own.append(self.own_rows(batch_idx, len(real)))
         self._counts.append(self.mean_count(self._own[-1]))
         rows = self._own[-1] or len(real)
-        # Batch normalisation sees what is repeated, the loss does not.
+        # Batch normalisation sees repeated samples, the loss does not.
         real_logits, fake_logits = self.discriminator(real)[:rows], self.discriminator(fake.detach())[:rows]
         loss = self._loss("configure_discriminator_loss", real_logits, fake_logits)
         self._backward(loss, self._own[-1], synchronise=last)
@@ -324,7 +324,7 @@ class GAN(PaperModule):
             self._forget()
 
     def _step_generator(self, fake: Tensor) -> Tensor:
-        """Step on the images of the last batch, whose graph is there, and of those accumulated before it."""
+        """Step on the images of the last batch, whose graph exists, and on those of accumulated batches."""
         optimizer: Any = self.optimizers()[1]  # type: ignore[index]
         optimizer.zero_grad()
         with frozen(self.discriminator):
@@ -348,48 +348,48 @@ class GAN(PaperModule):
         return loss
 
     def _backward(self, loss: Tensor, own: int, synchronise: bool) -> None:
-        # As if all batches were of the first one's size, over the ranks, and there were as many as asked for.
+        # As if all batches were of the first one's size, over the ranks, and as many as `accumulate`.
         loss = loss * (own / (self.accumulate * self._counts[0]))
         with nullcontext() if synchronise else unsynchronised(self.trainer.strategy):
             self.manual_backward(loss)
 
     def _even_out(self, network: nn.Module) -> None:
-        """Make accumulated gradients those of as many images as there were: fewer at an epoch's end."""
+        """Scale accumulated gradients to the number of images there were: fewer at an epoch's end."""
         if self.accumulate > 1:
             scale_gradients(network, float(self.accumulate * self._counts[0] / sum(self._counts)))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient of the network that is about to step; with AMP it is unscaled by now."""
+        """Clip the gradient of the network that is about to step; AMP has unscaled it by now."""
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, self.gradient_clip, "norm")
 
     def on_train_epoch_start(self) -> None:
-        """Forget what a run before left unfinished."""
+        """Forget what an earlier run left unfinished."""
         self._forget()
 
     def _forget(self) -> None:
         self._noise, self._own, self._counts = [], [], []
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """The means."""
+        """Return the means."""
         means: Any = self.means
         return {part: computed(means[f"{stage}_{part}"]) for part in PARTS}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Compare a batch with as many generated images; returns what ``GANReport`` draws."""
+        """Compare a batch with as many generated images; return what ``GANReport`` draws."""
         return self._evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Compare a batch with as many generated images; returns what ``GANReport`` draws."""
+        """Compare a batch with as many generated images; return what ``GANReport`` draws."""
         return self._evaluate("test", batch, batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """As many generated images as the batch has."""
+        """Generate as many images as the batch has."""
         images: Tensor = self(self.evaluation_noise("predict", batch_idx, len(self.images(batch))))
         return images
 
     def evaluation_noise(self, stage: str, batch_idx: int, count: int) -> Tensor:
-        """Noise by the places of a batch's images in the data set: [count, Z], on the module's device."""
+        """Draw noise by the positions of a batch's images in the data set: [count, Z], on the device."""
         places = self.places(batch_idx, count)
         (noise,) = drawn_at(places, lambda block: (self.fixed_noise(BLOCK, self.seed, stage, block),))
         return noise
@@ -398,9 +398,9 @@ class GAN(PaperModule):
         real = self.images(batch)
         fake = self(self.evaluation_noise(stage, batch_idx, len(real)))
         checks.same_shape(real, fake)
-        # What is repeated is not counted, nor are as many of the generated images.
+        # Repeated samples are not counted, nor are as many of the generated images.
         own = self.own_rows(batch_idx, len(real))
-        # All ranks call the network, also for no samples: sharded, it is gathered there.
+        # All ranks call the network, even without samples: a sharded network is gathered there.
         real_logits, fake_logits = (self.discriminator(part)[:own].float() for part in (real, fake))
         real, fake = real[:own], fake[:own]
         means: Any = self.means

@@ -8,15 +8,15 @@ from math import prod
 import torch
 from torch import nn
 
-# Side of the image to that of the first map and the number of doublings from there.
+# Side of an image to that of its first map, and the number of doublings between them.
 STAGES = {28: (7, 2), 32: (4, 3), 64: (4, 4)}
 
 
 class DCGANGenerator(nn.Sequential):
     """Transposed convolutions that double the maps until they are an image with pixels in [-1, 1].
 
-    Noise [B, Z] -> images [B, C, S, S]. The first maps, 4x4 (7x7 for 28 pixels), have ``width`` channels for
-    the last ones', twice as many for each doubling in between.
+    Noise [B, Z] -> images [B, C, S, S]. The last maps have ``width`` channels; from there back to the first
+    maps, 4x4 (7x7 for 28 pixels), each halving of the size doubles the channels.
 
     Args:
         latent_size: Z.
@@ -34,7 +34,7 @@ class DCGANGenerator(nn.Sequential):
     ) -> None:
         side, doublings = stages(image_size)
         wide = width * 2 ** (doublings - 1)
-        # A transposed convolution of the 1x1 noise, written as the product that it is.
+        # A transposed convolution of the 1x1 noise, written as the matrix product that it is.
         layers: list[nn.Module] = [
             nn.Linear(latent_size, wide * side * side, bias=False),
             nn.Unflatten(1, (wide, side, side)),
@@ -109,7 +109,7 @@ class MLPDiscriminator(nn.Sequential):
     Args:
         channels: C.
         image_size: S, any.
-        width: A quarter of the units of the first hidden layer, a half of those of the second.
+        width: A quarter of the units of the first hidden layer, half of those of the second.
     """
 
     def __init__(self, channels: int = 1, image_size: int = 32, width: int = 64) -> None:
@@ -125,10 +125,10 @@ class MLPDiscriminator(nn.Sequential):
 
 
 def stages(image_size: int) -> tuple[int, int]:
-    """The side of the smallest map and how often it doubles.
+    """Return the side of the smallest map, and how often it doubles.
 
     Raises:
-        ValueError: If there is no network for such images.
+        ValueError: If there is no network for images of this size.
     """
     if image_size not in STAGES:
         known = ", ".join(map(str, STAGES))
@@ -141,7 +141,7 @@ def stages(image_size: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def init_dcgan_(network: nn.Module) -> None:
-    """Radford et al.'s start: weights normal, standard deviation 0.02; around 1 in batch normalisation."""
+    """Draw Radford et al.'s initial weights: N(0, 0.02^2), and N(1, 0.02^2) in batch normalisation."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.normal_(module.weight, 0.0, 0.02)

@@ -1,4 +1,4 @@
-"""Noise that a key settles: the same on any number of ranks, and every time it is asked for."""
+"""Noise that depends on a key only: the same on any number of ranks, and in every draw."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from pl_losses.core.rng import keyed_generator
 
-# Drawn in so many rows at a time: then fewer rows are the first of more.
+# Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
 ROWS = 64
 
 
 def standard_normal(rows: int, columns: int, *key: Any) -> Tensor:
-    """Independent standard normal numbers, drawn on the host.
+    """Draw independent standard normal numbers on the host.
 
     Args:
-        rows: How many.
-        columns: Of how many numbers each.
-        key: What settles them.
+        rows: Number of rows.
+        columns: Numbers in each row.
+        key: What determines the numbers.
 
     Returns:
         Shape [rows, columns], float32.
@@ -33,14 +33,14 @@ def standard_normal(rows: int, columns: int, *key: Any) -> Tensor:
 
 
 def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Points from one noise to another along the arc between them, as long as noise is.
+    """Interpolate from one noise to another along the arc between them, on which lengths stay typical.
 
-    Points on the straight line between two normal vectors are shorter than such vectors ever are.
+    Points on the straight line between two normal vectors are shorter than such vectors typically are.
 
     Args:
         start: Shape [N, Z].
         end: Shape [N, Z].
-        steps: How many points, both ends included; at least 2.
+        steps: Number of points, with both ends; at least 2.
 
     Returns:
         Shape [N, steps, Z].

@@ -1,4 +1,4 @@
-"""What a step needs of its backward passes: a network frozen meanwhile, ranks that do not wait, gradients."""
+"""Contexts of the step's backward passes: a frozen network, ranks that do not wait; and scaled gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within it gradients pass through a module but none are left in its parameters."""
+    """Let gradients pass through a module without leaving any in its parameters, within this context."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -24,7 +24,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def unsynchronised(strategy: Any) -> AbstractContextManager[Any]:
-    """Within it backward passes leave each rank its own gradients; a later one averages their sums."""
+    """Leave each rank its own gradients within this context; a later backward pass averages their sums."""
     block = getattr(strategy, "block_backward_sync", nullcontext)
     context: AbstractContextManager[Any] = block()
     return context
@@ -32,7 +32,7 @@ def unsynchronised(strategy: Any) -> AbstractContextManager[Any]:
 
 @torch.no_grad()
 def scale_gradients(module: nn.Module, factor: float) -> None:
-    """Multiply the gradients that a module's parameters have."""
+    """Multiply the existing gradients of a module's parameters."""
     for parameter in module.parameters():
         if parameter.grad is not None:
             parameter.grad.mul_(factor)

@@ -1,6 +1,6 @@
 """How good generated samples are, by features of a classifier: Heusel et al. 2017, Kynkäänniemi et al. 2019.
 
-The numbers depend on whose features they are, and compare with others by the same features only.
+The numbers depend on the features, and can be compared only with numbers by the same features.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pl_losses.core.validation import check_counts, check_shape, typed
 def frechet_distance(
     real_mean: Tensor, real_covariance: Tensor, fake_mean: Tensor, fake_covariance: Tensor
 ) -> Tensor:
-    r"""The squared Fréchet distance of two Gaussians (Dowson and Landau 1982).
+    r"""Compute the squared Fréchet distance of two Gaussians (Dowson and Landau 1982).
 
     .. math:: |\mu_r - \mu_f|^2 + \mathrm{tr}(C_r + C_f - 2 (C_r C_f)^{1/2})
 
     The root's trace is that of :math:`(C_r^{1/2} C_f C_r^{1/2})^{1/2}`, which is symmetric: its eigenvalues
-    are real, and singular covariances do no harm.
+    are real, and covariances may be singular.
 
     Args:
         real_mean: Shape [F].
@@ -67,14 +67,14 @@ def frechet_distance(
 
 @typed
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[Tensor, Tensor]:
-    """Precision and recall of samples by nearest neighbours (Kynkäänniemi et al. 2019, eqs. 1 and 2).
+    """Compute precision and recall of samples by nearest neighbours (Kynkäänniemi et al. 2019, eqs. 1, 2).
 
-    A sample is said to be of the other set's distribution if it is as near to one of its members as that
-    one's k-th nearest neighbour within the set is.
+    A sample is taken to be of the other set's distribution if, for some member of that set, it is at most as
+    far away as the member's k-th nearest neighbour within the set.
 
     Args:
         real: Features of real samples, [N, F].
-        fake: Features of generated ones, [M, F].
+        fake: Features of generated samples, [M, F].
         neighbours: k.
 
     Returns:
@@ -82,8 +82,8 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[T
         of the generated distribution; scalars in [0, 1], NaN if a feature is not finite.
 
     Raises:
-        ValueError: If ``neighbours`` is no positive integer, a set has not more than k samples, or the
-            features differ in number.
+        ValueError: If ``neighbours`` is no positive integer, a set has at most k samples, or the sets have
+            different numbers of features.
 
     Example:
         >>> real = torch.arange(8.0)[:, None]
@@ -99,14 +99,14 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[T
             )
     if not (real.isfinite().all() and fake.isfinite().all()):
         return real.new_tensor(torch.nan), real.new_tensor(torch.nan)
-    # Distances come from products of the features: a large mean would leave little of them.
+    # Distances come from products of features: without a large mean, less precision is lost.
     centre = in_float64(real).mean(dim=0)
     real, fake = in_float64(real) - centre, in_float64(fake) - centre
     return _within(fake, real, neighbours), _within(real, fake, neighbours)
 
 
 def _within(samples: Tensor, members: Tensor, neighbours: int) -> Tensor:
-    # A member's nearest neighbour in its own set is itself.
+    # The nearest neighbour of a member in its own set is the member itself.
     nearest = [
         torch.cdist(part, members).kthvalue(neighbours + 1, dim=1) for part in torch.split(members, 1000)
     ]
@@ -144,7 +144,7 @@ class FrechetDistance(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
-        # The sums stay on the host where they could not be as wide.
+        # The sums stay on the host if the device has no float64.
         return self if not has_float64(fn(torch.zeros(()))) else super()._apply(fn, exclude_state)
 
     @typed
@@ -157,7 +157,7 @@ class FrechetDistance(Metric):
         self.products[which] += own.T @ own
 
     def compute(self) -> Tensor:
-        """Scalar; NaN with less than two samples of either kind."""
+        """Compute the distance, a scalar; NaN with fewer than two samples of either kind."""
         if self.counts.min() < 2:
             return self.sums.new_tensor(torch.nan)
         means = self.sums / self.counts[:, None]
@@ -193,7 +193,7 @@ class PrecisionRecall(ListMetric):
         self.keep(**{"real" if real else "fake": features})
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Precision and recall, scalars in [0, 1]; NaN with too few samples."""
+        """Compute precision and recall, scalars in [0, 1]; NaN with too few samples."""
         real, fake = self.rows("real"), self.rows("fake")
         if min(len(real), len(fake)) <= self.neighbours:
             return real.new_tensor(torch.nan), real.new_tensor(torch.nan)
@@ -201,7 +201,7 @@ class PrecisionRecall(ListMetric):
 
 
 class ClassShares(Metric):
-    """How often each class is among generated samples, by a classifier's scores.
+    """Share of each class among generated samples, by a classifier's scores.
 
     Args:
         classes: C.
@@ -225,5 +225,5 @@ class ClassShares(Metric):
         self.counts += torch.bincount(scores.argmax(dim=1), minlength=len(self.counts))
 
     def compute(self) -> Tensor:
-        """Shares [C], which sum to 1."""
+        """Compute the shares [C], which sum to 1."""
         return self.counts / self.counts.sum()

@@ -1,4 +1,4 @@
-"""What there is to see of a GAN: its samples through training, and how good they are."""
+"""Pictures and figures of a GAN: its samples through training, and their quality."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ from pl_losses.papers.gan.module import GAN
 from pl_losses.papers.gan.noise import spherical
 
 QUANTILES = (0.05, 0.5, 0.95)
-# Of the interpolation: how many pairs, and how many images for each.
+# Pairs to interpolate between, and images for each.
 ROWS, STEPS = 6, 12
 
 
 class GANReport(Callback):
     """Shows samples of the same noise through training, and measures generated samples against held-out ones.
 
-    For a :class:`~pl_losses.GAN`. Through training it logs ``train/samples``; after each validation
-    histograms of the discriminator's outputs with their quantiles; after validation and test, if there are
-    ``features``, figures by them, over as many generated samples as there are real ones; after a test
-    also the pictures ``test/samples``, ``test/interpolation``, ``test/outputs`` and ``test/classes``. Exact
-    over any number of ranks; of several dataloaders the figures are those of all samples together.
+    It is for a :class:`~pl_losses.GAN`. Through training it logs ``train/samples``. After each validation it
+    logs histograms of the discriminator's outputs with their quantiles. After validation and test, if there
+    are ``features``, it logs figures by them, of as many generated samples as there are real ones. After a
+    test it also logs the pictures ``test/samples``, ``test/interpolation``, ``test/outputs`` and
+    ``test/classes``. All is exact over any number of ranks; with several dataloaders the figures are those of
+    all samples together.
 
     Args:
-        features: Makes what features are taken from: a module whose ``forward`` turns images [B, C, S, S]
-            with pixels in [-1, 1] into features [B, F]. Its ``name`` starts the keys, so that the figures
-            are not mistaken for those by other features; with ``scores``, from features to scores of the
-            classes [B, K], classes are counted.
-        metric: Makes one more metric of images, such as torchmetrics' ``FrechetInceptionDistance`` with
-            ``normalize=True``; ``update(images, real=...)`` is given them in [0, 1] with three channels. It
-            is logged by its class' name.
-        every_n_epochs: Draw samples at the end of every so-manieth epoch, and at the start.
-        samples: How many to draw.
+        features: Function that makes a module whose ``forward`` turns images [B, C, S, S] with pixels in
+            [-1, 1] into features [B, F]. The module's ``name`` starts the keys, so that the figures are not
+            mistaken for those by other features. If it has ``scores``, from features to scores of the classes
+            [B, K], classes are counted.
+        metric: Function that makes another metric of images, such as torchmetrics'
+            ``FrechetInceptionDistance`` with ``normalize=True``. ``update(images, real=...)`` gets images in
+            [0, 1] with three channels. The metric is logged by the name of its class.
+        every_n_epochs: Draw samples at the start, and at the end of every n-th epoch.
+        samples: Number of samples to draw.
         seed: Seed of their noise.
 
     Raises:
-        TypeError: If ``features`` is no function that makes a module.
+        TypeError: If ``features`` is not a function that makes a module.
         ValueError: If a number is not positive.
     """
 
@@ -101,7 +102,7 @@ class GANReport(Callback):
         self._make_features, self._make_metric = features, metric
         self._features: nn.Module | None = None
         self._measures: Measures | None = None
-        # By dataloader: logits, and what was measured before it began.
+        # For each dataloader: logits, and what was measured before it began.
         self._logits: dict[int, dict[str, list[Tensor]]] = {}
         self._begun: list[tuple[int, dict[str, Any]]] = []
 
@@ -109,7 +110,7 @@ class GANReport(Callback):
         """Make the features, once.
 
         Raises:
-            TypeError: If the module is no GAN, or ``features`` makes no module.
+            TypeError: If the module is not a GAN, or ``features`` makes no module.
         """
         if not isinstance(pl_module, GAN):
             raise TypeError(f"Expected a GAN to report on but got {type(pl_module).__name__}")
@@ -117,27 +118,27 @@ class GANReport(Callback):
             self._features = module("features", self._make_features()).eval().requires_grad_(False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the logger that small distances are good."""
+        """Tell the logger that small distances are better."""
         if self._features is not None:
             name = f"{feature_name(self._features)}_frechet_distance"
             define_metrics(trainer, {f"{stage}/{name}": "min" for stage in ("val", "test")})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the generator makes before it has learnt anything."""
+        """Show samples of the untrained generator."""
         if trainer.current_epoch == 0:
             self._show_samples(trainer, pl_module, "train/samples")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what it makes of the same noise now."""
+        """Show the current samples of the same noise."""
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._show_samples(trainer, pl_module, "train/samples")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
+        """Start new measurements."""
         self._start(pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
+        """Start new measurements."""
         self._start(pl_module)
 
     def on_validation_batch_end(
@@ -149,7 +150,7 @@ class GANReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         self._update(outputs, dataloader_idx)
 
     def on_test_batch_end(
@@ -161,7 +162,7 @@ class GANReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         self._update(outputs, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -40,12 +40,12 @@ CLASSES, WARM_UP = 1000, 2
 
 
 def sgd(parameters: Any) -> torch.optim.SGD:
-    """What both ways train with."""
+    """Build the optimizer of both ways."""
     return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
 
 
 class NetworkClassifier(Classifier):
-    """A network of torchvision as the suite's classifier: what is logged, checked and counted is the same.
+    """A network of torchvision as the suite's classifier: it logs, checks and counts as any other.
 
     Args:
         network: Images [B, 3, S, S] -> logits [B, C].
@@ -57,13 +57,13 @@ class NetworkClassifier(Classifier):
         self.configure_metrics()
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, C]."""
+        """Compute the logits: [B, 3, S, S] -> [B, C]."""
         logits: Tensor = self.network(images)
         return logits
 
 
 class RandomImages(TensorDataModule):
-    """Two batches of noise for images, passed through again and again.
+    """Two batches of noise as images, which are repeated.
 
     Args:
         size: Height and width.
@@ -77,14 +77,14 @@ class RandomImages(TensorDataModule):
         self.size = size
 
     def load(self, stage: str) -> dict[str, Batch]:
-        """Two batches of images and labels."""
+        """Draw two batches of images and labels."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(2 * self.batch_size, 3, self.size, self.size, generator=generator)
         return {"train": (images, torch.randint(CLASSES, (len(images),), generator=generator))}
 
 
 class Clock(pl.Callback):
-    """Times the steps after those that warm up."""
+    """Times the steps after the warm-up."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -93,12 +93,12 @@ class Clock(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start with the first step that counts."""
+        """Start the clock at the first step after the warm-up."""
         if trainer.global_step == WARM_UP:
             self.started = now(self.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop with the last."""
+        """Stop the clock after the last step."""
         self.seconds = now(self.device) - self.started
 
 
@@ -158,7 +158,7 @@ def reproduce(
 
 
 def measure(name: str, data: RandomImages, steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Images per second both ways, medians of turns, and the median ratio, turn by turn."""
+    """Measure images per second both ways, medians of turns, and the median ratio, turn by turn."""
     torch.manual_seed(0)
     network = getattr(torchvision.models, MODELS[name][0])(weights=None, num_classes=CLASSES)
     data.setup("fit")
@@ -181,7 +181,7 @@ def measure(name: str, data: RandomImages, steps: int, repeats: int, device: tor
 
 
 def plain(network: nn.Module, data: RandomImages, steps: int, device: torch.device) -> float:
-    """Seconds of so many steps of a loop written by hand."""
+    """Time the steps of a loop written by hand, in seconds."""
     images, labels = (tensor.to(device) for tensor in data.tensors["train"])
     network.to(device).train()
     optimizer = sgd(network.parameters())
@@ -197,7 +197,7 @@ def plain(network: nn.Module, data: RandomImages, steps: int, device: torch.devi
 
 
 def under_trainer(network: nn.Module, data: RandomImages, steps: int, device: torch.device) -> float:
-    """Seconds of the same steps under a Trainer that logs every tenth."""
+    """Time the same steps under a Trainer that logs every tenth, in seconds."""
     clock = Clock(device)
     with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = pl.Trainer(
@@ -216,7 +216,7 @@ def under_trainer(network: nn.Module, data: RandomImages, steps: int, device: to
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Return the time in seconds, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return perf_counter()
@@ -224,7 +224,7 @@ def now(device: torch.device) -> float:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it Lightning says nothing of the many short runs."""
+    """Silence Lightning's messages about the many short runs within this context."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -237,14 +237,14 @@ def quiet() -> Iterator[None]:
 
 
 def hardware(device: str) -> str:
-    """What it was measured on."""
+    """Name the hardware of the measurement."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text.
+    """Write the rows as text.
 
     >>> print(table([{"model": "AlexNet", "plain": 10.0, "trainer": 9.9, "ratio": 0.99, "published": 1547}]))
     model        plain loop   Trainer   ratio   published (GP100)

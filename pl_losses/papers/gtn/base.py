@@ -1,4 +1,4 @@
-"""LeCun et al. 1998, sections V to VIII: what all readers of lines share, whatever their lattice."""
+"""LeCun et al. 1998, sections V to VIII: the base of all readers of lines, whatever their lattice."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ KEYS = {
 
 
 class Reading(NamedTuple):
-    """What is read in B lines.
+    """The answers for B lines.
 
     Attributes:
-        paths: The path that is the answer, for each line; without labels where there is none.
+        paths: The answer's path for each line; without labels if there is none.
         confidence: Probability of the answer given the line, exp(-E_dforw), in [0, 1], [B]: among all
-            strings, or those of the lexicon.
+            strings, or among those of the lexicon.
     """
 
     paths: list[Path]
@@ -62,23 +62,23 @@ class Reading(NamedTuple):
 class StringReader(PaperModule):
     """Base of the readers of lines: define ``forward``, from images [B, 1, H, W] to a lattice of B graphs.
 
-    Trained on ``Lines`` by the criterion, on isolated ``Characters`` by eq. 9 of section III. Strings that no
-    path spells do not take part in the loss. Logs the keys of :attr:`KEYS`, exact over ranks.
+    It is trained on ``Lines`` by the criterion, and on isolated ``Characters`` by eq. 9 of section III.
+    Strings that no path spells do not take part in the loss. Logs the keys of :attr:`KEYS`, exact over ranks.
 
     To subclass, define ``forward`` and :meth:`character_penalties`; override :meth:`configure_loss`,
-    :meth:`columns` or :meth:`configure_metrics`, which the constructor is to call.
+    :meth:`columns` or :meth:`configure_metrics`, which the constructor must call.
 
     Args:
         criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
         alphabet: The characters, in the order of the classes.
-        penalty_scale: What the recogniser's penalties are multiplied by. Squared distances are of the order
-            of 100 before training: as they stand, posteriors are certain of anything, and training is slow.
+        penalty_scale: Factor of the recogniser's penalties. Squared distances are of the order of 100 before
+            training: unscaled, posteriors are certain of anything, and training is slow.
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
-        decoder: Answer with the best path ("viterbi"), or with the segments that are the best one by one from
-            the left ("greedy").
+        decoder: Answer with the best path ("viterbi"), or with the best segment at each step from the left
+            ("greedy").
         lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder. Confidence is
-            then the answer's probability among these: of a single word it is 1 whatever the line says.
-        reject_below: An answer is rejected when its confidence is below this.
+            then the answer's probability among these: with a single word it is 1 for any line.
+        reject_below: An answer is rejected if its confidence is below this.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
@@ -138,7 +138,7 @@ class StringReader(PaperModule):
         """Refuse data whose classes are not the characters of ``alphabet``, in its order.
 
         Raises:
-            ValueError: If they differ; the data may have the first few only.
+            ValueError: If they differ; the data may lack the last ones.
         """
         # `trainer` raises where there is none.
         datamodule = getattr(self.trainer_or_none, "datamodule", None)
@@ -149,7 +149,7 @@ class StringReader(PaperModule):
             )
 
     def check_images(self, images: Tensor, height: int | None = None) -> None:
-        """Refuse what cannot be lines [B, 1, H, W] of ink in [0, 1], or are of another ``height``.
+        """Refuse images that are not lines [B, 1, H, W] of ink in [0, 1], or have another ``height``.
 
         Raises:
             TypeError: If they are not floating point.
@@ -160,16 +160,16 @@ class StringReader(PaperModule):
         if not shaped or not images.numel():
             raise ValueError(f"Expected `images` of shape [B, 1, {rows}, W] but got {list(images.shape)}")
         low, high = (float(end) for end in floating("images", images).detach().aminmax())
-        # What resampling overshoots is let pass; comparisons with NaN are false.
+        # Allow for resampling's overshoot; comparisons with NaN are false.
         if not (low >= -0.05 and high <= 1.05):
             raise ValueError(f"Expected `images` of ink in [0, 1] but got values from {low:g} to {high:g}")
 
     def character_penalties(self, images: Tensor) -> Tensor:
-        """Penalties of isolated characters: [B, 1, H, W] -> [B, C]."""
+        """Compute the penalties of isolated characters: [B, 1, H, W] -> [B, C]."""
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `character_penalties`")
 
     def columns(self, images: Tensor, paths: Sequence[Path]) -> list[list[int]]:
-        """Where in its image each path is cut, in columns."""
+        """Return the columns of its image where each path is cut."""
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `columns`")
 
     def configure_metrics(self) -> None:
@@ -179,7 +179,7 @@ class StringReader(PaperModule):
         self.error_reject = ErrorReject()
 
     def configure_loss(self, lattice: Any, targets: Tensor, lengths: Tensor) -> Tensor:
-        """The criterion of each string, ``inf`` where no path spells it: targets [B, L] -> [B]."""
+        """Compute the criterion of each string, ``inf`` if no path spells it: targets [B, L] -> [B]."""
         function = getattr(criteria, f"{self.criterion}_loss")
         losses: Tensor = function(lattice, targets, lengths, reduction="none")
         return losses
@@ -189,7 +189,7 @@ class StringReader(PaperModule):
         return expected.loss(self, "configure_loss", losses, len(batch.targets))
 
     def training_step(self, batch: Lines | Characters, batch_idx: int) -> Tensor:
-        """Loss of a batch of lines or of isolated characters."""
+        """Compute and log the loss of a batch of lines or of isolated characters."""
         expected.of_kind(self, batch, Lines, Characters)
         count: int | Tensor
         own = self.own_rows(batch_idx, len(batch.images))
@@ -209,7 +209,7 @@ class StringReader(PaperModule):
         return loss * self.rank_weight(count)
 
     def read(self, lattice: Any) -> Reading:
-        """The answers of a lattice, with their confidence."""
+        """Return the answers of a lattice, with their confidence."""
         whole = lattice if self.words is None else lattice.constrain(word_graph(self.words))
         paths = self.greedy_paths(lattice) if self.decoder == "greedy" else whole.best_path()
         longest = max(1, *(len(path.labels) for path in paths))
@@ -217,11 +217,11 @@ class StringReader(PaperModule):
         lengths = torch.tensor([len(path.labels) for path in paths], device=self.device)
         answers = torch.tensor(labels, device=self.device)
         penalty = lattice.constrain(answers, lengths).forward_penalty() - whole.forward_penalty()
-        # Where there is no path at all it is inf - inf.
+        # Without any path it is inf - inf.
         return Reading(paths, torch.exp(-penalty.clamp(min=0)).nan_to_num(0.0))
 
     def greedy_paths(self, lattice: Any) -> list[Path]:
-        """The answers without a search, for ``decoder="greedy"``."""
+        """Return the answers without a search, for ``decoder="greedy"``."""
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `greedy_paths`")
 
     def _evaluated(self, stage: str, batch: Lines, batch_idx: int) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class StringReader(PaperModule):
         self._evaluated("val", batch, batch_idx)
 
     def test_step(self, batch: Lines, batch_idx: int) -> dict[str, Any]:
-        """Count errors; returns what ``ReadingReport`` draws, of which the first ``own`` lines count."""
+        """Count errors; return what ``ReadingReport`` draws, of which the first ``own`` lines count."""
         found = self._evaluated("test", batch, batch_idx)
         own = found["own"]
         self.test_infeasible.update(found["infeasible"][:own])
@@ -249,7 +249,7 @@ class StringReader(PaperModule):
         return found
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """Loss and errors, those of a test with their intervals and what rejecting brings."""
+        """Return loss and errors; for a test with intervals and the results of rejection."""
         errors: StringErrors = getattr(self, f"{stage}_errors")
         error, character_error = computed(errors)
         loss = computed(getattr(self, f"{stage}_loss"))
@@ -268,7 +268,7 @@ class StringReader(PaperModule):
         return values | {"infeasible": computed(self.test_infeasible)}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """The answers as strings, their confidence [B], whether they are accepted [B], and the paths."""
+        """Predict the answers as strings, with confidence [B], acceptance [B], and the paths."""
         images = expected.first(self, batch)
         reading = self.read(self(images))
         strings = ["".join(self.alphabet[label] for label in path.labels) for path in reading.paths]

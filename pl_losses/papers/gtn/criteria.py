@@ -3,9 +3,10 @@
 C_cvit and C_cforw are the Viterbi and the forward penalty of the paths that spell the target, C_vit and
 C_forw those of all paths. Every criterion takes a lattice of B samples and one label string each.
 
-Samples without a path that spells their target have the penalty ``inf``, which ``reduction="none"`` shows,
-and no gradient. ``"mean"`` and ``"sum"`` leave them out, and are 0 if none remains, so that one segmentation
-that misses a cut does not spoil a batch: ``lattice.constrain(targets, target_lengths).feasible`` tells which.
+Samples without a path that spells their target have the penalty ``inf``, which ``reduction="none"`` returns,
+and no gradient. ``"mean"`` and ``"sum"`` leave them out, and are 0 if none remains, so that a segmentation
+without a needed cut does not spoil its batch. ``lattice.constrain(targets, target_lengths).feasible`` says
+which they are.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class ConstrainableLattice(Protocol):
         """Return the lattice of the paths that spell the targets [B, L] of these lengths [B]."""
 
     def forward_penalty(self) -> Tensor:
-        """See :class:`Lattice`, shape [B]."""
+        """Return the forward penalty, see :class:`Lattice`, shape [B]."""
 
     def viterbi_penalty(self) -> Tensor:
-        """See :class:`Lattice`, shape [B]."""
+        """Return the Viterbi penalty, see :class:`Lattice`, shape [B]."""
 
 
 @typed
@@ -41,13 +42,13 @@ def viterbi_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Viterbi training (section VI.B, Fig. 19): :math:`E_{vit} = C_{cvit}`.
+    r"""Compute the loss of Viterbi training (section VI.B, Fig. 19): :math:`E_{vit} = C_{cvit}`.
 
-    Its gradient is 1 for the segments of the best path that spells the target. Nothing pushes other answers
-    away: with adaptable centres, or any recogniser that can make all penalties low, it collapses.
+    Its gradient is 1 for the segments of the best path that spells the target. Nothing penalises other
+    answers: with adaptable centres, or any recogniser that can make all penalties low, it collapses.
 
     Args:
-        lattice: Of B samples.
+        lattice: Lattice of B samples.
         targets: Label strings, integers, shape [B, L].
         target_lengths: Their lengths, shape [B]; ``None`` for L.
         reduction: ``"mean"`` or ``"sum"`` over the samples that have a path, or ``"none"``.
@@ -74,10 +75,11 @@ def discriminative_viterbi_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Discriminative Viterbi training (section VI.D): :math:`E_{dvit} = C_{cvit} - C_{vit} \ge 0`.
+    r"""Compute discriminative Viterbi training's loss (VI.D): :math:`E_{dvit} = C_{cvit} - C_{vit} \ge 0`.
 
-    Its gradient is +1 for segments of the best path that spells the target only, -1 for those of the best
-    path of all only, 0 for shared ones. It is 0 as soon as the answer is right: there is no margin.
+    Its gradient is +1 for segments that only the best path that spells the target has, -1 for those that only
+    the best path of all has, and 0 for shared ones. It is 0 as soon as the answer is right: there is no
+    margin.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
@@ -98,7 +100,7 @@ def forward_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Forward training (section VI.C): :math:`E_{forw} = C_{cforw}`.
+    r"""Compute the loss of forward training (section VI.C): :math:`E_{forw} = C_{cforw}`.
 
     Its gradient is the posterior of each segment given the target. It collapses as :func:`viterbi_loss` does.
 
@@ -120,10 +122,10 @@ def discriminative_forward_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Discriminative forward training (section VI.E): :math:`E_{dforw} = C_{cforw} - C_{forw} \ge 0`.
+    r"""Compute the loss of discriminative forward training (VI.E): :math:`E_{dforw} = C_{cforw} - C_{forw}`.
 
-    It is -log P(target), with P over all label strings: the criterion to use. Its gradient is the posterior
-    of each segment given the target minus that without.
+    It is -log P(target) >= 0, with P over all label strings: prefer this criterion. Its gradient is the
+    posterior of each segment given the target minus the posterior without.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
@@ -138,15 +140,15 @@ def discriminative_forward_loss(
 
 
 class _Excess(torch.autograd.Function):
-    """The difference, at least 0 also where rounding would have it otherwise.
+    """The difference, at least 0 in spite of rounding.
 
-    It is 0 where both penalties are -inf. Where only the second is, or the first is inf, it is inf, without a
+    It is 0 if both penalties are -inf. If only the second is, or the first is inf, it is inf, without a
     gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, constrained: Tensor, free: Tensor) -> Tensor:
-        """Subtract."""
+        """Subtract, and note where there is no gradient."""
         difference = (constrained - free).clamp_(min=0.0)
         missed = (constrained == float("inf")) | (difference == float("inf"))
         ctx.save_for_backward(missed)

@@ -26,15 +26,15 @@ class LatticeReader(StringReader):
     """Reads lines by heuristic over-segmentation, LeNet-5 and a lattice of all segments (Fig. 19).
 
     The recogniser sees every segment of a batch in one pass. A segment's penalty for a class is the
-    recogniser's plus ``segment_penalty``. No class is for what is no character: the discriminative criteria
-    teach the recogniser to give such segments a high penalty for all classes.
+    recogniser's plus ``segment_penalty``. There is no class for segments that are not characters: the
+    discriminative criteria teach the recogniser to give them a high penalty for all classes.
 
     To change it, override :meth:`configure_recogniser`, :meth:`cut`, :meth:`segment_penalties` or
     :meth:`configure_loss`.
 
     Args:
         criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
-        alphabet: The characters, in the order of the classes; other than the ten digits they need a
+        alphabet: The characters, in the order of the classes; other characters than the ten digits need a
             ``recogniser``.
         max_pieces: K, the most pieces of a segment.
         max_width: The widest segment, in columns; the widest slanted digits have 28.
@@ -45,16 +45,16 @@ class LatticeReader(StringReader):
         segment_penalty: Penalty of every segment: above 0 it favours readings of fewer characters.
         centres: LeNet-5's, see :class:`~pl_losses.LeNet5`: "fixed", "adaptable" or "random".
         recogniser: Segments [M, 1, 32, 32], from -0.1 to 1.175, to penalties [M, C]; default: LeNet-5. It is
-            no plain data: give it to ``load_from_checkpoint`` again.
-        start_from: Checkpoint to begin the fit with, of a ``LeNet5`` with the same ``centres`` or of another
-            ``LatticeReader``.
-        penalty_scale: What the recogniser's penalties are multiplied by. Squared distances are of the order
-            of 100 before training: as they stand, posteriors are certain of anything, and training is slow.
+            not plain data: pass it to ``load_from_checkpoint`` again.
+        start_from: Checkpoint whose weights the fit starts with, of a ``LeNet5`` with the same ``centres`` or
+            of another ``LatticeReader``.
+        penalty_scale: Factor of the recogniser's penalties. Squared distances are of the order of 100 before
+            training: unscaled, posteriors are certain of anything, and training is slow.
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
-        decoder: Answer with the best path ("viterbi"), or with the segments that are the best one by one from
-            the left ("greedy").
+        decoder: Answer with the best path ("viterbi"), or with the best segment at each step from the left
+            ("greedy").
         lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder.
-        reject_below: An answer is rejected when its confidence is below this.
+        reject_below: An answer is rejected if its confidence is below this.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
@@ -129,7 +129,7 @@ class LatticeReader(StringReader):
         return LeNet5(len(self.alphabet), centres=self.centres)
 
     def setup(self, stage: str) -> None:
-        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it.
+        """Start a fit with the weights of ``start_from``; a checkpoint to resume is loaded later.
 
         Raises:
             ValueError: If there is no such file, it does not fit the recogniser, or the data have another
@@ -153,11 +153,11 @@ class LatticeReader(StringReader):
                 ) from None
 
     def cut(self, images: Tensor) -> Cuts:
-        """Where to cut lines [B, 1, H, W] into pieces."""
+        """Choose where to cut lines [B, 1, H, W] into pieces."""
         return candidate_cuts(images, self.radius, self.projection_radius, self.max_ink)
 
     def segment_penalties(self, segments: Tensor) -> Tensor:
-        """Penalties of segments: ink in [0, 1], [M, 1, 32, 32] -> [M, C]."""
+        """Compute the penalties of segments: ink in [0, 1], [M, 1, 32, 32] -> [M, C]."""
         penalties: Tensor = self.recogniser(LOW + (HIGH - LOW) * segments)
         return self.penalty_scale * penalties + self.segment_penalty
 
@@ -170,18 +170,18 @@ class LatticeReader(StringReader):
         return penalties
 
     def character_penalties(self, images: Tensor) -> Tensor:
-        """Penalties of isolated characters, each one segment: [B, 1, H, W] -> [B, C]."""
+        """Compute the penalties of isolated characters, each one segment: [B, 1, H, W] -> [B, C]."""
         self.check_images(images)
         return self._checked(self.segment_penalties(centred(images, deslant=self.deslant)))
 
     def forward(self, images: Tensor) -> SegmentLattice:
-        """The interpretation graphs of lines.
+        """Build the interpretation graphs of lines.
 
         Args:
             images: Ink in [0, 1] on background 0, [B, 1, H, W].
 
         Returns:
-            Its ``penalties`` are [B, N, K, C], infinite for segments that are too wide or empty.
+            Lattice whose ``penalties`` are [B, N, K, C], infinite for segments that are too wide or empty.
 
         Raises:
             TypeError: If the images are not floating point.
@@ -200,12 +200,12 @@ class LatticeReader(StringReader):
         )
 
     def columns(self, images: Tensor, paths: Sequence[Path]) -> list[list[int]]:
-        """Where in its image each path is cut, in columns."""
+        """Return the columns of its image where each path is cut."""
         cuts = self.cut(images).columns.tolist()
         return [[row[cut] for cut in path.cuts] for row, path in zip(cuts, paths, strict=True)]
 
     def greedy_paths(self, lattice: SegmentLattice) -> list[Path]:
-        """From the left, always the segment of lowest penalty from which the end can be reached."""
+        """Take from the left always the best segment from which the end can be reached."""
         best, classes = lattice.penalties.detach().min(dim=3)
         lengths = [best.shape[1]] * len(best) if lattice.lengths is None else lattice.lengths.tolist()
         rows = zip(best.tolist(), classes.tolist(), lengths, strict=True)
@@ -213,7 +213,7 @@ class LatticeReader(StringReader):
 
 
 def _greedy(best: list[Any], classes: list[Any], pieces: int, max_pieces: int) -> Path:
-    """The greedy path of one line: ``best[j][k]`` and its class, for k + 1 pieces that end with piece j."""
+    """Find a line's greedy path: ``best[j][k]`` and its class are of k + 1 pieces that end with piece j."""
 
     def arcs(cut: int) -> list[tuple[float, int]]:
         ends = range(cut, min(cut + max_pieces, pieces))

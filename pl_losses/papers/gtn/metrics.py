@@ -15,7 +15,7 @@ from pl_losses.papers.gtn.lattices.validation import within
 
 
 def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
-    """Fewest insertions, deletions and substitutions that turn one sequence into the other.
+    """Count the fewest insertions, deletions and substitutions that turn one sequence into the other.
 
     >>> edit_distance((3, 1, 4, 1), (3, 4, 1, 5))
     2
@@ -30,7 +30,7 @@ def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
 
 @typed
 def count_edits(predicted: Sequence[Sequence[int]], targets: Tensor, lengths: Tensor) -> Tensor:
-    """Edit distances of B label strings from the targets [B, L] of these lengths [B]: [B].
+    """Compute edit distances of B label strings from the targets [B, L] of these lengths [B]: [B].
 
     >>> count_edits([(1, 2, 3), (4, 4)], torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2]))
     tensor([0, 1])
@@ -79,16 +79,16 @@ class StringErrors(Metric):
         self.sums += torch.stack(columns).sum(dim=1)
 
     def compute(self) -> Tensor:
-        """String error rate and character error rate, [2]; NaN before any sample."""
+        """Compute string error rate and character error rate, [2]; NaN before any sample."""
         self._counted = self.sums.tolist()
         strings, wrong, characters, edits = self.sums[:4]
         return torch.stack([wrong / strings, edits / characters])
 
     def intervals(self) -> tuple[float, float, float, float]:
-        """Ends of the 95 % intervals of both rates at the last :meth:`compute`.
+        """Return the ends of the 95 % intervals of both rates at the last :meth:`compute`.
 
-        That of strings is exact (Clopper and Pearson). That of characters is the normal approximation for a
-        ratio of sums over strings, since errors within a string go together.
+        The interval of strings is exact (Clopper and Pearson). That of characters is the normal approximation
+        for a ratio of sums over strings, since errors within a string are correlated.
         """
         strings, wrong, characters, edits, edits2, characters2, both = self._counted
         if not characters:
@@ -100,7 +100,7 @@ class StringErrors(Metric):
 
 
 class ErrorReject(ListMetric):
-    """Error-reject curve: what is left of the error when the least confident answers are rejected."""
+    """Error-reject curve: the remaining error if the least confident answers are rejected."""
 
     full_state_update = False
 
@@ -118,13 +118,13 @@ class ErrorReject(ListMetric):
         self.keep(confidence=confidence, wrong=wrong.to(confidence.device))
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The curve of :func:`error_reject_curve` over all answers."""
+        """Compute the curve of :func:`error_reject_curve` over all answers."""
         return error_reject_curve(self.rows("confidence"), self.rows("wrong"))
 
 
 @typed
 def error_reject_curve(confidence: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of answers that are rejected and error among the rest, for every threshold.
+    """Compute the share of rejected answers and the error among the rest, for every threshold.
 
     Args:
         confidence: [N].

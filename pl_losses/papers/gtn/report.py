@@ -1,4 +1,4 @@
-"""LeCun et al. 1998, sections V to VIII: what a reader of lines does, drawn after a test."""
+"""LeCun et al. 1998, sections V to VIII: how a reader reads lines, drawn after a test."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class ReadLine(NamedTuple):
-    """A line and what was read in it.
+    """A line and its answer.
 
     Attributes:
         image: Ink in [0, 1], [H, W].
         candidates: All columns where the line may be cut; none for a reader that does not cut.
         columns: Columns between which the answer's characters lie.
-        answer: What was read.
-        right: What it says.
+        answer: The string that was read.
+        right: The right string.
         confidence: Probability of the answer.
     """
 
@@ -44,15 +44,16 @@ class ReadLine(NamedTuple):
 
 
 class ReadingReport(Callback):
-    """After a test: the best path over the segmentation graph, the worst errors and the error-reject curve.
+    """Draws, after a test, the best segmentations, the worst errors and the error-reject curve.
 
-    Works on :class:`~pl_losses.LatticeReader` and :class:`~pl_losses.papers.gtn.SDNN`. Logs the pictures
-    ``test/segmentation`` (the first lines), ``test/errors`` (the most confident wrong answers) and
-    ``test/error_reject``, and the chart ``test/error_reject_curve`` to W&B. Exact over any number of ranks.
+    It works on :class:`~pl_losses.LatticeReader` and :class:`~pl_losses.papers.gtn.SDNN`. Logs the pictures
+    ``test/segmentation`` (the first lines with the best path over the segmentation graph), ``test/errors``
+    (the most confident wrong answers) and ``test/error_reject``, and the chart ``test/error_reject_curve`` to
+    W&B. Exact over any number of ranks.
 
     Args:
-        lines: How many lines the first picture shows at most.
-        errors: How many the second one does.
+        lines: Most lines in the first picture.
+        errors: Most lines in the second one.
 
     Raises:
         ValueError: If a number is negative.
@@ -72,11 +73,11 @@ class ReadingReport(Callback):
             if value < 0:
                 raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")
         self.lines, self.errors = lines, errors
-        # By dataloader: the first lines, the worst errors and all confidences.
+        # For each dataloader: the first lines, the worst errors and all confidences.
         self._parts: dict[int, tuple[list[ReadLine], list[ReadLine], list[Tensor]]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the test before."""
+        """Forget an earlier test."""
         self._parts = {}
 
     def on_test_batch_end(
@@ -101,7 +102,7 @@ class ReadingReport(Callback):
         worst[:] = _most_confident([*worst, *found[len(first) :]], self.errors)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the ranks' parts together (on all ranks) and draw (on rank zero)."""
+        """Gather the ranks' parts (on all ranks) and draw (on rank zero)."""
         assert isinstance(pl_module, StringReader)
         pl_module.counts()  # On a rank without a batch, too.
         own = [part for loader, part in self._parts.items() if pl_module.counts(loader)]
@@ -124,7 +125,7 @@ class ReadingReport(Callback):
 
 
 def _described(module: Any, batch: Lines, reading: Any, chosen: Sequence[int]) -> list[ReadLine]:
-    """The chosen lines of a batch, on the host."""
+    """Return the chosen lines of a batch, on the host."""
     if not chosen:
         return []
     images = batch.images[list(chosen)]
@@ -146,9 +147,9 @@ def _most_confident(lines: Sequence[ReadLine], count: int) -> list[ReadLine]:
 
 
 def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
-    """Lines with all candidate cuts (dotted), the answer's cuts (solid) and its characters below.
+    """Draw lines with all candidate cuts (dotted), the answer's cuts (solid) and its characters below.
 
-    Titles give the right string and the confidence, in red where the answer is wrong.
+    Titles are the right string and the confidence, in red if the answer is wrong.
     """
     from matplotlib.figure import Figure
 
@@ -174,7 +175,7 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
 
 
 def draw_error_reject(confidence: Tensor, wrong: Tensor, threshold: float | None = None) -> Figure:
-    """The error-reject curve: confidence [N], whether the answer is wrong [N], a threshold to mark."""
+    """Draw the error-reject curve: confidence [N], whether the answer is wrong [N], a threshold to mark."""
     from matplotlib.figure import Figure
 
     thresholds, rejected, error = error_reject_curve(confidence, wrong)

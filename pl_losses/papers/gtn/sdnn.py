@@ -29,8 +29,8 @@ MARGIN = 12  # Background added on both sides, so that a window can be centred n
 class FrameLattice:
     """The output graph of a swept network: one arc per frame and symbol, composed with a character model.
 
-    The character model is that of CTC: a string is spelt by any sequence of symbols that becomes it once
-    equal neighbours are merged and blanks are removed.
+    The character model is that of CTC: a sequence of symbols spells the string that remains when equal
+    neighbours are merged and blanks are removed.
 
     Args:
         penalties: Penalty of each class and, last, of the blank, [B, T, C + 1].
@@ -48,15 +48,15 @@ class FrameLattice:
         return torch.ones_like(self.lengths, dtype=torch.bool)
 
     def forward_penalty(self) -> Tensor:
-        """-log sum over all sequences of symbols of exp(-penalty), [B]."""
+        """Return -log sum over all sequences of symbols of exp(-penalty), [B]."""
         return -(self._there * (-self.penalties).logsumexp(dim=2)).sum(dim=1)
 
     def viterbi_penalty(self) -> Tensor:
-        """The smallest penalty of a sequence of symbols, [B]."""
+        """Return the smallest penalty of a sequence of symbols, [B]."""
         return (self._there * self.penalties.amin(dim=2)).sum(dim=1)
 
     def best_path(self) -> list[Path]:
-        """The string that the best sequence of symbols spells; cuts are the frames where characters begin."""
+        """Return the best sequence's string; cuts are the frames where characters begin."""
         best = self.penalties.detach().argmin(dim=2).tolist()
         rows = zip(best, self.lengths.tolist(), self.viterbi_penalty().tolist(), strict=True)
         return [self._collapsed(row[:length], penalty) for row, length, penalty in rows]
@@ -64,7 +64,7 @@ class FrameLattice:
     def constrain(
         self, target: Tensor | ArcLattice, target_lengths: Tensor | None = None
     ) -> SpelledFrames | ArcLattice:
-        """The sequences of symbols that spell the targets [B, L], of lengths [B], or those of a grammar."""
+        """Return the sequences that spell the targets [B, L], of lengths [B], or those of a grammar."""
         if isinstance(target, ArcLattice):
             return self.to_arcs().constrain(target)
         if target_lengths is None:
@@ -72,7 +72,7 @@ class FrameLattice:
         return SpelledFrames(self, target, target_lengths)
 
     def to_arcs(self) -> ArcLattice:
-        """The same graph, composed with CTC's transducer, so that its paths spell strings."""
+        """Compose the graph with CTC's transducer, so that its paths spell strings."""
         symbols = self.penalties.shape[2]
         frames = SegmentLattice(self.penalties[:, :, None], self.lengths)
         return frames.to_arcs().compose(ctc_topology(symbols, blank=symbols - 1))
@@ -106,9 +106,9 @@ class SpelledFrames:
         return self.target_lengths + equal.sum(dim=1) <= self.lattice.lengths
 
     def forward_penalty(self) -> Tensor:
-        """-log sum over the sequences that spell the target of exp(-penalty), [B]; ``inf`` if none does.
+        """Return -log sum over sequences that spell the target of exp(-penalty), [B]; ``inf`` without one.
 
-        The free lattice's plus what CTC adds to it: its probabilities are normalised frame by frame.
+        It is the free lattice's plus CTC's loss, which is of probabilities normalised frame by frame.
         """
         lattice = self.lattice
         scores = (-lattice.penalties).log_softmax(dim=2).transpose(0, 1)
@@ -118,13 +118,13 @@ class SpelledFrames:
         return (loss + lattice.forward_penalty()).where(self.feasible, float("inf"))
 
     def viterbi_penalty(self) -> Tensor:
-        """The smallest penalty of a sequence that spells the target, [B]; ``inf`` if none does."""
+        """Return the smallest penalty of a sequence that spells the target, [B]; ``inf`` without one."""
         penalties, batch = self.lattice.penalties, len(self.targets)
         blank = penalties.shape[2] - 1
         states = self.targets.new_full((batch, 2 * self.targets.shape[1] + 1), blank)
         states[:, 1::2] = self.targets
         emitted = penalties.gather(2, states[:, None, :].expand(-1, penalties.shape[1], -1))
-        # From two states before: over the blank between different characters.
+        # From two states before, one skips the blank between different characters.
         skips = (states != blank) & (states != F.pad(states, (2, 0), value=blank)[:, :-2])
         best = penalties.new_full(states.shape, float("inf"))
         best = torch.cat([emitted[:, 0, :2], best[:, 2:]], dim=1)
@@ -141,16 +141,16 @@ class SpelledFrames:
 class SDNN(StringReader):
     """Reads lines by LeNet-5 swept over them: C5 is a convolution, so that one pass gives every position.
 
-    Every fourth column has a penalty per class and one of the blank, whose RBF unit has an empty bitmap for
-    its code. Trained by "discriminative_forward" it is CTC: the loss equals ``torch.nn.functional.ctc_loss``.
+    Every fourth column has a penalty per class and one of the blank, an RBF unit whose code is an empty
+    bitmap. Trained by "discriminative_forward" it is CTC: the loss equals ``torch.nn.functional.ctc_loss``.
 
     Args:
         criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
         centres: "fixed" RBF centres, or "adaptable" ones.
-        penalty_scale: What the squared distances are multiplied by.
+        penalty_scale: Factor of the squared distances.
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
         lexicon: The only strings that are answers; default: any.
-        reject_below: An answer is rejected when its confidence is below this.
+        reject_below: An answer is rejected if its confidence is below this.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
@@ -189,7 +189,7 @@ class SDNN(StringReader):
         self.configure_metrics()
 
     def configure_network(self) -> nn.Module:
-        """Build what is swept over the line: [B, 1, 32, W] -> [B, 84, 1, (W - 32) / 4 + 1]."""
+        """Build the network that is swept over the line: [B, 1, 32, W] -> [B, 84, 1, (W - 32) / 4 + 1]."""
         return LeNet5Features()
 
     def configure_output(self) -> nn.Module:
@@ -198,19 +198,19 @@ class SDNN(StringReader):
         return RBFOutput(torch.cat([codes, -torch.ones_like(codes[:1])]), self.centres == "adaptable")
 
     def frame_penalties(self, images: Tensor) -> Tensor:
-        """Penalties at every fourth column: ink in [0, 1], [B, 1, 32, W] -> [B, T, C + 1]."""
+        """Compute penalties at every fourth column: ink in [0, 1], [B, 1, 32, W] -> [B, T, C + 1]."""
         features = self.network(LOW + (HIGH - LOW) * images)
         frames = features[:, :, 0].transpose(1, 2)
         penalties: Tensor = self.output(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return self.penalty_scale * penalties
 
     def character_penalties(self, images: Tensor) -> Tensor:
-        """Penalties of isolated characters, in the middle of one window: [B, 1, H, W] -> [B, C]."""
+        """Compute penalties of characters, each in the middle of a window: [B, 1, H, W] -> [B, C]."""
         self.check_images(images)
         return self.frame_penalties(centred(images))[:, 0, :-1]
 
     def forward(self, images: Tensor) -> FrameLattice:
-        """The output graphs of lines: ink in [0, 1] on background 0, [B, 1, 32, W].
+        """Build the output graphs of lines: ink in [0, 1] on background 0, [B, 1, 32, W].
 
         Raises:
             TypeError: If the images are not floating point.
@@ -225,6 +225,6 @@ class SDNN(StringReader):
         return FrameLattice(self.frame_penalties(framed), lengths)
 
     def columns(self, images: Tensor, paths: Sequence[Path]) -> list[list[int]]:
-        """Where in its image each path is cut: midway between the windows' middles, in columns."""
+        """Return the columns where each path is cut: midway between the windows' middles."""
         shift = WINDOW // 2 - MARGIN - STRIDE // 2
         return [[STRIDE * cut + shift for cut in path.cuts] for path in paths]

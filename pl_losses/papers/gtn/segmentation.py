@@ -1,8 +1,8 @@
 r"""LeCun et al. 1998, section V.A: heuristic over-segmentation.
 
-A line of characters is cut wherever two of them may meet, rather too often than too seldom, into pieces;
-segments of up to K consecutive pieces are what the recogniser sees. As the paper suggests, candidates are the
-minima of the vertical projection and the minima of the distance between the upper and the lower contour.
+A line of characters is cut into pieces wherever two characters may meet, rather too often than too seldom.
+The recogniser sees segments of up to K consecutive pieces. As the paper suggests, candidates are the minima
+of the vertical projection and the minima of the distance between the upper and the lower contour.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from pl_losses.core.precision import at_least_float32, in_float64
 from pl_losses.core.validation import check_integer, check_shape, typed
 
-INK = 0.2  # Darker than this is ink, as a share of full ink.
-MAX_SLANT = 0.7  # In pixels per row: strokes that lean more are not taken for slanted ones.
+INK = 0.2  # Pixels darker than this are ink, as a share of full ink.
+MAX_SLANT = 0.7  # In pixels per row: strokes that lean more are not considered slanted.
 
 
 class Cuts(NamedTuple):
-    """Where lines are cut into pieces.
+    """The cuts of lines into pieces.
 
     Attributes:
         columns: Cut 0 before the first ink to cut N after the last, ascending, [B, N + 1]; a cut at column x
-            lies between pixels x - 1 and x. Beyond a line's own, its last cut is repeated.
+            lies between pixels x - 1 and x. A line's last cut is repeated up to N.
         lengths: Number of pieces of each line, [B]; 0 for a line without ink.
     """
 
@@ -34,13 +34,13 @@ class Cuts(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """The segments of a batch of lines that are worth recognising, M in all.
+    """The segments to recognise in a batch of lines, M in all.
 
     Attributes:
         images: [M, 1, size, size], the centre of ink in the middle, other segments' ink left out.
-        line: Which line a segment is of, [M].
+        line: Line of each segment, [M].
         last: Its last piece, [M].
-        extra: How many pieces it has beyond that one, [M]: 0 to K - 1.
+        extra: Number of its pieces before the last one, [M]: 0 to K - 1.
     """
 
     images: Tensor
@@ -51,11 +51,11 @@ class Segments(NamedTuple):
 
 @typed
 def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
-    """What speaks against a cut before each column: images [B, 1, H, W], ink in [0, 1] -> two of [B, W].
+    """Compute the costs of a cut before each column: images [B, 1, H, W], ink in [0, 1] -> two of [B, W].
 
-    The first is the vertical projection, the ink that is cut through; the second the distance between the
-    upper and the lower contour; in pixels, as the mean of the columns on both sides of the cut. In a gap both
-    are below 0 and least in its middle.
+    The first cost is the vertical projection, the ink that is cut through; the second is the distance between
+    the upper and the lower contour; both in pixels, as the mean of the columns on both sides of the cut. In a
+    gap both are below 0 and least in its middle.
     """
     _check_images(images)
     ink = _precise(images)
@@ -69,7 +69,7 @@ def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
     filled = inked.any(dim=1)
     before = torch.where(filled, columns, -width).cummax(dim=1).values
     after = torch.where(filled, columns, 2 * width).flip(1).cummin(dim=1).values.flip(1)
-    # How deep in a gap: the cut before column x has column x - 1 on its left.
+    # Depth in a gap: the cut before column x has column x - 1 on its left.
     depth = torch.minimum(columns - 1 - _before(before, -width), after - columns)
 
     def cost(values: Tensor) -> Tensor:
@@ -86,10 +86,10 @@ def candidate_cuts(
 
     Args:
         images: Ink in [0, 1] on background 0, [B, 1, H, W].
-        radius: Candidates are the columns with the smallest distance of contours within this many columns to
-            both sides; of candidates so close only the best one is taken, by the projection plus half the
-            distance.
-        projection_radius: So are those with the smallest projection within this many columns.
+        radius: Candidates are the columns with the smallest distance of contours within this many columns on
+            both sides; of candidates as close as this only the best one is kept, by the projection plus half
+            the distance.
+        projection_radius: Columns with the smallest projection within this many columns are candidates, too.
         max_ink: No cut goes through more ink, in pixels.
 
     Raises:
@@ -130,17 +130,17 @@ def _check_images(images: Tensor) -> None:
 
 
 def _precise(images: Tensor) -> Tensor:
-    """Images [B, 1, H, W] as [B, H, W], in float32 at least: bfloat16 cannot count a line's columns."""
+    """Return images [B, 1, H, W] as [B, H, W], in float32 at least: bfloat16 cannot count columns."""
     return at_least_float32(images[:, 0])
 
 
 def _before(values: Tensor, first: float) -> Tensor:
-    """Each column's left neighbour."""
+    """Return each column's left neighbour."""
     return F.pad(values, (1, 0), value=first)[:, :-1]
 
 
 def _lowest(cost: Tensor, radius: int) -> Tensor:
-    """Which columns have the lowest cost within ``radius``, of equal ones the leftmost: [B, W]."""
+    """Mark columns with the lowest cost within ``radius``, of equal ones the leftmost: [B, W]."""
     cost = cost + 1e-4 * torch.arange(cost.shape[1], device=cost.device, dtype=cost.dtype)
     return cost <= -F.max_pool1d(-cost[:, None], 2 * radius + 1, 1, radius)[:, 0]
 
@@ -156,17 +156,17 @@ def cut_segments(
 ) -> Segments:
     """Cut out all segments of up to K pieces, each with the centre of its ink in the middle.
 
-    The ink and its moments up to each column are summed once per line and shared by all segments. Each row of
-    a slanted segment is shifted so that its ink no longer drifts to one side: by the least-squares line that
-    tells the ink's column from its row.
+    The ink and its moments up to each column are summed once per line and shared by all segments. With
+    deslant, each row of a segment is shifted so that its ink no longer drifts to one side, by the
+    least-squares line that predicts the ink's column from its row.
 
     Args:
         images: Ink in [0, 1] on background 0, [B, 1, H, W].
         cuts: Where the lines are cut.
         max_pieces: K.
-        max_width: Segments of several pieces that are wider than this are left out, in columns.
-        min_ink: As are those with less ink than this many full pixels. Single pieces stay: every line has a
-            path.
+        max_width: Segments of several pieces that are wider than this, in columns, are left out.
+        min_ink: Segments of several pieces with less ink than this many full pixels are left out. Single
+            pieces stay, so that every line has a path.
         size: Height and width of a segment's image.
         deslant: Whether to remove the slant of each segment.
     """
@@ -177,7 +177,7 @@ def cut_segments(
     first, after = ([part.to(moments[0].device) for part in (line, place)] for place in (start, stop))
     ink, x, y, xy, yy = (sums[after[0], after[1]] - sums[first[0], first[1]] for sums in moments)
     enough = (ink >= min_ink).to(line.device) | (extra == 0)
-    # The middle of the ink, and how its column goes with its row: on the host where sums are.
+    # The middle of the ink, and the slope of its column by its row: on the host if sums are there.
     ink = ink.clamp(min=1e-6)
     x, y = x / ink, y / ink
     slant = ((xy / ink - x * y) / (yy / ink - y * y).clamp(min=1.0)).clamp(-MAX_SLANT, MAX_SLANT)
@@ -207,7 +207,7 @@ def cut_segments(
 
 
 def centred(images: Tensor, size: int = 32, deslant: bool = False) -> Tensor:
-    """Whole images as single segments: [B, 1, H, W] -> [B, 1, size, size]; those without ink stay empty."""
+    """Centre whole images as single segments: [B, 1, H, W] -> [B, 1, size, size]; empty ones stay empty."""
     width = images.shape[-1]
     columns = torch.tensor([0, width], device=images.device).expand(len(images), 2)
     cuts = Cuts(columns, torch.ones(len(images), dtype=torch.long, device=images.device))
@@ -215,12 +215,12 @@ def centred(images: Tensor, size: int = 32, deslant: bool = False) -> Tensor:
 
 
 def cut_recall(cuts: Cuts, boundaries: Tensor, tolerance: int = 2) -> Tensor:
-    """Whether each true boundary of a line is within ``tolerance`` columns of a cut.
+    """Return whether all true boundaries of a line are within ``tolerance`` columns of a cut.
 
     Args:
         cuts: Where the lines are cut.
         boundaries: True boundaries in columns, [B, L - 1], padded with -1.
-        tolerance: In columns.
+        tolerance: Largest distance in columns.
 
     Returns:
         bool, [B].
@@ -230,7 +230,7 @@ def cut_recall(cuts: Cuts, boundaries: Tensor, tolerance: int = 2) -> Tensor:
 
 
 def _spans(cuts: Cuts, max_pieces: int, max_width: int) -> tuple[Tensor, ...]:
-    """Line, last piece, further pieces, first column and end of each segment, each [M]."""
+    """Return line, last piece, further pieces, first column and end of each segment, each [M]."""
     pieces = torch.arange(cuts.columns.shape[1] - 1, device=cuts.columns.device)
     extra = torch.arange(max_pieces, device=cuts.columns.device)
     first = pieces[:, None] - extra  # [N, K]
@@ -243,10 +243,10 @@ def _spans(cuts: Cuts, max_pieces: int, max_width: int) -> tuple[Tensor, ...]:
 
 
 def _moments(ink: Tensor) -> tuple[Tensor, ...]:
-    """Ink and its moments x, y, xy and yy, summed up to each column: [B, H, W] -> [B, W + 1] each."""
+    """Sum the ink and its moments x, y, xy and yy up to each column: [B, H, W] -> [B, W + 1] each."""
     height, width = ink.shape[1:]
     rows = torch.arange(height, device=ink.device, dtype=ink.dtype)
-    # Differences of sums up to far columns: in float32 a long line's end would be noise.
+    # Moments are differences of sums: in float32 the end of a long line would be noise.
     mass, by_row, squared = (in_float64(torch.einsum("bhw,h->bw", ink, rows**power)) for power in (0, 1, 2))
     columns = in_float64(torch.arange(width)).to(mass.device)
     moments = (mass, mass * columns, by_row, by_row * columns, squared)

@@ -1,6 +1,6 @@
-"""A LeNet-5 trained on MNIST and shipped with the package: features of digits to measure others by.
+"""A LeNet-5 trained on MNIST and shipped with the package, whose features compare images of digits.
 
-Made by the recipe ``lenet/mnist`` with its seed 0 and written by this module::
+Its weights come from the recipe ``lenet/mnist`` with seed 0, and this module writes them::
 
     pl-losses fit --config lenet/mnist
     python -m pl_losses.papers.lenet.features runs/pl_losses/<run>/checkpoints/<file>.ckpt
@@ -23,14 +23,14 @@ WEIGHTS = Path(__file__).with_name("mnist-features.pt")
 
 
 class PretrainedLeNet5(nn.Module):
-    """The 84 features of F6, and the classes, of a LeNet-5 that knows MNIST; its weights are frozen.
+    """The 84 features of F6, and the classes, of a LeNet-5 trained on MNIST; its weights are frozen.
 
-    Distances between its features are not comparable with those of other networks, Inception's in particular.
-    Its own test error is 0.84 %.
+    Distances between its features cannot be compared with those of other networks, such as Inception. Its own
+    test error is 0.84 %.
 
     Args:
-        low: Value of the background in the images it is given.
-        high: Value of full ink.
+        low: Value of the background in the input images.
+        high: Value of full ink in the input images.
 
     Example:
         >>> features = PretrainedLeNet5()
@@ -53,7 +53,7 @@ class PretrainedLeNet5(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The features: [B, 1, 28, 28] or [B, 1, 32, 32] -> [B, 84].
+        """Compute the features: [B, 1, 28, 28] or [B, 1, 32, 32] -> [B, 84].
 
         Raises:
             ValueError: If ``images`` is of another shape.
@@ -69,7 +69,7 @@ class PretrainedLeNet5(nn.Module):
         return features.flatten(1)
 
     def scores(self, features: Tensor) -> Tensor:
-        """Scores of the digits, higher is better: features [B, 84] -> [B, 10]."""
+        """Score the digits, higher is better: features [B, 84] -> [B, 10]."""
         penalties: Tensor = self.output(features)
         return -penalties
 

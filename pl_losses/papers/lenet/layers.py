@@ -37,7 +37,7 @@ _BITMAPS = (
 
 
 def digit_codes() -> Tensor:
-    """The paper's target codes: a 7 x 12 bitmap for each digit (Fig. 3), row by row.
+    """Return the paper's target codes: a 7 x 12 bitmap for each digit (Fig. 3), row by row.
 
     Returns:
         Shape [10, 84], values -1 and +1, float32.
@@ -57,7 +57,7 @@ class ScaledTanh(nn.Module):
 
 
 class SubSampling(nn.Module):
-    """S2 and S4: the four inputs of each 2 x 2 field are added, times a coefficient, plus a bias.
+    """S2 and S4: add the four inputs of each 2 x 2 field, multiply by a coefficient and add a bias.
 
     [B, C, H, W] -> [B, C, H/2, W/2]; one trainable coefficient and one trainable bias per map, no squashing.
     """
@@ -74,12 +74,12 @@ class SubSampling(nn.Module):
 
 
 class TableConv2d(nn.Module):
-    """A convolution in which each output map sees only the input maps that a table names (C3, Table I).
+    """A convolution in which each output map sees only the input maps that a table lists (C3, Table I).
 
-    Only the connections of the table have weights: nothing else is counted, initialised or updated.
+    Only the table's connections have weights: no others are counted, initialised or updated.
 
     Args:
-        table: For each output map the indices of its input maps.
+        table: Indices of the input maps of each output map.
         in_channels: Number of input maps.
         kernel_size: Side of the square kernel.
 
@@ -102,12 +102,12 @@ class TableConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(len(table)))
 
     def dense_weight(self) -> Tensor:
-        """The weights with zeros where the table has no connection, shape [out, in, k, k]."""
+        """Return the weights with zeros where the table has no connection, shape [out, in, k, k]."""
         shape = (self.out_channels, self.in_channels, *self.weight.shape[1:])
         return self.weight.new_zeros(shape).index_put((self.outputs, self.inputs), self.weight)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """[B, in, H, W] -> [B, out, H - k + 1, W - k + 1]."""
+        """Convolve maps: [B, in, H, W] -> [B, out, H - k + 1, W - k + 1]."""
         return F.conv2d(maps, self.dense_weight(), self.bias)
 
 
@@ -115,8 +115,8 @@ class LeNet5Features(nn.Sequential):
     """LeNet-5 up to F6, exactly as published: 60 000 trainable parameters.
 
     [B, 1, 32, 32] -> [B, 84, 1, 1]. C5 and F6 stay convolutions, so that a larger image gives a larger
-    output, one column every 4 pixels: the space displacement network of section VII. Weights start uniform in
-    +-2.4 / fan-in of their unit.
+    output, with one column every 4 pixels: the space displacement network of section VII. Weights start
+    uniform in +-2.4 / fan-in of their unit.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class LeNet5Features(nn.Sequential):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all weights afresh: uniform in +-2.4 / F_i, F_i the inputs of unit i (Appendix A)."""
+        """Draw all weights anew: uniform in +-2.4 / F_i, F_i the inputs of unit i (Appendix A)."""
         for layer, fan_in in (
             (self.c1, 25.0),
             (self.s2, 4.0),
@@ -159,7 +159,7 @@ class RBFOutput(nn.Module):
 
     Args:
         codes: Parameter vector of each class, shape [C, F].
-        adaptable: Whether the vectors are trained. Fixed ones are a buffer: no parameters, as in the paper.
+        adaptable: Whether the vectors are trained. Fixed ones are a buffer, not parameters, as in the paper.
 
     Raises:
         ValueError: If ``codes`` is not [C, F] or holds non-finite values.
@@ -177,5 +177,5 @@ class RBFOutput(nn.Module):
             self.register_buffer("centres", codes.clone())
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, F] -> penalties [B, C]."""
+        """Compute the penalties: [B, F] -> [B, C]."""
         return rbf_penalties(features, self.centres)

@@ -14,7 +14,7 @@ from pl_losses.core.validation import check_integers, check_positive, check_shap
 
 @typed
 def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
-    r"""Penalties of Euclidean radial basis function units, eq. 7: :math:`y_i = \sum_j (x_j - w_{ij})^2`.
+    r"""Compute the penalties of Euclidean RBF units, eq. 7: :math:`y_i = \sum_j (x_j - w_{ij})^2`.
 
     Args:
         features: Output of the last hidden layer, shape [B, F].
@@ -35,17 +35,17 @@ def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
         raise ValueError(
             f"Expected `features` of shape [B, F] with F = {centres.shape[1]} but got {list(features.shape)}"
         )
-    # Differences, not the expanded square: near a centre the expansion cancels to nothing in float32.
+    # Sum squared differences: near a centre, the expanded square cancels in float32.
     difference = at_least_float32(features)[:, None, :] - at_least_float32(centres)[None, :, :]
     return difference.square().sum(dim=-1)
 
 
 @typed
 def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
-    r"""The maximum likelihood criterion, eq. 8: :math:`E = \frac{1}{P} \sum_p y_{D_p}`.
+    r"""Compute the maximum likelihood criterion, eq. 8: :math:`E = \frac{1}{P} \sum_p y_{D_p}`.
 
     It only pulls the right class closer. With adaptable centres it collapses: all centres and features become
-    equal and the loss is 0 at chance accuracy. Use :func:`map_loss` unless the centres are fixed.
+    equal, and the loss is 0 at chance accuracy. Use :func:`map_loss` unless the centres are fixed.
 
     Args:
         penalties: Penalty of each class, shape [B, C], lower is better.
@@ -68,19 +68,18 @@ def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
 
 @typed
 def map_loss(penalties: Tensor, target: Tensor, rubbish_penalty: float = 1.0) -> Tensor:
-    r"""The discriminative maximum a posteriori criterion, eq. 9.
+    r"""Compute the discriminative maximum a posteriori criterion, eq. 9.
 
     .. math:: E = \frac{1}{P} \sum_p \left( y_{D_p} + \log(e^{-j} + \sum_i e^{-y_i}) \right)
 
-    The bracket is minus the logarithm of the posterior of the right class, beside a "rubbish" class of
-    constant penalty j: hence E >= 0. Its gradient,
-    :math:`[i = D] - e^{-y_i} / (e^{-j} + \sum_k e^{-y_k})`, pushes wrong classes away, which keeps
-    adaptable centres from collapsing.
+    The bracket is minus the log-posterior of the right class among the classes and a "rubbish" class of
+    constant penalty j: hence E >= 0. Its gradient, :math:`[i = D] - e^{-y_i} / (e^{-j} + \sum_k e^{-y_k})`,
+    pushes wrong classes away, which keeps adaptable centres from collapsing.
 
     Args:
         penalties: Penalty of each class, shape [B, C], lower is better.
         target: Index of the right class, shape [B], integers in [0, C).
-        rubbish_penalty: The paper's j > 0. Classes whose penalty is far above it are not pushed further away.
+        rubbish_penalty: The paper's j > 0. Classes with a far higher penalty are not pushed further away.
 
     Returns:
         Scalar, mean over the batch.
@@ -102,7 +101,7 @@ def map_loss(penalties: Tensor, target: Tensor, rubbish_penalty: float = 1.0) ->
 
 @typed
 def rubbish_posterior(penalties: Tensor, rubbish_penalty: float = 1.0) -> Tensor:
-    r"""Posterior of "none of the classes" under eq. 9, the paper's ground for rejecting a pattern.
+    r"""Compute the posterior of "none of the classes" under eq. 9, by which the paper rejects patterns.
 
     :math:`e^{-j} / (e^{-j} + \sum_i e^{-y_i})`
 
@@ -129,7 +128,7 @@ def _of_target(penalties: Tensor, target: Tensor) -> Tensor:
 
 
 def _with_rubbish(penalties: Tensor, rubbish_penalty: float) -> Tensor:
-    """Negated penalties with the rubbish class as the last column, shape [B, C + 1]."""
+    """Negate the penalties and append the rubbish class as the last column, shape [B, C + 1]."""
     check_positive("rubbish_penalty", rubbish_penalty)
     return torch.nn.functional.pad(-penalties, (0, 1), value=-rubbish_penalty)
 
@@ -147,7 +146,7 @@ def _check(penalties: Tensor, target: Tensor) -> None:
     if not len(target):
         raise ValueError("Expected `target` of at least one pattern but got an empty batch")
     check_integers("target", target)
-    # On an accelerator this would wait for the device; its own index check stops a wrong label there.
+    # On an accelerator this would wait for the device; there, its own index check stops a wrong label.
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (int(extreme) for extreme in target.aminmax())
         if low < 0 or high >= penalties.shape[1]:

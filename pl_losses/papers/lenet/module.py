@@ -30,10 +30,10 @@ CURVATURE_PATTERNS = 500
 
 
 def levenberg_marquardt(parameters: Iterable[Any]) -> StochasticDiagonalLM:
-    """The default optimizer: Appendix C's, for a batch size of 1.
+    """Build the default optimizer: that of Appendix C, for a batch size of 1.
 
-    Its mu is ten times the paper's 0.02. The step is eps g / (mu + h), so mu goes with the scale of the
-    loss, which the paper does not give; on eq. 9 as it stands, 0.02 drives the units into saturation in the
+    Its mu is ten times the paper's 0.02. The step is eps g / (mu + h), so that mu depends on the scale of the
+    loss, which the paper does not give. With eq. 9 as printed, 0.02 drives the units into saturation in the
     first pass.
     """
     return StochasticDiagonalLM(parameters, lr=5e-4, mu=0.2)
@@ -43,9 +43,9 @@ class LeNet5(Classifier):
     """LeNet-5 as published: 60 000 trainable parameters, RBF outputs, trained by eq. 9.
 
     Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` with its
-    95 % interval ``test/error_low`` and ``test/error_high``, and, where patterns can be rejected,
-    ``test/rejected`` and ``test/error_accepted``; with adaptable centres also ``centres/closest`` and
-    ``centres/farthest``, the distances between them. Errors are shares in [0, 1].
+    95 % interval ``test/error_low`` and ``test/error_high``. If patterns can be rejected, also
+    ``test/rejected`` and ``test/error_accepted``; with adaptable centres, also the distances between them,
+    ``centres/closest`` and ``centres/farthest``. Errors are shares in [0, 1].
 
     To change it, override :meth:`configure_network`, :meth:`configure_output`, :meth:`configure_loss`,
     :meth:`configure_metrics` or :meth:`configure_optimizers`.
@@ -55,9 +55,9 @@ class LeNet5(Classifier):
         criterion: "map" (eq. 9) or "mle" (eq. 8); with ``head="linear"`` both are the cross-entropy.
         head: "rbf", or "linear" for the modern variant: a linear layer and the cross-entropy.
         centres: "fixed" RBF centres as in the paper, "adaptable" ones that start at the codes, or "random":
-            adaptable ones that start near 0 (normal, standard deviation 0.1), knowing nothing of the classes.
+            adaptable ones that start near 0 (normal, standard deviation 0.1), independent of the classes.
         rubbish_penalty: The j > 0 of eq. 9.
-        reject_above: A pattern is rejected when the posterior of the rubbish class is above this.
+        reject_above: A pattern is rejected if the posterior of the rubbish class exceeds this.
         codes: Parameter vectors of the classes, C lists of 84 numbers; default: bitmaps of the digits.
         optimizer: Parameters to optimizer. Default: stochastic diagonal Levenberg-Marquardt (Appendix C),
             meant for a batch size of 1.
@@ -129,7 +129,7 @@ class LeNet5(Classifier):
         return RBFOutput(codes, adaptable=self.centres != "fixed")
 
     def configure_loss(self, penalties: Tensor, target: Tensor) -> Tensor:
-        """The criterion: penalties [B, C], target [B] -> scalar."""
+        """Compute the criterion: penalties [B, C], target [B] -> scalar."""
         if self.head == "linear":
             return super().configure_loss(penalties, target)
         if self.criterion == "mle":
@@ -149,7 +149,7 @@ class LeNet5(Classifier):
         return without(super().logged_keys(part, recipe), left_out)
 
     def scores(self, penalties: Tensor) -> Tensor:
-        """Minus the penalties [B, C]."""
+        """Return minus the penalties [B, C]."""
         return -penalties
 
     def configure_metrics(self) -> None:
@@ -163,7 +163,7 @@ class LeNet5(Classifier):
         return self.head == "rbf" and self.criterion == "map"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Penalties of each class, lower is better.
+        """Compute the penalties of each class, lower is better.
 
         Args:
             images: [B, 1, 32, 32], background -0.1 and ink 1.175.
@@ -179,7 +179,7 @@ class LeNet5(Classifier):
         return penalties
 
     def features(self, images: Tensor) -> Tensor:
-        """The 84 features of F6: [B, 1, 32, 32] -> [B, 84]."""
+        """Compute the 84 features of F6: [B, 1, 32, 32] -> [B, 84]."""
         if images.shape[1:] != (1, 32, 32):
             raise ValueError(f"Expected `images` of shape [B, 1, 32, 32] but got {list(images.shape)}")
         if not images.is_floating_point():
@@ -190,7 +190,7 @@ class LeNet5(Classifier):
         return features.flatten(1)
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Warn of the default optimizer with large batches, which it hardly learns from."""
+        """Warn if the default optimizer gets large batches, from which it hardly learns."""
         first = batch_idx == 0 and self.current_epoch == 0
         if not first or self._optimizer is not levenberg_marquardt:
             return
@@ -202,13 +202,13 @@ class LeNet5(Classifier):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Estimate the curvature anew before each pass, if the optimizer wants it (Appendix C)."""
+        """Estimate the curvature before each pass, if the optimizer needs it (Appendix C)."""
         for optimizer in self.trainer.optimizers:
             if isinstance(optimizer, StochasticDiagonalLM):
                 self.estimate_curvature(optimizer)
 
     def on_train_epoch_end(self) -> None:
-        """Log the error of the pass, and how far apart adaptable centres are."""
+        """Log the error of the pass, and the distances between adaptable centres."""
         super().on_train_epoch_end()
         if self.head == "rbf" and self.centres != "fixed":
             with self.whole():
@@ -217,7 +217,7 @@ class LeNet5(Classifier):
             self.log_dict(extremes, sync_dist=True)
 
     def estimate_curvature(self, optimizer: StochasticDiagonalLM) -> None:
-        """Estimate the diagonal on 500 training patterns, shared out over the ranks."""
+        """Estimate the diagonal on 500 training patterns, shared among the ranks."""
         wanted = -(-CURVATURE_PATTERNS // self.trainer.world_size)
         drawn, count = [], 0
         # A copy, so that the pass about to begin starts at its own first batch.
@@ -236,7 +236,7 @@ class LeNet5(Classifier):
                 {**group, "params": [whole[parameter] for parameter in group["params"]]}
                 for group in optimizer.param_groups
             ]
-            # The optimizer has what each rank steps on, the graph the whole parameters.
+            # The optimizer's parameters are this rank's shards, those in the graph are whole.
             of_whole = StochasticDiagonalLM(groups)
             of_whole.estimate_curvature(
                 self.features,
@@ -250,7 +250,7 @@ class LeNet5(Classifier):
                 optimizer.state[parameter]["curvature"] = shard_like(found["curvature"], parameter)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Count errors and rejected patterns; returns what ``ClassifierReport`` draws."""
+        """Count errors and rejected patterns; return what ``ClassifierReport`` draws."""
         results = super().test_step(batch, batch_idx)
         if self.rejects:
             rubbish = rubbish_posterior(results["outputs"], self.rubbish_penalty)
@@ -268,17 +268,17 @@ class LeNet5(Classifier):
         return results
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """Loss and error, that of the test with its 95 % binomial interval, and what rejecting brings."""
+        """Return loss and error; for a test also the error's 95 % interval and the results of rejection."""
         values = super().evaluation_results(stage)
         if stage == "test" and self.rejects:
             values["rejected"] = computed(self.rejected)
-            # With every pattern rejected there is no error to tell; all ranks see the same sum.
+            # If every pattern is rejected there is no such error; all ranks see the same sum.
             if bool((error := computed(self.accepted_error)).isfinite()):
                 values["error_accepted"] = error
         return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Penalties [B, C], predicted class [B] and, where there is one, the rubbish posterior [B]."""
+        """Predict the penalties [B, C], the class [B] and, if there is one, the rubbish posterior [B]."""
         results = super().predict_step(batch, batch_idx)
         if self.rejects:
             results["rubbish"] = rubbish_posterior(results["outputs"], self.rubbish_penalty)
@@ -286,8 +286,8 @@ class LeNet5(Classifier):
 
 
 class NegatedLinear(nn.Linear):
-    """A linear layer that gives penalties: minus the logits, so that lower is better as with RBF units."""
+    """A linear layer that returns penalties: minus the logits, so that lower is better as with RBF units."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, F] -> [B, C]."""
+        """Compute the penalties: [B, F] -> [B, C]."""
         return -super().forward(features)

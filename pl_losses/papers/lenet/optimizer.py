@@ -1,7 +1,7 @@
 r"""LeCun et al. 1998, Appendix C: the stochastic diagonal Levenberg-Marquardt method.
 
-"Gradient-based learning applied to document recognition", Proc. IEEE 86(11). Each weight has a step size of
-its own, set by its second derivative, which is estimated on some patterns before each pass.
+"Gradient-based learning applied to document recognition", Proc. IEEE 86(11). Each weight has its own step
+size, set by its second derivative, which is estimated on some patterns before each pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Network = Callable[..., Tensor]
 Loss = Callable[[Tensor, Any], Tensor]
 Seconds = Sequence[Tensor | None]
 OutputCurvature = Callable[[Tensor, Any], Tensor] | None
-# The paper's eps, and the last pass that has it; 1e-5 from then on.
+# The paper's eps, each with its last pass; 1e-5 afterwards.
 PASSES = ((2, 5e-4), (5, 2e-4), (8, 1e-4), (12, 5e-5))
 
 
@@ -46,7 +46,7 @@ class StochasticDiagonalLM(Optimizer):
     Args:
         params: Parameters or parameter groups; ``lr`` and ``mu`` may differ between groups.
         lr: The paper's global :math:`\eta`, for batches of one pattern; see :class:`LeCun1998Schedule`. Where
-            h is far below ``mu``, steps grow with the scale of the loss, which may call for a smaller one.
+            h is far below ``mu``, steps grow with the scale of the loss, which may call for a smaller rate.
         mu: The paper's :math:`\mu`, which bounds the step where the curvature is small.
 
     Raises:
@@ -77,7 +77,7 @@ class StochasticDiagonalLM(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; returns what ``closure``, if given, returns after computing the gradients anew.
+        """Take one step; return what ``closure``, if given, returns after computing the gradients anew.
 
         Raises:
             RuntimeError: If the curvature of a parameter with a gradient was never estimated.
@@ -87,7 +87,7 @@ class StochasticDiagonalLM(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not group["lr"]:
-                # torch.distributed steps so to have a state that a checkpoint's can be loaded into.
+                # torch.distributed takes such a step to make a state that a checkpoint is loaded into.
                 new = [p for p in params if not self.state[p]]
                 self._blank += [self.state[p].setdefault("curvature", torch.zeros_like(p)) for p in new]
             elif params:
@@ -96,7 +96,7 @@ class StochasticDiagonalLM(Optimizer):
         return value
 
     def _rate(self, parameter: Tensor, mu: float) -> Tensor:
-        """1 / (mu + h), computed afresh only when h or mu has changed."""
+        """Return 1 / (mu + h), computed only if h or mu has changed."""
         curvature = self.state[parameter].get("curvature")
         if curvature is None or any(curvature is blank for blank in self._blank):
             raise RuntimeError(f"No curvature of {self._name(parameter)}: call `estimate_curvature` first")
@@ -149,7 +149,7 @@ class StochasticDiagonalLM(Optimizer):
             raise ValueError("Expected a parameter with requires_grad=True but all are frozen")
         totals = _Totals(parameters)
         if isinstance(network, DistributedDataParallel):
-            network = network.module  # Its own forward would prepare for a backward pass that never comes.
+            network = network.module  # DDP's forward would prepare for a backward pass that never comes.
         with _undisturbed((network, loss), parameters):
             for batch in batches:
                 totals.add_batch(network, batch, loss, output_curvature)
@@ -174,7 +174,7 @@ class StochasticDiagonalLM(Optimizer):
 
 
 def lecun_1998_schedule(pass_number: int) -> float:
-    """The paper's global step size in a pass over the training set, counted from 1.
+    """Return the paper's global step size in a pass over the training set, counted from 1.
 
     Raises:
         ValueError: If ``pass_number`` is below 1.
@@ -189,10 +189,10 @@ def lecun_1998_schedule(pass_number: int) -> float:
 
 
 class LeCun1998Schedule(LRScheduler):
-    """:func:`lecun_1998_schedule`, stepped once a pass; from other initial rates in the same ratios."""
+    """Steps :func:`lecun_1998_schedule` once a pass; other initial rates change in the same ratios."""
 
     def get_lr(self) -> list[float | Tensor]:
-        """The step size of each group in this pass."""
+        """Return the step size of each group in this pass."""
         return [base * (lecun_1998_schedule(self.last_epoch + 1) / PASSES[0][1]) for base in self.base_lrs]
 
 
@@ -243,7 +243,7 @@ class _Totals:
 
 @contextmanager
 def _undisturbed(owners: Iterable[Any], parameters: list[Tensor]) -> Iterator[None]:
-    """Full precision and gradients on; afterwards random streams and buffers are as before."""
+    """Use full precision and gradients within this context; restore random streams and buffers after it."""
     modules = [m for m in (getattr(owner, "__self__", owner) for owner in owners) if isinstance(m, nn.Module)]
     kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
     devices = {p.device for p in parameters if p.is_cuda}
@@ -257,7 +257,7 @@ def _undisturbed(owners: Iterable[Any], parameters: list[Tensor]) -> Iterator[No
 
 
 def _hessian_diagonal(value: Tensor, variable: Tensor, rows: int) -> Tensor | None:
-    """Second derivatives of ``value`` by the elements of ``variable``; None if it does not depend on it.
+    """Compute second derivatives of ``value`` by ``variable``'s elements; None if it is independent of it.
 
     The ``rows`` of the first dimension must not interact in ``value``: they share their backward passes.
     """
@@ -274,7 +274,7 @@ def _hessian_diagonal(value: Tensor, variable: Tensor, rows: int) -> Tensor | No
 
 
 def _seed(value: Tensor, output: Tensor, target: Any, output_curvature: OutputCurvature) -> Tensor:
-    """Second derivatives of each pattern's own term by the output, at least 0."""
+    """Compute the second derivatives of each pattern's own term by the output, at least 0."""
     if output_curvature is None:
         diagonal = _hessian_diagonal(value, output, len(output))
         # The loss is a mean over the batch.
@@ -309,7 +309,7 @@ def _propagate(output: Tensor, seed: Tensor) -> dict[Tensor, Tensor]:
 def _consumers_first(root: Any) -> Iterable[Any]:
     consumers: dict[Any, set[Any]] = {root: set()}
     nodes = [root]
-    for node in nodes:  # It grows on the way.
+    for node in nodes:  # The list grows on the way.
         for source in (source for source, _ in node.next_functions if source is not None):
             if source not in consumers:
                 nodes.append(source)
@@ -328,13 +328,13 @@ def _through(node: Any, seconds: list[Any]) -> Seconds:
 
 
 def _copy(node: Any, *seconds: Tensor | None) -> Seconds:
-    """Coefficients -1, 0 and 1 only: ordinary backward is right but for the sign."""
+    """Return magnitudes: with coefficients -1, 0 and 1, the ordinary backward pass is right but for signs."""
     sources = node(*seconds)
     return [None if h is None else h.abs() for h in (sources if isinstance(sources, tuple) else [sources])]
 
 
 def _function(node: Any, h: Tensor, *others: None) -> Seconds:
-    """f'(a)^2 h for a function f of single elements."""
+    """Compute f'(a)^2 h for an elementwise function f."""
     return _squares(h, node(torch.ones_like(h), *others))
 
 
@@ -380,7 +380,7 @@ _COPIES = """Alias Cat Clone ConstantPadNd Expand Flip Gather Im2Col Index Index
     MaxPool2DWithIndices MaxPool3DWithIndices Neg Permute PixelShuffle PixelUnshuffle ReflectionPad2D Repeat
     ReplicationPad2D ReshapeAlias Roll Select Slice Split SplitWithSizes Squeeze Stack Sum T ToCopy Transpose
     Unbind Unfold UnsafeView Unsqueeze UpsampleNearest2D View Where"""
-# By the names of autograd's nodes: from the second derivatives by the outputs to those by the operands.
+# By the names of autograd's nodes: functions from second derivatives by outputs to those by operands.
 _RULES: dict[str, Callable[..., Seconds]] = {
     **dict.fromkeys(_FUNCTIONS.split(), _function),
     **dict.fromkeys(_COPIES.split(), _copy),

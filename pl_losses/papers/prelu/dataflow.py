@@ -1,4 +1,4 @@
-"""Which rectifier stands before or after each weight of a network: read off its data flow."""
+"""Which rectifier stands before or after each weight of a network, found from its data flow."""
 
 from __future__ import annotations
 
@@ -32,27 +32,26 @@ CLAMP = (
 )
 PRELU = (F.prelu, torch.prelu, "prelu")
 SIZES = ("size", "dim", len)
-ABOUT = ("shape", "ndim", "dtype", "device")  # What a tensor is asked for by name, other than its values.
+ABOUT = ("shape", "ndim", "dtype", "device")  # Attributes of a tensor that do not depend on its values.
 
-# What a way through the network ends at: a rectifier's slope, a weight, or the network's input or output.
+# The end of a path through the network: a rectifier's slope, a weight, or the network's input or output.
 End = float | Literal["weight", "outside"]
 
 
 def feeding_slopes(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in") -> dict[str, float]:
-    """The slope that eq. 15 wants for each weight: of the rectifier before it, or with "fan_out" after it.
+    """Find the slope in eq. 15 for each weight: of the rectifier before it, or with "fan_out" after it.
 
-    The forward pass of ``module`` is traced (torch.fx), and the ways from each linear layer or convolution
-    followed through all that is neither of these nor a rectifier. Rectifiers, as modules or as functions, are
-    ReLU, ReLU6, LeakyReLU, RReLU (by its mean slope), PReLU and ``clamp(min=0)``, and no other nonlinearity.
-    Where
+    The forward pass of ``module`` is traced (torch.fx), and the paths from each linear layer or convolution
+    are followed through everything that is neither of these nor a rectifier. Rectifiers, as modules or
+    functions, are ReLU, ReLU6, LeakyReLU, RReLU (by its mean slope), PReLU and ``clamp(min=0)``, and no other
+    nonlinearity. If
 
-    - the way leads to another weight, there is no rectifier, and 1 is the slope of the identity;
-    - "fan_in" leads to the network's input, no rectifier has been at work, which would be the slope 1; as in
+    - a path leads to another weight, there is no rectifier between them: the slope is the identity's, 1; - a
+      path of "fan_in" leads to the network's input, there is none, either, and the slope would be 1; as in
       the paper (below eq. 10), one layer more or less does not matter, and the formula with the slope of the
-      rectifier that follows is used here too;
-    - "fan_out" leads to the network's output, the slope is 1;
-    - ways lead to several rectifiers, as by concatenation or to several channels of a PReLU, E[x^2] is the
-      mean over them: so 1 + a^2 is.
+      rectifier that follows is used here, too; - a path of "fan_out" leads to the network's output, the slope
+      is 1; - paths lead to several rectifiers, as by concatenation or to several channels of a PReLU, E[x^2]
+      is the mean over them, and so is 1 + a^2.
 
     A network that cannot be traced is taken in the order in which its modules are registered, and so are
     layers that its forward pass does not call; a warning says so. Linear layers within
@@ -91,7 +90,7 @@ def feeding_slopes(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_
 
 
 def weighted_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers and convolutions by their paths, those within attention left out."""
+    """Return linear layers and convolutions by their paths, except those within attention."""
     return {
         path: layer
         for path, layer in module.named_modules()
@@ -106,7 +105,7 @@ def _slope(ends: list[End]) -> float:
 
 class _Tracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Weights and rectifiers are leaves also where they are subclasses from elsewhere."""
+        """Treat weights and rectifiers as leaves, also subclasses that other packages define."""
         known = isinstance(m, (*WEIGHTED, *RECTIFIERS))
         return known or super().is_leaf_module(m, module_qualified_name)
 
@@ -131,7 +130,7 @@ def _traced(module: nn.Module, nodes: list[Node], mode: str) -> dict[str, list[E
 
 
 def _follow(start: Node, step: Callable[[Node], Iterable[Node]], ends: dict[Node, End | None]) -> list[End]:
-    """All ends that the ways from a node lead to, each node visited once."""
+    """Return all ends of the paths from a node; each node is visited once."""
     reached: list[End] = []
     seen = {start}
     waiting = list(step(start))
@@ -149,12 +148,12 @@ def _follow(start: Node, step: Callable[[Node], Iterable[Node]], ends: dict[Node
 
 
 def _is_about(node: Node) -> bool:
-    """Whether a node's result tells of a tensor's size or kind: it carries no signal."""
+    """Return whether a node's result is a tensor's size or kind, which carries no signal."""
     return node.target in SIZES or (node.target is getattr and node.args[1] in ABOUT)
 
 
 def _end(module: nn.Module, node: Node) -> End | None:
-    """What a node is to a way that comes to it; ``None`` if the way goes on."""
+    """Return the end of a path that comes to a node; ``None`` if the path goes on."""
     if node.op in ("placeholder", "output"):
         return "outside"
     if node.op == "call_module":
@@ -194,7 +193,7 @@ def _root_mean_square(slopes: Tensor) -> float:
 
 
 def _registered(module: nn.Module, mode: str) -> dict[str, list[End]]:
-    """As :func:`_traced`, as if the modules were called one after the other as they are registered."""
+    """Do as :func:`_traced`, as if the modules were called in the order of their registration."""
     weighted = weighted_layers(module)
     layers = [
         (path, layer)

@@ -1,4 +1,4 @@
-"""He et al. 2015, Table 1 in pictures: the learned slopes by depth, and how they came to be."""
+"""He et al. 2015, Table 1 in pictures: the learned slopes by depth, and their course in training."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ INITIAL = 0.25  # Where the paper starts all slopes, and torch does.
 
 
 class History:
-    """Mean slopes over the steps, in columns of uniform distance: at most ``columns``, then half as dense.
+    """Mean slopes over the steps, in evenly spaced columns; beyond ``columns`` every second one is dropped.
 
     Attributes:
         steps: Step of each column.
         means: Mean slope of each layer in each column; NaN where there was no such layer.
-        every: Of so many rows one is kept.
+        every: One of this many rows is kept.
         seen: Rows so far.
         last: Step of the last row, -1 before any.
 
     Args:
-        columns: How many are kept at most, an even number.
+        columns: Largest number of columns, an even number.
 
     Example:
         >>> history = History(columns=4)
@@ -58,7 +58,7 @@ class History:
 
 
 def draw_heat_map(steps: list[int], means: dict[str, list[float]]) -> Figure:
-    """Mean slope of each layer (rows, the first on top) over the steps (columns).
+    """Draw the mean slope of each layer (rows, the first on top) over the steps (columns).
 
     Args:
         steps: At least 2, rising.
@@ -82,7 +82,7 @@ def draw_heat_map(steps: list[int], means: dict[str, list[float]]) -> Figure:
 
 
 def draw_final_slopes(slopes: dict[str, tuple[float, float, float]]) -> Figure:
-    """One bar per layer, the first on top: its mean slope, with whiskers from the smallest to the largest.
+    """Draw a bar per layer, the first on top: its mean slope, with whiskers from the smallest to the largest.
 
     Args:
         slopes: Mean, smallest and largest slope by the layer's path, in the order of definition.
@@ -123,7 +123,7 @@ def _one_row_per_layer(paths: list[str], title: str) -> tuple[Figure, Axes]:
 
 
 def shorten(path: str, most: int = 48) -> str:
-    """A label of at most ``most`` characters: words are cut, and the numbers that tell layers apart stay.
+    """Shorten a path to at most ``most`` characters: words are cut, numbers that tell layers apart stay.
 
     Example:
         >>> shorten("encoder.blocks.11.residual_branch.activation", most=32)

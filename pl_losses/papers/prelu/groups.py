@@ -1,4 +1,4 @@
-"""He et al. 2015, section 2.1: no weight decay on the slopes, which would draw them to 0, to ReLUs."""
+"""He et al. 2015, section 2.1: no weight decay on the slopes, which would pull them to 0, a ReLU's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def param_groups(
     decay_biases: bool = True,
     decay_norms: bool = True,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for any optimizer: the slopes of PReLUs apart, without weight decay.
+    """Build parameter groups for any optimizer: the slopes of PReLUs apart, without weight decay.
 
     A parameter is a slope if it belongs to an ``nn.PReLU`` or a subclass, or to a parametrisation of it
     (``torch.nn.utils.parametrize``), whatever it is called and whichever shape it has; a shared one is taken
@@ -94,7 +94,7 @@ def param_groups(
 
 
 def slope_parameters(layer: nn.PReLU) -> list[nn.Parameter]:
-    """What a PReLU's slopes are trained by: themselves or, under a parametrisation, what they are made of.
+    """Return the parameters of a PReLU's slopes: themselves, or those of a parametrisation.
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.PReLU(3))
@@ -105,7 +105,7 @@ def slope_parameters(layer: nn.PReLU) -> list[nn.Parameter]:
 
 
 def _own(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A layer's own parameters, those of a parametrisation under the name of what they make."""
+    """Yield a layer's own parameters, those of a parametrisation under the name of its result."""
     yield from layer.named_parameters(recurse=False)  # Torch's old weight norm and pruning leave them here.
     if is_parametrized(layer):
         for name, made in layer.get_submodule("parametrizations").named_children():

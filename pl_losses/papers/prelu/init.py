@@ -35,7 +35,7 @@ def fan(
     stride: int | Sequence[int] = 1,
     transposed: bool = False,
 ) -> float:
-    """How many products are added up in an output ("fan_in") or in an input's gradient ("fan_out").
+    """Count the products that add up to an output ("fan_in") or to an input's gradient ("fan_out").
 
     A convolution's weight has shape [out, in / groups, *kernel]. Each output adds up in / groups channels
     times K = prod(kernel) positions. Each input reaches out / groups channels, and as the outputs are S =
@@ -84,7 +84,7 @@ def fan(
 
 @typed
 def he_std(slope: float, fan: float) -> float:
-    """Standard deviation of the weights, sqrt(2 / ((1 + a^2) n)): eqs. 10, 14 and 15.
+    """Compute the standard deviation of the weights, sqrt(2 / ((1 + a^2) n)): eqs. 10, 14 and 15.
 
     Args:
         slope: a, 0 for a ReLU and 1 for no rectifier at all.
@@ -153,7 +153,7 @@ def he_uniform_(
     transposed: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """As :func:`he_normal_`, uniform in plus or minus sqrt(3) standard deviations: the variance is the same.
+    """Fill a weight uniformly in +-sqrt(3) standard deviations: the variance is :func:`he_normal_`'s.
 
     Example:
         >>> bool(he_uniform_(torch.empty(10, 6)).abs().max() <= 1)  # sqrt(3) * sqrt(2 / 6)
@@ -168,7 +168,7 @@ def he_uniform_(
 def _drawn(tensor: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
     if not isinstance(tensor, DTensor):
         return draw(tensor)
-    # Each rank by itself would draw the same numbers for its shard as the others for theirs.
+    # Draw the whole: each rank by itself would draw the same numbers for its shard as the others.
     whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     return tensor.copy_(shard_like(draw(whole), tensor))
 
@@ -226,7 +226,7 @@ def he_init_(
             options = {"groups": layer.groups, "stride": layer.stride, "transposed": transposed}
         weight = draw(layer.weight, slope, mode, **options, generator=generator)
         if parametrize.is_parametrized(layer, "weight"):
-            layer.weight = weight  # What was drawn on is a result of the parameters.
+            layer.weight = weight  # The tensor drawn into is computed from the parameters.
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return module

@@ -68,7 +68,7 @@ class PReLU(nn.PReLU):
         self.compiled = compiled
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, ...] -> [B, C, ...]."""
+        """Apply the rectifier: [B, C, ...] -> [B, C, ...]."""
         if not _pays(input, self.weight, LEAST_ELEMENTS[self.compiled]):
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
@@ -86,7 +86,7 @@ class PReLU(nn.PReLU):
 
 
 def _pays(input: Tensor, slopes: Tensor, least: float) -> bool:
-    """Whether a large tensor is to be trained through, with nothing asked for beyond first derivatives."""
+    """Return whether the compiled pass pays: a large tensor in training, with first derivatives only."""
     return (
         not torch.compiler.is_compiling()
         and type(input) in (Tensor, nn.Parameter)  # No DTensor, nor what torch.fx puts there.
@@ -102,12 +102,12 @@ def _pays(input: Tensor, slopes: Tensor, least: float) -> bool:
 
 
 def _is_last(input: Tensor) -> bool:
-    """Whether the channels lie side by side in memory."""
+    """Return whether the channels lie side by side in memory."""
     return input.movedim(1, -1).is_contiguous()
 
 
 def _folded(input: Tensor, slopes: Tensor) -> tuple[int, int, int] | None:
-    """Three dimensions in the order of memory, so that one loop does for any number; ``None`` if not dense.
+    """Fold the shape to three dimensions in the order of memory, for one loop; ``None`` if not dense.
 
     Returns:
         Batch, positions, channels where these lie side by side, else batch, channels (1 if the slope is
@@ -134,7 +134,7 @@ class _Rectified(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         input, slopes = ctx.saved_tensors
-        if torch.is_grad_enabled():  # This derivative is to be derived in its turn.
+        if torch.is_grad_enabled():  # A further derivative of this derivative is needed.
             outputs = torch.prelu(input, slopes.to(input.dtype))
             first = torch.autograd.grad(outputs, (input, slopes), gradient, create_graph=True)
             return first[0], first[1], None
@@ -150,19 +150,19 @@ class _Rectified(torch.autograd.Function):
 
 
 def _reshaped(tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The same memory, contiguous, in another shape, and no view: a view of each rank is compiled anew."""
+    """Return the same memory in another shape, not as a view: views are compiled anew for each rank."""
     strides = (shape[1] * shape[2], shape[2], 1)
     return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), shape, strides)
 
 
 def _channels_last(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives by the input [B, L, C], and by the slopes [C]."""
+    """Compute the derivatives by the input [B, L, C] and by the slopes [C]."""
     by_input, by_slopes = _terms(gradient, input, slopes)
     return by_input, by_slopes.sum(1).sum(0).to(slopes.dtype)
 
 
 def _channels_first(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives by the input [B, C, L], and by the slopes [C]."""
+    """Compute the derivatives by the input [B, C, L] and by the slopes [C]."""
     by_input, by_slopes = _terms(gradient, input, slopes[:, None])
     return by_input, by_slopes.sum(2).sum(0).to(slopes.dtype)
 
@@ -182,10 +182,10 @@ def _compiled(
     side_by_side: bool,
     kinds: tuple[tuple[bool, bool], ...],
 ) -> Backward | None:
-    """The compiled backward pass, tried on a small input; ``None`` if there is no compiler that works.
+    """Compile the backward pass and try it on a small input; ``None`` if no compiler works.
 
-    A length of 1, and one beyond :data:`LONG`, is another loop than any other: which are is part of the key,
-    so that what has been compiled here, in the forward pass, is what the backward pass will call.
+    Lengths of 1 and beyond :data:`LONG` are compiled to loops of their own. Which lengths these are is part
+    of the key, so that the backward pass calls what was compiled here, in the forward pass.
     """
     shape = [
         1 if one else LONG + 1 if long else size for (one, long), size in zip(kinds, (3, 5, 7), strict=True)
@@ -196,7 +196,7 @@ def _compiled(
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             backward(gradient, input, channels)
-    except Exception as error:  # Without a compiler, or with one that fails: whatever it raises.
+    except Exception as error:  # There may be no compiler, or it may fail with any error.
         log.info("PReLU: the backward pass could not be compiled and torch's own is used: %s", error)
         return None
     return backward

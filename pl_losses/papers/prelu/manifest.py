@@ -4,7 +4,7 @@ from pl_losses.core.panels import Section, histogram, lines, pictures
 
 
 def layers(title: str, statistic: str) -> tuple[str, str]:
-    """Title and keys of a statistic of the slopes of each layer."""
+    """Return title and keys of a statistic of the slopes of each layer."""
     return title, f"prelu/<layer>/{statistic}"
 
 

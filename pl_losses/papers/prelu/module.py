@@ -96,7 +96,7 @@ class RectifierNet(Classifier):
 
     @classmethod
     def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
-        """Return the keys that it logs: among five classes or fewer the best five say nothing."""
+        """Return the keys that it logs: with five classes or fewer there is no top-5 error."""
         left_out = () if part.argument("num_classes") > 5 else ("<val|test>/error_top5",)
         return without(super().logged_keys(part, recipe), left_out)
 
@@ -161,10 +161,10 @@ class RectifierNet(Classifier):
         self.head = nn.Sequential(*modules, nn.Linear(size, num_classes))
         self.configure_metrics()
         self.configure_weights()
-        self.parameter_groups()  # What it refuses is refused here.
+        self.parameter_groups()  # It refuses wrong arguments.
 
     def configure_rectifier(self, channels: int) -> nn.Module:
-        """Build the rectifier that follows a layer of so many channels."""
+        """Build the rectifier after a layer with this many channels."""
         if self.rectifier == "relu":
             return nn.ReLU()
         if self.rectifier == "leaky_relu":
@@ -191,7 +191,7 @@ class RectifierNet(Classifier):
         self.val_error_top5, self.test_error_top5 = ErrorRate(), ErrorRate()
 
     def parameter_groups(self) -> Iterable[Any]:
-        """The slopes of PReLUs apart: without weight decay, with their own learning rate and momentum."""
+        """Group the slopes of PReLUs apart: no weight decay, their own learning rate and momentum."""
         return param_groups(self, slope_lr=self.slope_lr, slope_momentum=self.slope_momentum)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -210,7 +210,7 @@ class RectifierNet(Classifier):
         return configured  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits.
+        """Compute the logits.
 
         Args:
             images: [B, in_channels, H, W].
@@ -221,7 +221,7 @@ class RectifierNet(Classifier):
         Raises:
             ValueError: If ``images`` is of another shape.
         """
-        # Where the module is traced it is no tensor.
+        # While the module is traced it is not a tensor.
         fits = not isinstance(images, Tensor) or (images.ndim == 4 and images.shape[1] == self.in_channels)
         if not fits:
             raise ValueError(
@@ -232,7 +232,7 @@ class RectifierNet(Classifier):
         return logits
 
     def test_outputs(self, inputs: Tensor) -> Tensor:
-        """What testing goes by: the logits, or the log of the mean probabilities of several views.
+        """Return what a test uses: the logits, or the log of the mean probabilities of several views.
 
         Args:
             inputs: Images [B, in_channels, H, W], at least ``test_crop`` pixels a side where there are views.
@@ -251,13 +251,13 @@ class RectifierNet(Classifier):
         return mean_log_probabilities(chain.from_iterable(both), lambda window: self.head(pooling(window)))
 
     def count(self, stage: str, outputs: Tensor, target: Tensor) -> None:
-        """Add a batch to the metrics, with the error of the five best classes."""
+        """Add a batch to the metrics, with the top-5 error."""
         super().count(stage, outputs, target)
         if self.num_classes > 5:
             getattr(self, f"{stage}_error_top5").update(top_prediction(self.scores(outputs), target), target)
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """Loss and errors, that of the five best classes among them."""
+        """Return loss and errors, with the top-5 error."""
         values = super().evaluation_results(stage)
         if self.num_classes > 5:
             values["error_top5"] = computed(getattr(self, f"{stage}_error_top5"))
@@ -265,7 +265,7 @@ class RectifierNet(Classifier):
 
 
 def top_prediction(scores: Tensor, target: Tensor, k: int = 5) -> Tensor:
-    """The class itself where it is among the k best, else -1: scores [B, C], target [B] -> [B].
+    """Return the class itself if it is among the k best, else -1: scores [B, C], target [B] -> [B].
 
     Example:
         >>> top_prediction(torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]]), torch.tensor([1, 2]), k=2)

@@ -43,13 +43,14 @@ POOLED = ("mean", "min", "max", "below_0", "above_1")
 class PReLUSlopeMonitor(Monitor):
     """Shows the slopes of every ``nn.PReLU``, also of subclasses, of any LightningModule.
 
-    A layer is named by its module path, as in ``prelu/network.3/mean``; one that is shared, or that shares
-    its slopes, appears once, by its first name. Layers that are added during training appear when they come,
+    A layer is named by its module path, as in ``prelu/network.3/mean``. One that is shared, or that shares
+    its slopes, appears once, by its first name. Layers that are added during training appear from then on,
     lazy ones when they know their size; frozen ones are shown, too. Slopes are those after the step (with
-    several optimizers: after the last step of the batch), gradients and momenta those of the step that their
-    own optimizer made: after clipping, without the scale of mixed precision. Under a parametrisation
-    (``torch.nn.utils.parametrize``, weight norm, pruning) slopes are what it makes of its parameters, whose
-    are gradients and momenta. Slopes that are passed to ``torch.nn.functional.prelu`` directly are not found.
+    several
+    optimizers: after the last step of the batch). Gradients and momenta are those of the step of their own
+    optimizer: after clipping, without the scale of mixed precision. Under a parametrisation
+    (``torch.nn.utils.parametrize``, weight norm, pruning) slopes are its result, and gradients and momenta
+    those of its parameters. Slopes that are passed to ``torch.nn.functional.prelu`` directly are not found.
 
     At the end of training, and when it is interrupted, draws a heat map of the mean slopes over the steps and
     a bar chart of the final slopes by depth, as in the paper's Table 1. The history is kept in checkpoints.
@@ -102,15 +103,15 @@ class PReLUSlopeMonitor(Monitor):
         self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The history of the mean slopes, plain data."""
+        """Return the history of the mean slopes, as plain data."""
         return {"history": deepcopy(vars(self._history))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the history of a checkpoint."""
+        """Resume the history of a checkpoint."""
         vars(self._history).update(deepcopy(state_dict["history"]))
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn of what is wrong before the first step; forget a training before, unless this continues it."""
+        """Warn of faults before the first step; forget an earlier training, unless this one continues it."""
         self._latest, self._warned = {}, False
         if logged_step(trainer) == 0:  # The global step is 0, too, of optimizers that Lightning does not see.
             self._history = History()
@@ -124,7 +125,7 @@ class PReLUSlopeMonitor(Monitor):
         self._warn_of_decay(trainer, pl_module, find_slopes(pl_module, self.modules))
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
-        """All slopes, and the gradients and momenta of those that this optimizer moves."""
+        """Collect all slopes, and the gradients and momenta of those that this optimizer trains."""
         # Looking for them each time costs microseconds and misses nothing that came, went or was replaced.
         layers = find_slopes(pl_module, self.modules)
         if not layers:
@@ -165,7 +166,7 @@ class PReLUSlopeMonitor(Monitor):
                 if there[index] > 0:
                     described[key] = math.sqrt(np.dot(other, other))
             row.scalars |= {f"prelu/{path}/{key}": value for key, value in described.items()}
-            # A histogram has no place for what a diverged training leaves.
+            # A histogram cannot show values that are not finite, of a diverged training.
             if size > 1 and math.isfinite(low) and math.isfinite(high):
                 row.histograms[f"prelu/{path}/slopes"] = slopes
         pooled = describe(values)
@@ -176,7 +177,7 @@ class PReLUSlopeMonitor(Monitor):
     def _warn_of_decay(
         self, trainer: Trainer, pl_module: LightningModule, layers: dict[str, Tensor]
     ) -> Trained:
-        """Warn if it has not; returns what the slopes are trained by."""
+        """Warn of weight decay on the slopes, once; return the parameters that train them."""
         trained = parameters_of(layers, pl_module, self.modules)
         if self._warned:
             return trained
@@ -200,17 +201,17 @@ class PReLUSlopeMonitor(Monitor):
         return trained
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the final slopes together (on all ranks if sharded) and draw (on rank zero)."""
+        """Gather the final slopes (on all ranks if sharded) and draw them (on rank zero)."""
         watching = bool(self._handles)
         super().on_train_end(trainer, pl_module)
         layers = find_slopes(pl_module, self.modules) if watching else {}
         if layers:
-            # The last step need not have been a logged one.
+            # The last step may not have been logged.
             bring_together([self._part(trainer, layers, None)], trainer, self._sharded)
             self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizers; after an interruption, draw what was logged last."""
+        """Remove the hooks; after an interruption, draw what was logged last."""
         super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
             self._draw(trainer)
@@ -228,13 +229,13 @@ class PReLUSlopeMonitor(Monitor):
 
 
 def describe(slopes: Array) -> dict[str, float]:
-    """Mean, extremes, quantiles, and the shares below 0 and above 1 of slopes, shape [N].
+    """Compute mean, extremes, quantiles, and the shares below 0 and above 1 of slopes, shape [N].
 
     Example:
         >>> describe(np.array([-0.5, 0.0, 0.5, 2.0]))["below_0"]
         0.25
     """
-    # Python's numbers: on so few, a call of NumPy takes longer than the work.
+    # Plain Python: for so few numbers, a call of NumPy takes longer than the work.
     ordered: list[float] = np.sort(slopes).tolist()
     count, low, high = len(ordered), ordered[0], ordered[-1]  # NaN comes last.
     described = {"mean": sum(ordered) / count, "min": high if math.isnan(high) else low, "max": high}
@@ -249,7 +250,7 @@ def describe(slopes: Array) -> dict[str, float]:
 
 
 def in_short(names: list[str], most: int = 3) -> str:
-    """The first names and how many there are besides.
+    """List the first names, and the number of further ones.
 
     Example:
         >>> in_short(["a", "b", "c", "d", "e"])

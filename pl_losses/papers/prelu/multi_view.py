@@ -12,7 +12,7 @@ from pl_losses.core.precision import at_least_float32
 
 
 def ten_crops(images: Tensor, size: int) -> Iterator[Tensor]:
-    """The four corners and the centre, and their mirror images, left to right: the 10-view test.
+    """Yield the four corners and the centre, each with its mirror image: the 10-view test.
 
     Args:
         images: [B, C, H, W].
@@ -39,7 +39,7 @@ def ten_crops(images: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def windows(features: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """All windows of a feature map, one position apart: the dense test, whose convolutions run once.
+    """Yield all windows of a feature map, one position apart: the dense test, whose convolutions run once.
 
     Args:
         features: [B, C, H, W].
@@ -55,10 +55,10 @@ def windows(features: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def mean_log_probabilities(views: Iterable[Tensor], logits: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logarithm of the mean over the views of the class probabilities.
+    """Compute the logarithm of the class probabilities' mean over the views.
 
     Args:
-        views: Of equal shape.
+        views: Views of equal shape.
         logits: View to unnormalised log-probabilities [B, K].
 
     Returns:

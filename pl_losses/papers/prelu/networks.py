@@ -15,7 +15,7 @@ StemSize = Literal["paper", "small"]
 
 
 class Convolution(NamedTuple):
-    """A convolution to so many channels, and the rectifier after it."""
+    """A convolution with its number of output channels, and the rectifier after it."""
 
     channels: int
     kernel: int = 3
@@ -24,7 +24,7 @@ class Convolution(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Max-pooling over squares side by side."""
+    """Max-pooling over adjacent squares."""
 
     size: int = 2
 
@@ -36,8 +36,8 @@ class Architecture:
     Attributes:
         stem: The first convolution.
         pool: The max-pooling after it.
-        kernel: Of all other convolutions. With an even one, paddings of 0 and 1 take turns, so that every
-            second map has the size of the stage's first.
+        kernel: Kernel size of all other convolutions. If it is even, paddings of 0 and 1 alternate, so that
+            every second map has the size of the stage's first.
         stages: Channels and number of convolutions; 2x2 max-pooling stands between two stages.
         pyramid: Bins per side of each level of the spatial pyramid.
         hidden: Units of each of the two fully connected layers before the classifier.
@@ -74,7 +74,7 @@ SMALL_PYRAMID = (4, 2, 1)
 def plan(
     architecture: Architecture, stem: StemSize = "paper", width: float = 1.0
 ) -> list[Convolution | Pool]:
-    """The layers of a network up to its pyramid.
+    """List the layers of a network up to its pyramid.
 
     Args:
         architecture: The network.
@@ -102,14 +102,14 @@ def plan(
 
 
 def scaled(count: int, width: float) -> int:
-    """A number of channels or units times the width, at least 1."""
+    """Scale a number of channels or units by the width, to at least 1."""
     return max(1, round(width * count))
 
 
 def build(
     layers: Sequence[Convolution | Pool], in_channels: int, rectifier: Callable[[int], nn.Module]
 ) -> tuple[list[nn.Module], int]:
-    """The modules of a plan, and the number of channels that come out.
+    """Build the modules of a plan; return them and the number of output channels.
 
     Args:
         layers: The plan.
@@ -143,5 +143,5 @@ class SpatialPyramidPooling(nn.Module):
         self.bins = list(bins)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C * sum of bins^2]."""
+        """Pool maps: [B, C, H, W] -> [B, C * sum of bins^2]."""
         return torch.cat([F.adaptive_max_pool2d(features, bins).flatten(1) for bins in self.bins], dim=1)

@@ -20,13 +20,13 @@ from pl_losses.core.names import distinct
 from pl_losses.monitoring.monitor import Numbers, own_shard, vector
 from pl_losses.papers.prelu.groups import slope_parameters
 
-# What torch puts around a module: its name would make the keys of a compiled run others than of a plain one.
+# torch's wrappers of modules: their names would make a compiled run's keys differ from a plain one's.
 WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module"}
 Trained = dict[str, list[Tensor]]  # By the layer's path.
 
 
 def clean(path: str) -> str:
-    """A module's path without the names that ``torch.compile`` and activation checkpointing put into it.
+    """Remove the names that ``torch.compile`` and activation checkpointing put into a module's path.
 
     Example:
         >>> clean("network._orig_mod.3")
@@ -36,11 +36,11 @@ def clean(path: str) -> str:
 
 
 def find_slopes(module: nn.Module, pattern: str = "*") -> dict[str, Tensor]:
-    """The slopes of every PReLU by its path, in the order of definition; lazy ones without size left out.
+    """Find the slopes of every PReLU by its path, in order of definition, but no lazy ones without size.
 
     Args:
         module: Where to look, at any depth.
-        pattern: Which paths are wanted.
+        pattern: Pattern of the wanted paths.
 
     Example:
         >>> list(find_slopes(nn.Sequential(nn.Linear(2, 3), nn.PReLU(3), nn.Sequential(nn.PReLU()))))
@@ -51,7 +51,7 @@ def find_slopes(module: nn.Module, pattern: str = "*") -> dict[str, Tensor]:
 
 
 def find_layers(module: nn.Module, pattern: str = "*") -> dict[str, nn.PReLU]:
-    """The layers of :func:`find_slopes`, each under a name of its own."""
+    """Find the layers of :func:`find_slopes`, each under a name of its own."""
     found: list[tuple[str, nn.PReLU]] = []
     seen: set[int] = set()
 
@@ -73,7 +73,7 @@ def find_layers(module: nn.Module, pattern: str = "*") -> dict[str, nn.PReLU]:
 
 
 def slopes_of(layer: nn.PReLU) -> Tensor:
-    """A PReLU's slopes as they are now; under a parametrisation computed, without a trace of that."""
+    """Return a PReLU's current slopes; under a parametrisation they are computed, without side effects."""
     slopes = of_torch.own_parameters(layer).get("weight")
     if slopes is not None:
         return slopes
@@ -102,7 +102,7 @@ def slopes_of(layer: nn.PReLU) -> Tensor:
 
 
 def parameters_of(layers: dict[str, Tensor], module: nn.Module, pattern: str) -> Trained:
-    """What the slopes that :func:`find_slopes` found are trained by: mostly themselves."""
+    """Return the parameters that train the slopes of :func:`find_slopes`: mostly the slopes themselves."""
     if all(isinstance(slopes, nn.Parameter) for slopes in layers.values()):
         return {path: [slopes] for path, slopes in layers.items()}
     found = find_layers(module, pattern)
@@ -110,7 +110,7 @@ def parameters_of(layers: dict[str, Tensor], module: nn.Module, pattern: str) ->
 
 
 def members(group: dict[str, Any], trained: Trained) -> list[str]:
-    """The paths of the layers whose slopes a parameter group trains."""
+    """List the paths of the layers whose slopes a parameter group trains."""
     inside = set(map(id, group["params"]))
     return [
         path
@@ -126,15 +126,15 @@ def gather(
     rank: int,
     trained: Trained | None = None,
 ) -> Numbers:
-    """All slopes, gradients and momenta, this rank's shard in its place, zeros elsewhere.
+    """Gather all slopes, gradients and momenta: this rank's shard in its place, zeros elsewhere.
 
-    Adding the vectors of all ranks gives the whole. It has the same length on all ranks.
+    The sum of all ranks' vectors, which are equally long, is the whole.
 
     Args:
         layers: Slopes by path, N in total in L layers.
-        optimizer: Whose gradients and momenta are wanted: that has just made its step. ``None``: no one's.
-        sharded: Whether the ranks' vectors are going to be added up.
-        rank: This process' global rank.
+        optimizer: The one that has just made its step, for gradients and momenta. ``None``: without them.
+        sharded: Whether the ranks' vectors will be summed.
+        rank: This process's global rank.
         trained: The parameters by which slopes are trained, P elements in total; themselves if ``None``.
 
     Returns:
@@ -165,12 +165,12 @@ def gather(
 
 
 def in_line(part: Tensor | None, whole: Tensor, device: torch.device) -> Tensor:
-    """A part in one dimension on a device; as many zeros as the whole has elements if there is none."""
+    """Flatten a part on a device; without one return zeros, as many as the whole has elements."""
     return torch.zeros(whole.numel(), device=device) if part is None else part.to(device).reshape(-1)
 
 
 def own_part(tensor: Tensor | None, sharded: bool, rank: int) -> Tensor | None:
-    """The full shape with this rank's shard in its place and zeros elsewhere; ``None`` if it has no part."""
+    """Return the full shape with this rank's shard in its place and zeros elsewhere; ``None`` without one."""
     own = None if tensor is None else own_shard(tensor.detach(), sharded, rank)
     if own is None or not isinstance(tensor, DTensor):
         return own
@@ -181,9 +181,9 @@ def own_part(tensor: Tensor | None, sharded: bool, rank: int) -> Tensor | None:
 
 
 def own_gradient(optimizer: Optimizer, slopes: Tensor, sharded: bool, rank: int) -> Tensor | None:
-    """This rank's part of the gradient of ``slopes``, without the loss scale.
+    """Return this rank's part of the gradient of ``slopes``, without the loss scale.
 
-    A fused optimizer takes the scale off in its step unless it skips it.
+    A fused optimizer removes the scale in its step, unless it skips the step.
     """
     gradient = own_part(slopes.grad, sharded, rank)
     scale, overflow = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
@@ -194,7 +194,7 @@ def own_gradient(optimizer: Optimizer, slopes: Tensor, sharded: bool, rank: int)
 
 
 def own_momentum(optimizer: Optimizer, slopes: Tensor, sharded: bool, rank: int) -> Tensor | None:
-    """This rank's part of the running mean of the gradients of ``slopes``, if the optimizer keeps one."""
+    """Return this rank's part of the running mean of the gradients of ``slopes``, if it is kept."""
     holder = getattr(optimizer, "optim", optimizer)  # ZeRO: each parameter's state is on one rank, whole.
     state = holder.state.get(slopes, {})
     for key in ("momentum_buffer", "exp_avg"):

@@ -22,7 +22,7 @@ from pl_losses.data.variations import NAMES, Name, Variations
 from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder
 
 METHODS = ("SDAE-3", "SAE-3", "MLP-3")
-# The paper's share of masked elements; of basic, bg-rand and so on.
+# The paper's share of masked elements, for basic, bg-rand and so on.
 LEVELS = {"basic-gen": 0.1, "bg-rand-gen": 0.4, "rect-gen": 0.1, "convex-gen": 0.1}
 TABLE = "variations.csv"
 
@@ -93,7 +93,7 @@ def reproduce(
     rows = kept.results
     done = {(row["variation"], row["method"], row["seed"]) for row in rows}
     sizes: dict[str, Any] = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
-    # Refuses what is out of range before any training.
+    # It refuses arguments out of range before any training.
     sets = {name: _data(name, source, root, batch_size, sizes) for name in names}
     for seed in range(seeds):
         for name, data in sets.items():
@@ -111,7 +111,7 @@ def _data(name: Name, source: Any, root: str | None, batch_size: int, sizes: dic
 
 
 def configure(method: str, name: str, settings: dict[str, Any], seed: int = 0) -> StackedDenoisingAutoencoder:
-    """One of :data:`METHODS` for a variation.
+    """Build the model of one of :data:`METHODS` for a variation.
 
     >>> settings = {"hidden": 5, "pretrain_epochs": 2, "pretrain_lr": 0.01, "finetune_lr": 0.01}
     >>> sae = configure("SAE-3", "rect-gen", settings)
@@ -167,10 +167,10 @@ def _train(name: str, method: str, seed: int, data: Variations, settings: dict[s
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean test error of each method in percent, with the 95 % interval of one test, and a verdict.
+    """Write the mean test error of each method in percent, with the 95 % interval of one test, and a verdict.
 
-    The order holds beyond the intervals where SDAE-3's mean lies below the others', by more than 1.96
-    standard errors of the difference of two means over the same number of test images.
+    SDAE-3 is named better if its mean is below the other's by more than 1.96 standard errors of the
+    difference of two means over the same number of test images.
 
     >>> row = {"variation": "rot-gen", "seed": 0}
     >>> rows = [row | {"method": method, "error": error, "low": error - 0.005, "high": error + 0.005}
@@ -216,7 +216,7 @@ def _names(given: str | list[str]) -> list[Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it Lightning says nothing of the many runs."""
+    """Silence Lightning's messages about the many runs within this context."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""Vincent et al. 2010, sections 3.3 and 5.1: what a denoising autoencoder's inputs are corrupted by.
+"""Vincent et al. 2010, sections 3.3 and 5.1: corruptions of a denoising autoencoder's inputs.
 
-A corruption is drawn afresh at every presentation, and what it leaves is not rescaled: dropout, which divides
-the survivors by 1 - p, is no masking noise.
+A corruption is drawn anew at every presentation, and the elements that it leaves are not rescaled: dropout,
+which divides them by 1 - p, is not masking noise.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from pl_losses.core.validation import check_integer, typed
 
 Mode = Literal["exact", "bernoulli"]
-# Noise is drawn in so many rows at a time: then fewer rows are the first of more.
+# Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
 ROWS = 64
 
 
@@ -30,12 +30,12 @@ class Corruption(ABC):
 
     @abstractmethod
     def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
-        """Random tensors for rows of elements.
+        """Draw random tensors for rows of elements.
 
         Args:
-            shape: Rows and elements of each.
-            like: Whose device and type to use.
-            generator: On the same device.
+            shape: Number of rows, and of elements in each.
+            like: Tensor whose device and type to use.
+            generator: Source of the random numbers, on the same device.
 
         Returns:
             A tuple of tensors with the rows as first dimension.
@@ -43,7 +43,7 @@ class Corruption(ABC):
 
     @abstractmethod
     def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrupted elements [B, D] and which are touched [B, D], from clean ones and what was drawn."""
+        """Corrupt clean elements by what was drawn; return them and which are touched, [B, D] both."""
 
     @typed
     def __call__(
@@ -53,9 +53,11 @@ class Corruption(ABC):
 
         Args:
             clean: [B, ...], of a floating point type.
-            generator: Where the noise comes from, on the same device; default: torch's own.
-            rank: Of ``ranks`` that share a batch: every ``ranks``-th of its samples from this one on.
-            ranks: With the same generator everywhere, their noise is that of the whole batch.
+            generator: Source of the noise, on the same device; default: torch's own.
+            rank: Number among ``ranks`` that share a batch: this one has every ``ranks``-th sample from it
+                on.
+            ranks: Number of ranks; with the same generator everywhere, their noise is that of the whole
+                batch.
 
         Returns:
             The corrupted batch, and which elements are touched (bool), both [B, ...].
@@ -89,7 +91,7 @@ class _SubsetCorruption(Corruption):
         self.fraction, self.mode = fraction, mode
 
     def choose(self, keys: Tensor) -> Tensor:
-        """The touched elements by uniform random keys: [B, D] -> bool [B, D]."""
+        """Choose the touched elements by uniform random keys: [B, D] -> bool [B, D]."""
         if self.mode == "bernoulli":
             return keys < self.fraction
         count = round(self.fraction * keys.shape[1])
@@ -98,7 +100,7 @@ class _SubsetCorruption(Corruption):
 
 
 class MaskingNoise(_SubsetCorruption):
-    """Forces a fraction nu of the elements of each example to 0.
+    """Sets a fraction nu of the elements of each example to 0.
 
     Args:
         fraction: nu.
@@ -115,11 +117,11 @@ class MaskingNoise(_SubsetCorruption):
     """
 
     def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
-        """Uniform keys."""
+        """Draw uniform keys."""
         return (torch.rand(shape, generator=generator, device=like.device),)
 
     def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Zeros where touched."""
+        """Set touched elements to 0."""
         touched = self.choose(drawn[0])
         return clean.masked_fill(touched, 0), touched
 
@@ -127,11 +129,11 @@ class MaskingNoise(_SubsetCorruption):
 class SaltAndPepper(_SubsetCorruption):
     """Sets a fraction nu of the elements of each example to the least or the largest value, by a fair coin.
 
-    Elements that had that value already count as touched.
+    Touched elements that had this value already count, too.
 
     Args:
         fraction: nu.
-        mode: As of :class:`MaskingNoise`.
+        mode: See :class:`MaskingNoise`.
         low: The least value.
         high: The largest value.
 
@@ -154,11 +156,11 @@ class SaltAndPepper(_SubsetCorruption):
         self.low, self.high = low, high
 
     def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
-        """Uniform keys and coins."""
+        """Draw uniform keys and coins."""
         return tuple(torch.rand((2, *shape), generator=generator, device=like.device).unbind())
 
     def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Salt or pepper where touched."""
+        """Set touched elements to salt or pepper."""
         touched = self.choose(drawn[0])
         salt = torch.where(drawn[1] < 0.5, self.high, self.low).to(clean.dtype)
         return torch.where(touched, salt, clean), touched
@@ -188,9 +190,9 @@ class GaussianNoise(Corruption):
         self.sigma = sigma
 
     def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
-        """Standard normal numbers."""
+        """Draw standard normal numbers."""
         return (torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype),)
 
     def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum."""
+        """Add the noise."""
         return torch.add(clean, drawn[0], alpha=self.sigma), torch.ones_like(clean, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Vincent et al. 2010, section 4: the denoising criterion, as one layer trained alone."""
+"""Vincent et al. 2010, section 4: the denoising criterion, and one layer trained by it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ CorruptionName = Literal["masking", "gaussian", "salt_and_pepper"]
 
 
 class Denoising(PaperModule):
-    """What a denoising autoencoder and a stack of them share: layers, corruption and criterion.
+    """Base of a denoising autoencoder and of a stack of them: layers, corruption and criterion.
 
-    The constructor is to call :meth:`build`. Override :meth:`configure_layer`, :meth:`configure_corruption`,
-    :meth:`configure_reconstruction_loss` or :meth:`configure_input`.
+    The constructor must call :meth:`build`. Override :meth:`configure_layer`, :meth:`configure_corruption`,
+    :meth:`configure_reconstruction_loss` or :meth:`configure_input` to change it.
     """
 
     layers: nn.ModuleList
@@ -53,7 +53,7 @@ class Denoising(PaperModule):
         tied: bool,
         seed: int,
     ) -> None:
-        """Check the arguments and build the layers: ``sizes`` are the inputs' and the hidden layers'."""
+        """Check the arguments and build the layers; ``sizes`` are the inputs' and the hidden layers'."""
         for size in sizes:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(
@@ -69,7 +69,7 @@ class Denoising(PaperModule):
         self.corruption, self.level, self.mode = corruption, level, mode
         self.visible, self.sigma, self.alpha, self.beta = visible, sigma, alpha, beta
         self.in_features, self.tied, self.seed = sizes[0], tied, seed
-        # A trial refuses what is out of range, before any work is done.
+        # A trial refuses arguments out of range before any work is done.
         reconstruction_loss(
             torch.zeros(1, 1),
             torch.zeros(1, 1),
@@ -99,7 +99,7 @@ class Denoising(PaperModule):
         Raises:
             ValueError: If ``level`` is out of range.
         """
-        # What the noises call it is not what the user set, and `sigma` is another argument here.
+        # Name the user's arguments: the noises call them otherwise, and `sigma` is another argument here.
         most = float("inf") if self.corruption == "gaussian" else 1.0
         if not 0 <= self.level <= most or self.level == float("inf"):
             wanted = "finite and at least 0" if self.corruption == "gaussian" else "in [0, 1]"
@@ -113,7 +113,7 @@ class Denoising(PaperModule):
     def configure_reconstruction_loss(
         self, index: int, decoded: Tensor, clean: Tensor, touched: Tensor
     ) -> Tensor:
-        """The criterion of layer ``index``: what it decoded, its clean inputs, touched elements -> scalar."""
+        """Compute the criterion of layer ``index``: decoded, clean inputs, touched elements -> scalar."""
         return reconstruction_loss(
             decoded,
             clean,
@@ -125,7 +125,7 @@ class Denoising(PaperModule):
         )
 
     def configure_input(self, inputs: Tensor) -> Tensor:
-        """What the first layer sees of a batch, by default rows: [B, ...] -> [B, D].
+        """Make the first layer's inputs from a batch, by default rows: [B, ...] -> [B, D].
 
         Raises:
             ValueError: If an input has not D elements, or there is no dimension of the batch.
@@ -140,18 +140,18 @@ class Denoising(PaperModule):
         return rows
 
     def layer(self, index: int) -> AutoencoderLayer:
-        """The layer ``index``, from 0."""
+        """Return the layer ``index``, from 0."""
         layer: Any = self.layers[index]
         assert isinstance(layer, AutoencoderLayer)
         return layer
 
     @torch.no_grad()
     def codes(self, inputs: Tensor, depth: int | None = None) -> Tensor:
-        """Codes of clean inputs, without gradients.
+        """Encode clean inputs, without gradients.
 
         Args:
             inputs: [B, ...].
-            depth: How many layers to pass, 0 for the inputs as the first layer sees them. Default: all.
+            depth: Number of layers to pass, 0 for the inputs as the first layer sees them. Default: all.
 
         Returns:
             [B, H] of the last layer passed.
@@ -170,8 +170,9 @@ class Denoising(PaperModule):
         Args:
             clean: [B, ...].
             index: The layer, from 0.
-            key: What tells this presentation from others, beside the seed and the layer.
-            places: Of the inputs in the data set: then their noise goes by these, and not by the batch.
+            key: What distinguishes this presentation from others, beside the seed and the layer.
+            places: Positions of the inputs in the data set, if their noise depends on these and not on the
+                batch.
 
         Returns:
             The corrupted inputs and which elements are touched, [B, ...] both.
@@ -193,9 +194,9 @@ class Denoising(PaperModule):
     def denoising_loss(
         self, clean: Tensor, index: int, own: int, *key: Any, places: range | None = None
     ) -> Tensor:
-        """The criterion of layer ``index`` for the first ``own`` of clean inputs [B, ...] -> scalar.
+        """Compute the criterion of layer ``index`` for the first ``own`` clean inputs of [B, ...] -> scalar.
 
-        Of all of them, if none is to count. ``key`` and ``places`` are those of :meth:`corrupt`.
+        If ``own`` is 0, all inputs are used. ``key`` and ``places`` are those of :meth:`corrupt`.
         """
         rows = own or len(clean)
         corrupted, touched = self.corrupt(clean, index, *key, places=places)
@@ -204,7 +205,7 @@ class Denoising(PaperModule):
         return expected.loss(self, "configure_reconstruction_loss", loss)
 
     def denoise(self, clean: Tensor, index: int, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Loss of a training batch of clean inputs of layer ``index``, of this rank and weighted."""
+        """Compute the loss of a training batch of layer ``index``, of this rank and weighted."""
         own = self.own_rows(batch_idx, len(clean))
         loss = self.denoising_loss(clean, index, own, "train", self.current_epoch, batch_idx)
         self.refuse_non_finite(loss)
@@ -220,11 +221,11 @@ class Denoising(PaperModule):
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """What the first layer makes of corrupted inputs.
+        """Reconstruct corrupted inputs by the first layer.
 
         Args:
-            inputs: Clean ones, [B, ...].
-            seed: Of the noise.
+            inputs: Clean inputs, [B, ...].
+            seed: Seed of the noise.
 
         Returns:
             The corrupted inputs and the mean of p(x|z), both [B, D].
@@ -239,13 +240,13 @@ class Denoising(PaperModule):
     def sample(self, inputs: Tensor, count: int = 1, seed: int = 0) -> Tensor:
         """Generate by the procedure of section 7.3.
 
-        The code of each input is computed bottom-up. Then, layer by layer down, binary units are drawn from
-        Bernoulli distributions with the means above; at the visible layer the mean is shown.
+        The code of each input is computed bottom-up. Then, from the top layer down, binary units are drawn
+        from Bernoulli distributions with the layer's means; the result is the mean of the visible layer.
 
         Args:
             inputs: Training examples to start from, [B, ...].
-            count: Samples of each.
-            seed: Of the units drawn.
+            count: Samples from each example.
+            seed: Seed of the drawn units.
 
         Returns:
             [count, B, D]: means of the visible layer.
@@ -270,8 +271,8 @@ class DenoisingAutoencoder(Denoising):
     """One denoising autoencoder: an encoder and a decoder, trained to undo a corruption.
 
     Batches are inputs [B, ...], or tuples that start with them. Logs ``<stage>/loss``, the reconstruction
-    error of corrupted inputs in nats per example, for the stages train, val and test; the noise is that of
-    the joined batch on any number of ranks, and in validation and test always the same for an input.
+    error of corrupted inputs in nats per example, for the stages train, val and test. The noise is that of
+    the joined batch on any number of ranks; in validation and test an input always has the same noise.
 
     Args:
         in_features: Elements D of an input.
@@ -331,11 +332,11 @@ class DenoisingAutoencoder(Denoising):
         self.means = nn.ModuleDict({"val": Mean(), "test": Mean()})
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Codes of clean inputs: [B, ...] -> [B, H]."""
+        """Encode clean inputs: [B, ...] -> [B, H]."""
         return self.layer(0).encode(self.configure_input(inputs))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Reconstruction error of a batch, per example."""
+        """Compute and log the reconstruction error of a batch, per example."""
         loss, weighted = self.denoise(self._clean(batch), 0, batch_idx)
         self.log("train/loss", loss, prog_bar=True)
         return weighted
@@ -349,11 +350,11 @@ class DenoisingAutoencoder(Denoising):
         self.count_reconstruction(self.means["test"], self._clean(batch), 0, "test", batch_idx)
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """The mean."""
+        """Return the mean reconstruction error."""
         return {"loss": computed(self.means[stage])}  # type: ignore[arg-type]
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Codes [B, H] of clean inputs and their reconstruction [B, D]."""
+        """Predict codes [B, H] of clean inputs and their reconstruction [B, D]."""
         codes = self.codes(expected.first(self, batch))
         return {"codes": codes, "reconstruction": self.layer(0).mean(codes)}
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def mosaic(images: Tensor, columns: int, gap: float = 0.5) -> Tensor:
-    """Images side by side with a pixel between them: [N, H, W] -> [rows (H + 1) - 1, columns (W + 1) - 1].
+    """Join images with a pixel between them: [N, H, W] -> [rows (H + 1) - 1, columns (W + 1) - 1].
 
     Args:
         images: [N, H, W].
         columns: Images in a row.
-        gap: Value of what is between them, and of places that are left over.
+        gap: Value between the images, and of places that are left over.
 
     Example:
         >>> mosaic(torch.ones(3, 1, 1), columns=2)
@@ -35,20 +35,20 @@ def mosaic(images: Tensor, columns: int, gap: float = 0.5) -> Tensor:
 
 
 def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, title: str = "") -> Figure:
-    """Filters, each scaled by its own largest weight; grey is 0.
+    """Draw filters, each scaled by its own largest weight; grey is 0.
 
     Args:
         weights: [N, D].
         side: Height and width of an input, H W = D.
         columns: Filters in a row.
-        title: What to write above.
+        title: Title above the picture.
     """
     scale = 2 * weights.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
     return _show(mosaic((0.5 + weights / scale).view(-1, *side), columns), title)
 
 
 def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int], title: str = "") -> Figure:
-    """Rows of images in [0, 1], each with its name on the left: [N, D] each."""
+    """Draw rows of images in [0, 1], [N, D] each, with their names on the left."""
     from matplotlib.figure import Figure
 
     count = len(rows[0][1])
@@ -64,12 +64,12 @@ def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int], title: str 
 
 
 def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int], layers: int) -> Figure:
-    """The criterion of each stage over the epochs, with lines where stages begin.
+    """Draw the criterion of each stage over the epochs, with lines where stages begin.
 
     Args:
         curves: Name such as "val/reconstruction_1" to epochs and values.
-        boundaries: The first epoch of each stage but the first.
-        layers: How many stages are pre-training.
+        boundaries: The first epoch of each stage except the first.
+        layers: Number of stages that are pre-training.
     """
     from matplotlib.figure import Figure
 
@@ -78,7 +78,7 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int
     for name, points in curves.items():
         fine = "reconstruction" not in name
         epochs, values = zip(*points, strict=True)
-        # Layers have criteria of different sizes: what matters is how each falls.
+        # Layers have criteria of different sizes: show how each falls, relative to its start.
         shown = values if fine else [value / values[0] for value in values]
         (lower if fine else upper).plot(epochs, shown, marker=".", label=name)
     upper.set_ylabel("reconstruction error\nover that of its first epoch")

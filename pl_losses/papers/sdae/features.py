@@ -18,15 +18,15 @@ C_VALUES = (1.0, 10.0, 100.0)
 class FrozenEncoder(nn.Module):
     """The encoders of a (stacked) denoising autoencoder as a fixed network: inputs [B, ...] -> codes [B, H].
 
-    Its weights are not trained, wherever it is put, such as in front of a classifier of yours:
+    Its weights are not trained, not even as a part of another model:
     ``nn.Sequential(FrozenEncoder(model), nn.Linear(1000, 10))``.
 
     Args:
         model: The autoencoder, which is not copied.
-        depth: How many layers to pass. Default: all.
+        depth: Number of layers to pass. Default: all.
 
     Raises:
-        ValueError: If there are not so many layers.
+        ValueError: If the model has fewer layers.
 
     Example:
         >>> from pl_losses import DenoisingAutoencoder
@@ -40,15 +40,15 @@ class FrozenEncoder(nn.Module):
         self.depth = len(model.layers) if depth is None else depth
         check_integer("depth", self.depth, 0, len(model.layers))
         self.layers = model.layers.requires_grad_(False)
-        self._codes = [model.codes]  # In a list: the model is not to be a submodule.
+        self._codes = [model.codes]  # In a list, so that the model is not a submodule.
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Codes, without gradients."""
+        """Encode inputs without gradients."""
         return self._codes[0](inputs, self.depth)
 
 
 def encode_split(model: Denoising, data: TensorDataModule, split: str, depth: int) -> tuple[Tensor, Tensor]:
-    """Codes [N, H] and labels [N] of a split of a DataModule that is set up, on the host."""
+    """Encode a split of a DataModule that is set up: codes [N, H] and labels [N], on the host."""
     loader = data._loader(split)
     device = next(model.parameters()).device
     parts = [(model.codes(batch[0].to(device), depth).cpu(), batch[1].cpu()) for batch in loader]
@@ -63,10 +63,10 @@ def svm_errors(
     depths: Sequence[int] | None = None,
     c_values: Sequence[float] = C_VALUES,
 ) -> dict[int, dict[str, float]]:
-    """Test errors of support vector machines on the codes of each depth; depth 0 are the inputs.
+    """Test support vector machines on the codes of each depth; depth 0 are the inputs.
 
-    C is chosen on the validation split; an RBF kernel's gamma is 1 over the number of elements times their
-    variance.
+    C is chosen on the validation split; gamma of an RBF kernel is 1 / (number of elements times their
+    variance).
 
     Args:
         model: A trained autoencoder.

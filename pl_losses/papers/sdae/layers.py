@@ -13,8 +13,10 @@ from pl_losses.papers.sdae.losses import Kind
 
 
 class AutoencoderLayer(nn.Module):
-    """Base of the layers that can be stacked: override :meth:`encode`, :meth:`decode` and, if the decoder has
-    parameters of its own, :meth:`encoder_parameters`.
+    """Base of the layers that can be stacked.
+
+    Override :meth:`encode`, :meth:`decode` and, if the decoder has parameters of its own,
+    :meth:`encoder_parameters`.
 
     Attributes:
         kind: What :meth:`decode` returns: logits ("cross_entropy") or values ("squared").
@@ -23,23 +25,23 @@ class AutoencoderLayer(nn.Module):
     kind: Kind = "cross_entropy"
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """Code of inputs: [B, ...] -> [B, ...]; in [0, 1] if a layer is stacked on top."""
+        """Encode inputs: [B, ...] -> [B, ...]; in [0, 1] if a layer is stacked on top."""
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `encode`")
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Logits or values of the reconstruction: [B, ...] -> the inputs' shape."""
+        """Decode codes to logits or values of the reconstruction: [B, ...] -> the inputs' shape."""
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `decode`")
 
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
-        """The parameters that :meth:`encode` uses, which fine-tuning trains."""
+        """Return the parameters that :meth:`encode` uses, which fine-tuning trains."""
         return self.parameters()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What :meth:`decode` makes of the code: the inputs' shape."""
+        """Encode and decode inputs: the result has their shape."""
         return self.decode(self.encode(inputs))
 
     def mean(self, codes: Tensor) -> Tensor:
-        """Mean of p(x|z): probabilities or values, the inputs' shape."""
+        """Compute the mean of p(x|z): probabilities or values, of the inputs' shape."""
         decoded = self.decode(codes)
         return decoded.sigmoid() if self.kind == "cross_entropy" else decoded
 
@@ -53,7 +55,7 @@ class DenseLayer(AutoencoderLayer):
         in_features: D.
         hidden: H.
         tied: Whether W' is W transposed: one parameter, whose gradient is the sum of both uses'.
-        kind: What is decoded to: "cross_entropy" (logits) or "squared" (values).
+        kind: What :meth:`decode` returns: "cross_entropy" (logits) or "squared" (values).
 
     Example:
         >>> layer = DenseLayer(6, 4)
@@ -77,14 +79,14 @@ class DenseLayer(AutoencoderLayer):
                 nn.init.xavier_uniform_(weight, gain=4.0)
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """[B, D] -> [B, H], in (0, 1)."""
+        """Encode inputs: [B, D] -> [B, H], in (0, 1)."""
         return F.linear(inputs, self.weight, self.hidden_bias).sigmoid_()
 
     def decode(self, codes: Tensor) -> Tensor:
-        """[B, H] -> [B, D]."""
+        """Decode codes: [B, H] -> [B, D]."""
         weight = self.weight.t() if self.decoder_weight is None else self.decoder_weight
         return F.linear(codes, weight, self.visible_bias)
 
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
-        """W and b."""
+        """Return W and b."""
         return self.weight, self.hidden_bias

@@ -12,7 +12,7 @@ from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_number, check_positive, typed
 
 Kind = Literal["squared", "cross_entropy"]
-ROUNDING = 1e-3  # Of pixels that were interpolated or scaled.
+ROUNDING = 1e-3  # Rounding errors of pixels that were interpolated or scaled.
 
 
 @typed
@@ -26,15 +26,15 @@ def reconstruction_loss(
     alpha: float = 1.0,
     beta: float = 1.0,
 ) -> Tensor:
-    r"""Minus the log-likelihood of clean inputs x given their reconstruction z, less a constant.
+    r"""Compute minus the log-likelihood of clean inputs x given their reconstruction z, without a constant.
 
     Gaussian p(x|z), ``kind="squared"``: :math:`L = C(\sigma^2) \|x - z\|^2` with
     :math:`C(\sigma^2) = 1 / (2 \sigma^2)`. Bernoulli p(x|z), ``kind="cross_entropy"``:
     :math:`L = -\sum_j [x_j \log z_j + (1 - x_j) \log(1 - z_j)]` with :math:`z` the sigmoid of ``decoded``.
     With emphasis the terms of touched elements are weighted by alpha, the others by beta.
 
-    Summed over the elements of an example and averaged over examples, as in the paper: the mean over all
-    elements would be d times smaller, and published learning rates would not fit.
+    The loss is summed over the elements of an example and averaged over examples, as in the paper: a mean
+    over all elements would be d times smaller, and published learning rates would not fit.
 
     Args:
         decoded: The reconstruction, [B, ...]: z itself, or its logits for the cross-entropy.

@@ -29,14 +29,14 @@ from pl_losses.papers.sdae.stages import StagedClassifier, refuse_other_weights
 class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
     """Layers pre-trained one by one as denoising autoencoders, then fine-tuned as one classifier.
 
-    Of the Trainer's ``max_epochs`` the first ``pretrain_epochs`` train the first layer, and so on; what is
-    left fine-tunes all encoders and the output layer on clean inputs. Layer k is trained on the clean codes
-    of the layers below, computed once when its stage begins; only its own inputs are corrupted. The weights
-    with the lowest validation error are what the model has after the fit.
+    The first ``pretrain_epochs`` of the Trainer's ``max_epochs`` train the first layer, and so on; the
+    remaining epochs fine-tune all encoders and the output layer on clean inputs. Layer k is trained on the
+    clean codes of the layers below, computed once when its stage begins; only its own inputs are corrupted.
+    After the fit the model has the weights with the lowest validation error.
 
     Logs ``train/reconstruction_<k>`` and ``val/reconstruction_<k>`` while layer k is trained, in nats per
-    example, and in fine-tuning what :class:`~pl_losses.core.classifier.Classifier` does; ``train/stage`` is
-    k, and in fine-tuning the number of layers + 1. The noise is that of the joined batch on any number of
+    example; in fine-tuning it logs what :class:`~pl_losses.core.classifier.Classifier` does. ``train/stage``
+    is k, and in fine-tuning the number of layers + 1. The noise is that of the joined batch on any number of
     ranks.
 
     To change it, override :meth:`configure_layer` (for convolutions, with :meth:`configure_input`),
@@ -45,7 +45,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
 
     Args:
         in_features: Elements D of an input.
-        hidden: Units of each layer, from below.
+        hidden: Units of each layer, from the bottom up.
         num_classes: Number of classes C.
         corruption: "masking", "gaussian" or "salt_and_pepper".
         level: The fraction of masked or set elements, or the standard deviation of Gaussian noise; 0 gives
@@ -59,11 +59,11 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         beta: Weight of the others.
         tied: Whether the decoders' weights are the encoders' transposed.
         pretrain_epochs: Epochs of each layer, or one number for all; 0 is a random start.
-        patience: End the fit when so many validations in a row did not lower the error. Default: never.
-        cache_codes: Whether to compute the codes of the layers below once for a stage. They take 4 N H bytes;
-            a loader that is no :class:`~pl_losses.data.BatchLoader`, or has random transforms, has them
+        patience: Validations in a row without a lower error after which the fit ends. Default: it does not.
+        cache_codes: Whether to compute the codes of the layers below once for a stage. They take 4 N H bytes.
+            If the loader is not a :class:`~pl_losses.data.BatchLoader`, or has random transforms, codes are
             computed with each batch.
-        start_from: Checkpoint of the same layers to begin the fit with.
+        start_from: Checkpoint of the same layers whose weights the fit starts with.
         seed: Seed of the noise.
         pretrain_optimizer: Parameters of a layer to optimizer.
         pretrain_lr_scheduler: That optimizer to scheduler; one that takes ``total_steps`` gets the stage's.
@@ -151,11 +151,11 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         self.val_reconstruction = nn.ModuleList(Mean() for _ in self.layers)
 
     def setup(self, stage: str) -> None:
-        """Begin a fit with the weights of ``start_from``; a checkpoint to resume from comes after it.
+        """Start a fit with the weights of ``start_from``; a checkpoint to resume is loaded later.
 
         Raises:
-            ValueError: If ``start_from`` is no checkpoint of such a model, or the data have more classes than
-                the output layer.
+            ValueError: If ``start_from`` is not a checkpoint of such a model, or the data have more classes
+                than the output layer.
         """
         if stage == "fit":
             self._refuse_more_classes()
@@ -166,29 +166,29 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         super().setup(stage)
 
     def _refuse_more_classes(self) -> None:
-        """At once, instead of after pre-training, which does not look at labels."""
+        """Refuse data with too many classes at once, as pre-training does not look at labels."""
         there = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
         units = getattr(self.head, "out_features", None)
         if isinstance(there, int) and isinstance(units, int) and there > units:
             raise ValueError(f"Expected `num_classes` of at least the data's {there} but got {units}")
 
     def stage_parameters(self, stage: int) -> Iterable[nn.Parameter]:
-        """A layer's; in fine-tuning those of all encoders and of the output layer."""
+        """Return a layer's parameters; in fine-tuning those of all encoders and of the output layer."""
         if stage < len(self.layers):
             return list(self.layers[stage].parameters())
         encoders = [p for index in range(len(self.layers)) for p in self.layer(index).encoder_parameters()]
         return [*encoders, *self.head.parameters()]
 
     def stage_optimizer(self, stage: int) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-        """The constructor's; override it for one of its own for each layer."""
+        """Return the constructor's builders; override it for an optimizer of its own for each layer."""
         return self._pretraining if stage < len(self.layers) else (self._optimizer, self._lr_scheduler)
 
     def stage_inputs(self, stage: int, inputs: Tensor) -> Tensor:
-        """The clean codes of the layers below."""
+        """Compute the clean codes of the layers below."""
         return self.codes(inputs, stage)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of the classes: [B, ...] -> [B, C]."""
+        """Compute the logits of the classes: [B, ...] -> [B, C]."""
         codes = self.configure_input(inputs)
         for index in range(len(self.layers)):
             codes = self.layer(index).encode(codes)
@@ -196,7 +196,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The denoising criterion of a layer; in fine-tuning the classifier's loss."""
+        """Compute and log a layer's denoising criterion; in fine-tuning the classifier's loss."""
         if self.finetuning:
             return super().training_step(batch, batch_idx)
         loss, weighted = self.denoise(self.served(expected.first(self, batch)), self.stage, batch_idx)
@@ -219,7 +219,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         self.count_reconstruction(mean, clean, self.stage, "val", batch_idx)
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
-        """A layer's mean reconstruction error; in fine-tuning and tests loss and error."""
+        """Return a layer's mean reconstruction error; in fine-tuning and tests loss and error."""
         if self.finetuning or stage == "test":
             return super().evaluation_results(stage)
         mean: Any = self.val_reconstruction[self.stage]
@@ -239,7 +239,7 @@ def _epochs(given: int | list[int], layers: int) -> list[int]:
 
 
 def _weights(path: str) -> dict[str, Tensor]:
-    """The weights in a checkpoint's file."""
+    """Read the weights in a checkpoint's file."""
     try:
         weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError) as error:

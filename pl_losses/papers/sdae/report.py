@@ -1,4 +1,4 @@
-"""What there is to see of denoising autoencoders: filters, reconstructions, samples, where stages begin."""
+"""Pictures of denoising autoencoders: filters, reconstructions, samples, and curves over the stages."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from pl_losses.papers.sdae.drawing import draw_curves, draw_filters, draw_rows
 from pl_losses.papers.sdae.layers import DenseLayer
 from pl_losses.papers.sdae.stages import StagedClassifier
 
-SAMPLES = 100  # Of each example, for their variability.
-SHOWN = 4  # Of these.
+SAMPLES = 100  # Samples of each example, to show their variability.
+SHOWN = 4  # Samples that are shown.
 
 
 class AutoencoderReport(Callback):
     """Shows a denoising autoencoder, or a stack of them, through training.
 
-    For :class:`~pl_losses.DenoisingAutoencoder` and :class:`~pl_losses.StackedDenoisingAutoencoder` on
-    images of the DataModule's ``input_shape``, or square ones. Logs ``pretrain/filters``, the first layer's
-    weights, before the first step and after every ``every_n_epochs`` of its epochs; when pre-training is over
-    ``pretrain/reconstructions``, corrupted inputs beside what the first layer makes of them, and
-    ``pretrain/samples``, samples by the paper's procedure (section 7.3) with the standard deviation of each
-    pixel over 100 of them; after the fit ``finetune/filters``, and ``fit/curves``, the criteria of all stages
-    with lines where stages begin.
+    It is for :class:`~pl_losses.DenoisingAutoencoder` and :class:`~pl_losses.StackedDenoisingAutoencoder` on
+    images of the DataModule's ``input_shape``, or square ones. It logs ``pretrain/filters``, the first
+    layer's weights, before the first step and after every ``every_n_epochs`` of its epochs. After
+    pre-training it logs ``pretrain/reconstructions``, corrupted inputs beside the first layer's
+    reconstructions, and ``pretrain/samples``, samples by the paper's procedure (section 7.3) with the
+    standard deviation of each pixel over 100 of them. After the fit it logs ``finetune/filters``, and
+    ``fit/curves``, the criteria of all stages with lines where stages begin.
 
     Args:
         every_n_epochs: How often to show the filters.
-        filters: How many filters to show, the first ones.
-        examples: How many examples to reconstruct and to start samples from.
+        filters: Number of filters to show, the first ones.
+        examples: Number of examples to reconstruct and to start samples from.
         seed: Seed of corruption and samples.
 
     Raises:
@@ -66,11 +66,11 @@ class AutoencoderReport(Callback):
         self._curves: dict[str, list[tuple[int, float]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The curves, which go on after a resume."""
+        """Return the curves, which continue after a resume."""
         return {"curves": self._curves}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the curves."""
+        """Restore the curves."""
         self._curves = state_dict["curves"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -87,17 +87,17 @@ class AutoencoderReport(Callback):
             self._curves = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the filters before they have learnt anything."""
+        """Show the filters before any training."""
         if trainer.current_epoch == 0:
             self._show_filters(trainer, pl_module, "pretrain/filters")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add to the curves; show the filters as they learn, and what the layers do when all are trained."""
+        """Extend the curves; show the filters during their training, and the layers once all are trained."""
         epoch = trainer.current_epoch
         for name, value in trainer.callback_metrics.items():
             stage = getattr(pl_module, "stage", 0)
             fine = getattr(pl_module, "finetuning", False)
-            # The module logs its training error after this.
+            # The module logs its training error after this hook.
             ends = ("val/error",) if fine else ("/loss", f"/reconstruction_{stage + 1}")
             if name.endswith(ends):
                 self._curves.setdefault(name, []).append((epoch, float(value)))
@@ -110,7 +110,7 @@ class AutoencoderReport(Callback):
             self._show_filters(trainer, pl_module, "pretrain/filters")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show how it went."""
+        """Show the final filters and the curves."""
         if isinstance(pl_module, StagedClassifier):
             self._show_filters(trainer, pl_module, "finetune/filters")
             if trainer.is_global_zero and trainer.loggers and self._curves:
@@ -126,7 +126,7 @@ class AutoencoderReport(Callback):
         if not isinstance(layer, DenseLayer):
             return
         weight = layer.weight.detach()[: self.filters]
-        # Of a sharded layer all ranks gather them.
+        # All ranks gather the weights of a sharded layer.
         weight = getattr(weight, "full_tensor", lambda: weight)()
         if trainer.is_global_zero and trainer.loggers:
             title = f"first layer after {logged_step(trainer)} steps"
@@ -139,7 +139,7 @@ class AutoencoderReport(Callback):
         if inputs is None:
             return
         inputs = trainer.precision_plugin.convert_input(inputs).to(pl_module.device)
-        # On all ranks, as sharded layers need them all.
+        # On all ranks, as sharded layers need all of them.
         with trainer.precision_plugin.forward_context():
             clean = pl_module.configure_input(inputs)
             corrupted, decoded = pl_module.reconstruct(inputs, self.seed)
@@ -157,7 +157,7 @@ class AutoencoderReport(Callback):
         log_figure(trainer, "pretrain/samples", draw_rows(rows, side))
 
     def _examples(self, trainer: Trainer) -> Tensor | None:
-        """Training examples as the model sees them; None where the DataModule has no tensors."""
+        """Return training examples as the model sees them; None if the DataModule has no tensors."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if "train" not in getattr(data, "tensors", {}):
             return None
@@ -166,7 +166,7 @@ class AutoencoderReport(Callback):
 
 
 def _side(trainer: Trainer, elements: int) -> tuple[int, int]:
-    """Height and width of an input."""
+    """Return height and width of an input."""
     shape: Any = getattr(trainer.datamodule, "input_shape", ())[-2:]  # type: ignore[attr-defined]
     if len(shape) == 2 and shape[0] * shape[1] == elements:
         return int(shape[0]), int(shape[1])

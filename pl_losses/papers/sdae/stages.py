@@ -1,8 +1,8 @@
 """Vincent et al. 2010, section 2.4: layers trained one after the other, then all together, in one fit.
 
-A stage is a number of epochs with an optimizer of its own. Automatic optimization goes on as ever: epochs and
-steps count as in any fit, gradients may be clipped or accumulated, and a checkpoint has the state of the
-optimizer of its stage.
+A stage is a number of epochs with an optimizer of its own. Automatic optimization works as usual: epochs and
+steps count as in any fit, gradients may be clipped or accumulated, and a checkpoint has the state of its
+stage's optimizer.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from pl_losses.data.loader import Batch, BatchLoader
 from pl_losses.monitoring.monitor import Monitor
 from pl_losses.strategies import DDPPerModule
 
-KEY = "stages"  # Of a checkpoint.
+KEY = "stages"  # Key in a checkpoint.
 CHUNK = 1000  # Samples encoded at once.
 
 
 class StagedClassifier(Classifier):
-    """A classifier that is pre-trained in stages: define the abstract methods.
+    """A classifier that is pre-trained in stages; a subclass defines the abstract methods.
 
     In the last stage, which lasts until the end of the fit, the weights with the lowest validation error are
-    kept: they are what checkpoints have, and what the model has after the fit. Training itself, also after a
-    resume, goes on with the newest.
+    kept. Checkpoints have these weights, and so has the model after the fit. Training itself, also after a
+    resume, continues from the newest weights.
 
     Attributes:
-        pretrain_epochs: Epochs of each stage but the last.
+        pretrain_epochs: Epochs of each stage except the last.
         stage: The stage that the fit is in, from 0.
-        patience: The fit ends when so many validations in a row did not lower the error.
+        patience: Validations in a row without a lower error after which the fit ends.
         cache_codes: Whether a stage's inputs are computed once, when it begins.
     """
 
@@ -56,22 +56,22 @@ class StagedClassifier(Classifier):
         super().__init__(*args, **kwargs)
         self._kept: dict[str, Tensor] = {}  # The best weights; after the fit the newest.
         self._lowest, self._waited, self._fitted = float("inf"), 0, False
-        self._validated = 0  # The step of the last validation that counts.
+        self._validated = 0  # The step of the last validation that was judged.
         self._resumed: dict[str, Any] | None = None
         self._served: int | None = None  # The stage whose codes the loader serves.
         self._source: tuple[BatchLoader, Batch, Any] | None = None
 
     @abstractmethod
     def stage_parameters(self, stage: int) -> Iterable[nn.Parameter]:
-        """What a stage trains; the others are frozen."""
+        """Return the parameters that a stage trains; the others are frozen."""
 
     @abstractmethod
     def stage_optimizer(self, stage: int) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-        """Parameters to optimizer, and optimizer to scheduler or None."""
+        """Return builders: parameters to optimizer, and optimizer to scheduler or None."""
 
     @abstractmethod
     def stage_inputs(self, stage: int, inputs: Tensor) -> Tensor:
-        """What a stage is trained on, as the stages before made it of a batch of inputs."""
+        """Compute a stage's training inputs from a batch of inputs, by the layers of earlier stages."""
 
     @property
     def finetuning(self) -> bool:
@@ -84,17 +84,17 @@ class StagedClassifier(Classifier):
         return self._lowest
 
     def stage_at(self, epoch: int) -> int:
-        """The stage of an epoch, both from 0."""
+        """Return the stage of an epoch, both from 0."""
         return sum(epoch >= end for end in accumulate(self.pretrain_epochs))
 
     def setup(self, stage: str) -> None:
-        """Begin with the first stage; a checkpoint to resume from comes after it.
+        """Start with the first stage; a checkpoint to resume is loaded later.
 
         Raises:
             ValueError: If the number of epochs is not limited.
         """
         if stage != "fit":
-            # Of a fit that did not come to its end, too, it is the classifier.
+            # After a fit that did not reach its end it is the classifier, too.
             self.stage = len(self.pretrain_epochs)
             return
         if self.trainer.max_epochs is None or self.trainer.max_epochs < 0:
@@ -105,7 +105,7 @@ class StagedClassifier(Classifier):
         self._kept, self._lowest, self._waited, self._fitted = {}, float("inf"), 0, False
         self._validated = 0
         self._resumed = None
-        self._restore_loader()  # A fit that was interrupted left codes in it.
+        self._restore_loader()  # An interrupted fit left codes in the loader.
         self._tell_of_missing_stages(self.trainer.max_epochs)
         self._select(self.stage_at(self.trainer.current_epoch))
         if self.trainer.strategy.restore_checkpoint_after_setup:
@@ -120,7 +120,7 @@ class StagedClassifier(Classifier):
             )
 
     def _find_stage_before_loading(self) -> None:
-        """Where the strategy loads the optimizer's state before any hook tells the stage (FSDP2)."""
+        """Select the checkpoint's stage before the strategy loads the optimizer's state (FSDP2)."""
         strategy: Any = self.trainer.strategy
         load = strategy.load_checkpoint
 
@@ -140,21 +140,21 @@ class StagedClassifier(Classifier):
             parameter.requires_grad_(id(parameter) in trained)
 
     def parameter_groups(self) -> Iterable[Any]:
-        """What the optimizer of this stage is given."""
+        """Return what this stage's optimizer is given."""
         return self.stage_parameters(self.stage)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build this stage's optimizer and scheduler.
 
         Raises:
-            TypeError: If ``stage_optimizer`` does not return the functions that make them.
+            TypeError: If ``stage_optimizer`` does not return their builders.
         """
         made = self.stage_optimizer(self.stage)
         make_optimizer, make_scheduler = expected.makers(self, "stage_optimizer", made)
         return self.with_scheduler(make_optimizer(self.parameter_groups()), make_scheduler)
 
     def schedule_steps(self) -> int:
-        """The number of optimizer steps of this stage."""
+        """Return the number of optimizer steps of this stage."""
         self.trainer.fit_loop.setup_data()
         batches = self.trainer.num_training_batches
         steps = ceil(batches / self.trainer.accumulate_grad_batches)
@@ -162,7 +162,7 @@ class StagedClassifier(Classifier):
         return max(1, int(steps * epochs[self.stage]))
 
     def on_train_start(self) -> None:
-        """Take up the stage that a checkpoint was saved in.
+        """Resume the stage that a checkpoint was saved in.
 
         Raises:
             ValueError: If ``patience`` is set but nothing is validated.
@@ -181,17 +181,17 @@ class StagedClassifier(Classifier):
                 self._swap()
             self._validate_if_skipped(self._resumed["validated"])
             self._resumed = None
-        # A fit that goes on after the last batch of an epoch comes by here only.
+        # A fit that resumes after the last batch of an epoch runs only this hook.
         self.on_train_epoch_start()
 
     def _validates(self) -> bool:
-        if self.trainer.val_dataloaders is None:  # Not made yet where epochs are skipped.
+        if self.trainer.val_dataloaders is None:  # Not made yet if epochs are skipped.
             return bool(self.trainer.enable_validation)
         return sum(self.trainer.num_val_batches) > 0
 
     @torch.no_grad()
     def _validate_if_skipped(self, validated: int) -> None:
-        """Lightning skips the validation after a checkpoint that was saved just before it."""
+        """Run the validation that Lightning skips after a checkpoint that was saved just before it."""
         ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         loader: Any = self.trainer.val_dataloaders
         if not (self.finetuning and ended and loader) or validated == self.global_step:
@@ -209,7 +209,7 @@ class StagedClassifier(Classifier):
         self.val_error.reset()
 
     def on_train_epoch_start(self) -> None:
-        """Begin the next stage when it is time."""
+        """Begin the next stage if it is time."""
         stage = self.stage_at(self.trainer.current_epoch)
         if stage != self.stage:
             self._begin(stage)
@@ -219,7 +219,7 @@ class StagedClassifier(Classifier):
         self._select(stage)
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and not isinstance(strategy, DDPPerModule):
-            # DDP waits for the parameters that were to be trained when it was made.
+            # DDP waits for the parameters that were trainable when it was built.
             strategy.model = self
             strategy.configure_ddp()
         strategy.setup_optimizers(self.trainer)
@@ -229,7 +229,7 @@ class StagedClassifier(Classifier):
                 callback.on_train_start(self.trainer, self)
 
     def _serve(self) -> None:
-        """Let the loader serve this stage's inputs, and give back what it served before."""
+        """Let the loader serve this stage's inputs, and restore what it served before."""
         if self._served == self.stage:
             return
         self._restore_loader()
@@ -250,7 +250,7 @@ class StagedClassifier(Classifier):
 
     @torch.no_grad()
     def _encoded(self, loader: BatchLoader) -> Batch | None:
-        """The loader's samples with this stage's inputs first; None if its transform is random."""
+        """Encode the loader's samples into this stage's inputs; None if its transform is random."""
         place = loader.tensors[0].device
         generator = torch.Generator(place).manual_seed(0)
         untouched = generator.get_state()
@@ -268,11 +268,11 @@ class StagedClassifier(Classifier):
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def served(self, inputs: Tensor) -> Tensor:
-        """This stage's inputs of what a training batch has first: it may have them already."""
+        """Return this stage's inputs for the first part of a training batch, which may have them already."""
         return inputs if self._served == self.stage else self.stage_inputs(self.stage, inputs)
 
     def on_validation_epoch_end(self) -> None:
-        """In the last stage keep the weights if their error is the lowest so far, and see whether to stop."""
+        """Keep the weights in the last stage if their error is the lowest so far; decide whether to stop."""
         super().on_validation_epoch_end()
         fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
         if not fitting or not self.finetuning:
@@ -295,14 +295,14 @@ class StagedClassifier(Classifier):
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Exchange the weights with those that are kept."""
+        """Exchange the weights with the kept ones."""
         for name, parameter in self._trained():
             before = parameter.detach().clone()
             parameter.copy_(shard_like(self._kept[name], parameter))
             self._kept[name] = before
 
     def on_train_end(self) -> None:
-        """Leave the best weights in the model, and the loader and the parameters as they were."""
+        """Leave the best weights in the model, and restore the loader and the parameters."""
         self._restore_loader()
         if self._kept:
             self._swap()
@@ -316,7 +316,7 @@ class StagedClassifier(Classifier):
         kept = {name: whole_tensor(tensor) for name, tensor in self._kept.items()}
         if kept and self._fitted:
             newest = kept
-        elif kept and state:  # Where the strategy gathers the weights, only rank zero has them.
+        elif kept and state:  # If the strategy gathers the weights, only rank zero has them.
             newest = {name: state[name] for name in kept}
             state.update(kept)
         checkpoint[KEY] = {
@@ -328,7 +328,7 @@ class StagedClassifier(Classifier):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Find out which stage to go on with, and warn where one that is not the last is evaluated.
+        """Find the stage to resume, and warn if a stage before the last is evaluated.
 
         Raises:
             ValueError: If the checkpoint is of another architecture.
@@ -350,12 +350,12 @@ class StagedClassifier(Classifier):
 
 
 def refuse_other_weights(model: nn.Module, weights: dict[str, Any], argument: str) -> None:
-    """Name the first weight of a checkpoint that is none of the model's, instead of all of them.
+    """Name the first weight of a checkpoint that does not fit the model, instead of all of them.
 
     Args:
-        model: Where they are to go.
-        weights: By name; none to check nothing.
-        argument: Which one named the checkpoint.
+        model: The model to load into.
+        weights: Weights by name; none to check nothing.
+        argument: The argument that named the checkpoint.
 
     Raises:
         ValueError: If a name or a shape differs.

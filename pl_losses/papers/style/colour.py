@@ -1,6 +1,6 @@
 """Colour preservation: the painting's strokes without its palette (Gatys et al. 2016, "Preserving color").
 
-Either the style image is given the content's colours beforehand, or only the luminance is transferred.
+Either the style image is recoloured to the content's colours first, or only the luminance is transferred.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def luminance(images: Tensor) -> Tensor:
-    """Luminance of images [..., 3, H, W], as grey images of three equal channels."""
+    """Compute the luminance of images [..., 3, H, W], as grey images of three equal channels."""
     weights = images.new_tensor(LUMINANCE)[:, None, None]
     return (images * weights).sum(-3, keepdim=True).expand_as(images)
 
 
 def match_luminance(style: Tensor, content: Tensor) -> Tensor:
-    """The luminance of a style image with mean and standard deviation of the content's: both [3, H, W]."""
+    """Scale a style image's luminance to mean and standard deviation of the content's: both [3, H, W]."""
     own, wanted = luminance(style), luminance(content)
     scale = wanted.std() / own.std().clamp_min(1e-6)
     return ((own - own.mean()) * scale + wanted.mean()).clamp(0, 1)
 
 
 def with_chroma(image: Tensor, content: Tensor) -> Tensor:
-    """The luminance of one image with the colours of another of the same size: both [..., 3, H, W]."""
+    """Combine the luminance of an image with the colours of another of its size: both [..., 3, H, W]."""
     return (luminance(image) - luminance(content) + content).clamp(0, 1)
 
 
 def match_colours(style: Tensor, content: Tensor) -> Tensor:
-    """A style image, recoloured linearly to the mean and covariance of the content's pixels.
+    """Recolour a style image linearly to the mean and covariance of the content's pixels.
 
-    The map is S_c^(1/2) S_s^(-1/2), of the covariances' symmetric roots: of all that match, one that changes
-    colours little.
+    The map is S_c^(1/2) S_s^(-1/2), with the symmetric roots of the covariances. Of all maps with this result
+    it changes colours little.
 
     Args:
         style: [3, h, w] in [0, 1].
@@ -50,7 +50,7 @@ def match_colours(style: Tensor, content: Tensor) -> Tensor:
 
 
 def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """Power of a symmetric positive matrix; no direction, as a grey image has some, counts as flat."""
+    """Compute the power of a symmetric positive matrix; missing directions, as of grey, count as flat."""
     values, vectors = torch.linalg.eigh(matrix)
     power: Tensor = (vectors * values.clamp_min(1e-6) ** exponent) @ vectors.mT
     return power

@@ -18,12 +18,12 @@ Pooling = Literal["avg", "max"]
 class VGG19Features(nn.Module):
     """Activations of VGG-19's convolutions after their ReLU, in one pass through the layers needed.
 
-    Nothing is trained: weights are buffers, and no gradient is computed for them. Nor are they saved with a
-    module that holds this one. Inside, channels lie side by side (channels_last), which convolutions are
-    faster with. Under autocast the weights are cast once, not in every pass.
+    Nothing is trained: weights are buffers without gradients. They are not saved with a module that holds
+    this one. Inside, channels lie side by side (channels_last), with which convolutions are faster. Under
+    autocast the weights are cast once, not in every pass.
 
     Args:
-        layers: Which to return, such as ``["conv1_1", "conv4_2"]``; those behind the last of them are not
+        layers: Layers to return, such as ``["conv1_1", "conv4_2"]``; layers after the last of them are not
             computed.
         weights: See :func:`~pl_losses.papers.style.vgg.load_weights`.
         pooling: "avg", as in the paper, or "max", as VGG was trained.
@@ -54,17 +54,17 @@ class VGG19Features(nn.Module):
     def forward(
         self, images: Tensor, visit: Callable[[str, Tensor], Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Features of images.
+        """Compute features of images.
 
         Args:
             images: Red, green, blue in [0, 1], [B, 3, H, W].
-            visit: Called with the name and the features of a layer as soon as they are there, for what is to
-                be computed of them; what it returns, the features again, is gone on with. Autograd takes the
-                layers in reverse order: what is computed here sends its gradient back when the layer's turn
-                comes, where of all computed later the gradients would be held at once.
+            visit: Called with the name and the features of each layer once they are computed; it returns the
+                features, with which the pass continues. Autograd takes the layers in reverse order: what a
+                visit computes sends its gradient back at its layer's turn. If it were computed after the
+                pass, the gradients of all layers would be held at once.
 
         Returns:
-            Layer to features [B, N, H', W'], in the order of the network; nothing where they are visited.
+            Layer to features [B, N, H', W'], in the order of the network; empty if they are visited.
 
         Raises:
             ValueError: If the shape is another, or the images are too small for the deepest layer.
@@ -89,7 +89,7 @@ class VGG19Features(nn.Module):
         return found
 
     def _kernels(self, images: Tensor) -> dict[str, Tensor]:
-        """The weights in the type in which convolutions are computed."""
+        """Return the weights in the type in which convolutions are computed."""
         kind, device = images.device.type, images.device
         own = dict(self.named_buffers())
         if not torch.is_autocast_enabled(kind):
@@ -104,7 +104,7 @@ class VGG19Features(nn.Module):
         """How many pixels beyond its own a position of the deepest layer sees; a multiple of its stride."""
         reach, block = 0, self.needed[-1][4]
         for name in reversed(self.needed):
-            # What is seen through a pooling layer is twice as wide.
+            # A pooling layer doubles the width of what is seen through it.
             reach, block = reach * (1 if name[4] == block else 2) + 1, name[4]
         return -(-reach // self.stride) * self.stride
 
@@ -141,7 +141,7 @@ class VGG19Features(nn.Module):
         for name in self.needed:
             weight: Tensor = getattr(self, f"{name}_weight")
             mean = (sums[name] / counts[name]).to(weight)
-            # A filter that never fires stays as it is.
+            # A filter that is never active stays as it is.
             mean = torch.where(mean > 0, mean, 1)
             bias: Tensor = getattr(self, f"{name}_bias")
             weight.mul_(before[:, None, None]).div_(mean[:, None, None, None])
@@ -155,7 +155,7 @@ def check_layers(name: str, layers: Sequence[str]) -> None:
     """Refuse an empty or unknown selection of layers.
 
     Raises:
-        ValueError: If there is none, one twice, or one that VGG-19 has not.
+        ValueError: If there is none, one twice, or one that VGG-19 does not have.
     """
     unknown = [layer for layer in layers if layer not in CONVOLUTIONS]
     if unknown or not layers or len(set(layers)) < len(layers):

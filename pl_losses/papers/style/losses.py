@@ -1,6 +1,6 @@
 """Gatys, Ecker and Bethge 2016, section 2, equations 1 to 6: content loss, Gram matrices, style loss.
 
-Equations 2 and 6, the gradients, are zero where F is not positive: F are activations after the ReLU.
+The gradients, equations 2 and 6, are zero where F is not positive: F are activations after the ReLU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pl_losses.core.validation import check_least, typed
 
 @typed
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Eq. 1: 1/2 sum_ij (F_ij - P_ij)^2, over all images; its gradient (eq. 2) is F - P.
+    """Compute eq. 1: 1/2 sum_ij (F_ij - P_ij)^2, over all images; its gradient (eq. 2) is F - P.
 
     Args:
         features: F, of the generated image: [N, M], [N, H, W] or [B, N, H, W].
@@ -42,10 +42,10 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
 
 @typed
 def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Eq. 3: G_ij = sum_k F_ik F_jk over the M positions, or sum_k m_k F_ik F_jk with a mask.
+    """Compute eq. 3: G_ij = sum_k F_ik F_jk over the M positions, or sum_k m_k F_ik F_jk with a mask.
 
-    The backward pass uses that G is symmetric: one matrix product, F^T (S + S^T) for the gradient S of G,
-    where autograd makes two.
+    G is symmetric. The backward pass therefore needs one matrix product, F^T (S + S^T) for the gradient S of
+    G, and not two, as autograd would.
 
     Args:
         features: F: N channels at M = H W positions, [N, M], [N, H, W] or [B, N, H, W].
@@ -82,18 +82,20 @@ def style_loss(
     target: Tensor | Sequence[Tensor],
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Eq. 4, E = 1/(4 N^2 M^2) sum_ij (G_ij - A_ij)^2, of one layer; of several, eq. 5: sum_l w_l E_l.
+    """Compute eq. 4, E = 1/(4 N^2 M^2) sum_ij (G_ij - A_ij)^2, of a layer, or eq. 5: sum_l w_l E_l.
 
-    A, the Gram matrix of the style image, is divided by that image's own number of positions, G by M: where
-    both images have M positions this is eq. 4 as printed, and it compares images of different sizes.
+    G and A, the Gram matrix of the style image, are each divided by the number of positions of their own
+    image. If both images have M positions this is eq. 4 as printed, and images of different sizes can be
+    compared.
 
     Args:
-        features: F of the generated image, [N, M], [N, H, W] or [B, N, H, W], or one such for each layer.
+        features: F of the generated image, [N, M], [N, H, W] or [B, N, H, W], or a sequence of such, by
+            layer.
         target: The same of the style image; positions may be more or fewer, and B may be 1.
         weights: w_l of the layers. Default: 1 over their number.
 
     Returns:
-        Scalar, summed over the batch, in float32 at least. Of one layer E itself.
+        Scalar, summed over the batch, in float32 at least. For one layer it is E.
 
     Raises:
         ValueError: If shapes or numbers of layers do not fit.
@@ -129,7 +131,7 @@ def style_loss(
 
 
 def gram_loss(gram: Tensor, target: Tensor) -> Tensor:
-    """Eq. 4 from Gram matrices per position: 1/(4 N^2) sum_ij (G_ij / M - A_ij / M)^2.
+    """Compute eq. 4 from Gram matrices per position: 1/(4 N^2) sum_ij (G_ij / M - A_ij / M)^2.
 
     Args:
         gram: G / M, [N, N] or [B, N, N].
@@ -143,7 +145,7 @@ def gram_loss(gram: Tensor, target: Tensor) -> Tensor:
 
 @typed
 def total_variation(images: Tensor) -> Tensor:
-    """Sum of the squared differences of neighbouring pixels: [..., H, W] -> scalar.
+    """Compute the sum of the squared differences of neighbouring pixels: [..., H, W] -> scalar.
 
     >>> total_variation(torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
     tensor(14.)
@@ -169,7 +171,7 @@ class _Gram(torch.autograd.Function):
         both = grads[0] + grads[0].transpose(1, 2)
         with torch.autocast(features.device.type, enabled=False):
             if features.stride(1) == 1:
-                # Channels last, as the gradient is then wanted too.
+                # Channels last, as the gradient should be, too.
                 slope: Tensor = (features.transpose(1, 2) @ both).transpose(1, 2)
             else:
                 slope = both @ features
@@ -177,10 +179,10 @@ class _Gram(torch.autograd.Function):
 
 
 def gram_on_the_way(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The features to go on with, and their :func:`gram_matrix`: [B, N, H, W] -> the same and [B, N, N].
+    """Return the features for the next layer, and their :func:`gram_matrix`: [B, N, H, W] -> same, [B, N, N].
 
-    The Gram matrix's gradient is added in place to the one that comes from the layers behind, which must be
-    nobody else's: convolutions and pooling layers give such. A layer's worth of memory less is taken.
+    The Gram matrix's gradient is added in place to the one from later layers, which nothing else may hold:
+    convolutions and pooling layers return such gradients. This saves the memory of a layer.
     """
     if features.requires_grad and features.dtype in (torch.float32, torch.float64):
         passed, gram = _GramOnTheWay.apply(features)
@@ -216,7 +218,7 @@ class _GramOnTheWay(torch.autograd.Function):
 
 
 def _channels(features: Tensor) -> int:
-    """Which dimension is that of the channels."""
+    """Return the dimension of the channels."""
     return 1 if features.ndim == 4 else 0
 
 

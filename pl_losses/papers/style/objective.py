@@ -1,4 +1,4 @@
-"""Gatys et al. 2016, eq. 7: alpha L_content + beta L_style of an image, its targets fixed."""
+"""Gatys et al. 2016, eq. 7: alpha L_content + beta L_style of an image, for fixed targets."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Sums = dict[tuple[str, ...], Tensor]
 
 @dataclass
 class Window:
-    """A part of an image: its first row and the one after the last, and the same of columns.
+    """A part of an image, by its first row and the row after the last one, and its columns likewise.
 
     Attributes:
         rows: In pixels; multiples of the deepest layer's stride, or the edge.
         columns: The same.
-        origin: First row and column of what the features are computed from.
+        origin: First row and column of the pixels that the features are computed from.
     """
 
     rows: tuple[int, int]
@@ -43,7 +43,7 @@ class Window:
     origin: tuple[int, int] = (0, 0)
 
     def cut(self, values: Tensor, layer: str, origin: tuple[int, int] = (0, 0)) -> Tensor:
-        """The window out of a layer's values [..., H', W'], which start at a pixel."""
+        """Cut the window out of a layer's values [..., H', W'], whose first pixel is ``origin``."""
         stride = 2 ** (int(layer[4]) - 1)
         rows, columns = (
             slice((span[0] - start) // stride, (span[1] - start) // stride)
@@ -55,10 +55,10 @@ class Window:
 def windows(
     image: Tensor, tile: int | None, features: VGG19Features
 ) -> Iterator[tuple[Window, tuple[slice, slice]]]:
-    """The tiles of an image, and the rows and columns that the features of each are computed from.
+    """Yield the tiles of an image, and the rows and columns that the features of each are computed from.
 
     Args:
-        image: Of any shape that ends with [H, W].
+        image: A tensor [..., H, W].
         tile: Largest height and width of a tile, rounded up to the deepest layer's stride; None for one tile.
         features: The network.
     """
@@ -72,7 +72,7 @@ def windows(
 
 
 def _spans(length: int, tile: int, stride: int) -> list[tuple[int, int]]:
-    """First pixel and the one after the last of each tile along an axis, evenly long.
+    """Return first pixel and the pixel after the last of each tile along an axis, evenly long.
 
     >>> _spans(100, 48, 16), _spans(130, 128, 16)
     ([(0, 48), (48, 96), (96, 100)], [(0, 80), (80, 130)])
@@ -84,12 +84,12 @@ def _spans(length: int, tile: int, stride: int) -> list[tuple[int, int]]:
 
 @dataclass
 class Targets:
-    """What an image of one size is compared with.
+    """The targets that an image of one size is compared with.
 
     Attributes:
         content: Layer to P, [B, N, H', W'].
         grams: (layer, region) to A per position, [B, N, N].
-        masks: (layer, region) to the region's mask at the layer's size, [1, H', W']; empty where there is one
+        masks: (layer, region) to the region's mask at the layer's size, [1, H', W']; empty if there is one
             region, the whole image.
         positions: (layer, region) to the number of positions M, or the sum of the mask.
         shares: Weight of each region.
@@ -106,10 +106,10 @@ class Objective(nn.Module):
     """The loss of an image [B, 3, H, W] and its terms.
 
     Args:
-        features: Of VGG-19, with all content and style layers.
+        features: VGG-19, with all content and style layers.
         content_layers: Layers of eq. 1.
         style_layers: Layers of eq. 4.
-        preset: How equations 1 and 4 are weighted, by layer.
+        preset: Weights of equations 1 and 4, by layer.
         alpha: Factor of the content loss.
         beta: Factor of the style loss.
         layer_weights: w_l. Default: the preset's.
@@ -145,7 +145,7 @@ class Objective(nn.Module):
         masks: Tensor | None = None,
         tile: int | None = None,
     ) -> None:
-        """Fix what images are compared with; nothing of it is computed again in :meth:`forward`.
+        """Fix what images are compared with; :meth:`forward` computes none of it again.
 
         Several styles are blended: the loss is compared with the mean of their Gram matrices per position,
         weighted by ``shares``. This differs by a constant from the weighted mean of their losses, and has the
@@ -156,7 +156,7 @@ class Objective(nn.Module):
             styles: For each image of the batch its K style images, each [3, h, w].
             shares: Of the K styles. Default: 1 / K each. With masks: weights of the regions, default 1 each.
             masks: In [0, 1], [K, H, W]: style k is for the part of the image where mask k is.
-            tile: Go through the images in tiles of this height and width, which takes less memory.
+            tile: Compute the targets in tiles of this height and width, which takes less memory.
         """
         count = len(styles[0])
         grams = [[self._grams(style, tile) for style in own] for own in styles]
@@ -181,26 +181,26 @@ class Objective(nn.Module):
         self.targets = targets
 
     def forward(self, image: Tensor) -> tuple[Tensor, Terms]:
-        """Loss and terms of an image.
+        """Compute loss and terms of an image.
 
         Args:
             image: [B, 3, H, W], as large as the content.
 
         Returns:
-            The loss, eq. 7, and its terms by name, without gradient: ``content_loss`` (eq. 1),
-            ``style_loss`` (eq. 5), ``content_<layer>`` and ``style_<layer>`` (eq. 1 and eq. 4 of a layer),
-            and ``total_variation`` if it takes part. All are summed over the batch, and scaled by the preset
-            but not by alpha and beta, nor, of a layer, by w_l.
+            The loss, eq. 7, and its terms by name, without gradient: ``content_loss`` (eq. 1), ``style_loss``
+            (eq. 5), ``content_<layer>`` and ``style_<layer>`` (eq. 1 and eq. 4 of a layer), and
+            ``total_variation`` if it takes part. All are summed over the batch, and scaled by the preset but
+            not by alpha and beta; those of a layer are not scaled by w_l.
         """
         total, terms = self.combine(self.measure(image))
         return self.add_variation(total, terms, image)
 
     def measure(self, image: Tensor, window: Window | None = None) -> Sums:
-        """Content losses and Gram matrices, as sums over positions: over all, or those of a window.
+        """Sum content losses and Gram matrices over all positions, or over those of a window.
 
         Args:
-            image: [B, 3, H, W]; with a window the part of the image that it starts in.
-            window: Which positions to sum over.
+            image: [B, 3, H, W]; with a window, the part of the image around it.
+            window: The positions to sum over.
         """
         targets = self.fixed()
         sums: Sums = {}
@@ -224,7 +224,7 @@ class Objective(nn.Module):
         return sums
 
     def combine(self, sums: Sums) -> tuple[Tensor, Terms]:
-        """Equations 4, 5 and 7 from the sums over all positions."""
+        """Compute equations 4, 5 and 7 from the sums over all positions."""
         targets, terms = self.fixed(), dict[str, Tensor]()
         contents, styles = [], []
         for layer, target in targets.content.items():
@@ -252,17 +252,17 @@ class Objective(nn.Module):
         return total + self.tv_weight * value, terms | {"total_variation": value.detach()}
 
     def fixed(self) -> Targets:
-        """The targets.
+        """Return the targets.
 
         Raises:
-            RuntimeError: If there are none yet.
+            RuntimeError: If they are not set yet.
         """
         if self.targets is None:
             raise RuntimeError("Expected targets: call `set_targets` first")
         return self.targets
 
     def _grams(self, style: Tensor, tile: int | None) -> dict[str, Tensor]:
-        """Gram matrices per position of a style image [3, h, w]."""
+        """Compute the Gram matrices per position of a style image [3, h, w]."""
         sums: dict[str, Tensor] = {}
         for window, around in windows(style, tile, self.features):
 
@@ -276,7 +276,7 @@ class Objective(nn.Module):
         return {layer: gram / math.prod(_size(layer, style)) for layer, gram in sums.items()}
 
     def _contents(self, content: Tensor, tile: int | None) -> dict[str, Tensor]:
-        """P of the content layers, of images [B, 3, H, W]."""
+        """Compute P of the content layers, for images [B, 3, H, W]."""
         whole: dict[str, Tensor] = {}
         for window, around in windows(content, tile, self.features):
 
@@ -293,6 +293,6 @@ class Objective(nn.Module):
 
 
 def _size(layer: str, image: Tensor) -> tuple[int, int]:
-    """Height and width of a layer's features of an image [..., H, W]."""
+    """Return height and width of a layer's features for an image [..., H, W]."""
     stride = 2 ** (int(layer[4]) - 1)
     return image.shape[-2] // stride, image.shape[-1] // stride

@@ -1,7 +1,7 @@
 """The weights of other tools' losses, in terms of equations 1 and 4 of Gatys et al. 2016.
 
-They are all of one family: a content term a(N, M) / 2 sum (F - P)^2 and style terms b(N) E_l. Features are
-taken after the ReLU here, as in the paper.
+They all have one form: a content term a(N, M) / 2 sum (F - P)^2 and style terms b(N) E_l. Features are taken
+after the ReLU here, as in the paper.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Preset:
         style: Weight of eq. 4 from channels N.
         averaged: Whether the default w_l is 1 over the number of style layers, else 1.
         alpha: Its default factor of the content loss.
-        weights: Whose weights of VGG-19 they belong to: E grows as the 4th power of the activations, the
+        weights: The weights of VGG-19 that they belong to: E grows as the 4th power of the activations, the
             content loss as the 2nd.
-        normalize: Whether those are normalised by their mean activations.
+        normalize: Whether the weights are normalised by their mean activations.
         pooling: "avg" or "max".
         content_layers: Content layers.
         style_layers: Style layers.
@@ -44,7 +44,7 @@ class Preset:
 
 
 def _means(content: float, style: float) -> dict[str, Any]:
-    """Weights of tools that take means instead of sums."""
+    """Return the weights of tools that take means instead of sums."""
     return {"content": partial(_over, content, 1), "style": partial(_over, style, 2)}
 
 

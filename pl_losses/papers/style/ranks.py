@@ -1,4 +1,4 @@
-"""Strategies of several ranks: each optimises images of its own, or all share the tiles of the same ones."""
+"""Strategies of several ranks: each optimises its own images, or all share the tiles of the same images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 class EachForItself(DDPStrategy):
     """Processes as DDP starts them, but no gradient is exchanged. ``strategy="each_for_itself"``.
 
-    A checkpoint of several ranks is one file each: rank 1 saves beside ``last.ckpt`` a ``last.ckpt.rank1``.
-    To go on from it takes as many ranks.
+    A checkpoint of several ranks has one file each: rank 1 saves ``last.ckpt.rank1`` beside ``last.ckpt``. A
+    fit resumes from it on the same number of ranks only.
     """
 
     def configure_ddp(self) -> None:
@@ -49,8 +49,8 @@ class EachForItself(DDPStrategy):
 class TilesTogether(DDPStrategy):
     """Every rank has the same image and computes some of its tiles. ``strategy="tiles_together"``.
 
-    The sums over the tiles are the same on all ranks, and so is what the optimizer makes of them: the devices
-    must be of one kind.
+    The sums over the tiles are the same on all ranks, and so are the optimizers' steps, if the devices are of
+    one kind.
     """
 
     def configure_ddp(self) -> None:

@@ -1,4 +1,4 @@
-"""What there is to see of a style transfer: the image as it evolves, and the finished one as a file."""
+"""Pictures of a style transfer: the image as it evolves, and the finished one as a file."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 class StyleReport(Callback):
     """Writes the image to a file and shows it through training, with content and style beside it.
 
-    For a :class:`~pl_losses.StyleTransfer`. Logs ``train/image`` (of rank zero's first images). The file is
-    written when training ends, and when it stops early: interrupted, or at a loss that is not finite, with
-    the last good image. ``predict`` writes the image of a checkpoint.
+    It is for a :class:`~pl_losses.StyleTransfer`, and logs ``train/image`` (of rank zero's first images). The
+    file is written when training ends, and when it stops early: interrupted, or at a loss that is not finite,
+    with the last good image. ``predict`` writes the image of a checkpoint.
 
     Args:
-        output: File to write to; the suffix tells the format. With several contents their names are inserted
+        output: File to write to, in the format of its suffix. With several contents, their names are inserted
             before the suffix. Default: ``<content>-<style>.png`` in the run's folder.
-        every_n_steps: Show the image after every so-manieth optimizer step; 0 for never.
+        every_n_steps: Show the image after every n-th optimizer step; 0 for never.
 
     Raises:
-        ValueError: If ``every_n_steps`` is no integer of at least 0, or ``output`` names no image format.
+        ValueError: If ``every_n_steps`` is no integer of at least 0, or ``output`` has no image suffix.
     """
 
     KEYS: ClassVar[Keys] = {
@@ -56,10 +56,10 @@ class StyleReport(Callback):
         self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder.
+        """Agree on the folder among all ranks.
 
         Raises:
-            TypeError: If the module is no StyleTransfer.
+            TypeError: If the module is not a StyleTransfer.
         """
         if not isinstance(pl_module, StyleTransfer):
             raise TypeError(f"Expected a StyleTransfer to report on but got {type(pl_module).__name__}")
@@ -67,7 +67,7 @@ class StyleReport(Callback):
         self._folder = trainer.strategy.broadcast(folder) or Path()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what it starts from."""
+        """Show the image that training starts from."""
         self._show(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
@@ -84,7 +84,7 @@ class StyleReport(Callback):
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write the image as it is."""
+        """Write the current image."""
         if isinstance(pl_module, StyleTransfer) and pl_module.pictures and int(pl_module.evaluations):
             self._write(trainer, pl_module)
 
@@ -121,7 +121,7 @@ class StyleReport(Callback):
 
 
 def draw_panels(panels: list[tuple[str, Tensor]]) -> Figure:
-    """Images [3, H, W] of one height side by side, each with a title."""
+    """Draw images [3, H, W] of one height side by side, each with a title."""
     from matplotlib.figure import Figure
 
     shares = [float(image.shape[2] / image.shape[1]) for _, image in panels]

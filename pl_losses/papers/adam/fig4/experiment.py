@@ -55,7 +55,7 @@ def fig4(
         steps: Steps of each run; the paper's are 60 000 (100 passes).
         at: Steps after which the loss is evaluated, on the first 1 000 training images. Default: a tenth of
             the steps and all, as in the paper.
-        folder: For the results. A folder with a part of them is gone on with.
+        folder: For the results. A folder with a part of them is resumed.
         root: Folder with the MNIST files. Default: the environment variable PL_LOSSES_DATA.
         dataset: The images, made binary: "mnist", or "digits" for scikit-learn's, which need no download.
         beta1: Such as [0.5] or [0.5,0.9]. Default: 0 and 0.9.
@@ -111,7 +111,7 @@ def fig4(
 
 
 def load_images(dataset: Literal["mnist", "digits"], root: str | None) -> Tensor:
-    """The training images as bytes: [N, D].
+    """Load the training images as bytes: [N, D].
 
     Raises:
         ValueError: If there is no such set.
@@ -123,12 +123,12 @@ def load_images(dataset: Literal["mnist", "digits"], root: str | None) -> Tensor
     data.prepare_data()
     data.setup("fit")
     images = data.tensors["train"][0].flatten(1)
-    # A border that is empty in all of them, as around the enlarged digits, says nothing.
+    # A border that is empty in all images, as around the enlarged digits, carries no information.
     return images if dataset == "mnist" else images[:, images.amax(0) > 0]
 
 
 class Progress:
-    """Tells how far the grid is and how long it takes, every few seconds.
+    """Prints how far the grid is and how long it takes, every few seconds.
 
     Args:
         every: Seconds between lines.
@@ -155,7 +155,7 @@ class Progress:
         self.last = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        """Tell that so many of all steps are done, now and then."""
+        """Print how many of all steps are done, if the last line was long enough ago."""
         now = self.clock()
         if self.first is None:
             self.first, self.last = (now, done), now
@@ -172,7 +172,7 @@ class Progress:
 
 
 def in_words(seconds: float) -> str:
-    """A duration, rounded.
+    """Write a duration in words, rounded.
 
     >>> in_words(40), in_words(150)
     ('40 s', '2 min')
@@ -181,7 +181,7 @@ def in_words(seconds: float) -> str:
 
 
 def summary(results: Results, chance: float) -> str:
-    """How many runs stayed finite, and ended below the loss of guessing, with and without correction."""
+    """Say how many runs stayed finite and ended better than guessing, with and without correction."""
     lines = []
     for correction, name in NAMES.items():
         runs = [outcome for run, outcome in results.items() if run.bias_correction is correction]
@@ -195,9 +195,9 @@ def summary(results: Results, chance: float) -> str:
 
 
 def draw(plan: Plan, results: Results, chance: float) -> Figure:
-    """The paper's figure: the loss over log10 alpha, a panel per beta1 and beta2, a block per step count.
+    """Draw the paper's figure: loss over log10 alpha, a panel per beta1 and beta2, a block per step count.
 
-    Losses up to a little more than that of guessing are drawn where they are, others as off the scale.
+    Losses up to a little above that of guessing are drawn in place, higher ones as off the scale.
     """
     from matplotlib.figure import Figure
 
@@ -220,7 +220,7 @@ def draw(plan: Plan, results: Results, chance: float) -> Figure:
 
 
 def _scale(results: Results, chance: float) -> tuple[float, float]:
-    """The ends of the axis of losses: what is worse than guessing may be anywhere."""
+    """Return the ends of the loss axis, which leave out losses worse than guessing."""
     losses = [value for outcome in results.values() for value in outcome.losses.values()]
     values = [value for value in losses if value <= 1.1 * chance]
     return min(values, default=0.0), max(values, default=chance)
@@ -240,7 +240,7 @@ def _panel(
         ]
         values = [results[run].losses.get(step, math.nan) for run in runs]
         axes.plot(plan.log_alpha, values, "o-", color=colour, markersize=3, label=NAMES[correction])
-        # Beside one another where both are off the scale.
+        # Side by side if both are off the scale.
         shift = -0.08 if correction else 0.08
         for power, value in zip(plan.log_alpha, values, strict=True):
             if not value <= top:
@@ -256,7 +256,7 @@ def _panel(
 
 
 def diverged(results: Results) -> dict[str, int]:
-    """How many runs did not stay finite, with and without correction."""
+    """Count the runs that did not stay finite, with and without correction."""
     return {
         f"diverged {name}": sum(
             outcome.diverged is not None

@@ -18,14 +18,14 @@ from pl_losses.core.rng import keyed_generator
 from pl_losses.papers.adam.fig4.batched_vae import Settings, VAEStack
 from pl_losses.papers.adam.vae import VAE, standard_normal
 
-# Steps between looks at the losses, which an accelerator is waited for.
+# Steps between readings of the losses, which wait for an accelerator.
 LOOK = 10
 EVALUATED = 1000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the results of a grid depend on, beside the images.
+    """Everything that the results of a grid depend on, except the images.
 
     Attributes:
         beta1: Decay rates of the first moment.
@@ -68,7 +68,7 @@ class Plan:
             raise ValueError(f"Expected `at` to hold numbers in 1..{self.steps} but got {self.at}")
 
     def settings(self) -> list[Settings]:
-        """All runs, panel by panel of the figure."""
+        """List all runs, panel by panel of the figure."""
         return [
             Settings(beta1, beta2, 10.0**power, correction)
             for beta1, beta2, correction, power in product(
@@ -79,7 +79,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """How a run went.
+    """The outcome of a run.
 
     Attributes:
         losses: Step to the negative bound after it, nats per image; only as long as it is finite.
@@ -96,8 +96,8 @@ Results = dict[Settings, Outcome]
 class Grid:
     """Trains a :class:`VAE` for each of a plan's settings, stacks of them at a time.
 
-    The state is saved in the folder now and then; a new ``Grid`` of the same plan goes on from it. A run
-    whose loss is not finite is recorded as diverged and leaves the stack.
+    The state is saved in the folder repeatedly; a new ``Grid`` of the same plan resumes from it. A run whose
+    loss is not finite is recorded as diverged and leaves the stack.
 
     Args:
         plan: What to train.
@@ -139,7 +139,7 @@ class Grid:
         self._interrupted = self._load()
 
     def run(self) -> Results:
-        """Train what is left, and return how each run went."""
+        """Train the unfinished runs, and return the outcome of each run."""
         if self._interrupted is not None:
             stack, step = self._interrupted
             self._interrupted = None
@@ -159,7 +159,7 @@ class Grid:
         return VAEStack([tensor.to(self.device) for tensor in start], settings)
 
     def _train(self, stack: VAEStack, step: int) -> None:
-        """Train a stack from a step on to the end."""
+        """Train a stack from a step to the end."""
         running = list(stack.settings)
         while step < self.plan.steps and running:
             stop = min([step + LOOK, self.plan.steps, *(at for at in self.plan.at if at > step)])
@@ -180,10 +180,10 @@ class Grid:
         return [run for run in runs if self.results[run].diverged is None]
 
     def _drop(self, stack: VAEStack, finite: Tensor, before: int) -> None:
-        """Record runs whose loss was not finite, and go on without; ``finite`` is [steps, runs]."""
+        """Record runs whose loss was not finite, and drop them; ``finite`` is [steps, runs]."""
         for run, column in zip(stack.settings, finite.T, strict=True):
             if not column.all():
-                # The loss is that before the step.
+                # The losses are those before the step.
                 self.results[run].diverged = before + int((~column).int().argmax())
         whole = finite.all(0)
         if whole.any() and not whole.all():
@@ -204,7 +204,7 @@ class Grid:
         self._drop(stack, total.isfinite()[None], step)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images and noise of a step, whatever came before."""
+        """Return images and noise of a step, which do not depend on earlier steps."""
         size = self.plan.batch_size
         epoch, position = divmod(step, len(self.images) // size)
         if self._order[0] != epoch:
@@ -220,7 +220,7 @@ class Grid:
         return (images > 127).float()
 
     def _save(self, stack: VAEStack | None, step: int) -> None:
-        """Keep what is done, and a stack that is not."""
+        """Save the results so far, and an unfinished stack."""
         self.kept.results = [[list(run), one.losses, one.diverged] for run, one in self.results.items()]
         settings = [list(run) for run in stack.settings] if stack else []
         state = {"step": step, "settings": settings, "stack": stack.state_dict()} if stack else None
@@ -228,7 +228,7 @@ class Grid:
         self._saved = monotonic()
 
     def _load(self) -> tuple[VAEStack, int] | None:
-        """Read the results so far; returns the stack that was interrupted, if one was, and its step."""
+        """Read the results so far; return the interrupted stack, if there is one, and its step."""
         for run, losses, diverged in self.kept.results:
             self.results[Settings(*run)] = Outcome(losses, diverged)
         if (state := self.kept.unfinished) is None:
@@ -239,7 +239,7 @@ class Grid:
 
 
 def rows(plan: Plan, results: Results) -> Iterator[dict[str, Any]]:
-    """One row per run and evaluated step: the settings, ``step``, ``loss`` and ``diverged``."""
+    """Yield one row per run and evaluated step: the settings, ``step``, ``loss`` and ``diverged``."""
     for run in plan.settings():
         outcome = results[run]
         for step in sorted(plan.at):

@@ -1,4 +1,4 @@
-"""Kingma and Ba 2015, Algorithm 1: what takes a visit to every coordinate, from Adam's state after a step."""
+"""Kingma and Ba 2015, Algorithm 1: sums over every coordinate, from Adam's state after a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACK = BLOCK // 8  # Bytes of small tensors that are joined: calls cost more tha
 def coordinates(
     moments: Sequence[Moments], rule: Rule, device: torch.device
 ) -> tuple[Numbers, Numbers, Squares]:
-    """Visit every coordinate, block by block.
+    """Visit every coordinate, block by block, and add up.
 
     It needs next to no memory: two small buffers, which on an accelerator grow with large models, to 1/512
     of their size.
@@ -53,7 +53,7 @@ def coordinates(
 
 
 def _together(rows: list[Any], device: torch.device) -> Numbers:
-    """The maximum of the first numbers and the sums of the others."""
+    """Combine rows: the maximum of the first numbers and the sums of the others."""
     if len(rows) == 1:
         return rows[0] if isinstance(rows[0], list) else rows[0].to(device, non_blocking=True)
     if all(isinstance(row, list) for row in rows):
@@ -65,7 +65,7 @@ def _together(rows: list[Any], device: torch.device) -> Numbers:
 
 
 def _visit_run(run: list[Moments], rule: Rule, known: Squares) -> Numbers:
-    """The largest direction and the sums, shape [7]; the steps are equal or on a device."""
+    """Return the largest direction and the sums, shape [7]; the steps are equal or on a device."""
     if not isinstance(run[0].step, Tensor):
         return _visit_alike(run, rule, coefficients(rule, run[0].step, run[0].mu_product), known)
     step, product = (
@@ -84,11 +84,11 @@ def _visit_run(run: list[Moments], rule: Rule, known: Squares) -> Numbers:
 
 
 def _visit_alike(run: list[Moments], rule: Rule, terms: dict[str, Any], known: Squares) -> Numbers:
-    """As _visit_run, where all tensors have the same coefficients."""
+    """Do as :func:`_visit_run` if all tensors have the same coefficients."""
     ratio, signal = terms["ratio"], terms.get("signal", 1.0)
     scales = [ratio, 1.0, ratio**2, ratio, signal**2, 1.0, 1.0]
     device, dtype = run[0].m.device, torch.promote_types(run[0].m.dtype, torch.float32)
-    # Tiny is added to v: it makes 0/0 a 0.
+    # Tiny is added to v, so that 0/0 is 0.
     terms = {"zero": 0.0, "one": 1.0, "tiny": torch.finfo(dtype).tiny, "level": 0.9 / ratio, **terms}
     packs, large = _packed(run, PACK // dtype.itemsize)
     if device.type != "cpu" or isinstance(ratio, Tensor):
@@ -102,7 +102,7 @@ def _visit_alike(run: list[Moments], rule: Rule, terms: dict[str, Any], known: S
 
 
 def _packed(run: list[Moments], most: int) -> tuple[list[list[Moments]], list[Moments]]:
-    """Small tensors, together of at most so many elements, and large ones."""
+    """Split tensors into packs of small ones, of at most ``most`` elements each, and large ones."""
     packs: list[list[Moments]] = []
     large, room = [], 0
     for one in run:
@@ -119,14 +119,14 @@ def _packed(run: list[Moments], most: int) -> tuple[list[list[Moments]], list[Mo
 
 
 def _columns(run: list[Moments]) -> list[list[Tensor]]:
-    """m, v, weight and, for NAdam, gradient."""
+    """List m, v, weight and, for NAdam, gradient."""
     columns = [[one.m for one in run], [one.largest for one in run], [one.weight for one in run]]
     gradients = [one.gradient for one in run if one.gradient is not None]
     return [*columns, gradients] if gradients else columns
 
 
 def _joined(pack: list[Moments], dtype: torch.dtype) -> Tensor:
-    """Shape [3 or 4, N], in one call."""
+    """Join a pack in one call, to shape [3 or 4, N]."""
     columns = _columns(pack)
     tensors = [tensor for column in columns for tensor in column]
     joined: Tensor = of_torch.flatten_dense(tensors)  # type: ignore[no-untyped-call]
@@ -136,7 +136,7 @@ def _joined(pack: list[Moments], dtype: torch.dtype) -> Tensor:
 def _visit_pack(
     pack: list[Moments], rule: Rule, terms: dict[str, Any], dtype: torch.dtype, known: Squares
 ) -> list[float]:
-    """As _visit, of small tensors on the CPU."""
+    """Do as :func:`_visit` for small tensors on the CPU."""
     parts = _joined(pack, dtype).numpy()
     for part, tensors in zip(parts, _columns(pack)[:2], strict=False):
         known.update(dict.fromkeys(map(id, tensors), 0.0))
@@ -147,7 +147,7 @@ def _visit_pack(
 def _visit_large(
     large: list[Moments], rule: Rule, terms: dict[str, Any], dtype: torch.dtype, known: Squares
 ) -> list[list[float]]:
-    """As _visit, of large tensors on the CPU cut into blocks."""
+    """Do as :func:`_visit` for large tensors on the CPU, cut into blocks."""
     block = BLOCK // dtype.itemsize
     size = min(block, max(one.m.numel() for one in large))
     buffers = torch.empty(2, size, dtype=dtype).numpy()
@@ -165,7 +165,7 @@ def _visit_large(
 
 
 def _pieces(line: Tensor, length: int, dtype: torch.dtype) -> Iterator[Any]:
-    """A line in arrays of a length, the last one shorter; copied only if it is of another dtype."""
+    """Cut a line into arrays of a length, the last one shorter; copy only to change the dtype."""
     if line.dtype != dtype:
         yield from (piece.to(dtype).numpy() for piece in torch.split(line, length))
         return
@@ -181,7 +181,7 @@ def _visit_blocks(
     terms: dict[str, Any],
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """As _visit, of small tensors joined and of large ones cut into blocks."""
+    """Do as :func:`_visit` for small tensors, joined, and large ones, cut into blocks."""
     device, sizes = (large or packs[0])[0].m.device, [one.m.numel() for one in large]
     block = max(BLOCK // dtype.itemsize, sum(sizes) // 512)  # Launches would take longer than the work.
     for key in ("zero", "x", "y", "rectified"):
@@ -199,15 +199,15 @@ def _visit_blocks(
 
 
 def _visit(xp: Any, rule: Rule, terms: dict[str, Any], parts: Any, inverse: Any, direction: Any) -> list[Any]:
-    """The largest direction and the sums in one block, seven numbers, but for their scale.
+    """Return the largest direction and the sums of a block, seven numbers, except for their scale.
 
     Args:
         xp: NumPy or torch, whichever the parts and the buffers are of.
-        rule: How they are stepped.
-        terms: Of the closed form.
+        rule: The update rule.
+        terms: Terms of the closed form.
         parts: m, v, weight and, for NAdam, gradient, shape [N] each.
         inverse: A buffer, at least [N].
-        direction: Another one.
+        direction: Another buffer.
     """
     m, v, weight = parts[:3]
     if len(m) < len(direction):
@@ -249,7 +249,7 @@ def _count_above(xp: Any, numbers: Any, level: Any, buffer: Any) -> Any:
 
 
 def _nadam_top(rule: Rule, terms: dict[str, Any], parts: Any, out: Any) -> None:
-    """n = y m + x g, with the L2 decay of the weight before the step."""
+    """Compute NAdam's n = y m + x g, with the L2 decay of the weight before the step."""
     m, _, weight, gradient = parts
     out[:] = m * terms["y"]
     out += gradient * (-terms["x"] if rule.maximize else terms["x"])
@@ -258,7 +258,7 @@ def _nadam_top(rule: Rule, terms: dict[str, Any], parts: Any, out: Any) -> None:
 
 
 def _rectify(rectified: Any, m: Any, out: Any) -> None:
-    """In RAdam's first steps, where this is 0 and not 1, the direction is m."""
+    """Replace the direction by m in RAdam's first steps, in which ``rectified`` is 0 and not 1."""
     if isinstance(rectified, Tensor):
         torch.lerp(m, out, rectified, out=out)
     elif not rectified:

@@ -13,7 +13,7 @@ from pl_losses.papers.adam.monitor.update_rule import Rule, effective_step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SPACING = 1.035  # Between the steps of kept points: at most some 450 in 10^8 steps.
+SPACING = 1.035  # Ratio of the steps of kept points: at most about 450 points in 10^8 steps.
 SHOWN = 8
 
 
@@ -29,15 +29,15 @@ class History:
         self.groups: dict[str, dict[str, Any]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the groups, as plain data."""
         return copy.deepcopy(self.groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As it was saved."""
+        """Restore the groups."""
         self.groups = copy.deepcopy(state_dict)
 
     def forget(self, names: Sequence[str]) -> None:
-        """Begin anew for these groups."""
+        """Start anew with these groups."""
         for name in names:
             self.groups.pop(name, None)
 
@@ -60,7 +60,7 @@ class History:
 
 
 def draw_history(history: History) -> Figure:
-    """Effective steps beside their closed forms and, if known, the largest steps beside their bounds."""
+    """Draw effective steps beside their closed forms and, if known, the largest steps beside their bounds."""
     from matplotlib.figure import Figure
 
     shown = {name: group for name, group in list(history.groups.items())[:SHOWN] if group["points"]}
@@ -72,7 +72,7 @@ def draw_history(history: History) -> Figure:
         steps, effective, largest = zip(*group["points"], strict=True)
         rule = _rule(group)
         rules[rule] = max(steps[-1], rules.get(rule, 1))
-        ring = 5 + 2 * (len(shown) - number)  # Around each other: most groups have the same points.
+        ring = 5 + 2 * (len(shown) - number)  # Rings around each other, as most groups have the same points.
         panels[0].plot(steps, effective, "o", markersize=ring, fillstyle="none", label=name)
         if known:
             panels[1].plot(

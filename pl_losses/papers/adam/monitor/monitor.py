@@ -39,14 +39,14 @@ class _Watched:
         index: Its number in the trainer.
         name: Its name.
         kind: Its closed form.
-        decoupled: Whether its weight decay is, unless a group says so.
+        decoupled: Whether its weight decay is decoupled, unless a group says otherwise.
         groups: The names of its parameter groups.
-        attempts: Steps so far, also those of the runs that this one goes on from.
-        taken: Those of them that changed something.
-        changed: 0 if the last one did not.
-        phase: "announced" by Lightning or "under way"; empty else.
+        attempts: Steps so far, with those of the runs that this one resumes.
+        taken: Attempts that changed something.
+        changed: 0 if the last attempt did not.
+        phase: "announced" by Lightning or "under way"; empty otherwise.
         proven: Whether its closed form is known to hold: a subclass may step otherwise.
-        before: Until then, some parameters of each group and what they were before the step under way.
+        before: Until it is proven, some parameters of each group and their values before the current step.
     """
 
     index: int
@@ -66,13 +66,12 @@ class AdamBiasCorrectionMonitor(Monitor):
     r"""Shows what Adam's bias correction does and how far Adam steps, for any module.
 
     Watches torch's Adam, AdamW, NAdam, RAdam and Adamax in all their variants, this suite's, and subclasses
-    and others of their kind whose first step is what the closed form says; with several optimizers, those
-    among them that are. Everything is computed from the state after a step, the step itself
-    in closed form, over the parameters that the step changed. Of a step that changed nothing, since no
-    gradient came or mixed precision skipped it, only ``skipped_steps`` is logged. Keys begin with ``adam/``
-    and the optimizer's name, followed by the parameter group's if there are several, as
-    ``LearningRateMonitor`` gives them; :attr:`KEYS` says what is logged. At the end of training, a picture
-    shows the effective and the largest steps over time.
+    and similar optimizers whose first step agrees with the closed form; of several optimizers, those of this
+    kind. Everything is computed from the state after a step, the step itself in closed form, over the
+    parameters that the step changed. If a step changed nothing, since no gradient came or mixed precision
+    skipped it, only ``skipped_steps`` is logged. Keys begin with ``adam/`` and the optimizer's name, followed
+    by the parameter group's if there are several, as ``LearningRateMonitor`` names them; :attr:`KEYS` says
+    what is logged. At the end of training, a picture shows the effective and the largest steps over time.
 
     Args:
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
@@ -140,11 +139,11 @@ class AdamBiasCorrectionMonitor(Monitor):
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to the optimizers of one process."""
+        """Leave out what belongs to the optimizers of one process."""
         return super().__getstate__() | {"_watched": {}, "_selected": {}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Step counts and the points of the picture."""
+        """Return step counts and the points of the picture."""
         counts = self._restored | {
             one.name: (one.attempts, round(float(one.taken))) for one in self._watched.values()
         }
@@ -155,14 +154,14 @@ class AdamBiasCorrectionMonitor(Monitor):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore step counts and the points of the picture."""
         taken = state_dict["taken"]
         self._restored = {name: (attempts, taken[name]) for name, attempts in state_dict["attempts"].items()}
         self._watched = {}
         self._history.load_state_dict(state_dict["history"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget a training before, unless this one continues it."""
+        """Forget an earlier training, unless this one continues it."""
         self._watched = {}
         super().on_train_start(trainer, pl_module)
 
@@ -204,16 +203,16 @@ class AdamBiasCorrectionMonitor(Monitor):
     ) -> None:
         """Count a step that Lightning announces: mixed precision may skip it, so that it never begins."""
         watched = self._watched.get(id(optimizer))
-        if watched is None:  # It is wrapped, of no kind to watch, or takes the place of another one.
+        if watched is None:  # It is wrapped, of no kind to watch, or replaces another one.
             optimizer = unwrap(optimizer)
             known = any(steps.known(optimizer) for steps in self._handles)
             watched = self._watched.get(id(optimizer)) if known else None
-        if watched and watched.phase != "under way":  # Else a closure announces what has begun.
+        if watched and watched.phase != "under way":  # Otherwise a closure announces a step that has begun.
             watched.attempts += 1
             watched.phase = "announced"
 
     def begin(self, optimizer: Optimizer) -> None:
-        """Count a step that no one has announced."""
+        """Count a step that was not announced."""
         if watched := self._watched.get(id(optimizer)):
             watched.attempts += watched.phase != "announced"
             watched.phase = "under way"
@@ -265,7 +264,7 @@ class AdamBiasCorrectionMonitor(Monitor):
             )
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
-        """Sums and maxima of the step that this optimizer just made."""
+        """Collect sums and maxima of this optimizer's step."""
         watched = self._watched.get(id(optimizer))
         if watched is None:
             return []
@@ -309,7 +308,7 @@ class AdamBiasCorrectionMonitor(Monitor):
         optimizer: Optimizer,
         rank: int,
     ) -> Group:
-        """What this rank knows of a parameter group."""
+        """Collect what this rank knows of a parameter group."""
         group = Group(name, rule)
         states = _states(optimizer)
         partial = self._sharded and states is optimizer.state  # Else only this rank has these states.
@@ -358,13 +357,13 @@ class AdamBiasCorrectionMonitor(Monitor):
 
 
 def _states(optimizer: Optimizer) -> dict[Tensor, Any]:
-    """Of each parameter; of those that this rank keeps, with ZeroRedundancyOptimizer."""
+    """Return the state of each parameter; with ZeroRedundancyOptimizer, of those on this rank."""
     inner: Optimizer = getattr(optimizer, "optim", optimizer)
     return inner.state
 
 
 def has_gradient(optimizer: Optimizer) -> bool:
-    """Whether any parameter has one."""
+    """Return whether any parameter has a gradient."""
     for group in optimizer.param_groups:  # Two loops, as a generator takes longer.
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -373,7 +372,7 @@ def has_gradient(optimizer: Optimizer) -> bool:
 
 
 def _some(parameters: list[Tensor]) -> list[Tensor]:
-    """The smallest parameters, of about a million coordinates."""
+    """Choose the smallest parameters, of about a million coordinates."""
     chosen: list[Tensor] = []
     for one in sorted(parameters, key=Tensor.numel):
         if chosen and sum(map(Tensor.numel, chosen)) + one.numel() > 2**20:
@@ -383,7 +382,7 @@ def _some(parameters: list[Tensor]) -> list[Tensor]:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part, as real numbers."""
+    """Return this rank's part of a tensor, as real numbers."""
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor

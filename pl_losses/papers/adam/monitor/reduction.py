@@ -1,4 +1,4 @@
-"""One optimizer's numbers, from the devices they are on to the statistics they become on rank zero."""
+"""An optimizer's numbers on their way from the devices to statistics on rank zero."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from pl_losses.papers.adam.monitor.update_rule import Number, Rule
 
 @dataclass
 class Group:
-    """A parameter group after a step, as far as this rank knows it; T parameters.
+    """A parameter group of T parameters after a step, as far as this rank knows it.
 
     Attributes:
-        name: Of the group.
-        rule: How it is stepped.
+        name: Name of the group.
+        rule: The update rule.
         selected: Parameters that get statistics of their own, by their number.
-        steps: t of each, -inf where this rank has no state.
-        moments: Of those that this rank answers for and that this step changed, else None; until they are
-            added to the readings.
+        steps: t of each, -inf if this rank has no state of it.
+        moments: Moments of the parameters that this rank reports and this step changed, else None; kept until
+            they are added to the readings.
         sizes: Coordinates of each on all ranks, 0 if this step left it alone.
         unknown: Which numbers of the rule are on a device.
     """
@@ -43,17 +43,17 @@ class Group:
     unknown: list[str] = field(default_factory=list)
 
     def entries(self) -> Iterator[tuple[str, slice]]:
-        """The names under which there are statistics, and the parameters that they are of."""
+        """Yield the names of the statistics, and the parameters that each is computed of."""
         yield self.name, slice(None)
         for index, name in self.selected.items():
             yield f"{self.name}/{name}", slice(index, index + 1)
 
 
 class Readings:
-    """What all groups of an optimizer send to rank zero.
+    """The numbers that all groups of an optimizer send to rank zero.
 
     Args:
-        device: Where to put it together.
+        device: Device to join them on.
         full: Whether to visit the coordinates.
         sharded: Whether ranks know different steps.
     """
@@ -67,7 +67,7 @@ class Readings:
         self.maxima: list[Numbers] = []
 
     def add(self, group: Group) -> None:
-        """Compute what a group sends: on all ranks the same shapes."""
+        """Compute what a group sends: the same shapes on all ranks."""
         self.groups.append(group)
         group.unknown = group.rule.unknown
         numbers = [getattr(group.rule, name) for name in group.unknown]
@@ -84,14 +84,14 @@ class Readings:
         self.sums.append(squares(group.moments, group.rule, self.device, known))
         self.sums += [sums for sums, _, _ in visits]
         self.maxima += [largest for _, largest, _ in visits]
-        group.moments = []  # Would keep gradients alive until the row is logged.
+        group.moments = []  # They would keep gradients alive until the row is logged.
 
     def vectors(self) -> tuple[Numbers, Numbers]:
-        """Sums and maxima, one vector each."""
+        """Return sums and maxima, one vector each."""
         return _joined(self.sums, self.device), _joined(self.maxima, self.device)
 
     def read(self, sums: Array, maxima: Array) -> Iterator[tuple[Group, dict[str, dict[str, float]]]]:
-        """The groups, with numbers instead of what was on a device, and their statistics by name."""
+        """Yield the groups, with all numbers on the CPU, and their statistics by name."""
         added, most = _cut(sums, self.sums), _cut(maxima, self.maxima)
         for group in self.groups:
             found, numbers, unknown = next(added), next(most), group.unknown

@@ -1,4 +1,4 @@
-"""Kingma and Ba 2015, Algorithm 1: what Adam's state after a step tells of that step.
+"""Kingma and Ba 2015, Algorithm 1: statistics of a step, from Adam's state after it.
 
 :func:`squares` and :func:`~pl_losses.papers.adam.monitor.coordinates.coordinates` look at tensors and return
 numbers that ranks can add up or take the maximum of: on the device, for which they never wait, or, if they
@@ -28,16 +28,16 @@ LONG = 2**16  # Elements that a CPU sums up in one go: float32 rounds off longer
 
 
 class Moments(NamedTuple):
-    """One tensor, or this rank's shard of it, after a step: all of one shape.
+    """A tensor, or this rank's shard of it, after a step; all fields have one shape.
 
     Attributes:
         step: t.
-        mu_product: NAdam's.
+        mu_product: NAdam's product of the mu up to t.
         m: First moment.
         v: Second moment, or AdaMax' u.
         largest: AMSGrad's largest second moment so far, else ``v``.
-        weight: After the step.
-        gradient: Of the step; only NAdam needs it.
+        weight: Weight after the step.
+        gradient: Gradient of the step; only NAdam needs it.
     """
 
     step: Number
@@ -52,13 +52,13 @@ class Moments(NamedTuple):
 def squares(
     moments: Sequence[Moments | None], rule: Rule, device: torch.device, known: Squares | None = None
 ) -> Numbers:
-    """Sums of squares of m, of v and, for AMSGrad, of the largest v, one after the other.
+    """Compute the sums of squares of m, of v and, for AMSGrad, of the largest v, one after the other.
 
     Args:
         moments: T tensors; None counts as 0.
-        rule: How they are stepped.
+        rule: The update rule.
         device: For the result, if it is a tensor.
-        known: What a visit to the coordinates found on its way.
+        known: Sums of squares that the visit to the coordinates has computed already.
 
     Returns:
         Shape [2 T] or [3 T].
@@ -102,7 +102,7 @@ def _long_norm(tensor: Tensor) -> Tensor:
 
 
 def in_lines(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each in one dimension, all in the same order: copied only if they are not dense in that order."""
+    """Flatten tensors in the same order; copy them only if they are not dense in that order."""
     if all(one.is_contiguous() for one in tensors):
         return [one.view(-1) for one in tensors]
     order = sorted(range(tensors[0].ndim), key=tensors[0].stride, reverse=True)
@@ -112,10 +112,10 @@ def in_lines(tensors: Sequence[Tensor]) -> list[Tensor]:
 def describe(
     rule: Rule, steps: Sequence[Any], found: Sequence[Sequence[float]], sizes: Sequence[int]
 ) -> dict[str, float]:
-    """What the moments tell, by name; empty if no tensor has a state.
+    """Compute the statistics of the moments, by name; empty if no tensor has a state.
 
     Args:
-        rule: How the group is stepped, all its numbers on the CPU.
+        rule: The update rule, all its numbers on the CPU.
         steps: t of each of T tensors, -inf where it has no state.
         found: From :func:`squares`, [2 or 3, T].
         sizes: Coordinates of each tensor, 0 if this step left it alone.
@@ -154,10 +154,10 @@ def describe(
 def describe_update(
     rule: Rule, sums: Sequence[float], largest: float, known: dict[str, float]
 ) -> dict[str, float]:
-    """What the coordinates tell, by name; empty if none was stepped.
+    """Compute the statistics of the coordinates, by name; empty if none was stepped.
 
     Args:
-        rule: How the group is stepped, all its numbers on the CPU.
+        rule: The update rule, all its numbers on the CPU.
         sums: From :func:`coordinates`, [6].
         largest: From :func:`coordinates`.
         known: From :func:`describe`.

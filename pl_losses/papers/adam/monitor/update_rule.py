@@ -1,4 +1,4 @@
-"""Kingma and Ba 2015, Algorithm 1 and its kin: the last step in closed form, given the state after it.
+"""Kingma and Ba 2015, Algorithm 1 and its relatives: the last step in closed form, given the state after it.
 
 The step of one coordinate is alpha times a direction that follows from its moments; with
 c1 = 1 - beta1^t and c2 = 1 - beta2^t it is
@@ -28,7 +28,7 @@ Number = float | Tensor  # A Tensor is on a device that must not be waited for.
 
 
 class Rule(NamedTuple):
-    """How a parameter group is stepped.
+    """The update rule of a parameter group.
 
     Attributes:
         kind: The closed form.
@@ -58,7 +58,7 @@ class Rule(NamedTuple):
 
     @staticmethod
     def of(group: dict[str, Any], kind: Kind, decoupled: bool = False) -> Rule:
-        """Read it from an optimizer's parameter group; its own ``decoupled_weight_decay`` goes first."""
+        """Read the rule of a parameter group, whose own ``decoupled_weight_decay`` has precedence."""
         beta1, beta2 = group["betas"]
         return Rule(
             kind,
@@ -94,11 +94,11 @@ class Rule(NamedTuple):
 
 
 def kind_of(optimizer: Optimizer) -> tuple[Kind, bool] | None:
-    """Which closed form an optimizer has, and whether its weight decay is decoupled unless its groups say so.
+    """Return an optimizer's closed form, and whether its weight decay is decoupled by default.
 
-    Known are torch's optimizers and their subclasses, this suite's own (groups with ``bias_correction``, and
-    ``AdaMax``), those of DeepSpeed with such groups (and ``adam_w_mode``) where they keep torch's states, and
-    ZeroRedundancyOptimizer around one of them; others are ``None``.
+    It knows torch's optimizers and their subclasses, this suite's own (groups with ``bias_correction``, and
+    ``AdaMax``), those of DeepSpeed with such groups (and ``adam_w_mode``) if they keep torch's states, and
+    ZeroRedundancyOptimizer around one of them. For others it returns ``None``.
     """
     optimizer = getattr(optimizer, "optim", optimizer)
     classes: dict[Kind, type] = {"nadam": NAdam, "radam": RAdam, "adamax": Adamax, "adam": Adam}
@@ -114,16 +114,16 @@ def kind_of(optimizer: Optimizer) -> tuple[Kind, bool] | None:
 
 
 def number(value: Any) -> Number:
-    """A float, or the tensor if it is on another device."""
+    """Convert to a float, or return a tensor that is on another device."""
     if isinstance(value, Tensor):
         if not value.is_cpu:
             return value
-        value = value.tolist()  # Never waits for a device, unlike what float() would call.
+        value = value.tolist()  # Unlike what float() would call, it never waits for a device.
     return float(value[0] if isinstance(value, list) else value)
 
 
 def bias_correction(beta: Number, step: Number) -> Number:
-    """1 - beta^t; without float32's cancellation where it is computed on a device.
+    """Compute 1 - beta^t; on a device without float32's cancellation.
 
     Example:
         >>> round(bias_correction(0.999, 10), 6)
@@ -136,7 +136,7 @@ def bias_correction(beta: Number, step: Number) -> Number:
 
 
 def coefficients(rule: Rule, step: Any, mu_product: Any = 1.0) -> dict[str, Any]:
-    """The numbers of the closed form: floats, or tensors of the shape of the steps given.
+    """Compute the numbers of the closed form: floats, or tensors of the shape of the given steps.
 
     Beside ``ratio`` and ``shift``: ``signal`` times m/sqrt(v) is m^/sqrt(v^), and where 1/sqrt(v) is above
     ``small``, sqrt(v^) < 10 eps. NAdam alone has ``x`` and ``y``; RAdam's ``rectified`` is 1 or 0.
@@ -195,7 +195,7 @@ def _rectified(rule: Rule, step: Any, c1: Any, c2: Any) -> dict[str, Any]:
 
 
 def effective_step(rule: Rule, step: float) -> float:
-    r"""The factor that bias correction puts before alpha m / sqrt(v), all numbers on the CPU.
+    r"""Compute the factor of alpha m / sqrt(v) by bias correction, all numbers on the CPU.
 
     For Adam :math:`\sqrt{1-\beta_2^t}/(1-\beta_1^t)`, or less of it as ``bias_correction`` says; for AdaMax
     :math:`1/(1-\beta_1^t)`; for RAdam with the rectification, before which it multiplies m alone; for NAdam

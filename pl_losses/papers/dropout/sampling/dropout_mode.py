@@ -1,4 +1,4 @@
-"""Every dropout of a module switched on, whatever its ``training`` says, with masks of its own streams."""
+"""A mode in which all dropout is on, whatever ``training`` says, with masks from streams of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Kind(NamedTuple):
     features: bool = False
     alpha: bool = False
     inplace: bool = False
-    with_mask: bool = False  # What it returns.
+    with_mask: bool = False  # Whether it returns its mask, too.
 
 
 _KINDS: dict[Any, _Kind] = {
@@ -50,47 +50,47 @@ _KINDS: dict[Any, _Kind] = {
     torch.feature_alpha_dropout: _Kind("train", features=True, alpha=True),
     torch.feature_alpha_dropout_: _Kind("train", features=True, alpha=True, inplace=True),
 }
-# As they are called from `torch.ops`, with an overload or without.
+# Functions as called from `torch.ops`, with an overload or without.
 for _func, _kind in [one for one in _KINDS.items() if one[1].flag == "train"]:
     _packet = getattr(torch.ops.aten, _func.__name__)
     _KINDS |= {_packet: _kind, _packet.default: _kind}
-# Noise by their argument like dropout's, but from the global random streams.
+# Functions with noise by their argument, like dropout, but from the global random streams.
 _NOISE = (F.rrelu, torch.rrelu, torch.rrelu_)
-# Functions that are told here whether it is training, whatever their caller thinks.
+# Functions whose training flag is set here, whatever their caller passes.
 KNOWN = {*_KINDS, *_NOISE, F.multi_head_attention_forward, F.batch_norm, *RECURRENT}
 _SHAREABLE = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-# Where an input with one dimension less is one without a batch.
+# Functions for which an input with one dimension less is one without a batch.
 _BATCHED_DIMENSIONS = {F.dropout1d: 3, F.dropout3d: 5}
 _ALPHA = -1.7580993408473766  # what SELU tends to, Klambauer et al. 2017
 
 
 class Watcher(Protocol):
-    """Is told of every call of a torch function."""
+    """Gets notice of every call of a torch function."""
 
     def called(self, func: Any, args: Any, kwargs: Any) -> None:
-        """A function is about to be called."""
+        """Note that a function is about to be called."""
 
 
 class ActiveDropout(TorchFunctionMode):
-    """While it is entered, every dropout is on, or off, whatever ``training`` says; nothing else changes.
+    """Switches every dropout on, or off, within its context, whatever ``training`` says, and nothing else.
 
-    Modules and functions both end in a few torch functions that take p and a training flag. Catching those
-    reaches all of them and leaves the modules in eval: BatchNorm never sees training mode, and the fused
-    inference kernels of attention and Transformer layers, which have no dropout, step aside.
+    Modules and functions both end in a few torch functions that take p and a training flag. Overriding these
+    functions reaches all dropout and leaves the modules in eval mode. BatchNorm never sees training mode, and
+    attention and Transformer layers do not use their fused inference kernels, which have no dropout.
 
     Args:
-        masks: What draws the masks.
+        masks: Source of the masks.
         shared_over: The batch size B, to draw each mask once for all inputs; ``None`` for a mask per input.
         on: Whether dropout is on or, instead, off.
 
     Attributes:
-        calls: How many dropouts were called in the last pass.
+        calls: Number of dropouts that were called in the last pass.
         active: How many of them had p > 0.
-        sites: What those draw whose masks came from ``masks``.
+        sites: What the dropouts draw whose masks came from ``masks``.
         asked: Watches which parts are asked for their mode.
-        parts: Parts that are random in training in another way, and are on.
-        left: What is known of parts that are not on, as the end of a sentence.
-        largest: The most bytes of a result since the first dropout.
+        parts: Parts that are on, because they are random in training in another way.
+        left: Why other parts are not on, as the end of a sentence.
+        largest: Bytes of the largest result since the first dropout.
     """
 
     def __init__(self, masks: Masks, shared_over: int | None = None, on: bool = True) -> None:
@@ -103,11 +103,11 @@ class ActiveDropout(TorchFunctionMode):
         self.begin()
 
     def begin(self, prefix: Prefix | None = None, drawn: Sequence[tuple[Site, Tensor]] | None = None) -> None:
-        """Before a pass.
+        """Prepare for a pass.
 
         Args:
             prefix: Records the pass up to its first dropout, or replays an earlier one.
-            drawn: What is dropped where, if this pass is for many samples under ``torch.func.vmap``. The
+            drawn: Where each site drops, if this pass is for many samples under ``torch.func.vmap``. The
                 masks may be overwritten.
         """
         self.calls = self.active = self.largest = 0
@@ -135,7 +135,7 @@ class ActiveDropout(TorchFunctionMode):
         if func in _KINDS:
             p = _get(1, "p", args, kwargs, 0.5)
         elif func is F.scaled_dot_product_attention:
-            # It has no flag, only a probability: 0 is what those pass who are not to drop anything.
+            # It has no flag, only a probability: callers that do not want dropout pass 0.
             p = _get(4, "dropout_p", args, kwargs, 0.0) or None
         elif func is F.multi_head_attention_forward:
             p = _get(10, "dropout_p", args, kwargs, 0.0)
@@ -166,7 +166,7 @@ class ActiveDropout(TorchFunctionMode):
             self._first_reached()
             args, kwargs = _switched(3, "training", True, args, kwargs)
             return func(*args, **kwargs)
-        # The others in terms of functions that come here again.
+        # The others call functions that come here again.
         with self:
             if func is F.scaled_dot_product_attention:
                 return attention(*args, **kwargs)
@@ -179,7 +179,7 @@ class ActiveDropout(TorchFunctionMode):
         if func is of_torch.set_grad_enabled:
             return func(*args, **kwargs)
         if func is F.batch_norm and _get(1, "running_mean", args, kwargs, None) is not None:
-            # Its statistics are those of training, also in a part whose own flag is on.
+            # It uses its running statistics, also in a part whose own flag is on.
             args, kwargs = _switched(5, "training", False, args, kwargs)
         if self.prefix is not None and not self.active:
             return (self.prefix.replay if self.prefix.over else self.prefix.record)(func, args, kwargs)
@@ -209,7 +209,7 @@ class ActiveDropout(TorchFunctionMode):
             )
         floating = type(inputs) in PLAIN and inputs.is_floating_point()
         if vmapped or not (floating and 0.0 <= p <= 1.0 and inputs.ndim > kind.features):
-            # Refused by the function itself; or vmap or a subclass of tensors knows better, its masks global.
+            # The function itself refuses this; or vmap or a tensor subclass handles it, with global masks.
             place = 2, kind.flag
             args, kwargs = _switched_on(*place, args, kwargs)
             return func(*args, **kwargs)
@@ -236,7 +236,7 @@ class ActiveDropout(TorchFunctionMode):
         return output
 
     def _first_reached(self) -> None:
-        """Count a dropout; the first one ends what all passes have in common."""
+        """Count a dropout; the first one ends the part that all passes have in common."""
         self.calls += 1
         if not self.active and self.prefix is not None:
             (self.prefix.finish if self.prefix.over else self.prefix.freeze)()
@@ -249,7 +249,7 @@ class ActiveDropout(TorchFunctionMode):
             shape[leading:] = [1] * (inputs.ndim - leading)
         if self.shared_over is not None:
             shape[0] = 1
-        # The first one has the same inputs for all samples: scaling those is less than scaling their masks.
+        # The first dropout has the same inputs for all samples: scaling them is less work than scaling masks.
         scaled = bool(self.sites) and not kind.alpha
         return Site(tuple(shape), p, scaled, inputs.dtype, inputs.device)
 
@@ -263,7 +263,7 @@ class ActiveDropout(TorchFunctionMode):
 
 
 def within_vmap(func: Any) -> bool:
-    """Whether a function that drops is called within a ``torch.vmap`` of the module's own.
+    """Return whether a function that drops is called within a ``torch.vmap`` of the module's own.
 
     Raises:
         ValueError: If that vmap refuses random numbers: the module could not be trained, either.
@@ -278,7 +278,7 @@ def within_vmap(func: Any) -> bool:
 
 
 def _off(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a function that drops returns in evaluation."""
+    """Return the result in evaluation of a function that drops."""
     if func is F.scaled_dot_product_attention:
         args, kwargs = _switched(4, "dropout_p", 0.0, args, kwargs)
     elif func is F.multi_head_attention_forward:
@@ -317,7 +317,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``F.scaled_dot_product_attention`` written out, with ``F.dropout`` on the weights."""
+    """Compute ``F.scaled_dot_product_attention`` step by step, with ``F.dropout`` on the weights."""
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)
@@ -330,12 +330,12 @@ def attention(
         scores = scores + attn_mask
     weights = scores.softmax(dim=-1)
     if attn_mask is not None:
-        # Who may attend to nothing gets nothing.
+        # A query that may attend to nothing gets 0.
         weights = weights.masked_fill((scores == -torch.inf).all(dim=-1, keepdim=True), 0.0)
     return F.dropout(weights, dropout_p) @ value
 
 
-# The function as it is, but for its first lines, which would hand it to the mode once more as a whole.
+# The function itself, without its first lines, which would hand it to the mode again as a whole.
 _multi_head_attention = FunctionType(
     F.multi_head_attention_forward.__code__,
     {**vars(F), "has_torch_function": lambda tensors: False},

@@ -1,4 +1,4 @@
-"""Passes of a module that leave no trace: modes, gradients and random streams stay as they are."""
+"""Passes of a module without side effects: modes, gradients and random streams stay as they are."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def call_module(module: nn.Module, batch: Any) -> Any:
 
 
 def copied(batch: Any) -> Any:
-    """A copy of the tensors in a batch, for a pass that may work in place."""
+    """Copy the tensors in a batch, for a pass that may work in place."""
     if isinstance(batch, Tensor):  # tree_map takes ten times as long as the copy.
         return batch.clone()
     return of_torch.tree_map(_copied_leaf, batch)
@@ -47,7 +47,7 @@ def _copied_leaf(leaf: Any) -> Any:
 
 
 def as_dict(value: Any) -> Any:
-    """Mappings of all kinds as dicts, also those within tuples, lists and mappings."""
+    """Convert mappings of all kinds to dicts, also those within tuples, lists and mappings."""
     if isinstance(value, Mapping):
         return {key: as_dict(item) for key, item in value.items()}
     if type(value) in (tuple, list):
@@ -56,19 +56,20 @@ def as_dict(value: Any) -> Any:
 
 
 def tensors_in(batch: Any) -> list[Tensor]:
-    """The tensors of a batch, in their order."""
+    """List the tensors of a batch, in their order."""
     return [leaf for leaf in of_torch.tree_leaves(as_dict(batch)) if isinstance(leaf, Tensor)]
 
 
 class Streams:
     """The random streams that a module may draw from: the global ones and those that it holds.
 
-    The global ones are torch's, on the accelerators of module and batch too, NumPy's and Python's. A module
-    holds generators of these three kinds as attributes of its parts, or in a list, tuple or dict that is one.
+    The global ones are torch's, also on the accelerators of module and batch, NumPy's and Python's. A module
+    holds generators of these three kinds as attributes of its parts, or in a list, tuple or dict that is an
+    attribute.
 
     Args:
-        module: What may draw.
-        batch: What it is called with.
+        module: The module that may draw.
+        batch: The batch that it is called with.
     """
 
     def __init__(self, module: nn.Module, batch: Any) -> None:
@@ -77,7 +78,7 @@ class Streams:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Afterwards all of them stand where they stood before."""
+        """Restore all streams after this context to their state before it."""
         python, numpy = random.getstate(), np.random.get_state()
         held = [_state(one) for one in self._held]
         kind = self.devices[0].type if self.devices else "cuda"
@@ -104,16 +105,16 @@ class Streams:
             _seed(one, stream_seed(seed, 2, place))
 
     def untouched(self, seed: int) -> bool:
-        """Whether nothing was drawn since they were started, which draws from them."""
+        """Return whether nothing was drawn since :meth:`start`, to which it resets them."""
         after = self.after()
         self.start(seed)
         return self.after() == after
 
     def after(self) -> list[Any]:
-        """Where they stand, which draws from some of them."""
+        """Return numbers that show the streams' states; this draws from some of them."""
         states = [torch.get_rng_state()]
         states += [torch.get_device_module(one).get_rng_state(one) for one in self.devices]
-        # A number tells as much as the whole state, which NumPy takes long to give.
+        # A number is as good as the whole state, which NumPy takes long to return.
         numbers = [random.random(), np.random.random_sample(), *(_number(one) for one in self._held)]
         return [*numbers, *(state.numpy().tobytes() for state in states)]
 
@@ -152,7 +153,7 @@ def _seed(generator: Any, seed: int) -> None:
 
 
 def _number(generator: Any) -> Any:
-    """What tells where a generator stands; it may be drawn."""
+    """Return a value that shows a generator's state; it may be drawn."""
     if isinstance(generator, torch.Generator):
         return generator.get_state().numpy().tobytes()
     return generator.random() if hasattr(generator, "random") else generator.random_sample()
@@ -160,12 +161,12 @@ def _number(generator: Any) -> Any:
 
 @contextmanager
 def undisturbed(module: nn.Module, batch: Any, train: Sequence[nn.Module] = ()) -> Iterator[Streams]:
-    """Evaluate a module here and leave no trace: eval mode, no gradients, random streams of its own.
+    """Evaluate a module here without side effects: eval mode, no gradients, own random streams.
 
     Args:
-        module: What is evaluated.
-        batch: What it is called with.
-        train: Parts whose own flag is on all the same.
+        module: The module to evaluate.
+        batch: The batch that it is called with.
+        train: Parts whose own flag is on nevertheless.
 
     Yields:
         The random streams, to be started.
@@ -174,11 +175,11 @@ def undisturbed(module: nn.Module, batch: Any, train: Sequence[nn.Module] = ()) 
     flags = [part.training for part in parts]
     streams = Streams(module, batch)
     with ExitStack() as stack:
-        # Not inference mode: parts may want gradients within, and the samples be used in a loss.
+        # Not inference mode: parts may need gradients inside, and samples may be used in a loss.
         stack.enter_context(torch.no_grad())
         stack.enter_context(streams.restored())
         if "torch._dynamo" in sys.modules:
-            # Compiled code has dropout compiled out.
+            # Compiled code has no dropout any more.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for part in parts:
@@ -198,7 +199,7 @@ def _accelerators(module: nn.Module, batch: Any) -> list[torch.device]:
 
 
 def held(module: nn.Module) -> Iterator[Any]:
-    """Parameters, buffers, and what is an attribute of the module or of a part of it."""
+    """Yield parameters, buffers, and the attributes of the module and of its parts."""
     for part in module.modules():
         yield from of_torch.own_parameters(part).values()
         yield from of_torch.own_buffers(part).values()
@@ -207,7 +208,7 @@ def held(module: nn.Module) -> Iterator[Any]:
 
 
 def state(module: nn.Module) -> list[Any]:
-    """What passes may change of a module: numbers, tensors in place, the lengths of collections."""
+    """Return what passes may change of a module: numbers, tensors in place, the lengths of collections."""
     found: list[Any] = []
     for value in held(module):
         if isinstance(value, Tensor):

@@ -1,6 +1,6 @@
-"""Linear layers for many samples: one call for all of them, masks folded into the weights where they can be.
+"""Linear layers for many samples: one call for all samples, with masks folded into the weights if possible.
 
-A mask that all inputs share may as well be that of the weights: (x m) W^T = x (W m)^T.
+A mask that all inputs share can be moved to the weights: (x m) W^T = x (W m)^T.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pl_losses.papers.dropout.sampling.prefix_trace import PrefixDiffersError
 class Folding:
     """Calls linear layers for all samples, and finds dropouts whose product can be left to such a layer.
 
-    A first pass finds those whose result only goes to a linear layer. In later passes, under
-    ``torch.func.vmap``, each returns a stand-in, which nothing but that layer may see.
+    A first pass finds the dropouts whose result only goes to a linear layer. In later passes, under
+    ``torch.func.vmap``, each of these returns a stand-in, which only that layer may use.
 
     Attributes:
-        found: Which of the dropouts of a pass these are.
+        found: The indices of these dropouts in a pass.
     """
 
     def __init__(self) -> None:
@@ -35,25 +35,25 @@ class Folding:
         self.begin()
 
     def watch(self, index: int, result: Tensor) -> None:
-        """In the first pass: the result of a dropout."""
+        """Note the result of a dropout in the first pass."""
         self._results[index] = weakref.ref(result)
         self._bytes[index] = result.numel() * result.element_size()
 
     def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """In the first pass: a function that is going to be called."""
+        """Note in the first pass a function that is about to be called."""
         for index in self._seen_by(args, kwargs):
             fits = func is F.linear and len(args) > 1 and args[0] is self._results[index]()
-            # Weights are less work than inputs if the layer has fewer outputs than the batch has inputs.
+            # Folding pays if the layer has fewer outputs than the batch has inputs.
             if fits and index not in self._linear and args[1].ndim == 2 and len(args[1]) < len(args[0]):
                 self._linear[index] = args[1].numel() * args[1].element_size()
             else:
                 del self._results[index]
 
     def settle(self) -> int:
-        """The first pass is over, its output still there.
+        """Finish the first pass, while its output still exists.
 
         Returns:
-            The most bytes of a result, or of the weights of the layer for which it has a stand-in.
+            Bytes of the largest result, or of the weights of the layer for which it has a stand-in.
         """
         dead = {index for index, result in self._results.items() if result() is None}
         self.found = frozenset(dead & self._linear.keys())
@@ -61,19 +61,19 @@ class Folding:
         return max(self._bytes.values(), default=0)
 
     def begin(self) -> None:
-        """Before a pass, for many samples within that ``torch.func.vmap``."""
+        """Prepare for a pass, for many samples within that ``torch.func.vmap``."""
         self._level = of_torch.maybe_current_level()
         self._linear, self._results, self._bytes, self._products = {}, {}, {}, {}
 
     def stand_in(self, index: int, inputs: Tensor, mask: Tensor) -> Tensor:
-        """In place of ``inputs * mask``, inputs [B, I] and mask [1, I]."""
+        """Return a stand-in for ``inputs * mask``, inputs [B, I] and mask [1, I]."""
         result = inputs.view(inputs.shape)
         self.watch(index, result)
         self._products[index] = inputs, mask
         return result
 
     def linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """In a later pass: the result of a function, if it is a linear layer that has to do with samples."""
+        """Compute a linear layer in a later pass, if its inputs differ between samples; else ``None``."""
         inputs, mask = args[0] if args else None, None
         for index in self._seen_by(args, kwargs):
             if func is not F.linear or inputs is not self._results[index]() or index not in self._products:
@@ -86,7 +86,7 @@ class Folding:
         return _linear(inputs, mask, *args[1:], **kwargs)
 
     def finish(self) -> None:
-        """A later pass is over."""
+        """Finish a later pass, and check that no stand-in is left."""
         if any(result() is not None for result in self._results.values()):
             raise PrefixDiffersError("it does not always keep the same results")
 
@@ -106,30 +106,30 @@ def _among(tensor: Tensor, values: Any) -> bool:
 
 
 def _linear(inputs: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """A linear layer of ``inputs * mask`` for all samples; ``None`` if it is left to ``torch.func.vmap``."""
+    """Compute a linear layer of ``inputs * mask`` for all samples; ``None`` if ``torch.func.vmap`` shall."""
     if _of_all(weight) is not None or _of_all(bias) is not None:
         return None if mask is None else F.linear(inputs * mask, weight, bias)
     rows, masks = _of_all(inputs), _of_all(mask)
     if masks is None:
-        # One call, where vmap would make a product and then a sum.
+        # One call, for which vmap would make a product and then a sum.
         return None if rows is None else _for_each(F.linear(rows, weight, bias), 0)
     weights = weight * masks  # [K, O, I]
     if rows is not None:
         product = rows @ weights.mT if bias is None else torch.baddbmm(bias, rows, weights.mT)
         return _for_each(product, 0)
-    # The same inputs for all samples: one product of matrices with the weights of all of them.
+    # The inputs are the same for all samples: one matrix product with the weights of all of them.
     biases = bias if bias is None else bias.repeat(len(masks))
     product = F.linear(inputs, weights.flatten(0, 1), biases)
     return _for_each(product.view(len(inputs), len(masks), -1), 1)
 
 
 def _of_all(tensor: Tensor | None) -> Tensor | None:
-    """[K, ...] of a tensor that differs between the samples."""
+    """Return [K, ...] of a tensor that differs between the samples; ``None`` for other tensors."""
     if tensor is None or not of_torch.is_batched(tensor):
         return None
     return of_torch.unwrapped(tensor).movedim(of_torch.batch_dim(tensor), 0)
 
 
 def _for_each(tensor: Tensor, dim: int) -> Tensor:
-    """What each sample sees of a tensor that has those of all of them along ``dim``."""
+    """Return each sample's view of a tensor that has all samples along ``dim``."""
     return of_torch.add_batch_dim(tensor, dim, of_torch.current_level())

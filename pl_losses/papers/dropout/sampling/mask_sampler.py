@@ -1,10 +1,10 @@
-"""Masks of dropout from random streams of their own: one per call of a dropout, sample after sample.
+"""Masks of dropout from random streams of their own: one stream per call of a dropout, sample after sample.
 
 On the CPU a mask costs a few bits of a fast generator per element: words of 8 to 64 bits are compared with a
-threshold, the narrowest that give p to 0.2 % of min(p, 1 - p). Kept elements are scaled by the probability
-that the words really give, so that means are exact. Where few elements are dropped, their places are drawn
-instead: hits anywhere among n elements, as many as a Poisson variable of mean -n log(1 - p) says, leave each
-without a hit with probability 1 - p, independently of the others.
+threshold. The narrowest words are used that give p to 0.2 % of min(p, 1 - p). Kept elements are scaled by the
+exact probability of the words, so that means are exact. If few elements are dropped, their places are drawn
+instead: a Poisson variable of mean -n log(1 - p) is the number of hits, each anywhere among n elements. This
+leaves each element without a hit with probability 1 - p, independently of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 18  # Elements that are drawn at a time: words and mask stay in the cache.
+_BLOCK = 1 << 18  # Elements that are drawn at a time, so that words and mask stay in the cache.
 _RARE = 0.1  # Up to this p, drawing places takes less time than drawing words,
 # in masks of so many elements. In larger ones, 32 bits do not make all places equally likely.
 _PLACES = range(1 << 12, (1 << 22) + 1)
@@ -25,14 +25,14 @@ _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
 class Site(NamedTuple):
-    """What one call of a dropout draws for each sample.
+    """What a call of a dropout draws for each sample.
 
     Attributes:
         shape: Shape of the mask, which is broadcast to that of the input.
         p: Probability to drop.
-        scaled: Whether what is kept is 1 / (1 - p) instead of 1.
-        dtype: Of the mask.
-        device: Of the mask.
+        scaled: Whether kept elements are 1 / (1 - p) instead of 1.
+        dtype: The mask's type.
+        device: The mask's device.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class Site(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _word(p: float) -> tuple[int, int, float]:
-    """Width of a word, the threshold that it is below if the element is kept, and the probability of that."""
+    """Return a word's width, the threshold below which an element is kept, and the probability of that."""
     for bits in _WORDS:
         count = round((1.0 - p) * 2**bits)
         if bits == 64 or abs(1.0 - p - count / 2**bits) <= 0.002 * min(p, 1.0 - p):
@@ -64,7 +64,7 @@ def _word(p: float) -> tuple[int, int, float]:
 
 
 def stream_seed(seed: int, *key: int) -> int:
-    """The seed of one of the streams that belong to ``seed``.
+    """Return the seed of one of the streams that belong to ``seed``.
 
     >>> stream_seed(0, 1) == stream_seed(0, 1), stream_seed(0, 1) == stream_seed(1, 0)
     (True, False)
@@ -73,10 +73,10 @@ def stream_seed(seed: int, *key: int) -> int:
 
 
 class Masks:
-    """Streams of masks, made of a seed and the place of the dropout among those that a pass calls.
+    """Streams of masks, each from a seed and the position of its dropout among those that a pass calls.
 
-    Each sample takes the next part of every stream. So masks depend neither on how many samples are drawn at
-    a time nor on how many follow.
+    Each sample takes the next part of every stream. Masks therefore do not depend on how many samples are
+    drawn at a time, nor on how many follow.
     """
 
     def __init__(self, seed: int) -> None:
@@ -84,13 +84,13 @@ class Masks:
         self._streams: dict[tuple[int, torch.device, bool], Any] = {}
 
     def draw(self, index: int, site: Site, samples: int, out: Tensor | None = None) -> Tensor:
-        """The next masks of a site: 0 where an element is dropped.
+        """Draw the next masks of a site: 0 where an element is dropped.
 
         Args:
-            index: How many dropouts were called before it in its pass.
-            site: What it draws.
+            index: Number of dropouts that were called before it in its pass.
+            site: The site's description.
             samples: K, the number of masks.
-            out: [K, *shape], where to write them.
+            out: [K, *shape], to write the masks into.
 
         Returns:
             [K, *shape].
@@ -105,16 +105,16 @@ class Masks:
         if site.device.type == "cpu":
             (_fill_sparse if site.rare else _fill)(out.view(samples, -1), site.p, scale, stream)
             return out
-        for mask in out:  # Not all at once: on an accelerator that is another stream.
+        for mask in out:  # Not all at once: on an accelerator that would be another stream.
             mask.bernoulli_(kept, generator=stream)
         return out.mul_(scale)
 
     def state(self) -> dict[Any, Any]:
-        """Where the streams stand."""
+        """Return the state of the streams."""
         return {key: _state(stream) for key, stream in self._streams.items()}
 
     def rewind(self, state: dict[Any, Any]) -> None:
-        """Go back to where the streams stood."""
+        """Reset the streams to an earlier state."""
         self._streams = {key: stream for key, stream in self._streams.items() if key in state}
         for key, stream in self._streams.items():
             if isinstance(stream, torch.Generator):
@@ -128,7 +128,7 @@ class Masks:
         key = (index, device, site.rare)
         if key not in self._streams:
             if device.type == "cpu":
-                # Places need a second stream, for their numbers: it is not known how much of it these take.
+                # The number of places needs a second stream, as it takes an unknown part of it.
                 keys = ((2, index), (3, index)) if site.rare else ((1, index),)
                 self._streams[key] = [
                     np.random.SFC64(np.random.SeedSequence(self.seed, spawn_key=key)) for key in keys
@@ -148,7 +148,7 @@ def _state(stream: Any) -> Any:
 
 
 def _fill_sparse(masks: Tensor, p: float, scale: float, streams: list[np.random.SFC64]) -> None:
-    """Fill [K, n] but for the places that are dropped; each row takes as many words as it has hits."""
+    """Fill [K, n] except for the dropped places; each row takes as many words as it has hits."""
     count, size = masks.shape
     numbers = np.random.Generator(streams[1])
     rows = max(1, _BLOCK // max(1, size))

@@ -1,4 +1,4 @@
-"""What a module computes before its first dropout: recorded in one pass, given back in later ones."""
+"""The part of a pass before its first dropout: recorded in one pass, replayed in later ones."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _UNTRACKED = (torch.Tensor.data.__get__, torch.Tensor.set_, torch.Tensor.data_pt
 
 
 class PrefixDiffersError(Exception):
-    """A later pass does not begin like the recorded one, or what was recorded has been changed."""
+    """A later pass does not begin like the recorded one, or a recorded result has been changed."""
 
 
 class _Slot(NamedTuple):
-    """Stands for a tensor that is an input or was computed in the prefix."""
+    """A placeholder for a tensor that is an input or was computed in the prefix."""
 
     number: int
 
@@ -42,17 +42,19 @@ class _Step(NamedTuple):
 class Prefix:
     """The torch functions that a pass calls before its first dropout, with their results.
 
-    In the recording pass tensors are held weakly: at the first dropout those that are still in use are kept,
-    the others are never needed again, and stand-ins without memory take their places. In later passes each
-    function returns what it returned, provided that the calls are the same, arguments included.
+    In the recording pass tensors are held by weak references. At the first dropout, those that are still in
+    use are kept; the others are never needed again, and stand-ins without memory replace them. In later
+    passes each function returns its recorded result, provided that the calls are the same, arguments
+    included.
 
     Args:
         inputs: The tensors that the module is called with.
-        changing: Numbers of tensors that what follows changes in place. Later passes get copies of them.
+        changing: Numbers of tensors that the rest of the pass changes in place. Later passes get copies of
+            them.
 
     Attributes:
-        usable: Whether later passes may be given this one's results.
-        over: Whether the recording has come to the first dropout.
+        usable: Whether later passes may use this pass's results.
+        over: Whether the recording has reached the first dropout.
     """
 
     def __init__(self, inputs: Iterable[Tensor], changing: frozenset[int] = frozenset()) -> None:
@@ -60,7 +62,7 @@ class Prefix:
         self.usable, self.over = True, False
         self._steps: list[_Step] = []
         self._at = 0
-        self._numbers: dict[int, int] = {}  # by id, which a dead tensor may have left to another one
+        self._numbers: dict[int, int] = {}  # by id, which a dead tensor may have passed on to another one
         self._alive: list[Any] = []  # weak references, then tensors or None
         self._likes: list[tuple[Any, ...]] = []
         self._outside: dict[int, Tensor] = {}  # parameters and the like
@@ -91,7 +93,7 @@ class Prefix:
         return output
 
     def freeze(self) -> None:
-        """The first dropout is reached: keep what is in use."""
+        """Keep at the first dropout the tensors that are in use."""
         self.over = True
         if not self.usable:
             return
@@ -105,7 +107,7 @@ class Prefix:
         self._versions_outside = [(tensor, version(tensor)) for tensor in self._outside.values()]
 
     def changed(self) -> frozenset[int] | None:
-        """Numbers of further kept tensors that were changed; ``None`` if it is something else, or shared."""
+        """Return numbers of further kept tensors that changed; ``None`` if others changed, or shared ones."""
         if any(version(tensor) != before for tensor, before in self._versions_outside):
             return None
         found = {
@@ -126,10 +128,10 @@ class Prefix:
     # Later passes.
 
     def begin(self, copies: dict[int, Tensor] | None = None) -> list[Tensor]:
-        """Before a later pass.
+        """Prepare for a later pass, and return its inputs.
 
         Args:
-            copies: Of the tensors in ``changing``, if not simply a new copy.
+            copies: Copies of the tensors in ``changing``; default: new copies.
 
         Returns:
             The inputs.
@@ -141,13 +143,13 @@ class Prefix:
         return [self._current(number) for number in range(len(self._inputs))]
 
     def copies(self, samples: int) -> dict[int, Tensor]:
-        """For each of the tensors that are changed in place, [K, ...]."""
+        """Copy each of the tensors that are changed in place, to [K, ...]."""
         return {
             number: tensor.expand(samples, *tensor.shape).clone() for number, tensor in self._copies.items()
         }
 
     def replay(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the function returned in the recorded pass."""
+        """Return the function's result of the recorded pass."""
         step = self._steps[self._at] if self._at < len(self._steps) else None
         if step is None or step.func != func or not self._same(step.arguments, (args, kwargs)):
             raise PrefixDiffersError(f"it does not always call the same functions, such as {func}, at first")
@@ -156,7 +158,7 @@ class Prefix:
         return results[0] if step.structure is None else of_torch.tree_unflatten(results, step.structure)
 
     def finish(self) -> None:
-        """The first dropout of a later pass is reached."""
+        """Check at a later pass's first dropout that the whole prefix was replayed."""
         if self._at != len(self._steps):
             raise PrefixDiffersError("it does not always call the same functions before its first dropout")
 
@@ -190,7 +192,7 @@ class Prefix:
         return number if number is not None and self._alive[number]() is tensor else None
 
     def _described(self, value: Any) -> Any:
-        """Arguments, with slots for tensors of the prefix."""
+        """Describe arguments, with slots for tensors of the prefix."""
         if isinstance(value, Tensor):
             number = self._number(value)
             if number is not None:

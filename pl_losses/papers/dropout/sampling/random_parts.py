@@ -1,10 +1,10 @@
-"""Which parts of a module are random in training only, found out by what they do when they are told so.
+"""Which parts of a module are random in training only, found by trying them in both modes.
 
-Dropout functions are switched by their arguments, see :mod:`.dropout_mode`. What is left
-are parts that draw random numbers of their own, or choose a probability, ``if self.training``: drop path,
-layers that are skipped, noise. A pass shows which parts are asked for their mode; each of these then runs,
-alone and on the inputs that it gets, in both modes. Where that shows nothing, as of a part whose methods are
-called but not its forward, or that another part asks, the whole module runs with the part in both modes.
+Dropout functions are switched by their arguments, see :mod:`.dropout_mode`. Other parts draw random numbers
+of their own, or choose a probability, ``if self.training``: drop path, skipped layers, noise. A pass shows
+which parts are asked for their mode. Each of them then runs, alone and on its own inputs, in both modes. If
+that shows nothing, as for a part whose methods are called but not its forward, or which another part asks,
+the whole module runs with the part in both modes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _GO_BETWEENS = {handle_torch_function.__code__}
 class Asked:
     """Watches which parts of a module are asked for ``training``.
 
-    A flag that goes straight to a function that :class:`.ActiveDropout`
-    switches by itself, as in ``F.dropout(x, p, self.training)``, is none of them.
+    A flag that goes straight to a function that :class:`.ActiveDropout` switches by itself, as in
+    ``F.dropout(x, p, self.training)``, does not count.
 
     Args:
-        module: Whose parts, but for those of torch's own, which leave dropout to such functions.
+        module: Its parts are watched, except torch's own, which leave dropout to such functions.
     """
 
     def __init__(self, module: nn.Module) -> None:
         kinds = {type(part) for part in module.modules()}
         self.module = module
-        # One that has `training` itself, such as a scripted module, is left alone.
+        # A part that has `training` itself, such as a scripted module, is left alone.
         self.kinds = [kind for kind in kinds if not _is_torchs(kind) and not hasattr(kind, "training")]
         self.parts: dict[int, nn.Module] = {}
         self._own = {id(part) for part in module.modules()} if self.kinds else set()
@@ -50,7 +50,7 @@ class Asked:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within, reading ``training`` is noticed."""
+        """Notice within this context when ``training`` is read."""
         flag = _Flag(self)
         try:
             for kind in self.kinds:
@@ -63,7 +63,7 @@ class Asked:
             self._settle()
 
     def read(self, part: nn.Module, reader: FrameType) -> None:
-        """A part is asked."""
+        """Note that a part is asked."""
         self._settle()
         if id(part) not in self._own or part.__dict__["training"]:
             return
@@ -73,7 +73,7 @@ class Asked:
             self.parts[id(part)] = part
 
     def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A torch function is called, by the caller of the caller of this method."""
+        """Note that the caller of this method's caller calls a torch function."""
         if self._last is None:
             return
         frame: FrameType | None = sys._getframe(2)
@@ -93,7 +93,7 @@ class Asked:
 
 
 class _Flag:
-    """``training`` of a class whose instances are watched."""
+    """The attribute ``training`` of a class whose instances are watched."""
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
@@ -109,13 +109,13 @@ class _Flag:
 
 
 def _is_torchs(kind: type) -> bool:
-    """Whether a class and all that it inherits from are torch's own."""
+    """Return whether a class and all its bases are torch's own."""
     return all(base.__module__.startswith("torch.") for base in kind.__mro__[:-1])
 
 
 @cache
 def _is_passed_on(code: CodeType, position: int) -> bool:
-    """Whether an attribute that is loaded there becomes an argument of a call, not a condition or a name."""
+    """Return whether an attribute that is loaded there becomes an argument of a call, and no condition."""
     after = (step.opname for step in dis.get_instructions(code) if step.offset > position)
     for name in after:
         if name.startswith(("CALL", "PRECALL")):
@@ -129,10 +129,10 @@ class Parts(NamedTuple):
     """Parts that are random in training.
 
     Attributes:
-        found: They.
+        found: These parts.
         draw: Whether they draw random numbers of their own, beside those of dropout functions.
-        left: What is known of other parts that ask for their mode, as the end of a sentence.
-        lacking: Which of these make samples of what is returned less random than training is, and why.
+        left: Why other parts that ask for their mode are left out, as the end of a sentence.
+        lacking: Those of the others that make samples less random than training is, and why.
     """
 
     found: list[nn.Module]
@@ -142,7 +142,7 @@ class Parts(NamedTuple):
 
 
 class _Verdict(NamedTuple):
-    """What a trial tells of parts: they may be random in training, or stay as they are for some reason."""
+    """The result of a trial of parts: they are random in training, or stay as they are for a reason."""
 
     random: bool = False
     draw: bool = False
@@ -151,14 +151,14 @@ class _Verdict(NamedTuple):
 
 
 def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Parts:
-    """Which of the parts that were asked are random in training, more than they are in evaluation.
+    """Find the parts that are random in training, more than in evaluation, among those that were asked.
 
-    One that returns something else in training, such as losses, is none of them.
+    A part that returns something else in training, such as losses, is left out.
 
     Args:
-        asked: Which were.
+        asked: The parts that were asked.
         call: Makes a pass.
-        streams: What they may draw from.
+        streams: The streams that they may draw from.
     """
     verdicts: dict[int, _Verdict] = {}
     trying = False
@@ -180,7 +180,7 @@ def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Par
 
     with ExitStack() as stack:
         for part in asked.parts.values():
-            # In the instance, where also those find it who call it without the hooks.
+            # In the instance, where calls that bypass the hooks find it, too.
             stack.callback(_set_forward, part, part.__dict__.get("forward"))
             part.__dict__["forward"] = through(part, part.forward)
         call()
@@ -204,10 +204,10 @@ def _set_forward(part: nn.Module, forward: Any) -> None:
 
 
 def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], streams: Streams) -> _Verdict:
-    """Compare what a module does with these of its parts in training and in evaluation."""
+    """Compare the module's results with these of its parts in training and in evaluation."""
 
     def run(training: bool, seed: int = 0, on: bool = True) -> tuple[Any, int, Any]:
-        """What is returned, how many dropout functions are called, and what is drawn otherwise."""
+        """Return the result, the number of dropout functions called, and what else is drawn."""
         for part in parts:
             part.training = training
         with _as_it_is(whole), ActiveDropout(Masks(seed), on=on) as mode:
@@ -219,7 +219,7 @@ def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], stre
         untouched = streams.after()
         output, *without = run(False)
         first, *drawn = run(True)
-        # The same streams once more: what differs has a generator of its own.
+        # The same streams again: if results differ, a part has a generator of its own.
         own = drawn[1] not in (untouched, without[1]) or (
             _differ(first, run(True)[0]) and not _differ(output, run(False)[0])
         )
@@ -227,12 +227,12 @@ def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], stre
             return _Verdict()
         if _alike(output, first):
             return _Verdict(random=True, draw=own)
-        # Without dropout, which is switched anyway, if there is some.
+        # Without dropout, if there is some, as it is switched anyway.
         on = not without[0]
         lacking = _common_differ(output, run(True, 0, on)[0], run(True, 1, on)[0])
         why = "is random in training but stays as in evaluation, as it returns something else in training"
         return _Verdict(left=why, lacking=lacking)
-    except Exception as error:  # It cannot be called in training like this, for instance without targets.
+    except Exception as error:  # It cannot be called in training like this, such as without targets.
         words = f"{type(error).__name__}: {error}".splitlines()[0]
         return _Verdict(left=f"stays as in evaluation, as it fails in training ({words:.120})")
     finally:
@@ -242,7 +242,7 @@ def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], stre
 
 @contextmanager
 def _as_it_is(part: nn.Module) -> Iterator[None]:
-    """Within, a part may change its buffers and attributes; afterwards they are as before."""
+    """Let a part change its buffers and attributes within this context, and restore them after it."""
     before = [
         (
             one,
@@ -272,7 +272,7 @@ def _versions(part: nn.Module) -> dict[str, int]:
 
 
 def _alike(first: Any, second: Any) -> bool:
-    """Whether results have the same structure and shapes."""
+    """Return whether results have the same structure and shapes."""
     (leaves, structure), (others, other) = of_torch.tree_flatten(first), of_torch.tree_flatten(second)
     shapes = [[getattr(leaf, "shape", None) for leaf in each] for each in (leaves, others)]
     return bool(structure == other and shapes[0] == shapes[1])
@@ -284,7 +284,7 @@ def _differ(first: Any, second: Any) -> bool:
 
 
 def _common_differ(output: Any, first: Any, second: Any) -> bool:
-    """Whether two results of training differ in what evaluation returns too, told by order and shapes."""
+    """Return whether two results of training differ in what evaluation returns, too, by order and shapes."""
     pairs = zip(of_torch.tree_leaves(first), of_torch.tree_leaves(second), strict=True)
     for leaf in of_torch.tree_leaves(output):
         shape = getattr(leaf, "shape", None)
@@ -297,7 +297,7 @@ def _common_differ(output: Any, first: Any, second: Any) -> bool:
 
 
 def differ(first: Tensor, second: Tensor) -> bool:
-    """Whether two results differ by more than another order of their sums would make."""
+    """Return whether two results differ by more than another order of summation can cause."""
     if first.shape != second.shape:
         return True
     if not first.is_floating_point():

@@ -12,13 +12,13 @@ RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 def between_layers(args: tuple[Any, ...]) -> float:
-    """The probability with which one of ``RECURRENT``, called with these arguments, drops."""
+    """Return the probability with which one of ``RECURRENT``, called with these arguments, drops."""
     packed = _is_packed(args)
     return float(args[5 + packed]) if args[4 + packed] > 1 else 0.0
 
 
 def in_evaluation(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """These arguments with the flag of training off."""
+    """Return these arguments with the flag of training off."""
     flag = 6 + _is_packed(args)
     return *args[:flag], False, *args[flag + 1 :]
 
@@ -29,7 +29,7 @@ def _is_packed(args: tuple[Any, ...]) -> bool:
 
 
 def layered(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The same as the function in training mode: layer after layer, ``F.dropout`` between them."""
+    """Compute the function in training mode layer by layer, with ``F.dropout`` between layers."""
     packed = _is_packed(args)
     data, sizes = args[0], args[1 : 1 + packed]
     states, weights, biases, layers, p, _, both_ways, *rest = args[1 + packed :]
@@ -47,7 +47,7 @@ def layered(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 
 def in_one_call(func: Any, args: tuple[Any, ...]) -> Any:
-    """The function under ``torch.func.vmap``, which has no rule for it: samples become part of the batch."""
+    """Compute the function under ``torch.func.vmap``, without a rule for it: fold samples into the batch."""
     packed = _is_packed(args)
     states = args[1 + packed]
     states = [states] if isinstance(states, Tensor) else list(states)
@@ -67,7 +67,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: there are no gradients."""
+        """Keep nothing, as there are no gradients."""
 
     @staticmethod
     def vmap(
@@ -100,7 +100,7 @@ class _Folded(torch.autograd.Function):
 
 
 def _fold(tensor: Tensor, dim: int | None, place: int, samples: int) -> Tensor:
-    """Samples right behind the batch, and both as one dimension."""
+    """Move samples right behind the batch, and join both to one dimension."""
     if dim is None:
         shape = list(tensor.shape)
         shape.insert(place + 1, samples)

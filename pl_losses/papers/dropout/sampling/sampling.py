@@ -1,8 +1,8 @@
 """Gal and Ghahramani 2016, section 4: samples of a network's function, by dropout at test time (MC dropout).
 
 A pass with fresh masks is the function of weights drawn from the approximate posterior, y_t = f(x; W_t); the
-predictive mean and variance are the moments over T such passes. What comes before the first dropout is the
-same in all of them and is computed once; what follows is computed for many masks at a time.
+predictive mean and variance are the moments over T such passes. The part before the first dropout is the same
+in all passes and is computed once; the rest is computed for many masks at a time.
 """
 
 from __future__ import annotations
@@ -45,57 +45,57 @@ def mc_samples(
     forward: Callable[[Any], Any] | None = None,
     train: Train | Parts | None = None,
 ) -> Any:
-    """T stochastic passes with dropout on and everything else as in evaluation.
+    """Make T stochastic passes with dropout on and everything else as in evaluation.
 
-    What is random in training is random here: ``nn.Dropout`` and its relatives, dropout in attention,
-    Transformer and recurrent layers, ``F.dropout(x, p, self.training)`` and its like, ``nn.RReLU``, and parts
-    that draw random numbers of their own, or choose a probability, ``if self.training``: drop path
-    (StochasticDepth, DropBlock), layers that are skipped, noise that is added or multiplied. The latter are
-    found by what they do: a part that asks for its mode is tried out in both, and is on if it is more random
-    in training. One that is random there but returns something else, or fails without targets, stays as it is
-    in evaluation, and a warning says so; a flag other than ``training`` is not seen. All else runs in eval,
-    without gradients, and nothing is left behind: modes, running statistics, gradients and random streams are
-    afterwards as before, also after an exception. The streams are the global ones (torch's, NumPy's,
-    Python's) and generators that are attributes of the module or its parts, or in a list, tuple or dict that
-    is one; those that are kept elsewhere go on.
+    Everything that is random in training is random here: ``nn.Dropout`` and its relatives, dropout in
+    attention, Transformer and recurrent layers, ``F.dropout(x, p, self.training)`` and its like,
+    ``nn.RReLU``, and parts that draw random numbers of their own, or choose a probability, ``if
+    self.training``: drop path (StochasticDepth, DropBlock), skipped layers, noise that is added or
+    multiplied. Such parts are found by trials: a part that asks for its mode is run in both, and is on if it
+    is more random in training. A part that is random there but returns something else, or fails without
+    targets, stays as it is in evaluation, and a warning says so. A flag other than ``training`` is not seen.
+    Everything else runs in eval mode, without gradients. There are no side effects, even after an exception:
+    modes, running statistics, gradients and random streams are as before. The streams are the global ones
+    (torch's, NumPy's, Python's) and generators that are attributes of the module or its parts, or in a list,
+    tuple or dict that is an attribute; generators that are kept elsewhere are not restored.
 
-    What comes before the first dropout is computed once. What follows is computed for many samples at a
-    time, by ``torch.func.vmap``, where that is possible. It is not, and passes are made one by one, for a
-    module that decides by values (``if x.sum() > 0``), writes into a new tensor, draws random numbers besides
-    its dropout, changes what it holds (buffers, attributes), or is sharded over ranks. A message to the log
-    says so once for each class of modules, with the reason. Forward hooks see many samples at once.
+    The part before the first dropout is computed once. The rest is computed for many samples at a time, by
+    ``torch.func.vmap``, if possible. Otherwise passes are made one by one: for a module that decides by
+    values (``if x.sum() > 0``), writes into a new tensor, draws random numbers beside its dropout, changes
+    what it holds (buffers, attributes), or is sharded over ranks. A log message says so once for each class
+    of modules, with the reason. Forward hooks see many samples at once.
 
-    Each dropout has a random stream of its own, made of ``seed`` and its place, from which sample after
-    sample draws: the same seed gives the same bits on the same kind of device, 100 samples have the masks of
-    the 50 that 50 would give, and ``chunk`` changes no mask. Sums over other sizes may be rounded differently
-    in the last bits. p is kept to 0.2 % of min(p, 1 - p), and means are exact. Masks are not promised to be
-    equal on different kinds of devices or in different releases.
+    Each dropout has its own random stream, seeded by ``seed`` and its position, from which sample after
+    sample draws. The same seed gives the same bits on the same kind of device, the first 50 of 100 samples
+    have the masks of 50 samples, and ``chunk`` changes no mask. Sums over other sizes may be rounded
+    differently in the last bits. p is kept to 0.2 % of min(p, 1 - p), and means are exact. Masks may differ
+    between kinds of devices and between releases.
 
     Args:
-        module: Any module. Compiled ones run uncompiled here. A scripted or traced one may not hold dropout.
+        module: Any module. Compiled ones run uncompiled here. A scripted or traced one must not hold dropout.
         batch: What ``module`` is called with: a tuple or list as positional arguments, a mapping as keyword
             arguments, anything else, such as one tensor [B, ...], as it is. Each sample gets a copy.
         samples: T, the number of passes.
-        chunk: At most this many samples are computed in one go, which bounds memory; ``None`` for as many as
-            take about 16 MB on a CPU, 256 MB elsewhere. Ranks whose module itself communicates in its forward
-            need 1.
+        chunk: Largest number of samples computed at once, which bounds memory; ``None`` for as many as take
+            about 16 MB on a CPU, 256 MB elsewhere. Ranks whose module itself communicates in its forward need
+            1.
         seed: Seed of the masks, at least 0. With ``None`` a new one is drawn from the operating system, never
             from a global stream.
         masks: "independent": a mask for each input. "shared": one draw of the function for all inputs of the
             batch, masks [1, ...] that depend neither on the batch's size nor on its content. Each input has
-            the same law either way. Shared masks are for Dropout, Dropout1d, 2d and 3d on inputs with the
-            batch first, which is recognised by its size alone: a first dimension that is as long by chance
-            (B time steps before B inputs) is taken for the batch.
-        forward: Called with the batch in place of the module, such as a method of it or what turns its
-            outputs into probabilities.
+            the same distribution either way. Shared masks are for Dropout, Dropout1d, 2d and 3d on inputs
+            with the batch first. The batch dimension is recognised by its size alone: a first dimension that
+            has this size by chance (B time steps before B inputs) is taken for the batch.
+        forward: Called with the batch instead of the module, such as a method of it or a function that turns
+            its outputs into probabilities.
         train: Classes, or their names, of parts whose own flag ``training``, not that of their children, is
-            on during the passes. With ``None`` those are found that are random in training, which takes about
-            five passes more for a module with parts that ask for their mode, ten if some are not random; an
-            empty list leaves it at dropout functions.
+            on during the passes. With ``None`` parts that are random in training are found, which takes about
+            five more passes for a module with parts that ask for their mode, ten if some are not random; with
+            an empty list only dropout functions are on.
 
     Returns:
-        [T, B, ...], or the structure (tuple, list, dict) that the module returns, of such tensors. What is
-        ``None`` in it stays so; mappings that torch does not know become dicts.
+        [T, B, ...], or the structure (tuple, list, dict) that the module returns, of such tensors. ``None``
+        in it stays ``None``; mappings that torch does not know become dicts.
 
     Raises:
         TypeError: If ``module`` is no module or its output holds anything but tensors and ``None``.
@@ -148,7 +148,7 @@ def mc_samples(
 
 
 def _differ(stacks: list[Tensor | None], drew: bool) -> bool:
-    """Whether samples differ; one alone if random numbers were drawn for it."""
+    """Return whether samples differ; for a single one, whether random numbers were drawn for it."""
     tensors = [stack for stack in stacks if stack is not None and stack.device.type != "meta"]
     if any(len(stack) < 2 for stack in tensors):
         return drew
@@ -157,16 +157,16 @@ def _differ(stacks: list[Tensor | None], drew: bool) -> bool:
 
 @dataclass
 class Found:
-    """What a pass without dropout tells of a module.
+    """What a pass without dropout shows of a module.
 
     Attributes:
-        output: Of the pass.
-        random: Whether random numbers were drawn all the same, so that the output is of no use.
-        calls: How many dropouts were called.
+        output: The pass's output.
+        random: Whether random numbers were drawn nevertheless, so that the output cannot be used.
+        calls: Number of dropouts that were called.
         active: How many of them had p > 0.
         parts: Parts that are random in training in other ways.
         reason: Why samples would not differ; empty if they would.
-        hopeless: Whether they never will, whatever becomes of the probabilities.
+        hopeless: Whether they never will, even if probabilities change.
     """
 
     output: Any
@@ -184,14 +184,14 @@ def find_dropout(
     forward: Callable[[Any], Any] | None = None,
     train: Train | Parts | None = None,
 ) -> Found:
-    """Make one pass without dropout, and see what :func:`mc_samples` would do.
+    """Make one pass without dropout, and find what :func:`mc_samples` would do.
 
     It is one pass, unless parts ask for their mode and ``train`` is ``None``.
 
     Args:
         module: As for :func:`mc_samples`, like all arguments.
-        batch: What it is called with.
-        forward: Called in place of the module.
+        batch: The batch that it is called with.
+        forward: Called instead of the module.
         train: Parts that are on in the samples.
 
     Raises:
@@ -223,15 +223,15 @@ def find_dropout(
 def without_dropout(
     module: nn.Module, batch: Any, forward: Callable[[Any], Any] | None = None
 ) -> tuple[Any, bool]:
-    """One pass in evaluation in which every dropout is off, also one that says ``training=True``.
+    """Make one pass in evaluation with every dropout off, also with ``training=True``.
 
     Args:
         module: Any module.
-        batch: What it is called with, see :func:`mc_samples`.
-        forward: Called in place of the module.
+        batch: The batch that it is called with, see :func:`mc_samples`.
+        forward: Called instead of the module.
 
     Returns:
-        The output, and whether random numbers were drawn all the same, so that it is one of many.
+        The output, and whether random numbers were drawn nevertheless, so that it is one of many possible.
     """
     found = find_dropout(module, batch, forward, train=())
     return found.output, found.random
@@ -245,7 +245,7 @@ def _batch_size(batch: Any) -> int:
 
 
 def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
-    """The parts that ``train`` names."""
+    """Return the parts that ``train`` names."""
     if train is None or isinstance(train, Parts):
         return train
     parts = list(module.modules())

@@ -1,4 +1,4 @@
-"""The T passes of MC dropout: what is deterministic once, the rest for many samples at a time, if it can."""
+"""The T passes of MC dropout: the deterministic part once, the rest for many samples at a time."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
 _told: set[type[nn.Module]] = set()
 
-# Bytes of masks and results that are worked on at a time: enough to make what each round costs small, and
-# on a CPU no more than its caches hold.
+# Bytes of masks and results that are worked on at a time: enough to make the overhead of a round small,
+# and on a CPU no more than its caches hold.
 _AT_A_TIME = {"cpu": 1 << 24}
 _AT_A_TIME_ELSEWHERE = 1 << 28
 
 
 def why_not_many(module: nn.Module, batch: Any) -> str:
-    """Why each sample takes a pass of its own with everything repeated; empty if that is not known yet."""
+    """Say why each sample needs a whole pass of its own; empty if there is no reason yet."""
     for value in (*held(module), *tensors_in(batch)):
         if isinstance(value, Tensor) and (type(value) not in PLAIN or hasattr(value, "ds_id")):
-            # Such as sharded parameters, that are gathered by all ranks together, equally often.
+            # Such as sharded parameters, which all ranks gather together, equally often.
             return f"it holds a {type(value).__name__} that is not plain"
     if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
         return "it was made in inference mode"
@@ -55,10 +55,10 @@ def _tell(kind: type[nn.Module], reason: str) -> None:
 
 @cache
 def _prepare() -> None:
-    """Once: load the rules of vmap, and have the C library reuse memory instead of giving back each tensor's.
+    """Load the rules of vmap, and let the C library reuse memory instead of giving back each tensor's, once.
 
-    Clearing new pages again and again takes longer than the sums. When so large a block is free once, which
-    is never touched, glibc raises its thresholds for giving back: to 31 MB at a time and 62 MB in all.
+    Clearing new pages again and again takes longer than the sums. After a single large block, which is never
+    touched, was freed, glibc raises its thresholds for giving back: to 31 MB at a time and 62 MB in all.
     """
     torch.func.vmap(torch.neg)(torch.zeros(1))
     torch.empty(31 << 20, dtype=torch.uint8)
@@ -68,12 +68,12 @@ class Passes:
     """T passes of a module under :class:`ActiveDropout`.
 
     Args:
-        module: What is called in the end.
+        module: The module that is finally called.
         call: Called with the batch.
-        batch: Its tensors are copied before they are given away.
-        mode: What switches dropout on.
-        seed: Of the random streams in each pass.
-        streams: They.
+        batch: The batch, whose tensors are copied before they are passed on.
+        mode: The mode that switches dropout on.
+        seed: Seed of the random streams in each pass.
+        streams: The random streams.
         parts: Parts that are on as they are random in training in other ways; ``None`` to look for them.
     """
 
@@ -100,8 +100,8 @@ class Passes:
 
         Args:
             samples: T.
-            chunk: The most at a time.
-            reason: Why nothing but T whole passes would do, if that is known.
+            chunk: Largest number of them at a time.
+            reason: Why only T whole passes are possible, if that is known.
 
         Returns:
             The leaves [T, ...] of the output, and its structure.
@@ -124,8 +124,8 @@ class Passes:
             try:
                 way()
                 break
-            except Exception as error:  # What is wrong with the module itself shows again in what follows.
-                # The first sentence: what follows may ask to report an issue to torch.
+            except Exception as error:  # An error of the module itself occurs again below.
+                # The first sentence: the rest may ask to report an issue to torch.
                 reason = reason or f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
                 self.mode.masks.rewind(masks)
                 self.done = done
@@ -136,7 +136,7 @@ class Passes:
         return self.stacks, self.structure
 
     def _searched(self, make: Callable[[], Found]) -> Found:
-        """Make the first pass, and again where it shows parts that are random in training in other ways."""
+        """Make the first pass, and repeat it if it shows parts that are random in training in other ways."""
         if not self.search or not (asked := Asked(self.module)).kinds:
             return make()
         masks = self.mode.masks.state()
@@ -164,10 +164,10 @@ class Passes:
         return make()
 
     def _first(self) -> tuple[Prefix | None, str]:
-        """Make a pass, or two, that record what comes before the first dropout.
+        """Make one or two passes that record the part before the first dropout.
 
         Returns:
-            The record, if later passes can use it, and why all of them must be whole and by themselves.
+            The record, if later passes can use it, and why all of them must be whole and one by one.
         """
         before = state(self.module)
         seed = stream_seed(self.seed, self.done)
@@ -177,7 +177,7 @@ class Passes:
             self.drew = True
             return None, "it draws random numbers besides its dropout"
         if not self.mode.active:
-            return None, "it drops nothing"  # which a warning tells
+            return None, "it drops nothing"  # A warning says so.
         if state(self.module) != before:
             return None, "it changes what it holds"
         changing = prefix.changed() if prefix.usable else None
@@ -255,7 +255,7 @@ class Passes:
             raise PrefixDiffersError("it draws random numbers besides its dropout")
 
     def _chunk(self, prefix: Prefix | None, drawn: list[tuple[Site, Tensor]], count: int) -> None:
-        """Make ``count`` passes at a time, as ``torch.func.vmap`` does, which takes longer for its checks."""
+        """Make ``count`` passes at a time, as ``torch.func.vmap`` does, whose checks take longer."""
         copies = prefix.copies(count) if prefix else {}
         with _samples(count) as level:
             inputs = self._inputs(prefix, {number: _each(copy, level) for number, copy in copies.items()})
@@ -274,7 +274,7 @@ class Passes:
 
 @contextmanager
 def _samples(count: int) -> Iterator[int]:
-    """Within, tensors may have a hidden dimension for the samples: that of the level that is yielded."""
+    """Let tensors have a hidden dimension for the samples within this context; yield its level."""
     level = of_torch.enter_vmap(count, "error")
     try:
         yield level
@@ -287,7 +287,7 @@ def _each(tensor: Tensor, level: int) -> Tensor:
 
 
 def _flat(output: Any) -> tuple[list[Any], Any]:
-    """The leaves and the structure of an output; mappings of a kind that torch does not know become dicts."""
+    """Return the leaves and the structure of an output; mappings that torch does not know become dicts."""
     leaves, structure = of_torch.tree_flatten(output)
     if any(isinstance(leaf, Mapping) for leaf in leaves):
         leaves, structure = of_torch.tree_flatten(as_dict(output))
@@ -295,7 +295,7 @@ def _flat(output: Any) -> tuple[list[Any], Any]:
 
 
 def _refuse_packed(output: Any) -> None:
-    """Refuse packed sequences, whose sizes are no result that differs between samples."""
+    """Refuse packed sequences, whose sizes are not a result that differs between samples."""
     for leaf in of_torch.tree_leaves(output, is_leaf=lambda part: isinstance(part, PackedSequence)):
         if isinstance(leaf, PackedSequence):
             _room(leaf, 1)

@@ -1,7 +1,7 @@
 """Gal and Ghahramani 2016, section 5: many small dropout networks trained at once, as stacked weights.
 
 The networks of the paper's regression are so small that a training step is mostly overhead. Here M of them,
-with data, dropout probability, weight decay and random numbers of their own, take each step together: one
+each with its own data, dropout probability, weight decay and random numbers, take each step together: one
 batched matrix product instead of M, and the gradient in closed form.
 """
 
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 # Purposes of a member's random streams.
 _INIT, _ORDER, _TRAIN_MASKS, _TEST_MASKS = range(4)
-_BLOCK = 32  # Steps whose masks are drawn at once; part of what a seed means.
+_BLOCK = 32  # Steps whose masks are drawn at once; another value would change the results of a seed.
 
 
 class StackedMLP:
@@ -40,8 +40,8 @@ class StackedMLP:
         features: Number of inputs Q.
         hidden: Number of hidden units H.
         dropout: Probability p of each member with which an input or hidden unit is dropped.
-        seeds: Seed of each member. What a member learns depends on its own alone.
-        dtype: Of the weights.
+        seeds: Seed of each member. A member's training depends on its own seed alone.
+        dtype: The weights' type.
 
     Raises:
         ValueError: If a size or probability is out of range.
@@ -86,14 +86,14 @@ class StackedMLP:
                 kernel.uniform_(-bound, bound, generator=generator)
 
     def views(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A vector as long as ``weights`` in the shapes of ``first``, ``second`` and ``bias``."""
+        """View a vector as long as ``weights`` in the shapes of ``first``, ``second`` and ``bias``."""
         members, features, hidden = self.members, self.features, self.hidden
         sizes = [members * (features + 1) * hidden, members * hidden, members]
         first, second, bias = flat.split(sizes)  # type: ignore[no-untyped-call]
         return first.view(members, features + 1, hidden), second.view(members, hidden), bias
 
     def per_kernel(self, values: Tensor) -> Tensor:
-        """A vector as long as ``weights``: values [M] at the members' kernels, 0 at biases."""
+        """Return a vector as long as ``weights``: values [M] at the members' kernels, 0 at biases."""
         flat = torch.zeros_like(self.weights)
         first, second, _ = self.views(flat)
         first[:, : self.features] = values.to(flat)[:, None, None]
@@ -101,7 +101,7 @@ class StackedMLP:
         return flat
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The pass without dropout: inputs [M, B, Q] -> [M, B]."""
+        """Make the pass without dropout: inputs [M, B, Q] -> [M, B]."""
         hidden = torch.baddbmm(self.first[:, -1:], inputs, self.first[:, :-1]).relu_()
         return (hidden * self.second[:, None]).sum(dim=2) + self.bias[:, None]
 
@@ -109,13 +109,12 @@ class StackedMLP:
 class Masks:
     """The places to set to zero in each step: each input and hidden unit with probability p, independently.
 
-    Dropout is rare here, so it is cheaper to draw the places that are dropped than a number for each unit.
-    A Poisson number of hits with mean -n log(1 - p), each anywhere among n units, leaves a unit without a
-    hit with probability exactly 1 - p, independently of the others.
+    Dropout is rare here, so that it is cheaper to draw the dropped places than a number for each unit. A
+    Poisson number of hits with mean -n log(1 - p), each anywhere among n units, leaves a unit without a hit
+    with probability exactly 1 - p, independently of the others.
 
-    Iterating gives, per step, indices into the flat inputs [M, B, Q + 1], whose last column is never hit,
-    and into the flat hidden units [M, B, H]; both have one more place at their end, which takes in the
-    padding.
+    Each step yields indices into the flat inputs [M, B, Q + 1], whose last column is never hit, and into the
+    flat hidden units [M, B, H]. Both have one more place at their end, for the padding.
 
     Args:
         network: The members' probabilities, seeds and sizes.
@@ -132,25 +131,25 @@ class Masks:
         while True:
             inputs = [self._hits(member, network.features) for member in range(network.members)]
             hidden = [self._hits(member, network.hidden) for member in range(network.members)]
-            # Inputs have a column more than can be hit.
+            # Inputs have one column that is never hit.
             inputs = [hits.add_(hits.div(network.features, rounding_mode="floor")) for hits in inputs]
             yield from zip(
                 self._joined(inputs, network.features + 1), self._joined(hidden, network.hidden), strict=True
             )
 
     def _hits(self, member: int, width: int) -> Tensor:
-        """[_BLOCK, most] places in [B, width]; those beyond the number of hits are huge."""
+        """Draw places in [B, width], [_BLOCK, most]; those beyond the number of hits are huge."""
         places = self.rows * width
         mean = -places * math.log1p(-self.network.dropout[member])
         generator = self.generators[member]
-        # More hits come once in 10^14 steps.
+        # There are more hits than this once in 10^14 steps.
         most = math.ceil(mean + 8 * math.sqrt(mean) + 8) if mean else 0
         count = torch.poisson(torch.full((_BLOCK, 1), mean), generator=generator)
         hits = torch.empty(_BLOCK, most, dtype=torch.int64).random_(0, places, generator=generator)
         return hits.masked_fill_(torch.arange(most) >= count, 2**60)
 
     def _joined(self, hits: list[Tensor], width: int) -> list[Tensor]:
-        """Places in the flat [M, B, width] of all members, [_BLOCK] of them."""
+        """Convert places to those in the flat [M, B, width] of all members, [_BLOCK] of them."""
         size = self.rows * width
         joined = torch.cat([own + member * size for member, own in enumerate(hits)], dim=1)
         return list(joined.clamp_(max=self.network.members * size))
@@ -168,7 +167,7 @@ class Passes:
         self.network = network
         members, dtype = network.members, network.weights.dtype
         shapes = (members, rows, network.features + 1), (members, rows, network.hidden)
-        # One more place, where the masks' padding points to.
+        # One more place, for the masks' padding.
         self._flat_inputs, self._flat_units = (
             torch.zeros(math.prod(shape) + 1, dtype=dtype) for shape in shapes
         )
@@ -180,12 +179,12 @@ class Passes:
         self.gradient = torch.empty_like(network.weights)
         self._first, self._second, self._bias = network.views(self.gradient)
         self._scale = 1 / network.keep
-        # The last input is 1, its row of weights the bias: it is never dropped.
+        # The last input is 1, with the bias as its row of weights: it is never dropped.
         self._input_scale = self._scale[:, None, None].repeat(1, 1, network.features + 1)
         self._input_scale[..., -1] = 1
 
     def forward(self, masks: tuple[Tensor, Tensor]) -> Tensor:
-        """Outputs [M, B] for what lies in ``inputs``, [M, B, Q + 1] with ones in the last column."""
+        """Compute outputs [M, B] of ``inputs``, [M, B, Q + 1] with ones in the last column."""
         network = self.network
         self._flat_inputs.index_fill_(0, masks[0], 0)
         self.inputs.mul_(self._input_scale)
@@ -197,13 +196,13 @@ class Passes:
         return self._product.sum(dim=2).add_(network.bias[:, None])
 
     def backward(self, outputs: Tensor) -> Tensor:
-        """Gradient of all weights, as long as ``weights``, from that of the last outputs [M, B]."""
+        """Compute the gradient of all ``weights``, as a vector, from that of the last outputs [M, B]."""
         torch.sum(outputs, dim=1, out=self._bias)
         torch.mul(self.units, outputs[..., None], out=self._product)
         torch.sum(self._product, dim=1, out=self._second)
         self._second.mul_(self._scale[:, None])
         torch.mul(outputs[..., None], self._kernel[:, None], out=self._product)
-        # A unit lets the gradient through where it was neither negative nor dropped.
+        # A unit passes the gradient on if it was neither negative nor dropped.
         units = torch.ops.aten.threshold_backward(self._product, self.units, 0)
         torch.bmm(self.inputs.transpose(1, 2), units, out=self._first)
         return self.gradient
@@ -216,12 +215,12 @@ class Standardised:
         inputs: [D, N, Q + 1] with ones in the last column; a set with fewer than N samples repeats its own.
         targets: [D, N].
         sizes: Number of samples of each set.
-        scale: Deviation of the targets before, float64 [D].
+        scale: Deviation of the original targets, float64 [D].
 
     Args:
         inputs: Features of each set, [N_d, Q].
         targets: Targets of each set, [N_d].
-        dtype: Of the result.
+        dtype: The result's type.
 
     Raises:
         ValueError: If shapes do not fit, or the targets of a set are all equal.
@@ -242,7 +241,7 @@ class Standardised:
         self.inputs, self.targets = self.normalised(inputs, targets)
 
     def normalised(self, inputs: Sequence[Array], targets: Sequence[Array]) -> tuple[Tensor, Tensor]:
-        """Other samples of the same sets, normalised as the training samples: [D, n, Q + 1] and [D, n]."""
+        """Normalise other samples of the same sets as the training samples: [D, n, Q + 1] and [D, n]."""
         _refuse_misfits(inputs, targets)
         most = max(len(y) for y in targets)
         rows = [np.arange(most) % len(y) for y in targets]
@@ -271,20 +270,20 @@ def train(
 ) -> None:
     """Train all members by Adam on twice the paper's objective, without a decay of biases.
 
-    That is the mean squared error + 2 lambda (sum of squared kernel entries), which with the ``lambda`` that
-    ``weight_decay_of`` gives by the convention "authors" is what their code minimises. In each epoch a member
-    sees its samples in an order of its own, the last batch as small as it comes out; one with fewer samples
+    That is the mean squared error + 2 lambda (sum of squared kernel entries). With the ``lambda`` of
+    ``weight_decay_of`` by the convention "authors", this is what their code minimises. In each epoch a member
+    sees its samples in its own order, with a last batch of the remaining ones; a member with fewer samples
     than the largest set sees its first ones of the epoch twice. A member that diverges ends with weights that
-    are not finite, and the others as they would without it.
+    are not finite, and does not affect the others.
 
     Args:
         network: The members, changed in place.
         data: The training sets.
-        sources: On which of the sets each member trains, [M].
+        sources: Index of the set that each member trains on, [M].
         epochs: Number of passes over the data.
         batch_size: Samples per step and member.
         weight_decay: lambda of each member, [M].
-        learning_rate: Of Adam, with decay rates 0.9 and 0.999.
+        learning_rate: Adam's, with decay rates 0.9 and 0.999.
         schedule: Share of the steps done, in [0, 1), to a factor of the learning rate. Default: 1.
         progress: Called with the number of samples times members after each epoch.
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pl_losses.papers.dropout.table1.batched_mlp import _TEST_MASKS, Masks, Passes, StackedMLP
 
-_ROWS = 256  # Rows of a step; with _HELD part of what a seed means.
+_ROWS = 256  # Rows of a step; another value, or another _HELD, would change the results of a seed.
 _HELD = 256  # Passes that are held in memory at once.
 
 
 class Scores(NamedTuple):
-    """What T passes say about each row, in the units of the targets they were given.
+    """The results of T passes for each row, in the units of the given targets.
 
     Attributes:
         mean: Mean of the passes, float64 [M, n].
@@ -35,10 +35,10 @@ def mc_scores(
     samples: int,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Predictive mean and log-likelihood over T passes with dropout, in one stream over the passes.
+    """Compute predictive mean and log-likelihood over T passes with dropout, one pass after another.
 
-    The log-likelihood is a running log-sum-exp, so that a large precision does not make it -inf. At most
-    256 x 256 outputs per member are held.
+    The log-likelihood is a running log-sum-exp, so that a large precision does not make it -inf. At most 256
+    x 256 outputs per member are held.
 
     Args:
         network: The members.
@@ -46,7 +46,7 @@ def mc_scores(
         targets: [M, n].
         precision: tau, [K, M], in the units of 1 / targets^2.
         samples: Number of passes T.
-        progress: Called with rows times passes times members from time to time.
+        progress: Called repeatedly with rows times passes times members.
 
     Raises:
         ValueError: If shapes do not fit, or ``samples`` or ``precision`` are not positive.
@@ -96,7 +96,7 @@ class _Running:
         self.sums = torch.zeros(len(precision), members, rows, dtype=torch.float64)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in outputs [M, t, n] for targets [M, 1, n]."""
+        """Add outputs [M, t, n] for targets [M, 1, n]."""
         self.outputs += outputs.sum(dim=1, dtype=torch.float64)
         squares = (outputs - targets).square_()
         least = torch.minimum(self.least, squares.amin(dim=1).double())

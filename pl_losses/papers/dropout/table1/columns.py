@@ -1,8 +1,8 @@
-"""Gal and Ghahramani 2016, section 5.2: how the columns of Table 1 are made, all splits of a set at once.
+"""Gal and Ghahramani 2016, section 5.2: the trainings of Table 1's columns, all splits of a set at once.
 
 "paper" and "10x" use the authors' p and tau. "grid" chooses p, the weight decay, the learning rate and tau of
-each split by the log-likelihood of the last fifth of its training samples, trains anew on all of them, and
-only then looks at the test samples.
+each split by the log-likelihood of the last fifth of its training samples, then trains anew on all of them,
+and uses the test samples only after that.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from pl_losses.papers.dropout.table1.published import SETTINGS, Settings
 
 # Members trained at once: more hardly lower the overhead of a step, and take memory.
 TOGETHER = 60
-# A pass to test, forward only, takes so much of the time of one to train.
+# Time of a test pass, forward only, relative to one of training.
 TEST_SHARE = 0.4
 
 
 class Schedule(NamedTuple):
-    """How a column is trained.
+    """The training of a column.
 
     Attributes:
-        epochs: In units of the set's, see ``Settings``.
+        epochs: Epochs in units of the set's, see ``Settings``.
         batch_size: Samples per step.
         cosine: Whether the learning rate falls to 0 as a half cosine.
-        steps: The epochs are as many more as it takes to this number of steps.
+        steps: Least number of steps; the epochs are increased to reach it.
     """
 
     epochs: int
@@ -48,7 +48,7 @@ class Schedule(NamedTuple):
     steps: int = 0
 
     def factor(self) -> Callable[[float], float] | None:
-        """Share of the steps done to factor of the learning rate."""
+        """Return the function from the share of steps done to the learning rate's factor."""
         return (lambda share: 0.5 * (1 + math.cos(math.pi * share))) if self.cosine else None
 
 
@@ -64,12 +64,12 @@ GRID = tuple(10 ** (exponent / 16) for exponent in range(-16, 81))
 
 
 class Choice(NamedTuple):
-    """What "grid" chooses from.
+    """The values that "grid" chooses from.
 
     Attributes:
         p: Probabilities of dropping a unit.
-        weight_decay: lambda, of the whole training set; of a part of it as much more as it is smaller.
-        learning_rate: Of Adam, at the start.
+        weight_decay: lambda for the whole training set; for a part of it, larger by the ratio of their sizes.
+        learning_rate: Adam's, at the start.
         precision: tau, in the units of the standardised targets.
         samples: Passes T per validation sample.
     """
@@ -81,23 +81,23 @@ class Choice(NamedTuple):
     samples: int = 200
 
     def settings(self) -> list[tuple[float, float, float]]:
-        """All p, weight decays and learning rates to train with."""
+        """List all p, weight decays and learning rates to train with."""
         return list(product(self.p, self.weight_decay, self.learning_rate))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A set, its splits, and what is common to its columns.
+    """A set, its splits, and what its columns have in common.
 
     Attributes:
-        name: Of the set.
+        name: The set's name.
         inputs: [N, Q].
         targets: [N].
         splits: Rows to train on and rows to test, of each split.
-        settings: The authors', of a set of one's own the defaults.
+        settings: The authors'; for a set of your own the defaults.
         samples: Passes T per test sample.
         repeats: Trainings of each split, whose scores are averaged.
-        seed: Of everything random.
+        seed: Seed of everything random.
         scale: Factor of the number of epochs.
     """
 
@@ -137,18 +137,18 @@ class Case:
         return cls(name, inputs, targets, rows, settings, samples, repeats, seed, scale)
 
     def checksum(self) -> str:
-        """Of all that a result depends on beside the arguments: inputs, targets and splits."""
+        """Compute the checksum of what results depend on beside the arguments: inputs, targets and splits."""
         parts = [self.inputs, self.targets, *(rows for split in self.splits for rows in split)]
         return checksum(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
 
     def epochs(self, column: str) -> int:
-        """Number of epochs of a column."""
+        """Compute the number of epochs of a column."""
         schedule, size = COLUMNS[column], len(self.splits[0][0])
         epochs = max(schedule.epochs * self.settings.epochs, schedule.steps * schedule.batch_size / size)
         return max(1, round(epochs * self.scale))
 
     def work(self, column: str) -> float:
-        """Samples times members times passes of a column, tests weighed by what they take."""
+        """Compute samples times members times passes of a column, with tests weighted by their time."""
         train, test = (sum(len(rows[part]) for rows in self.splits) for part in (0, 1))
         final = self.repeats * (self.epochs(column) * train + TEST_SHARE * self.samples * test)
         if column != "grid":
@@ -161,18 +161,18 @@ class Case:
 
 
 class Row(NamedTuple):
-    """Scores of one split, averaged over the repeats, and the settings that they were reached with.
+    """Scores of one split, averaged over the repeats, and the settings of their training.
 
     Attributes:
-        split: Which.
-        rmse: Of the mean of the passes, in the data's units.
+        split: The split's number.
+        rmse: RMSE of the mean of the passes, in the data's units.
         ll: Log-likelihood per test sample, in nats.
-        rmse_deterministic: Of the pass without dropout.
+        rmse_deterministic: RMSE of the pass without dropout.
         p: Probability of dropping a unit.
         precision: tau, in the units of 1/y^2.
         weight_decay: lambda.
-        length_scale: l that lambda stands for by the authors' convention.
-        learning_rate: Of Adam, at the start.
+        length_scale: l that lambda implies by the authors' convention.
+        learning_rate: Adam's, at the start.
     """
 
     split: int
@@ -187,7 +187,7 @@ class Row(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """A network to train: on which split and how, tested with which K precisions (1/y^2)."""
+    """A network to train: its split and settings, and the K precisions (1/y^2) to test it with."""
 
     split: int
     p: float
@@ -203,7 +203,7 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
     Args:
         case: The set.
         column: "paper", "10x" or "grid".
-        progress: Called with how much of :meth:`Case.work` was done since the last call.
+        progress: Called with the part of :meth:`Case.work` done since the last call.
 
     Returns:
         One row per split.
@@ -246,7 +246,7 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
 
 
 def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, float, float, float]]:
-    """p, lambda, learning rate and tau of each split, by the log-likelihood on the last training samples."""
+    """Choose p, lambda, learning rate and tau of each split by the log-likelihood of its last samples."""
     choice = Choice()
     settings = choice.settings()
     kept = [uci.train_part(len(train), 0.2) for train, _ in case.splits]
@@ -267,7 +267,7 @@ def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, 
     ]
     scores = _scores(case, "grid", parts, members, choice.samples, progress)
     likelihood = torch.tensor([row[2:] for row in scores]).view(len(settings), len(parts), len(grid))
-    # What diverged is not chosen.
+    # Members that diverged are not chosen.
     likelihood.nan_to_num_(nan=-math.inf, posinf=-math.inf)
     _refuse_diverged(case.name, likelihood.amax(dim=(0, 2)).isfinite().numpy())
     chosen = []
@@ -293,7 +293,7 @@ def _scores(
     samples: int,
     progress: Callable[[float], None],
 ) -> list[list[float]]:
-    """Of each member RMSE, RMSE without dropout, and log-likelihood for each of its precisions."""
+    """Compute for each member RMSE, RMSE without dropout, and log-likelihood for each of its precisions."""
     data = Standardised(*_parts(case, splits, 0))
     inputs, targets = data.normalised(*_parts(case, splits, 1))
     sizes = torch.tensor([len(test) for _, test in splits])
@@ -341,7 +341,7 @@ def _parts(
 
 
 def _groups(members: list[_Member], size: int) -> Iterator[list[int]]:
-    """Positions in groups of one learning rate, of at most ``size`` and as equal as can be."""
+    """Yield positions in groups of one learning rate, of at most ``size`` and as equal as possible."""
     by_rate: dict[float, list[int]] = {}
     for position, member in enumerate(members):
         by_rate.setdefault(member.learning_rate, []).append(position)
@@ -360,5 +360,5 @@ def _length_scale(p: float, precision: float, weight_decay: float, size: int) ->
 
 
 def _seed(case: Case, *parts: str | int) -> int:
-    """A seed of a member's own, whatever else is trained."""
+    """Return a member's own seed, whatever else is trained."""
     return int.from_bytes(blake2b(repr((case.seed, case.name, *parts)).encode(), digest_size=8).digest())

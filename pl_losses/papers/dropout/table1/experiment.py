@@ -47,7 +47,7 @@ def reproduce(
         columns: Of "paper", "10x" and "grid", between commas; "all" are the three.
         root: Folder with the sets, else they are downloaded to it. Default: the environment variable
             PL_LOSSES_DATA.
-        folder: For the results. A folder with a part of them is gone on with.
+        folder: For the results. A folder with a part of them is resumed.
         splits: Use only the first this many splits, of a set with fewer all of them; the published numbers
             beside them are of the same splits. Default: all, 20 and of protein 5.
         samples: Passes T per test sample, as many as the authors'.
@@ -74,7 +74,7 @@ def reproduce(
         "epochs_scale": epochs_scale,
     }
     kept = Experiment(folder, arguments)
-    # The small sets first: something to look at soon.
+    # The small sets first, for early results.
     cases = {name: Case.read(name, root, splits, samples, repeats, seed, epochs_scale) for name in names}
     data = {name: case.checksum() for name, case in cases.items()}
     _refuse_changed(kept, data)
@@ -127,7 +127,7 @@ def _refuse_changed(kept: Experiment, data: dict[str, str]) -> None:
 
 def _entry(case: Case, column: str, bar: tqdm) -> Entry:
     started, cpu = perf_counter(), process_time()
-    # What is told in advance is not exact, and a bar beyond its end shows nothing.
+    # The estimate is not exact, and a bar must not run beyond its end.
     rows = reproduce_column(case, column, lambda done: bar.update(min(done, bar.total - bar.n)))
     times = perf_counter() - started, process_time() - cpu
     return Entry(case.name, column, rows, case.epochs(column), *times, case.scale)
@@ -143,7 +143,7 @@ def _progress(total: float) -> tqdm:
 
 
 def _names(given: str | Sequence[str], known: list[str], argument: str) -> list[str]:
-    """Names from text between commas or a list, each once."""
+    """Read names from text between commas or from a list, each once."""
     names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
     if names == ["all"]:
         return known

@@ -1,13 +1,13 @@
-"""Gal and Ghahramani 2016, Table 1: the published scores of each split and the settings they were made with.
+"""Gal and Ghahramani 2016, Table 1: the published scores of each split, and the settings of their training.
 
 ``published.csv`` has RMSE and log-likelihood of each split from the logs that the authors published with
 their code:
 
-- "paper" and "10x": of 2016, 400 epochs (the printed column) and 4 000. What the printed column has behind
-  its +- is the standard deviation over the splits;
-- "grid": of 2018, p and tau chosen per split from a grid on validation data, 4 000 epochs.
+- "paper" and "10x": of 2016, 400 epochs (the printed column) and 4 000. In the printed column, +- is the
+standard deviation over the splits; - "grid": of 2018, p and tau chosen per split from a grid on validation
+data, 4 000 epochs.
 
-On protein all of these are 200 and 2 000 epochs.
+For protein all of these are 200 and 2 000 epochs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, scores: Sequence[tuple[float, float]]) -> Numbers:
-        """Means over splits, with the published standard errors.
+        """Compute means over splits, with the published standard errors.
 
         Those are population standard deviations over the root of the number of splits.
 
@@ -52,7 +52,7 @@ class Numbers(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the authors trained a set with.
+    """The authors' settings for a set.
 
     Attributes:
         p: Probability of dropping an input or hidden unit.
@@ -84,7 +84,7 @@ SETTINGS = {
 
 @cache
 def scores() -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """The published RMSE and log-likelihood of each split, by set and column.
+    """Read the published RMSE and log-likelihood of each split, by set and column.
 
     >>> len(scores()["protein", "10x"]), scores()["boston", "paper"][0]
     (5, (2.2732381, -2.2702962))
@@ -92,13 +92,13 @@ def scores() -> dict[tuple[str, str], list[tuple[float, float]]]:
     text = files("pl_losses.papers.dropout.table1").joinpath("published.csv").read_text(encoding="utf-8")
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in csv.DictReader(text.splitlines()):
-        # Splits are in their order.
+        # The rows of splits are in order.
         found.setdefault((row["set"], row["column"]), []).append((float(row["rmse"]), float(row["ll"])))
     return found
 
 
 def numbers(name: str, column: str, splits: Sequence[int]) -> Numbers | None:
-    """The published numbers over some of the splits; ``None`` where one of them is not published.
+    """Return the published numbers over some of the splits; ``None`` if one of them is not published.
 
     >>> [round(value, 3) for value in numbers("boston", "paper", range(20))]
     [2.974, 0.19, -2.46, 0.055]

@@ -19,13 +19,13 @@ class Entry(NamedTuple):
     """One set and column of the table.
 
     Attributes:
-        name: Of the set.
+        name: The set's name.
         column: "paper", "10x" or "grid".
-        rows: One per split.
+        rows: One for each split.
         epochs: Passes over the training data.
-        seconds: That it took.
-        cpu_seconds: Of all cores.
-        scale: Of the number of epochs: another than 1 is a trial.
+        seconds: Duration.
+        cpu_seconds: Processor time of all cores.
+        scale: Factor of the number of epochs: another than 1 is a trial.
     """
 
     name: str
@@ -54,24 +54,24 @@ class Entry(NamedTuple):
         return "one split has no standard error" if len(self.rows) == 1 else ""
 
     def judged(self) -> bool:
-        """Whether there are published numbers to be better or worse than."""
+        """Return whether there are published numbers to compare with."""
         return self.published is not None and not self.trial
 
     def within(self) -> tuple[bool, bool]:
-        """Whether RMSE and log-likelihood are at most one published standard error worse than published."""
+        """Return whether RMSE and log-likelihood are at most a standard error worse than published."""
         ours, theirs = self.ours, self.published
         if theirs is None or not self.judged():
             return True, True
         return ours.rmse <= theirs.rmse + theirs.rmse_se, ours.ll >= theirs.ll - theirs.ll_se
 
     def better(self) -> bool:
-        """Whether both are better than published."""
+        """Return whether both are better than published."""
         ours, theirs = self.ours, self.published
         return theirs is not None and self.judged() and ours.rmse < theirs.rmse and ours.ll > theirs.ll
 
 
 def line(entry: Entry) -> str:
-    """A line of the table."""
+    """Write a line of the table."""
     ours, theirs = entry.ours, entry.published
     marks = [" " if good else "!" for good in entry.within()]
     cells = [_cell(ours.rmse, ours.rmse_se) + marks[0], _cell(ours.ll, ours.ll_se) + marks[1]]
@@ -85,9 +85,9 @@ def line(entry: Entry) -> str:
 
 
 def text(entries: Sequence[Entry]) -> str:
-    """The table with a heading, and how many of the sets are as good as published, or why nobody can tell.
+    """Write the table with a heading, and how many sets are as good as published, or why that is unknown.
 
-    ``!`` marks what is worse than published by more than the published standard error.
+    ``!`` marks scores that are worse than published by more than the published standard error.
     """
     names = ["set", "column", "RMSE", "published", "log-likelihood", "published"]
     widths = [10, 7, 21, 20, 19, 18]
@@ -128,7 +128,7 @@ def _verdicts(entries: Sequence[Entry]) -> list[str]:
 
 
 def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """The rows of ``table1.csv``."""
+    """Make the rows of ``table1.csv``."""
     rows = []
     for entry in entries:
         theirs = entry.published
@@ -144,14 +144,14 @@ def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
 
 
 def per_split(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """The rows of ``per_split.csv``."""
+    """Make the rows of ``per_split.csv``."""
     return [
         {"set": entry.name, "column": entry.column} | row._asdict() for entry in entries for row in entry.rows
     ]
 
 
 def by_key(entries: Iterable[Entry]) -> dict[str, float]:
-    """The values of a W&B run's summary."""
+    """Make the values of a W&B run's summary."""
     return {
         f"{entry.column}/{entry.name}/{name}": value
         for entry in entries
@@ -160,7 +160,7 @@ def by_key(entries: Iterable[Entry]) -> dict[str, float]:
 
 
 def as_result(entry: Entry) -> dict[str, Any]:
-    """An entry as plain data."""
+    """Convert an entry to plain data."""
     rows = [[getattr(value, "item", lambda value=value: value)() for value in row] for row in entry.rows]
     return {
         "set": entry.name,
@@ -172,14 +172,14 @@ def as_result(entry: Entry) -> dict[str, Any]:
 
 
 def from_result(result: dict[str, Any], scale: float = 1.0) -> Entry:
-    """The entry of which :func:`as_result` made plain data, trained with this factor of the epochs."""
+    """Restore an entry from :func:`as_result`'s plain data, trained with this factor of the epochs."""
     rows = [Row(*row) for row in result["rows"]]
     seconds, cpu_seconds = result["times"]
     return Entry(result["set"], result["column"], rows, result["epochs"], seconds, cpu_seconds, scale)
 
 
 def draw(entries: Sequence[Entry]) -> Figure:
-    """Ours and the published numbers with their standard errors: a panel per set and score."""
+    """Draw our and the published numbers with their standard errors: a panel per set and score."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

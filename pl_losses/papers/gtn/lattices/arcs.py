@@ -27,10 +27,10 @@ CPU = torch.device("cpu")
 class ArcLattice:
     """B directed graphs given by lists of arcs, one graph after the other.
 
-    The graphs may be of any size and need not have the same. Penalties may be on any device; what says how
-    nodes are connected is kept on the CPU. A graph with a cycle can be composed with, as a grammar, but has
-    no penalties of its own. Among paths of equal penalty the best one is found from its end backwards: of the
-    arcs into a node that which comes first in the list.
+    The graphs may be of different sizes. Penalties may be on any device; the structure of the graphs is kept
+    on the CPU. A graph with a cycle can be composed with another one, as a grammar, but has no penalties of
+    its own. Among paths of equal penalty the best one is found from its end backwards: of the arcs into a
+    node, the first in the list is taken.
 
     Args:
         source: Node that each arc leaves, numbered from 0 in each graph, integers, shape [A].
@@ -44,8 +44,8 @@ class ArcLattice:
             highest number.
         output: Second label of each arc, shape [A], for transducers such as :func:`ctc_topology`;
             ``None`` if it is the same as ``label``.
-        position: Where each node is, for the cuts of paths: integers, shape [nodes] or [B, nodes], as many
-            as the largest graph has; ``None`` for its number.
+        position: Position of each node, for the cuts of paths: integers, shape [nodes] or [B, nodes], with
+            the nodes of the largest graph; ``None`` for the node's number.
 
     Raises:
         TypeError: If ``penalty`` is not floating point or the others not integers.
@@ -98,7 +98,7 @@ class ArcLattice:
         self.position = self._positions(position)
 
     def _positions(self, position: Tensor | None) -> Tensor:
-        """Position of each node, [B, nodes of the largest graph]."""
+        """Return the position of each node, [B, nodes of the largest graph]."""
         most = int(self.nodes.max()) if self.samples else 0
         if position is None:
             return torch.arange(most).expand(self.samples, -1)
@@ -108,7 +108,7 @@ class ArcLattice:
         return position.expand(self.samples, -1)
 
     def _set_final(self, final: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
-        """Final nodes of all graphs, and the graph that each is of."""
+        """Store the final nodes of all graphs, and the graph of each."""
         if not isinstance(final, Tensor) and any(isinstance(nodes, Sequence) for nodes in final):
             if len(final) != self.samples:
                 raise ValueError(f"Expected `final` of {self.samples} graphs but got {len(final)}")
@@ -162,7 +162,7 @@ class ArcLattice:
         return self._penalty(tropical=True)
 
     def _flow(self, tropical: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities of arcs and of nodes, and the arcs' log weights; of the best path if ``tropical``."""
+        """Compute the probabilities of arcs and nodes, and log weights; with ``tropical`` the best path's."""
         scores, potentials = self._potentials(tropical)
         weights = self.sweep.weights(scores, potentials, tropical)
         possible = potentials.detach()[-self.samples :] > IMPOSSIBLE / 2
@@ -205,7 +205,7 @@ class ArcLattice:
         return source.tolist(), destination.tolist(), self.output.tolist(), starts.tolist()
 
     def path(self, graph: int, arcs: Sequence[int], penalty: float) -> Path:
-        """Return the path of some consecutive arcs; arcs without a label belong to the segment before."""
+        """Return the path of consecutive arcs; an arc without a label belongs to the segment before it."""
         sources, destinations, outputs, starts = self._lists
         labels: list[int] = []
         cuts = [sources[arcs[0]] if arcs else starts[graph]]
@@ -228,7 +228,7 @@ class ArcLattice:
 
     @typed
     def n_best(self, n: int) -> list[list[Path]]:
-        """Return the ``n`` paths of smallest penalty in ascending order, fewer where there are not so many.
+        """Return the ``n`` paths of smallest penalty in ascending order, or fewer if there are fewer.
 
         Paths differ in an arc: two of them may spell the same string.
         """
@@ -243,11 +243,11 @@ class ArcLattice:
     def compose(self, other: ArcLattice) -> ArcLattice:
         """Return pairs of a path here and one there that agree: ``output`` here with ``label`` in ``other``.
 
-        Penalties add up. Arcs without a label on the agreeing side are taken alone; a pair of paths appears
-        once, however such arcs of both interleave. Cuts are those of this lattice.
+        Penalties add up. Arcs without a label on the agreeing side are taken alone. A pair of paths appears
+        once, in whichever order such arcs of both may come. Cuts are those of this lattice.
 
         Args:
-            other: As many graphs as here, or one for all. It may have cycles where these read labels.
+            other: As many graphs as here, or one for all. It may have cycles if their arcs read labels.
         """
         return ArcLattice(**compose(self, other))
 
@@ -271,7 +271,7 @@ class ArcLattice:
 
 
 def _strings(targets: Tensor, lengths: Tensor | None = None) -> ArcLattice:
-    """The graphs that spell one label string each: targets [B, L], target_lengths [B]."""
+    """Build the graphs that spell one label string each: targets [B, L], target_lengths [B]."""
     samples, longest = targets.shape
     counts = torch.full((samples,), longest) if lengths is None else lengths
     node = torch.arange(longest).expand(samples, longest)
@@ -281,7 +281,7 @@ def _strings(targets: Tensor, lengths: Tensor | None = None) -> ArcLattice:
 
 
 def _integers(name: str, values: Any, count: int | None, low: int) -> Tensor:
-    """Integers on the CPU, at least ``low``; as many as ``count``."""
+    """Convert to integers on the CPU, and check that there are ``count``, at least ``low``."""
     if not isinstance(values, Tensor):
         values = torch.as_tensor(values) if len(values) else torch.zeros(0, dtype=torch.long)
     found = integers(name, values, CPU)

@@ -23,11 +23,11 @@ class _Outgoing:
         self.keys = keys[self.order]
 
     def with_label(self, node: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Arcs that leave each of some nodes with a label, and the index of the node that they leave."""
+        """Return the arcs that leave some nodes with a label, and the index of each arc's node."""
         return self._between(node * self.num_labels + label + 1, 1)
 
     def all(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """Arcs that leave each of some nodes, and the index of the node that they leave."""
+        """Return the arcs that leave some nodes, and the index of each arc's node."""
         return self._between(node * self.num_labels, self.num_labels)
 
     def _between(self, keys: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,8 @@ class _Product:
     """Pairs of a node of each of two lattices, and the arcs between them.
 
     A state is (node of left, node of right, whether an epsilon of right came last), as one number. After an
-    epsilon of right one of left must wait for the next label, so that each pair of paths has one order only.
+    epsilon of right, an epsilon of left must wait for the next label, so that a pair of paths has one order
+    only.
     """
 
     def __init__(self, left: Graph, right: Graph) -> None:
@@ -60,7 +61,7 @@ class _Product:
         return pairs.div(self.right_total, rounding_mode="floor"), pairs % self.right_total
 
     def explore(self) -> tuple[Tensor, list[Tensor]]:
-        """All states that can be reached, sorted; source, destination, left's and right's arc of each arc."""
+        """Find all reachable states, sorted, and source, destination, left and right arc of each arc."""
         frontier = visited = self.starts
         made = [[self.starts[:0]] * 4]
         while len(frontier):
@@ -72,7 +73,7 @@ class _Product:
         return visited.sort().values, [torch.cat(column) for column in zip(*made, strict=True)]
 
     def _moves(self, states: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Arcs out of some states: left's epsilons alone, agreeing labels, right's epsilons alone."""
+        """Yield arcs out of some states: left's epsilons alone, agreeing labels, right's epsilons alone."""
         u, v = self.nodes(states)
         a, owner = self.from_left.all(u)
         silent = self.left.output[a] == EPSILON
@@ -90,14 +91,14 @@ class _Product:
 
 
 def compose(left: Graph, right: Graph) -> dict[str, Any]:
-    """The arguments of :meth:`ArcLattice.compose`'s lattice; only states that can be reached are made."""
+    """Compose two lattices: return an :class:`ArcLattice`'s arguments, with states that can be reached."""
     if right.samples not in (1, left.samples):
         raise ValueError(f"Expected `other` of 1 or {left.samples} graphs but got {right.samples}")
     product = _Product(left, right)
     states, (source, destination, a, b) = product.explore()
     u, v = product.nodes(states)
     graph = torch.repeat_interleave(torch.arange(left.samples), left.nodes)[u]
-    # States are sorted by left's nodes, so by graph: their numbers in each graph start from its first.
+    # States are sorted by left's nodes, so by graph: in each graph they are numbered from its first.
     counts = torch.bincount(graph, minlength=left.samples)
     first = counts.cumsum(0) - counts
     number = torch.arange(len(states)) - first[graph]
@@ -128,12 +129,12 @@ def compose(left: Graph, right: Graph) -> dict[str, Any]:
 
 
 def _is_final(lattice: Graph) -> Tensor:
-    """Whether each node of all graphs is a final one."""
+    """Return whether each node of all graphs is final."""
     final = torch.zeros(int(lattice.nodes.sum()), dtype=torch.bool)
     final[lattice.final + lattice.offset[lattice.final_graph]] = True
     return final
 
 
 def _pick(values: Tensor, index: Tensor, otherwise: int) -> Tensor:
-    """``values[index]``, and ``otherwise`` where the index is -1."""
+    """Return ``values[index]``, and ``otherwise`` where the index is -1."""
     return torch.cat([values, values.new_full((1,), otherwise)])[index.to(values.device)]

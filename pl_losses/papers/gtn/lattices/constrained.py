@@ -1,4 +1,4 @@
-"""LeCun et al. 1998, section VI.A: the path selector, which leaves the paths that spell a given string."""
+"""LeCun et al. 1998, section VI.A: the path selector, which keeps the paths that spell a given string."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pl_losses.papers.gtn.lattices.segmental import DenseLattice
 class TargetLattice(DenseLattice):
     """The paths of a :class:`SegmentLattice` that spell one label string per sample.
 
-    Made by :meth:`SegmentLattice.constrain`, which checks the arguments. Its nodes are pairs of a cut and the
-    number of labels spelled until there.
+    It is made by :meth:`SegmentLattice.constrain`, which checks the arguments. Its nodes are pairs of a cut
+    and the number of labels spelled up to it.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TargetLattice(DenseLattice):
 
 
 def _spread(values: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
-    """Values [N, K, L * B] added up per label ``index`` [B, N, K, L], as [B, N, K, C]."""
+    """Add up values [N, K, L * B] per label ``index`` [B, N, K, L], to [B, N, K, C]."""
     samples, pieces, longest, labels = index.shape
     by_sample = values.reshape(pieces, longest, labels, samples).permute(3, 0, 1, 2)
     return values.new_zeros(shape).scatter_add(3, index, by_sample)
@@ -100,7 +100,7 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, penalties: Tensor, index: Tensor, ignored: Tensor) -> Tensor:
-        """Change the sign. Nothing leaves the range of pieces."""
+        """Negate the penalties. Nothing leaves the range of pieces."""
         ctx.save_for_backward(index)
         ctx.shape = penalties.shape
         scores = penalties.gather(3, index).permute(1, 2, 3, 0).contiguous().neg_()
@@ -109,6 +109,6 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Change the sign; what is impossible has no part in any path that counts."""
+        """Negate the gradient; impossible segments have no part in any path that counts."""
         (index,) = ctx.saved_tensors
         return _spread(-grad, index, ctx.shape), None, None

@@ -11,14 +11,14 @@ from pl_losses.papers.gtn.lattices.recursions import IMPOSSIBLE, Sweep
 
 
 def ragged_ranges(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Join the ranges start, ..., start + count - 1; also which range each number is of."""
+    """Join the ranges start, ..., start + count - 1; also return the range that each number belongs to."""
     owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
     before = counts.cumsum(0) - counts
     return torch.arange(len(owner)) - before[owner] + starts[owner], owner
 
 
 def levels(source: Tensor, destination: Tensor, nodes: int) -> Tensor:
-    """Length of the longest chain of arcs that ends at each node; -1 on and after a cycle."""
+    """Compute the length of the longest chain of arcs that ends at each node; -1 on and after a cycle."""
     order = source.argsort(stable=True)
     outgoing = torch.bincount(source, minlength=nodes)
     first = outgoing.cumsum(0) - outgoing
@@ -39,8 +39,8 @@ def levels(source: Tensor, destination: Tensor, nodes: int) -> Tensor:
 class DagSweep(Sweep):
     """Nodes and arcs of all graphs at once: scores are [A], potentials [nodes], both in the given order.
 
-    Inside, nodes are ordered by level and arcs by their destination, so that each level's are contiguous. The
-    plan is made on the CPU; the recurrences run where the scores are.
+    Inside, nodes are ordered by level and arcs by their destination, so that those of a level are contiguous.
+    The plan is made on the CPU; the recurrences run on the scores' device.
 
     Raises:
         ValueError: If there is a cycle.
@@ -56,7 +56,7 @@ class DagSweep(Sweep):
         order = level.argsort(stable=True)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(nodes)
-        # Stable: among the arcs into a node the given order decides which is the first.
+        # Stable: among the arcs into a node, the given order decides which one is the first.
         arcs = rank[destination].argsort(stable=True)
         per_node = torch.bincount(rank[destination], minlength=nodes)
         node_ends = [0, *torch.bincount(level, minlength=1).cumsum(0).tolist()]
@@ -68,7 +68,7 @@ class DagSweep(Sweep):
         self._starts = rank[starts].to(device)
 
     def potentials(self, scores: Tensor, tropical: bool) -> Tensor:
-        """Potentials [nodes]."""
+        """Compute the potentials, [nodes]."""
         values = scores.new_full((self.nodes,), IMPOSSIBLE)
         values[self._starts] = 0.0
         scores = scores[self.arcs]
@@ -84,15 +84,15 @@ class DagSweep(Sweep):
         return values[self.rank]
 
     def from_source(self, values: Tensor) -> Tensor:
-        """[A]."""
+        """Return the values of the arcs' sources, [A]."""
         return values[self.source]
 
     def at_destination(self, values: Tensor) -> Tensor:
-        """[A]."""
+        """Return the values of the arcs' destinations, [A]."""
         return values[self.destination]
 
     def first_best(self, sums: Tensor) -> Tensor:
-        """[A]; the first in the given order."""
+        """Mark the best arc into each node, [A]; of equals the first in the given order."""
         best = sums.new_full((self.nodes,), float("-inf"))
         best.scatter_reduce_(0, self.destination, sums, "amax")
         number = torch.arange(len(sums), device=sums.device)
@@ -102,7 +102,7 @@ class DagSweep(Sweep):
         return (first[self.destination] == number).to(sums.dtype)
 
     def solve(self, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
-        """[nodes]."""
+        """Solve the recurrence, [nodes]."""
         values, weights = inputs[self.order], weights[self.arcs]
         for _, (arc, arc_end) in reversed(self.slices) if backward else self.slices:
             read, written = self._sources[arc:arc_end], self._destinations[arc:arc_end]

@@ -1,4 +1,4 @@
-"""LeCun et al. 1998, section VIII: graphs that are often composed with."""
+"""LeCun et al. 1998, section VIII: graphs that lattices are often composed with."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> 
             if prefix not in nodes:
                 nodes[prefix] = len(nodes)
                 arcs.append((nodes[prefix[:-1]], nodes[prefix], prefix[-1]))
-    # Every word ends in an arc without a label, which bears its penalty, to one final node.
+    # Every word ends in an arc without a label, which has its penalty, to one final node.
     arcs += [(nodes[tuple(int(label) for label in word)], len(nodes), EPSILON) for word in words]
     of_words = torch.zeros(len(words)) if penalties is None else penalties
     penalty = torch.cat([of_words.new_zeros(len(arcs) - len(words)), of_words])
@@ -58,9 +58,9 @@ def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> 
 def ctc_topology(num_classes: int, blank: int = 0) -> ArcLattice:
     """Return the transducer of connectionist temporal classification, from frames to label strings.
 
-    It reads one of ``num_classes`` symbols per frame, leaves out those equal to the one before, then blanks.
-    An SDNN's output composed with it and constrained to a target has the forward penalty that
-    :func:`torch.nn.functional.ctc_loss` computes (which is the faster way there).
+    It reads one of ``num_classes`` symbols per frame, drops those equal to the one before, then blanks. An
+    SDNN's output that is composed with it and constrained to a target has the forward penalty that
+    :func:`torch.nn.functional.ctc_loss` computes, which is faster for this case.
 
     Example:
         >>> from pl_losses.papers.gtn import SegmentLattice

@@ -1,4 +1,4 @@
-"""What the search for paths and the composition need to know of a graph."""
+"""What the search for paths and the composition use of a graph."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Graph(Protocol):
 
     Attributes:
         source: Node that each arc leaves, in its graph, [A]; so are ``destination``, ``label``, ``output``.
-        penalty: Of each arc, [A].
-        graph: That each arc is of, [A].
+        penalty: Penalty of each arc, [A].
+        graph: Graph of each arc, [A].
         nodes: Number of each graph's nodes, [B].
         offset: Number of the nodes before each graph's, [B].
         start: Start node of each graph, [B].
         final: Final nodes, and ``final_graph`` the graphs that they are of.
-        position: Of each graph's nodes, [B, nodes of the largest graph].
+        position: Positions of each graph's nodes, [B, nodes of the largest graph].
     """
 
     source: Tensor
@@ -42,7 +42,7 @@ class Graph(Protocol):
 
     @property
     def sweep(self) -> DagSweep:
-        """The order in which arcs are gone through."""
+        """The recurrences, which go through the arcs in order."""
 
     def path(self, graph: int, arcs: tuple[int, ...], penalty: float) -> Path:
-        """The path of some arcs of a graph."""
+        """Return the path of some arcs of a graph."""

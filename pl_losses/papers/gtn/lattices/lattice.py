@@ -24,8 +24,8 @@ class SegmentLattice(DenseLattice):
     j, with j - i at most K, there is one arc per class. A path's penalty is the sum of its arcs'. Everything
     is computed in float32 at least, also under autocast, and in memory linear in B N K C.
 
-    Among paths of equal penalty the best one is that whose last segment is the shortest, then that whose last
-    segment but one is, and so on; of equal classes the first.
+    Among paths of equal penalty, the best one is that with the shortest last segment, then with the shortest
+    segment before the last, and so on; of equal classes the first.
 
     Args:
         penalties: ``penalties[b, j, k, c]`` is the penalty of class c for the segment of k + 1 pieces that
@@ -103,8 +103,8 @@ class SegmentLattice(DenseLattice):
             targets: One label string per sample, integers in [0, C), shape [B, L]; or a grammar, an
                 :class:`ArcLattice` of one graph for all samples or of B graphs, such as
                 ``lexicon([(3, 4), (3, 1, 4)])``.
-            target_lengths: Length of each label string, integers in [0, L], shape [B]; ``None`` for L. What
-                ``targets`` holds beyond it is ignored. Only with strings.
+            target_lengths: Length of each label string, integers in [0, L], shape [B]; ``None`` for L.
+                Targets beyond it are ignored. Only with strings.
 
         Returns:
             A :class:`TargetLattice` for strings, an :class:`ArcLattice` for a grammar. It has the same
@@ -141,7 +141,7 @@ class SegmentLattice(DenseLattice):
 
 
 def _cleaned(penalties: Tensor, ignored: Tensor) -> Tensor:
-    """Penalties with classes first, [C, N, K, B], finite and large where they are ignored."""
+    """Put classes first, [C, N, K, B], and make penalties finite, large where they are ignored."""
     cleaned = penalties.permute(3, 1, 2, 0).masked_fill(ignored, -IMPOSSIBLE)
     return cleaned.clamp(-CERTAIN, -IMPOSSIBLE)
 

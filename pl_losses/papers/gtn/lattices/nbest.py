@@ -1,6 +1,6 @@
-"""LeCun et al. 1998, section VI.C: the best n paths of a graph, and random ones.
+"""LeCun et al. 1998, section VI.C: the best n paths of a graph, and random paths.
 
-Both go from the end of the graph to its start: there, the potentials tell exactly what is still to come.
+Both go from the end of the graph to its start, as the potentials are the exact scores of the rest of a path.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Search:
         self.log_weights = sweep.log_weights(scores, total).cpu()
         source, destination = sweep.source.cpu(), sweep.destination.cpu()
         sums = (best[sweep.source] + scores).cpu()
-        # Into each node the best arc first; of equals the first in the lattice's order.
+        # Into each node the best arc comes first; of equals the first in the lattice's order.
         order = sums.argsort(descending=True, stable=True)
         self.order = order[destination[order].argsort(stable=True)]
         self.counts = torch.bincount(destination, minlength=sweep.nodes)
@@ -36,22 +36,22 @@ class Search:
         self.starts = lattice.start + lattice.offset
         self.ends = torch.arange(sweep.nodes - lattice.samples, sweep.nodes)
         self.feasible = best[-lattice.samples :].cpu() > IMPOSSIBLE / 2 if lattice.samples else best > 0
-        # Python numbers: the queue of the n best looks at one at a time.
+        # Python numbers: the queue of the n best reads them one at a time.
         self.scores, self.sums = scores.tolist(), sums[self.order].tolist()
         self.arcs, self.sources = self.order.tolist(), source.tolist()
         self.ranges = torch.stack([self.first, self.first + self.counts], 1).tolist()
 
     def n_best(self, n: int) -> list[list[Path]]:
-        """The ``n`` best paths of each graph."""
+        """Find the ``n`` best paths of each graph."""
         check_integer("n", n, 1)
         return [list(islice(self._paths(b), n)) for b in range(self.lattice.samples)]
 
     def _paths(self, graph: int) -> Iterator[Path]:
-        """Paths of one graph, best first.
+        """Yield the paths of a graph, best first.
 
         An entry of the queue is a path's tail from some node on, the next arc to put before it, and the score
-        of the best path that ends so. The arcs into a node are sorted: it suffices to queue the next when one
-        is taken.
+        of the best path that ends like this. The arcs into a node are sorted: it suffices to queue the next
+        one when one is taken.
         """
         end, start = int(self.ends[graph]), int(self.starts[graph])
         queue: list[tuple[float, tuple[int, ...], float, int, tuple[int, ...]]] = []
@@ -74,12 +74,12 @@ class Search:
             push(score + self.scores[arc], self.sources[arc], (*ranks, 0), longer)
 
     def _sum(self, arcs: tuple[int, ...]) -> float:
-        """A path's penalty, added up in its order."""
+        """Add up a path's penalty in its order."""
         penalty = sum(-self.scores[arc] for arc in arcs)
         return penalty if penalty > -CERTAIN / 2 else float("-inf")
 
     def sample(self, n: int, generator: torch.Generator | None) -> list[list[Path]]:
-        """``n`` random paths of each graph, all of them one arc at a time."""
+        """Draw ``n`` random paths of each graph, all of them one arc at a time."""
         check_integer("n", n, 0)
         samples = self.lattice.samples
         graph = torch.arange(samples).repeat_interleave(n)

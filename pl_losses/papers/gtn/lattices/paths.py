@@ -1,4 +1,4 @@
-"""What lattices answer with: paths and posteriors (section VI.C)."""
+"""The results of lattices: paths and posteriors (section VI.C)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Path(NamedTuple):
-    """One path through a lattice.
+    """A path through a lattice.
 
     Attributes:
         penalty: Sum of its arcs' penalties; ``inf`` with no labels and no cuts where no path exists.
@@ -29,9 +29,9 @@ class SegmentPosteriors(NamedTuple):
     """Probabilities under P(path) proportional to exp(-penalty); 0 throughout where no path exists.
 
     Attributes:
-        segments: That a path contains the segment with this class, shape [B, N, K, C], indexed as the
+        segments: Probability that a path has the segment with this class, [B, N, K, C], indexed as the
             penalties are.
-        cuts: That a path is cut there, shape [B, N + 1].
+        cuts: Probability that a path is cut there, shape [B, N + 1].
     """
 
     segments: Tensor
@@ -42,8 +42,8 @@ class ArcPosteriors(NamedTuple):
     """Probabilities under P(path) proportional to exp(-penalty); 0 throughout where no path exists.
 
     Attributes:
-        arcs: That a path contains the arc, shape [A], in the order of the lattice's arcs.
-        nodes: That a path visits the node, shape [sum of all graphs' nodes], graph after graph.
+        arcs: Probability that a path has the arc, shape [A], in the order of the lattice's arcs.
+        nodes: Probability that a path visits the node, [sum of all graphs' nodes], graph after graph.
     """
 
     arcs: Tensor

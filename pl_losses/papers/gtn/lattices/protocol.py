@@ -1,4 +1,4 @@
-"""LeCun et al. 1998, section VI.C: what all lattices can be asked."""
+"""LeCun et al. 1998, section VI.C: the methods of all lattices."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pl_losses.papers.gtn.lattices.paths import Path
 
 
 class Lattice(Protocol):
-    """What every lattice of B samples can be asked; see :class:`SegmentLattice` for the definitions."""
+    """The methods of every lattice of B samples; see :class:`SegmentLattice` for the definitions."""
 
     @property
     def feasible(self) -> Tensor:
         """Whether a path exists, bool, shape [B]."""
 
     def forward_penalty(self) -> Tensor:
-        """-log sum over all paths of exp(-penalty), shape [B]."""
+        """Return -log sum over all paths of exp(-penalty), shape [B]."""
 
     def viterbi_penalty(self) -> Tensor:
-        """The smallest penalty of a path, shape [B]."""
+        """Return the smallest penalty of a path, shape [B]."""
 
     def best_path(self) -> list[Path]:
-        """The path of smallest penalty, for each sample."""
+        """Return the path of smallest penalty, for each sample."""
 
     def n_best(self, n: int) -> list[list[Path]]:
-        """The ``n`` paths of smallest penalty in ascending order, fewer where there are not so many."""
+        """Return the ``n`` paths of smallest penalty in ascending order, or fewer if there are fewer."""
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> list[list[Path]]:
-        """``n`` independent paths with P(path) proportional to exp(-penalty); none where no path exists."""
+        """Draw ``n`` independent paths with P(path) proportional to exp(-penalty); none if no path exists."""
 
     def entropy(self) -> Tensor:
-        """Entropy of the paths' distribution in nats, shape [B]; 0 where no path exists."""
+        """Return the entropy of the paths' distribution in nats, shape [B]; 0 if no path exists."""
 
     def to_arcs(self) -> ArcLattice:
-        """The same paths as a general graph."""
+        """Return the same paths as a general graph."""

@@ -1,15 +1,15 @@
 """LeCun et al. 1998, section VI.C: the recurrences of the forward and Viterbi penalty, and their gradients.
 
-Everything is in scores, that is, negative penalties. The potential of a node n is
+Everything is computed in scores, which are negative penalties. The potential of a node n is
 
     a_n = logsumexp over arcs i into n of (score_i + a_source(i)),   a_start = 0,
 
-or the maximum instead of the logsumexp. Its derivative with respect to score_i is a linear recurrence in the
-same graph, with the weights w_i = exp(score_i + a_source(i) - a_destination(i)): the probability that a path
-into n comes by arc i. Such a recurrence is solved by :class:`Solve`, whose own derivative is of its kind, so
-that derivatives of every order are analytic and none stores more than the potentials.
+or the maximum instead of the logsumexp. Its derivative by score_i is a linear recurrence in the same graph,
+with the weights w_i = exp(score_i + a_source(i) - a_destination(i)): the probability that a path into n comes
+by arc i. :class:`Solve` solves such a recurrence, and its own derivative is such a recurrence, too.
+Derivatives of every order are therefore analytic, and none stores more than the potentials.
 
-Infinity is replaced by large numbers, which no sum or difference turns into NaN.
+Large numbers stand for infinity: no sum or difference of them is NaN.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ CERTAIN = 1e25  # so far below that nothing certain makes up for something impos
 
 
 def penalties_of(potentials: Tensor) -> Tensor:
-    """Negative potentials; infinite, without a gradient, where all paths are impossible or one certain."""
+    """Negate potentials; infinite, without a gradient, if all paths are impossible or one is certain."""
     penalties: Tensor = _Penalties.apply(potentials)
     return penalties
 
 
 class _Penalties(torch.autograd.Function):
-    """One function instead of several operations: they are small and many."""
+    """One function instead of several operations, which would be small and many."""
 
     @staticmethod
     def forward(ctx: Any, potentials: Tensor) -> Tensor:
-        """Change the sign."""
+        """Negate the potentials."""
         impossible, certain = potentials <= IMPOSSIBLE / 2, potentials >= CERTAIN / 2
         ctx.save_for_backward(impossible | certain)
         return potentials.neg().masked_fill_(impossible, float("inf")).masked_fill_(certain, -float("inf"))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Change the sign."""
+        """Negate the gradient."""
         (infinite,) = ctx.saved_tensors
         return (-grad).masked_fill(infinite, 0.0)
 
 
 def first_equal(values: Tensor, extreme: Tensor, dim: int) -> Tensor:
-    """Whether an entry is the first along ``dim`` that equals ``extreme`` (much faster than argmax)."""
+    """Mark the first entry along ``dim`` that equals ``extreme`` (much faster than argmax)."""
     shape = [-1 if axis == dim % values.ndim else 1 for axis in range(values.ndim)]
     count = values.shape[dim]
     order = torch.arange(count, dtype=torch.float32, device=values.device).view(shape)
@@ -57,23 +57,23 @@ def first_equal(values: Tensor, extreme: Tensor, dim: int) -> Tensor:
 
 
 class Sweep(ABC):
-    """The recurrences in one kind of graph; potentials and scores have the layout that suits it."""
+    """The recurrences in one kind of graph; the layout of potentials and scores depends on the kind."""
 
     @abstractmethod
     def potentials(self, scores: Tensor, tropical: bool) -> Tensor:
-        """Potentials of all nodes, without a gradient."""
+        """Compute the potentials of all nodes, without a gradient."""
 
     @abstractmethod
     def from_source(self, values: Tensor) -> Tensor:
-        """For each arc the value of the node that it leaves, differentiable; a copy."""
+        """Return for each arc the value of the node that it leaves, differentiable; a copy."""
 
     @abstractmethod
     def at_destination(self, values: Tensor) -> Tensor:
-        """For each arc the value of the node that it enters, differentiable."""
+        """Return for each arc the value of the node that it enters, differentiable."""
 
     @abstractmethod
     def first_best(self, sums: Tensor) -> Tensor:
-        """1 for the arc with the largest of ``sums`` into each node, the first of equals, 0 for others."""
+        """Return 1 for the arc with the largest of ``sums`` into each node, the first of equals, else 0."""
 
     @abstractmethod
     def solve(self, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
@@ -83,11 +83,11 @@ class Sweep(ABC):
         """
 
     def log_weights(self, scores: Tensor, potentials: Tensor) -> Tensor:
-        """log w of each arc, at least ``IMPOSSIBLE`` in size where its node cannot be reached."""
+        """Compute log w of each arc, at least ``IMPOSSIBLE`` in size if its node cannot be reached."""
         return self.from_source(potentials) + scores - self.at_destination(potentials)
 
     def weights(self, scores: Tensor, potentials: Tensor, tropical: bool) -> Tensor:
-        """Weight w of each arc, which sum to 1 over the arcs into a node."""
+        """Compute the weight w of each arc; weights sum to 1 over the arcs into a node."""
         if tropical:
             return self.first_best((self.from_source(potentials) + scores).detach())
         if torch.is_grad_enabled():
@@ -108,10 +108,10 @@ class Potentials(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        """Return the expected gradient: each arc's weight times what its destination is worth."""
+        """Return the expected gradient: each arc's weight times the value of its destination."""
         scores, potentials = ctx.saved_tensors
         weights = ctx.sweep.weights(scores, potentials, ctx.tropical)
-        # Without the function's overhead where nothing is recorded.
+        # Skip the function's overhead if nothing is recorded.
         solve = partial(Solve.apply, ctx.sweep) if torch.is_grad_enabled() else ctx.sweep.solve
         worth = solve(weights, grad, True)
         return None, weights * ctx.sweep.at_destination(worth), None
@@ -140,11 +140,11 @@ class Solve(torch.autograd.Function):
 class SegmentSweep(Sweep):
     """B rows of N pieces, segments of at most K of them, and, if ``labels``, L labels to be spelled by each.
 
-    Scores are [N, K, L * B], the segment of k + 1 pieces that ends with piece j at [j, k], with L = 1 if
-    there is nothing to be spelled. Potentials have N + K rows: row N - i is cut i, from right to left, so
-    that the K sources of a segment that ends with piece j are the rows from N - j on; the rows below row N
-    can never be reached. Their columns are those of the scores: m B + b is sample b with m labels spelled.
-    With labels there are B more, for all L, and a segment leads B columns on.
+    Scores are [N, K, L * B]; the segment of k + 1 pieces that ends with piece j is at [j, k]. Without labels,
+    L is 1. Potentials have N + K rows: row N - i is cut i, from right to left, so that the K sources of a
+    segment that ends with piece j are the rows from N - j on; the rows below row N can never be reached.
+    Their columns are those of the scores: m B + b is sample b with m labels spelled. With labels there are B
+    columns more, for all L labels, and a segment leads B columns on.
     """
 
     def __init__(self, pieces: int, longest: int, samples: int, labels: int | None = None) -> None:
@@ -152,7 +152,7 @@ class SegmentSweep(Sweep):
         self.labels, self.shift = (1, 0) if labels is None else (labels, samples)
 
     def _windows(self, values: Tensor) -> Tensor:
-        """Rows r to r + K - 1 for each r from 0 to N, without the last columns if there is a shift."""
+        """View rows r to r + K - 1 for each r from 0 to N, without the last columns if there is a shift."""
         columns = values.shape[1]
         shape = (self.pieces + 1, self.longest, columns - self.shift)
         return values.as_strided(shape, (columns, columns, 1), values.storage_offset())
@@ -161,7 +161,7 @@ class SegmentSweep(Sweep):
         return values[:, self.shift :]
 
     def potentials(self, scores: Tensor, tropical: bool) -> Tensor:
-        """Potentials [N + K, L * B], or B columns more."""
+        """Compute the potentials [N + K, L * B], or with B columns more."""
         columns = scores.shape[2] + self.shift
         values = scores.new_full((self.pieces + self.longest, columns), IMPOSSIBLE)
         values[self.pieces, : self.samples] = 0.0
@@ -176,18 +176,18 @@ class SegmentSweep(Sweep):
         return values
 
     def from_source(self, values: Tensor) -> Tensor:
-        """[N, K, L * B]."""
+        """Return the values of the segments' sources, [N, K, L * B]."""
         if torch.is_grad_enabled() and values.requires_grad:
             columns = values.shape[1] - self.shift
             return values[:, :columns].unfold(0, self.longest, 1).transpose(1, 2)[1:].flip(0)
         return self._windows(values.contiguous())[1:].flip(0)
 
     def at_destination(self, values: Tensor) -> Tensor:
-        """[N, 1, L * B]."""
+        """Return the values of the segments' destinations, [N, 1, L * B]."""
         return values[: self.pieces, self.shift :].flip(0).unsqueeze(1)
 
     def first_best(self, sums: Tensor) -> Tensor:
-        """[N, K, L * B]; the first is the shortest segment."""
+        """Mark the best segment, [N, K, L * B]; of equals the shortest."""
         hit = sums == sums.amax(1, keepdim=True)
         columns = hit.unbind(1)
         seen = columns[0].clone()
@@ -197,7 +197,7 @@ class SegmentSweep(Sweep):
         return hit.to(sums.dtype)
 
     def solve(self, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
-        """[N + K, L * B], or B columns more."""
+        """Solve the recurrence, [N + K, L * B], or with B columns more."""
         values = inputs.clone(memory_format=torch.contiguous_format)
         sources = self._windows(values).unbind()
         targets = self._columns(values).unbind()

@@ -1,4 +1,4 @@
-"""LeCun et al. 1998, section VI.C: what lattices of segments with and without a target share."""
+"""LeCun et al. 1998, section VI.C: the base of lattices of segments with and without a target."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pl_losses.papers.gtn.lattices.validation import numbers
 
 
 class Flow(NamedTuple):
-    """How probable it is that a path takes an arc [N, K, L * B] or visits a node, in a sweep's layout."""
+    """Probabilities that a path takes an arc [N, K, L * B] or visits a node, in a sweep's layout."""
 
     arcs: Tensor
     nodes: Tensor
@@ -26,14 +26,14 @@ class Flow(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _before_start(pieces: int, longest: int, device: torch.device) -> Tensor:
-    """Whether the segment of k + 1 pieces that ends with piece j begins before the first, [N, K, 1]."""
+    """Mark segments of k + 1 pieces that end with piece j and begin before the first, [N, K, 1]."""
     with torch.inference_mode(False):
         piece = torch.arange(pieces, device=device)
         return (torch.arange(longest, device=device) > piece[:, None])[:, :, None]
 
 
 def outside(pieces: int, longest: int, lengths: Tensor | None, device: torch.device) -> Tensor:
-    """Which segments leave the range of pieces: [N, K, 1], or [N, K, B] with lengths of each sample."""
+    """Mark segments that leave the range of pieces: [N, K, 1], or [N, K, B] with lengths of each sample."""
     ignored = _before_start(pieces, longest, device)
     if lengths is None:
         return ignored
@@ -53,15 +53,15 @@ class DenseLattice(ABC):
 
     @abstractmethod
     def _scores(self, tropical: bool) -> Tensor:
-        """Scores of the segments, [N, K, L * B]."""
+        """Compute the scores of the segments, [N, K, L * B]."""
 
     @abstractmethod
     def _ends(self) -> tuple[Tensor, Tensor]:
-        """Row and column of each sample's final node among the potentials, [B] each."""
+        """Return row and column of each sample's final node among the potentials, [B] each."""
 
     @abstractmethod
     def _label(self, sample: Tensor, piece: Tensor, longer: Tensor, spelled: Tensor) -> Tensor:
-        """Best label of each of some segments."""
+        """Return the best label of each of some segments."""
 
     @abstractmethod
     def to_arcs(self) -> ArcLattice:
@@ -72,7 +72,7 @@ class DenseLattice(ABC):
         """Return the probabilities of segments and cuts."""
 
     def _cuts_left(self, lengths: Tensor | None) -> Tensor:
-        """Row of each sample's last cut among the potentials."""
+        """Return the row of each sample's last cut among the potentials."""
         if lengths is None:
             return torch.zeros(self.samples, dtype=torch.long, device=self.device)
         return self.sweep.pieces - lengths
@@ -104,7 +104,7 @@ class DenseLattice(ABC):
         return penalties_of(potentials[self._ends()])
 
     def _flow(self, tropical: bool) -> Flow:
-        """Probabilities of arcs and nodes; of the best path alone if ``tropical``."""
+        """Compute the probabilities of arcs and nodes; of the best path alone if ``tropical``."""
         scores = self._scores(tropical)
         potentials = Potentials.apply(self.sweep, scores, tropical)
         weights = self.sweep.weights(scores, potentials, tropical)
@@ -116,11 +116,11 @@ class DenseLattice(ABC):
         return Flow(weights * self.sweep.at_destination(nodes), nodes, log_weights)
 
     def _by_label(self, arcs: Tensor) -> Tensor:
-        """[N, K, L, B] from what is in the layout of the scores."""
+        """Reshape from the layout of the scores to [N, K, L, B]."""
         return arcs.reshape(self.sweep.pieces, self.sweep.longest, self.sweep.labels, self.samples)
 
     def _cut_posteriors(self, nodes: Tensor) -> Tensor:
-        """[B, N + 1] from what is in the layout of the potentials."""
+        """Add up from the layout of the potentials to [B, N + 1]."""
         spelled = self.sweep.labels + (self.sweep.shift > 0)
         cuts = nodes[: self.sweep.pieces + 1].flip(0)
         return cuts.reshape(len(cuts), spelled, self.samples).sum(1).T
@@ -144,7 +144,7 @@ class DenseLattice(ABC):
 
     @typed
     def n_best(self, n: int) -> list[list[Path]]:
-        """Return the ``n`` paths of smallest penalty in ascending order, fewer where there are not so many.
+        """Return the ``n`` paths of smallest penalty in ascending order, or fewer if there are fewer.
 
         Paths differ in a label or in a cut: two of them may spell the same string.
         """

@@ -1,4 +1,4 @@
-"""Checks of what lattices are given."""
+"""Checks of the arguments of lattices."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pl_losses.core.validation import check_integers, check_real
 
 
 def floating(name: str, tensor: Tensor) -> Tensor:
-    """The tensor in float32 at least; a TypeError if it is not floating point."""
+    """Convert a tensor to float32 at least; raise a TypeError if it is not floating point."""
     check_real(name, tensor)
     return at_least_float32(tensor)
 
 
 def integers(name: str, tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor in int64; a TypeError if it does not hold integers."""
+    """Convert a tensor to int64; raise a TypeError if it does not hold integers."""
     check_integers(name, tensor)
     return tensor.to(device, torch.long)
 
 
 def numbers(penalties: Tensor) -> Tensor:
-    """The samples' least penalties, or their scores, [B]; a ValueError if one is NaN: no path is the best."""
+    """Check the samples' least penalties, or their scores, [B]: with NaN no path is the best."""
     if wrong := penalties.isnan().nonzero().flatten().tolist():
         raise ValueError(f"Expected `penalties` to be numbers but those of samples {wrong} are NaN")
     return penalties
@@ -39,7 +39,7 @@ def within(name: str, tensor: Tensor, low: int, high: int) -> None:
 def check_lengths(
     name: str, lengths: Tensor | None, samples: int, longest: int, device: torch.device
 ) -> Tensor | None:
-    """Lengths in int64, one per sample and at most ``longest``."""
+    """Check and convert lengths to int64, one per sample and at most ``longest``."""
     if lengths is None:
         return None
     lengths = integers(name, lengths, device)
@@ -52,7 +52,7 @@ def check_lengths(
 def check_targets(
     targets: Tensor, lengths: Tensor | None, samples: int, classes: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Label strings in int64, at least one column wide and 0 beyond their lengths, and these."""
+    """Check and convert label strings to int64, at least one column wide and 0 beyond their lengths."""
     targets = integers("targets", targets, device)
     if targets.ndim != 2 or len(targets) != samples:
         raise ValueError(
