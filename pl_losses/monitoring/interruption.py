@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.utils._pytree import tree_leaves
 
 from pl_losses.core.run_folders import exists
 from pl_losses.core.trust import folder_options
@@ -22,7 +23,16 @@ from pl_losses.monitoring.record import RunRecord
 
 EVERY = 30.0  # Seconds from one checkpoint in the course of training to the next,
 SHARE = 100  # and at least so many times what saving takes.
+SPEED = 250e6  # Bytes a second by which the first one is judged, of which no time is known yet.
 DUE = 1  # Below all signals that are listened to.
+
+
+def bytes_of(trainer: Trainer) -> int:
+    """Bytes of what a checkpoint is mostly made of: the weights, and what the optimizers keep."""
+    module = trainer.lightning_module
+    kept = [list(optimizer.state.values()) for optimizer in trainer.optimizers]
+    parts = tree_leaves([*module.parameters(), *module.buffers(), kept])
+    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
 
 
 def lags(trainer: Trainer) -> bool:
@@ -56,7 +66,8 @@ class InterruptionCheckpoint(Callback):
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
         self._pending: Any = None  # What ranks are asked for, until all have answered.
-        self._saved, self._cost = time.monotonic(), 0.0
+        self._saved = time.monotonic()
+        self._cost: float | None = None  # Seconds of a save.
         self._recent: list[Path] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -114,7 +125,12 @@ class InterruptionCheckpoint(Callback):
         """Whether a checkpoint is due; the same on all ranks, as is the signal by which they end."""
         if self._agreed:
             return False
-        due = time.monotonic() - self._saved > max(self.every, SHARE * self._cost)
+        elapsed = time.monotonic() - self._saved
+        # After the first step the optimizers have made what they keep.
+        due = elapsed > self.every and trainer.global_step > 0
+        if due:
+            self._cost = bytes_of(trainer) / SPEED if self._cost is None else self._cost
+            due = elapsed > SHARE * self._cost
         asked = self._most(trainer, self._noted or (DUE if due and trainer.is_global_zero else 0))
         self._agreed = asked if asked != DUE else 0
         # Lightning ends its loops where all of a step is done.
