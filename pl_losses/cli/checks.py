@@ -31,7 +31,7 @@ from pl_losses.recipes import Config, UsageError, load, merge, nearest, parse
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 # Numbers of the trainer that Lightning does not check.
 LEAST = {"log_every_n_steps": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "num_nodes": 1}
-LEAST |= {"reload_dataloaders_every_n_epochs": 0, "patience": 0}
+LEAST |= {"reload_dataloaders_every_n_epochs": 0, "patience": 0, "num_sanity_val_steps": -1}
 MOST = 2**16  # Devices and nodes: Lightning makes a list of them.
 ALWAYS = ["config", "seed_everything", "trainer", "model", "data", "test_after_fit"]
 WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -119,6 +119,8 @@ class Checker:
         """Check the size of a number, where Lightning does not."""
         if type(value) not in (int, float):
             return
+        if value != value:
+            raise UsageError(f"Expected `{path}`{self.where()} to be a number but got nan")
         if name in LEAST and value < LEAST[name]:
             raise UsageError(f"Expected `{path}`{self.where()} to be at least {LEAST[name]} but got {value}")
         if path in ("trainer.devices", "trainer.num_nodes") and value > MOST:
@@ -174,7 +176,8 @@ class Checker:
                 if argument is not None and key not in known.parameters and key not in WANDB:
                     raise UsageError(f"`{path}.{key}`{self.where()} is allowed on the command line only")
         for name, argument in arguments.items():
-            self.number(argument, name, f"{path}.init_args.{name}")
+            if cls or argument == argument:  # To a class of the user's own NaN may mean something.
+                self.number(argument, name, f"{path}.init_args.{name}")
             self.node(argument, kind_of(known.parameters.get(name, "")), f"{path}.init_args.{name}")
 
     def cls(self, name: str, kind: str, path: str) -> Class | None:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -315,7 +316,18 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
     if refused and module.startswith(("lightning.", "torch.optim")) and not isinstance(error, OSError):
         message = re.sub(r"\s+", " ", message)[:300]
         return UsageError(f"{message} ({TRACEBACK}=1 shows where)")
+    if isinstance(error, TypeError) and (made := being_made(error)):
+        return UsageError(f"The arguments of {made} do not fit: {message} ({TRACEBACK}=1 shows where)")
     return error
+
+
+def being_made(error: Exception) -> str:
+    """Return the name of the optimizer or scheduler whose constructor raised an error, if one did."""
+    for frame, _ in walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "__init__" and module.startswith("torch.optim."):
+            return type(frame.f_locals["self"]).__name__
+    return ""
 
 
 def is_raised(at: TracebackType) -> bool:

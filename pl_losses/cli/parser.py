@@ -53,11 +53,21 @@ def shorten(message: str) -> str:
         return f"Missing {names}: name a recipe (--config), a class (--model), or a checkpoint (--ckpt_path)"
     lines = [re.sub(r"^Type .* callable class: ", "", line.strip(" -\t")) for line in message.splitlines()]
     telling = [line for line in lines if line and not line.startswith(NOISE)]
-    told = telling[0] if telling else lines[0] if lines else message
+    classes: list[str] = re.findall(r"Problem with given class_path '([\w.]+)'", message)
+    keys = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
+    depth = 1 + message.count("Problem with given") + message.count("callable class: Parser key")
+    path = ".".join(keys[:depth] if classes else keys[:2])
+    # What may be a class among other things was meant to be one, if it is the trainer's.
+    named = [line for line in telling if line.startswith("Expected a dot import")]
+    other = [line for line in telling if line not in named]
+    telling = named[:1] if named and path.startswith("trainer.") else other or named[:1] or lines or [message]
+    told = telling[0]
     # Further types that the argument may have are in the following lines.
     for line in takewhile(lambda line: line.startswith("Expected a "), telling[1:]):
         told += line.replace("Expected a", " or a", 1) if told.startswith("Expected a ") else ""
     told = re.sub(r", denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", told)
+    told = re.sub(r"[.] Got value: ", " but got ", told)
+    told = re.sub(r"^the following arguments are required: (.*)", r"Missing `\1`", told)
     told = re.sub(
         r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", told
     )
@@ -69,10 +79,6 @@ def shorten(message: str) -> str:
         and (given := re.search(r"Given value: (.*?)(?:[.] Got value: .*)?$", message, re.MULTILINE))
     ):
         told += f" but got {given[1]}"
-    classes: list[str] = re.findall(r"Problem with given class_path '([\w.]+)'", message)
-    keys = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
-    depth = 1 + message.count("Problem with given") + message.count("callable class: Parser key")
-    path = ".".join(keys[:depth] if classes else keys[:2])
     return (f"`{path}`: " if path else "") + told[:300] + hint(told, path, classes)
 
 
@@ -80,6 +86,7 @@ def hint(told: str, path: str, classes: list[str]) -> str:
     """Suggest the nearest argument of the class at fault, or the nearest class."""
     option, unknown = re.search(r"Option '(\w+)'", told), re.search(r"No class `(\w+)`", told)
     if unknown:
-        return nearest(unknown[1], [name for module in KINDS.get(path, ()) for name in public(module)])
+        kind = path if path in KINDS else path.rpartition("lr_" if path.endswith("lr_scheduler") else ".")[2]
+        return nearest(unknown[1], [name for module in KINDS.get(kind, ()) for name in public(module)])
     located = locate(classes[-1]) if option and classes else None
     return nearest(option[1], signature(located).parameters) if option and located else ""

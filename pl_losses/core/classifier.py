@@ -13,6 +13,7 @@ from pl_losses.core.declared import Keys
 from pl_losses.core.metrics import ErrorRate, binomial_interval, computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.sums import Mean
+from pl_losses.core.validation import check_classes
 
 
 class Gallery(NamedTuple):
@@ -76,7 +77,9 @@ class Classifier(PaperModule):
 
     def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute the loss, by default the cross-entropy: outputs [B, C], target [B] -> scalar."""
-        return F.cross_entropy(self.scores(outputs).float(), target)
+        scores = self.scores(outputs).float()
+        check_classes("target", target, *scores.shape)
+        return F.cross_entropy(scores, target.long())
 
     def configure_metrics(self) -> None:
         """Build the metrics that are reset every epoch and summed over ranks."""

@@ -352,6 +352,11 @@ def of_path(path: str, given: str, wanted: Wanted) -> Checkpoint:
     for file in folder.glob("run-*.wandb"):
         # W&B's folder, in wandb/ beside the project's.
         return of_id(file.stem.removeprefix("run-"), wanted, [str(folder.resolve().parents[1])])
+    if (folder / "config.yaml").is_file():
+        raise UsageError(
+            f"The run in `{given}` (--ckpt_path) ended before it saved a checkpoint: it begins anew by"
+            f" pl-losses fit --config {folder / 'config.yaml'}"
+        )
     raise UsageError(f"No checkpoint in the folder `{given}` (--ckpt_path), nor a run{wanted} with one")
 
 

@@ -138,6 +138,18 @@ def check_integers(name: str, tensor: Tensor) -> None:
         raise TypeError(f"Expected `{name}` to hold integers but got {tensor.dtype}")
 
 
+def check_classes(name: str, tensor: Tensor, count: int, classes: int) -> None:
+    """Refuse a tensor that is not [count] of integers; where :func:`has_values`, classes out of range too."""
+    if tensor.shape != (count,):
+        raise ValueError(f"Expected `{name}` of shape [B] with B = {count} but got {list(tensor.shape)}")
+    check_integers(name, tensor)
+    # On an accelerator a look would wait for the device; its own index check stops a wrong one there.
+    if has_values(tensor):
+        low, high = (int(extreme) for extreme in tensor.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"Expected `{name}` in [0, {classes - 1}] but got values from {low} to {high}")
+
+
 def has_values(tensor: Tensor) -> bool:
     """Return whether elements can be read for free: on the CPU, and not within a compiler."""
     return tensor.device.type == "cpu" and tensor.numel() > 0 and not torch.compiler.is_compiling()
@@ -279,6 +291,7 @@ def _sequence(origin: type, inner: tuple[Any, ...]) -> _Kind:
 
 
 __all__ = [
+    "check_classes",
     "check_counts",
     "check_init",
     "check_integer",

@@ -16,14 +16,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from pl_losses.core.compat import of_lightning
+from pl_losses.core.compat import of_lightning, of_torch
 from pl_losses.core.run_folders import exists
 from pl_losses.core.trust import folder_options
 from pl_losses.monitoring.record import RunRecord
 
 EVERY = 30.0  # Least seconds between checkpoints during training,
 SHARE = 100  # and least multiple of the time that saving takes.
+SPEED = 250e6  # Bytes a second: an estimate for the first one, of which no time is known yet.
 DUE = 1  # Lower than all signals that are handled.
+
+
+def bytes_of(trainer: Trainer) -> int:
+    """Return the bytes of most of a checkpoint: the weights, and what the optimizers keep."""
+    module = trainer.lightning_module
+    kept = [list(optimizer.state.values()) for optimizer in trainer.optimizers]
+    parts = of_torch.tree_leaves([*module.parameters(), *module.buffers(), kept])
+    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
 
 
 def lags(trainer: Trainer) -> bool:
@@ -57,7 +66,8 @@ class InterruptionCheckpoint(Callback):
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
         self._pending: Any = None  # The ranks' request that is being reduced.
-        self._saved, self._cost = time.monotonic(), 0.0
+        self._saved = time.monotonic()
+        self._cost: float | None = None  # Seconds of a save.
         self._recent: list[Path] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -115,7 +125,12 @@ class InterruptionCheckpoint(Callback):
         """Agree on a signal to end for; return whether a checkpoint is due, the same on all ranks."""
         if self._agreed:
             return False
-        due = time.monotonic() - self._saved > max(self.every, SHARE * self._cost)
+        elapsed = time.monotonic() - self._saved
+        # After the first step the optimizers have made what they keep.
+        due = elapsed > self.every and trainer.global_step > 0
+        if due:
+            self._cost = bytes_of(trainer) / SPEED if self._cost is None else self._cost
+            due = elapsed > SHARE * self._cost
         asked = self._most(trainer, self._noted or (DUE if due and trainer.is_global_zero else 0))
         self._agreed = asked if asked != DUE else 0
         # Lightning ends its loops where all of a step is done.

@@ -184,6 +184,9 @@ def test_a_run_by_its_folder_or_id(monkeypatch, folder):
     assert taken(f"{DIGITS} --ckpt_path version_3") == "runs/elsewhere/version_3/checkpoints/a.ckpt"
     Path("empty").mkdir()
     assert "No checkpoint in the folder `empty`" in refused("--ckpt_path empty")
+    (folder / "empty/config.yaml").write_text("")
+    message = refused("--ckpt_path empty")
+    assert message.endswith("it begins anew by pl-losses fit --config empty/config.yaml")
 
 
 def test_other_files_and_folders():

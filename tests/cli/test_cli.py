@@ -233,9 +233,30 @@ def test_what_is_no_checkpoint_is_refused(folder, capsys):
     ("args", "message"),
     [
         (["--model.widht=3"], "Unknown option `--model.widht`: did you mean `--model.width`?"),
-        (["--model.width=x"], "`model.width`: Expected int. Got value: x"),
+        (["--model.width=x"], "`model.width`: Expected int but got x"),
         (["--trainer.max_epochs=x"], "`trainer.max_epochs`: Expected int but got x"),
-        (["--trainer.callbacks+=EarlyStopping"], "the following arguments are required: monitor"),
+        (["--trainer.callbacks+=EarlyStopping"], "`trainer.callbacks`: Missing `monitor`"),
+        *(
+            (
+                [f"--trainer.callbacks{way}"],
+                "No class `EarlyStop`; your own need their module's name: did you",
+            )
+            for way in ("+=EarlyStop", "=EarlyStop", "=[EarlyStop]", "+={class_path: EarlyStop}")
+        ),
+        (
+            ["--trainer.logger=CSVLoger"],
+            "No class `CSVLoger`; your own need their module's name: did you mean",
+        ),
+        (["--trainer.plugins=x"], "`trainer.plugins`: No class `x`; your own need their module's name"),
+        (["--model.optimizer.lr=x"], "`model.optimizer.lr`: Expected float"),
+        (
+            ["--model.optimizer=Adm"],
+            "No class `Adm`; your own need their module's name: did you mean `Adam`?",
+        ),
+        (
+            ["--config={model: {init_args: {optimizer: {class_path: SGD, init_args: {lr: null}}}}}"],
+            "The arguments of SGD do not fit: '<' not supported between",
+        ),
         (["--model=cli_modules.Nope"], "`model`: module 'cli_modules' has no attribute 'Nope'"),
         (["--model=Lin"], "`model`: No class `Lin`; your own need their module's name"),
         (

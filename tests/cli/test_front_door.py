@@ -151,6 +151,12 @@ def test_refusals(capsys, args, message):
             "{trainer: {callbacks: [{class_path: EarlyStopping, init_args: {patience: -3}}]}}",
             "to be at least 0 but got -3",
         ),
+        ("{trainer: {num_sanity_val_steps: -2}}", "to be at least -1 but got -2"),
+        (
+            "{model: {class_path: MLP, init_args: {optimizer: {class_path: Adam, init_args: {eps: .nan}}}}}",
+            "`model.init_args.optimizer.init_args.eps` in",
+        ),
+        ("{trainer: {gradient_clip_val: .nan}}", "to be a number but got nan"),
         ("{trainer: {1: 2}}", "expected the key `1` to be text"),
         ("{data: Digits, data: MNIST}", "`data` is given twice"),
         ("{model: &a {class_path: LeNet5, init_args: *a}}", "or for themselves"),

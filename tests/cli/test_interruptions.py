@@ -275,6 +275,28 @@ def test_checkpoints_in_the_course_of_training(monkeypatch):
         assert alike(fit("again", resume=path), whole), path
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_the_first_checkpoint_waits_for_a_hundred_times_its_bytes(monkeypatch, late):
+    """Adam keeps two numbers for each of the weights, and a count for each tensor."""
+    weights = list(Noisy().parameters())
+    size = sum(3 * one.nbytes + 4 for one in weights) + sum(one.nbytes for one in Noisy().buffers())
+    seconds = 1000 if late else 1e-9
+    monkeypatch.setattr(interruption, "SPEED", interruption.SHARE * size / seconds)
+    costs, seen = [], set()
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            callback = next(
+                c for c in trainer.callbacks if isinstance(c, interruption.InterruptionCheckpoint)
+            )
+            costs.append(callback._cost)
+            seen.update(Path().rglob("recent-*.ckpt"))
+
+    fit("x", every=0.0, test=False, callbacks=[Watch])
+    assert bool(seen) != late
+    assert not late or costs == [pytest.approx(seconds / interruption.SHARE)] * 15
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_takes_many_trainings_ends_with_the_status_of_a_signal(monkeypatch, capsys, number):
     """The Trainer within makes an exit of it, after SIGTERM one with status 0."""

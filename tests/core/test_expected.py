@@ -1,5 +1,7 @@
 """What an override returns wrongly, or a batch holds, is named in a sentence: the method and what it was."""
 
+import re
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -113,6 +115,53 @@ def test_a_reader_on_single_digits():
         "Expected `batch` of LatticeReader to be a pl_losses.data.lines.Lines or"
         " pl_losses.data.lines.Characters but got a list of 2"
     ) or message.endswith("but got a tuple of 2")
+
+
+CLASSIFIERS = ["LeNet5", "RectifierNet", "MLP", "ConvNet", "DropoutClassifier", "FullBasicModel"]
+LABELS = {
+    "column": (lambda y: y[:, None].float(), "Expected `target` of shape [B] with B = 5 but got [5, 1]"),
+    "floats": (lambda y: y.float(), "Expected `target` to hold integers but got torch.float32"),
+    "others": (lambda y: y + 100, "Expected `target` in [0, "),
+}
+
+
+@pytest.mark.parametrize("way", ["fit", "test"])
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_labels_of_another_kind(name, labels, way):
+    spoil, expected = LABELS[labels]
+    case = CASES[name]
+    model = make(case)
+    if name.startswith("Dropout"):
+        model.size.fill_(5)
+    images, target = case.samples(5)
+    model.log = lambda *_, **__: None
+    step = model.training_step if way == "fit" else model.test_step
+    with pytest.raises((TypeError, ValueError)) as error:
+        step((images, spoil(target)), 0)
+    assert str(error.value).startswith(expected) or (labels, way) == ("column", "test")
+
+
+@pytest.mark.parametrize("name", ["LeNet5", "RectifierNet", "GAN", "LatticeReader"])
+def test_images_without_channels(name):
+    case = CASES[name]
+    flat = case._replace(samples=lambda count: (case.samples(count)[0][:, 0], *case.samples(count)[1:]))
+    assert re.match(
+        r"Expected `?images`? of shape \[B, 1, .*\] .*but got \[", told(make(case), loader(flat, 5, 5))
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_batches(name):
+    """A fit passes over them, as Lightning warns."""
+    model = make(CASES[name])
+    if name.startswith("Dropout"):
+        model.fixed = 1.0
+    nothing = DataLoader([None], batch_size=None, collate_fn=lambda batch: batch)
+    message = told(model, nothing, "test")
+    assert message.startswith("Expected ")
+    assert "batch" in message
+    assert "NoneType" in message
 
 
 def test_channels_of_another_number():

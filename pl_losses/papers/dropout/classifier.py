@@ -16,7 +16,7 @@ from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.precision import at_least_float32
-from pl_losses.core.validation import check_init
+from pl_losses.core.validation import check_classes, check_init
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.base import DropoutModule, Sharing
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
@@ -134,7 +134,9 @@ class DropoutClassifier(DropoutModule, Classifier):
 
     def errors(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute E, the cross-entropy of each sample: logits [B, C], classes [B] -> [B], in nats."""
-        return F.cross_entropy(at_least_float32(self.scores(outputs)), target, reduction="none")
+        scores = at_least_float32(self.scores(outputs))
+        check_classes("target", target, *scores.shape)
+        return F.cross_entropy(scores, target.long(), reduction="none")
 
     def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute L_dropout in training: logits [B, C], classes [B] -> scalar, in nats.

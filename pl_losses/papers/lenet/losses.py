@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.precision import at_least_float32
-from pl_losses.core.validation import check_integers, check_positive, check_shape, typed
+from pl_losses.core.validation import check_classes, check_positive, check_shape, typed
 
 
 @typed
@@ -139,17 +139,6 @@ def _check_penalties(penalties: Tensor) -> None:
 
 def _check(penalties: Tensor, target: Tensor) -> None:
     _check_penalties(penalties)
-    if target.shape != penalties.shape[:1]:
-        raise ValueError(
-            f"Expected `target` of shape [B] with B = {len(penalties)} but got {list(target.shape)}"
-        )
+    check_classes("target", target, *penalties.shape)
     if not len(target):
         raise ValueError("Expected `target` of at least one pattern but got an empty batch")
-    check_integers("target", target)
-    # On an accelerator this would wait for the device; there, its own index check stops a wrong label.
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (int(extreme) for extreme in target.aminmax())
-        if low < 0 or high >= penalties.shape[1]:
-            raise ValueError(
-                f"Expected `target` in [0, {penalties.shape[1] - 1}] but got values from {low} to {high}"
-            )
