@@ -100,8 +100,10 @@ def check_number(
         raise ValueError(f"Expected `{name}` {wanted} but got {value}")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Refuse an argument that is no positive, finite number."""
+def check_positive(name: str, value: Any, none: bool = False) -> None:
+    """Refuse an argument that is no positive, finite number; ``none`` says that None would do."""
+    if none and value is None:
+        return
     check_number(name, value, "to be positive and finite", lambda number: number > 0)
 
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
+from pl_losses.core.validation import check_positive
 from pl_losses.papers.dropout.networks import drop_probabilities
 from pl_losses.papers.dropout.objective import (
     Convention,
+    check_convention,
     dropout_objective,
-    refuse_convention,
-    refuse_range,
     weight_decay_of,
 )
 from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
@@ -66,8 +66,8 @@ class DropoutModule(PaperModule):
         chunk: int | None,
         seed: int,
     ) -> None:
-        refuse_range("length_scale", length_scale)
-        refuse_convention(convention)
+        check_positive("length_scale", length_scale)
+        check_convention(convention)
         if masks not in ("independent", "shared"):
             raise ValueError(f"Expected `masks` to be one of independent, shared but got {masks!r}")
         for name, value, least in (
@@ -190,7 +190,7 @@ class DropoutModule(PaperModule):
         return found
 
 
-def refuse_p_each(p: float | Sequence[float], layers: int) -> list[float]:
+def check_p_each(p: float | Sequence[float], layers: int) -> list[float]:
     """Return one p for each layer.
 
     Raises:

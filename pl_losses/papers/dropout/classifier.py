@@ -16,12 +16,12 @@ from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.precision import at_least_float32
-from pl_losses.core.validation import check_classes, check_init
+from pl_losses.core.validation import check_classes, check_init, check_share
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.base import DropoutModule, Sharing
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
 from pl_losses.papers.dropout.networks import DropoutLeNet
-from pl_losses.papers.dropout.objective import Convention, refuse_p
+from pl_losses.papers.dropout.objective import Convention
 from pl_losses.papers.dropout.uncertainty import (
     mutual_information,
     predictive_entropy,
@@ -110,7 +110,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        refuse_p(p)
+        check_share("p", p)
         super().__init__(optimizer, lr_scheduler, length_scale, convention, samples, masks, chunk, seed)
         save_plain_hyperparameters(self)
         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size

@@ -14,8 +14,10 @@ from torchmetrics import Metric
 
 from pl_losses.core.precision import at_least_float32
 from pl_losses.core.sums import Sums
-from pl_losses.core.validation import check_counts, check_shape, typed
+from pl_losses.core.validation import check_counts, check_positive, check_shape, typed
 from pl_losses.papers.dropout.uncertainty import (
+    check_probabilities,
+    check_samples,
     expected_entropy,
     fitting,
     max_probability,
@@ -24,9 +26,6 @@ from pl_losses.papers.dropout.uncertainty import (
     predictive_cdf,
     predictive_entropy,
     predictive_moments,
-    refuse_logits,
-    refuse_precision,
-    refuse_samples,
     variation_ratio,
 )
 
@@ -128,7 +127,7 @@ class ClassificationScores(Sums):
             ValueError: If the shapes do not fit, or ``target`` holds no classes.
         """
         target = as_classes(target, probabilities, self.ignore_index)
-        refuse_logits("probabilities", probabilities)
+        check_probabilities("probabilities", probabilities)
         counted = target != self.ignore_index
         probabilities = at_least_float32(probabilities)
         chosen = probabilities.gather(1, target.where(counted, 0)[:, None])[:, 0]
@@ -191,7 +190,7 @@ class EntropyHistogram(Metric):
     def update(self, samples: Tensor, target: Tensor) -> None:
         """Add a batch."""
         check_shape("samples", samples, "T", "B", "C")
-        refuse_samples(samples)
+        check_samples(samples)
         target = as_classes(target, samples[0], self.ignore_index)
         counted = (target != self.ignore_index).long()
         share = predictive_entropy(samples) / math.log(samples.shape[-1])
@@ -237,7 +236,7 @@ class RegressionScores(Sums):
     @typed
     def __init__(self, precision: float | None = None) -> None:
         super().__init__()
-        refuse_precision(precision)
+        check_positive("precision", precision, none=True)
         self.precision = precision
         self.coverage = torch.zeros(LEVELS)
         self.add_sum("sums", 3)

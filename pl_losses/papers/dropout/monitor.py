@@ -16,7 +16,7 @@ from torch import Tensor
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_positive, typed
 from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step
@@ -36,7 +36,6 @@ from pl_losses.papers.dropout.sampling.isolation import tensors_in
 from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
 from pl_losses.papers.dropout.sampling.random_parts import differ
 from pl_losses.papers.dropout.sampling.sampling import Found, find_dropout, mc_samples, without_dropout
-from pl_losses.papers.dropout.uncertainty import refuse_precision
 
 
 class DropoutUncertaintyMonitor(Reading, Callback):
@@ -143,7 +142,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
                 )
         if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
             raise ValueError(f"Expected `name` to be of letters, digits and _ but got {name!r}")
-        refuse_precision(precision)
+        check_positive("precision", precision, none=True)
         self.samples, self.task, self.max_batches, self.precision = samples, task, max_batches, precision
         self.every_n_epochs, self.seed, self.masks, self.chunk = every_n_epochs, seed, masks, chunk
         self.train, self.pictures = None if train is None else tuple(train), pictures

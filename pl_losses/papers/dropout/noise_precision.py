@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.sums import Sums
-from pl_losses.papers.dropout.uncertainty import fitting, refuse_precision
+from pl_losses.core.validation import check_positive
+from pl_losses.papers.dropout.uncertainty import fitting
 
 # In units of 1/sigma_y^2: from noise ten times the targets' variance to a millionth of it, 20 a decade.
 GRID = tuple(10 ** (exponent / 20) for exponent in range(-20, 121))
@@ -42,7 +43,7 @@ class PrecisionSearch(Sums):
 
     def __init__(self, precisions: Sequence[float] = GRID) -> None:
         super().__init__()
-        refuse_precisions(precisions)
+        check_precisions(precisions)
         self.precisions = list(precisions)
         self.add_sum("sums", len(self.precisions))
         self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
@@ -74,7 +75,7 @@ class PrecisionSearch(Sums):
         return {"precision": means.new_tensor(self.precisions)[best], "log_likelihood": means[best]}
 
 
-def refuse_precisions(precisions: Sequence[float]) -> None:
+def check_precisions(precisions: Sequence[float]) -> None:
     """Refuse anything but a choice of precisions.
 
     Raises:
@@ -83,4 +84,4 @@ def refuse_precisions(precisions: Sequence[float]) -> None:
     if not precisions:
         raise ValueError("Expected `precision` to hold at least one value to choose from but got none")
     for precision in precisions:
-        refuse_precision(precision)
+        check_positive("precision", precision, none=True)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_positive, check_share, in_words, typed
-from pl_losses.papers.dropout.uncertainty import refuse_precision
 
 Convention = Literal["paper", "authors"]
 
@@ -136,7 +135,7 @@ def weight_decay_of(
         >>> precision_of(_, length_scale=0.01, size=455, p=0.05)
         0.16
     """
-    refuse_precision(precision)
+    check_positive("precision", precision, none=True)
     return _finite(_numerator(length_scale, size, p, convention, target_std) / precision)
 
 
@@ -166,20 +165,11 @@ def precision_of(
         TypeError: If ``size`` is no integer.
         ValueError: If an argument is out of range.
     """
-    refuse_range("weight_decay", weight_decay)
+    check_positive("weight_decay", weight_decay)
     return _finite(_numerator(length_scale, size, p, convention, target_std) / weight_decay)
 
 
-def refuse_p(p: float) -> None:
-    """Refuse a p that is not a probability of dropping.
-
-    Raises:
-        ValueError: If ``p`` is not in [0, 1).
-    """
-    check_share("p", p)
-
-
-def refuse_convention(convention: str) -> None:
+def check_convention(convention: str) -> None:
     """Refuse an unknown convention.
 
     Raises:
@@ -189,21 +179,12 @@ def refuse_convention(convention: str) -> None:
         raise ValueError(f"Expected `convention` to be one of paper, authors but got {convention!r}")
 
 
-def refuse_range(name: str, value: float) -> None:
-    """Refuse a value that is not positive and finite.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    check_positive(name, value)
-
-
 def _numerator(length_scale: float, size: int, p: float, convention: str, target_std: float) -> float:
     """Compute lambda tau, which is symmetric in both."""
-    refuse_range("length_scale", length_scale)
-    refuse_range("target_std", target_std)
-    refuse_p(p)
-    refuse_convention(convention)
+    check_positive("length_scale", length_scale)
+    check_positive("target_std", target_std)
+    check_share("p", p)
+    check_convention(convention)
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise TypeError(f"Expected `size` to be an integer but got {size!r}")
     count = index(size)

@@ -21,10 +21,10 @@ from pl_losses.core.precision import at_least_float32
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init
 from pl_losses.papers.dropout import manifest
-from pl_losses.papers.dropout.base import DropoutModule, Sharing, refuse_p_each
+from pl_losses.papers.dropout.base import DropoutModule, Sharing, check_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
 from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
-from pl_losses.papers.dropout.noise_precision import GRID, PrecisionSearch, refuse_precisions
+from pl_losses.papers.dropout.noise_precision import GRID, PrecisionSearch, check_precisions
 from pl_losses.papers.dropout.objective import Convention, weight_decay_of
 from pl_losses.papers.dropout.standardization import Standardization, read_moments
 from pl_losses.papers.dropout.uncertainty import predictive_moments
@@ -151,8 +151,8 @@ class DropoutRegressor(DropoutModule):
                 f"Expected `activation` to be one of {', '.join(ACTIVATIONS)} but got {activation!r}"
             )
         given = precision if isinstance(precision, (int, float)) else None
-        refuse_precisions([given] if given is not None else list(GRID) if precision is None else precision)  # type: ignore[arg-type]
-        drop = refuse_p_each(p, len(sizes) - 1)
+        check_precisions([given] if given is not None else list(GRID) if precision is None else precision)  # type: ignore[arg-type]
+        drop = check_p_each(p, len(sizes) - 1)
         super().__init__(optimizer, lr_scheduler, length_scale, convention, samples, masks, chunk, seed)
         save_plain_hyperparameters(self)
         self.sizes, self.activation, self.p = sizes, activation, drop

@@ -30,7 +30,7 @@ def predictive_entropy(samples: Tensor) -> Tensor:
         >>> predictive_entropy(samples), expected_entropy(samples), mutual_information(samples)
         (tensor([0.6931]), tensor([0.]), tensor([0.6931]))
     """
-    refuse_samples(samples)
+    check_samples(samples)
     return _entropy(at_least_float32(samples).mean(dim=0))
 
 
@@ -44,7 +44,7 @@ def expected_entropy(samples: Tensor) -> Tensor:
     Returns:
         [B], in nats, at most the predictive entropy.
     """
-    refuse_samples(samples)
+    check_samples(samples)
     return _entropy(at_least_float32(samples)).mean(dim=0)
 
 
@@ -76,7 +76,7 @@ def variation_ratio(samples: Tensor) -> Tensor:
         >>> variation_ratio(torch.eye(2)[torch.tensor([[0], [0], [1], [0]])])
         tensor([0.2500])
     """
-    refuse_samples(samples)
+    check_samples(samples)
     votes = samples.argmax(dim=-1)
     return (votes != votes.mode(dim=0).values).to(at_least_float32(samples).dtype).mean(dim=0)
 
@@ -84,7 +84,7 @@ def variation_ratio(samples: Tensor) -> Tensor:
 @typed
 def max_probability(samples: Tensor) -> Tensor:
     """Compute the largest probability of the mean: samples [T, B, C] -> [B]."""
-    refuse_samples(samples)
+    check_samples(samples)
     return at_least_float32(samples).mean(dim=0).amax(dim=-1)
 
 
@@ -107,7 +107,7 @@ def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple
         >>> predictive_moments(torch.tensor([[1.0], [3.0]]), precision=4.0)
         (tensor([2.]), tensor([1.2500]))
     """
-    refuse_precision(precision)
+    check_positive("precision", precision, none=True)
     if not samples.ndim or not len(samples):
         raise ValueError(f"Expected `samples` of shape [T, ...] with T > 0 but got {list(samples.shape)}")
     variance, mean = torch.var_mean(at_least_float32(samples), dim=0, correction=0)
@@ -133,7 +133,7 @@ def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
         >>> mc_log_likelihood(torch.zeros(3, 1), torch.tensor([1.0]), tau=1.0)  # log N(1; 0, 1)
         tensor([-1.4189])
     """
-    refuse_precision(tau, "tau")
+    check_positive("tau", tau, none=True)
     samples, target = fitting(samples, target)
     squares = (target - samples).square().sum(dim=-1)
     constant = samples.shape[-1] * 0.5 * math.log(tau / (2 * math.pi)) - math.log(len(samples))
@@ -158,7 +158,7 @@ def predictive_cdf(samples: Tensor, target: Tensor, precision: float | None = No
     Raises:
         ValueError: If the shapes do not fit or ``precision`` is not positive.
     """
-    refuse_precision(precision)
+    check_positive("precision", precision, none=True)
     samples, target = fitting(samples, target)
     if precision is None:
         below = (samples < target).to(samples.dtype) + 0.5 * (samples == target)
@@ -167,7 +167,7 @@ def predictive_cdf(samples: Tensor, target: Tensor, precision: float | None = No
     return below.mean(dim=0)
 
 
-def refuse_samples(samples: Tensor) -> None:
+def check_samples(samples: Tensor) -> None:
     """Refuse samples that are not probabilities of T passes.
 
     Raises:
@@ -176,10 +176,10 @@ def refuse_samples(samples: Tensor) -> None:
     # More dimensions than [T, B, C] may be pixels.
     if samples.ndim < 3 or not len(samples) or not samples.shape[-1]:
         raise ValueError(f"Expected `samples` of shape [T, B, C] with T > 0 but got {list(samples.shape)}")
-    refuse_logits("samples", samples)
+    check_probabilities("samples", samples)
 
 
-def refuse_logits(name: str, probabilities: Tensor) -> None:
+def check_probabilities(name: str, probabilities: Tensor) -> None:
     """Refuse values that are not probabilities; on the CPU only, as it would wait for another device."""
     if probabilities.device.type != "cpu" or not probabilities.numel():
         return
@@ -190,16 +190,6 @@ def refuse_logits(name: str, probabilities: Tensor) -> None:
             f"Expected `{name}` to be probabilities that sum to 1 over the last dimension but got sums in"
             f" {sums.min():.3g}..{sums.max():.3g}, least value {probabilities.min():.3g}: apply a softmax"
         )
-
-
-def refuse_precision(precision: float | None, name: str = "precision") -> None:
-    """Refuse a value that is not a precision.
-
-    Raises:
-        ValueError: If ``precision`` is not positive and finite.
-    """
-    if precision is not None:
-        check_positive(name, precision)
 
 
 def fitting(samples: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
