@@ -30,6 +30,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, smoothing: f
         ValueError: If there are no logits, or ``smoothing`` is not in [0, 1).
 
     Example:
+        >>> import torch
         >>> discriminator_loss(torch.zeros(4), torch.zeros(4))  # 2 log 2: D cannot tell
         tensor(1.3863)
     """
@@ -55,6 +56,7 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
         ValueError: If there are no logits.
 
     Example:
+        >>> import torch
         >>> generator_loss(torch.zeros(4))
         tensor(0.6931)
     """
