@@ -2,7 +2,7 @@
 
 Run with ``python -m benchmarks.adam``. Steps: on gradients that stay as they are, our optimizer and torch's
 take turns, and ratios of processor time within a turn are compared. Grid: turns of a step of all 60
-autoencoders of the paper's size, at once by ``VAEStack``, and one after the other by autograd and
+autoencoders of the paper's size, at once by ``BatchedVAE``, and one after the other by autograd and
 ``torch.optim.Adam`` in a bare loop, with its fused kernel and as it is by default.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_losses.papers.adam import VAE, Adam
-from pl_losses.papers.adam.fig4.batched_vae import Settings, VAEStack
+from pl_losses.papers.adam.fig4.batched_vae import BatchedVAE, Settings
 from pl_losses.papers.adam.fig4.grid import Plan
 
 MODELS: dict[str, Callable[[], list[Tensor]]] = {
@@ -116,7 +116,8 @@ def grid(turns: int = 5) -> None:
 
     def stacked(together: int) -> Callable[[], object]:
         stacks = [
-            VAEStack(start, settings[first : first + together]) for first in range(0, len(settings), together)
+            BatchedVAE(start, settings[first : first + together])
+            for first in range(0, len(settings), together)
         ]
         return lambda: [stack.step(images, noise) for stack in stacks]
 

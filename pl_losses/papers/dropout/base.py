@@ -21,13 +21,13 @@ from pl_losses.papers.dropout.objective import (
     dropout_objective,
     weight_decay_of,
 )
-from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
-from pl_losses.papers.dropout.sampling.isolation import undisturbed
-from pl_losses.papers.dropout.sampling.mask_sampler import Masks
+from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
+from pl_losses.papers.dropout.sampling.isolation import isolated_eval
+from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
 from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples, stream_seed
 from pl_losses.papers.dropout.standardization import count_samples
 
-Sharing = Literal["independent", "shared"]
+MaskSharing = Literal["independent", "shared"]
 
 
 class DropoutModule(PaperModule):
@@ -62,7 +62,7 @@ class DropoutModule(PaperModule):
         length_scale: float,
         convention: Convention,
         samples: int,
-        masks: Sharing,
+        masks: MaskSharing,
         chunk: int | None,
         seed: int,
     ) -> None:
@@ -81,7 +81,7 @@ class DropoutModule(PaperModule):
         self.length_scale: float = length_scale
         self.convention: Convention = convention
         self.samples, self.chunk, self.seed = samples, chunk, seed
-        self.masks: Sharing = masks
+        self.masks: MaskSharing = masks
         self.register_buffer("size", torch.zeros((), dtype=torch.long))
         self._decays: list[tuple[nn.Module, str, float]] = []
         self._looked = False
@@ -161,9 +161,9 @@ class DropoutModule(PaperModule):
         Raises:
             ValueError: If the network is random nevertheless.
         """
-        with undisturbed(self.network, inputs) as streams:
+        with isolated_eval(self.network, inputs) as streams:
             streams.start(0)
-            with ActiveDropout(Masks(0), on=False):
+            with DropoutMode(MaskSampler(0), on=False):
                 yield
             if not streams.untouched(0):
                 raise ValueError(

@@ -18,7 +18,7 @@ from pl_losses.core.panels import Sections
 from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_classes, check_init, check_share
 from pl_losses.papers.dropout import manifest
-from pl_losses.papers.dropout.base import DropoutModule, Sharing
+from pl_losses.papers.dropout.base import DropoutModule, MaskSharing
 from pl_losses.papers.dropout.metrics import ClassificationScores, ClassificationUncertainty
 from pl_losses.papers.dropout.networks import DropoutLeNet
 from pl_losses.papers.dropout.objective import Convention
@@ -102,7 +102,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         length_scale: float = 1.0,
         convention: Convention = "paper",
         samples: int = 100,
-        masks: Sharing = "independent",
+        masks: MaskSharing = "independent",
         chunk: int | None = None,
         seed: int = 0,
         network: nn.Module | None = None,

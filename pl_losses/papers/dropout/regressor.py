@@ -21,7 +21,7 @@ from pl_losses.core.precision import at_least_float32
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_init
 from pl_losses.papers.dropout import manifest
-from pl_losses.papers.dropout.base import DropoutModule, Sharing, check_p_each
+from pl_losses.papers.dropout.base import DropoutModule, MaskSharing, check_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
 from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
 from pl_losses.papers.dropout.noise_precision import GRID, PrecisionSearch, check_precisions
@@ -128,7 +128,7 @@ class DropoutRegressor(DropoutModule):
         length_scale: float = 0.01,
         convention: Convention = "paper",
         samples: int = 100,
-        masks: Sharing = "independent",
+        masks: MaskSharing = "independent",
         chunk: int | None = None,
         seed: int = 0,
         network: nn.Module | None = None,

@@ -19,7 +19,7 @@ from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.dropout import manifest
-from pl_losses.papers.dropout.sampling.isolation import undisturbed
+from pl_losses.papers.dropout.sampling.isolation import isolated_eval
 from pl_losses.papers.dropout.sampling.sampling import mc_samples, without_dropout
 from pl_losses.papers.dropout.uncertainty import mutual_information, predictive_entropy
 
@@ -224,7 +224,7 @@ class RotationReport(Callback):
 
         # Metrics may hold tensors of inference mode, with which sampling is slow.
         network = getattr(pl_module, "network", pl_module)
-        with undisturbed(pl_module, images), trainer.precision_plugin.forward_context():
+        with isolated_eval(pl_module, images), trainer.precision_plugin.forward_context():
             logits = mc_samples(network, images, self.samples, seed=self.seed, forward=forward)
             single, random = without_dropout(network, images, forward)
         if random:

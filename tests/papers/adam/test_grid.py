@@ -9,7 +9,7 @@ import torch
 from pl_losses import recipes
 from pl_losses.cli.main import main
 from pl_losses.papers.adam import VAE, Adam
-from pl_losses.papers.adam.fig4.batched_vae import Settings, VAEStack
+from pl_losses.papers.adam.fig4.batched_vae import BatchedVAE, Settings
 from pl_losses.papers.adam.fig4.experiment import Progress, _scale, summary
 from pl_losses.papers.adam.fig4.grid import Grid, Outcome, Plan, rows
 
@@ -53,7 +53,7 @@ def single(run, steps):
 def test_gradient_is_that_of_autograd():
     vaes = [start() for _ in range(3)]
     generator = torch.Generator().manual_seed(2)
-    stack = VAEStack(list(vaes[0].parameters()), RUNS[:3])
+    stack = BatchedVAE(list(vaes[0].parameters()), RUNS[:3])
     stack.weights.add_(0.5 * torch.randn(stack.weights.shape, generator=generator, dtype=torch.float64))
     images, noise = next(batches(1))
     losses = stack.differentiate(images, noise)
@@ -68,7 +68,7 @@ def test_gradient_is_that_of_autograd():
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_stack_is_its_runs_one_after_the_other(fused):
-    stack = VAEStack(list(start().parameters()), RUNS, fused)
+    stack = BatchedVAE(list(start().parameters()), RUNS, fused)
     for index, batch in enumerate(batches(6)):
         stack.step(*batch)
         if index == 2:  # Some leave, the others go on as if nothing had happened.
@@ -82,7 +82,7 @@ def test_first_step_without_correction_is_the_closed_forms():
     runs = [
         Settings(b1, b2, 1e-3, c) for b1, b2, c in itertools.product((0, 0.9), (0.99, 0.9999), (True, False))
     ]
-    stack = VAEStack(list(start().parameters()), runs)
+    stack = BatchedVAE(list(start().parameters()), runs)
     before = stack.weights.clone()
     stack.step(*next(batches(1)))
     steps = (stack.weights - before).abs().amax(1) / 1e-3

@@ -7,10 +7,10 @@ import torch
 from pl_losses.papers.dropout.table1 import batched_scores as ensemble_scores
 from pl_losses.papers.dropout.table1.batched_mlp import (
     _TRAIN_MASKS,
-    Masks,
-    Passes,
-    StackedMLP,
+    BatchedMLP,
+    SparseMaskSampler,
     Standardised,
+    Workspace,
     _Adam,
     train,
 )
@@ -27,7 +27,7 @@ def sets(*sizes, features=3, seed=0):
 
 
 def network(dropout=(0.0, 0.1, 0.4), seeds=None, features=3, hidden=5):
-    return StackedMLP(features, hidden, dropout, seeds or [7 + k for k in range(len(dropout))], DOUBLE)
+    return BatchedMLP(features, hidden, dropout, seeds or [7 + k for k in range(len(dropout))], DOUBLE)
 
 
 def with_ones(inputs):
@@ -53,7 +53,7 @@ def written_out(net, inputs, masks, weights):
 def test_a_pass_and_its_gradient_are_those_of_autograd():
     net = network()
     net.weights.add_(torch.randn(len(net.weights), dtype=DOUBLE, generator=torch.Generator().manual_seed(0)))
-    passes, masks = Passes(net, rows=8), iter(Masks(net, 8, _TRAIN_MASKS))
+    passes, masks = Workspace(net, rows=8), iter(SparseMaskSampler(net, 8, _TRAIN_MASKS))
     inputs = with_ones(torch.randn(3, 8, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(1)))
     target = torch.randn(3, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
     for _ in range(3):
@@ -70,7 +70,7 @@ def test_a_pass_and_its_gradient_are_those_of_autograd():
 def test_units_are_dropped_independently_with_their_probability():
     p = (0.0, 0.05, 0.4)
     net = network(p, features=2, hidden=4)
-    masks, steps, rows = iter(Masks(net, 6, _TRAIN_MASKS)), 4000, 6
+    masks, steps, rows = iter(SparseMaskSampler(net, 6, _TRAIN_MASKS)), 4000, 6
     inputs, units = torch.zeros(steps, 3 * rows * 3 + 1), torch.zeros(steps, 3 * rows * 4 + 1)
     for step in range(steps):
         places = next(masks)
@@ -98,12 +98,12 @@ def test_a_member_learns_the_same_alone_as_among_others():
         [0.0, 0.01, 0.1, 0.02],
     )
     options = {"epochs": 5, "batch_size": 8, "learning_rate": 0.01, "schedule": lambda share: 1 - share}
-    together = StackedMLP(3, 5, dropout, seeds, DOUBLE)
+    together = BatchedMLP(3, 5, dropout, seeds, DOUBLE)
     train(together, data, sources, weight_decay=decay, **options)
     precision = torch.ones(2, 4, dtype=DOUBLE)
     scores = mc_scores(together, data.inputs[sources], data.targets[sources], precision, 70)
     for member in range(4):
-        alone = StackedMLP(3, 5, dropout[member : member + 1], seeds[member : member + 1], DOUBLE)
+        alone = BatchedMLP(3, 5, dropout[member : member + 1], seeds[member : member + 1], DOUBLE)
         own = sources[member : member + 1]
         train(alone, data, own, weight_decay=decay[member : member + 1], **options)
         for name in ("first", "second", "bias"):
@@ -175,7 +175,7 @@ def test_sets_of_unequal_size_are_normalised_by_themselves_and_repeated():
 
 
 def test_glorot_initialisation():
-    net = StackedMLP(20, 50, [0.1] * 20, list(range(20)))
+    net = BatchedMLP(20, 50, [0.1] * 20, list(range(20)))
     kernel = net.first[:, :-1]
     bound = math.sqrt(6 / 70)
     assert kernel.abs().max() <= bound
@@ -191,14 +191,14 @@ def test_scores_are_those_of_the_passes_held_at_once(rows, monkeypatch):
     monkeypatch.setattr(ensemble_scores, "_ROWS", 128)
     monkeypatch.setattr(ensemble_scores, "_HELD", 26)
     seen = []
-    forward = Passes.forward
+    forward = Workspace.forward
 
     def watched(self, masks):
         outputs = forward(self, masks)
         seen.append(outputs.clone())
         return outputs
 
-    monkeypatch.setattr(Passes, "forward", watched)
+    monkeypatch.setattr(Workspace, "forward", watched)
     net = network((0.1, 0.3))
     generator = torch.Generator().manual_seed(0)
     inputs = with_ones(torch.randn(2, rows, 3, dtype=DOUBLE, generator=generator))
@@ -230,7 +230,7 @@ def test_scores_are_those_of_the_passes_held_at_once(rows, monkeypatch):
 
 def test_mean_and_likelihood_of_one_linear_unit_are_those_of_all_its_masks():
     """y = v relu(w x) with p = 1/4 each: three in four times 0, else 16/9 v w x."""
-    net = StackedMLP(1, 1, [0.25], [0], DOUBLE)
+    net = BatchedMLP(1, 1, [0.25], [0], DOUBLE)
     net.first[0, :, 0] = torch.tensor([1.5, 0.0])
     net.second[:] = 2.0
     x, y, tau = torch.tensor([0.5, 1.0]), torch.tensor([1.0, 2.0], dtype=DOUBLE), 0.7
@@ -265,7 +265,7 @@ def test_the_seed_alone_decides():
 def test_progress_counts_all_samples():
     inputs, targets = sets(15)
     data, done = Standardised(inputs, targets), []
-    net = StackedMLP(3, 4, [0.1, 0.1], [0, 1])
+    net = BatchedMLP(3, 4, [0.1, 0.1], [0, 1])
     train(net, data, [0, 0], epochs=3, batch_size=4, weight_decay=[0, 0], progress=done.append)
     assert done == [30] * 3
     done.clear()
@@ -284,7 +284,7 @@ def test_progress_counts_all_samples():
 def test_refused_networks(change, message):
     arguments = {"features": 3, "hidden": 4, "dropout": [0.1, 0.1], "seeds": [0, 1]} | change
     with pytest.raises(ValueError, match=message):
-        StackedMLP(**arguments)
+        BatchedMLP(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_refused_networks(change, message):
 )
 def test_refused_training(change, message):
     arguments = {
-        "network": StackedMLP(3, 4, [0.1, 0.1], [0, 1]),
+        "network": BatchedMLP(3, 4, [0.1, 0.1], [0, 1]),
         "data": Standardised(*sets(9)),
         "sources": [0, 0],
         "epochs": 1,
@@ -316,7 +316,7 @@ def test_refused_data_and_scores():
         Standardised(inputs, [targets[0][:-1]])
     with pytest.raises(ValueError, match=r"`targets` to differ but all of set 0 are 2\.0"):
         Standardised(inputs, [np.full(9, 2.0)])
-    data, net = Standardised(inputs, targets), StackedMLP(3, 4, [0.1], [0])
+    data, net = Standardised(inputs, targets), BatchedMLP(3, 4, [0.1], [0])
     for arguments, message in (
         ((data.inputs[..., :-1], data.targets, torch.ones(1, 1), 5), r"`inputs` of shape \[M, n, Q \+ 1\]"),
         ((data.inputs, data.targets, torch.ones(1, 2), 5), r"`precision` \[K, 1\] of positive"),
@@ -330,7 +330,7 @@ def test_a_member_that_diverges_leaves_the_others_alone():
     inputs, targets = sets(9)
     data = Standardised(inputs * 2, targets * 2)
     options = {"epochs": 3, "batch_size": 4, "learning_rate": 0.01}
-    both, alone = StackedMLP(3, 4, [0.1, 0.1], [0, 1]), StackedMLP(3, 4, [0.1], [0])
+    both, alone = BatchedMLP(3, 4, [0.1, 0.1], [0, 1]), BatchedMLP(3, 4, [0.1], [0])
     both.first[1] = float("inf")
     train(both, data, [0, 1], weight_decay=[0.0, 0.0], **options)
     train(alone, data, [0], weight_decay=[0.0], **options)

@@ -157,7 +157,7 @@ ZOO = {
 def counted(monkeypatch):
     """How many passes were for many samples, for one with the prefix given back, and for one from scratch."""
     counts = {"many": 0, "replayed": 0, "whole": 0}
-    many, one = module_under_test.Passes._chunk, module_under_test.Passes._one
+    many, one = module_under_test.VectorizedSampler._chunk, module_under_test.VectorizedSampler._one
 
     def chunk(self, *args):
         counts["many"] += 1
@@ -167,8 +167,8 @@ def counted(monkeypatch):
         counts["replayed" if prefix else "whole"] += 1
         return one(self, prefix)
 
-    monkeypatch.setattr(module_under_test.Passes, "_chunk", chunk)
-    monkeypatch.setattr(module_under_test.Passes, "_one", single)
+    monkeypatch.setattr(module_under_test.VectorizedSampler, "_chunk", chunk)
+    monkeypatch.setattr(module_under_test.VectorizedSampler, "_one", single)
     return counts
 
 

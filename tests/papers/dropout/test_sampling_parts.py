@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from pl_losses.papers.dropout.sampling import mask_sampler as dropout_masks, vectorized as module_under_test
 from pl_losses.papers.dropout.sampling.dropout_mode import attention
-from pl_losses.papers.dropout.sampling.linear_fusion import Folding
-from pl_losses.papers.dropout.sampling.mask_sampler import Masks, Site, _word
+from pl_losses.papers.dropout.sampling.linear_fusion import LinearFusion
+from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, MaskSampler, _word
 from pl_losses.papers.dropout.sampling.sampling import mc_samples
 
 P = 0.3
@@ -57,9 +57,11 @@ def test_shared_masks_are_folded_into_the_weights_where_nothing_else_sees_them(k
     function, folds = SHARED[kind]
     torch.manual_seed(0)
     module, x, folded, chunks = Called(function).double(), inputs(5, 8), [], []
-    real, chunk = Folding.stand_in, module_under_test.Passes._chunk
-    monkeypatch.setattr(Folding, "stand_in", lambda *args: (folded.append(1), real(*args))[1])
-    monkeypatch.setattr(module_under_test.Passes, "_chunk", lambda *args: (chunks.append(1), chunk(*args))[1])
+    real, chunk = LinearFusion.placeholder, module_under_test.VectorizedSampler._chunk
+    monkeypatch.setattr(LinearFusion, "placeholder", lambda *args: (folded.append(1), real(*args))[1])
+    monkeypatch.setattr(
+        module_under_test.VectorizedSampler, "_chunk", lambda *args: (chunks.append(1), chunk(*args))[1]
+    )
     samples = mc_samples(module, x, 9, chunk=4, seed=0, masks="shared")
     assert len(folded) == 2 * folds
     assert len(chunks) == 2
@@ -95,17 +97,17 @@ def test_words_give_the_probability(p):
 @pytest.mark.parametrize(("p", "rare"), [(0.5, False), (0.3, False), (0.1, True), (0.02, True)])
 def test_masks_have_their_law(p, rare, monkeypatch):
     monkeypatch.setattr(dropout_masks, "_PLACES", range(1, 100))
-    site = Site((3, 7), p, True, torch.float64, torch.device("cpu"))
+    site = DropoutCall((3, 7), p, True, torch.float64, torch.device("cpu"))
     assert site.rare == rare
     assert site.kept == (1 - p if rare else _word(p)[2])
-    whole = Masks(5).draw(0, site, 20_000)
+    whole = MaskSampler(5).draw(0, site, 20_000)
     assert sorted(whole.unique().tolist()) == [0.0, 1 / site.kept]
     error = (p / (1 - p) / 20_000) ** 0.5
     assert (whole.mean(0) - 1).abs().max() < 4.5 * error
     correlation = torch.corrcoef(whole.flatten(1).T) - torch.eye(21)
     assert correlation.abs().max() < 5 / 20_000**0.5
     # One by one they are the same; each place has a stream of its own; and one can go back.
-    masks = Masks(5)
+    masks = MaskSampler(5)
     first = torch.cat([masks.draw(0, site, 1) for _ in range(5)])
     state = masks.state()
     assert torch.equal(first, whole[:5])
@@ -119,8 +121,8 @@ def test_masks_have_their_law(p, rare, monkeypatch):
 def test_few_places_are_dropped_evenly_over_a_large_mask(dtype):
     """In 16 parts of half a million elements each, whose counts are binomial."""
     size, p = 1 << 19, 0.01
-    site = Site((size,), p, False, dtype, torch.device("cpu"))
-    masks = Masks(0).draw(0, site, 16)
+    site = DropoutCall((size,), p, False, dtype, torch.device("cpu"))
+    masks = MaskSampler(0).draw(0, site, 16)
     assert masks.unique().tolist() == [0.0, 1.0]
     dropped = (masks == 0).view(16, 16, -1).sum(2).double()
     mean, variance = p * size / 16, p * (1 - p) * size / 16

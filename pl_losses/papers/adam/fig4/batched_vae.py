@@ -38,7 +38,7 @@ class Settings(NamedTuple):
     bias_correction: bool
 
 
-class VAEStack:
+class BatchedVAE:
     """G autoencoders of the shape of :class:`~pl_losses.papers.adam.VAE` with the same start and batches.
 
     Each is a parameter group of one :class:`~pl_losses.papers.adam.Adam`, whose moments are the only other
@@ -53,7 +53,7 @@ class VAEStack:
         >>> from pl_losses.papers.adam import VAE
         >>> vae = VAE(in_features=4, hidden=3, latent=2)
         >>> runs = [Settings(0.9, 0.999, alpha, True) for alpha in (1e-3, 1e-2)]
-        >>> stack = VAEStack(list(vae.parameters()), runs)
+        >>> stack = BatchedVAE(list(vae.parameters()), runs)
         >>> stack.step(torch.ones(5, 4), torch.zeros(5, 2)).shape
         torch.Size([2])
     """

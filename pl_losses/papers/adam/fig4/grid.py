@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pl_losses.core.experiment import Experiment
 from pl_losses.core.rng import keyed_generator
-from pl_losses.papers.adam.fig4.batched_vae import Settings, VAEStack
+from pl_losses.papers.adam.fig4.batched_vae import BatchedVAE, Settings
 from pl_losses.papers.adam.vae import VAE, standard_normal
 
 # Steps between readings of the losses, which wait for an accelerator.
@@ -151,14 +151,14 @@ class Grid:
             self._train(self._stack(chosen), 0)
         return self.results
 
-    def _stack(self, settings: Sequence[Settings]) -> VAEStack:
+    def _stack(self, settings: Sequence[Settings]) -> BatchedVAE:
         plan = self.plan
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             start = VAE(self.images.shape[1], plan.hidden, plan.latent).parameters()
-        return VAEStack([tensor.to(self.device) for tensor in start], settings)
+        return BatchedVAE([tensor.to(self.device) for tensor in start], settings)
 
-    def _train(self, stack: VAEStack, step: int) -> None:
+    def _train(self, stack: BatchedVAE, step: int) -> None:
         """Train a stack from a step to the end."""
         running = list(stack.settings)
         while step < self.plan.steps and running:
@@ -179,7 +179,7 @@ class Grid:
     def _alive(self, runs: list[Settings]) -> list[Settings]:
         return [run for run in runs if self.results[run].diverged is None]
 
-    def _drop(self, stack: VAEStack, finite: Tensor, before: int) -> None:
+    def _drop(self, stack: BatchedVAE, finite: Tensor, before: int) -> None:
         """Record runs whose loss was not finite, and drop them; ``finite`` is [steps, runs]."""
         for run, column in zip(stack.settings, finite.T, strict=True):
             if not column.all():
@@ -189,7 +189,7 @@ class Grid:
         if whole.any() and not whole.all():
             stack.keep(whole.nonzero().flatten().tolist())
 
-    def _evaluate(self, stack: VAEStack, step: int) -> None:
+    def _evaluate(self, stack: BatchedVAE, step: int) -> None:
         """Record the loss of the first images after a step."""
         rows = min(EVALUATED, len(self.images))
         noise = self._noise(rows, "evaluation")
@@ -219,7 +219,7 @@ class Grid:
     def _binary(self, images: Tensor) -> Tensor:
         return (images > 127).float()
 
-    def _save(self, stack: VAEStack | None, step: int) -> None:
+    def _save(self, stack: BatchedVAE | None, step: int) -> None:
         """Save the results so far, and an unfinished stack."""
         self.kept.results = [[list(run), one.losses, one.diverged] for run, one in self.results.items()]
         settings = [list(run) for run in stack.settings] if stack else []
@@ -227,7 +227,7 @@ class Grid:
         self.kept.save(state)
         self._saved = monotonic()
 
-    def _load(self) -> tuple[VAEStack, int] | None:
+    def _load(self) -> tuple[BatchedVAE, int] | None:
         """Read the results so far; return the interrupted stack, if there is one, and its step."""
         for run, losses, diverged in self.kept.results:
             self.results[Settings(*run)] = Outcome(losses, diverged)

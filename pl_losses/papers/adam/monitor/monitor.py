@@ -23,7 +23,7 @@ from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import torch_optimizers, unwrap
 from pl_losses.papers.adam import manifest
 from pl_losses.papers.adam.monitor.history import History, draw_history
-from pl_losses.papers.adam.monitor.reduction import Group, Readings
+from pl_losses.papers.adam.monitor.reduction import Group, GroupReduction
 from pl_losses.papers.adam.monitor.statistics import Moments
 from pl_losses.papers.adam.monitor.update_rule import Kind, Number, Rule, kind_of, number
 from pl_losses.papers.adam.optimizer import Adam, AdaMax
@@ -243,7 +243,7 @@ class AdamBiasCorrectionMonitor(Monitor):
             for group, before in zip(optimizer.param_groups, watched.before, strict=False):
                 if not before:
                     continue
-                readings = Readings(next(iter(before)).device, True, False)
+                readings = GroupReduction(next(iter(before)).device, True, False)
                 rule = Rule.of(group, watched.kind, decoupled)
                 readings.add(self._group("", rule, list(before), optimizer, 0))
                 ((_, found),) = readings.read(*on_cpu([*readings.vectors()]))
@@ -274,7 +274,7 @@ class AdamBiasCorrectionMonitor(Monitor):
         parameters = [p for group in groups for p in group]
         if not parameters:
             return []
-        readings = Readings(parameters[0].device, self.level == "full", self._sharded)
+        readings = GroupReduction(parameters[0].device, self.level == "full", self._sharded)
         for name, group, own in zip(watched.groups, optimizer.param_groups, groups, strict=True):
             rule = Rule.of(group, watched.kind, watched.decoupled)
             readings.add(self._group(name, rule, own, optimizer, trainer.global_rank))

@@ -49,7 +49,7 @@ class Group:
             yield f"{self.name}/{name}", slice(index, index + 1)
 
 
-class Readings:
+class GroupReduction:
     """The numbers that all groups of an optimizer send to rank zero.
 
     Args:

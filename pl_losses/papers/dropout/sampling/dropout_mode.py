@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pl_losses.core.compat import of_torch
-from pl_losses.papers.dropout.sampling.linear_fusion import Folding
-from pl_losses.papers.dropout.sampling.mask_sampler import Masks, Site
-from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, Prefix, PrefixDiffersError
+from pl_losses.papers.dropout.sampling.linear_fusion import LinearFusion
+from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, MaskSampler
+from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, PrefixDiffersError, PrefixTrace
 from pl_losses.papers.dropout.sampling.rnn import (
     RECURRENT,
     between_layers,
@@ -71,7 +71,7 @@ class Watcher(Protocol):
         """Note that a function is about to be called."""
 
 
-class ActiveDropout(TorchFunctionMode):
+class DropoutMode(TorchFunctionMode):
     """Switches every dropout on, or off, within its context, whatever ``training`` says, and nothing else.
 
     Modules and functions both end in a few torch functions that take p and a training flag. Overriding these
@@ -93,16 +93,18 @@ class ActiveDropout(TorchFunctionMode):
         largest: Bytes of the largest result since the first dropout.
     """
 
-    def __init__(self, masks: Masks, shared_over: int | None = None, on: bool = True) -> None:
+    def __init__(self, masks: MaskSampler, shared_over: int | None = None, on: bool = True) -> None:
         super().__init__()
         self.masks, self.shared_over, self.on = masks, shared_over, on
         self.asked: Watcher | None = None
         self.parts: list[nn.Module] = []
         self.left = ""
-        self.folding = Folding()
+        self.folding = LinearFusion()
         self.begin()
 
-    def begin(self, prefix: Prefix | None = None, drawn: Sequence[tuple[Site, Tensor]] | None = None) -> None:
+    def begin(
+        self, prefix: PrefixTrace | None = None, drawn: Sequence[tuple[DropoutCall, Tensor]] | None = None
+    ) -> None:
         """Prepare for a pass.
 
         Args:
@@ -111,7 +113,7 @@ class ActiveDropout(TorchFunctionMode):
                 masks may be overwritten.
         """
         self.calls = self.active = self.largest = 0
-        self.sites: list[Site] = []
+        self.sites: list[DropoutCall] = []
         self.prefix, self.drawn = prefix, drawn
         self.folding.begin()
 
@@ -131,7 +133,7 @@ class ActiveDropout(TorchFunctionMode):
         if self.asked is not None:
             self.asked.called(func, args, kwargs)
         if self.shared_over is not None and self.drawn is None:
-            self.folding.look(func, args, kwargs)
+            self.folding.on_call(func, args, kwargs)
         if func in _KINDS:
             p = _get(1, "p", args, kwargs, 0.5)
         elif func is F.scaled_dot_product_attention:
@@ -226,7 +228,7 @@ class ActiveDropout(TorchFunctionMode):
         folds = func is F.dropout and self.shared_over is not None and inputs.ndim == 2 and not inplace
         if self.drawn is not None:
             if folds and index in self.folding.found:
-                return self.folding.stand_in(index, inputs, mask)
+                return self.folding.placeholder(index, inputs, mask)
             return _masked(inputs, mask, site, kind.alpha, inplace)
         output = _masked(inputs, mask, site, kind.alpha, inplace)
         if folds:
@@ -242,7 +244,7 @@ class ActiveDropout(TorchFunctionMode):
             (self.prefix.finish if self.prefix.over else self.prefix.freeze)()
         self.active += 1
 
-    def _site(self, func: Any, kind: _Kind, inputs: Tensor, p: float) -> Site:
+    def _site(self, func: Any, kind: _Kind, inputs: Tensor, p: float) -> DropoutCall:
         shape = list(inputs.shape)
         if kind.features:
             leading = 1 if _BATCHED_DIMENSIONS.get(func) == inputs.ndim + 1 else 2
@@ -251,9 +253,9 @@ class ActiveDropout(TorchFunctionMode):
             shape[0] = 1
         # The first dropout has the same inputs for all samples: scaling them is less work than scaling masks.
         scaled = bool(self.sites) and not kind.alpha
-        return Site(tuple(shape), p, scaled, inputs.dtype, inputs.device)
+        return DropoutCall(tuple(shape), p, scaled, inputs.dtype, inputs.device)
 
-    def _mask(self, index: int, site: Site) -> Tensor:
+    def _mask(self, index: int, site: DropoutCall) -> Tensor:
         self.sites.append(site)
         if self.drawn is None:
             return self.masks.draw(index, site, 1)[0]
@@ -292,7 +294,7 @@ def _off(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
-def _masked(inputs: Tensor, mask: Tensor, site: Site, alpha: bool, inplace: bool) -> Tensor:
+def _masked(inputs: Tensor, mask: Tensor, site: DropoutCall, alpha: bool, inplace: bool) -> Tensor:
     if not alpha:
         if inplace:
             return inputs.mul_(mask)

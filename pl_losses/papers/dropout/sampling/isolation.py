@@ -160,7 +160,7 @@ def _number(generator: Any) -> Any:
 
 
 @contextmanager
-def undisturbed(module: nn.Module, batch: Any, train: Sequence[nn.Module] = ()) -> Iterator[Streams]:
+def isolated_eval(module: nn.Module, batch: Any, train: Sequence[nn.Module] = ()) -> Iterator[Streams]:
     """Evaluate a module here without side effects: eval mode, no gradients, own random streams.
 
     Args:

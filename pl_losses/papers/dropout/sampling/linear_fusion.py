@@ -16,7 +16,7 @@ from pl_losses.core.compat import of_torch
 from pl_losses.papers.dropout.sampling.prefix_trace import PrefixDiffersError
 
 
-class Folding:
+class LinearFusion:
     """Calls linear layers for all samples, and finds dropouts whose product can be left to such a layer.
 
     A first pass finds the dropouts whose result only goes to a linear layer. In later passes, under
@@ -39,7 +39,7 @@ class Folding:
         self._results[index] = weakref.ref(result)
         self._bytes[index] = result.numel() * result.element_size()
 
-    def look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note in the first pass a function that is about to be called."""
         for index in self._seen_by(args, kwargs):
             fits = func is F.linear and len(args) > 1 and args[0] is self._results[index]()
@@ -49,7 +49,7 @@ class Folding:
             else:
                 del self._results[index]
 
-    def settle(self) -> int:
+    def finalize(self) -> int:
         """Finish the first pass, while its output still exists.
 
         Returns:
@@ -65,7 +65,7 @@ class Folding:
         self._level = of_torch.maybe_current_level()
         self._linear, self._results, self._bytes, self._products = {}, {}, {}, {}
 
-    def stand_in(self, index: int, inputs: Tensor, mask: Tensor) -> Tensor:
+    def placeholder(self, index: int, inputs: Tensor, mask: Tensor) -> Tensor:
         """Return a stand-in for ``inputs * mask``, inputs [B, I] and mask [1, I]."""
         result = inputs.view(inputs.shape)
         self.watch(index, result)

@@ -24,7 +24,7 @@ _PLACES = range(1 << 12, (1 << 22) + 1)
 _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
-class Site(NamedTuple):
+class DropoutCall(NamedTuple):
     """What a call of a dropout draws for each sample.
 
     Attributes:
@@ -72,7 +72,7 @@ def stream_seed(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
-class Masks:
+class MaskSampler:
     """Streams of masks, each from a seed and the position of its dropout among those that a pass calls.
 
     Each sample takes the next part of every stream. Masks therefore do not depend on how many samples are
@@ -83,7 +83,7 @@ class Masks:
         self.seed = seed
         self._streams: dict[tuple[int, torch.device, bool], Any] = {}
 
-    def draw(self, index: int, site: Site, samples: int, out: Tensor | None = None) -> Tensor:
+    def draw(self, index: int, site: DropoutCall, samples: int, out: Tensor | None = None) -> Tensor:
         """Draw the next masks of a site: 0 where an element is dropped.
 
         Args:
@@ -123,7 +123,7 @@ class Masks:
                 for one, then in zip(stream, state[key], strict=True):
                     one.state = then
 
-    def _stream(self, index: int, site: Site) -> Any:
+    def _stream(self, index: int, site: DropoutCall) -> Any:
         device = site.device
         key = (index, device, site.rare)
         if key not in self._streams:

@@ -39,7 +39,7 @@ class _Step(NamedTuple):
     structure: Any  # None for a single result
 
 
-class Prefix:
+class PrefixTrace:
     """The torch functions that a pass calls before its first dropout, with their results.
 
     In the recording pass tensors are held by weak references. At the first dropout, those that are still in

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function
 
 from pl_losses.core.compat import of_torch
-from pl_losses.papers.dropout.sampling.dropout_mode import KNOWN, ActiveDropout
+from pl_losses.papers.dropout.sampling.dropout_mode import KNOWN, DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import Streams, copied, version
-from pl_losses.papers.dropout.sampling.mask_sampler import Masks
+from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
 
 _GO_BETWEENS = {handle_torch_function.__code__}
 
@@ -32,7 +32,7 @@ _GO_BETWEENS = {handle_torch_function.__code__}
 class Asked:
     """Watches which parts of a module are asked for ``training``.
 
-    A flag that goes straight to a function that :class:`.ActiveDropout` switches by itself, as in
+    A flag that goes straight to a function that :class:`.DropoutMode` switches by itself, as in
     ``F.dropout(x, p, self.training)``, does not count.
 
     Args:
@@ -210,7 +210,7 @@ def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], stre
         """Return the result, the number of dropout functions called, and what else is drawn."""
         for part in parts:
             part.training = training
-        with _as_it_is(whole), ActiveDropout(Masks(seed), on=on) as mode:
+        with _as_it_is(whole), DropoutMode(MaskSampler(seed), on=on) as mode:
             streams.start(seed)
             return call(), mode.active, streams.after()
 

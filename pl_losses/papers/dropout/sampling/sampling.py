@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from pl_losses.core.compat import of_torch
 from pl_losses.core.validation import check_integer, typed
-from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
+from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import (
     call_module,
     copied,
+    isolated_eval,
     tensors_in,
-    undisturbed,
 )
-from pl_losses.papers.dropout.sampling.mask_sampler import Masks, stream_seed as stream_seed
+from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler, stream_seed as stream_seed
 from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_parts
-from pl_losses.papers.dropout.sampling.vectorized import Passes, why_not_many
+from pl_losses.papers.dropout.sampling.vectorized import VectorizedSampler, why_not_many
 
 Train = Sequence[type[nn.Module] | str]
 
@@ -119,14 +119,14 @@ def mc_samples(
     call = forward or (lambda inputs: call_module(module, inputs))
     shared_over = _batch_size(batch) if masks == "shared" else None
 
-    def sample(reason: str) -> tuple[list[Tensor | None], Any, Passes]:
-        mode = ActiveDropout(Masks(seed), shared_over)
+    def sample(reason: str) -> tuple[list[Tensor | None], Any, VectorizedSampler]:
+        mode = DropoutMode(MaskSampler(seed), shared_over)
         with ExitStack() as stack:
             if not reason:
                 # Tensors of inference mode do not count their changes.
                 stack.enter_context(torch.inference_mode(False))
-            streams = stack.enter_context(undisturbed(module, batch, parts.found if parts else ()))
-            passes = Passes(module, call, batch, mode, seed, streams, parts)
+            streams = stack.enter_context(isolated_eval(module, batch, parts.found if parts else ()))
+            passes = VectorizedSampler(module, call, batch, mode, seed, streams, parts)
             return *passes.run(samples, chunk, reason), passes
 
     reason = why_not_many(module, batch)
@@ -200,8 +200,8 @@ def find_dropout(
     _refuse_scripted(module)
     call = forward or (lambda inputs: call_module(module, inputs))
     parts = _named(module, train)
-    mode, asked = ActiveDropout(Masks(0), on=False), Asked(module)
-    with undisturbed(module, batch) as streams:
+    mode, asked = DropoutMode(MaskSampler(0), on=False), Asked(module)
+    with isolated_eval(module, batch) as streams:
         streams.start(0)
         if parts is None:
             mode.asked = asked

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pl_losses.core.compat import of_torch
-from pl_losses.papers.dropout.sampling.dropout_mode import ActiveDropout
+from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import Streams, as_dict, copied, held, state, tensors_in
-from pl_losses.papers.dropout.sampling.mask_sampler import Site, stream_seed
-from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, Prefix, PrefixDiffersError
+from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, stream_seed
+from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, PrefixDiffersError, PrefixTrace
 from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_parts
 
 Found = TypeVar("Found")
@@ -64,8 +64,8 @@ def _prepare() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
-class Passes:
-    """T passes of a module under :class:`ActiveDropout`.
+class VectorizedSampler:
+    """T passes of a module under :class:`DropoutMode`.
 
     Args:
         module: The module that is finally called.
@@ -82,7 +82,7 @@ class Passes:
         module: nn.Module,
         call: Callable[[Any], Any],
         batch: Any,
-        mode: ActiveDropout,
+        mode: DropoutMode,
         seed: int,
         streams: Streams,
         parts: Parts | None,
@@ -163,7 +163,7 @@ class Passes:
         self.done, self.stacks = 0, []
         return make()
 
-    def _first(self) -> tuple[Prefix | None, str]:
+    def _first(self) -> tuple[PrefixTrace | None, str]:
         """Make one or two passes that record the part before the first dropout.
 
         Returns:
@@ -186,17 +186,17 @@ class Passes:
             changing = prefix.changed() if prefix.usable else None
         return (None if changing or changing is None else prefix), ""
 
-    def _record(self, changing: frozenset[int]) -> Prefix:
+    def _record(self, changing: frozenset[int]) -> PrefixTrace:
         leaves, structure = of_torch.tree_flatten(copied(self.batch))
-        prefix = Prefix([leaf for leaf in leaves if isinstance(leaf, Tensor)], changing)
+        prefix = PrefixTrace([leaf for leaf in leaves if isinstance(leaf, Tensor)], changing)
         self.mode.begin(prefix)
         with self.mode:
             output = self.call(of_torch.tree_unflatten(leaves, structure))
-        self.mode.largest = max(self.mode.largest, self.mode.folding.settle())
+        self.mode.largest = max(self.mode.largest, self.mode.folding.finalize())
         self._store(output)
         return prefix
 
-    def _inputs(self, prefix: Prefix | None, copies: dict[int, Tensor] | None = None) -> Any:
+    def _inputs(self, prefix: PrefixTrace | None, copies: dict[int, Tensor] | None = None) -> Any:
         if prefix is None:
             return copied(self.batch)
         leaves, structure = of_torch.tree_flatten(self.batch)
@@ -215,7 +215,7 @@ class Passes:
                 stack[self.done] = leaf
         self.done += 1
 
-    def _one(self, prefix: Prefix | None) -> None:
+    def _one(self, prefix: PrefixTrace | None) -> None:
         self.streams.start(stream_seed(self.seed, self.done))
         inputs = self._inputs(prefix)
         self.mode.begin(prefix)
@@ -225,11 +225,11 @@ class Passes:
             raise PrefixDiffersError("it changes what it has computed before its first dropout")
         self._store(output)
 
-    def _one_by_one(self, prefix: Prefix | None) -> None:
+    def _one_by_one(self, prefix: PrefixTrace | None) -> None:
         while self.done < self.samples:
             self._one(prefix)
 
-    def _many(self, prefix: Prefix | None, chunk: int | None, sites: list[Any], largest: int) -> None:
+    def _many(self, prefix: PrefixTrace | None, chunk: int | None, sites: list[Any], largest: int) -> None:
         """Make the remaining passes, many at a time."""
         left = self.samples - self.done
         if chunk is None:
@@ -254,7 +254,7 @@ class Passes:
         if not self.streams.untouched(seed):
             raise PrefixDiffersError("it draws random numbers besides its dropout")
 
-    def _chunk(self, prefix: Prefix | None, drawn: list[tuple[Site, Tensor]], count: int) -> None:
+    def _chunk(self, prefix: PrefixTrace | None, drawn: list[tuple[DropoutCall, Tensor]], count: int) -> None:
         """Make ``count`` passes at a time, as ``torch.func.vmap`` does, whose checks take longer."""
         copies = prefix.copies(count) if prefix else {}
         with _samples(count) as level:

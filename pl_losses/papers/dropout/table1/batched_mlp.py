@@ -24,7 +24,7 @@ _INIT, _ORDER, _TRAIN_MASKS, _TEST_MASKS = range(4)
 _BLOCK = 32  # Steps whose masks are drawn at once; another value would change the results of a seed.
 
 
-class StackedMLP:
+class BatchedMLP:
     """M networks Dropout(p) - Linear(Q, H) - ReLU - Dropout(p) - Linear(H, 1) without interaction.
 
     Kernels start uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot), biases at 0.
@@ -47,7 +47,7 @@ class StackedMLP:
         ValueError: If a size or probability is out of range.
 
     Example:
-        >>> network = StackedMLP(3, 8, dropout=[0.0, 0.1], seeds=[0, 1])
+        >>> network = BatchedMLP(3, 8, dropout=[0.0, 0.1], seeds=[0, 1])
         >>> network(torch.zeros(2, 5, 3)).shape
         torch.Size([2, 5])
     """
@@ -106,7 +106,7 @@ class StackedMLP:
         return (hidden * self.second[:, None]).sum(dim=2) + self.bias[:, None]
 
 
-class Masks:
+class SparseMaskSampler:
     """The places to set to zero in each step: each input and hidden unit with probability p, independently.
 
     Dropout is rare here, so that it is cheaper to draw the dropped places than a number for each unit. A
@@ -122,7 +122,7 @@ class Masks:
         purpose: Which of a member's random streams.
     """
 
-    def __init__(self, network: StackedMLP, rows: int, purpose: int) -> None:
+    def __init__(self, network: BatchedMLP, rows: int, purpose: int) -> None:
         self.network, self.rows = network, rows
         self.generators = [_generator(seed, purpose) for seed in network.seeds]
 
@@ -155,7 +155,7 @@ class Masks:
         return list(joined.clamp_(max=self.network.members * size))
 
 
-class Passes:
+class Workspace:
     """Memory for stochastic passes of B rows through all members, forward and backward.
 
     Args:
@@ -163,7 +163,7 @@ class Passes:
         rows: Number of rows B.
     """
 
-    def __init__(self, network: StackedMLP, rows: int) -> None:
+    def __init__(self, network: BatchedMLP, rows: int) -> None:
         self.network = network
         members, dtype = network.members, network.weights.dtype
         shapes = (members, rows, network.features + 1), (members, rows, network.hidden)
@@ -257,7 +257,7 @@ class Standardised:
 
 
 def train(
-    network: StackedMLP,
+    network: BatchedMLP,
     data: Standardised,
     sources: Sequence[int],
     *,
@@ -295,7 +295,7 @@ def train(
     samples = data.targets.shape[1]
     inputs, targets = data.inputs.flatten(0, 1), data.targets.flatten()
     offsets = torch.tensor(sources)[:, None] * samples
-    passes, masks = Passes(network, batch_size), iter(Masks(network, batch_size, _TRAIN_MASKS))
+    passes, masks = Workspace(network, batch_size), iter(SparseMaskSampler(network, batch_size, _TRAIN_MASKS))
     orders = [_generator(seed, _ORDER) for seed in network.seeds]
     decay = network.per_kernel(4 * torch.tensor(weight_decay, dtype=torch.float64))
     adam = _Adam(network.weights)
@@ -351,7 +351,7 @@ def _refuse_misfits(inputs: Sequence[Array], targets: Sequence[Array]) -> None:
 
 
 def _refuse_settings(
-    network: StackedMLP,
+    network: BatchedMLP,
     data: Standardised,
     sources: Sequence[int],
     epochs: int,

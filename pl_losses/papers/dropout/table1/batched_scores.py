@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pl_losses.papers.dropout.table1.batched_mlp import _TEST_MASKS, Masks, Passes, StackedMLP
+from pl_losses.papers.dropout.table1.batched_mlp import _TEST_MASKS, BatchedMLP, SparseMaskSampler, Workspace
 
 _ROWS = 256  # Rows of a step; another value, or another _HELD, would change the results of a seed.
 _HELD = 256  # Passes that are held in memory at once.
@@ -28,7 +28,7 @@ class Scores(NamedTuple):
 
 
 def mc_scores(
-    network: StackedMLP,
+    network: BatchedMLP,
     inputs: Tensor,
     targets: Tensor,
     precision: Tensor,
@@ -63,7 +63,10 @@ def mc_scores(
         raise ValueError(f"Expected `samples` of at least 1 but got {samples}")
     size = min(rows, _ROWS)
     at_once = max(1, _ROWS // size)  # Passes per step.
-    passes, masks = Passes(network, size * at_once), iter(Masks(network, size * at_once, _TEST_MASKS))
+    passes, masks = (
+        Workspace(network, size * at_once),
+        iter(SparseMaskSampler(network, size * at_once, _TEST_MASKS)),
+    )
     results = []
     for start in range(0, rows, size):
         # The last block starts earlier, so that all are equally large.

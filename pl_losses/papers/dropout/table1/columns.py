@@ -22,7 +22,7 @@ from torch import Tensor
 from pl_losses.core.files import checksum
 from pl_losses.data import uci
 from pl_losses.papers.dropout.objective import weight_decay_of
-from pl_losses.papers.dropout.table1.batched_mlp import Array, StackedMLP, Standardised, train
+from pl_losses.papers.dropout.table1.batched_mlp import Array, BatchedMLP, Standardised, train
 from pl_losses.papers.dropout.table1.batched_scores import mc_scores
 from pl_losses.papers.dropout.table1.published import SETTINGS, Settings
 
@@ -302,7 +302,7 @@ def _scores(
     for positions in _groups(members, TOGETHER):
         group = [members[position] for position in positions]
         sources = [member.split for member in group]
-        network = StackedMLP(
+        network = BatchedMLP(
             case.inputs.shape[1],
             case.settings.hidden,
             [member.p for member in group],

@@ -11,11 +11,17 @@ from torch import Tensor
 
 from pl_losses.core.validation import typed
 from pl_losses.papers.gtn.lattices.composition import compose
-from pl_losses.papers.gtn.lattices.dag import DagSweep
+from pl_losses.papers.gtn.lattices.dag import DagRecursion
 from pl_losses.papers.gtn.lattices.graph import EPSILON
 from pl_losses.papers.gtn.lattices.nbest import Search
 from pl_losses.papers.gtn.lattices.paths import NO_PATH, ArcPosteriors, Path
-from pl_losses.papers.gtn.lattices.recursions import CERTAIN, IMPOSSIBLE, Potentials, Solve, penalties_of
+from pl_losses.papers.gtn.lattices.recursions import (
+    CERTAIN,
+    IMPOSSIBLE,
+    ForwardScores,
+    LinearRecurrence,
+    penalties_of,
+)
 from pl_losses.papers.gtn.lattices.validation import check_targets, floating, integers, numbers
 
 if TYPE_CHECKING:
@@ -121,7 +127,7 @@ class ArcLattice:
             self.final = _integers("final", final, self.samples, 0)
 
     @cached_property
-    def sweep(self) -> DagSweep:
+    def sweep(self) -> DagRecursion:
         """The recurrences, with an arc from each final node to one more node per graph.
 
         Raises:
@@ -133,7 +139,7 @@ class ArcLattice:
         )
         destination = torch.cat([self.destination + self.offset[self.graph], total + self.final_graph])
         starts = self.start + self.offset
-        return DagSweep(source, destination, starts, total + self.samples, self.penalty.device)
+        return DagRecursion(source, destination, starts, total + self.samples, self.penalty.device)
 
     def _scores(self, penalty: Tensor) -> Tensor:
         scores = penalty.neg().clamp(IMPOSSIBLE, CERTAIN)
@@ -141,7 +147,7 @@ class ArcLattice:
 
     def _potentials(self, tropical: bool) -> tuple[Tensor, Tensor]:
         scores = self._scores(self.penalty)
-        return scores, Potentials.apply(self.sweep, scores, tropical)
+        return scores, ForwardScores.apply(self.sweep, scores, tropical)
 
     def _penalty(self, tropical: bool) -> Tensor:
         _, potentials = self._potentials(tropical)
@@ -168,7 +174,7 @@ class ArcLattice:
         possible = potentials.detach()[-self.samples :] > IMPOSSIBLE / 2
         inputs = torch.zeros_like(potentials)
         inputs[-self.samples :] = possible.to(inputs.dtype)
-        nodes = Solve.apply(self.sweep, weights, inputs, True)
+        nodes = LinearRecurrence.apply(self.sweep, weights, inputs, True)
         return weights * nodes[self.sweep.destination], nodes, self.sweep.log_weights(scores, potentials)
 
     def posteriors(self) -> ArcPosteriors:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pl_losses.papers.gtn.lattices.arcs import ArcLattice
 from pl_losses.papers.gtn.lattices.paths import SegmentPosteriors
-from pl_losses.papers.gtn.lattices.recursions import CERTAIN, IMPOSSIBLE, SegmentSweep
+from pl_losses.papers.gtn.lattices.recursions import CERTAIN, IMPOSSIBLE, SegmentRecursion
 from pl_losses.papers.gtn.lattices.segmental import DenseLattice
 
 
@@ -31,7 +31,7 @@ class TargetLattice(DenseLattice):
         samples, pieces, longest, _ = penalties.shape
         self.penalties, self.lengths, self._ignored = penalties, lengths, ignored
         self.targets, self.target_lengths = targets, target_lengths
-        sweep = SegmentSweep(pieces, longest, samples, targets.shape[1])
+        sweep = SegmentRecursion(pieces, longest, samples, targets.shape[1])
         super().__init__(sweep, samples, penalties.device)
 
     @property

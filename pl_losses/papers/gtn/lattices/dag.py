@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pl_losses.papers.gtn.lattices.recursions import IMPOSSIBLE, Sweep
+from pl_losses.papers.gtn.lattices.recursions import IMPOSSIBLE, Recursion
 
 
 def ragged_ranges(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def levels(source: Tensor, destination: Tensor, nodes: int) -> Tensor:
     return level
 
 
-class DagSweep(Sweep):
+class DagRecursion(Recursion):
     """Nodes and arcs of all graphs at once: scores are [A], potentials [nodes], both in the given order.
 
     Inside, nodes are ordered by level and arcs by their destination, so that those of a level are contiguous.

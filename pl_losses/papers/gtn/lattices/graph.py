@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pl_losses.papers.gtn.lattices.dag import DagSweep
+from pl_losses.papers.gtn.lattices.dag import DagRecursion
 from pl_losses.papers.gtn.lattices.paths import Path
 
 EPSILON = -1  # The label of an arc without one.
@@ -41,7 +41,7 @@ class Graph(Protocol):
     samples: int
 
     @property
-    def sweep(self) -> DagSweep:
+    def sweep(self) -> DagRecursion:
         """The recurrences, which go through the arcs in order."""
 
     def path(self, graph: int, arcs: tuple[int, ...], penalty: float) -> Path:

@@ -12,7 +12,7 @@ from pl_losses.papers.gtn.lattices.arcs import ArcLattice
 from pl_losses.papers.gtn.lattices.constrained import TargetLattice
 from pl_losses.papers.gtn.lattices.paths import SegmentPosteriors
 from pl_losses.papers.gtn.lattices.protocol import Lattice
-from pl_losses.papers.gtn.lattices.recursions import CERTAIN, IMPOSSIBLE, SegmentSweep, first_equal
+from pl_losses.papers.gtn.lattices.recursions import CERTAIN, IMPOSSIBLE, SegmentRecursion, first_equal
 from pl_losses.papers.gtn.lattices.segmental import DenseLattice, outside
 from pl_losses.papers.gtn.lattices.validation import check_lengths, check_targets, floating
 
@@ -60,7 +60,7 @@ class SegmentLattice(DenseLattice):
         self.penalties = floating("penalties", penalties)
         samples, pieces, longest, self.num_classes = penalties.shape
         self.lengths = check_lengths("lengths", lengths, samples, pieces, penalties.device)
-        super().__init__(SegmentSweep(pieces, longest, samples), samples, penalties.device)
+        super().__init__(SegmentRecursion(pieces, longest, samples), samples, penalties.device)
         self._ignored = outside(pieces, longest, self.lengths, penalties.device)
 
     @property

@@ -6,7 +6,7 @@ Everything is computed in scores, which are negative penalties. The potential of
 
 or the maximum instead of the logsumexp. Its derivative by score_i is a linear recurrence in the same graph,
 with the weights w_i = exp(score_i + a_source(i) - a_destination(i)): the probability that a path into n comes
-by arc i. :class:`Solve` solves such a recurrence, and its own derivative is such a recurrence, too.
+by arc i. :class:`LinearRecurrence` solves such a one, and its own derivative is one of its kind, too.
 Derivatives of every order are therefore analytic, and none stores more than the potentials.
 
 Large numbers stand for infinity: no sum or difference of them is NaN.
@@ -56,7 +56,7 @@ def first_equal(values: Tensor, extreme: Tensor, dim: int) -> Tensor:
     return order == order.where(values == extreme, count).amin(dim, keepdim=True)
 
 
-class Sweep(ABC):
+class Recursion(ABC):
     """The recurrences in one kind of graph; the layout of potentials and scores depends on the kind."""
 
     @abstractmethod
@@ -95,11 +95,11 @@ class Sweep(ABC):
         return self.from_source(potentials).add_(scores).sub_(self.at_destination(potentials)).exp_()
 
 
-class Potentials(torch.autograd.Function):
+class ForwardScores(torch.autograd.Function):
     """Potentials of all nodes as a function of the arcs' scores."""
 
     @staticmethod
-    def forward(ctx: Any, sweep: Sweep, scores: Tensor, tropical: bool) -> Tensor:
+    def forward(ctx: Any, sweep: Recursion, scores: Tensor, tropical: bool) -> Tensor:
         """Run the recurrence."""
         potentials = sweep.potentials(scores, tropical)
         ctx.sweep, ctx.tropical = sweep, tropical
@@ -112,16 +112,16 @@ class Potentials(torch.autograd.Function):
         scores, potentials = ctx.saved_tensors
         weights = ctx.sweep.weights(scores, potentials, ctx.tropical)
         # Skip the function's overhead if nothing is recorded.
-        solve = partial(Solve.apply, ctx.sweep) if torch.is_grad_enabled() else ctx.sweep.solve
+        solve = partial(LinearRecurrence.apply, ctx.sweep) if torch.is_grad_enabled() else ctx.sweep.solve
         worth = solve(weights, grad, True)
         return None, weights * ctx.sweep.at_destination(worth), None
 
 
-class Solve(torch.autograd.Function):
-    """The linear recurrence, see :meth:`Sweep.solve`."""
+class LinearRecurrence(torch.autograd.Function):
+    """The linear recurrence, see :meth:`Recursion.solve`."""
 
     @staticmethod
-    def forward(ctx: Any, sweep: Sweep, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
+    def forward(ctx: Any, sweep: Recursion, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
         """Run the recurrence."""
         solution = sweep.solve(weights, inputs, backward)
         ctx.sweep, ctx.is_backward = sweep, backward
@@ -132,12 +132,12 @@ class Solve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
         """Solve the same recurrence in the other direction."""
         weights, solution = ctx.saved_tensors
-        adjoint = Solve.apply(ctx.sweep, weights, grad, not ctx.is_backward)
+        adjoint = LinearRecurrence.apply(ctx.sweep, weights, grad, not ctx.is_backward)
         before, after = (adjoint, solution) if ctx.is_backward else (solution, adjoint)
         return None, ctx.sweep.from_source(before) * ctx.sweep.at_destination(after), adjoint, None
 
 
-class SegmentSweep(Sweep):
+class SegmentRecursion(Recursion):
     """B rows of N pieces, segments of at most K of them, and, if ``labels``, L labels to be spelled by each.
 
     Scores are [N, K, L * B]; the segment of k + 1 pieces that ends with piece j is at [j, k]. Without labels,

@@ -12,11 +12,16 @@ from torch import Tensor
 from pl_losses.core.validation import typed
 from pl_losses.papers.gtn.lattices.arcs import ArcLattice
 from pl_losses.papers.gtn.lattices.paths import NO_PATH, Path, SegmentPosteriors
-from pl_losses.papers.gtn.lattices.recursions import Potentials, SegmentSweep, Solve, penalties_of
+from pl_losses.papers.gtn.lattices.recursions import (
+    ForwardScores,
+    LinearRecurrence,
+    SegmentRecursion,
+    penalties_of,
+)
 from pl_losses.papers.gtn.lattices.validation import numbers
 
 
-class Flow(NamedTuple):
+class Posteriors(NamedTuple):
     """Probabilities that a path takes an arc [N, K, L * B] or visits a node, in a sweep's layout."""
 
     arcs: Tensor
@@ -43,7 +48,7 @@ def outside(pieces: int, longest: int, lengths: Tensor | None, device: torch.dev
 class DenseLattice(ABC):
     """A lattice of segments of at most K pieces, all samples of the batch in one recurrence."""
 
-    def __init__(self, sweep: SegmentSweep, samples: int, device: torch.device) -> None:
+    def __init__(self, sweep: SegmentRecursion, samples: int, device: torch.device) -> None:
         self.sweep, self.samples, self.device = sweep, samples, device
 
     @property
@@ -98,22 +103,22 @@ class DenseLattice(ABC):
         return self._penalty(tropical=True)
 
     def _penalty(self, tropical: bool) -> Tensor:
-        potentials = Potentials.apply(self.sweep, self._scores(tropical), tropical)
+        potentials = ForwardScores.apply(self.sweep, self._scores(tropical), tropical)
         if self._whole:  # a slice is cheaper than indices
             return penalties_of(potentials[0, potentials.shape[1] - self.samples :])
         return penalties_of(potentials[self._ends()])
 
-    def _flow(self, tropical: bool) -> Flow:
+    def _flow(self, tropical: bool) -> Posteriors:
         """Compute the probabilities of arcs and nodes; of the best path alone if ``tropical``."""
         scores = self._scores(tropical)
-        potentials = Potentials.apply(self.sweep, scores, tropical)
+        potentials = ForwardScores.apply(self.sweep, scores, tropical)
         weights = self.sweep.weights(scores, potentials, tropical)
         ends = self._ends()
         possible = penalties_of(potentials[ends].detach()) < float("inf")
         inputs = torch.zeros_like(potentials).index_put_(ends, possible.to(potentials.dtype))
-        nodes = Solve.apply(self.sweep, weights, inputs, True)
+        nodes = LinearRecurrence.apply(self.sweep, weights, inputs, True)
         log_weights = self.sweep.log_weights(scores, potentials)
-        return Flow(weights * self.sweep.at_destination(nodes), nodes, log_weights)
+        return Posteriors(weights * self.sweep.at_destination(nodes), nodes, log_weights)
 
     def _by_label(self, arcs: Tensor) -> Tensor:
         """Reshape from the layout of the scores to [N, K, L, B]."""
