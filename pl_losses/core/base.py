@@ -21,10 +21,10 @@ from pl_losses.core.declared import Keys, Part, Recipe, declared_keys
 from pl_losses.core.loaders import (
     SeenSamples,
     evaluation_loaders,
+    num_unpadded,
     places_of,
     refuse_hidden,
     training_loader,
-    unrepeated,
 )
 from pl_losses.core.metrics import define_metrics, in_words, states_of, take_out_repeated
 from pl_losses.core.panels import Sections
@@ -51,7 +51,7 @@ class PaperModule(LightningModule):
     The module's metrics (torchmetrics) are reset when a validation, test or prediction starts. Those whose
     names start with "train" are reset when a fit starts instead, and checkpoints keep their states.
 
-    A step counts the first :meth:`own_rows` samples of its batch only, and multiplies its loss by
+    A step counts the first :meth:`num_unpadded` samples of its batch only, and multiplies its loss by
     :meth:`rank_weight`. When a validation or test ends, :meth:`evaluation_results` is logged. A subclass that
     overrides a hook, such as :meth:`on_validation_epoch_end`, must call ``super()`` in it.
 
@@ -348,7 +348,7 @@ class PaperModule(LightningModule):
         stage: Any = trainer.state.stage.dataloader_prefix
         return evaluation_loaders(trainer, stage)[self._dataloader]
 
-    def own_rows(self, batch_idx: int, size: int) -> int:
+    def num_unpadded(self, batch_idx: int, size: int) -> int:
         """Return how many samples of a batch of ``size`` count: the first ones.
 
         The others are repetitions, added to give all ranks equally many. The number may be 0.
@@ -356,7 +356,7 @@ class PaperModule(LightningModule):
         loader, trainer = self._loader(), self.trainer_or_none
         if training := trainer is not None and trainer.training:
             refuse_hidden(self.trainer, loader, training=True)
-        return unrepeated(loader, batch_idx, size, training)
+        return num_unpadded(loader, batch_idx, size, training)
 
     def places(self, batch_idx: int, size: int) -> range:
         """Return the positions in the data set of a batch's ``size`` samples, on any number of ranks."""

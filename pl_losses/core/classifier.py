@@ -97,7 +97,7 @@ class Classifier(PaperModule):
         """Compute and log the loss of a batch of inputs and labels [B]."""
         inputs, target = expected.labelled(self, batch)
         outputs = expected.outputs(self, self(inputs), len(target))
-        own = self.own_rows(batch_idx, len(target))
+        own = self.num_unpadded(batch_idx, len(target))
         rows = own or len(target)
         loss = expected.loss(self, "configure_loss", self.configure_loss(outputs[:rows], target[:rows]))
         self.refuse_non_finite(loss)
@@ -134,14 +134,14 @@ class Classifier(PaperModule):
         """Count errors and the loss of a batch."""
         inputs, target = expected.labelled(self, batch)
         outputs = expected.outputs(self, self(inputs), len(target))
-        if own := self.own_rows(batch_idx, len(target)):
+        if own := self.num_unpadded(batch_idx, len(target)):
             self.count("val", outputs[:own], target[:own])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Count errors, and return what ``ClassifierReport`` draws."""
         inputs, target = expected.labelled(self, batch)
         outputs = expected.outputs(self, self.test_outputs(inputs), len(target))
-        if own := self.own_rows(batch_idx, len(target)):
+        if own := self.num_unpadded(batch_idx, len(target)):
             self.count("test", outputs[:own], target[:own])
         confidence, predicted = self.scores(outputs).max(dim=1)
         return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}

@@ -240,7 +240,7 @@ def samples_before(loader: Any, batch_idx: int, size: int) -> int:
     return before
 
 
-def unrepeated(loader: Any, batch_idx: int, size: int, training: bool = False) -> int:
+def num_unpadded(loader: Any, batch_idx: int, size: int, training: bool = False) -> int:
     """Count the first inputs of a batch, up to the first repetition, see :func:`share_of`.
 
     If only some samples are repetitions and the DataModule made more or fewer inputs of the samples, all
@@ -258,7 +258,7 @@ def unrepeated(loader: Any, batch_idx: int, size: int, training: bool = False) -
     Example:
         >>> sampler = DistributedSampler(range(5), num_replicas=2, rank=1)
         >>> loader = DataLoader(range(5), 2, sampler=sampler)  # ranks have 0, 2, 4 and 1, 3, 0
-        >>> unrepeated(loader, 0, 2), unrepeated(loader, 1, 1)
+        >>> num_unpadded(loader, 0, 2), num_unpadded(loader, 1, 1)
         (2, 0)
     """
     share, place = share_of(loader), _place(loader, batch_idx, training)
@@ -276,7 +276,7 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int, tensors: Iterable[Te
     [B, T] or [B, C, T] for B T rows. That B divides the number of rows does not suffice, it may be chance.
 
     Args:
-        loader: See :func:`unrepeated`.
+        loader: See :func:`num_unpadded`.
         batch_idx: Which of this rank's batches it is.
         rows: How many rows there are.
         tensors: Those of the batch.
@@ -297,7 +297,7 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int, tensors: Iterable[Te
     if (place := _place(loader, batch_idx, training=False)) is None:
         return rows
     _, samples = place
-    own = unrepeated(loader, batch_idx, samples)
+    own = num_unpadded(loader, batch_idx, samples)
     if own in (0, samples):
         return rows if own else 0
     shapes = [tensor.shape[1:] for tensor in tensors if tensor.ndim and len(tensor) == samples]

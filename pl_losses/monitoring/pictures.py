@@ -14,7 +14,7 @@ from torch import Tensor
 from pl_losses.core.classifier import Gallery
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.files import written_whole
-from pl_losses.core.loaders import SeenSamples, evaluation_loaders, unrepeated
+from pl_losses.core.loaders import SeenSamples, evaluation_loaders, num_unpadded
 from pl_losses.core.names import file_stem
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
@@ -112,7 +112,7 @@ class ClassifierReport(Callback):
             )
         loader = evaluation_loaders(trainer, "test")[dataloader_idx]
         self._seen.add(loader, batch, dataloader_idx)
-        own = unrepeated(loader, batch_idx, len(outputs["target"]))
+        own = num_unpadded(loader, batch_idx, len(outputs["target"]))
         labels = torch.stack([outputs["target"], outputs["predicted"]], dim=1)[:own]
         pairs, counts = torch.unique(labels, dim=0, return_counts=True)
         table = torch.cat([pairs, counts[:, None]], dim=1)

@@ -12,7 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pl_losses import MLP
 from pl_losses.callbacks import ClassifierReport, DropoutUncertaintyMonitor
-from pl_losses.core.loaders import unrepeated, unrepeated_rows
+from pl_losses.core.loaders import num_unpadded, unrepeated_rows
 
 
 class Uneven(BatchSampler):
@@ -182,15 +182,15 @@ def shared(batches, count=7, rank=1):
 def test_training_goes_on_with_a_warning(batches):
     data = shared(batches)
     with pytest.warns(UserWarning, match=f"count twice: expected {batches.__name__} to keep") as told:
-        assert [unrepeated(data, index, 2, training=True) for index in (0, 1, 0, 1)] == [2, 2, 2, 2]
+        assert [num_unpadded(data, index, 2, training=True) for index in (0, 1, 0, 1)] == [2, 2, 2, 2]
     assert len(told) == 1
     with pytest.raises(ValueError, match=f"Expected {batches.__name__} to keep"):
-        unrepeated(data, 0, 2)
+        num_unpadded(data, 0, 2)
     with pytest.raises(ValueError, match=f"Expected {batches.__name__} to keep"):
         unrepeated_rows(data, 0, 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert unrepeated(shared(batches, count=8), 1, 2) == 2
+        assert num_unpadded(shared(batches, count=8), 1, 2) == 2
 
 
 @pytest.mark.parametrize("batches", [Backwards, Hidden])
@@ -228,7 +228,7 @@ def test_looking_at_the_order_changes_no_random_numbers(batches):
     found = [list(data.batch_sampler)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        unrepeated(data, 0, 2, training=True)
+        num_unpadded(data, 0, 2, training=True)
     assert [*found, list(data.batch_sampler)] == expected
 
 

@@ -148,7 +148,7 @@ class VAE(PaperModule):
         """Compute and log the negative bound of a batch of images, per image."""
         target = self.configure_target(expected.first(self, batch))
         noise = self.draw_noise(target, "train", self.current_epoch, batch_idx)
-        own = self.own_rows(batch_idx, len(target))
+        own = self.num_unpadded(batch_idx, len(target))
         rows = own or len(target)
         reconstruction, kl = (term[:rows].mean() for term in self._terms(target, noise))
         loss: Tensor = reconstruction + kl
@@ -164,7 +164,7 @@ class VAE(PaperModule):
         (noise,) = drawn_at(places, lambda block: (standard_normal(BLOCK, *key, block),))
         reconstruction, kl = self._terms(target, noise.to(target.device, non_blocking=True))
         parts = {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
-        own = self.own_rows(batch_idx, len(target))
+        own = self.num_unpadded(batch_idx, len(target))
         for part, values in parts.items():
             metric: Any = self.metrics[f"{stage}_{part}"]
             metric.update(values[:own])

@@ -167,7 +167,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         results = super().test_step(batch, batch_idx)
         inputs, target = batch
         samples = self.sample_probabilities(inputs, batch_idx)
-        own = self.own_rows(batch_idx, len(target))
+        own = self.num_unpadded(batch_idx, len(target))
         self.mc_scores.update(samples.mean(dim=0)[:own], target[:own])
         self.mc_uncertainty.update(samples[:, :own])
         return results

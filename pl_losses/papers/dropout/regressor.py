@@ -256,7 +256,7 @@ class DropoutRegressor(DropoutModule):
         """Compute and log L_dropout of a batch: inputs [B, Q], targets [B, D], or [B] for one output."""
         inputs, target = expected.labelled(self, batch)
         outputs = expected.outputs(self, self(inputs), len(target))
-        own = self.own_rows(batch_idx, len(outputs))
+        own = self.num_unpadded(batch_idx, len(outputs))
         rows = own or len(outputs)
         loss = self.configure_loss(outputs[:rows], fit_shape(target, outputs)[:rows])
         loss = expected.loss(self, "configure_loss", loss)
@@ -350,7 +350,7 @@ class DropoutRegressor(DropoutModule):
             outputs = expected.outputs(self, self(inputs), len(target))
         target = fit_shape(target, outputs)
         samples = self.sample(inputs, batch_idx)
-        own = self.own_rows(batch_idx, len(target))
+        own = self.num_unpadded(batch_idx, len(target))
         single.update((outputs[:own] - target[:own]).square())
         return samples, target, own
 

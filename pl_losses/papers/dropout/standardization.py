@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from pl_losses.core.loaders import SeenSamples, share_of, unrepeated
+from pl_losses.core.loaders import SeenSamples, num_unpadded, share_of
 from pl_losses.monitoring.pictures import gather_objects
 
 
@@ -122,7 +122,7 @@ def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
         for index, batch in enumerate(copy(loader)):
             _refuse_batch(batch)
             seen.add(loader, batch)
-            count = unrepeated(loader, index, len(batch[0]), training=True)
+            count = num_unpadded(loader, index, len(batch[0]), training=True)
             if not count:
                 continue
             inputs, target = (rows[:count] for rows in batch)
@@ -163,7 +163,7 @@ def count_samples(loader: Any) -> int:
             for index, batch in enumerate(copy(loader)):
                 _refuse_batch(batch)
                 seen.add(loader, batch)
-                own += unrepeated(loader, index, len(batch[0]), training=True)
+                own += num_unpadded(loader, index, len(batch[0]), training=True)
         own *= seen.counts()
     return sum(gather_objects(own))
 

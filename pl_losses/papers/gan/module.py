@@ -306,7 +306,7 @@ class GAN(PaperModule):
         with torch.set_grad_enabled(generator_too):
             fake = self.generator(self._noise[-1])
         checks.same_shape(real, fake)
-        self._own.append(self.own_rows(batch_idx, len(real)))
+        self._own.append(self.num_unpadded(batch_idx, len(real)))
         self._counts.append(self.mean_count(self._own[-1]))
         rows = self._own[-1] or len(real)
         # Batch normalisation sees repeated samples, the loss does not.
@@ -399,7 +399,7 @@ class GAN(PaperModule):
         fake = self(self.evaluation_noise(stage, batch_idx, len(real)))
         checks.same_shape(real, fake)
         # Repeated samples are not counted, nor are as many of the generated images.
-        own = self.own_rows(batch_idx, len(real))
+        own = self.num_unpadded(batch_idx, len(real))
         # All ranks call the network, even without samples: a sharded network is gathered there.
         real_logits, fake_logits = (self.discriminator(part)[:own].float() for part in (real, fake))
         real, fake = real[:own], fake[:own]

@@ -192,7 +192,7 @@ class StringReader(PaperModule):
         """Compute and log the loss of a batch of lines or of isolated characters."""
         expected.of_kind(self, batch, Lines, Characters)
         count: int | Tensor
-        own = self.own_rows(batch_idx, len(batch.images))
+        own = self.num_unpadded(batch_idx, len(batch.images))
         if isinstance(batch, Characters):
             count, rows = own, own or len(batch.labels)
             penalties = self.character_penalties(batch.images)[:rows]
@@ -230,7 +230,7 @@ class StringReader(PaperModule):
         reading = self.read(lattice)
         edits = count_edits([path.labels for path in reading.paths], batch.targets, batch.target_lengths)
         losses = self._losses(lattice, batch)
-        own = self.own_rows(batch_idx, len(edits))
+        own = self.num_unpadded(batch_idx, len(edits))
         getattr(self, f"{stage}_errors").update(edits[:own], batch.target_lengths[:own])
         spelt = losses != float("inf")
         getattr(self, f"{stage}_loss").update(losses[:own][spelt[:own]])

@@ -255,7 +255,7 @@ class LeNet5(Classifier):
         if self.rejects:
             rubbish = rubbish_posterior(results["outputs"], self.rubbish_penalty)
             accepted = rubbish <= self.reject_above
-            own = self.own_rows(batch_idx, len(accepted))
+            own = self.num_unpadded(batch_idx, len(accepted))
             kept = accepted[:own].nonzero().flatten()
             self.accepted_error.update(results["predicted"][kept], results["target"][kept])
             self.rejected.update(~accepted[:own])

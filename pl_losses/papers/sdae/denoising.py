@@ -206,14 +206,14 @@ class Denoising(PaperModule):
 
     def denoise(self, clean: Tensor, index: int, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Compute the loss of a training batch of layer ``index``, of this rank and weighted."""
-        own = self.own_rows(batch_idx, len(clean))
+        own = self.num_unpadded(batch_idx, len(clean))
         loss = self.denoising_loss(clean, index, own, "train", self.current_epoch, batch_idx)
         self.refuse_non_finite(loss)
         return loss, loss * self.rank_weight(own)
 
     def count_reconstruction(self, mean: Any, clean: Tensor, index: int, stage: str, batch_idx: int) -> None:
         """Add the criterion of a batch of clean inputs of layer ``index`` to a mean."""
-        own = self.own_rows(batch_idx, len(clean))
+        own = self.num_unpadded(batch_idx, len(clean))
         places = self.places(batch_idx, len(clean))
         loss = self.denoising_loss(clean, index, own, stage, places=places)
         if own:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier
-from pl_losses.core.loaders import unrepeated
+from pl_losses.core.loaders import num_unpadded
 from pl_losses.core.sharding import shard_like, whole_tensor
 from pl_losses.data.loader import Batch, BatchLoader
 from pl_losses.monitoring.monitor import Monitor
@@ -202,7 +202,7 @@ class StagedClassifier(Classifier):
             for index, batch in enumerate(islice(loader, int(self.trainer.num_val_batches[0]))):
                 batch = self.trainer.precision_plugin.convert_input(batch)
                 inputs, target = self.trainer.strategy.batch_to_device(batch)
-                own = unrepeated(loader, index, len(target))
+                own = num_unpadded(loader, index, len(target))
                 self.val_error.update(self.scores(self(inputs)).argmax(dim=1)[:own], target[:own])
         self.train()
         self._judge(float(self.val_error.compute()))
