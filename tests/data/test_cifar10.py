@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 
 from pl_losses.data import CIFAR10
-from pl_losses.data.cifar10 import BINARY, CLASSES, random_crops
+from pl_losses.data.cifar10 import BINARY, random_crops
 
 Published = torchvision.datasets.CIFAR10
 
@@ -93,39 +92,6 @@ def test_the_binary_version(tmp_path, monkeypatch):
     (folder / "data_batch_1.bin").write_bytes(data[:3073])
     with pytest.raises(ValueError, match=r"data_batch_1.bin with the published SHA1 aadd24ac.* but got"):
         module.setup("fit")
-
-
-def test_images_in_a_folder_and_in_an_archive(tmp_path, monkeypatch):
-    monkeypatch.setattr("pl_losses.data.cifar10.SAMPLES", {"train": 20, "test": 10})
-    root = tmp_path / "pictures"
-    for split, count in (("train", 2), ("test", 1)):
-        for label, name in enumerate(CLASSES):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                image = Image.new("RGB", (32, 32), (10 * label + number,) * 3)
-                image.save(folder / f"{number:04}.png")
-    (root / "train" / "README.txt").write_text("no image")
-    (tmp_path / "packed").mkdir()
-    with tarfile.open(tmp_path / "packed" / "cifar10_images.tar.xz", "w:xz") as archive:
-        archive.add(root, ".")
-    for where in ("pictures", "packed"):
-        with pytest.warns(UserWarning, match="do not compare errors"):
-            data = load(tmp_path / where, val_size=0)
-        images, labels = data.tensors["train"]
-        assert labels.tolist() == [*range(10), *range(10)]
-        assert images[:, 0, 0, 0].tolist() == [
-            10 * label + number for number in (0, 1) for label in range(10)
-        ]
-        assert len(data.tensors["test"][0]) == 10
-    (root / "test" / "cat" / "0000.png").rename(root / "test" / "dog" / "0001.png")
-    with pytest.raises(
-        ValueError, match=r"1 images of each class for 'test' in .* \[1, 1, 1, 0, 1, 2, 1, 1, 1, 1\]"
-    ):
-        CIFAR10(str(root), download=False).setup("test")
-    (root / "train" / "cat" / "0000.png").unlink()
-    with pytest.raises(ValueError, match=r"20 images for 'train' .* but got 19"):
-        load(root)
 
 
 def test_splits_follow_the_seed_and_the_limit(tmp_path, small):

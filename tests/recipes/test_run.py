@@ -64,7 +64,7 @@ def test_recipe(name, request, tmp_path, capfd):
         pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
     if source == "variations" and "rect" not in name:
         source = "mnist"
-    if source in ("mnist", "uci"):
+    if source in ("cifar10", "mnist", "uci"):
         request.getfixturevalue(f"{source}_root")
     assert run(small(name)) == 0
     printed = capfd.readouterr().out
