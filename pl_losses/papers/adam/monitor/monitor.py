@@ -21,7 +21,7 @@ from pl_losses.core.validation import typed
 from pl_losses.monitoring.monitor import Array, Monitor, Part, Row, on_cpu, optimizer_names, own_shard, vector
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import torch_optimizers, unwrap
-from pl_losses.papers.adam import manifest
+from pl_losses.papers.adam.monitor import manifest
 from pl_losses.papers.adam.monitor.history import History, draw_history
 from pl_losses.papers.adam.monitor.reduction import Group, GroupReduction
 from pl_losses.papers.adam.monitor.statistics import Moments
