@@ -69,6 +69,7 @@ def shorten(message: str) -> str:
         and (given := re.search(r"Given value: (.*?)(?:[.] Got value: .*)?$", message, re.MULTILINE))
     ):
         told += f" but got {given[1]}"
+    told = re.sub(r"Namespace\(class_path='([\w.]+)', init_args=Namespace\((.{,80}).*", r"`\1` with \2", told)
     classes: list[str] = re.findall(r"Problem with given class_path '([\w.]+)'", message)
     keys = [key for key in re.findall(r'Parser key "([\w.]+)"', message) if key != "config"]
     depth = 1 + message.count("Problem with given") + message.count("callable class: Parser key")
