@@ -8,7 +8,8 @@ Each kind has trials of its own, drawn from ``--seed``. What is printed is how m
 - disk: the disk is full at random sizes of a checkpoint; that of before stays whole, and alone.
 - spoilt: bit flips, zeros, noise and cut ends in checkpoints and states of ``reproduce``: accepted ones are
   lost.
-- hostile: recipes that run code or write elsewhere: one that leaves a mark is lost.
+- hostile: recipes that run code, write elsewhere (by names of files and metrics, and by links) or steer the
+  terminal: one that leaves a mark is lost.
 - mutations: recipes with a mistake: a traceback, a hang, or nonsense that is accepted is lost.
 
 The trials' code is that of the tests, in ``tests/``, which have a short form of each kind.
@@ -210,13 +211,15 @@ def hostile_recipes(count: int, draw: random.Random) -> Trials:
     They are sent as a file, over another recipe, as one that is extended, and every tenth in a checkpoint.
     """
     hostile.plant(Path())
+    hostile.link(Path())
     Path("extending.yaml").write_text("extends: ./sent\n")
     ways = [
         ["--config=sent.yaml"],
         ["--config=lenet/digits", "--config=sent.yaml"],
         ["--config=extending.yaml"],
     ]
-    for trial, (name, config) in enumerate(draw.sample(hostile.RECIPES, min(count, len(hostile.RECIPES)))):
+    known = [*hostile.RECIPES, *hostile.links()]
+    for trial, (name, config) in enumerate(draw.sample(known, min(count, len(known)))):
         Path("sent.yaml").write_text(dump(config))
         model = {"_class_path": "pl_losses.LeNet5"}
         torch.save({"state_dict": {}, "pl_losses": config, "hyper_parameters": model}, "sent.ckpt")
@@ -231,7 +234,7 @@ def hostile_recipes(count: int, draw: random.Random) -> Trials:
             pass
         else:
             Fork(main, ["fit", *way]).wait(LIMIT)
-        left = set(os.listdir()) ^ set(before) - {"runs"}
+        left = (set(os.listdir()) ^ set(before)) | set(os.listdir("away"))
         yield name, f"left {', '.join(left)}" if left - {"runs"} else ""
         for mark in left & set(os.listdir()):
             shutil.rmtree(mark) if Path(mark).is_dir() else Path(mark).unlink()

@@ -20,6 +20,15 @@ class UsageError(Exception):
     """The user asked for something that cannot be done; the message is shown as it is."""
 
 
+def visible(text: str) -> str:
+    """Text for a terminal, which what a stranger wrote shall not steer: control characters by their codes.
+
+    >>> print(visible("a\\x1b[31mb"))
+    a\\x1b[31mb
+    """
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+
+
 def nearest(name: str, valid: Iterable[str], form: str = "`{}`") -> str:
     """Return ``": did you mean `x`?"`` for the valid name closest to ``name``, or nothing.
 
@@ -84,7 +93,7 @@ def listing() -> str:
 def shown(name: str) -> str:
     """Show a recipe merged over those that it extends."""
     path = find(name)
-    return f"# {description(path) or name}\n# {path}\n{dump(resolve(name))}".rstrip()
+    return visible(f"# {description(path) or name}\n# {path}\n{dump(resolve(name))}".rstrip())
 
 
 def find(name: str, folder: Path | None = None) -> Path:
@@ -133,7 +142,9 @@ def _flatten(path: Path, above: tuple[Path, ...]) -> Config:
         raise UsageError(f"Unknown key `extend` in {path.name}: did you mean `extends`?")
     parents = config.pop("extends", None)
     parents = [] if parents is None else [parents] if isinstance(parents, str) else parents
-    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+    if not isinstance(parents, list) or not all(
+        isinstance(parent, str) and parent.isprintable() for parent in parents
+    ):
         raise UsageError(
             f"Expected `extends` in {path.name} to be a name or a list of names but got {parents!r}"
         )

@@ -261,6 +261,21 @@ def writes():
     for name in ("../../../outside/x", f"{'{step:c}{step:c}/' * 3}x", "{epoch:{step:c}}"):
         checkpoint = of_class("ModelCheckpoint", filename=name, auto_insert_metric_name=False)
         yield f"file name {name}", recipe(callbacks=[checkpoint], logger="CSVLogger")
+    # Lightning writes a metric's name too, and fills numbers up with any character.
+    inside = (f"{{{os.path.abspath('outside')}}}", "{../outside}", "{../outside:d}", "{a/../../outside}")
+    for name in (*inside, "{a}{/../outside}", "{step:/>9}", "{..}/{..}/x", "..{a]b}", "{a!r:/>9}", "{\\x}"):
+        for insert in (True, False):
+            checkpoint = of_class("ModelCheckpoint", filename=name, auto_insert_metric_name=insert)
+            yield f"file name {name} {insert}", recipe(callbacks=[checkpoint], logger="CSVLogger")
+        crash = of_class("OnExceptionCheckpoint", dirpath="runs", filename=name)
+        yield f"exception name {name}", recipe(callbacks=[crash])
+    hidden = of_class("lightning.pytorch.profilers.SimpleProfiler", dirpath="runs", filename="link/x")
+    yield "profiler link", recipe(profiler=hidden)
+    for odd in ("\x1b[31mred", "x\n  pl-losses recipes", "\x9b2J", "\x1b]0;title\x07"):
+        for part in ("name", "version", "prefix"):
+            yield f"{part} {odd!r}", recipe(logger=of_class("CSVLogger", **{part: odd}))
+        yield f"dirpath {odd!r}", recipe(callbacks=[of_class("ModelCheckpoint", dirpath=f"runs/{odd}")])
+        yield f"key {odd!r}", recipe(**{odd: 1})
     for logger, part in (("WandbLogger", "project"), ("WandbLogger", "id"), ("CSVLogger", "name")):
         inner = {"class_path": logger, "init_args": {part: "../../../outside"}}
         yield f"{logger} {part}", recipe(logger=[inner])
@@ -271,6 +286,32 @@ def writes():
     for extra in ({"settings": {"root_dir": "outside"}}, {"dir": "outside"}, {"config": "/etc/passwd"}):
         wandb = {"class_path": "WandbLogger", "dict_kwargs": extra}
         yield f"wandb {extra}", recipe(logger=wandb)
+
+
+def link(folder: Path) -> None:
+    """Put links out of it into the folder of the runs, as one that was sent may hold them."""
+    (folder / "away").mkdir()
+    for name in ("link", "a/v/checkpoints", "best/val"):
+        (folder / "runs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "runs" / name).symlink_to(folder.resolve() / "away")
+
+
+def links():
+    """Recipes that would write where those links lead."""
+    for logger in ("CSVLogger", "TensorBoardLogger"):
+        for names in ({"name": "link"}, {"name": "", "version": "link"}, {"name": "a", "version": "v"}):
+            yield f"{logger} {names}", recipe(logger=of_class(logger, **names))
+    yield "sub_dir", recipe(logger=of_class("TensorBoardLogger", name="", version="", sub_dir="link"))
+    for folder, name in (("link", "x"), ("", "link/x"), ("best", "{val/loss:.2f}"), ("best/val", "x")):
+        checkpoint = of_class("ModelCheckpoint", dirpath=f"runs/{folder}", filename=name)
+        yield f"checkpoint {folder} {name}", recipe(callbacks=[checkpoint])
+        plugin = "lightning.pytorch.plugins.io.AsyncCheckpointIO"
+        yield f"another thread's {folder} {name}", recipe(callbacks=[checkpoint], plugins=[plugin])
+        crash = of_class("OnExceptionCheckpoint", dirpath=f"runs/{folder}", filename=name)
+        yield f"exception {folder} {name}", recipe(callbacks=[crash], max_steps=1)
+    yield "root", recipe(default_root_dir="runs/link")
+    yield "picture", recipe(callbacks=[of_class("StyleReport", output="runs/link/x.png")])
+    yield "W&B", recipe(logger=of_class("WandbLogger", project="link"))
 
 
 RECIPES = [*calls(), *places(), *writes()]

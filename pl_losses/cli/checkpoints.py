@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pl_losses.core.files import damage, save_sealed
 from pl_losses.core.signatures import canonical
+from pl_losses.core.trust import leads_out
 from pl_losses.recipes import Config, UsageError
 
 SECTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
@@ -26,18 +27,46 @@ REPLACED = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, with a checksum: an earlier file stays until then."""
+    """Writes checkpoints whole or not at all, with a checksum: an earlier file stays until then.
+
+    Args:
+        roots: Folders out of which no link leads what is written or deleted.
+    """
+
+    def __init__(self, roots: Iterable[str] = ()) -> None:
+        self.roots = list(roots)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write to a file beside the path, then move it there.
 
         Raises:
             OSError: If it cannot be written, as on a full disk.
+            UsageError: If a link on the way leads elsewhere.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
+            check_links([Path(path).parent], self.roots)
             save_sealed(Path(path), checkpoint)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a file or folder, unless a link on the way leads elsewhere."""
+        if "://" in str(path) or not leads_out(path, self.roots):
+            super().remove_checkpoint(path)
+
+
+def check_links(paths: Iterable[Path], roots: Iterable[str]) -> None:
+    """Refuse paths that stand below some folders, but that a link leads out of them.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    roots = list(roots)
+    for path in paths:
+        if leads_out(path, roots):
+            raise UsageError(
+                f"`{path}` leads out of `{roots[0]}` by a link: name where it leads by an option"
+            )
 
 
 def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
@@ -207,10 +236,11 @@ class CheckpointCheck(Callback):
 
 
 def plain_path(path: Any, folders: Iterable[str]) -> str:
-    """Return a path without detours; an address only below one of these folders, else nothing."""
+    """Return a path without detours; nothing if it leads out of these folders, as an address always does."""
     if not isinstance(path, str) or not path:
         return ""
+    folders = list(folders)
     if "::" not in path and "://" not in path:
-        return os.path.normpath(path)
+        return "" if leads_out(plain := os.path.normpath(path), folders) else plain
     below = any(path.startswith(f"{folder}/") for folder in folders) and ".." not in path.split("/")
     return path if below else ""

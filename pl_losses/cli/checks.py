@@ -25,9 +25,11 @@ from pl_losses.core.signatures import (
     public,
     signature,
 )
-from pl_losses.core.trust import BASES, KINDS, WANDB, bases_at, bases_of, class_paths, fault
+from pl_losses.core.trust import BASES, KINDS, WANDB, bases_at, bases_of, class_paths, fault, leaves
 from pl_losses.recipes import Config, UsageError, load, merge, nearest, parse
 
+# All but tabs and the ends of lines.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 # Numbers of the trainer that Lightning does not check.
 LEAST = {"log_every_n_steps": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "num_nodes": 1}
@@ -100,6 +102,12 @@ class Checker:
         """Check a flattened config."""
         self.foreign = self.foreign or any(map(is_foreign, class_paths(config)))
         top = ALWAYS + method_arguments(self.command)
+        for _, key, value in leaves(config, ""):
+            if not key.isprintable():
+                raise UsageError(f"Unknown key {key!r:.80}{self.where()}")
+            if isinstance(value, str) and CONTROL.search(value):
+                got = f"to have no control characters but got {value!r:.80}"
+                raise UsageError(f"Expected `{key}`{self.where()} {got}")
         for key, value in config.items():
             if key not in top:
                 raise UsageError(f"Unknown key `{key}`{self.where()}{nearest(key, top)}")

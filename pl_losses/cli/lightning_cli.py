@@ -29,9 +29,17 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from pl_losses import strategies as strategies  # Registers their names.
 from pl_losses.cli.arguments import TRACEBACK, check, first_line, split
-from pl_losses.cli.checkpoints import CheckpointCheck, WholeCheckpointIO, compare, read_checkpoint, sections
+from pl_losses.cli.checkpoints import (
+    CheckpointCheck,
+    WholeCheckpointIO,
+    check_links,
+    compare,
+    read_checkpoint,
+    sections,
+)
 from pl_losses.cli.checks import Checker
 from pl_losses.cli.loggers import (
+    check_id,
     check_writable,
     fill_logger,
     forget_anonymous,
@@ -48,11 +56,11 @@ from pl_losses.core.random_state import RandomState
 from pl_losses.core.run_folders import RUNS, choose, recipe_of
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.signatures import OWN, public
-from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages
+from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages, roots_of
 from pl_losses.data.module import TensorDataModule
 from pl_losses.monitoring.interruption import InterruptionCheckpoint
-from pl_losses.monitoring.record import RunRecord
-from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value
+from pl_losses.monitoring.record import RunRecord, folder_of, run_folder
+from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value, visible
 
 RECORDED = ("fit", "predict")  # These commands write into the run's folder.
 FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
@@ -68,6 +76,7 @@ class PLLossesCLI(LightningCLI):
         saved: The checkpoint's config, to say how the run differs.
         path: The checkpoint.
         own: Packages of the user's own that are trusted.
+        roots: Folders out of which no link leads.
         kwargs: Passed on to ``LightningCLI``.
     """
 
@@ -79,9 +88,11 @@ class PLLossesCLI(LightningCLI):
         saved: Config | None = None,
         path: str | None = None,
         own: frozenset[str] = frozenset(),
+        roots: Sequence[str] = (RUNS,),
         **kwargs: Any,
     ) -> None:
         self.merged = config
+        self.roots = roots
         self.own = own
         self.recipes = list(recipes)
         self.saved = saved or {}
@@ -133,6 +144,7 @@ class PLLossesCLI(LightningCLI):
                 check_writable(folder)
         for logger in loggers(resolved["trainer"]):
             if "WandbLogger" in logger["class_path"]:
+                check_id(logger)
                 quiet_wandb(logger)
 
     def resolved(self) -> Config:
@@ -160,9 +172,25 @@ class PLLossesCLI(LightningCLI):
         if self.subcommand == "predict":
             always += [self.predicted]
         trainer = super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        io: Any = trainer.strategy.checkpoint_io
+        while (inner := getattr(io, "checkpoint_io", None)) is not None:
+            io = inner  # A plugin hands on to it, and lets it not be replaced.
+        if type(io) is TorchCheckpointIO:
+            io.__class__ = WholeCheckpointIO
+            vars(io).update(roots=self.roots)
+        if not getattr(trainer, "fast_dev_run", False):
+            self.check_links(trainer)
         return trainer
+
+    @rank_zero_only
+    def check_links(self, trainer: Trainer) -> None:
+        """Refuse links that lead out of the runs' folder, before a logger follows them."""
+        folder = run_folder(trainer)
+        places = [folder / "checkpoints"]
+        for logger in trainer.loggers:
+            places += [folder_of(logger, trainer), Path(logger.save_dir or "", "wandb")]
+            places += folder_of(logger, trainer).rglob("*")
+        check_links(places, self.roots)
 
     def after_fit(self) -> None:
         """Test with the final weights, and say where the run is."""
@@ -180,7 +208,7 @@ class PLLossesCLI(LightningCLI):
         testable = can_test(self.model, self.datamodule) and has_test_split(self.datamodule)
         if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             told = findings(self.model, self.trainer.logged_metrics)
-            print("\n".join(filter(None, [told, self.record.farewell(self.trainer, testable)])))
+            print(visible("\n".join(filter(None, [told, self.record.farewell(self.trainer, testable)]))))
 
     after_validate = after_test
 
@@ -196,7 +224,8 @@ class PLLossesCLI(LightningCLI):
         if self.trainer.is_global_zero:
             names = getattr(self.datamodule, "predict_names", lambda: None)()
             files = write_predictions(answers, self.record.folder, names)
-            print("\n".join(["Answers: " + ", ".join(map(str, files)), self.record.farewell(self.trainer)]))
+            answers_in = "Answers: " + ", ".join(map(str, files))
+            print(visible("\n".join([answers_in, self.record.farewell(self.trainer)])))
 
 
 def findings(model: LightningModule, logged: Mapping[str, Any]) -> str:
@@ -257,7 +286,7 @@ def run(args: list[str] | None = None) -> int:
         config["weights_only"] = True
     status = 1
     try:
-        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path, own)
+        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path, own, roots_of(flags))
         status = 0
     except (
         *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError, ImportError),
@@ -399,4 +428,4 @@ def has_test_split(datamodule: LightningDataModule | None) -> bool:
 @rank_zero_only
 def say(message: str) -> None:
     """Print something other than results for the user."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)

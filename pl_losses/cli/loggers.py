@@ -12,6 +12,7 @@ from pl_losses.core.compat import of_lightning
 from pl_losses.core.run_folders import LOGGERS, RUNS
 from pl_losses.recipes import Config, UsageError, merge
 
+RESERVED = ":;,#?/'"  # W&B takes none of these in an id.
 DEFAULTS: dict[str, Config] = {name: {"save_dir": RUNS, "name": "pl_losses"} for name in LOGGERS}
 DEFAULTS["WandbLogger"] = {"project": "pl_losses", "save_dir": RUNS, "offline": True}
 
@@ -67,6 +68,16 @@ def check_writable(folder: str) -> None:
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"The run's folder `{folder}` cannot be written to; set `save_dir` of the logger")
+
+
+def check_id(logger: Config) -> None:
+    """Refuse a run's id that W&B does not take."""
+    given = logger.get("init_args", {})
+    for name in ("id", "version"):
+        value = given.get(name)
+        if isinstance(value, str) and (value != value.strip() or not value or set(value) & set(RESERVED)):
+            wanted = f"to have none of {RESERVED} and no spaces around it"
+            raise UsageError(f"Expected `trainer.logger.{name}` {wanted} but got {value!r}")
 
 
 def quiet_wandb(logger: Config) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pl_losses.core.files import written_whole
 from pl_losses.core.manifests import reproduced
-from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
+from pl_losses.recipes import OVERLAYS, UsageError, names, nearest, visible
 
 SHOW_HELP = """usage: pl-losses show [RUN ...] [--out FILE] [--open BOOL] [--terminal BOOL]
 
@@ -86,12 +86,12 @@ def show(args: Sequence[str]) -> int:
     except OSError as error:
         raise UsageError(f"`--out`: {error}") from None
     for run in runs:
-        print(f"Run {run.name}: {run.stage}; {run.columns.count} rows, {len(run.keys())} keys")
+        print(visible(f"Run {run.name}: {run.stage}; {run.columns.count} rows, {len(run.keys())} keys"))
         for note in run.notes:
-            print(f"  {note}")
+            print(visible(f"  {note}"))
     for command in leet_commands(runs):
-        print(f"In the terminal: {command}")
-    print(f"Page: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+        print(visible(f"In the terminal: {command}"))
+    print(visible(f"Page: {out}") + f" ({out.stat().st_size / 1e6:.1f} MB)")
     if wanted:
         webbrowser.open(out.resolve().as_uri())
     if terminal:

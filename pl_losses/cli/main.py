@@ -16,6 +16,7 @@ from pl_losses.recipes import (
     names,
     nearest,
     shown,
+    visible,
 )
 
 RUNS = {
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
-        print(f"pl-losses: {error}", file=sys.stderr)
+        print(visible(f"pl-losses: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted", file=sys.stderr)

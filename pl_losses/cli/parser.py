@@ -79,6 +79,7 @@ def shorten(message: str) -> str:
         and (given := re.search(r"Given value: (.*?)(?:[.] Got value: .*)?$", message, re.MULTILINE))
     ):
         told += f" but got {given[1]}"
+    told = re.sub(r"Namespace\(class_path='([\w.]+)', init_args=Namespace\((.{,80}).*", r"`\1` with \2", told)
     return (f"`{path}`: " if path else "") + told[:300] + hint(told, path, classes)
 
 

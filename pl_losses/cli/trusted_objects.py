@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pl_losses.core.signatures import OWN
+from pl_losses.core.signatures import OWN, installed
 from pl_losses.core.trust import ACCEPTED, fault, lies_in
 from pl_losses.recipes import UsageError
 
@@ -70,10 +70,12 @@ def check_objects(value: Any, own: frozenset[str], path: str) -> None:
 def check_object(found: Any, own: frozenset[str], path: str) -> None:
     """Refuse one class or function."""
     module = getattr(found, "__module__", None) or ""
-    belongs = module.split(".")[0] in own
+    trusted = module.split(".")[0] in own
+    belongs = trusted and not installed(module.split(".")[0])
     if inspect.isclass(found):
         belongs = belongs or any(
-            issubclass(found, CLASSES[base]) and lies_in(module, places) for base, places in ACCEPTED.items()
+            issubclass(found, CLASSES[base]) and (trusted or lies_in(module, places))
+            for base, places in ACCEPTED.items()
         )
     elif inspect.isfunction(found) and module.split(".")[0] == OWN:
         made = typing.get_type_hints(found).get("return")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import sysconfig
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -67,6 +68,21 @@ def module_file(module: str) -> Path | None:
             if candidate.is_file():
                 return candidate
     return None
+
+
+@cache
+def installed(package: str) -> bool:
+    """Whether a package lies where pip installs others' code, and so is none of the user's own folders."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else []
+    known = {"site-packages", "dist-packages"}
+    libraries = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
+    return any(
+        known & set(Path(place).parts) or any(map(Path(place).is_relative_to, libraries)) for place in places
+    )
 
 
 @cache
@@ -224,16 +240,16 @@ def base_class(cls: Class, base: ast.expr) -> Class | None:
     return locate(f"{module}.{rest}") if module.split(".")[-1] == head or binding[1] else None
 
 
-def is_a(cls: Class, ancestor: str) -> bool:
-    """Return whether a class derives from one of this name; true also if the source does not tell."""
+def is_a(cls: Class, ancestor: str, unknown: bool = True) -> bool:
+    """Return whether a class derives from one of this name; ``unknown`` if the source does not tell."""
     if cls.name == ancestor:
         return True
     for base in cls.node.bases:
         located = base_class(cls, base)
         known = located is not None and READ & {located.module.split(".")[0]}
-        if ast.unparse(base).rpartition(".")[2] == ancestor or (located and is_a(located, ancestor)):
+        if ast.unparse(base).rpartition(".")[2] == ancestor or (located and is_a(located, ancestor, unknown)):
             return True
-        if not known and ast.unparse(base) not in ("ABC", "object"):
+        if unknown and not known and ast.unparse(base) not in ("ABC", "object"):
             return True
     return False
 

@@ -7,13 +7,24 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from os.path import isfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pl_losses.core.run_folders import RUNS
-from pl_losses.core.signatures import OWN, READ, defining, is_a, locate, locate_function
-from pl_losses.recipes import Config, UsageError
+from pl_losses.core.signatures import (
+    OWN,
+    READ,
+    Class,
+    defining,
+    installed,
+    is_a,
+    locate,
+    locate_function,
+    public,
+    signature,
+)
+from pl_losses.recipes import Config, UsageError, is_inline, resolve_value
 
 # Places in a config where a class goes by its short name, and the modules that show such names.
 KINDS = {
@@ -49,6 +60,8 @@ ACCEPTED = {
     "ReduceLROnPlateau": ("lightning.pytorch.cli",),
     "Module": (OWN, "torch.nn"),
 }
+# Arguments of the trainer for a class.
+TRAINER_CLASSES = ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")
 # Where they are imported from.
 IMPORTED = (OWN, "lightning.pytorch", "lightning.fabric", "torch.nn", "torch.optim")
 # What annotations call them.
@@ -79,6 +92,9 @@ PARTS = (
     "id",
     "checkpoint_name",
 )
+# A metric's name within the braces of a checkpoint's name, and the format of its number: without characters
+# of a number's own (`c` makes 46 a dot) or to fill up with.
+FIELD = re.compile(r"\{(\w[\w.-]*(?:/\w[\w.-]*)*)(?::0?\d*(?:\.\d+)?[bdeEfFgGoxX%]?)?\}")
 # What W&B is told by more than the logger's own arguments; others make it read and write elsewhere.
 WANDB = ("entity", "group", "job_type", "tags", "notes")
 
@@ -108,10 +124,57 @@ def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
     for name in found:
         if name in DENIED or name in READ or not name.isidentifier():
             raise UsageError(f"Expected `--trust` to name a module of your own but got `{name}`")
-    sections = ("model", "data", "trainer")
-    # A file such as photo.png is no class of a package.
-    typed = (value for name, value in flags if value and name.split(".")[0] in sections and not isfile(value))
-    return frozenset(found | {top for value in typed for path in named_in(value) if (top := foreign(path))})
+    flags = list(flags)
+    classes = [value for name, value in flags if value and name.split(".")[-1] in (*BASES, "class_path")]
+    typed = {
+        top
+        for name, value in flags
+        for path in (named_in(value) if value else [])
+        if (top := foreign(path)) and takes_class(name, classes)
+    }
+    return frozenset(found | typed)
+
+
+def takes_class(option: str, given: Iterable[str] = ()) -> bool:
+    """Whether an option names a class; what others hold, such as a file or a folder, says nothing of trust.
+
+    Args:
+        option: Its name.
+        given: Classes that other options name, whose arguments it may be of.
+
+    Example:
+        >>> [takes_class(name) for name in ("model", "trainer.callbacks+", "model.optimizer", "data.content")]
+        [True, True, True, False]
+    """
+    section, *rest = (part for part in option.removesuffix("+").split(".") if part != "init_args")
+    if section not in ("model", "data", "trainer") or not rest:
+        return section in ("model", "data")
+    if rest[-1] == "class_path":
+        return True
+    if section == "trainer" and len(rest) == 1:
+        return bool(rest[0] in TRAINER_CLASSES)
+    paths = [path for value in given for path in named_in(value) if "." in path]
+    own = [argument for cls in map(locate, paths) if cls for argument in arguments_for_classes((cls,))]
+    place = section if section in BASES else f"trainer.{rest[0]}"
+    return rest[-1] in {*own, *arguments_at(place)}
+
+
+def arguments_for_classes(classes: Iterable[Class]) -> set[str]:
+    """Return the names of the parameters that take classes or functions."""
+    return {
+        name
+        for cls in classes
+        for name, annotation in signature(cls).parameters.items()
+        if bases_of(annotation) or "Callable" in annotation
+    }
+
+
+@cache
+def arguments_at(place: str) -> set[str]:
+    """Those of all classes that may stand at a place of a config."""
+    modules = KINDS.get(place, (f"{OWN}.strategies", "lightning.pytorch.strategies"))
+    found = [locate(f"{module}.{name}") for module in modules for name in public(module)]
+    return arguments_for_classes(cls for cls in found if cls)
 
 
 def packages(text: str) -> set[str]:
@@ -149,18 +212,23 @@ def fault(path: str, bases: tuple[str, ...], own: frozenset[str]) -> str:
     top = path.split(".")[0]
     if top in DENIED:
         return f": classes from {top} are not allowed"
-    if top in own:
-        return ""
-    if top not in READ:
-        return f": `{top}` is not trusted; if its code is yours, add --trust {top}"
     wanted = bases or tuple(ACCEPTED)
     located = locate(path)
+    if top not in READ:
+        if installed(top) and not (located and any(is_a(located, base, unknown=False) for base in wanted)):
+            return unfit(bases)
+        return "" if top in own else f": `{top}` is not trusted; if its code is yours, add --trust {top}"
     if located is not None:
         fits = any(is_a(located, base) and lies_in(located.module, ACCEPTED[base]) for base in wanted)
     else:
         made = returned(path)
         fits = any(base in made for base in wanted)
-    return "" if fits else f", which is no {' or '.join(bases) or 'class for a config'}"
+    return "" if fits else unfit(bases)
+
+
+def unfit(bases: tuple[str, ...]) -> str:
+    """Say of a class or function that it does not belong at a place."""
+    return f", which is no {' or '.join(bases) or 'class for a config'}"
 
 
 def lies_in(module: str, places: Iterable[str]) -> bool:
@@ -191,32 +259,53 @@ def check_files(
     """
     if config.get("weights_only") not in (None, True):
         raise UsageError(f"`weights_only: false`{where} would run code: only --weights_only false allows it")
+    flags = list(flags)
     given = {name.replace(".init_args", ""): value for name, value in flags if value}
-    folders = [RUNS, *(value for name, value in given.items() if name.split(".")[-1] in FOLDERS)]
-    roots = [Path(folder).expanduser().resolve() for folder in folders]
+    roots = roots_of(flags)
     trainer = config.get("trainer")
     for path, key, value in leaves(trainer, "trainer"):
         overridden = path in given and (path == "trainer.default_root_dir" or not has_list(trainer, path))
         if key in FOLDERS and value is not None and not (overridden or typed):
             if not lies_below(str(value), roots):
                 raise UsageError(
-                    f"`{path}`{where} is outside of `{RUNS}`: `{value}` can be given on the command line only"
+                    f"`{path}`{where} is outside of `{RUNS}`: {value!r} can be given on the command line only"
                 )
         elif key in PARTS and isinstance(value, str) and not is_part(value):
-            raise UsageError(f"`{path}`{where} leads out of the run's folder: `{value}`")
+            raise UsageError(f"`{path}`{where} may lead out of the run's folder: {value!r}")
+        elif path == "trainer.profiler.filename" and "/" in str(value):
+            # It is put behind a prefix: `../x` and a link may be hidden by it.
+            raise UsageError(f"`{path}`{where} may lead out of the run's folder: {value!r}")
 
 
-def lies_below(folder: str, roots: Iterable[Path]) -> bool:
-    """Return whether a folder is one of these or in one, whatever the environment."""
-    inside = any(Path(folder).resolve().is_relative_to(root) for root in roots)
-    return inside and not re.search(r"^~|\$|:", folder)
+def roots_of(flags: Iterable[tuple[str, str | None]]) -> list[str]:
+    """Return the folders that a config may write to: the runs', and those that options name."""
+    folders = [RUNS]
+    for name, value in flags:
+        if value and name == "config" and is_inline(value):
+            typed = leaves(resolve_value(value).get("trainer"), "trainer")
+            folders += [str(folder) for _, key, folder in typed if key in FOLDERS and folder]
+        elif value and name.split(".")[-1] in FOLDERS:
+            folders.append(value)
+    return [os.path.expanduser(folder) for folder in folders]
+
+
+def lies_below(folder: str, roots: Iterable[str]) -> bool:
+    """Return whether a folder is one of these or in one, whatever the environment and the links."""
+    inside = any(Path(folder).resolve().is_relative_to(Path(root).resolve()) for root in roots)
+    return inside and folder.isprintable() and not re.search(r"^~|\$|:", folder)
+
+
+def leads_out(path: str | Path, roots: Iterable[str]) -> bool:
+    """Return whether a path below one of these folders leads out of all of them, as by a link."""
+    roots = list(roots)
+    named = any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)) for root in roots)
+    return named and not any(Path(path).resolve().is_relative_to(Path(root).resolve()) for root in roots)
 
 
 def folder_options(trainer: Any) -> list[str]:
     """Return the options that let a saved config write where its run did, outside of the runs' folders."""
     places = ((path, value) for path, key, value in leaves(trainer, "trainer") if key in FOLDERS and value)
-    here = [Path(RUNS).resolve()]
-    outside = [(path, str(value)) for path, value in places if not lies_below(str(value), here)]
+    outside = [(path, str(value)) for path, value in places if not lies_below(str(value), [RUNS])]
     # An argument of an item of a list has no option of its own.
     return [f"--{path}={value}" for path, value in outside if not has_list(trainer, path)]
 
@@ -230,10 +319,14 @@ def has_list(trainer: Any, path: str) -> bool:
 def is_part(value: str) -> bool:
     """Whether a text can be a part of a path that stays below what it is joined to.
 
-    Names of checkpoints are formats: ``{step:c}`` is a dot at step 46.
+    Names of checkpoints are formats, in which Lightning puts a metric's name beside its value too.
+
+    >>> [is_part(text) for text in ("{epoch}-{val/loss:.2f}", "{../x}", "{/x}", "{step:c}", "../x")]
+    [True, False, False, False, False]
     """
-    leads = re.search(r"^[/\\~]|^\w:[/\\]|\$|::|://|\{[^{}]*:[^{}]*[c{]", value)
-    return not leads and ".." not in re.split(r"[/\\]", value)
+    plain = FIELD.sub(r"\1", value)
+    leads = re.search(r"^[/~]|^\w:|[\\{}$]|::|://", plain) or not value.isprintable()
+    return not leads and ".." not in plain.split("/")
 
 
 def leaves(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:

@@ -29,7 +29,11 @@ def run_folder(trainer: Trainer) -> Path:
     """
     if not trainer.loggers:
         return Path(trainer.default_root_dir)
-    logger = trainer.loggers[0]
+    return folder_of(trainer.loggers[0], trainer)
+
+
+def folder_of(logger: Logger, trainer: Trainer) -> Path:
+    """Return the folder of a logger's run."""
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
 

@@ -9,13 +9,28 @@ import re
 import hostile
 import pytest
 import torch
+from torchmetrics import SumMetric
+from torchmetrics.wrappers import bootstrapping
 
 from pl_losses import callbacks
 from pl_losses.cli.arguments import check, split
-from pl_losses.cli.checkpoints import plain_path
+from pl_losses.cli.checkpoints import WholeCheckpointIO, plain_path
+from pl_losses.cli.lightning_cli import say
 from pl_losses.cli.main import main
-from pl_losses.cli.trusted_objects import CLASSES
-from pl_losses.core.trust import ACCEPTED, DENIED, FOLDERS, PARTS, folder_options, lies_in, own_packages
+from pl_losses.cli.parser import shorten
+from pl_losses.cli.trusted_objects import CLASSES, check_object
+from pl_losses.core.trust import (
+    ACCEPTED,
+    DENIED,
+    FOLDERS,
+    PARTS,
+    fault,
+    folder_options,
+    is_part,
+    lies_in,
+    own_packages,
+    takes_class,
+)
 from pl_losses.recipes import UsageError, dump, names
 
 FAST = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.enable_progress_bar=false"]
@@ -181,6 +196,72 @@ def test_what_cannot_be_trusted(box, name):
         check("fit", split(["--trust", name]))
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("trainer.default_root_dir", "mine.out"),
+        ("trainer.callbacks.filename", "mine.x"),
+        ("trainer.logger.save_dir", '{"class_path": "mine.X"}'),
+        ("trainer.precision", "mine.x"),
+        ("data.content", "mine.jpg"),
+        ("data.seed", "mine.x"),
+        ("model.weights", "mine.pth"),
+    ],
+)
+def test_files_folders_and_texts_trust_nothing(box, option, value):
+    assert own_packages([(option, value)]) == frozenset()
+    (box / "sent.yaml").write_text(dump(MINE))
+    with pytest.raises(UsageError, match="`mine` is not trusted"):
+        check("fit", split(["--config=sent.yaml", f"--{option}={value}"]))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("model", "data.class_path", "model.optimizer", "model.init_args.lr_scheduler", "trainer.strategy"),
+        *("trainer.callbacks+", "trainer.logger", "trainer.strategy.cluster_environment", "model.network"),
+        "trainer.callbacks.on_fit_start",
+    ],
+)
+def test_options_that_name_a_class_trust_its_package(box, option):
+    assert own_packages([(option, "mine.X")]) == {"mine"}
+
+
+def test_arguments_of_own_classes_that_take_classes(box):
+    """Told from their annotations, without an import."""
+    (box / "nested.py").write_text(
+        "raise ImportError\nimport torch\nclass M(torch.nn.Module):\n"
+        "    def __init__(self, encoder: torch.nn.Module, title: str): ...\n"
+    )
+    assert takes_class("model.encoder", ["nested.M"])
+    assert not takes_class("model.title", ["nested.M"])
+
+
+@pytest.mark.parametrize(
+    "path", ["numpy.load", "numpy.memmap", "sympy.sympify", "wandb.init", "numpy.nothing"]
+)
+def test_of_installed_packages_only_classes_that_belong(box, path):
+    """Functions of theirs may read pickles, whoever trusts the package."""
+    top = path.split(".")[0]
+    config = hostile.with_argument("optimizer", hostile.of_class(path, **hostile.CALLS.get(path, {})))
+    assert "--trust" not in sent(box, config)
+    with pytest.raises(UsageError):
+        check("fit", split(["--config=sent.yaml", "--trust", top]))
+    with pytest.raises(UsageError):
+        through_the_parser(config, own=frozenset({top}))
+    assert not (box / hostile.MARK).exists()
+    for base in ACCEPTED:
+        assert fault(path, (base,), frozenset({top}))
+
+
+def test_classes_of_installed_packages_that_belong(box):
+    check_object(SumMetric, frozenset({"torchmetrics"}), "model.network")
+    assert fault("torchmetrics.aggregation.SumMetric", ("Module",), frozenset({"torchmetrics"})) == ""
+    for wrong in (SumMetric, bootstrapping._bootstrap_sampler):
+        with pytest.raises(UsageError):
+            check_object(wrong, frozenset() if wrong is SumMetric else frozenset({"torchmetrics"}), "x")
+
+
 def test_trust_is_not_for_what_a_module_imports(box):
     """`mine` imports os, and that is no part of it."""
     for path in ("mine.os.system", "mine.torch.load"):
@@ -240,7 +321,10 @@ def test_the_options_of_a_lone_callback_reach_it():
     assert folder_options({"callbacks": [one, "EarlyStopping"]}) == []
 
 
-@pytest.mark.parametrize("where", ["local://{box}/kept", "runs/x/checkpoints/../../../kept"])
+@pytest.mark.parametrize(
+    "where",
+    ["local://{box}/kept", "runs/x/checkpoints/../../../kept", "{box}/runs/x/checkpoints/link/kept"],
+)
 def test_a_checkpoint_deletes_no_files(box, monkeypatch, where):
     """Lightning deletes what a checkpoint says was the best before."""
     monkeypatch.setenv("PL_LOSSES_TRUST", "cli_modules")
@@ -250,6 +334,7 @@ def test_a_checkpoint_deletes_no_files(box, monkeypatch, where):
     run += ["--trainer.default_root_dir=runs/x"]
     assert main(["fit", *run, "--trainer.max_epochs=1"]) == 0
     [path] = (box / "runs").rglob("*.ckpt")
+    (path.parent / "link").symlink_to(box)
     checkpoint = torch.load(path, weights_only=True)
     [state] = [one for name, one in checkpoint["callbacks"].items() if name.startswith("ModelCheckpoint")]
     state["best_model_path"] = where.format(box=box)
@@ -278,6 +363,116 @@ def test_a_link_out_of_the_folder_is_not_followed(box):
     (box / "runs").mkdir()
     (box / "runs" / "link").symlink_to(box.parent)
     assert "outside of `runs`" in sent(box, {"trainer": {"default_root_dir": "runs/link"}})
+
+
+@pytest.mark.parametrize(
+    ("link", "logger"),
+    [
+        ("link", {"name": "link", "version": "v"}),
+        ("pl_losses", {}),
+        ("a/v/checkpoints", {"name": "a", "version": "v"}),
+        ("a/v/metrics.csv", {"name": "a", "version": "v"}),
+    ],
+)
+def test_no_run_writes_through_a_link(box, monkeypatch, capsys, link, logger):
+    """Of a folder that was sent with links in it."""
+    monkeypatch.setenv("PL_LOSSES_TRUST", "cli_modules")
+    (box / "outside").mkdir()
+    (box / "outside" / "kept").write_text("kept")
+    (box / "runs" / link).parent.mkdir(parents=True)
+    (box / "runs" / link).symlink_to(box / "outside" / ("kept" if link.endswith("csv") else ""))
+    config = {"model": "cli_modules.Line", "data": "cli_modules.LocalPoints", "test_after_fit": False}
+    config["trainer"] = {"logger": hostile.of_class("CSVLogger", **logger), "max_epochs": 1}
+    (box / "sent.yaml").write_text(dump(config))
+    assert main(["fit", "--config=sent.yaml", "--trainer.accelerator=cpu"]) == 2
+    assert "by a link" in capsys.readouterr().err
+    assert os.listdir(box / "outside") == ["kept"]
+    assert (box / "outside" / "kept").read_text() == "kept"
+
+
+def test_no_plugin_writes_checkpoints_through_a_link(box, monkeypatch):
+    monkeypatch.setenv("PL_LOSSES_TRUST", "cli_modules")
+    hostile.link(box)
+    config = {"model": "cli_modules.Line", "data": "cli_modules.LocalPoints", "test_after_fit": False}
+    checkpoint = hostile.of_class("ModelCheckpoint", dirpath="runs", filename="link/x")
+    plugin = hostile.of_class(
+        "lightning.pytorch.plugins.io.AsyncCheckpointIO", checkpoint_io="TorchCheckpointIO"
+    )
+    config["trainer"] = {"logger": False, "callbacks": [checkpoint], "plugins": [plugin], "max_epochs": 1}
+    (box / "sent.yaml").write_text(dump(config))
+    main(["fit", "--config=sent.yaml", "--trainer.accelerator=cpu"])
+    assert os.listdir(box / "away") == []
+
+
+def test_checkpoints_are_not_written_or_deleted_through_a_link(box):
+    (box / "outside").mkdir()
+    (box / "outside" / "x.ckpt").write_text("kept")
+    (box / "runs").mkdir()
+    (box / "runs" / "link").symlink_to(box / "outside")
+    io = WholeCheckpointIO(["runs"])
+    with pytest.raises(UsageError, match="by a link"):
+        io.save_checkpoint({}, "runs/link/x.ckpt")
+    io.remove_checkpoint("runs/link/x.ckpt")
+    assert (box / "outside" / "x.ckpt").read_text() == "kept"
+    # Where the user says so, and where no link is.
+    for path, roots in (("runs/link/x.ckpt", ["runs", "outside"]), ("runs/x.ckpt", ["runs"])):
+        io = WholeCheckpointIO(roots)
+        io.save_checkpoint({}, path)
+        io.remove_checkpoint(path)
+    assert os.listdir(box / "outside") == []
+
+
+def test_names_of_metrics_in_names_of_files():
+    good = ("{epoch}-{val/loss:.2f}", "best/{step:06d}", "a..b", "{val_loss}.{epoch}", "{test/top-1.5:.1%}")
+    bad = ("{/a}", "{../a}", "{a/../../b:d}", "{a:/>9}", "{a:c}", "{a", "a}", "{}", "{a!r}", "..", "x\n")
+    assert all(map(is_part, good))
+    assert not any(map(is_part, bad))
+
+
+@pytest.mark.parametrize("value", ["{{{box}/evil}}", "{{../evil}}", "{{../evil:d}}"])
+def test_a_checkpoint_names_no_files_elsewhere(box, capsys, value):
+    """The config that it keeps is read as strictly as a recipe."""
+    checkpoint = hostile.of_class("ModelCheckpoint", dirpath="runs", filename=value.format(box=box))
+    config = hostile.recipe(callbacks=[checkpoint])
+    torch.save({"state_dict": {}, "pl_losses": config}, "sent.ckpt")
+    before = sorted(os.listdir(box))
+    assert main(["fit", "--ckpt_path=sent.ckpt"]) == 2
+    assert "`trainer.callbacks.filename` in the checkpoint may lead out" in capsys.readouterr().err
+    assert sorted(os.listdir(box)) == before
+
+
+def test_no_control_characters_reach_the_terminal(box, capsys):
+    """They move the cursor, set the title, or fake lines of the program's own."""
+    odd = "\x1b[31mred\x07\x9b2J"
+    values = ({odd: 1}, {"model": odd}, {"trainer": {odd: 1}}, {"extends": odd}, {"ckpt_path": odd})
+    for config in (*values, hostile.with_argument("weights", odd), hostile.recipe(gradient_clip_val=[[odd]])):
+        (box / "sent.yaml").write_text(dump(config))
+        assert main(["fit", "--config=sent.yaml"]) == 2
+        assert main(["fit", *OURS, f"--ckpt_path={odd}"]) == 2
+        told = capsys.readouterr().err
+        assert all(one.isprintable() or one == "\n" for one in told)
+        assert "red" in told
+    say(odd)
+    assert capsys.readouterr().err == "\\x1b[31mred\\x07\\x9b2J\n"
+
+
+def test_a_line_is_not_faked(box):
+    for config in ({"a\nb": 1}, {"trainer": {"a\nb": 1}}, {"extends": "a\nb"}, {"model": "a\nb"}):
+        assert "a\\nb" in sent(box, config)
+
+
+@pytest.mark.parametrize("value", ["x;touch mark", "a#b", " x", ""])
+def test_an_id_that_wandb_does_not_take(box, capsys, value):
+    config = hostile.recipe(logger=hostile.of_class("WandbLogger", id=value))
+    (box / "sent.yaml").write_text(dump(config))
+    assert main(["fit", "--config=sent.yaml"]) == 2
+    assert "Expected `trainer.logger.id` to have none of" in capsys.readouterr().err
+
+
+def test_a_class_in_a_message_goes_by_its_name():
+    got = f"Namespace(class_path='lightning.DDPStrategy', init_args=Namespace(x={'1' * 1000}))"
+    told = f"Expected str but got `lightning.DDPStrategy` with x={'1' * 78}"
+    assert shorten(f"Expected str but got {got}") == told
 
 
 def test_dashboards_import_nothing_strange(box, capsys):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pl_losses.core.run_folders import RUNS
-from pl_losses.recipes import UsageError, nearest
+from pl_losses.recipes import UsageError, nearest, visible
 
 PATTERNS = ("**/*run-*/run-*.wandb", "**/metrics.csv")
 
@@ -62,7 +62,7 @@ def _latest(files: list[Path]) -> Path:
     for file in newest:
         if not (fault := _fault(file)):
             return file
-        print(f"Passed over `{file.parent}`: {fault}", file=sys.stderr)
+        print(visible(f"Passed over `{file.parent}`: {fault}"), file=sys.stderr)
     return newest[0]
 
 
