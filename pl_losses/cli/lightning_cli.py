@@ -147,7 +147,7 @@ class PLLossesCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
-        self.record = RunRecord(self.resolved(), self.recipes, self.own)
+        self.record = RunRecord(self.resolved(), self.recipes, self.own, self.check.path)
         self.predicted = PredictedSamples()
         section = self._get(self.config_init, "trainer")
         forget_anonymous(section["logger"])
