@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 from processes import Fork
+from torch.utils.data import DataLoader, TensorDataset
 
 cli_modules = pytest.importorskip("cli_modules")
 
+from pl_losses import LeNet5  # noqa: E402
 from pl_losses.cli.main import main  # noqa: E402
 from pl_losses.core.hparams import is_plain  # noqa: E402
 from pl_losses.recipes import UsageError, load  # noqa: E402
@@ -43,7 +45,7 @@ def refused(capsys, *args):
     assert main(list(args)) == 2
     message = capsys.readouterr().err.strip().splitlines()
     # What a fit tells at its start, where an optimizer or Lightning refuses later.
-    started = ("Seed set", "Run: ", "If it is interrupted", "  pl-losses fit")
+    started = ("Seed set", "Run: ", "Checkpoint: none", "If it is interrupted", "  pl-losses fit")
     message = [line for line in message if not line.startswith(started)]
     assert len(message) <= 2
     return message[0].removeprefix("pl-losses: ")
@@ -250,7 +252,17 @@ def test_what_is_no_checkpoint_is_refused(folder, capsys):
             ],
             "Found more than one stateful callback of type `PReLUSlopeMonitor`",
         ),
-        (["--model.width=-1"], "Expected `width` to be positive but got -1"),
+        (
+            ["--model.width=-1"],
+            "Expected `width` to be positive but got -1 (ValueError in Line.__init__, cli_modules.py line ",
+        ),
+        (["--model.optimizer.lr=abc"], "`model.optimizer.lr`: Expected float but got abc"),
+        (["--data.count=0"], "Expected `train_dataloader` of LocalPoints to have batches but got none"),
+        (["--ckpt_path=folder.ckpt"], "`folder.ckpt` (--ckpt_path) is a folder that this strategy reads no"),
+        (
+            ["--trainer.accelerator=cpu", "--trainer.devices=[5]"],
+            "should be an int > 0. (got `trainer.accelerator` 'cpu', `trainer.devices` [5])",
+        ),
         (["--trainer.max_steps=-2"], "max_steps"),
         (["--data=Digitz"], "did you mean `Digits`?"),
         (["--model=no_modules.Nope"], "`model`: No module named 'no_modules'"),
@@ -261,6 +273,7 @@ def test_what_is_no_checkpoint_is_refused(folder, capsys):
 )
 def test_parser_errors_are_short(folder, capsys, args, message):
     (folder / "file").write_text("")
+    (folder / "folder.ckpt").mkdir()
     assert message in refused(capsys, "fit", *MODEL, *FAST, *args)
 
 
@@ -276,6 +289,37 @@ def test_parser_errors_are_short(folder, capsys, args, message):
 )
 def test_broken_sections_are_refused(folder, capsys, args, message):
     assert message in refused(capsys, "fit", *MODEL, *FAST, *args)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_no_batches(folder, capsys, command):
+    message = refused(capsys, command, *MODEL, *FAST, "--ckpt_path=none", "--data.count=0")
+    stage = {"validate": "val"}.get(command, command)
+    assert message.startswith(f"Expected `{stage}_dataloader` of LocalPoints to have batches but got none")
+    succeeds(command, *MODEL, *FAST, "--ckpt_path=none", f"--trainer.limit_{stage}_batches=0")
+
+
+@pytest.mark.parametrize("wrong", ["arguments", "type"])
+def test_what_does_not_fit_a_class_of_the_suite(folder, capsys, monkeypatch, wrong):
+    class Own(LeNet5):
+        def configure_loss(self, *parts):
+            return super().configure_loss(*parts)
+
+    if wrong == "arguments":
+        Own.configure_loss = lambda self, penalties: penalties.mean()
+        Own.configure_loss.__qualname__ = "Own.configure_loss"
+    Own.__module__, Own.__qualname__ = "cli_modules", "Own"
+    monkeypatch.setattr(cli_modules, "Own", Own, raising=False)
+    kind = torch.float64 if wrong == "type" else torch.float32
+    images = TensorDataset(torch.zeros(4, 1, 32, 32, dtype=kind), torch.arange(4))
+    for stage in ("train", "val"):
+        monkeypatch.setattr(cli_modules.LocalPoints, f"{stage}_dataloader", lambda self: DataLoader(images))
+    expected = {
+        "arguments": "Expected `configure_loss` of Own to take (self, penalties, target): it takes 2",
+        "type": "Expected inputs in batches of the type of the model's weights but got others: Input",
+    }
+    message = refused(capsys, "fit", "--model=cli_modules.Own", "--data=cli_modules.LocalPoints", *FAST)
+    assert message.startswith(expected[wrong])
 
 
 def test_an_accelerator_without_its_package(folder, capsys):
