@@ -280,7 +280,7 @@ def run(args: list[str] | None = None) -> int:
         status = 0
     except (
         *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError, ImportError),
-        MisconfigurationException,
+        *(LookupError, AttributeError, MisconfigurationException),
     ) as error:
         raise in_a_line(error, checkpoint.path) from error
     except SystemExit as leaving:
@@ -342,6 +342,12 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
     if refused and module.startswith(("lightning.", "torch.optim")) and not isinstance(error, OSError):
         message = re.sub(r"\s+", " ", message)[:300]
         return UsageError(f"{message} ({TRACEBACK}=1 shows where)")
+    if checkpoint and any(map(of_lightning.restores, passed)):
+        fault = re.sub(r"\s+", " ", f"{type(error).__name__}: {message}")[:300]
+        return UsageError(
+            f"`{checkpoint}` (--ckpt_path) is damaged or of another model: {fault}"
+            f" ({TRACEBACK}=1 shows where)"
+        )
     return error
 
 

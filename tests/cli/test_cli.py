@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 cli_modules = pytest.importorskip("cli_modules")
 
 from pl_losses import LeNet5  # noqa: E402
+from pl_losses.cli.checkpoints import read_checkpoint  # noqa: E402
 from pl_losses.cli.main import main  # noqa: E402
 from pl_losses.core.hparams import is_plain  # noqa: E402
 from pl_losses.recipes import UsageError, load  # noqa: E402
@@ -229,6 +230,59 @@ def test_what_is_no_checkpoint_is_refused(folder, capsys):
     whole = (folder / "other.ckpt").read_bytes()
     (folder / "half.ckpt").write_bytes(whole[: len(whole) // 2])
     assert "is damaged" in refused(capsys, "test", "--ckpt_path=half.ckpt")
+
+
+PROGRESS = {"epoch_loop.batch_progress": {"total": {"ready": -5}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("loops", 3, "loops"),
+        ("loops", {"fit_loop": 3}, "loops.fit_loop"),
+        ("loops", {"fit_loop": PROGRESS}, "loops.fit_loop.epoch_loop.batch_progress.total.ready"),
+        ("callbacks", [1], "callbacks"),
+        ("callbacks", {"x": {"best_k_models": [1]}}, "best_k_models"),
+        ("optimizer_states", "x", "optimizer_states"),
+        ("optimizer_states", [1], "optimizer_states"),
+        ("lr_schedulers", [1], "lr_schedulers"),
+        ("random_states", [3], "random_states"),
+        ("pl_losses", 3, "pl_losses"),
+        ("pl_losses", {"model": 3}, "pl_losses.model"),
+        ("hyper_parameters", 3, "hyper_parameters"),
+        ("training_metrics", 3, "training_metrics"),
+        ("epoch", "x", "epoch"),
+        ("global_step", -1, "global_step"),
+        ("state_dict", None, "state_dict"),
+        ("pytorch-lightning_version", 3, "pytorch-lightning_version"),
+    ],
+)
+def test_fields_of_a_checkpoint_of_another_kind(folder, key, value, named):
+    torch.save({"state_dict": {}, "epoch": 0, key: value}, folder / "x.ckpt")
+    with pytest.raises(
+        UsageError, match=rf"^`x.ckpt` \(--ckpt_path\) is damaged: expected its `{named}` to be"
+    ):
+        read_checkpoint("x.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "optimizer_states",
+            [],
+            "damaged or of another model: expected its `optimizer_states` to be 1 but got 0",
+        ),
+        ("optimizer_states", [{}], "is damaged or of another model: KeyError: 'param_groups'"),
+        ("loops", {}, "is damaged or of another model: KeyError: 'fit_loop'"),
+        ("random_states", [{}], "damaged: expected `random_states` to hold the states of random numbers but"),
+    ],
+)
+def test_fields_that_only_lightning_finds_wrong(trained, folder, capsys, key, value, message):
+    torch.save({**read(trained), key: value}, folder / "x.ckpt")
+    assert message in refused(
+        capsys, "fit", *MODEL, *FAST[1:], "--trainer.max_epochs=2", "--ckpt_path=x.ckpt"
+    )
 
 
 @pytest.mark.parametrize(
