@@ -231,6 +231,17 @@ def _yaml() -> tuple[Any, Any]:
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (
+                ValueError,
+                KeyError,
+                AttributeError,
+            ) as error:  # PyYAML's own on what a tag does not fit.
+                problem = f"`{node.value!s:.40}` is no {node.tag.rpartition(':')[2]} ({error})"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen = set()
             for key, _ in node.value:

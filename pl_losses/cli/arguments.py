@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from pl_losses.recipes import Config, UsageError, is_inline, merge, resolve_value
+from pl_losses.recipes import Config, UsageError, is_inline, merge, nearest, resolve_value
 
 Flags = list[tuple[str, "str | None"]]
 TRACEBACK = "PL_LOSSES_TRACEBACK"
@@ -36,7 +36,10 @@ def split(args: Sequence[str]) -> Flags:
         elif optional:
             flags.append((name, None))
         else:
-            raise UsageError(f"Option `--{name}` needs a value")
+            hint = nearest(name, ("print_config", "help"), "`--{}`")
+            raise UsageError(
+                f"Unknown option `--{name}`{hint}" if hint else f"Option `--{name}` needs a value"
+            )
     # Shells do not expand the ~ of --name=~/folder, nor one in a mapping.
     home = os.path.expanduser("~/")
     return [(name, value and re.sub(HOME, lambda _: home, value)) for name, value in flags]

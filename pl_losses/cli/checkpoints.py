@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from pl_losses.core import random_state
+from pl_losses.core.base import COUNTED
 from pl_losses.core.files import damage, save_sealed
 from pl_losses.core.signatures import canonical
 from pl_losses.core.trust import leads_out
@@ -21,6 +23,16 @@ from pl_losses.recipes import Config, UsageError
 SECTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
 CALL = ("seed_everything", "test_after_fit")
 SHOWN = 12
+STATES = ("optimizer_states", "lr_schedulers", random_state.KEY)  # Lists of mappings.
+# What the fields of Lightning's and the suite's are; any other is someone else's.
+FIELDS: dict[str, type] = {
+    **dict.fromkeys(("state_dict", "loops", "callbacks", "pl_losses", *SECTIONS.values(), COUNTED), dict),
+    **dict.fromkeys(STATES, list),
+    **dict.fromkeys(("epoch", "global_step"), int),
+    "pytorch-lightning_version": str,
+}
+COUNTS = ("ready", "started", "processed", "completed", "_batches_that_stepped")
+BEST = "best_k_models"  # Of a `ModelCheckpoint`.
 WRAPPERS = r"_fsdp_wrapped_module\.|_orig_mod\."
 # Files that a `ModelCheckpoint` had saved, and deletes when it replaces them.
 REPLACED = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -90,7 +102,49 @@ def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
     checkpoint = load(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"`{path}` (--ckpt_path) is not a checkpoint of Lightning: it has no `state_dict`")
+    if fault := misfit(checkpoint):
+        raise UsageError(f"`{path}` (--ckpt_path) is damaged: {fault}")
     return checkpoint
+
+
+def misfit(checkpoint: Config) -> str:
+    """Which field of a checkpoint is of another kind than its name says; empty if none is."""
+    for key, kind in FIELDS.items():
+        if key in checkpoint and (fault := unlike(checkpoint[key], kind, key)):
+            return fault
+    inner = [(state, key) for key in STATES for state in checkpoint.get(key, ())]
+    written = checkpoint.get("pl_losses", {})
+    inner += [(written[key], f"pl_losses.{key}") for key in (*SECTIONS, "trainer") if key in written]
+    kept = [state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)]
+    inner += [(state[BEST], BEST) for state in kept if BEST in state]
+    for value, name in inner:
+        if fault := unlike(value, dict, name):
+            return fault
+    return misfit_of_loops(checkpoint.get("loops", {}), "loops")
+
+
+def misfit_of_loops(node: Config, path: str) -> str:
+    """As :func:`misfit`, of the loops' states and the progress that they have made."""
+    for key, value in node.items():
+        last = str(key).rpartition(".")[2]
+        if last in COUNTS:
+            fault = unlike(value, int, f"{path}.{key}")
+        elif last in ("total", "current") or last.endswith(("loop", "progress", "state_dict")):
+            fault = unlike(value, dict, f"{path}.{key}") or misfit_of_loops(value, f"{path}.{key}")
+        else:
+            fault = ""
+        if fault:
+            return fault
+    return ""
+
+
+def unlike(value: Any, kind: type, name: str) -> str:
+    """Say of a value that it is not of a kind; a negative number is of none. Empty if it is."""
+    negative = isinstance(value, int) and value < 0
+    if isinstance(value, kind) and not isinstance(value, bool) and not negative:
+        return ""
+    words = {dict: "a mapping", list: "a list", int: "a number of at least 0", str: "text"}
+    return f"expected its `{name}` to be {words[kind]} but got {value!r:.80}"
 
 
 def sections(checkpoint: Config, whole: bool = False) -> Config:
@@ -182,6 +236,7 @@ class CheckpointCheck(Callback):
 
     def __init__(self, path: str | None, saved: Config, show: Callable[[str], None] = print) -> None:
         self.path, self.show = path, show
+        self.optimizers = len(saved["optimizer_states"]) if "optimizer_states" in saved else None
         self.names = set(saved.get("state_dict") or ())
         fit: Any = (saved.get("loops") or {}).get("fit_loop") or {}
         progress = fit.get("epoch_loop.batch_progress", {}).get("total", {})
@@ -218,7 +273,21 @@ class CheckpointCheck(Callback):
         if left:
             self.show(f"{len(left)} of {len(own)} weights are not in the checkpoint, such as `{left[0]}`")
 
-    on_fit_start = on_validation_start = on_test_start = on_predict_start = check
+    on_validation_start = on_test_start = on_predict_start = check
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse the states of more or fewer optimizers, which Lightning would pass over.
+
+        Raises:
+            UsageError: If there are.
+        """
+        self.check(trainer, pl_module)
+        if self.optimizers not in (None, len(trainer.optimizers)):
+            raise UsageError(
+                f"`{self.path}` (--ckpt_path) is damaged or of another model: expected its"
+                f" `optimizer_states` to be {len(trainer.optimizers)} but got {self.optimizers}"
+            )
+        self.optimizers = None
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -231,8 +300,8 @@ class CheckpointCheck(Callback):
         for state in (checkpoint.get("callbacks") or {}).values():
             if isinstance(state, dict):
                 state |= {key: plain_path(state[key], folders) for key in REPLACED if key in state}
-                if isinstance(best := state.get("best_k_models"), dict):
-                    state["best_k_models"] = {plain_path(key, folders): best[key] for key in best}
+                if isinstance(best := state.get(BEST), dict):
+                    state[BEST] = {plain_path(key, folders): best[key] for key in best}
 
 
 def plain_path(path: Any, folders: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 # Numbers of the trainer that Lightning does not check.
 LEAST = {"log_every_n_steps": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "num_nodes": 1}
-LEAST |= {"reload_dataloaders_every_n_epochs": 0, "patience": 0, "num_sanity_val_steps": -1}
+LEAST |= {"reload_dataloaders_every_n_epochs": 0, "patience": 0, "gradient_clip_val": 0, "lr": 0}
+LEAST |= {"max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0, "num_sanity_val_steps": -1}
 MOST = 2**16  # Devices and nodes: Lightning makes a list of them.
 ALWAYS = ["config", "seed_everything", "trainer", "model", "data", "test_after_fit"]
 WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -129,8 +131,10 @@ class Checker:
             return
         if value != value:
             raise UsageError(f"Expected `{path}`{self.where()} to be a number but got nan")
-        if name in LEAST and value < LEAST[name]:
+        if name in LEAST and not value >= LEAST[name]:
             raise UsageError(f"Expected `{path}`{self.where()} to be at least {LEAST[name]} but got {value}")
+        if path == "trainer.val_check_interval" and not value > 0:
+            raise UsageError(f"Expected `{path}`{self.where()} to be positive but got {value}")
         if path in ("trainer.devices", "trainer.num_nodes") and value > MOST:
             raise UsageError(f"Expected `{path}`{self.where()} to be at most {MOST} but got {value}")
 
@@ -154,6 +158,10 @@ class Checker:
                 if kind in KINDS and isinstance(item, dict) and "class_path" not in item:
                     raise UsageError(f"Expected `{path}`{self.where()} to name a class but got {item!r:.80}")
                 self.node(item, kind, path)
+        elif isinstance(value, str) and kind in KINDS and value.endswith(".py"):
+            name = value.removesuffix(".py").strip("./").replace("/", ".")
+            wanted = f"Expected `{path}`{self.where()} to name a class but got the file `{value}`"
+            raise UsageError(f"{wanted}: write `{name}.CLASS`")
         elif isinstance(value, str) and (kind in KINDS or bases_at(kind) or kind == "Callable"):
             if re.fullmatch(r"[\w.]+", value) and (kind in KINDS or "." in value):
                 self.cls(value, kind, path)
@@ -231,9 +239,10 @@ def check_flag(checker: Checker, config: Config, name: str, value: str | None) -
     known = trainer()
     if path[0] not in (*top, "config", "print_config", "help"):
         longer = [f"trainer.{key}" for key in known.parameters] + top
-        hint = elsewhere(checker, config, name) or nearest(
-            path[0], [*top, "config", "print_config"], "`--{}`"
-        )
+        limit = f"max_{name}"  # Epochs are the run's, before those of a schedule.
+        hint = f": did you mean `--trainer.{limit}`?" if limit in known.parameters else ""
+        hint = hint or elsewhere(checker, config, name)
+        hint = hint or nearest(path[0], [*top, "config", "print_config"], "`--{}`")
         raise UsageError(
             f"Unknown option `--{name}`{hint or nearest(f'trainer.{path[0]}', longer, '`--{}`')}"
         )
@@ -243,7 +252,7 @@ def check_flag(checker: Checker, config: Config, name: str, value: str | None) -
             raise UsageError(f"Unknown option `--{name}`{hint}")
         node = config.setdefault("trainer", {})
         if isinstance(node, dict):
-            if path[1] in (*LEAST, "devices"):
+            if path[1] in (*LEAST, "devices", "val_check_interval"):
                 node[path[1]] = inline_number(value)
             walk(checker, node, path[1], path[2:], f"trainer.{path[1]}", (trainer_kind(path[1]), name, value))
     elif path[0] == "seed_everything":
@@ -300,7 +309,8 @@ def walk(
     """Follow the parts of an option's name through the classes that the config names."""
     kind, name, value = flag
     if not rest or rest == ["class_path"]:
-        given = inline(value, strict=kind in KINDS)
+        given = inline(value, strict=kind in KINDS, name=f"the value of `--{name}`")
+        checker.number(inline_number(value), key, at)
         checker.node(given, kind, at)
         if kind in KINDS or isinstance(given, dict):
             parent[key] = (
@@ -331,18 +341,19 @@ def walk(
         walk(checker, inner, rest[0], rest[1:], f"{at}.{rest[0]}", (kind, name, value))
 
 
-def inline(value: str | None, strict: bool = True) -> Any:
+def inline(value: str | None, strict: bool = True, name: str = "the value") -> Any:
     """Parse an option's value if it is a mapping or a file of one; else return its text.
 
     Args:
         value: As it was typed.
         strict: Whether a text that begins like a mapping or a list must be one; a file name need not.
+        name: Names it in errors.
     """
     if value is None or value.lower() in WORDS:
         return WORDS[value.lower()] if value else None
     if value.startswith(("{", "[")):
         try:
-            return parse(value, "the value")
+            return parse(value, name)
         except UsageError:
             if strict:
                 raise
@@ -353,9 +364,11 @@ def inline(value: str | None, strict: bool = True) -> Any:
 def inline_number(value: str | None) -> Any:
     """Convert an option's value to a number, if it is one."""
     try:
-        return float(value or "") if value and "." in value else int(value or "")
+        return int(value or "")
     except ValueError:
-        return value
+        with suppress(ValueError):
+            return float(value or "")
+    return value
 
 
 def is_file(value: str | None) -> bool:

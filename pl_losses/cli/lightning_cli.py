@@ -50,7 +50,9 @@ from pl_losses.cli.loggers import (
 from pl_losses.cli.parser import Parser, shorten
 from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
 from pl_losses.cli.trusted_objects import check_objects
+from pl_losses.core import expected
 from pl_losses.core.compat import of_lightning
+from pl_losses.core.files import causes
 from pl_losses.core.metrics import in_words
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.run_folders import RUNS, choose, recipe_of
@@ -156,11 +158,12 @@ class PLLossesCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            raise UsageError(shorten(str(error))) from error
+            told = shorten(str(error)) + own_place(error, self.own | always())
+            raise UsageError(told + hardware(error, self._get(self.config, "trainer"))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
-        self.record = RunRecord(self.resolved(), self.recipes, self.own)
+        self.record = RunRecord(self.resolved(), self.recipes, self.own, self.check.path)
         self.predicted = PredictedSamples()
         section = self._get(self.config_init, "trainer")
         forget_anonymous(section["logger"])
@@ -195,7 +198,10 @@ class PLLossesCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test with the final weights, and say where the run is."""
         asked = self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule)
-        if asked and not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+        seen = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if 0 not in (self.trainer.max_epochs, self.trainer.max_steps):
+            self._expect_batches("train", seen)
+        if asked and not seen:
             say("Not tested: the fit saw no batch, so the weights are untrained.")
         elif asked and not has_test_split(self.datamodule):
             say("Not tested: the data have no samples for it.")
@@ -205,6 +211,10 @@ class PLLossesCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print the error and where the run is."""
+        if self.subcommand == "validate":
+            self._expect_batches("val", sum(self.trainer.num_val_batches))
+        elif self.subcommand == "test":
+            self._expect_batches("test", sum(self.trainer.num_test_batches))
         testable = can_test(self.model, self.datamodule) and has_test_split(self.datamodule)
         if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             told = findings(self.model, self.trainer.logged_metrics)
@@ -212,9 +222,19 @@ class PLLossesCLI(LightningCLI):
 
     after_validate = after_test
 
+    def _expect_batches(self, stage: str, count: float) -> None:
+        if count or not getattr(self.trainer, f"limit_{stage}_batches"):
+            return
+        owner = type(self.datamodule or self.model).__name__
+        raise UsageError(
+            f"Expected `{stage}_dataloader` of {owner} to have batches but got none: its data are empty, or"
+            " fewer than a batch where it drops the last one"
+        )
+
     def predict(self, **kwargs: Any) -> None:
         """Write the predictions into the run's folder, and say where."""
         batches = self.trainer.predict(**kwargs)
+        self._expect_batches("predict", sum(self.trainer.num_predict_batches))
         if getattr(self.trainer, "fast_dev_run", False) or self.record is None or self.record.folder is None:
             return
         if batches is None:
@@ -290,7 +310,7 @@ def run(args: list[str] | None = None) -> int:
         status = 0
     except (
         *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError, ImportError),
-        MisconfigurationException,
+        *(LookupError, AttributeError, MisconfigurationException),
     ) as error:
         raise in_a_line(error, checkpoint.path) from error
     except SystemExit as leaving:
@@ -325,9 +345,8 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         error: What stopped the run.
         checkpoint: The checkpoint that it was to resume, if any.
     """
-    message, at = str(error), error.__traceback__
-    while at is not None and at.tb_next is not None:
-        at = at.tb_next
+    message, passed = str(error), frames(error)
+    at = passed[-1] if passed else None
     module = at.tb_frame.f_globals.get("__name__", "") if at else ""
     if checkpoint and ("in loading state_dict" in message or "loaded state dict" in message):
         fault = re.sub(r"\s+", " ", message.partition(":\n")[2] or message)
@@ -336,6 +355,14 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UsageError(f"{error.strerror}: {error.filename or 'the run stopped'}; checkpoints are whole")
+    if isinstance(error, IsADirectoryError) and checkpoint:
+        return UsageError(
+            f"`{checkpoint}` (--ckpt_path) is a folder that this strategy reads no checkpoint from"
+        )
+    if isinstance(error, TypeError) and at and (told := expected.arguments(message, at.tb_frame.f_locals)):
+        return UsageError(told)
+    if isinstance(error, RuntimeError) and (told := expected.types(message)):
+        return UsageError(f"{told} ({TRACEBACK}=1 shows where)")
     # Raised by code of the suite, Lightning or an optimizer itself, not by something that it called.
     refused = at is not None and is_raised(at)
     if refused and module.split(".")[0] == OWN and not isinstance(error, RuntimeError):
@@ -347,6 +374,12 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         return UsageError(f"{message} ({TRACEBACK}=1 shows where)")
     if isinstance(error, TypeError) and (made := being_made(error)):
         return UsageError(f"The arguments of {made} do not fit: {message} ({TRACEBACK}=1 shows where)")
+    if checkpoint and any(map(of_lightning.restores, passed)):
+        fault = re.sub(r"\s+", " ", f"{type(error).__name__}: {message}")[:300]
+        return UsageError(
+            f"`{checkpoint}` (--ckpt_path) is damaged or of another model: {fault}"
+            f" ({TRACEBACK}=1 shows where)"
+        )
     return error
 
 
@@ -357,6 +390,41 @@ def being_made(error: Exception) -> str:
         if frame.f_code.co_name == "__init__" and module.startswith("torch.optim."):
             return type(frame.f_locals["self"]).__name__
     return ""
+
+
+def frames(error: BaseException) -> list[TracebackType]:
+    """Where an exception went through, the innermost last."""
+    found, at = [], error.__traceback__
+    while at is not None:
+        found.append(at)
+        at = at.tb_next
+    return found
+
+
+def own_place(error: Exception, own: Iterable[str]) -> str:
+    """Where the user's own code failed, in brackets; empty if it did not take part.
+
+    Args:
+        error: What building model or data ended with.
+        own: Packages of the user's own.
+    """
+    for one in causes(error):
+        for at in reversed(frames(one)):
+            code = at.tb_frame.f_code
+            if at.tb_frame.f_globals.get("__name__", "").split(".")[0] in own:
+                kind, file = type(one).__name__, Path(code.co_filename).name
+                return f" ({kind} in {code.co_qualname}, {file} line {at.tb_lineno})"
+    return ""
+
+
+def hardware(error: Exception, trainer: Any) -> str:
+    """Say in brackets what the trainer was given, if Lightning finds no such devices."""
+    module = frames(error)[-1].tb_frame.f_globals.get("__name__", "")
+    if "accelerator" not in module and "device" not in module:
+        return ""
+    given = {name: trainer[name] for name in ("accelerator", "devices", "num_nodes", "strategy")}
+    said = [f"`trainer.{name}` {value!r:.80}" for name, value in given.items() if value not in ("auto", 1)]
+    return f" (got {', '.join(said)})" if said else ""
 
 
 def is_raised(at: TracebackType) -> bool:

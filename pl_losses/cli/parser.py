@@ -71,6 +71,7 @@ def shorten(message: str) -> str:
     told = re.sub(
         r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", told
     )
+    told = re.sub(r" or a dot import path string: [^ ]+", "", told)
     told = re.sub(r"(?:a )?<class '([\w.]+)'>", r"\1", told)
     told = re.sub(r"(?:a )?typing[.]Literal\[(.*?)\]", r"one of \1", told)
     if (

@@ -230,6 +230,14 @@ class PaperModule(LightningModule):
         self._counted, self._counting = {}, set()
         self._note_updates()
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Refuse a loss of another shape, or without a gradient.
+
+        Raises:
+            ValueError: If it is such a one.
+        """
+        expected.backward(self, loss)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what was counted in this epoch so far, summed over all ranks.
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from pl_losses.core.signatures import OWN
 
 
 def described(value: Any) -> str:
@@ -49,6 +53,48 @@ def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Ten
     return value
 
 
+def backward(owner: object, value: Tensor) -> None:
+    """Refuse a loss that no gradient can be made of.
+
+    Raises:
+        ValueError: If it is no scalar, or without a gradient.
+    """
+    wanted = f"Expected the loss of `training_step` of {type(owner).__name__} to"
+    if value.ndim:
+        raise ValueError(f"{wanted} be a scalar, such as `losses.mean()`, but got {described(value)}")
+    if not value.requires_grad:
+        raise ValueError(f"{wanted} have a gradient but got one that is detached, or made of no parameter")
+
+
+def arguments(message: str, names: Mapping[str, Any]) -> str:
+    """Say of an overridden method that it cannot be called as the suite does; empty if it can.
+
+    Args:
+        message: Python's, of the call.
+        names: Of the caller; ``self`` is whose method it is.
+    """
+    found = re.match(r"(\w+)\.(\w+)\(\) ((?:takes|missing|got an unexpected) .*)", message)
+    if not found:
+        return ""
+    name, method, fault = found.groups()
+    kinds = (kind for kind in type(names.get("self")).__mro__ if kind.__module__.startswith(f"{OWN}."))
+    base = next((vars(kind)[method] for kind in kinds if method in vars(kind)), None)
+    if not inspect.isfunction(base):
+        return ""
+    wanted = ", ".join(inspect.signature(base).parameters)
+    return f"Expected `{method}` of {name} to take ({wanted}): it {fault}"
+
+
+def types(message: str) -> str:
+    """Say that inputs and weights are of other types; empty if PyTorch's message says something else."""
+    if not re.search(r"[Ii]nput type .* should be the same|same dtype|expected scalar type", message):
+        return ""
+    return (
+        f"Expected inputs in batches of the type of the model's weights but got others: {message:.200};"
+        " convert them where the data are made, or set `--trainer.precision`"
+    )
+
+
 def outputs(owner: object, value: Any, rows: int) -> Tensor:
     """Check the outputs of ``forward`` for a batch of ``rows`` samples, [B, ...], and return them.
 
@@ -77,6 +123,20 @@ def labelled(owner: object, batch: Any) -> tuple[Tensor, Tensor]:
             f" {described(batch)}"
         )
     return batch[0], batch[1]
+
+
+def finite(owner: object, inputs: Tensor) -> None:
+    """Refuse inputs with NaN or infinite values.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if not inputs.isfinite().all():
+        count = int((~inputs.isfinite()).sum())
+        raise ValueError(
+            f"Expected the inputs in batches of {type(owner).__name__} to be finite but got {count} of"
+            f" {inputs.numel()} that are NaN or infinite"
+        )
 
 
 def first(owner: object, batch: Any) -> Tensor:

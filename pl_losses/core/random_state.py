@@ -74,7 +74,13 @@ class RandomState(Callback):
                 f" {trainer.world_size}: dropout and noise differ from those of an uninterrupted run"
             )
         if trainer.global_rank < len(states):
-            set_random_state(states[trainer.global_rank])
+            try:
+                set_random_state(states[trainer.global_rank])
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"The checkpoint (--ckpt_path) is damaged: expected `{KEY}` to hold the states of random"
+                    f" numbers but got others ({type(error).__name__}: {error})"
+                ) from error
 
 
 def random_state() -> dict[str, Any]:

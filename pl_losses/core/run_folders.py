@@ -35,6 +35,7 @@ class Run:
         model: Class of its model; empty if it is not known.
         files: Its checkpoints, oldest first as far as it is known.
         best: Monitored quantity, its value and the checkpoint, for each ``ModelCheckpoint`` that monitors.
+        origin: The checkpoint that it went on from itself; empty if it began anew.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class Run:
     model: str
     files: list[str]
     best: list[tuple[str, float | None, str]]
+    origin: str = ""
 
     def newest(self) -> str:
         """Return the checkpoint that was written last."""
@@ -132,6 +134,7 @@ def write_record(config: Path, run: Run) -> None:
 
     record = {"started": run.started, "recipes": list(run.recipes), "model": run.model}
     record |= {"checkpoints": [kept(file) for file in run.files]}
+    record |= {"origin": kept(run.origin) if run.origin else ""}
     record |= {"best": [(monitor, score, kept(file)) for monitor, score, file in run.best]}
     path = config.with_name(re.sub("^config", "record", config.stem) + ".json")
     with written_whole(path) as file:
@@ -140,6 +143,11 @@ def write_record(config: Path, run: Run) -> None:
 
 def runs(places: Iterable[str | Path]) -> list[Run]:
     """Find the runs in some folders that have a checkpoint left, the newest first."""
+    return [run for run in _all_runs(places) if run.files]
+
+
+def _all_runs(places: Iterable[str | Path]) -> list[Run]:
+    """Find the runs in some folders, with the checkpoints that are left of each."""
     folders = {path.resolve(): path for place in places for path in _folders(Path(place))}
     found = [run for folder in folders.values() for run in _read(folder)]
     found.sort(key=lambda run: run.started, reverse=True)
@@ -154,7 +162,7 @@ def runs(places: Iterable[str | Path]) -> list[Run]:
         ]
         run.files = [file for file in (*run.files, *beside) if file not in taken and exists(file)]
         taken.update(run.files)
-    return [run for run in found if run.files]
+    return found
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -179,7 +187,9 @@ def _read(folder: Path) -> Iterator[Run]:
                 for name, score, file in record["best"]
             ]
             config = str((folder / (re.sub("^record", "config", path.stem) + ".yaml")).resolve())
-            yield Run(folder, record["started"], [*record["recipes"], config], record["model"], files, best)
+            recipes, origin = [*record["recipes"], config], str(record.get("origin") or "")
+            origin = str(folder / origin) if origin and "://" not in origin else origin
+            yield Run(folder, record["started"], recipes, record["model"], files, best, origin)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # Not a record of this suite.
         known = True
@@ -259,7 +269,42 @@ def choose(command: str, flags: Sequence[tuple[str, str | None]], config: Config
         if not (held := slurm_checkpoint(root)):
             raise UsageError(f"No checkpoint for `--ckpt_path hpc`: no hpc_ckpt_*.ckpt in `{root}`")
         return Checkpoint(held, f"Checkpoint: {held}")
-    return look_up(str(path), wanted, places)
+    try:
+        return look_up(str(path), wanted, places)
+    except UsageError:
+        if run := without_checkpoint(str(path), wanted, places):
+            return before_the_first(run, str(path), wanted, command)
+        raise
+
+
+def without_checkpoint(given: str, wanted: Wanted, places: list[str]) -> Run | None:
+    """Find the newest run that a name means, if none that it may mean has a checkpoint."""
+    path = os.path.expanduser(given)
+    if given == "last":
+        folder = Path(wanted.recipe or "").parent
+        found = [run for run in _read(folder) if run.recipes[-1:] == [wanted.recipe]]
+    elif folders := [joined for place in ("", *places) if os.path.isdir(joined := os.path.join(place, path))]:
+        found = _all_runs(folders[:1])
+    else:
+        found = [run for run in _all_runs(places) if run.folder.name == given]
+    met = list(filter(wanted.is_met, found))
+    return met[0] if met and not any(run.files for run in found) else None
+
+
+def before_the_first(run: Run, given: str, wanted: Wanted, command: str) -> Checkpoint:
+    """Choose what a run without a checkpoint goes on from: the one that it began with, or nothing.
+
+    Raises:
+        UsageError: If it has to be fitted first, or its own config is not the one that is named.
+    """
+    if run.origin and exists(run.origin):
+        told = f"Checkpoint: {run.origin} (`{given}` went on from it and has none of its own yet)"
+        return Checkpoint(run.origin, told)
+    config = run.recipes[-1]
+    if command == "fit" and wanted.recipe == config and not run.origin:
+        return Checkpoint(None, f"No checkpoint yet in {os.path.relpath(run.folder)}: the fit starts anew")
+    again = shlex.join(["pl-losses", "fit", "--config", os.path.relpath(config)])
+    raise UsageError(f"No checkpoint yet in the run `{given}` (--ckpt_path); this starts it anew: {again}")
 
 
 def missing(command: str, flags: Sequence[tuple[str, str | None]], wanted: Wanted, places: list[str]) -> str:

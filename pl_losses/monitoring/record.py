@@ -47,6 +47,7 @@ class RunRecord(Callback):
         config: The resolved config, plain data.
         recipe: Names of the recipes and files it came from.
         own: Packages of the user's own that are trusted, which commands for this run then name.
+        origin: The checkpoint that the run goes on from, if any.
 
     Attributes:
         folder: The run's folder, the same on all ranks, once the run is set up.
@@ -55,10 +56,15 @@ class RunRecord(Callback):
     """
 
     def __init__(
-        self, config: Config, recipe: list[str] | None = None, own: frozenset[str] = frozenset()
+        self,
+        config: Config,
+        recipe: list[str] | None = None,
+        own: frozenset[str] = frozenset(),
+        origin: str | None = None,
     ) -> None:
         self.config = config
         self.recipe = recipe or []
+        self.origin = origin or ""
         used = sorted((own - always()) & {path.split(".")[0] for path in class_paths(config)})
         self.trust = ["--trust", ",".join(used)] if used else []
         self.folder: Path | None = None
@@ -76,7 +82,7 @@ class RunRecord(Callback):
             self.saved = save_config(self.config, self.folder)
             if stage == "fit":
                 model = str((self.config.get("model") or {}).get("class_path") or "")
-                self.run = Run(self.folder, time.time(), lineage(self.recipe), model, [], [])
+                self.run = Run(self.folder, time.time(), lineage(self.recipe), model, [], [], self.origin)
                 self.keep(trainer)
             for logger in trainer.loggers:
                 logger.log_hyperparams(self.facts())

@@ -189,6 +189,28 @@ def test_a_run_by_its_folder_or_id(monkeypatch, folder):
     assert message.endswith("it begins anew by pl-losses fit --config empty/config.yaml")
 
 
+def test_a_run_that_was_ended_before_its_first_checkpoint():
+    """A fit of its own config starts anew, or where the run itself went on from; all else is refused."""
+    made("runs/pl_losses/cd34", names=())
+    for which in ("runs/pl_losses/cd34", "cd34", "last"):
+        found = chosen("fit", f"--config runs/pl_losses/cd34/config.yaml --ckpt_path {which}")
+        assert found.path is None
+        assert found.told == "No checkpoint yet in runs/pl_losses/cd34: the fit starts anew"
+    for line, command in (("", "fit"), ("", "test"), (DIGITS, "predict")):
+        assert refused(f"{line} --ckpt_path cd34", command) == (
+            "No checkpoint yet in the run `cd34` (--ckpt_path); this starts it anew:"
+            " pl-losses fit --config runs/pl_losses/cd34/config.yaml"
+        )
+    assert "No checkpoint `cd34`" in refused("--config gan/digits --ckpt_path cd34")
+    (path,) = made("runs/pl_losses/ab12")
+    write_record(Path("runs/on/config.yaml"), Run(Path("runs/on"), 2e9, [], LENET, [], [], origin=path))
+    found = chosen("fit", "--ckpt_path runs/on")
+    assert os.path.samefile(found.path, path)
+    assert "`runs/on` went on from it and has none of its own yet" in found.told
+    os.remove(path)
+    assert "this starts it anew" in refused("--ckpt_path runs/on", "fit")
+
+
 def test_other_files_and_folders():
     Path("sharded/step=1.ckpt").mkdir(parents=True)
     Path("dcp").mkdir()

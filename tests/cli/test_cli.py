@@ -15,9 +15,12 @@ import pytest
 import torch
 from PIL import Image
 from processes import Fork
+from torch.utils.data import DataLoader, TensorDataset
 
 cli_modules = pytest.importorskip("cli_modules")
 
+from pl_losses import LeNet5  # noqa: E402
+from pl_losses.cli.checkpoints import read_checkpoint  # noqa: E402
 from pl_losses.cli.main import main  # noqa: E402
 from pl_losses.core.hparams import is_plain  # noqa: E402
 from pl_losses.recipes import UsageError, load  # noqa: E402
@@ -43,7 +46,7 @@ def refused(capsys, *args):
     assert main(list(args)) == 2
     message = capsys.readouterr().err.strip().splitlines()
     # What a fit tells at its start, where an optimizer or Lightning refuses later.
-    started = ("Seed set", "Run: ", "If it is interrupted", "  pl-losses fit")
+    started = ("Seed set", "Run: ", "Checkpoint: none", "If it is interrupted", "  pl-losses fit")
     message = [line for line in message if not line.startswith(started)]
     assert len(message) <= 2
     return message[0].removeprefix("pl-losses: ")
@@ -229,6 +232,59 @@ def test_what_is_no_checkpoint_is_refused(folder, capsys):
     assert "is damaged" in refused(capsys, "test", "--ckpt_path=half.ckpt")
 
 
+PROGRESS = {"epoch_loop.batch_progress": {"total": {"ready": -5}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("loops", 3, "loops"),
+        ("loops", {"fit_loop": 3}, "loops.fit_loop"),
+        ("loops", {"fit_loop": PROGRESS}, "loops.fit_loop.epoch_loop.batch_progress.total.ready"),
+        ("callbacks", [1], "callbacks"),
+        ("callbacks", {"x": {"best_k_models": [1]}}, "best_k_models"),
+        ("optimizer_states", "x", "optimizer_states"),
+        ("optimizer_states", [1], "optimizer_states"),
+        ("lr_schedulers", [1], "lr_schedulers"),
+        ("random_states", [3], "random_states"),
+        ("pl_losses", 3, "pl_losses"),
+        ("pl_losses", {"model": 3}, "pl_losses.model"),
+        ("hyper_parameters", 3, "hyper_parameters"),
+        ("training_metrics", 3, "training_metrics"),
+        ("epoch", "x", "epoch"),
+        ("global_step", -1, "global_step"),
+        ("state_dict", None, "state_dict"),
+        ("pytorch-lightning_version", 3, "pytorch-lightning_version"),
+    ],
+)
+def test_fields_of_a_checkpoint_of_another_kind(folder, key, value, named):
+    torch.save({"state_dict": {}, "epoch": 0, key: value}, folder / "x.ckpt")
+    with pytest.raises(
+        UsageError, match=rf"^`x.ckpt` \(--ckpt_path\) is damaged: expected its `{named}` to be"
+    ):
+        read_checkpoint("x.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "optimizer_states",
+            [],
+            "damaged or of another model: expected its `optimizer_states` to be 1 but got 0",
+        ),
+        ("optimizer_states", [{}], "is damaged or of another model: KeyError: 'param_groups'"),
+        ("loops", {}, "is damaged or of another model: KeyError: 'fit_loop'"),
+        ("random_states", [{}], "damaged: expected `random_states` to hold the states of random numbers but"),
+    ],
+)
+def test_fields_that_only_lightning_finds_wrong(trained, folder, capsys, key, value, message):
+    torch.save({**read(trained), key: value}, folder / "x.ckpt")
+    assert message in refused(
+        capsys, "fit", *MODEL, *FAST[1:], "--trainer.max_epochs=2", "--ckpt_path=x.ckpt"
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -271,7 +327,17 @@ def test_what_is_no_checkpoint_is_refused(folder, capsys):
             ],
             "Found more than one stateful callback of type `PReLUSlopeMonitor`",
         ),
-        (["--model.width=-1"], "Expected `width` to be positive but got -1"),
+        (
+            ["--model.width=-1"],
+            "Expected `width` to be positive but got -1 (ValueError in Line.__init__, cli_modules.py line ",
+        ),
+        (["--model.optimizer.lr=abc"], "`model.optimizer.lr`: Expected float but got abc"),
+        (["--data.count=0"], "Expected `train_dataloader` of LocalPoints to have batches but got none"),
+        (["--ckpt_path=folder.ckpt"], "`folder.ckpt` (--ckpt_path) is a folder that this strategy reads no"),
+        (
+            ["--trainer.accelerator=cpu", "--trainer.devices=[5]"],
+            "should be an int > 0. (got `trainer.accelerator` 'cpu', `trainer.devices` [5])",
+        ),
         (["--trainer.max_steps=-2"], "max_steps"),
         (["--data=Digitz"], "did you mean `Digits`?"),
         (["--model=no_modules.Nope"], "`model`: No module named 'no_modules'"),
@@ -282,6 +348,7 @@ def test_what_is_no_checkpoint_is_refused(folder, capsys):
 )
 def test_parser_errors_are_short(folder, capsys, args, message):
     (folder / "file").write_text("")
+    (folder / "folder.ckpt").mkdir()
     assert message in refused(capsys, "fit", *MODEL, *FAST, *args)
 
 
@@ -297,6 +364,37 @@ def test_parser_errors_are_short(folder, capsys, args, message):
 )
 def test_broken_sections_are_refused(folder, capsys, args, message):
     assert message in refused(capsys, "fit", *MODEL, *FAST, *args)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_no_batches(folder, capsys, command):
+    message = refused(capsys, command, *MODEL, *FAST, "--ckpt_path=none", "--data.count=0")
+    stage = {"validate": "val"}.get(command, command)
+    assert message.startswith(f"Expected `{stage}_dataloader` of LocalPoints to have batches but got none")
+    succeeds(command, *MODEL, *FAST, "--ckpt_path=none", f"--trainer.limit_{stage}_batches=0")
+
+
+@pytest.mark.parametrize("wrong", ["arguments", "type"])
+def test_what_does_not_fit_a_class_of_the_suite(folder, capsys, monkeypatch, wrong):
+    class Own(LeNet5):
+        def configure_loss(self, *parts):
+            return super().configure_loss(*parts)
+
+    if wrong == "arguments":
+        Own.configure_loss = lambda self, penalties: penalties.mean()
+        Own.configure_loss.__qualname__ = "Own.configure_loss"
+    Own.__module__, Own.__qualname__ = "cli_modules", "Own"
+    monkeypatch.setattr(cli_modules, "Own", Own, raising=False)
+    kind = torch.float64 if wrong == "type" else torch.float32
+    images = TensorDataset(torch.zeros(4, 1, 32, 32, dtype=kind), torch.arange(4))
+    for stage in ("train", "val"):
+        monkeypatch.setattr(cli_modules.LocalPoints, f"{stage}_dataloader", lambda self: DataLoader(images))
+    expected = {
+        "arguments": "Expected `configure_loss` of Own to take (self, penalties, target): it takes 2",
+        "type": "Expected inputs in batches of the type of the model's weights but got others: Input",
+    }
+    message = refused(capsys, "fit", "--model=cli_modules.Own", "--data=cli_modules.LocalPoints", *FAST)
+    assert message.startswith(expected[wrong])
 
 
 def test_an_accelerator_without_its_package(folder, capsys):

@@ -118,6 +118,20 @@ def test_console_script():
         ("fit --model.help", "`--model.help` needs a class, or a recipe"),
         ("fit --trainer.log_every_n_steps -1", "`trainer.log_every_n_steps` to be at least 0 but got -1"),
         ("fit --trainer.strategy torch.load", "names `torch.load`, which is no Strategy"),
+        ("fit --trainer.gradient_clip_val -3", "`trainer.gradient_clip_val` to be at least 0 but got -3"),
+        ("fit --trainer.gradient_clip_val nan", "`trainer.gradient_clip_val` to be at least 0 but got nan"),
+        ("fit --trainer.val_check_interval 0", "`trainer.val_check_interval` to be positive but got 0"),
+        ("fit --trainer.max_epochs -5", "`trainer.max_epochs` to be at least -1 but got -5"),
+        ("fit --trainer.min_steps=-5", "`trainer.min_steps` to be at least 0 but got -5"),
+        ("fit --trainer.num_sanity_val_steps -5", "to be at least -1 but got -5"),
+        ("fit --config prelu/digits-prelu --model.optimizer.lr -1", "`model.optimizer.lr` to be at least 0"),
+        ("fit --config prelu/digits-prelu --model.optimizer.lr nan", "to be at least 0 but got nan"),
+        # A schedule has its `epochs`, too.
+        ("fit --config lenet/digits --epochs 8", "did you mean `--trainer.max_epochs`?"),
+        ("fit --model mine.py", "to name a class but got the file `mine.py`: write `mine.CLASS`"),
+        ("fit --data own/mine.py", "write `own.mine.CLASS`"),
+        ("fit --print_confg", "`--print_confg`: did you mean `--print_config`?"),
+        ("fit --trainer.callbacks {", "Cannot read the value of `--trainer.callbacks` line"),
     ],
 )
 def test_refusals(capsys, args, message):
@@ -162,6 +176,11 @@ def test_refusals(capsys, args, message):
         ("{model: &a {class_path: LeNet5, init_args: *a}}", "or for themselves"),
         ("{model: {class_path: LeNet5, dict_kwargs: {a: 1}}}", "Unknown key `model.dict_kwargs.a`"),
         ("{model: ./other.yaml}", "to name a class but got './other.yaml'"),
+        ("{data: !!int abc}", "Cannot read the inline config line 1: `abc` is no int"),
+        ("{data: 2001-99-99}", "line 1: `2001-99-99` is no timestamp (month must be in 1..12)"),
+        ("{data: !!bool abc}", "line 1: `abc` is no bool"),
+        ("{data: !!timestamp abc}", "line 1: `abc` is no timestamp"),
+        (f"{{data: {'9' * 5000}}}", f"line 1: `{'9' * 40}` is no int (Exceeds the limit"),
     ],
 )
 def test_refused_configs(capsys, config, message):

@@ -325,10 +325,10 @@ def test_a_full_disk_leaves_the_checkpoint_of_before():
     assert torch.load(path)["a"].tolist() == [1, 1, 1]
 
 
-def killed(args):
+def killed(args, step=5):
     interruption.SHARE = 0
     interruption.InterruptionCheckpoint.__init__.__defaults__ = (print, 0.0)
-    return command(args, Shooter("start", 5, [signal.SIGKILL]))
+    return command(args, Shooter("start", step, [signal.SIGKILL]))
 
 
 def test_a_killed_fit_of_one_epoch_goes_on(folder, capsys):
@@ -344,3 +344,23 @@ def test_a_killed_fit_of_one_epoch_goes_on(folder, capsys):
     assert main(told.split()) == 0
     assert "recent-step=5.ckpt" in capsys.readouterr().err
     assert torch.load(newest(folder), weights_only=True)["global_step"] == 10
+
+
+def test_a_fit_that_is_killed_before_its_first_checkpoint_goes_on(folder, capsys):
+    """By the command of the start: anew, or from where the killed fit itself went on."""
+    args = ["fit", "--model=cli_modules.Line", "--data=cli_modules.LocalPoints", *OPTIONS[:5]]
+
+    def again(args):
+        process = Fork(killed, args, 0)
+        assert process.wait() == -signal.SIGKILL
+        return re.search(r"go on with:\n  pl-losses (fit .*)", process.printed[1])[1].split()
+
+    told = again([*args, "--trainer.max_epochs=1"])
+    assert not list(folder.rglob("*.ckpt"))
+    assert main(told) == 0
+    assert "No checkpoint yet in runs/pl_losses/version_0: the fit starts anew" in capsys.readouterr().err
+    (first,) = folder.rglob("*.ckpt")
+    told = again([*args, "--ckpt_path", str(first), "--trainer.max_epochs=2"])
+    assert main(told) == 0
+    assert f"Checkpoint: {first} (`runs/pl_losses/version_2` went on from it" in capsys.readouterr().err
+    assert torch.load(newest(folder), weights_only=True)["global_step"] == 4

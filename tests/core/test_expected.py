@@ -6,9 +6,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from module_table import CASES, Data, loader, make
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from pl_losses import LatticeReader, LeNet5, RectifierNet
+from pl_losses.core import expected
 from pl_losses.data import Digits
 
 LOSSES = {
@@ -199,3 +200,58 @@ def test_an_optimizer_is_one(name):
 def test_a_plateau_needs_a_value():
     model = LeNet5(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     assert "with a `monitor` such as 'val/loss'" in told(model, Data(CASES["LeNet5"], 5))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("wrong", ["vector", "detached"])
+def test_the_loss_of_a_step(name, wrong):
+    model = make(CASES[name])
+    if name.startswith("Dropout"):
+        model.size.fill_(5)
+    kind = type(model)
+
+    class Own(kind):
+        def backward(self, *_):
+            raise AssertionError("went on")
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss.expand(3) if wrong == "vector" else loss.detach()
+
+        def manual_backward(self, loss):
+            super().manual_backward(loss.expand(3) if wrong == "vector" else loss.detach())
+
+    model.__class__ = Own
+    if not model.automatic_optimization:
+        Own.training_step = kind.training_step
+    got = "a tensor of shape [3]" if wrong == "vector" else "one that is detached, or made of no parameter"
+    message = told(model, Data(CASES[name], 5))
+    assert message.startswith("Expected the loss of `training_step` of Own to ")
+    assert message.endswith(f"but got {got}")
+
+
+def test_inputs_that_curvature_is_estimated_on():
+    images = torch.zeros(4, 1, 32, 32)
+    images[0, 0, 0] = torch.nan
+    data = DataLoader(TensorDataset(images, torch.arange(4)), batch_size=4)
+    assert told(LeNet5(), data).endswith("of LeNet5 to be finite but got 32 of 4096 that are NaN or infinite")
+
+
+def test_arguments_and_types_in_words():
+    class Few(LeNet5):
+        def configure_loss(self, penalties):
+            return penalties.mean()
+
+    owner = {"self": Few()}
+    with pytest.raises(TypeError) as error:
+        owner["self"].configure_loss(1, 2)
+    called = str(error.value).removeprefix("test_arguments_and_types_in_words.<locals>.")
+    found = expected.arguments(called, owner)
+    assert found.startswith("Expected `configure_loss` of Few to take (self, penalties, target): it takes 2")
+    assert not expected.arguments(called, {})
+    assert not expected.arguments("Few.own() takes 1 positional argument", owner)
+    for layer, size in ((torch.nn.Linear(3, 2), (1, 3)), (torch.nn.Conv2d(3, 2, 1), (1, 3, 4, 4))):
+        with pytest.raises(RuntimeError) as error:
+            layer(torch.zeros(size, dtype=torch.float64))
+        assert expected.types(str(error.value)).startswith("Expected inputs in batches of the type of the")
+    assert not expected.types("another")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -87,6 +88,13 @@ def end_soon(trainer: Trainer, ending: bool) -> None:
     Without it: ``trainer.should_stop``, which runs a last validation first.
     """
     trainer._signal_connector.received_sigterm = ending
+
+
+def restores(at: TracebackType) -> bool:
+    """Return whether it is Lightning that goes back to a checkpoint there."""
+    code, names = at.tb_frame.f_code, at.tb_frame.f_globals
+    connector = names.get("__name__", "").endswith(".checkpoint_connector")
+    return connector and code.co_name.lstrip("_").startswith(("restore", "resume"))
 
 
 def saved_step(callback: Callback, never: int) -> int:

@@ -228,6 +228,7 @@ class LeNet5(Classifier):
                 break
         images, target = (torch.cat(parts)[:wanted].to(self.device) for parts in zip(*drawn, strict=True))
         images, target = self.trainer.precision_plugin.convert_input((images, target))
+        expected.finite(self, images)
         batches = zip(images.split(100), target.split(100), strict=True)
         sharded = list(self.parameters())
         with self.whole():
