@@ -140,7 +140,12 @@ FAST |= {"enable_progress_bar": False, "enable_model_summary": False, "logger": 
 
 def recipe(**trainer):
     """A recipe that trains a step."""
-    return {"model": dict(MODEL), "data": "Digits", "trainer": {**FAST, **trainer}, "test_after_fit": False}
+    return {
+        "model": dict(MODEL),
+        "data": {"class_path": "Digits"},
+        "trainer": {**FAST, **trainer},
+        "test_after_fit": False,
+    }
 
 
 def with_argument(name, value, model="LeNet5"):
