@@ -89,20 +89,24 @@ def refuse_replaced(trainer: Trainer, loader: Any, stage: str, place: int = 0) -
         loader: A dataloader.
         stage: "train", "val" or "test".
         place: Which of its dataloaders it is.
+
+    Raises:
+        ValueError: If it is such a one.
     """
-    if loader in _looked or _distributed_sampler(loader) is None:
+    if not isinstance(loader, DataLoader) or loader in _looked:
         return
+    batches = of_lightning.own_batch_sampler(loader.batch_sampler)
+    if _distributed_sampler(loader) is not None and type(batches) not in (BatchSampler, type(None)):
+        given = of_lightning.given_loaders(trainer, stage)[place].batch_sampler
+        own = next((one for one in _attributes(given) if isinstance(one, Sampler)), loader.dataset)
+        if len(own) != (samples := len(loader.dataset)):  # type: ignore[arg-type]
+            raise ValueError(
+                f"Expected {type(batches).__name__} to be of all {samples} samples, of which Lightning has"
+                f" the ranks take their shares, but got a sampler of {len(own)}: give a"  # type: ignore[arg-type]
+                " `torch.utils.data.Subset` of them, or set `use_distributed_sampler` to False and share the"
+                " samples yourself"
+            )
     _looked.add(loader)
-    if type(batches := of_lightning.own_batch_sampler(loader.batch_sampler)) in (BatchSampler, type(None)):
-        return
-    given = of_lightning.given_loaders(trainer, stage)[place].batch_sampler
-    own = next((one for one in _attributes(given) if isinstance(one, Sampler)), loader.dataset)
-    if len(own) != (samples := len(loader.dataset)):  # type: ignore[arg-type]
-        raise ValueError(
-            f"Expected {type(batches).__name__} to be of all {samples} samples, of which Lightning has the"
-            f" ranks take their shares, but got a sampler of {len(own)}: give a `torch.utils.data.Subset` of"  # type: ignore[arg-type]
-            " them, or set `use_distributed_sampler` to False and share the samples yourself"
-        )
 
 
 def _cannot_tell(loader: DataLoader[Any], kept: str, ranks: int, samples: int, training: bool) -> None:
