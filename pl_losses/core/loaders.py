@@ -96,13 +96,15 @@ def refuse_replaced(trainer: Trainer, loader: Any, stage: str, place: int = 0) -
     if not isinstance(loader, DataLoader) or loader in _looked:
         return
     batches = of_lightning.own_batch_sampler(loader.batch_sampler)
-    if _distributed_sampler(loader) is not None and type(batches) not in (BatchSampler, type(None)):
+    shared = of_lightning.shares_samples(trainer) and _distributed_sampler(loader) is not None
+    if shared and type(batches) not in (BatchSampler, type(None)):
         given = of_lightning.given_loaders(trainer, stage)[place].batch_sampler
-        own = next((one for one in _attributes(given) if isinstance(one, Sampler)), loader.dataset)
-        if len(own) != (samples := len(loader.dataset)):  # type: ignore[arg-type]
+        own: Any = next((one for one in _attributes(given) if isinstance(one, Sampler)), loader.dataset)
+        known = hasattr(own, "__len__") and not isinstance(own, DistributedSampler)
+        if known and len(own) != (samples := len(loader.dataset)):  # type: ignore[arg-type]
             raise ValueError(
                 f"Expected {type(batches).__name__} to be of all {samples} samples, of which Lightning has"
-                f" the ranks take their shares, but got a sampler of {len(own)}: give a"  # type: ignore[arg-type]
+                f" the ranks take their shares, but got a sampler of {len(own)}: give a"
                 " `torch.utils.data.Subset` of them, or set `use_distributed_sampler` to False and share the"
                 " samples yourself"
             )

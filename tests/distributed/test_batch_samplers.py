@@ -172,6 +172,30 @@ def test_batches_of_some_samples_are_refused(make_trainer):
         make_trainer(2, max_epochs=1).fit(classifier(), data)
 
 
+class Shares(pl.LightningDataModule):
+    """The user's own share of the samples for each rank, in batches of a sampler of theirs."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    def test_dataloader(self):
+        sampler = DistributedSampler(
+            self.rows, self.trainer.world_size, self.trainer.global_rank, shuffle=False
+        )
+        return DataLoader(self.rows, batch_sampler=Named(sampler, 2, False))
+
+
+@pytest.mark.parametrize("lightnings", [False, True])
+def test_a_users_own_share_in_batches_of_theirs_counts(make_trainer, lightnings):
+    options = {"use_distributed_sampler": lightnings}
+    one, two = (
+        make_trainer(ranks, **options).test(classifier(), Shares(samples(8)), verbose=False)[0]
+        for ranks in (1, 2)
+    )
+    assert two == pytest.approx(one, rel=1e-6)
+
+
 def shared(batches, count=7, rank=1):
     """A loader as Lightning makes it for one of two ranks."""
     sampler = DistributedSampler(range(count), 2, rank, shuffle=False)
