@@ -99,7 +99,7 @@ def single(run: Settings, fused: bool, images: Tensor, noise: Tensor) -> Callabl
 
     def step() -> None:
         optimizer.zero_grad()
-        reconstruction, divergence = vae.configure_loss(images, noise)
+        reconstruction, divergence = vae.compute_loss(images, noise)
         (reconstruction.mean() + divergence.mean()).backward()
         optimizer.step()
 

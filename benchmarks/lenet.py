@@ -81,7 +81,7 @@ def plain(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         if step == 20:
             started = perf_counter()
         optimizer.zero_grad()
-        model.configure_loss(model(inputs), target).backward()
+        model.compute_loss(model(inputs), target).backward()
         optimizer.step()
         if step == STEPS - 1:
             return (STEPS - 20) * BATCH / (perf_counter() - started)

@@ -115,7 +115,10 @@ CASES = {
     ),
     "MLP": Case(lambda _: pl_losses.MLP(9, [6], dropout=0.0, optimizer=sgd(0.1)), images(1, 3, 3)),
     "ConvNet": Case(
-        lambda _: pl_losses.ConvNet(10, 1, 8, (2, 2, 2), 4, 0.0, 0.0, optimizer=sgd(0.1)), images(1, 8, 8)
+        lambda _: pl_losses.ConvNet(
+            10, 1, 8, channels=(2, 2, 2), hidden=4, input_dropout=0.0, dropout=0.0, optimizer=sgd(0.1)
+        ),
+        images(1, 8, 8),
     ),
     "VAE": Case(lambda _: pl_losses.VAE(9, 5, 2, optimizer=sgd(0.01)), images(1, 3, 3), noise=True),
     "DenoisingAutoencoder": Case(

@@ -39,7 +39,7 @@ class Classifier(PaperModule):
     are neither counted nor trained on.
 
     To subclass, define ``forward``, and override :meth:`scores` if its outputs are no logits,
-    :meth:`configure_loss` for another loss than the cross-entropy, or :meth:`configure_metrics`, which the
+    :meth:`compute_loss` for another loss than the cross-entropy, or :meth:`configure_metrics`, which the
     constructor is to call.
     """
 
@@ -75,7 +75,7 @@ class Classifier(PaperModule):
         outputs: Tensor = self(inputs)
         return outputs
 
-    def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def compute_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute the loss, by default the cross-entropy: outputs [B, C], target [B] -> scalar."""
         scores = self.scores(outputs).float()
         check_classes("target", target, *scores.shape)
@@ -90,7 +90,7 @@ class Classifier(PaperModule):
     def count(self, stage: str, outputs: Tensor, target: Tensor) -> None:
         """Add a batch to the metrics of "val" or "test": outputs [B, C], target [B], B at least 1."""
         getattr(self, f"{stage}_error").update(self.scores(outputs).argmax(dim=1), target)
-        loss = expected.loss(self, "configure_loss", self.configure_loss(outputs, target))
+        loss = expected.loss(self, "compute_loss", self.compute_loss(outputs, target))
         getattr(self, f"{stage}_loss").update(loss, len(target))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -99,7 +99,7 @@ class Classifier(PaperModule):
         outputs = expected.outputs(self, self(inputs), len(target))
         own = self.num_unpadded(batch_idx, len(target))
         rows = own or len(target)
-        loss = expected.loss(self, "configure_loss", self.configure_loss(outputs[:rows], target[:rows]))
+        loss = expected.loss(self, "compute_loss", self.compute_loss(outputs[:rows], target[:rows]))
         self.refuse_non_finite(loss)
         self._uncounted = self.scores(outputs.detach()).argmax(dim=1)[:own], target[:own]
         self.log("train/loss", loss, prog_bar=True)

@@ -49,6 +49,7 @@ class Amat(TensorDataModule):
         self,
         train_file: str,
         test_file: str,
+        *,
         val_size: int | None = None,
         num_classes: int | None = None,
         sideways: bool | None = None,
@@ -59,7 +60,7 @@ class Amat(TensorDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        super().__init__(batch_size, eval_batch_size, seed, resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         if val_size is not None:
             check_integer("val_size", val_size, 0)
         self.files = {"train_file": Path(train_file).expanduser(), "test_file": Path(test_file).expanduser()}

@@ -61,6 +61,7 @@ class BagOfWords(TensorDataModule):
         self,
         source: Literal["auto", "imdb", "synthetic"] = "auto",
         root: str | None = None,
+        *,
         vocabulary: int = 10_000,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
@@ -71,7 +72,7 @@ class BagOfWords(TensorDataModule):
         if source not in ("auto", "imdb", "synthetic"):
             raise ValueError(f'Expected `source` to be "auto", "imdb" or "synthetic" but got {source!r}')
         check_integer("vocabulary", vocabulary, 1)
-        super().__init__(batch_size, eval_batch_size, seed, resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
         self.vocabulary = vocabulary
         self.input_shape = (vocabulary,)

@@ -67,6 +67,7 @@ class CIFAR10(TensorDataModule):
         self,
         root: str | None = None,
         download: bool = True,
+        *,
         val_size: int = 5000,
         augment: bool = True,
         crop: int = 32,
@@ -83,7 +84,7 @@ class CIFAR10(TensorDataModule):
         check_integer("crop", crop, 1, 32 + 2 * pad)
         if limit is not None:
             check_integer("limit", limit, 1)
-        super().__init__(batch_size, eval_batch_size, seed, resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
         self.download = download
         self.val_size = val_size

@@ -48,6 +48,7 @@ class SyntheticCO2(TensorDataModule):
 
     def __init__(
         self,
+        *,
         start: int = 1967,
         until: int = 1972,
         end: int = 1980,
@@ -63,7 +64,7 @@ class SyntheticCO2(TensorDataModule):
         check_integer("end", end, until + 1, 9000)
         if not 0 <= val_share < 1:
             raise ValueError(f"Expected `val_share` in [0, 1) but got {val_share}")
-        super().__init__(batch_size, eval_batch_size, seed, resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.start, self.until, self.end = start, until, end
         self.val_share = val_share
 

@@ -50,6 +50,7 @@ class Digits(ImageDataModule):
         self,
         val_size: int = 300,
         test_size: int = 300,
+        *,
         low: float = -0.1,
         high: float = 1.175,
         distort: bool | dict[str, float] = False,
@@ -68,7 +69,16 @@ class Digits(ImageDataModule):
                 "Expected `val_size` and `test_size` to leave 10 of 1797 images to train on but got"
                 f" {val_size} and {test_size}"
             )
-        super().__init__(low, high, distort, limit, batch_size, eval_batch_size, seed, resident)
+        super().__init__(
+            low=low,
+            high=high,
+            distort=distort,
+            limit=limit,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            resident=resident,
+        )
         self.val_size = val_size
         self.test_size = test_size
 

@@ -36,6 +36,7 @@ class ImageDataModule(TensorDataModule):
 
     def __init__(
         self,
+        *,
         low: float = -0.1,
         high: float = 1.175,
         distort: bool | dict[str, float] = False,
@@ -50,7 +51,7 @@ class ImageDataModule(TensorDataModule):
             raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
         if limit is not None:
             check_integer("limit", limit, 1)
-        super().__init__(batch_size, eval_batch_size, seed, resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.low = low
         self.high = high
         self.limit = limit

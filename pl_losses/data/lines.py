@@ -92,6 +92,7 @@ class LineImages(TensorDataModule):
         self,
         root: str,
         labels: str = "labels.csv",
+        *,
         alphabet: str = "0123456789",
         ink: Literal["auto", "dark", "bright"] = "auto",
         threshold: float = 0.25,
@@ -105,7 +106,7 @@ class LineImages(TensorDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        super().__init__(batch_size, eval_batch_size, seed, resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         if not alphabet or len(set(alphabet)) < len(alphabet):
             raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
         if ink not in ("auto", "dark", "bright"):

@@ -70,6 +70,7 @@ class MNIST(ImageDataModule):
         root: str | None = None,
         download: bool = True,
         val_size: int = 5000,
+        *,
         pad: int = 2,
         low: float = -0.1,
         high: float = 1.175,
@@ -86,7 +87,16 @@ class MNIST(ImageDataModule):
             raise ValueError(f'Expected `source` to be "mnist" or "any" but got {source!r}')
         check_integer("val_size", val_size, 0, 59_999 if source == "mnist" else None)
         check_integer("pad", pad, 0)
-        super().__init__(low, high, distort, limit, batch_size, eval_batch_size, seed, resident)
+        super().__init__(
+            low=low,
+            high=high,
+            distort=distort,
+            limit=limit,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            resident=resident,
+        )
         self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
         self.source = source
         self.download = download and source == "mnist"

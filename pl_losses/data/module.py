@@ -50,6 +50,7 @@ class TensorDataModule(LightningDataModule):
         self,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
+        *,
         seed: int = 0,
         resident: Resident = "auto",
     ) -> None:

@@ -81,6 +81,7 @@ class Pictures(LightningDataModule):
         content: str | list[str],
         style: str | list[str],
         size: int | list[int] | None = 512,
+        *,
         style_size: int | None = None,
         style_weights: list[float] | None = None,
         masks: list[str] | None = None,

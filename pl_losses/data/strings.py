@@ -82,6 +82,7 @@ class DigitStrings(TensorDataModule):
         source: Literal["digits", "mnist"] = "digits",
         root: str | None = None,
         download: bool = True,
+        *,
         val_size: int | None = None,
         test_size: int = 400,
         length: int | tuple[int, int] = 5,
@@ -103,7 +104,7 @@ class DigitStrings(TensorDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        super().__init__(batch_size, eval_batch_size, seed, resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         if source not in ("digits", "mnist"):
             raise ValueError(f'Expected `source` to be "digits" or "mnist" but got {source!r}')
         self.source, self.root, self.download = source, root, download

@@ -39,6 +39,7 @@ class RandomAffine:
     def __init__(
         self,
         translate: float = 2.0,
+        *,
         scale: float = 0.1,
         squeeze: float = 0.1,
         shear: float = 0.15,

@@ -121,6 +121,7 @@ class UCI(TensorDataModule):
         self,
         name: str = "boston",
         split: int = 0,
+        *,
         val_share: float = 0.0,
         root: str | None = None,
         download: bool = True,
@@ -132,7 +133,7 @@ class UCI(TensorDataModule):
         check_init(locals())
         if not 0 <= val_share < 1:
             raise ValueError(f"Expected `val_share` in [0, 1) but got {val_share}")
-        super().__init__(batch_size, eval_batch_size, seed, resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = data_root(root)
         self.dataset = name
         self.download = download

@@ -91,6 +91,7 @@ class Variations(ImageDataModule):
         self,
         name: Name = "basic-gen",
         source: Literal["mnist", "digits"] = "mnist",
+        *,
         root: str | None = None,
         download: bool = True,
         train_size: int | None = None,
@@ -109,7 +110,14 @@ class Variations(ImageDataModule):
             raise ValueError(f"Expected `name` to be one of {', '.join(NAMES)} but got {name!r}")
         if source not in ("mnist", "digits"):
             raise ValueError(f'Expected `source` to be "mnist" or "digits" but got {source!r}')
-        super().__init__(low, high, False, None, batch_size, eval_batch_size, seed, resident)
+        super().__init__(
+            low=low,
+            high=high,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            resident=resident,
+        )
         check_integer("data_seed", data_seed, 0)
         self.variation, self.source, self.root, self.download = name, source, root, download
         self.data_seed = data_seed

@@ -377,12 +377,12 @@ def test_no_batches(folder, capsys, command):
 @pytest.mark.parametrize("wrong", ["arguments", "type"])
 def test_what_does_not_fit_a_class_of_the_suite(folder, capsys, monkeypatch, wrong):
     class Own(LeNet5):
-        def configure_loss(self, *parts):
-            return super().configure_loss(*parts)
+        def compute_loss(self, *parts):
+            return super().compute_loss(*parts)
 
     if wrong == "arguments":
-        Own.configure_loss = lambda self, penalties: penalties.mean()
-        Own.configure_loss.__qualname__ = "Own.configure_loss"
+        Own.compute_loss = lambda self, penalties: penalties.mean()
+        Own.compute_loss.__qualname__ = "Own.compute_loss"
     Own.__module__, Own.__qualname__ = "cli_modules", "Own"
     monkeypatch.setattr(cli_modules, "Own", Own, raising=False)
     kind = torch.float64 if wrong == "type" else torch.float32
@@ -390,7 +390,7 @@ def test_what_does_not_fit_a_class_of_the_suite(folder, capsys, monkeypatch, wro
     for stage in ("train", "val"):
         monkeypatch.setattr(cli_modules.LocalPoints, f"{stage}_dataloader", lambda self: DataLoader(images))
     expected = {
-        "arguments": "Expected `configure_loss` of Own to take (self, penalties, target): it takes 2",
+        "arguments": "Expected `compute_loss` of Own to take (self, penalties, target): it takes 2",
         "type": "Expected inputs in batches of the type of the model's weights but got others: Input",
     }
     message = refused(capsys, "fit", "--model=cli_modules.Own", "--data=cli_modules.LocalPoints", *FAST)

@@ -13,9 +13,9 @@ from pl_losses.core import expected
 from pl_losses.data import Digits
 
 LOSSES = {
-    **dict.fromkeys(CASES, "configure_loss"),
-    **dict.fromkeys(("DenoisingAutoencoder", "StackedDenoisingAutoencoder"), "configure_reconstruction_loss"),
-    "GAN": "configure_discriminator_loss",
+    **dict.fromkeys(CASES, "compute_loss"),
+    **dict.fromkeys(("DenoisingAutoencoder", "StackedDenoisingAutoencoder"), "compute_reconstruction_loss"),
+    "GAN": "compute_discriminator_loss",
 }
 # Isolated characters have a loss of their own, which is a function.
 NAMES = [name for name in CASES if name != "LatticeReader of characters"]
@@ -41,7 +41,7 @@ def test_a_loss_is_what_it_is_to_be(name, evaluate):
     method = LOSSES[name]
     model = make(CASES[name])
     if name == "StackedDenoisingAutoencoder" and evaluate:
-        method = "configure_loss"
+        method = "compute_loss"
     if name.startswith("Dropout"):
         model.size.fill_(5)
     if name == "DropoutRegressor" and evaluate:
@@ -55,9 +55,9 @@ def test_a_loss_is_what_it_is_to_be(name, evaluate):
 
 def test_the_generators_loss():
     model = make(CASES["GAN"])
-    model.configure_generator_loss = lambda logits: logits
+    model.compute_generator_loss = lambda logits: logits
     message = told(model, Data(CASES["GAN"], 5))
-    assert message.startswith("Expected `configure_generator_loss` of GAN to return a scalar")
+    assert message.startswith("Expected `compute_generator_loss` of GAN to return a scalar")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -239,15 +239,15 @@ def test_inputs_that_curvature_is_estimated_on():
 
 def test_arguments_and_types_in_words():
     class Few(LeNet5):
-        def configure_loss(self, penalties):
+        def compute_loss(self, penalties):
             return penalties.mean()
 
     owner = {"self": Few()}
     with pytest.raises(TypeError) as error:
-        owner["self"].configure_loss(1, 2)
+        owner["self"].compute_loss(1, 2)
     called = str(error.value).removeprefix("test_arguments_and_types_in_words.<locals>.")
     found = expected.arguments(called, owner)
-    assert found.startswith("Expected `configure_loss` of Few to take (self, penalties, target): it takes 2")
+    assert found.startswith("Expected `compute_loss` of Few to take (self, penalties, target): it takes 2")
     assert not expected.arguments(called, {})
     assert not expected.arguments("Few.own() takes 1 positional argument", owner)
     for layer, size in ((torch.nn.Linear(3, 2), (1, 3)), (torch.nn.Conv2d(3, 2, 1), (1, 3, 4, 4))):

@@ -17,7 +17,7 @@ def images(batch=1, size=32):
 
 def test_no_range_leaves_the_images_as_they_are():
     x = images(3)
-    assert torch.equal(RandomAffine(0, 0, 0, 0, 0)(x), x)
+    assert torch.equal(RandomAffine(0, scale=0, squeeze=0, shear=0, rotate=0)(x), x)
     assert torch.equal(warp(x, parameters().expand(3, 6)), x)
 
 

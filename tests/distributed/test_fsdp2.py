@@ -60,7 +60,7 @@ class Ninth(Classifier):
         # The second pass is of what the module's own parameters made, and the loss is of parameters too.
         images, target = batch
         both = (self(part).values for part in (self.reconstruct(images), images))
-        loss = sum(self.configure_loss(logits, target) for logits in both)
+        loss = sum(self.compute_loss(logits, target) for logits in both)
         return {"loss": loss + 0.1 * self.decoder.weight.square().sum()}
 
     def on_train_epoch_end(self):

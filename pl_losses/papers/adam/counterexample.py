@@ -57,6 +57,7 @@ class AMSGradCounterexample(PaperModule):
         self,
         slope: float = 3.0,
         steps: int = 3000,
+        *,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:

@@ -70,6 +70,7 @@ class VAE(PaperModule):
         in_features: int = 784,
         hidden: int = 500,
         latent: int = 50,
+        *,
         seed: int = 0,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -91,7 +92,7 @@ class VAE(PaperModule):
             }
         )
 
-    def configure_target(self, images: Tensor) -> Tensor:
+    def prepare_target(self, images: Tensor) -> Tensor:
         """Make images binary: [B, ...] in [0, 1] -> [B, D] of zeros and ones.
 
         Raises:
@@ -116,17 +117,17 @@ class VAE(PaperModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct images from the mean of q(z|x), as probabilities: [B, ...] -> [B, D]."""
-        return self.decode(self.encode(self.configure_target(images))[0]).sigmoid()
+        return self.decode(self.encode(self.prepare_target(images))[0]).sigmoid()
 
-    def configure_loss(self, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_loss(self, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the terms of the bound: images [B, D], noise [B, J] -> reconstruction error [B], KL [B]."""
         mean, log_variance = self.encode(target)
         latent = mean + (0.5 * log_variance).exp() * noise
         return bernoulli_error(self.decode(latent), target), kl_to_standard_normal(mean, log_variance)
 
     def _terms(self, target: Tensor, noise: Tensor) -> list[Tensor]:
-        terms = expected.several(self, "configure_loss", self.configure_loss(target, noise), 2)
-        return [expected.loss(self, "configure_loss", term, len(target)) for term in terms]
+        terms = expected.several(self, "compute_loss", self.compute_loss(target, noise), 2)
+        return [expected.loss(self, "compute_loss", term, len(target)) for term in terms]
 
     def draw_noise(self, like: Tensor, *key: Any) -> Tensor:
         """Draw this rank's rows of the standard normal noise of the joined batch, [B, J].
@@ -146,7 +147,7 @@ class VAE(PaperModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute and log the negative bound of a batch of images, per image."""
-        target = self.configure_target(expected.first(self, batch))
+        target = self.prepare_target(expected.first(self, batch))
         noise = self.draw_noise(target, "train", self.current_epoch, batch_idx)
         own = self.num_unpadded(batch_idx, len(target))
         rows = own or len(target)
@@ -158,7 +159,7 @@ class VAE(PaperModule):
         return loss * self.rank_weight(own)
 
     def _evaluate(self, stage: str, images: Tensor, batch_idx: int) -> None:
-        target = self.configure_target(images)
+        target = self.prepare_target(images)
         places = self.places(batch_idx, len(target))
         key = (self.latent, target.dtype, self.seed, stage)
         (noise,) = drawn_at(places, lambda block: (standard_normal(BLOCK, *key, block),))
@@ -185,7 +186,7 @@ class VAE(PaperModule):
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Predict mean [B, J] and log-variance [B, J] of q(z|x), and the reconstruction [B, D]."""
         images = expected.first(self, batch)
-        mean, log_variance = self.encode(self.configure_target(images))
+        mean, log_variance = self.encode(self.prepare_target(images))
         reconstruction = self.decode(mean).sigmoid()
         return {"mean": mean, "log_variance": log_variance, "reconstruction": reconstruction}
 

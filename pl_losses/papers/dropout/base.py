@@ -57,6 +57,7 @@ class DropoutModule(PaperModule):
 
     def __init__(
         self,
+        *,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
         length_scale: float,

@@ -56,7 +56,7 @@ class DropoutClassifier(DropoutModule, Classifier):
     decay that follows from ``length_scale``, N and each layer's p (tau is 1). Logs the keys of :attr:`KEYS`,
     exact over ranks and uneven batches.
 
-    To change it, override :meth:`configure_network`, :meth:`scores`, :meth:`errors`, :meth:`configure_loss`,
+    To change it, override :meth:`configure_network`, :meth:`scores`, :meth:`errors`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.
 
     Args:
@@ -97,6 +97,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         num_classes: int = 10,
         in_channels: int = 1,
         image_size: int = 32,
+        *,
         p: float = 0.5,
         dropout: Literal["last", "all"] = "last",
         length_scale: float = 1.0,
@@ -111,7 +112,16 @@ class DropoutClassifier(DropoutModule, Classifier):
     ) -> None:
         check_init(locals())
         check_share("p", p)
-        super().__init__(optimizer, lr_scheduler, length_scale, convention, samples, masks, chunk, seed)
+        super().__init__(
+            length_scale=length_scale,
+            convention=convention,
+            samples=samples,
+            masks=masks,
+            chunk=chunk,
+            seed=seed,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+        )
         save_plain_hyperparameters(self)
         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
         self.p, self.dropout = p, dropout
@@ -120,7 +130,9 @@ class DropoutClassifier(DropoutModule, Classifier):
 
     def configure_network(self) -> nn.Module:
         """Build the network: images [B, in_channels, image_size, image_size] -> logits [B, C]."""
-        return DropoutLeNet(self.num_classes, self.in_channels, self.image_size, self.p, self.dropout)
+        return DropoutLeNet(
+            self.num_classes, self.in_channels, self.image_size, p=self.p, dropout=self.dropout
+        )
 
     def configure_metrics(self) -> None:
         """Build the metrics, with those of T passes."""
@@ -138,7 +150,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         check_classes("target", target, *scores.shape)
         return F.cross_entropy(scores, target.long(), reduction="none")
 
-    def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def compute_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute L_dropout in training: logits [B, C], classes [B] -> scalar, in nats.
 
         In evaluation it is the mean of E alone, without the weight decay.

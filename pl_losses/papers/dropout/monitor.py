@@ -106,6 +106,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
     def __init__(
         self,
         samples: int = 20,
+        *,
         task: Literal["classification", "regression"] = "classification",
         max_batches: int = 8,
         precision: float | None = None,

@@ -85,6 +85,7 @@ class DropoutLeNet(nn.Sequential):
         num_classes: int = 10,
         in_channels: int = 1,
         image_size: int = 32,
+        *,
         p: float = 0.5,
         dropout: Literal["last", "all"] = "last",
     ) -> None:

@@ -60,7 +60,7 @@ class DropoutRegressor(DropoutModule):
     Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches. Inputs that are repeated to give all
     ranks equally many are counted once, and trained on once.
 
-    To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`configure_loss`,
+    To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.
 
     Args:
@@ -122,6 +122,7 @@ class DropoutRegressor(DropoutModule):
         in_features: int = 1,
         out_features: int = 1,
         hidden: list[int] | None = None,
+        *,
         activation: Activation = "relu",
         p: float | list[float] = 0.05,
         precision: float | list[float] | None = None,
@@ -153,7 +154,16 @@ class DropoutRegressor(DropoutModule):
         given = precision if isinstance(precision, (int, float)) else None
         check_precisions([given] if given is not None else list(GRID) if precision is None else precision)  # type: ignore[arg-type]
         drop = check_p_each(p, len(sizes) - 1)
-        super().__init__(optimizer, lr_scheduler, length_scale, convention, samples, masks, chunk, seed)
+        super().__init__(
+            length_scale=length_scale,
+            convention=convention,
+            samples=samples,
+            masks=masks,
+            chunk=chunk,
+            seed=seed,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+        )
         save_plain_hyperparameters(self)
         self.sizes, self.activation, self.p = sizes, activation, drop
         self.choices: list[float] | None = precision if isinstance(precision, list) else None
@@ -193,7 +203,7 @@ class DropoutRegressor(DropoutModule):
         difference = (outputs - target) / self.target_scale.std
         return 0.5 * difference.flatten(1).square().sum(dim=1)
 
-    def configure_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def compute_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute L_dropout in training; in evaluation the mean of E alone, without the weight decay.
 
         Args:
@@ -258,8 +268,8 @@ class DropoutRegressor(DropoutModule):
         outputs = expected.outputs(self, self(inputs), len(target))
         own = self.num_unpadded(batch_idx, len(outputs))
         rows = own or len(outputs)
-        loss = self.configure_loss(outputs[:rows], fit_shape(target, outputs)[:rows])
-        loss = expected.loss(self, "configure_loss", loss)
+        loss = self.compute_loss(outputs[:rows], fit_shape(target, outputs)[:rows])
+        loss = expected.loss(self, "compute_loss", loss)
         self.refuse_non_finite(loss)
         self.log("train/loss", loss, prog_bar=True)
         # The weight decay is weighted, too, by a factor of mean 1.

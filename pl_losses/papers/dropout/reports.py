@@ -55,7 +55,7 @@ class ExtrapolationReport(Callback):
 
     @typed
     def __init__(
-        self, points: int = 500, margin: float = 0.1, xlabel: str = "input", ylabel: str = "target"
+        self, points: int = 500, *, margin: float = 0.1, xlabel: str = "input", ylabel: str = "target"
     ) -> None:
         if isinstance(points, bool) or not isinstance(points, int) or points < 2:
             raise ValueError(f"Expected `points` to be an integer of at least 2 but got {points!r}")
@@ -174,6 +174,7 @@ class RotationReport(Callback):
         self,
         digit: int = 1,
         angles: Sequence[float] | None = None,
+        *,
         samples: int = 100,
         classes: int = 3,
         seed: int = 0,

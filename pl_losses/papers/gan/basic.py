@@ -40,6 +40,7 @@ class FullBasicModel(Classifier):
     def __init__(
         self,
         num_classes: int = 10,
+        *,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:

@@ -58,7 +58,7 @@ class GAN(PaperModule):
     generator if there is one.
 
     To change it, override :meth:`configure_generator`, :meth:`configure_discriminator`,
-    :meth:`configure_discriminator_loss`, :meth:`configure_generator_loss` or :meth:`sample_noise`.
+    :meth:`compute_discriminator_loss`, :meth:`compute_generator_loss` or :meth:`sample_noise`.
 
     Args:
         latent_size: Numbers Z in the noise of an image.
@@ -113,12 +113,11 @@ class GAN(PaperModule):
         latent_size: int = 100,
         channels: int = 1,
         image_size: int = 32,
+        *,
         architecture: Literal["dcgan", "mlp"] = "dcgan",
         width: int = 64,
         generator: Callable[[], nn.Module] | None = None,
         discriminator: Callable[[], nn.Module] | None = None,
-        generator_optimizer: OptimizerCallable = dcgan_adam,
-        discriminator_optimizer: OptimizerCallable = dcgan_adam,
         smoothing: float = 0.0,
         discriminator_steps: int = 1,
         ema: float | None = None,
@@ -127,6 +126,8 @@ class GAN(PaperModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         seed: int = 0,
+        generator_optimizer: OptimizerCallable = dcgan_adam,
+        discriminator_optimizer: OptimizerCallable = dcgan_adam,
     ) -> None:
         check_init(locals())
         check_counts(latent_size=latent_size, channels=channels, image_size=image_size)
@@ -178,11 +179,11 @@ class GAN(PaperModule):
             return self._make_discriminator()
         return NETWORKS[self.architecture][1](self.channels, self.image_size, self.width)
 
-    def configure_discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    def compute_discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Compute the discriminator's loss: logits of real and of generated images -> scalar."""
         return discriminator_loss(real_logits, fake_logits, smoothing=self.smoothing)
 
-    def configure_generator_loss(self, fake_logits: Tensor) -> Tensor:
+    def compute_generator_loss(self, fake_logits: Tensor) -> Tensor:
         """Compute the generator's loss: logits of generated images -> scalar."""
         return generator_loss(fake_logits)
 
@@ -311,7 +312,7 @@ class GAN(PaperModule):
         rows = self._own[-1] or len(real)
         # Batch normalisation sees repeated samples, the loss does not.
         real_logits, fake_logits = self.discriminator(real)[:rows], self.discriminator(fake.detach())[:rows]
-        loss = self._loss("configure_discriminator_loss", real_logits, fake_logits)
+        loss = self._loss("compute_discriminator_loss", real_logits, fake_logits)
         self._backward(loss, self._own[-1], synchronise=last)
         outputs = real_logits.detach().float().sigmoid().mean(), fake_logits.detach().float().sigmoid().mean()
         self.log("train/discriminator_loss", loss.detach(), prog_bar=True)
@@ -330,11 +331,11 @@ class GAN(PaperModule):
         with frozen(self.discriminator):
             for noise, own in zip(self._noise[:-1], self._own, strict=False):
                 logits = self.discriminator(self.generator(noise))
-                earlier = self._loss("configure_generator_loss", logits[: own or len(noise)])
+                earlier = self._loss("compute_generator_loss", logits[: own or len(noise)])
                 self._backward(earlier, own, synchronise=False)
             own = self._own[-1]
             logits = self.discriminator(fake)[: own or len(fake)]
-            loss = self._loss("configure_generator_loss", logits)
+            loss = self._loss("compute_generator_loss", logits)
             self._backward(loss, own, synchronise=True)
         self._even_out(self.generator)
         step_uncounted(self, optimizer)
@@ -405,8 +406,8 @@ class GAN(PaperModule):
         real, fake = real[:own], fake[:own]
         means: Any = self.means
         if own:
-            loss = self.configure_discriminator_loss(real_logits, fake_logits)
-            expected.loss(self, "configure_discriminator_loss", loss)
+            loss = self.compute_discriminator_loss(real_logits, fake_logits)
+            expected.loss(self, "compute_discriminator_loss", loss)
             means[f"{stage}_loss"].update(loss, own)
             means[f"{stage}_real_output"].update(real_logits.sigmoid().mean(), own)
             means[f"{stage}_fake_output"].update(fake_logits.sigmoid().mean(), own)

@@ -91,6 +91,7 @@ class GANReport(Callback):
     def __init__(
         self,
         features: Callable[[], nn.Module] | None = None,
+        *,
         metric: Callable[[], Metric] | None = None,
         every_n_epochs: int = 1,
         samples: int = 64,

@@ -65,7 +65,7 @@ class StringReader(PaperModule):
     It is trained on ``Lines`` by the criterion, and on isolated ``Characters`` by eq. 9 of section III.
     Strings that no path spells do not take part in the loss. Logs the keys of :attr:`KEYS`, exact over ranks.
 
-    To subclass, define ``forward`` and :meth:`character_penalties`; override :meth:`configure_loss`,
+    To subclass, define ``forward`` and :meth:`character_penalties`; override :meth:`compute_loss`,
     :meth:`columns` or :meth:`configure_metrics`, which the constructor must call.
 
     Args:
@@ -97,6 +97,7 @@ class StringReader(PaperModule):
         self,
         criterion: Criterion = "discriminative_forward",
         alphabet: str = "0123456789",
+        *,
         penalty_scale: float = 0.1,
         rubbish_penalty: float = 1.0,
         decoder: Literal["viterbi", "greedy"] = "viterbi",
@@ -178,15 +179,15 @@ class StringReader(PaperModule):
         self.val_loss, self.test_loss, self.test_infeasible = Mean(), Mean(), Mean()
         self.error_reject = ErrorReject()
 
-    def configure_loss(self, lattice: Any, targets: Tensor, lengths: Tensor) -> Tensor:
+    def compute_loss(self, lattice: Any, targets: Tensor, lengths: Tensor) -> Tensor:
         """Compute the criterion of each string, ``inf`` if no path spells it: targets [B, L] -> [B]."""
         function = getattr(criteria, f"{self.criterion}_loss")
         losses: Tensor = function(lattice, targets, lengths, reduction="none")
         return losses
 
     def _losses(self, lattice: Any, batch: Lines) -> Tensor:
-        losses = self.configure_loss(lattice, batch.targets, batch.target_lengths)
-        return expected.loss(self, "configure_loss", losses, len(batch.targets))
+        losses = self.compute_loss(lattice, batch.targets, batch.target_lengths)
+        return expected.loss(self, "compute_loss", losses, len(batch.targets))
 
     def training_step(self, batch: Lines | Characters, batch_idx: int) -> Tensor:
         """Compute and log the loss of a batch of lines or of isolated characters."""

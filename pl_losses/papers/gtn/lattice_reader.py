@@ -30,7 +30,7 @@ class LatticeReader(StringReader):
     discriminative criteria teach the recogniser to give them a high penalty for all classes.
 
     To change it, override :meth:`configure_recogniser`, :meth:`cut`, :meth:`segment_penalties` or
-    :meth:`configure_loss`.
+    :meth:`compute_loss`.
 
     Args:
         criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
@@ -66,6 +66,7 @@ class LatticeReader(StringReader):
         self,
         criterion: Criterion = "discriminative_forward",
         alphabet: str = "0123456789",
+        *,
         max_pieces: int = 4,
         max_width: int = 29,
         radius: int = 2,
@@ -88,13 +89,13 @@ class LatticeReader(StringReader):
         super().__init__(
             criterion,
             alphabet,
-            penalty_scale,
-            rubbish_penalty,
-            decoder,
-            lexicon,
-            reject_below,
-            optimizer,
-            lr_scheduler,
+            penalty_scale=penalty_scale,
+            rubbish_penalty=rubbish_penalty,
+            decoder=decoder,
+            lexicon=lexicon,
+            reject_below=reject_below,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
         )
         for name, value in (
             ("max_pieces", max_pieces),

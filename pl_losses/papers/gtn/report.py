@@ -68,7 +68,7 @@ class ReadingReport(Callback):
     panels: ClassVar[Sections] = manifest.READING_REPORT
 
     @typed
-    def __init__(self, lines: int = 8, errors: int = 16) -> None:
+    def __init__(self, lines: int = 8, *, errors: int = 16) -> None:
         for name, value in (("lines", lines), ("errors", errors)):
             if value < 0:
                 raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")

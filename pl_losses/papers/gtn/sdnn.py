@@ -163,6 +163,7 @@ class SDNN(StringReader):
     def __init__(
         self,
         criterion: Criterion = "discriminative_forward",
+        *,
         centres: Literal["fixed", "adaptable"] = "fixed",
         penalty_scale: float = 0.1,
         rubbish_penalty: float = 1.0,
@@ -175,13 +176,13 @@ class SDNN(StringReader):
         super().__init__(
             criterion,
             "0123456789",
-            penalty_scale,
-            rubbish_penalty,
-            "viterbi",
-            lexicon,
-            reject_below,
-            optimizer,
-            lr_scheduler,
+            penalty_scale=penalty_scale,
+            rubbish_penalty=rubbish_penalty,
+            decoder="viterbi",
+            lexicon=lexicon,
+            reject_below=reject_below,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
         )
         save_plain_hyperparameters(self)
         self.centres = centres

@@ -47,7 +47,7 @@ class LeNet5(Classifier):
     ``test/rejected`` and ``test/error_accepted``; with adaptable centres, also the distances between them,
     ``centres/closest`` and ``centres/farthest``. Errors are shares in [0, 1].
 
-    To change it, override :meth:`configure_network`, :meth:`configure_output`, :meth:`configure_loss`,
+    To change it, override :meth:`configure_network`, :meth:`configure_output`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`configure_optimizers`.
 
     Args:
@@ -87,6 +87,7 @@ class LeNet5(Classifier):
         self,
         num_classes: int = 10,
         criterion: Literal["map", "mle"] = "map",
+        *,
         head: Literal["rbf", "linear"] = "rbf",
         centres: Literal["fixed", "adaptable", "random"] = "fixed",
         rubbish_penalty: float = 1.0,
@@ -128,10 +129,10 @@ class LeNet5(Classifier):
             codes = 0.1 * torch.randn_like(codes)
         return RBFOutput(codes, adaptable=self.centres != "fixed")
 
-    def configure_loss(self, penalties: Tensor, target: Tensor) -> Tensor:
+    def compute_loss(self, penalties: Tensor, target: Tensor) -> Tensor:
         """Compute the criterion: penalties [B, C], target [B] -> scalar."""
         if self.head == "linear":
-            return super().configure_loss(penalties, target)
+            return super().compute_loss(penalties, target)
         if self.criterion == "mle":
             return mle_loss(penalties, target)
         return map_loss(penalties, target, self.rubbish_penalty)
@@ -243,7 +244,7 @@ class LeNet5(Classifier):
                 self.features,
                 batches,
                 lambda features, target: expected.loss(
-                    self, "configure_loss", self.configure_loss(self.output(features), target)
+                    self, "compute_loss", self.compute_loss(self.output(features), target)
                 ),
             )
         for parameter in sharded:

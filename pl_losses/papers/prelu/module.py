@@ -104,6 +104,7 @@ class RectifierNet(Classifier):
         self,
         num_classes: int = 10,
         in_channels: int = 1,
+        *,
         stages: list[list[int]] | None = None,
         pyramid: list[int] | None = None,
         hidden: int | None = None,
@@ -160,7 +161,7 @@ class RectifierNet(Classifier):
             size = hidden
         self.head = nn.Sequential(*modules, nn.Linear(size, num_classes))
         self.configure_metrics()
-        self.configure_weights()
+        self.initialize_weights()
         self.parameter_groups()  # It refuses wrong arguments.
 
     def configure_rectifier(self, channels: int) -> nn.Module:
@@ -171,7 +172,7 @@ class RectifierNet(Classifier):
             return nn.LeakyReLU(self.slope)
         return PReLU(channels if self.rectifier == "prelu" else 1, init=self.slope)
 
-    def configure_weights(self) -> None:
+    def initialize_weights(self) -> None:
         """Draw the initial weights."""
         if self.init == "torch":
             return

@@ -93,7 +93,7 @@ class PReLUSlopeMonitor(Monitor):
     }
 
     @typed
-    def __init__(self, every_n_steps: int | None = None, modules: str = "*") -> None:
+    def __init__(self, every_n_steps: int | None = None, *, modules: str = "*") -> None:
         super().__init__(every_n_steps)
         if not isinstance(modules, str):
             raise TypeError(f"Expected `modules` to be a pattern of module paths but got {modules!r}")

@@ -35,7 +35,7 @@ class Denoising(PaperModule):
     """Base of a denoising autoencoder and of a stack of them: layers, corruption and criterion.
 
     The constructor must call :meth:`build`. Override :meth:`configure_layer`, :meth:`configure_corruption`,
-    :meth:`configure_reconstruction_loss` or :meth:`configure_input` to change it.
+    :meth:`compute_reconstruction_loss` or :meth:`prepare_input` to change it.
     """
 
     layers: nn.ModuleList
@@ -110,7 +110,7 @@ class Denoising(PaperModule):
             return SaltAndPepper(self.level, self.mode)
         return MaskingNoise(self.level, self.mode)
 
-    def configure_reconstruction_loss(
+    def compute_reconstruction_loss(
         self, index: int, decoded: Tensor, clean: Tensor, touched: Tensor
     ) -> Tensor:
         """Compute the criterion of layer ``index``: decoded, clean inputs, touched elements -> scalar."""
@@ -124,7 +124,7 @@ class Denoising(PaperModule):
             beta=self.beta,
         )
 
-    def configure_input(self, inputs: Tensor) -> Tensor:
+    def prepare_input(self, inputs: Tensor) -> Tensor:
         """Make the first layer's inputs from a batch, by default rows: [B, ...] -> [B, D].
 
         Raises:
@@ -156,7 +156,7 @@ class Denoising(PaperModule):
         Returns:
             [B, H] of the last layer passed.
         """
-        codes = self.configure_input(inputs)
+        codes = self.prepare_input(inputs)
         with self.whole():
             for index in range(len(self.layers) if depth is None else depth):
                 codes = self.layer(index).encode(codes)
@@ -201,8 +201,8 @@ class Denoising(PaperModule):
         rows = own or len(clean)
         corrupted, touched = self.corrupt(clean, index, *key, places=places)
         decoded = self.layers[index](corrupted)
-        loss = self.configure_reconstruction_loss(index, decoded[:rows], clean[:rows], touched[:rows])
-        return expected.loss(self, "configure_reconstruction_loss", loss)
+        loss = self.compute_reconstruction_loss(index, decoded[:rows], clean[:rows], touched[:rows])
+        return expected.loss(self, "compute_reconstruction_loss", loss)
 
     def denoise(self, clean: Tensor, index: int, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Compute the loss of a training batch of layer ``index``, of this rank and weighted."""
@@ -230,7 +230,7 @@ class Denoising(PaperModule):
         Returns:
             The corrupted inputs and the mean of p(x|z), both [B, D].
         """
-        clean = self.configure_input(inputs)
+        clean = self.prepare_input(inputs)
         corrupted, _ = self.noise[0](clean, keyed_generator(seed, "reconstruct", device=clean.device))
         layer = self.layer(0)
         with self.whole():
@@ -313,6 +313,7 @@ class DenoisingAutoencoder(Denoising):
         self,
         in_features: int = 784,
         hidden: int = 1000,
+        *,
         corruption: CorruptionName = "masking",
         level: float = 0.25,
         mode: Mode = "exact",
@@ -333,7 +334,7 @@ class DenoisingAutoencoder(Denoising):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Encode clean inputs: [B, ...] -> [B, H]."""
-        return self.layer(0).encode(self.configure_input(inputs))
+        return self.layer(0).encode(self.prepare_input(inputs))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute and log the reconstruction error of a batch, per example."""
@@ -359,4 +360,4 @@ class DenoisingAutoencoder(Denoising):
         return {"codes": codes, "reconstruction": self.layer(0).mean(codes)}
 
     def _clean(self, batch: Any) -> Tensor:
-        return self.configure_input(expected.first(self, batch))
+        return self.prepare_input(expected.first(self, batch))

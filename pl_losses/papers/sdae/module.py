@@ -39,9 +39,9 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
     is k, and in fine-tuning the number of layers + 1. The noise is that of the joined batch on any number of
     ranks.
 
-    To change it, override :meth:`configure_layer` (for convolutions, with :meth:`configure_input`),
-    :meth:`configure_corruption`, :meth:`configure_reconstruction_loss`, :meth:`configure_head`,
-    :meth:`configure_loss`, or :meth:`stage_optimizer` for one of its own for each layer.
+    To change it, override :meth:`configure_layer` (for convolutions, with :meth:`prepare_input`),
+    :meth:`configure_corruption`, :meth:`compute_reconstruction_loss`, :meth:`configure_head`,
+    :meth:`compute_loss`, or :meth:`stage_optimizer` for one of its own for each layer.
 
     Args:
         in_features: Elements D of an input.
@@ -94,6 +94,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         in_features: int = 784,
         hidden: list[int] | None = None,
         num_classes: int = 10,
+        *,
         corruption: CorruptionName = "masking",
         level: float = 0.25,
         mode: Mode = "exact",
@@ -189,7 +190,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute the logits of the classes: [B, ...] -> [B, C]."""
-        codes = self.configure_input(inputs)
+        codes = self.prepare_input(inputs)
         for index in range(len(self.layers)):
             codes = self.layer(index).encode(codes)
         logits: Tensor = self.head(codes.flatten(1))

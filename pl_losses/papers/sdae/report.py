@@ -57,7 +57,7 @@ class AutoencoderReport(Callback):
 
     @typed
     def __init__(
-        self, every_n_epochs: int = 5, filters: int = 128, examples: int = 12, seed: int = 0
+        self, every_n_epochs: int = 5, *, filters: int = 128, examples: int = 12, seed: int = 0
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("filters", filters), ("examples", examples)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -141,7 +141,7 @@ class AutoencoderReport(Callback):
         inputs = trainer.precision_plugin.convert_input(inputs).to(pl_module.device)
         # On all ranks, as sharded layers need all of them.
         with trainer.precision_plugin.forward_context():
-            clean = pl_module.configure_input(inputs)
+            clean = pl_module.prepare_input(inputs)
             corrupted, decoded = pl_module.reconstruct(inputs, self.seed)
             samples = pl_module.sample(inputs, SAMPLES, self.seed).float().flatten(2)
         if not trainer.is_global_zero or not trainer.loggers:

@@ -110,6 +110,7 @@ class StyleTransfer(PaperModule):
         self,
         alpha: float | None = None,
         beta: float = 1.0,
+        *,
         preset: PresetName = "paper",
         weights: str | None = None,
         inputs: Literal["auto", "bgr", "rgb"] = "auto",
@@ -163,11 +164,11 @@ class StyleTransfer(PaperModule):
             features,
             self.content_layers,
             self.style_layers,
-            self.preset,
-            self.alpha,
-            self.beta,
-            self.layer_weights,
-            self.tv_weight,
+            preset=self.preset,
+            alpha=self.alpha,
+            beta=self.beta,
+            layer_weights=self.layer_weights,
+            tv_weight=self.tv_weight,
         )
 
     def setup(self, stage: str) -> None:

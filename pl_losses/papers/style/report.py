@@ -44,7 +44,7 @@ class StyleReport(Callback):
     panels: ClassVar[Sections] = manifest.STYLE_REPORT
 
     @typed
-    def __init__(self, output: str | None = None, every_n_steps: int = 1) -> None:
+    def __init__(self, output: str | None = None, *, every_n_steps: int = 1) -> None:
         if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 0:
             raise ValueError(
                 f"Expected `every_n_steps` to be an integer of at least 0 but got {every_n_steps!r}"

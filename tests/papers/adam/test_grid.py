@@ -35,7 +35,7 @@ def batches(steps):
 
 
 def bound(vae, images, noise):
-    return sum(term.mean() for term in vae.configure_loss(images, noise))
+    return sum(term.mean() for term in vae.compute_loss(images, noise))
 
 
 def single(run, steps):

@@ -65,7 +65,7 @@ def test_loss_of_the_autoencoder_is_the_bound_with_the_given_noise():
     mean, log_variance = second(F.softplus(first(target))).split(2, dim=1)
     first, _, second = vae.decoder
     logits = second(F.softplus(first(mean + (log_variance / 2).exp() * noise)))
-    reconstruction, divergence = vae.configure_loss(target, noise)
+    reconstruction, divergence = vae.compute_loss(target, noise)
     torch.testing.assert_close(reconstruction, bernoulli_error(logits, target))
     torch.testing.assert_close(divergence, kl_to_standard_normal(mean, log_variance))
 
@@ -73,7 +73,7 @@ def test_loss_of_the_autoencoder_is_the_bound_with_the_given_noise():
 def test_images_are_made_binary_and_noise_is_that_of_the_key():
     vae = VAE(in_features=4, hidden=3, latent=2)
     images = torch.tensor([[[0.0, 0.4], [0.6, 1.0]]])
-    assert vae.configure_target(images).tolist() == [[0, 0, 1, 1]]
+    assert vae.prepare_target(images).tolist() == [[0, 0, 1, 1]]
     noise = [
         vae.draw_noise(torch.zeros(200, 4), *key)
         for key in (("train", 0, 1), ("train", 0, 1), ("train", 0, 2))

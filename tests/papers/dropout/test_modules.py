@@ -108,9 +108,9 @@ def test_loss_is_the_objective_with_the_decay_of_tau_l_n_and_each_p(tmp_path, co
         loss = loss + weight_decay_of(0.25, 2.0, 37, p, convention, std) * weight.square().sum()
         if convention == "paper":
             loss = loss + weight_decay_of(0.25, 2.0, 37, 0.0, convention, std) * bias.square().sum()
-    torch.testing.assert_close(model.configure_loss(outputs, y), loss)
+    torch.testing.assert_close(model.compute_loss(outputs, y), loss)
     model.eval()
-    torch.testing.assert_close(model.errors(outputs, y).mean(), model.configure_loss(outputs, y))
+    torch.testing.assert_close(model.errors(outputs, y).mean(), model.compute_loss(outputs, y))
 
 
 def test_drop_probabilities_are_those_right_before_each_layer():

@@ -103,9 +103,9 @@ def test_the_generator_is_called_once_and_nothing_leaks():
             network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
             return network
 
-        def configure_generator_loss(self, fake_logits):
+        def compute_generator_loss(self, fake_logits):
             assert not any(p.requires_grad for p in self.discriminator.parameters())
-            return super().configure_generator_loss(fake_logits)
+            return super().compute_generator_loss(fake_logits)
 
         def on_train_batch_end(self, *_):
             # What the discriminator's step left: no gradient of the generator's loss on top.
@@ -212,8 +212,8 @@ def test_what_is_left_at_the_end_of_an_epoch_is_one_batch(accumulate, large):
 
 def test_a_loss_of_the_generator_that_is_not_finite_stops_before_its_step():
     class Broken(GAN):
-        def configure_generator_loss(self, fake_logits):
-            return super().configure_generator_loss(fake_logits) * torch.nan
+        def compute_generator_loss(self, fake_logits):
+            return super().compute_generator_loss(fake_logits) * torch.nan
 
     model = Broken(**SMALL, generator_optimizer=sgd, discriminator_optimizer=sgd)
     before = copy.deepcopy(model.generator.state_dict())
@@ -321,10 +321,10 @@ def test_mixed_precision(precision):
 
 def test_custom_networks_losses_and_normalised_images():
     class Hinge(GAN):
-        def configure_discriminator_loss(self, real_logits, fake_logits):
+        def compute_discriminator_loss(self, real_logits, fake_logits):
             return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
 
-        def configure_generator_loss(self, fake_logits):
+        def compute_generator_loss(self, fake_logits):
             return -fake_logits.mean()
 
     model = Hinge(

@@ -26,11 +26,11 @@ def test_criteria_of_the_heads():
     images, target = torch.randn(4, 1, 32, 32), torch.arange(4)
     model = LeNet5(criterion="mle")
     penalties = model(images)
-    torch.testing.assert_close(model.configure_loss(penalties, target), penalties[range(4), target].mean())
+    torch.testing.assert_close(model.compute_loss(penalties, target), penalties[range(4), target].mean())
     modern = LeNet5(head="linear")
     logits = modern.output.weight @ modern.features(images).T + modern.output.bias[:, None]
     expected = torch.nn.functional.cross_entropy(logits.T, target)
-    torch.testing.assert_close(modern.configure_loss(modern(images), target), expected)
+    torch.testing.assert_close(modern.compute_loss(modern(images), target), expected)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_logged_keys_are_the_same_in_every_logger(tmp_path):
 
 def test_subclass_in_ten_lines(tmp_path):
     class Smoothed(LeNet5):
-        def configure_loss(self, penalties, target):
-            return super().configure_loss(penalties, target) + 0.01 * penalties.mean()
+        def compute_loss(self, penalties, target):
+            return super().compute_loss(penalties, target) + 0.01 * penalties.mean()
 
     fit = trainer(tmp_path, max_steps=2, enable_checkpointing=False)
     fit.fit(Smoothed(optimizer=ADAM), Digits())

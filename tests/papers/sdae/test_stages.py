@@ -247,7 +247,7 @@ class ConvStack(StackedDenoisingAutoencoder):
     def configure_layer(self, index, in_features, hidden):
         return ConvLayer(in_features, hidden)
 
-    def configure_input(self, inputs):
+    def prepare_input(self, inputs):
         return inputs
 
     def configure_head(self):
@@ -287,7 +287,7 @@ def test_samples_are_means_given_binary_units_drawn_from_the_layer_above():
 def test_one_autoencoder_learns_to_denoise(tmp_path):
     torch.manual_seed(0)
     model = DenoisingAutoencoder(
-        1024, 50, "salt_and_pepper", 0.2, optimizer=lambda p: torch.optim.Adam(p, 5e-3)
+        1024, 50, corruption="salt_and_pepper", level=0.2, optimizer=lambda p: torch.optim.Adam(p, 5e-3)
     )
     trainer = train(tmp_path, epochs=4, inference_mode=False)
     (before,) = trainer.validate(model, data(), verbose=False)

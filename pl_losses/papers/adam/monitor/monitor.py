@@ -122,6 +122,7 @@ class AdamBiasCorrectionMonitor(Monitor):
     def __init__(
         self,
         every_n_steps: int | None = None,
+        *,
         level: Literal["aggregate", "full"] = "full",
         tensors: str | None = None,
     ) -> None:
