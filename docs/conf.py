@@ -22,7 +22,8 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 # MathJax comes with the site. Of its builds this is the one that draws without font files, so that a single
 # file of 2 MB is copied out of the package's 24. Its menu would load what is not there.
-html_static_path = [str(Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js")]
+MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+html_static_path = [str(MATHJAX / "tex-svg.js")]
 mathjax_path = "tex-svg.js"
 mathjax3_config = {"options": {"enableMenu": False}}
 autodoc_typehints = "signature"
@@ -37,14 +38,17 @@ napoleon_use_rtype, napoleon_use_ivar = False, True
 
 # A formula, literal code, what is escaped already, and, when none of these, a bar.
 BAR = re.compile(r":math:`[^`]*`|``.*?``|\\\||\|", re.S)
+# "C." for the number of channels would begin a list.
+LETTER = re.compile(r"^(\s*(?:[\w, ]+: )?[A-Za-z])\.(?= |$)", re.M)
 
 
-def escape_bars(app, what, name, obj, options, lines):
-    """In docstrings |W| is an absolute value, in reStructuredText a substitution."""
+def escape(app, what, name, obj, options, lines):
+    """In docstrings |W| is an absolute value, in reStructuredText a substitution; and so on."""
     paragraphs = "\n".join(lines).split("\n\n")
     for index, paragraph in enumerate(paragraphs):
         if not paragraph.lstrip().startswith(".. math::") and ">>>" not in paragraph:
-            paragraphs[index] = BAR.sub(lambda bar: "\\|" if bar[0] == "|" else bar[0], paragraph)
+            paragraph = BAR.sub(lambda bar: "\\|" if bar[0] == "|" else bar[0], paragraph)
+            paragraphs[index] = LETTER.sub(r"\1\.", paragraph)
     lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
@@ -68,4 +72,4 @@ def link_to_site(app, docname, source):
 def setup(app):
     """Before docstrings and pages are parsed."""
     app.connect("source-read", link_to_site)
-    app.connect("autodoc-process-docstring", escape_bars, priority=1)
+    app.connect("autodoc-process-docstring", escape, priority=1)

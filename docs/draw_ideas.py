@@ -1,4 +1,4 @@
-"""Draws a picture of the idea of papers that have no other: `PL_LOSSES_DATA=... python docs/draw_ideas.py`."""
+"""Draws the ideas of four papers; needs MNIST: `PL_LOSSES_DATA=... python docs/draw_ideas.py`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ def gtn() -> Figure:
     for cut, (x, y) in places.items():
         axes.plot(x, y, "o", markersize=20, color="white", markeredgecolor="black")
         axes.text(x, y, str(cut), ha="center", va="center", fontsize=11)
-    words = [(0.35, "spells 34: penalty 0.1 + 0.6 = 0.7", BLUE), (-0.35, "best of all, 314: 0.1 + 0.1 + 0.4 = 0.6", RED)]
+    words = [
+        (0.35, "spells 34: penalty 0.1 + 0.6 = 0.7", BLUE),
+        (-0.35, "best of all, 314: 0.1 + 0.1 + 0.4 = 0.6", RED),
+    ]
     for y, text, colour in words:
         axes.text(5.1, y, text, color=colour, fontsize=12, va="center")
     axes.set(xlim=(-0.3, 8.6), ylim=(-1.3, 1.1))
@@ -122,7 +125,9 @@ def gan() -> Figure:
     for (x, y, text), colour in boxes.items():
         width = 1.7
         axes.add_patch(
-            FancyBboxPatch((x - width / 2, y - 0.35), width, 0.7, "round,pad=0.05", facecolor=colour, edgecolor=GREY)
+            FancyBboxPatch(
+                (x - width / 2, y - 0.35), width, 0.7, "round,pad=0.05", facecolor=colour, edgecolor=GREY
+            )
         )
         axes.text(x, y, text, ha="center", va="center", fontsize=11)
     for start, end in (
