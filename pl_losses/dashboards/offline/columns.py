@@ -18,6 +18,8 @@ Array = npt.NDArray[np.float64]
 # A row with nothing but numbers, as wandb writes it: the record's number (field 1), then the row (2); of each
 # item the name (2) and the value (16). Counting the tags of values shows whether a match is complete.
 ROW = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?\x12")
+# What a row changes in the summary (3): half of a file, and nothing that its rows do not have.
+SUMMARY = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?\x1a")
 LENGTH = rb"(?:[\x00-\x7f]|[\x80-\xff][\x00-\x7f])"
 ITEM = re.compile(rb"\n" + LENGTH + rb"\x12.([\x20-\x7e]+)\x82\x01.([-0-9NI][^\n]*)", re.DOTALL)
 NUMBER = re.compile(rb"[-+.0-9eENaInfity]*")

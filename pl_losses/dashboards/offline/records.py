@@ -55,17 +55,21 @@ def read_payloads(path: str | Path, notes: list[str]) -> Iterator[bytes]:
                     yield b"".join(parts)
                     parts = []
             at = end + length
-    if not found:
-        raise UsageError(f"Nothing of `{path}` can be read: {note.partition(':')[0] or 'it has no record'}")
-    if note or parts:
-        notes.append(note or "the file ends within a record")
+    if note and not found:
+        raise UsageError(f"Nothing of `{path}` can be read: {note.partition(':')[0]}")
+    if parts:
+        note = note or "the file ends within a record"
+    elif not found:
+        note = "the file has no record so far: wandb writes it 32 KiB at a time"
+    if note:
+        notes.append(note)
 
 
 def _blocks(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Yield the blocks of a file with their places, each shorter one being the last; never all at once."""
     start = 0
     try:
-        with Path(path).open("rb", buffering=32 * BLOCK) as file:
+        with Path(path).open("rb", buffering=8 * BLOCK) as file:
             while block := file.read(BLOCK):
                 if not start and not block.startswith(MAGIC):
                     raise UsageError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from pl_losses.dashboards.offline import wire
-from pl_losses.dashboards.offline.columns import Array, Columns, plain_numbers
+from pl_losses.dashboards.offline.columns import SUMMARY, Array, Columns, plain_numbers
 from pl_losses.dashboards.offline.records import read_payloads
 from pl_losses.recipes import UsageError, load
 
@@ -139,6 +139,8 @@ def read_wandb(path: Path) -> Run:
     run = Run(path.stem.removeprefix("run-"), path, path.parent / "files")
     lost: Counter[str] = Counter()
     for payload in read_payloads(path, run.notes):
+        if SUMMARY.match(payload):
+            continue
         if numbers := plain_numbers(payload):
             run.columns.add(numbers)
             continue

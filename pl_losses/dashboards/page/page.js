@@ -2,7 +2,7 @@
 // Lays the page out. Charts are drawn when they come into view; what was set is kept while the tab is open.
 const page = JSON.parse(document.getElementById("page").textContent)
 const KEY = `pl_losses ${location.pathname}`
-const state = {hidden: [], smoothing: null, linked: false, dark: null, search: "", folded: {}, scroll: 0}
+const state = {hidden: [], smoothing: null, linked: false, dark: null, search: "", folded: {}, scroll: 0, focus: ""}
 try {
   Object.assign(state, JSON.parse(sessionStorage.getItem(KEY)))
 } catch {} // No storage: nothing is kept.
@@ -149,9 +149,13 @@ addEventListener("resize", () => {
   width = innerWidth
 })
 history.scrollRestoration = "manual"
-addEventListener("load", () => { if (!location.hash) scrollTo(0, state.scroll) })
+addEventListener("load", () => {
+  if (state.scroll || !location.hash) scrollTo(0, state.scroll)
+  control(state.focus)?.focus({preventScroll: true})
+})
 addEventListener("pagehide", () => {
   state.scroll = scrollY
+  state.focus = document.activeElement.id
   try { sessionStorage.setItem(KEY, JSON.stringify(state)) } catch {}
 })
 if (page.refresh) {
