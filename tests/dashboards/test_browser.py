@@ -85,7 +85,10 @@ async function use() {
 
   set("#smoothing", {value: 0.9})
   await wait()
-  seen.faint = panel("Loss").querySelectorAll("path[stroke-opacity]").length
+  seen.faint = panel("own/margin").querySelectorAll("path[stroke-opacity]").length
+
+  HTMLAnchorElement.prototype.click = function () { seen.file = [this.download, this.href.slice(0, 5)] }
+  panel("Loss").querySelector("button").click()
 
   drag("Loss", 0.5, 0.75)
   seen.alone = [ticks("Loss").includes("20"), ticks("own/margin").includes("20")]
@@ -152,7 +155,7 @@ def seen(tmp_path_factory):
 
 
 def test_everything_is_drawn(seen):
-    assert seen["drawn"] == seen["charts"] == 7
+    assert seen["drawn"] == seen["charts"] == 5
     assert (seen["curves"], seen["histograms"], seen["lines"]) == (6, 3, 3)
     assert seen["pictures"] == 6  # Those of tables are among them.
     assert seen["entries"][0] == "Runs compared"
@@ -164,7 +167,11 @@ def test_pictures_of_runs_have_one_slider(seen):
 
 
 def test_one_smoothing_for_all(seen):
-    assert seen["faint"] == 6
+    assert seen["faint"] == 3  # Beside each run's smooth curve.
+
+
+def test_a_figure_is_saved(seen):
+    assert seen["file"] == ["Loss.svg", "blob:"]
 
 
 def test_x_axes_are_linked_on_request(seen):

@@ -102,7 +102,7 @@ def test_a_page_keeps_to_its_size(tmp_path):
     page = build_page([run])
     assert 3e6 < len(page) < 5e6
     panels = {panel["title"]: panel for panel in panels_of(run)}
-    assert len(panels["h3"]["steps"]) > 10
+    assert len(panels["h3"]["maps"][0]["steps"]) > 10
     assert "of 500 rows" in panels["t"]["note"]
     assert panels["p"]["pictures"][0]["note"] == "(1 of 9 steps are shown)"
     # No key is left out for another one's sake: what is too large becomes smaller.

@@ -4,7 +4,8 @@ const PALETTE = ["#3b82c4", "#e0533d", "#2e9e5b", "#9a6bd0", "#c9771f", "#1798a8
 const DASHES = ["", "6 3", "2 3", "2 3 6 3", "12 3"]
 const MARGIN = {left: 58, right: 14, top: 10, bottom: 40}
 
-const colourOf = (number, count) => count > PALETTE.length ? d3.interpolateSinebow(number / count) : PALETTE[number % PALETTE.length]
+// Of more runs than that, all hues of one lightness, which is seen on white and on black.
+const colourOf = (number, count) => count > PALETTE.length ? String(d3.hcl(360 * number / count, 55, 58)) : PALETTE[number % PALETTE.length]
 const short = value => typeof value === "number" ? String(Number(value.toPrecision(5))) : String(value ?? "-")
 
 function numbers(base64) {
@@ -54,8 +55,11 @@ function scaleOf(domain, range, log) {
 function axis(svg, made, scale, at, label) {
   const ticks = made.scale(scale).tickFormat(short).tickSizeOuter(0)
   // A log scale makes a tick for each digit, without asking how many there is room for.
-  const values = scale.base ? scale.ticks(5).filter(value => Number.isInteger(Math.log10(value))) : null
-  if (values && values.length > 1) ticks.tickValues(d3.range(0, values.length, Math.ceil(values.length / 6)).map(i => values[i]))
+  if (scale.base) {
+    const beginning = digits => scale.ticks(5).filter(value => digits.includes(value.toExponential()[0]))
+    const tens = beginning("1"), every = Math.ceil(tens.length / 6)
+    ticks.tickValues(tens.length > 1 ? tens.filter((_, i) => i % every === 0) : beginning("125"))
+  }
   const group = svg.append("g").attr("transform", at).call(ticks)
   if (label) group.append("text").attr("class", "label").attr("fill", "currentColor").text(label)
   return group
@@ -129,15 +133,20 @@ function drawCurves(body, curves, {log, weight, label, range, zoom}) {
   }
 }
 
-function drawHistograms(body, {steps, edges, counts}, {label, range, zoom}) {
-  const next = steps.map((step, i) => steps[i + 1] ?? step + (step - (steps[i - 1] ?? step - 1)))
+// Where each step of a heat map begins and, at last, ends.
+const stretch = ({steps}) => {
+  const end = steps[steps.length - 1]
+  return [...steps, end + (end - (steps[steps.length - 2] ?? end - 1))]
+}
+
+function drawHistogram(body, {steps, edges, counts}, {label, range, zoom, x, y}) {
+  const next = stretch({steps}).slice(1)
   const ratio = devicePixelRatio || 1
   const hover = (at, value) => {
     const i = Math.max(0, d3.bisect(steps, at) - 1), bin = d3.bisect(edges[i], value) - 1
     return counts[i][bin] === undefined ? "" : `${label} ${short(steps[i])}\n${counts[i][bin]} in ${short(edges[i][bin])} to ${short(edges[i][bin + 1])}`
   }
-  const y = {ends: d3.extent(edges.flat())}
-  const made = frame(body, {x: range ?? [steps[0], next[next.length - 1]], y, label, zoom, hover})
+  const made = frame(body, {x: range ?? x, y: {ends: y}, label, zoom, hover})
   // Thousands of bins are too many for elements.
   const canvas = document.createElement("canvas")
   Object.assign(canvas, {width: body.clientWidth * ratio, height: body.clientHeight * ratio})
@@ -168,8 +177,8 @@ function drawParallel(body, axes, runs, light) {
     if (known.some(value => typeof value === "string")) {
       return d3.scalePoint().domain([...new Set(known.map(String))].sort()).range([bottom, top]).padding(0.5)
     }
-    const [low, high] = d3.extent(known)
-    return scaleOf(ends(known, low > 0 && high / low > 50), [bottom, top], low > 0 && high / low > 50)
+    const [low, high] = d3.extent(known), log = low > 0 && high / low >= 10
+    return scaleOf(ends(known, log), [bottom, top], log)
   })
   const path = d3.line().defined(([, y]) => y !== undefined)
   for (const {run, name, colour} of runs) {

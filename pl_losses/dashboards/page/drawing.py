@@ -100,18 +100,21 @@ class Drawing:
             yield {"kind": "table", "title": panel.title, "columns": columns, "rows": rows, "owners": owners}
 
     def histograms(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
-        """Make a heat map for each key and run."""
+        """Make a heat map for each key, the runs' side by side."""
+        maps: dict[str, list[Data]] = {}
         for run, key, items in self.found("histogram", keys):
             kept = evenly(items, self.steps)
-            yield {
-                "kind": "histogram",
+            made = {
                 "run": run,
-                "title": self.title(key, run),
                 "x": kept[0].axis,
                 "steps": [item.x for item in kept],
                 "edges": [[float(f"{edge:.5g}") for edge in item.value["bins"]] for item in kept],
                 "counts": [item.value["values"] for item in kept],
             }
+            maps.setdefault(key, []).append(made)
+        for key in keys:
+            if key in maps:
+                yield {"kind": "histogram", "title": key, "x": maps[key][0]["x"], "maps": maps[key]}
 
     def pictures(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
         """Make pictures with their steps: at least the last of each key, smaller if there is no room."""

@@ -75,8 +75,23 @@ function linesPanel(panel, place) {
   return draw
 }
 
+// The runs' histograms are side by side, on the same axes.
 function histogramPanel(panel, place) {
-  const draw = () => drawHistograms(place.body, panel, zoomed(panel, draw))
+  if (page.runs.length > 1) place.root.classList.add("several")
+  const group = element("div", place.body, undefined, "beside")
+  const bodies = panel.maps.map(one => {
+    const box = element("figure", group), body = element("div", box, undefined, "map")
+    if (page.runs.length > 1) element("figcaption", box, page.runs[one.run])
+    box.dataset.run = one.run
+    return body
+  })
+  const draw = () => {
+    const shown = panel.maps.filter(one => !state.hidden.includes(one.run))
+    const y = d3.extent(shown.flatMap(one => one.edges.flat())), x = d3.extent(shown.flatMap(stretch))
+    panel.maps.forEach((one, i) => {
+      if (shown.includes(one)) drawHistogram(bodies[i], one, {...zoomed(panel, draw), x, y})
+    })
+  }
   return draw
 }
 
