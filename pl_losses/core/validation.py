@@ -218,7 +218,7 @@ _SIMPLE: dict[Any, _Kind] = {
 
 
 def _kind(annotation: Any) -> _Kind | None:
-    if annotation is Any:
+    if annotation in (Any, object):
         return None
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
@@ -245,7 +245,8 @@ def _kind(annotation: Any) -> _Kind | None:
             "a sequence", lambda value: isinstance(value, Iterable) and not isinstance(value, (str, Tensor))
         )
     if getattr(annotation, "_is_protocol", False):
-        methods = [name for name in vars(annotation) if name[0] != "_"]
+        bases = [base for base in annotation.__mro__ if getattr(base, "_is_protocol", False)]
+        methods = [name for base in bases for name in vars(base) if name[0] != "_"]
         return _simple(
             f"a {annotation.__name__}", lambda value: all(hasattr(type(value), name) for name in methods)
         )
