@@ -170,7 +170,7 @@ def _fill(masks: Tensor, p: float, scale: float, streams: list[np.random.SFC64])
     """Fill [K, n] row by row; each row takes a whole number of the stream's 64 bits."""
     count, size = masks.shape
     bits, threshold, _ = _word(p)
-    draws = -(-size * bits // 64)
+    draws = -(-size * bits // 64)  # Whole ones: so each row's mask is the same, however many are drawn.
     rows = max(1, _BLOCK // max(1, size))
     for start in range(0, count if size else 0, rows):
         part = masks[start : start + rows]

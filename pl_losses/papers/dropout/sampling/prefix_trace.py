@@ -60,15 +60,20 @@ class PrefixTrace:
     def __init__(self, inputs: Iterable[Tensor], changing: frozenset[int] = frozenset()) -> None:
         self.changing = changing
         self.usable, self.over = True, False
-        self._steps: list[_Step] = []
-        self._at = 0
+        self._steps: list[_Step] = []  # The recorded calls, in their order.
+        self._at = 0  # How many of them the current replay has answered.
+        # Each input, and each tensor that is computed before the first dropout, has a number.
         self._numbers: dict[int, int] = {}  # by id, which a dead tensor may have passed on to another one
-        self._alive: list[Any] = []  # weak references, then tensors or None
+        # By number: weak references while recording; then the tensors, and None for those that died.
+        self._alive: list[Any] = []
+        # By number: shape, type and device, of which a dead tensor's stand-in is made.
         self._likes: list[tuple[Any, ...]] = []
-        self._outside: dict[int, Tensor] = {}  # parameters and the like
+        # By id: parameters and the like. They are held, so that no other tensor takes their id.
+        self._outside: dict[int, Tensor] = {}
         self._inputs = list(inputs)
         for tensor in self._inputs:
             self._slot(tensor)
+        # By number: versions at the first dropout, copies of what the rest changes, tensors of this replay.
         self._versions: dict[int, int] = {}
         self._copies: dict[int, Tensor] = {}
         self._now: list[Tensor | None] = []
@@ -79,6 +84,7 @@ class PrefixTrace:
         """Call a function and remember its result, but hold no tensor."""
         if not self.usable:
             return func(*args, **kwargs)
+        # Described before the call, which may change a list or free a tensor among them.
         arguments = self._described((args, kwargs))
         output = func(*args, **kwargs)
         if type(output) in PLAIN or type(output) in _VALUES:  # torch.Size would come back as a tuple
@@ -117,6 +123,7 @@ class PrefixTrace:
         }
         if not found:
             return frozenset()
+        # Only a tensor with memory of its own can be copied: what shares it has to see the change, too.
         memory: dict[int, int] = {}
         for tensor in (*(self._alive[number] for number in self._versions), *self._outside.values()):
             address = tensor.untyped_storage().data_ptr()
@@ -168,6 +175,7 @@ class PrefixTrace:
         if func in _UNTRACKED or kwargs.get("generator") is not None:
             return False
         if len(results) == 1 and results[0] is None:
+            # Else None may mean an effect elsewhere, which replay would leave out.
             return func in _WITHOUT_RESULT or getattr(func, "__name__", "") == "__get__"
         return all(
             one.layout is torch.strided and not one.requires_grad and not one.is_inference()
@@ -207,6 +215,7 @@ class PrefixTrace:
         return value
 
     def _same(self, known: Any, value: Any) -> bool:
+        # Tensors are compared by identity: those of a replay are the very ones that it gave back.
         if type(known) is _Slot:
             return value is self._current(known.number)
         if type(known) is tuple:
@@ -228,6 +237,7 @@ class PrefixTrace:
     def _current(self, number: int) -> Tensor:
         tensor = self._now[number]
         if tensor is None:
+            # It died before the first dropout, so only recorded calls take it, and they read no values.
             shape, dtype, device = self._likes[number]
             tensor = self._now[number] = torch.empty((), dtype=dtype, device=device).expand(shape)
         return tensor

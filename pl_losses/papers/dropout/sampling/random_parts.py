@@ -67,6 +67,7 @@ class Asked:
         self._settle()
         if id(part) not in self._own or part.__dict__["training"]:
             return
+        # A flag on its way into a call may be a known dropout's, which the next torch function tells.
         if _is_passed_on(reader.f_code, reader.f_lasti):
             self._last = part, reader
         else:
@@ -76,6 +77,7 @@ class Asked:
         """Note that the caller of this method's caller calls a torch function."""
         if self._last is None:
             return
+        # Whoever calls the function is whoever read the flag, but for torch's own frames between.
         frame: FrameType | None = sys._getframe(2)
         between = {*_GO_BETWEENS, getattr(func, "__code__", None)}
         while frame is not None and frame.f_code in between:
@@ -184,6 +186,8 @@ def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Par
             stack.callback(_set_forward, part, part.__dict__.get("forward"))
             part.__dict__["forward"] = through(part, part.forward)
         call()
+    # An empty verdict shows nothing: the part's own forward was not called, or another part asks it. These
+    # are tried through the whole module, first together, which mostly ends the search.
     rest = [part for key, part in asked.parts.items() if verdicts.get(key, _Verdict()) == _Verdict()]
     if rest and _try(rest, asked.module, call, streams) != _Verdict():
         verdicts |= {id(part): _try([part], asked.module, call, streams) for part in rest}
@@ -227,7 +231,8 @@ def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], stre
             return _Verdict()
         if _alike(output, first):
             return _Verdict(random=True, draw=own)
-        # Without dropout, if there is some, as it is switched anyway.
+        # It stays in evaluation. Samples lack something if results that evaluation has, too, are random in
+        # training. Dropout is off, if there is some, as it is switched anyway.
         on = not without[0]
         lacking = _common_differ(output, run(True, 0, on)[0], run(True, 1, on)[0])
         why = "is random in training but stays as in evaluation, as it returns something else in training"

@@ -73,6 +73,7 @@ class _Folded(torch.autograd.Function):
     def vmap(
         info: Any, dims: Any, func: Any, packed: bool, count: int, options: tuple[Any, ...], *tensors: Tensor
     ) -> Any:
+        # `dims` has an entry for each argument; those of the tensors begin with the fifth.
         first = 1 + packed + count
         if any(dim is not None for dim in (*dims[4 + first :], *dims[5 : 5 + packed])):
             raise RuntimeError(f"`{func.__name__}` with weights that differ between samples")

@@ -112,6 +112,8 @@ class VectorizedSampler:
             self._searched(lambda: self._one(None))
         else:
             prefix, reason = self._searched(self._first)
+        # The ways to make the other samples, the fastest first. If one fails, the next one starts again from
+        # the same sample and the same masks; T whole passes come last.
         ways: list[Callable[[], None]] = []
         if not reason and self.done < samples:
             sites, largest = list(self.mode.sites), self.mode.largest
@@ -180,6 +182,8 @@ class VectorizedSampler:
             return None, "it drops nothing"  # A warning says so.
         if state(self.module) != before:
             return None, "it changes what it holds"
+        # What the rest of a pass changes in place, it would find changed in the next: record once more, with
+        # copies of these tensors. That pass is the second sample.
         changing = prefix.changed() if prefix.usable else None
         if changing and self.done < self.samples:
             prefix = self._record(changing)
@@ -233,8 +237,10 @@ class VectorizedSampler:
         """Make the remaining passes, many at a time."""
         left = self.samples - self.done
         if chunk is None:
+            # Bytes of one sample: its masks, and a few results that exist at a time.
             each = 3 * largest + sum(site.dtype.itemsize * torch.Size(site.shape).numel() for site in sites)
             chunk = max(1, _AT_A_TIME.get(sites[0].device.type, _AT_A_TIME_ELSEWHERE) // max(1, each))
+        # As many rounds as needed, all of about one size: a small last one would be slow.
         rounds = -(-left // chunk) if left else 0
         size = -(-left // rounds) if rounds else 0
         room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
@@ -259,6 +265,7 @@ class VectorizedSampler:
         copies = prefix.copies(count) if prefix else {}
         with _samples(count) as level:
             inputs = self._inputs(prefix, {number: _each(copy, level) for number, copy in copies.items()})
+            # The module sees masks [...]; their K samples are a hidden dimension, which vmap carries along.
             self.mode.begin(prefix, [(site, _each(mask, level)) for site, mask in drawn])
             with self.mode:
                 output = self.call(inputs)

@@ -119,6 +119,7 @@ class ForwardScores(torch.autograd.Function):
         scores, potentials = ctx.saved_tensors
         weights = ctx.sweep.weights(scores, potentials, ctx.tropical)
         # Skip the function's overhead if nothing is recorded.
+        # From the ends back to the start: how much the result grows with each node's potential.
         solve = partial(LinearRecurrence.apply, ctx.sweep) if torch.is_grad_enabled() else ctx.sweep.solve
         worth = solve(weights, grad, True)
         return None, weights * ctx.sweep.at_destination(worth), None
@@ -168,6 +169,7 @@ class SegmentRecursion(Recursion):
     def _windows(self, values: Tensor) -> Tensor:
         """View rows r to r + K - 1 for each r from 0 to N, without the last columns if there is a shift."""
         columns = values.shape[1]
+        # Windows overlap on purpose: what one step writes into its row, later steps read in their windows.
         shape = (self.pieces + 1, self.longest, columns - self.shift)
         return values.as_strided(shape, (columns, columns, 1), values.storage_offset())
 
@@ -178,12 +180,13 @@ class SegmentRecursion(Recursion):
         """Compute the potentials [N + K, L * B], or with B columns more."""
         columns = scores.shape[2] + self.shift
         values = scores.new_full((self.pieces + self.longest, columns), IMPOSSIBLE)
-        values[self.pieces, : self.samples] = 0.0
+        values[self.pieces, : self.samples] = 0.0  # The start: cut 0, no label spelled.
         sources = self._windows(values).unbind()
         targets = self._columns(values).unbind()
         sums = scores.new_empty(scores.shape[1:])
         reduce = _maximum if tropical else _Logsumexp(sums)
         for j, score in enumerate(scores.unbind()):
+            # The K sources of segments that end with piece j are one window; all samples go at once.
             row = self.pieces - j
             torch.add(sources[row], score, out=sums)
             reduce(sums, targets[row - 1])
@@ -235,6 +238,7 @@ class _Logsumexp:
     """logsumexp over the rows of one buffer, in halves: few operations, each on many numbers."""
 
     def __init__(self, buffer: Tensor) -> None:
+        # Each pair adds the later half of the rows that are left to the earlier half; the last one ends it.
         self.pairs = []
         rows = len(buffer)
         while rows > 1:
