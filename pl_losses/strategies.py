@@ -83,14 +83,16 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state, options=options)
         return saved
 
-    def _renamed(self, state: dict[str, Any], key: OptimStateKeyType, optimizer: Optimizer) -> dict[str, Any]:
+    def _renamed(
+        self, state: dict[str, object], key: OptimStateKeyType, optimizer: Optimizer
+    ) -> dict[str, Any]:
         assert self.model is not None
         renamed: dict[str, Any] = FullyShardedDataParallel.rekey_optim_state_dict(
             state, key, self.model, optim=optimizer
         )
         return renamed
 
-    def process_dataloader(self, dataloader: Any) -> Any:
+    def process_dataloader(self, dataloader: object) -> Any:
         """Refuse unequal numbers of batches, as ranks would wait for each other in every layer.
 
         Raises:
@@ -126,7 +128,7 @@ class InStep:
             raise AttributeError(name)
         return getattr(self.loader, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         setattr(self.loader, name, value)
 
     def __iter__(self) -> Iterator[Any]:
@@ -146,10 +148,10 @@ class StatefulInStep(InStep):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's state."""
-        state: dict[str, Any] = self.loader.state_dict()
+        state: dict[str, object] = self.loader.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Load the loader's state."""
         self.loader.load_state_dict(state_dict)
 
@@ -226,7 +228,7 @@ class DDPPerModule(DDPStrategy):
                 prepare_for_backward(self._reducer(index, trained), closure_loss)
 
     def backward(
-        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: object, **kwargs: Any
     ) -> Tensor:
         """Run the backward pass and average the gradients."""
         self._passing = True
@@ -244,7 +246,7 @@ class DDPPerModule(DDPStrategy):
         finally:
             self._blocked = before
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, *args: object, **kwargs: Any) -> Any:
         """Run the step, then copy rank zero's buffers to all ranks."""
         output = super().training_step(*args, **kwargs)
         if self.broadcast_buffers and self.lightning_module is not None:

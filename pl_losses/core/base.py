@@ -100,7 +100,7 @@ class PaperModule(LightningModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that resume a fit exactly and restore modes; an override adds to them."""
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[object] = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds = (RandomState, ScheduleLength, RestoreModes)
         return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
 
@@ -322,19 +322,19 @@ class PaperModule(LightningModule):
             if isinstance(module, Metric) and name.startswith("train") == training:
                 yield name, module
 
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Note which samples this rank sees."""
         self._note(batch, dataloader_idx)
 
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Note which samples this rank sees."""
         self._note(batch, dataloader_idx)
 
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Note which dataloader this is."""
         self._dataloader = dataloader_idx
 
-    def _note(self, batch: Any, dataloader_idx: int) -> None:
+    def _note(self, batch: object, dataloader_idx: int) -> None:
         self._dataloader = dataloader_idx
         self._seen.add(self._loader(), batch, dataloader_idx)
         if self.trainer.world_size > 1 and dataloader_idx not in dict(self._begun):

@@ -31,7 +31,7 @@ def described(value: Any) -> str:
     return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}{held}"
 
 
-def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Tensor:
+def loss(owner: object, method: str, value: object, rows: int | None = None) -> Tensor:
     """Check the loss that a method returned, and return it.
 
     Args:
@@ -66,7 +66,7 @@ def backward(owner: object, value: Tensor) -> None:
         raise ValueError(f"{wanted} have a gradient but got one that is detached, or made of no parameter")
 
 
-def arguments(message: str, names: Mapping[str, Any]) -> str:
+def arguments(message: str, names: Mapping[str, object]) -> str:
     """Say of an overridden method that it cannot be called as the suite does; empty if it can.
 
     Args:
@@ -95,7 +95,7 @@ def types(message: str) -> str:
     )
 
 
-def outputs(owner: object, value: Any, rows: int) -> Tensor:
+def outputs(owner: object, value: object, rows: int) -> Tensor:
     """Check the outputs of ``forward`` for a batch of ``rows`` samples, [B, ...], and return them.
 
     Raises:
@@ -139,7 +139,7 @@ def finite(owner: object, inputs: Tensor) -> None:
         )
 
 
-def first(owner: object, batch: Any) -> Tensor:
+def first(owner: object, batch: object) -> Tensor:
     """Return the inputs of a batch: the batch itself, or its first item.
 
     Raises:
@@ -155,7 +155,7 @@ def first(owner: object, batch: Any) -> Tensor:
 
 
 @contextmanager
-def inputs(owner: object, batch: Any) -> Iterator[Any]:
+def inputs(owner: object, batch: object) -> Iterator[Any]:
     """Yield the inputs to predict for, the batch itself or its first item, and check them if their use fails.
 
     Raises:
@@ -173,7 +173,7 @@ def inputs(owner: object, batch: Any) -> Iterator[Any]:
         ) from error
 
 
-def of_kind(owner: object, batch: Any, *kinds: type) -> None:
+def of_kind(owner: object, batch: object, *kinds: type) -> None:
     """Refuse a batch that is of none of these types.
 
     Raises:
@@ -186,7 +186,7 @@ def of_kind(owner: object, batch: Any, *kinds: type) -> None:
         )
 
 
-def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ...]:
+def several(owner: object, method: str, value: object, count: int) -> tuple[Any, ...]:
     """Check that a method returned ``count`` values, and return them.
 
     Raises:
@@ -200,7 +200,7 @@ def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ..
     return tuple(value)
 
 
-def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+def makers(owner: object, method: str, value: object) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
     """Check that a method returned builders of an optimizer and a scheduler or ``None``, and return them.
 
     Raises:
@@ -215,7 +215,7 @@ def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], 
     return pair[0], pair[1]
 
 
-def optimizer(value: Any) -> Optimizer:
+def optimizer(value: object) -> Optimizer:
     """Check that the constructor's ``optimizer`` built an optimizer, and return it.
 
     Raises:
@@ -226,7 +226,7 @@ def optimizer(value: Any) -> Optimizer:
     return value
 
 
-def monitor(scheduler: Any) -> str:
+def monitor(scheduler: object) -> str:
     """Return the name of the logged value that a scheduler monitors.
 
     Raises:

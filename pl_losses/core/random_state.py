@@ -33,7 +33,7 @@ class RandomState(Callback):
         self._loaded = None
 
     def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]
     ) -> None:
         """Save the states of all ranks; every rank calls this."""
         states = [random_state()] * trainer.world_size

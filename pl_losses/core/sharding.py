@@ -41,7 +41,7 @@ class Shards(nn.Module):
                 part.register_forward_pre_hook(self._enter_layer)
                 part.register_forward_hook(self._leave_layer, always_call=True)
 
-    def forward(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def forward(self, method: Callable[..., object], args: Any, kwargs: Any) -> Any:
         """Call a method, within FSDP2's hooks."""
         return method(*args, **kwargs)
 
@@ -80,13 +80,13 @@ class Shards(nn.Module):
             self._within = False
             self.reshard()  # type: ignore[operator]
 
-    def _enter_layer(self, layer: nn.Module, args: Any) -> None:
+    def _enter_layer(self, layer: nn.Module, args: object) -> None:
         if not self._within:
             self._within = True
             self._layers.append(layer)
             self.unshard()  # type: ignore[operator]
 
-    def _leave_layer(self, layer: nn.Module, args: Any, outputs: Any) -> None:
+    def _leave_layer(self, layer: nn.Module, args: object, outputs: Any) -> None:
         if self._layers and self._layers[-1] is layer:
             self._layers.pop()
             self._within = False

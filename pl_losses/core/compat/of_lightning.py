@@ -51,7 +51,7 @@ def given_loaders(trainer: Trainer, stage: str) -> list[Any]:
     return CombinedLoader(source.dataloader(), "sequential").flattened
 
 
-def own_batch_sampler(batch_sampler: Any) -> Any:
+def own_batch_sampler(batch_sampler: object) -> Any:
     """Return the user's batch sampler within Lightning's, which notes the indices in predictions."""
     return getattr(batch_sampler, "_batch_sampler", batch_sampler)
 

@@ -11,10 +11,10 @@ from torch._utils import _flatten_dense_tensors as flatten_dense  # Without it: 
 from torch.autograd import forward_ad
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as local_shape_and_offset
 from torch.nn.modules.batchnorm import _NormBase as BatchNorm  # Without it: a list of its subclasses.
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = ["BatchNorm", "flatten_dense", "local_shape_and_offset"]
-__all__ += ["tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"]
+__all__ += ["TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"]
 
 # vmap by hand, for passes of which only a part is vectorised. Without these: torch.func.vmap, slower.
 add_batch_dim = _functorch._add_batch_dim
@@ -84,12 +84,12 @@ def pruned_name(hook: Any) -> str:
     return str(hook._tensor_name)
 
 
-def counts_steps(optimizer: Any) -> bool:
+def counts_steps(optimizer: object) -> bool:
     """Return whether hooks run after an optimizer's steps."""
     return hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
-def init_group(optimizer: torch.optim.Optimizer, group: dict[str, Any], *lists: list[Tensor]) -> Any:
+def init_group(optimizer: torch.optim.Optimizer, group: dict[str, object], *lists: list[Tensor]) -> Any:
     """Fill lists with what Adam's kernels take, as its ``step`` does."""
     return optimizer._init_group(group, *lists)  # type: ignore[attr-defined]
 

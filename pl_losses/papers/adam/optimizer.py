@@ -71,23 +71,23 @@ class Adam(torch.optim.Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **kwargs)
         self.defaults["bias_correction"] = bias_correction
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._bias_correction = self.defaults["bias_correction"]  # A copy has the defaults only.
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, object]) -> None:
         """Add a group, whose ``bias_correction`` is that of the constructor unless it has one."""
         _refuse(param_group.setdefault("bias_correction", self._bias_correction))
         super().add_param_group(param_group)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Load the state of this class or of ``torch.optim.Adam``; the latter leaves the switch as it is."""
         own = [group["bias_correction"] for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, correction in zip(self.param_groups, own, strict=True):
             group.setdefault("bias_correction", correction)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], object] | None = None) -> Any:
         """Take a step.
 
         Args:
@@ -168,7 +168,7 @@ def _undone(
         yield part, {"lr": lr * (1 - beta1 ** (taken + 1)) / root, "eps": eps / root}
 
 
-def _refuse(correction: Any) -> None:
+def _refuse(correction: object) -> None:
     if not isinstance(correction, bool) and correction != "denominator":
         raise ValueError(
             f"Expected `bias_correction` to be True, False or 'denominator' but got {correction!r}"

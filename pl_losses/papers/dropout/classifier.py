@@ -192,7 +192,7 @@ class DropoutClassifier(DropoutModule, Classifier):
             values |= {f"mc_{name}": value for name, value in scores.items()}
         return values
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict mean ``probabilities`` [B, C] of T passes, ``predicted`` class [B] and uncertainty.
 
         The uncertainty is ``predictive_entropy`` and ``mutual_information`` in nats, and ``variation_ratio``,

@@ -204,7 +204,13 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         return RegressionSummary(labelled, self.precision, bool(self.pictures))
 
     def _look(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, batch: Any, index: int, loader: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: Stage,
+        batch: object,
+        index: int,
+        loader: int,
     ) -> None:
         # A sanity check refuses, before any training, what cannot be monitored.
         most = 1 if trainer.sanity_checking else self.max_batches
@@ -262,7 +268,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             self._told.add(words)
             warnings.warn(f"{type(self).__name__} {words}", stacklevel=2)
 
-    def _forward(self, pl_module: LightningModule, inputs: Any) -> Tensor:
+    def _forward(self, pl_module: LightningModule, inputs: object) -> Tensor:
         outputs = self.call(pl_module, inputs)
         if self.task == "classification":
             return self.to_probabilities(pl_module, outputs)
@@ -333,7 +339,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: object,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -345,7 +351,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: object,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -357,7 +363,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: object,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,

@@ -196,7 +196,7 @@ class RotationReport(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: object,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,

@@ -209,7 +209,7 @@ class GAN(PaperModule):
         if "state_dict" in checkpoint:  # Under FSDP2 the strategy has loaded it already.
             fit_average(checkpoint["state_dict"], wanted=self.average is not None)
 
-    def sample_noise(self, count: int, *key: Any) -> Tensor:
+    def sample_noise(self, count: int, *key: object) -> Tensor:
         """Draw this rank's rows of the noise of the joined batch.
 
         Args:
@@ -223,7 +223,7 @@ class GAN(PaperModule):
         ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
         return self.fixed_noise(count * ranks, self.seed, *key)[rank::ranks]
 
-    def fixed_noise(self, count: int, *key: Any) -> Tensor:
+    def fixed_noise(self, count: int, *key: object) -> Tensor:
         """Draw the same noise for the same key on every rank: [count, Z], on the module's device."""
         noise = standard_normal(count, self.latent_size, *key)
         return noise.to(self.device, next(self.generator.parameters()).dtype, non_blocking=True)
@@ -271,7 +271,7 @@ class GAN(PaperModule):
         finally:
             self.sampler.train(training)
 
-    def images(self, batch: Any) -> Tensor:
+    def images(self, batch: object) -> Tensor:
         """Return the images of a batch, with pixels in [-1, 1]: [B, C, S, S].
 
         Raises:
@@ -283,7 +283,7 @@ class GAN(PaperModule):
         mean, std = (images.new_tensor(part)[:, None, None] for part in (self.mean, self.std))
         return images.mul(2 * std).add_(2 * mean - 1)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Refuse images that the generator cannot make, at the first batch.
 
         Raises:
@@ -295,7 +295,7 @@ class GAN(PaperModule):
                 " images are in [0, 1], set `low=-1.0` of the data, or `mean` and `std` of the model"
             )
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: object, batch_idx: int) -> None:
         """Train by Listing 2 on a batch."""
         real = self.images(batch)
         last = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
@@ -376,15 +376,15 @@ class GAN(PaperModule):
         means: Any = self.means
         return {part: computed(means[f"{stage}_{part}"]) for part in PARTS}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Compare a batch with as many generated images; return what ``GANReport`` draws."""
         return self._evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Compare a batch with as many generated images; return what ``GANReport`` draws."""
         return self._evaluate("test", batch, batch_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: object, batch_idx: int) -> Tensor:
         """Generate as many images as the batch has."""
         images: Tensor = self(self.evaluation_noise("predict", batch_idx, len(self.images(batch))))
         return images
@@ -395,7 +395,7 @@ class GAN(PaperModule):
         (noise,) = drawn_at(places, lambda block: (self.fixed_noise(BLOCK, self.seed, stage, block),))
         return noise
 
-    def _evaluate(self, stage: str, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def _evaluate(self, stage: str, batch: object, batch_idx: int) -> dict[str, Tensor]:
         real = self.images(batch)
         fake = self(self.evaluation_noise(stage, batch_idx, len(real)))
         checks.same_shape(real, fake)

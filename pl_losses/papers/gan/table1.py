@@ -91,7 +91,7 @@ class Clock(pl.Callback):
         self.started = self.seconds = 0.0
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Start the clock at the first step after the warm-up."""
         if trainer.global_step == WARM_UP:
@@ -243,7 +243,7 @@ def hardware(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, object]]) -> str:
     """Write the rows as text.
 
     >>> print(table([{"model": "AlexNet", "plain": 10.0, "trainer": 9.9, "ratio": 0.99, "published": 1547}]))

@@ -279,7 +279,7 @@ class LeNet5(Classifier):
                 values["error_accepted"] = error
         return values
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict the penalties [B, C], the class [B] and, if there is one, the rubbish posterior [B]."""
         results = super().predict_step(batch, batch_idx)
         if self.rejects:

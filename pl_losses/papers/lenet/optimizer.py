@@ -71,7 +71,7 @@ class StochasticDiagonalLM(Optimizer):
         self._blank: list[Tensor] = []
         super().__init__(params, {"lr": lr, "mu": mu})
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._rates, self._blank = {}, []
 
@@ -113,7 +113,11 @@ class StochasticDiagonalLM(Optimizer):
         return f"parameter {i} of group {g}, of shape {list(parameter.shape)}"
 
     def estimate_curvature(
-        self, network: Network, batches: Iterable[Any], loss: Loss, output_curvature: OutputCurvature = None
+        self,
+        network: Network,
+        batches: Iterable[object],
+        loss: Loss,
+        output_curvature: OutputCurvature = None,
     ) -> None:
         r"""Estimate the diagonal of the Gauss-Newton matrix, averaged over the patterns of ``batches``.
 
@@ -205,7 +209,9 @@ class _Totals:
         self.reached = dict.fromkeys(params, 0)
         self.count = 0
 
-    def add_batch(self, network: Network, batch: Any, loss: Loss, output_curvature: OutputCurvature) -> None:
+    def add_batch(
+        self, network: Network, batch: object, loss: Loss, output_curvature: OutputCurvature
+    ) -> None:
         if not isinstance(batch, list | tuple) or len(batch) != 2:
             raise TypeError(f"Expected `batches` of pairs (input, target) but got {type(batch).__name__}")
         input, target = (
@@ -242,7 +248,7 @@ class _Totals:
 
 
 @contextmanager
-def _undisturbed(owners: Iterable[Any], parameters: list[Tensor]) -> Iterator[None]:
+def _undisturbed(owners: Iterable[object], parameters: list[Tensor]) -> Iterator[None]:
     """Use full precision and gradients within this context; restore random streams and buffers after it."""
     modules = [m for m in (getattr(owner, "__self__", owner) for owner in owners) if isinstance(m, nn.Module)]
     kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
@@ -273,7 +279,7 @@ def _hessian_diagonal(value: Tensor, variable: Tensor, rows: int) -> Tensor | No
     return diagonal.view_as(variable)
 
 
-def _seed(value: Tensor, output: Tensor, target: Any, output_curvature: OutputCurvature) -> Tensor:
+def _seed(value: Tensor, output: Tensor, target: object, output_curvature: OutputCurvature) -> Tensor:
     """Compute the second derivatives of each pattern's own term by the output, at least 0."""
     if output_curvature is None:
         diagonal = _hessian_diagonal(value, output, len(output))
@@ -289,7 +295,7 @@ def _seed(value: Tensor, output: Tensor, target: Any, output_curvature: OutputCu
 def _propagate(output: Tensor, seed: Tensor) -> dict[Tensor, Tensor]:
     """Carry second derivatives from ``output`` back through its autograd graph to the parameters."""
     found: dict[Tensor, Tensor] = {}
-    arriving: dict[Any, dict[int, Tensor]] = {output.grad_fn: {output.output_nr: seed}}
+    arriving: dict[object, dict[int, Tensor]] = {output.grad_fn: {output.output_nr: seed}}
     for node in _consumers_first(output.grad_fn):
         seconds = arriving.pop(node, {})
         if not seconds:

@@ -223,7 +223,7 @@ class StagedClassifier(Classifier):
             strategy.model = self
             strategy.configure_ddp()
         strategy.setup_optimizers(self.trainer)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[object] = self.trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, Monitor):
                 callback.on_train_start(self.trainer, self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 from types import FunctionType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pl_losses.core.compat import of_torch
+from pl_losses.papers.dropout.sampling.calls import Args, Function, Kwargs
 from pl_losses.papers.dropout.sampling.linear_fusion import LinearFusion
 from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, MaskSampler
 from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, PrefixDiffersError, PrefixTrace
@@ -33,7 +34,7 @@ class _Kind(NamedTuple):
     with_mask: bool = False  # Whether it returns its mask, too.
 
 
-_KINDS: dict[Any, _Kind] = {
+_KINDS: dict[Function, _Kind] = {
     F.dropout: _Kind("training"),
     F.dropout1d: _Kind("training", features=True),
     F.dropout2d: _Kind("training", features=True),
@@ -67,7 +68,7 @@ _ALPHA = -1.7580993408473766  # what SELU tends to, Klambauer et al. 2017
 class Watcher(Protocol):
     """Gets notice of every call of a torch function."""
 
-    def called(self, func: Any, args: Any, kwargs: Any) -> None:
+    def called(self, func: Function, args: Args, kwargs: Kwargs) -> None:
         """Note that a function is about to be called."""
 
 
@@ -126,8 +127,8 @@ class DropoutMode(TorchFunctionMode):
         return f"{called}, and {self.left}" if self.left else called
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Function, types: Sequence[type], args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         """Call the function, with its dropout switched on if it has one."""
         kwargs = kwargs or {}
         if self.asked is not None:
@@ -177,7 +178,7 @@ class DropoutMode(TorchFunctionMode):
                 return _multi_head_attention(*args, **kwargs)
             return layered(func, args)
 
-    def _undropped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _undropped(self, func: Function, args: Args, kwargs: Kwargs) -> object:
         if func is of_torch.set_grad_enabled:
             return func(*args, **kwargs)
         if func is F.batch_norm and _get(1, "running_mean", args, kwargs, None) is not None:
@@ -195,12 +196,12 @@ class DropoutMode(TorchFunctionMode):
             self._measure(output)
         return output
 
-    def _measure(self, output: Any) -> None:
+    def _measure(self, output: object) -> None:
         for leaf in [output] if isinstance(output, Tensor) else of_torch.tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self.largest = max(self.largest, leaf.numel() * leaf.element_size())
 
-    def _drop(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], p: float, vmapped: bool) -> Any:
+    def _drop(self, func: Function, args: Args, kwargs: Kwargs, p: float, vmapped: bool) -> object:
         kind = _KINDS[func]
         self._first_reached()
         inputs = args[0] if args else kwargs["input"]
@@ -244,7 +245,7 @@ class DropoutMode(TorchFunctionMode):
             (self.prefix.finish if self.prefix.over else self.prefix.freeze)()
         self.active += 1
 
-    def _site(self, func: Any, kind: _Kind, inputs: Tensor, p: float) -> DropoutCall:
+    def _site(self, func: Function, kind: _Kind, inputs: Tensor, p: float) -> DropoutCall:
         shape = list(inputs.shape)
         if kind.features:
             leading = 1 if _BATCHED_DIMENSIONS.get(func) == inputs.ndim + 1 else 2
@@ -264,7 +265,7 @@ class DropoutMode(TorchFunctionMode):
         return self.drawn[index][1]
 
 
-def within_vmap(func: Any) -> bool:
+def within_vmap(func: Function) -> bool:
     """Return whether a function that drops is called within a ``torch.vmap`` of the module's own.
 
     Raises:
@@ -279,7 +280,7 @@ def within_vmap(func: Any) -> bool:
     return bool(vmaps)
 
 
-def _off(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _off(func: Function, args: Args, kwargs: Kwargs) -> object:
     """Return the result in evaluation of a function that drops."""
     if func is F.scaled_dot_product_attention:
         args, kwargs = _switched(4, "dropout_p", 0.0, args, kwargs)
@@ -346,21 +347,15 @@ _multi_head_attention = FunctionType(
 )
 
 
-def _get(
-    position: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: float | None
-) -> Any:
+def _get(position: int, name: str, args: Args, kwargs: Kwargs, default: float | None) -> float | None:
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
-def _switched(
-    position: int, name: str, flag: float, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _switched(position: int, name: str, flag: float, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     if len(args) > position:
         return (*args[:position], flag, *args[position + 1 :]), kwargs
     return args, kwargs | {name: flag}
 
 
-def _switched_on(
-    position: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _switched_on(position: int, name: str, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     return _switched(position, name, True, args, kwargs)

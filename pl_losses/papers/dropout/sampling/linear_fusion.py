@@ -6,13 +6,13 @@ A mask that all inputs share can be moved to the weights: (x m) W^T = x (W m)^T.
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pl_losses.core.compat import of_torch
+from pl_losses.papers.dropout.sampling.calls import Args, Function, Kwargs
 from pl_losses.papers.dropout.sampling.prefix_trace import PrefixDiffersError
 
 
@@ -40,7 +40,7 @@ class LinearFusion:
         self._results[index] = weakref.ref(result)
         self._bytes[index] = result.numel() * result.element_size()
 
-    def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_call(self, func: Function, args: Args, kwargs: Kwargs) -> None:
         """Note in the first pass a function that is about to be called."""
         for index in self._seen_by(args, kwargs):
             fits = func is F.linear and len(args) > 1 and args[0] is self._results[index]()
@@ -75,7 +75,7 @@ class LinearFusion:
         self._products[index] = inputs, mask
         return result
 
-    def linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def linear(self, func: Function, args: Args, kwargs: Kwargs) -> Tensor | None:
         """Compute a linear layer in a later pass, if its inputs differ between samples; else ``None``."""
         inputs, mask = args[0] if args else None, None
         # Any other use of a stand-in would take unmasked values for the dropout's result.
@@ -94,14 +94,14 @@ class LinearFusion:
         if any(result() is not None for result in self._results.values()):
             raise PrefixDiffersError("it does not always keep the same results")
 
-    def _seen_by(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    def _seen_by(self, args: Args, kwargs: Kwargs) -> list[int]:
         if not self._results:
             return []
         results = ((index, reference()) for index, reference in self._results.items())
         return [index for index, result in results if result is not None and _among(result, (args, kwargs))]
 
 
-def _among(tensor: Tensor, values: Any) -> bool:
+def _among(tensor: Tensor, values: Args | list[object] | Kwargs) -> bool:
     inner = values.values() if isinstance(values, dict) else values
     return any(
         value is tensor or (isinstance(value, (tuple, list, dict)) and _among(tensor, value))
