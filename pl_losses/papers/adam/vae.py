@@ -170,7 +170,7 @@ class VAE(PaperModule):
             metric: Any = self.metrics[f"{stage}_{part}"]
             metric.update(values[:own])
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return the bound and its terms."""
         names = [name for name in self.metrics if name.startswith(stage)]
         return {name.removeprefix(f"{stage}_"): computed(self.metrics[name]) for name in names}  # type: ignore[arg-type]

@@ -300,9 +300,9 @@ class DropoutRegressor(DropoutModule):
         likelihood = results.get("log_likelihood", nan)
         return told if isnan(likelihood) else f"{told}, log-likelihood {likelihood:.3f} nats"
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return the scores."""
-        scores: dict[str, object] = computed(getattr(self, f"{stage}_scores"))
+        scores: dict[str, Tensor | float] = computed(getattr(self, f"{stage}_scores"))
         scores["rmse_deterministic"] = computed(getattr(self, f"{stage}_single")).sqrt()
         if stage == "test":
             return scores

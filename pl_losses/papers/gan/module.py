@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
@@ -37,7 +39,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
 PARTS = ("loss", "real_output", "fake_output")
 
 
-def dcgan_adam(parameters: Iterable[Any]) -> Adam:
+def dcgan_adam(parameters: ParamsT) -> Adam:
     """Build the default optimizer, Radford et al.'s: Adam with a short memory."""
     return Adam(parameters, lr=2e-4, betas=(0.5, 0.999))
 
@@ -164,7 +166,7 @@ class GAN(PaperModule):
         # Noise, number of samples that count, and its mean over ranks, for the batches of one step.
         self._noise: list[Tensor] = []
         self._own: list[int] = []
-        self._counts: list[Any] = []
+        self._counts: list[int | Tensor] = []
 
     def configure_generator(self) -> nn.Module:
         """Build the generator: noise [B, Z] -> images [B, C, S, S]."""
@@ -187,7 +189,7 @@ class GAN(PaperModule):
         """Compute the generator's loss: logits of generated images -> scalar."""
         return generator_loss(fake_logits)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> list[Optimizer]:
         """Build the discriminator's and the generator's optimizer, in this order."""
         return [
             expected.optimizer(self._discriminator_optimizer(self.discriminator.parameters())),
@@ -300,7 +302,7 @@ class GAN(PaperModule):
         real = self.images(batch)
         last = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
         generator_too = last and (self.global_step + 1) % self.discriminator_steps == 0
-        optimizer: Any = self.optimizers()[0]  # type: ignore[index]
+        optimizer: LightningOptimizer = self.optimizers()[0]  # type: ignore[index]
         if not self._noise:
             optimizer.zero_grad()
         self._noise.append(self.sample_noise(len(real), "train", self.current_epoch, batch_idx))
@@ -326,7 +328,7 @@ class GAN(PaperModule):
 
     def _step_generator(self, fake: Tensor) -> Tensor:
         """Step on the images of the last batch, whose graph exists, and on those of accumulated batches."""
-        optimizer: Any = self.optimizers()[1]  # type: ignore[index]
+        optimizer: LightningOptimizer = self.optimizers()[1]  # type: ignore[index]
         optimizer.zero_grad()
         with frozen(self.discriminator):
             for noise, own in zip(self._noise[:-1], self._own, strict=False):
@@ -371,7 +373,7 @@ class GAN(PaperModule):
     def _forget(self) -> None:
         self._noise, self._own, self._counts = [], [], []
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return the means."""
         means: Any = self.means
         return {part: computed(means[f"{stage}_{part}"]) for part in PARTS}

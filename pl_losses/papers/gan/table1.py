@@ -22,6 +22,7 @@ import torchvision
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.files import write_table
@@ -39,7 +40,7 @@ MODELS: dict[str, tuple[str, float]] = {
 CLASSES, WARM_UP = 1000, 2
 
 
-def sgd(parameters: Any) -> torch.optim.SGD:
+def sgd(parameters: ParamsT) -> torch.optim.SGD:
     """Build the optimizer of both ways."""
     return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
 

@@ -269,7 +269,7 @@ class LeNet5(Classifier):
             }
         return results
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return loss and error; for a test also the error's 95 % interval and the results of rejection."""
         values = super().evaluation_results(stage)
         if stage == "test" and self.rejects:

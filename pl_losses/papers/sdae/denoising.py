@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -350,7 +351,7 @@ class DenoisingAutoencoder(Denoising):
         """Add a batch to the mean."""
         self.count_reconstruction(self.means["test"], self._clean(batch), 0, "test", batch_idx)
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> Mapping[str, Tensor | float]:
         """Return the mean reconstruction error."""
         return {"loss": computed(self.means[stage])}  # type: ignore[arg-type]
 

@@ -219,7 +219,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         mean = self.val_reconstruction[self.stage]
         self.count_reconstruction(mean, clean, self.stage, "val", batch_idx)
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return a layer's mean reconstruction error; in fine-tuning and tests loss and error."""
         if self.finetuning or stage == "test":
             return super().evaluation_results(stage)

@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier
@@ -139,7 +140,7 @@ class StagedClassifier(Classifier):
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
 
-    def parameter_groups(self) -> Iterable[Any]:
+    def parameter_groups(self) -> ParamsT:
         """Return what this stage's optimizer is given."""
         return self.stage_parameters(self.stage)
 

