@@ -262,7 +262,7 @@ def _yaml() -> tuple[Any, Any]:
     return Loader, Dumper
 
 
-def merge(base: object, over: Any) -> Any:
+def merge(base: object, over: object) -> Any:
     """Merge ``over`` into ``base``: mappings key by key, anything else replaced.
 
     Where ``class_path`` changes, the earlier class's arguments are dropped.
@@ -286,7 +286,7 @@ def merge(base: object, over: Any) -> Any:
     return merged
 
 
-def same_class(one: object, other: Any) -> bool:
+def same_class(one: object, other: object) -> bool:
     """Return whether two class paths can name one class; either may be its short name."""
     if not isinstance(one, str) or not isinstance(other, str):
         return bool(one == other)

@@ -209,7 +209,7 @@ def compare(known: Config, resolved: Config) -> list[str]:
     return ["Different from the checkpoint:", *lines[:SHOWN], *more] if lines else []
 
 
-def differs(one: object, other: Any) -> bool:
+def differs(one: object, other: object) -> bool:
     """Return whether two values differ; lists equal tuples, and a class equals its other names."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return list(one) != list(other)

@@ -148,7 +148,7 @@ def of_all_ranks(batches: Sequence[object], trainer: Trainer, seen: SeenSamples)
     return joined(answers.get("batches", ())) if by_batch else answers
 
 
-def _places(loader: Any, batches: Sequence[Any], shared: bool, alone: bool) -> list[int] | None:
+def _places(loader: Any, batches: Sequence[object], shared: bool, alone: bool) -> list[int] | None:
     """Where the data set has the samples of these batches' answers, if samplers say so.
 
     Args:

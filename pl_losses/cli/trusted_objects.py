@@ -96,7 +96,7 @@ def imported(path: str) -> Any:
 
 def defaults_of(cls: object) -> dict[str, Any]:
     """Return the default arguments of a class, with those of its bases."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for base in reversed(getattr(cls, "__mro__", ())):
         init = vars(base).get("__init__")
         parameters = inspect.signature(init).parameters.values() if inspect.isfunction(init) else ()

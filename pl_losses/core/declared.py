@@ -19,7 +19,7 @@ class Part:
     """A class of a recipe with its arguments."""
 
     cls: type
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, object] = field(default_factory=dict)
 
     def argument(self, name: str, unknown: object = None) -> Any:
         """Return the argument as given, else its default, or ``unknown`` if the class does not take it."""

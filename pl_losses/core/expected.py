@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from pl_losses.core.signatures import OWN
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Describe what was got instead, in a few words.
 
     >>> described({"image": 1}), described(0.5)
@@ -27,7 +27,7 @@ def described(value: Any) -> str:
     if isinstance(value, dict):
         return f"a dict of {', '.join(map(repr, value))}"
     kind = type(value).__name__
-    held = f" of {len(value)}" if type(value) in (tuple, list) else ""
+    held = f" of {len(value)}" if type(value) is tuple or type(value) is list else ""
     return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}{held}"
 
 
@@ -110,14 +110,13 @@ def outputs(owner: object, value: object, rows: int) -> Tensor:
     return value
 
 
-def labelled(owner: object, batch: Any) -> tuple[Tensor, Tensor]:
+def labelled(owner: object, batch: object) -> tuple[Tensor, Tensor]:
     """Return the inputs and targets of a batch.
 
     Raises:
         TypeError: If it is no pair of tensors.
     """
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    if not pair or not isinstance(batch[1], Tensor):
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tuple of inputs and targets but got"
             f" {described(batch)}"
@@ -186,7 +185,7 @@ def of_kind(owner: object, batch: object, *kinds: type) -> None:
         )
 
 
-def several(owner: object, method: str, value: object, count: int) -> tuple[Any, ...]:
+def several(owner: object, method: str, value: object, count: int) -> tuple[object, ...]:
     """Check that a method returned ``count`` values, and return them.
 
     Raises:

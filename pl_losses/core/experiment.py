@@ -36,7 +36,7 @@ class Experiment:
         ValueError: If the folder has the results of other arguments, or tables without results.
     """
 
-    def __init__(self, folder: str | Path, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, arguments: Mapping[str, object]) -> None:
         self.folder, self.arguments = Path(folder), dict(arguments)
         self.results: list[Any] = []
         self.unfinished: Any = None
@@ -108,8 +108,8 @@ class Experiment:
         mode: Recording,
         tables: Mapping[str, Sequence[Mapping[str, object]]],
         pictures: Mapping[str, Figure],
-        summary: Mapping[str, Any],
-        config: Mapping[str, Any] | None = None,
+        summary: Mapping[str, object],
+        config: Mapping[str, object] | None = None,
     ) -> None:
         """Give W&B the experiment as a run of its own.
 

@@ -35,14 +35,14 @@ INSTEAD = (
 )
 
 # Of a DataLoader with batches of any sizes: the latest batch, and the samples before and after it.
-_running: WeakKeyDictionary[DataLoader[Any], tuple[int, int, int]] = WeakKeyDictionary()
+_running: WeakKeyDictionary[DataLoader[object], tuple[int, int, int]] = WeakKeyDictionary()
 # Of a DataLoader with repetitions and batches of a user's own sampler: see _starts_in_order.
-_starts: WeakKeyDictionary[DataLoader[Any], list[int] | None] = WeakKeyDictionary()
-_told: WeakSet[DataLoader[Any]] = WeakSet()
-_looked: WeakSet[DataLoader[Any]] = WeakSet()
+_starts: WeakKeyDictionary[DataLoader[object], list[int] | None] = WeakKeyDictionary()
+_told: WeakSet[DataLoader[object]] = WeakSet()
+_looked: WeakSet[DataLoader[object]] = WeakSet()
 
 
-def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
+def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[object]:
     """Return the dataloaders of the current validation, test or prediction, as Lightning numbers them.
 
     If loaders give their batches together, they count as one, which is unknown: ``None``.
@@ -122,7 +122,7 @@ def _cannot_tell(loader: DataLoader[object], kept: str, ranks: int, samples: int
         rank_zero_warn(f"Repeated training samples count twice: expected {wanted}")
 
 
-def training_loader(trainer: Trainer) -> Any:
+def training_loader(trainer: Trainer) -> object:
     """Return the dataloader of a fit; if there are several ``None``, with a warning if samples repeat."""
     loaders = CombinedLoader(trainer.train_dataloader, "sequential").flattened
     if len(loaders) == 1:
@@ -160,11 +160,11 @@ def share_of(loader: object) -> tuple[int, int, int] | None:
     return None
 
 
-def _distributed_sampler(loader: object) -> DistributedSampler[Any] | None:
+def _distributed_sampler(loader: object) -> DistributedSampler[object] | None:
     if not isinstance(loader, DataLoader):
         return None
     # A user's batch sampler draws from Lightning's sampler, which it may hold under any name.
-    parts: list[Any] = [loader.sampler, loader.batch_sampler, *_attributes(loader.batch_sampler)]
+    parts: list[object] = [loader.sampler, loader.batch_sampler, *_attributes(loader.batch_sampler)]
     for part in parts:
         if isinstance(part, DistributedSampler):
             return part
@@ -352,18 +352,19 @@ class SeenSamples:
     """
 
     def __init__(self) -> None:
-        self._found: dict[int, Any] = {}
+        self._shares: dict[int, object] = {}
+        self._sums: dict[int, int] = {}
         self._counts: dict[int, bool] | None = None
 
-    def add(self, loader: object, batch: Any, position: int = 0) -> None:
+    def add(self, loader: object, batch: object, position: int = 0) -> None:
         """Add a batch of the loader at ``position``."""
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             return
         share = share_of(loader)
         if share is not None and share[1] > 1:
-            self._found[position] = share
+            self._shares[position] = share
         else:
-            self._found[position] = self._found.get(position, 0) + fingerprint(batch)
+            self._sums[position] = self._sums.get(position, 0) + fingerprint(batch)
 
     def counts(self, position: int | None = None) -> bool:
         """Return whether no lower rank has seen the same samples; the first call is a collective.
@@ -372,7 +373,7 @@ class SeenSamples:
             position: Which dataloader's samples. Default: whether those of any dataloader count.
         """
         if self._counts is None:
-            self._counts = _first(self._found)
+            self._counts = _first(self._shares | self._sums)
         if position is None:
             return not self._counts or any(self._counts.values())
         return self._counts.get(position, True)
@@ -382,7 +383,7 @@ def _first(found: dict[int, object]) -> dict[int, bool]:
     """Return for each key whether no lower rank has an equal value: a collective."""
     if not torch.distributed.is_initialized():
         return {}
-    ranks: list[dict[int, Any]] = [{}] * torch.distributed.get_world_size()
+    ranks: list[dict[int, object]] = [{}] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(ranks, found)
     before = ranks[: torch.distributed.get_rank()]
     return {key: all(other.get(key) != value for other in before) for key, value in found.items()}
@@ -420,7 +421,7 @@ def _digest(parts: list[bytes]) -> int:
     return int.from_bytes(blake2b(b"".join(parts), digest_size=8).digest(), "big")
 
 
-def _leaves(batch: object) -> Iterator[Any]:
+def _leaves(batch: object) -> Iterator[object]:
     for leaf in of_torch.tree_leaves(batch):
         if isinstance(leaf, Mapping):  # UserDict and the like.
             yield from _leaves(dict(leaf))

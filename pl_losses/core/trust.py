@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pl_losses.core.run_folders import RUNS
 from pl_losses.core.signatures import (
@@ -206,7 +205,7 @@ def fault(path: str, bases: tuple[str, ...], own: frozenset[str]) -> str:
 
     Args:
         path: Its dotted path.
-        bases: Any of :data:`ACCEPTED` if empty.
+        bases: One of :data:`ACCEPTED` if empty.
         own: Packages of the user's own that are trusted.
     """
     top = path.split(".")[0]
@@ -329,7 +328,7 @@ def is_part(value: str) -> bool:
     return not leads and ".." not in plain.split("/")
 
 
-def leaves(node: object, path: str) -> Iterator[tuple[str, str, Any]]:
+def leaves(node: object, path: str) -> Iterator[tuple[str, str, object]]:
     """Yield all arguments in a section: dotted path, name and value."""
     if isinstance(node, list):
         for item in node:

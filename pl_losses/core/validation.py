@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from math import isfinite, isnan
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class _Kind(NamedTuple):
     """What an annotation allows: in words, the type alone, and the type and its value."""
 
     words: str
-    is_type: Callable[[Any], bool]
-    fits: Callable[[Any], bool]
+    is_type: Callable[[object], bool]
+    fits: Callable[[object], bool]
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
@@ -51,7 +51,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def check_types(function: Callable[..., object], arguments: Mapping[str, Any]) -> None:
+def check_types(function: Callable[..., object], arguments: Mapping[str, object]) -> None:
     """Refuse arguments that do not fit a function's annotations, see :func:`typed`.
 
     Raises:
@@ -187,11 +187,11 @@ def _kinds(function: Callable[..., object]) -> dict[str, _Kind | None]:
     return kinds
 
 
-def _simple(words: str, is_type: Callable[[Any], bool]) -> _Kind:
+def _simple(words: str, is_type: Callable[[object], bool]) -> _Kind:
     return _Kind(words, is_type, is_type)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -206,7 +206,7 @@ def _is_dense(value: object) -> bool:
 
 _INT = _simple("an integer", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
 _FLOAT = _Kind("a number", _is_number, lambda value: _is_number(value) and not isnan(value))
-_SIMPLE: dict[Any, _Kind] = {
+_SIMPLE: dict[object, _Kind] = {
     int: _INT,
     float: _FLOAT,
     bool: _simple("True or False", lambda value: isinstance(value, bool)),
@@ -280,10 +280,10 @@ def _sequence(origin: type, inner: tuple[object, ...]) -> _Kind:
             else f"{long} in a sequence ({element.words} each)"
         )
 
-    def is_sequence(value: object) -> bool:
+    def is_sequence(value: object) -> TypeGuard[Sequence[object]]:
         return isinstance(value, Sequence) and not isinstance(value, str)
 
-    def has_elements(value: Any, fits: str) -> bool:
+    def has_elements(value: object, fits: str) -> TypeGuard[Sequence[object]]:
         return is_sequence(value) and (element is None or all(map(getattr(element, fits), value)))
 
     return _Kind(

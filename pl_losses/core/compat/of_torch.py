@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch._C import _functorch
 from torch._utils import _flatten_dense_tensors as flatten_dense  # Without it: torch.cat of views.
 from torch.autograd import forward_ad
+from torch.autograd.graph import Node
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as local_shape_and_offset
 from torch.nn.modules.batchnorm import _NormBase as BatchNorm  # Without it: a list of its subclasses.
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -74,7 +76,7 @@ def own_children(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
-def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:
+def forward_pre_hooks(module: nn.Module) -> dict[int, Callable[..., object]]:
     """Return what runs before a module's forward pass."""
     return module._forward_pre_hooks
 
@@ -99,7 +101,7 @@ def forget_size(optimizer: torch.optim.LBFGS) -> None:
     optimizer._numel_cache = None
 
 
-def input_shapes(node: Any) -> list[torch.Size]:
+def input_shapes(node: Node) -> list[torch.Size]:
     """Return the shapes of the results of an autograd node's operation."""
     return [one.shape for one in node._input_metadata]
 

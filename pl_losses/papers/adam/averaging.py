@@ -105,7 +105,7 @@ class TemporalAveraging(WeightAveraging):
         self._stepped = True
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Move the average."""
         stepped, self._stepped = self._stepped, False

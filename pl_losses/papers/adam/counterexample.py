@@ -111,7 +111,7 @@ class AMSGradCounterexample(PaperModule):
         self.log_dict({"train/loss": loss, "train/x": self.x.detach(), "train/regret": self.regret / t})
         return loss
 
-    def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Move x to the nearest point of [-1, 1]."""
         self.x.data.clamp_(-1, 1)
 

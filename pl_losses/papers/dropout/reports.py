@@ -197,7 +197,7 @@ class RotationReport(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: Any,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -94,7 +94,7 @@ class Standardization(nn.Module):
         """Convert z to x: [B, ...] -> [B, ...]."""
         return rows * self.std + self.mean
 
-    def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *rest: object) -> None:
         # Before a fit the shape of a row is unknown.
         for name in ("mean", "std"):
             if isinstance(stored := state_dict.get(prefix + name), Tensor):

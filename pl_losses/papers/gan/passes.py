@@ -26,7 +26,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def unsynchronised(strategy: object) -> AbstractContextManager[Any]:
     """Leave each rank its own gradients within this context; a later backward pass averages their sums."""
     block = getattr(strategy, "block_backward_sync", nullcontext)
-    context: AbstractContextManager[Any] = block()
+    context: AbstractContextManager[object] = block()
     return context
 
 

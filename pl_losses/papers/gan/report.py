@@ -147,7 +147,7 @@ class GANReport(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: Any,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -159,7 +159,7 @@ class GANReport(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: Any,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -313,7 +313,7 @@ def _propagate(output: Tensor, seed: Tensor) -> dict[Tensor, Tensor]:
 
 
 def _consumers_first(root: Any) -> Iterable[Any]:
-    consumers: dict[Any, set[Any]] = {root: set()}
+    consumers: dict[object, set[Any]] = {root: set()}
     nodes = [root]
     for node in nodes:  # The list grows on the way.
         for source in (source for source, _ in node.next_functions if source is not None):

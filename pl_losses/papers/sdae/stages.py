@@ -125,7 +125,7 @@ class StagedClassifier(Classifier):
         strategy: Any = self.trainer.strategy
         load = strategy.load_checkpoint
 
-        def load_checkpoint(path: Any, *args: Any, **kwargs: Any) -> Any:
+        def load_checkpoint(path: Any, *args: object, **kwargs: object) -> Any:
             found = Path(path, "meta.pt") if Path(path).is_dir() else Path(path)
             known = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
             self._select(known.get(KEY, {"stage": self.stage})["stage"])

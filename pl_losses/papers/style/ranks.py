@@ -19,7 +19,7 @@ class EachForItself(DDPStrategy):
         """Leave the module as it is."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, object], filepath: Any, storage_options: Any | None = None
+        self, checkpoint: dict[str, object], filepath: object, storage_options: object | None = None
     ) -> None:
         """Save this rank's image and optimizer."""
         self.checkpoint_io.save_checkpoint(checkpoint, self._own(filepath), storage_options=storage_options)

@@ -198,7 +198,9 @@ def _visit_blocks(
     return rows
 
 
-def _visit(xp: Any, rule: Rule, terms: dict[str, Any], parts: Any, inverse: Any, direction: Any) -> list[Any]:
+def _visit(
+    xp: Any, rule: Rule, terms: dict[str, object], parts: Any, inverse: Any, direction: Any
+) -> list[Any]:
     """Return the largest direction and the sums of a block, seven numbers, except for their scale.
 
     Args:
