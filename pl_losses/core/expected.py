@@ -199,7 +199,9 @@ def several(owner: object, method: str, value: object, count: int) -> tuple[obje
     return tuple(value)
 
 
-def makers(owner: object, method: str, value: object) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+def makers(
+    owner: object, method: str, value: object
+) -> tuple[Callable[..., Optimizer], Callable[..., Any] | None]:
     """Check that a method returned builders of an optimizer and a scheduler or ``None``, and return them.
 
     Raises:

@@ -115,7 +115,7 @@ class Saved:
     def __init__(self, node: Any) -> None:
         self.node = node
 
-    def __call__(self, *gradients: Tensor) -> Any:
+    def __call__(self, *gradients: Tensor | None) -> Any:
         """Pass gradients through."""
         return self.node(*gradients)
 

@@ -56,7 +56,7 @@ class TemporalAveraging(WeightAveraging):
         self._resumed: list[Tensor | None] = []  # The same, from a checkpoint.
         super().__init__(multi_avg_fn=self.move)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what belongs to one process, and the logging that Lightning lends."""
         kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
         return kept | {"_steps": [], "_lost": {}, "_resumed": []}

@@ -163,7 +163,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self._told: set[str] = set()
         self._beside = False
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what a pass over the data has found."""
         return self.__dict__ | {
             "_open": False, "_summaries": [], "_loaders": [], "_found": None, "_seen": {}

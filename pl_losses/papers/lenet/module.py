@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import copy
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier, Gallery
@@ -29,7 +29,7 @@ from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
 CURVATURE_PATTERNS = 500
 
 
-def levenberg_marquardt(parameters: Iterable[Any]) -> StochasticDiagonalLM:
+def levenberg_marquardt(parameters: ParamsT) -> StochasticDiagonalLM:
     """Build the default optimizer: that of Appendix C, for a batch size of 1.
 
     Its mu is ten times the paper's 0.02. The step is eps g / (mu + h), so that mu depends on the scale of the

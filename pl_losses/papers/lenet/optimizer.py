@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer, ParamsT
@@ -295,7 +296,8 @@ def _seed(value: Tensor, output: Tensor, target: object, output_curvature: Outpu
 def _propagate(output: Tensor, seed: Tensor) -> dict[Tensor, Tensor]:
     """Carry second derivatives from ``output`` back through its autograd graph to the parameters."""
     found: dict[Tensor, Tensor] = {}
-    arriving: dict[object, dict[int, Tensor]] = {output.grad_fn: {output.output_nr: seed}}
+    assert output.grad_fn is not None
+    arriving: dict[Node, dict[int, Tensor]] = {output.grad_fn: {output.output_nr: seed}}
     for node in _consumers_first(output.grad_fn):
         seconds = arriving.pop(node, {})
         if not seconds:
@@ -312,8 +314,8 @@ def _propagate(output: Tensor, seed: Tensor) -> dict[Tensor, Tensor]:
     return found
 
 
-def _consumers_first(root: Any) -> Iterable[Any]:
-    consumers: dict[object, set[Any]] = {root: set()}
+def _consumers_first(root: Node) -> Iterable[Node]:
+    consumers: dict[Node, set[Node]] = {root: set()}
     nodes = [root]
     for node in nodes:  # The list grows on the way.
         for source in (source for source, _ in node.next_functions if source is not None):
@@ -323,7 +325,7 @@ def _consumers_first(root: Any) -> Iterable[Any]:
     return TopologicalSorter(consumers).static_order()
 
 
-def _through(node: Any, seconds: list[Any]) -> Seconds:
+def _through(node: Node, seconds: list[Tensor | None]) -> Seconds:
     rule = _RULES.get(re.sub(r"(Backward)?\d*$", "", node.name()))
     if rule is None or (rule is _function and len(node.next_functions) != 1):
         raise NotImplementedError(
@@ -333,13 +335,13 @@ def _through(node: Any, seconds: list[Any]) -> Seconds:
     return rule(of_torch.Saved(node), *seconds)
 
 
-def _copy(node: Any, *seconds: Tensor | None) -> Seconds:
+def _copy(node: of_torch.Saved, *seconds: Tensor | None) -> Seconds:
     """Return magnitudes: with coefficients -1, 0 and 1, the ordinary backward pass is right but for signs."""
     sources = node(*seconds)
     return [None if h is None else h.abs() for h in (sources if isinstance(sources, tuple) else [sources])]
 
 
-def _function(node: Any, h: Tensor, *others: None) -> Seconds:
+def _function(node: of_torch.Saved, h: Tensor, *others: None) -> Seconds:
     """Compute f'(a)^2 h for an elementwise function f."""
     return _squares(h, node(torch.ones_like(h), *others))
 
@@ -348,7 +350,7 @@ def _squares(h: Tensor, *coefficients: Tensor | None) -> Seconds:
     return [None if c is None else h * c * c for c in coefficients]
 
 
-def _average_pool(node: Any, h: Tensor) -> Seconds:
+def _average_pool(node: of_torch.Saved, h: Tensor) -> Seconds:
     if node.ceil_mode or (any(node.padding) and not node.count_include_pad):
         raise NotImplementedError("Average pooling in `network` must divide by the same number everywhere")
     return [node(h / (node.divisor_override or math.prod(node.kernel_size)))]
@@ -359,7 +361,7 @@ def _matmul(h: Tensor, left: Tensor | None, right: Tensor | None) -> Seconds:
     return [by_left, None if left is None else left.square().mT @ h]
 
 
-def _convolution(node: Any, h: Tensor) -> Seconds:
+def _convolution(node: of_torch.Saved, h: Tensor) -> Seconds:
     names = "stride padding dilation transposed output_padding groups"
     geometry = [getattr(node, name) for name in names.split()]
     wanted = [source is not None for source, _ in node.node.next_functions]
@@ -368,7 +370,7 @@ def _convolution(node: Any, h: Tensor) -> Seconds:
     return seconds
 
 
-def _batch_norm(node: Any, h: Tensor) -> Seconds:
+def _batch_norm(node: of_torch.Saved, h: Tensor) -> Seconds:
     x, weight, dims = node.input, node.weight, [0, *range(2, h.ndim)]
     mean, scale = node.result1, node.result2
     if not node.training:

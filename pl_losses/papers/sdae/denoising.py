@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -181,7 +181,7 @@ class Denoising(PaperModule):
         if places is not None:
             rows, noise = clean.flatten(1), self.noise[index]
 
-            def draw(block: int) -> Any:
+            def draw(block: int) -> tuple[Tensor, ...]:
                 generator = keyed_generator(self.seed, index, *key, block, device=clean.device)
                 return noise.draw((BLOCK, rows.shape[1]), rows, generator)
 

@@ -8,13 +8,14 @@ stage's optimizer.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, islice
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -67,7 +68,7 @@ class StagedClassifier(Classifier):
         """Return the parameters that a stage trains; the others are frozen."""
 
     @abstractmethod
-    def stage_optimizer(self, stage: int) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    def stage_optimizer(self, stage: int) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """Return builders: parameters to optimizer, and optimizer to scheduler or None."""
 
     @abstractmethod
@@ -350,7 +351,7 @@ class StagedClassifier(Classifier):
                 )
 
 
-def refuse_other_weights(model: nn.Module, weights: dict[str, Any], argument: str) -> None:
+def refuse_other_weights(model: nn.Module, weights: Mapping[str, object], argument: str) -> None:
     """Name the first weight of a checkpoint that does not fit the model, instead of all of them.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
@@ -24,7 +23,7 @@ class EachForItself(DDPStrategy):
         """Save this rank's image and optimizer."""
         self.checkpoint_io.save_checkpoint(checkpoint, self._own(filepath), storage_options=storage_options)
 
-    def load_checkpoint(self, checkpoint_path: object, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: object, weights_only: bool | None = None) -> dict[str, object]:
         """Load this rank's image and optimizer.
 
         Raises:

@@ -157,7 +157,7 @@ class BatchedVAE:
         self._build()
         self.optimizer.load_state_dict(state)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the weights and Adam's state, as plain data."""
         return {
             "weights": self.weights,

@@ -78,7 +78,7 @@ class LinearFusion:
     def linear(self, func: Function, args: Args, kwargs: Kwargs) -> Tensor | None:
         """Compute a linear layer in a later pass, if its inputs differ between samples; else ``None``."""
         inputs, mask = args[0] if args else None, None
-        # Any other use of a stand-in would take unmasked values for the dropout's result.
+        # Every other use of a stand-in would take unmasked values for the dropout's result.
         for index in self._seen_by(args, kwargs):
             if func is not F.linear or inputs is not self._results[index]() or index not in self._products:
                 raise PrefixDiffersError("it does not always call the same functions after a dropout")
