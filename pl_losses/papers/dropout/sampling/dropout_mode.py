@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 from types import FunctionType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,7 @@ class DropoutMode(TorchFunctionMode):
             self.asked.called(func, args, kwargs)
         if self.shared_over is not None and self.drawn is None:
             self.folding.on_call(func, args, kwargs)
+        # p is the probability to drop. A function that is no dropout, or is called as none, leaves here.
         if func in _KINDS:
             p = _get(1, "p", args, kwargs, 0.5)
         elif func is F.scaled_dot_product_attention:
@@ -150,7 +151,7 @@ class DropoutMode(TorchFunctionMode):
             return self._undropped(func, args, kwargs)
         if p is None:
             return self._undropped(func, args, kwargs)
-        if not p:
+        if not p:  # Its result is the same in all passes: it belongs to the prefix.
             self.calls += 1
             return self._undropped(func, args, kwargs)
         vmapped = self.drawn is None and within_vmap(func)
@@ -184,9 +185,9 @@ class DropoutMode(TorchFunctionMode):
         if func is F.batch_norm and _get(1, "running_mean", args, kwargs, None) is not None:
             # It uses its running statistics, also in a part whose own flag is on.
             args, kwargs = _switched(5, "training", False, args, kwargs)
-        if self.prefix is not None and not self.active:
+        if self.prefix is not None and not self.active:  # Before the first dropout.
             return (self.prefix.replay if self.prefix.over else self.prefix.record)(func, args, kwargs)
-        if self.drawn is not None:
+        if self.drawn is not None:  # For many samples at a time; vmap does what is not done here.
             if func in RECURRENT:
                 return in_one_call(func, args)
             folded = self.folding.linear(func, args, kwargs)
@@ -226,6 +227,7 @@ class DropoutMode(TorchFunctionMode):
             inputs = inputs.mul_(1 / site.kept) if inplace else inputs * (1 / site.kept)
         if kind.with_mask:
             return inputs * mask, mask != 0
+        # A mask that all inputs share may be left to the linear layer that follows, see `LinearFusion`.
         folds = func is F.dropout and self.shared_over is not None and inputs.ndim == 2 and not inplace
         if self.drawn is not None:
             if folds and index in self.folding.found:
@@ -347,7 +349,7 @@ _multi_head_attention = FunctionType(
 )
 
 
-def _get(position: int, name: str, args: Args, kwargs: Kwargs, default: float | None) -> float | None:
+def _get(position: int, name: str, args: Args, kwargs: Kwargs, default: float | None) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 

@@ -18,6 +18,7 @@ class _Outgoing:
     def __init__(self, lattice: Graph, labels: Tensor, num_labels: int) -> None:
         self.num_labels = num_labels
         self.destination = lattice.destination + lattice.offset[lattice.graph]
+        # Node and label as one number, so that arcs of either are found by bisection.
         keys = (lattice.source + lattice.offset[lattice.graph]) * num_labels + labels + 1
         self.order = keys.argsort(stable=True)
         self.keys = keys[self.order]
