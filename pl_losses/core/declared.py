@@ -19,9 +19,9 @@ class Part:
     """A class of a recipe with its arguments."""
 
     cls: type
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, object] = field(default_factory=dict)
 
-    def argument(self, name: str, unknown: Any = None) -> Any:
+    def argument(self, name: str, unknown: object = None) -> Any:
         """Return the argument as given, else its default, or ``unknown`` if the class does not take it."""
         found = (inspect.signature(base).parameters.get(name) for base in self.cls.__mro__[:-1])
         default = next((one.default for one in found if one is not None), unknown)

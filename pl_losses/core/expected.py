@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from pl_losses.core.signatures import OWN
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Describe what was got instead, in a few words.
 
     >>> described({"image": 1}), described(0.5)
@@ -27,11 +27,11 @@ def described(value: Any) -> str:
     if isinstance(value, dict):
         return f"a dict of {', '.join(map(repr, value))}"
     kind = type(value).__name__
-    held = f" of {len(value)}" if type(value) in (tuple, list) else ""
+    held = f" of {len(value)}" if type(value) is tuple or type(value) is list else ""
     return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}{held}"
 
 
-def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Tensor:
+def loss(owner: object, method: str, value: object, rows: int | None = None) -> Tensor:
     """Check the loss that a method returned, and return it.
 
     Args:
@@ -66,7 +66,7 @@ def backward(owner: object, value: Tensor) -> None:
         raise ValueError(f"{wanted} have a gradient but got one that is detached, or made of no parameter")
 
 
-def arguments(message: str, names: Mapping[str, Any]) -> str:
+def arguments(message: str, names: Mapping[str, object]) -> str:
     """Say of an overridden method that it cannot be called as the suite does; empty if it can.
 
     Args:
@@ -95,7 +95,7 @@ def types(message: str) -> str:
     )
 
 
-def outputs(owner: object, value: Any, rows: int) -> Tensor:
+def outputs(owner: object, value: object, rows: int) -> Tensor:
     """Check the outputs of ``forward`` for a batch of ``rows`` samples, [B, ...], and return them.
 
     Raises:
@@ -110,14 +110,13 @@ def outputs(owner: object, value: Any, rows: int) -> Tensor:
     return value
 
 
-def labelled(owner: object, batch: Any) -> tuple[Tensor, Tensor]:
+def labelled(owner: object, batch: object) -> tuple[Tensor, Tensor]:
     """Return the inputs and targets of a batch.
 
     Raises:
         TypeError: If it is no pair of tensors.
     """
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    if not pair or not isinstance(batch[1], Tensor):
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tuple of inputs and targets but got"
             f" {described(batch)}"
@@ -139,7 +138,7 @@ def finite(owner: object, inputs: Tensor) -> None:
         )
 
 
-def first(owner: object, batch: Any) -> Tensor:
+def first(owner: object, batch: object) -> Tensor:
     """Return the inputs of a batch: the batch itself, or its first item.
 
     Raises:
@@ -155,7 +154,7 @@ def first(owner: object, batch: Any) -> Tensor:
 
 
 @contextmanager
-def inputs(owner: object, batch: Any) -> Iterator[Any]:
+def inputs(owner: object, batch: object) -> Iterator[Any]:
     """Yield the inputs to predict for, the batch itself or its first item, and check them if their use fails.
 
     Raises:
@@ -173,7 +172,7 @@ def inputs(owner: object, batch: Any) -> Iterator[Any]:
         ) from error
 
 
-def of_kind(owner: object, batch: Any, *kinds: type) -> None:
+def of_kind(owner: object, batch: object, *kinds: type) -> None:
     """Refuse a batch that is of none of these types.
 
     Raises:
@@ -186,7 +185,7 @@ def of_kind(owner: object, batch: Any, *kinds: type) -> None:
         )
 
 
-def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ...]:
+def several(owner: object, method: str, value: object, count: int) -> tuple[object, ...]:
     """Check that a method returned ``count`` values, and return them.
 
     Raises:
@@ -200,7 +199,9 @@ def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ..
     return tuple(value)
 
 
-def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+def makers(
+    owner: object, method: str, value: object
+) -> tuple[Callable[..., Optimizer], Callable[..., Any] | None]:
     """Check that a method returned builders of an optimizer and a scheduler or ``None``, and return them.
 
     Raises:
@@ -215,7 +216,7 @@ def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], 
     return pair[0], pair[1]
 
 
-def optimizer(value: Any) -> Optimizer:
+def optimizer(value: object) -> Optimizer:
     """Check that the constructor's ``optimizer`` built an optimizer, and return it.
 
     Raises:
@@ -226,7 +227,7 @@ def optimizer(value: Any) -> Optimizer:
     return value
 
 
-def monitor(scheduler: Any) -> str:
+def monitor(scheduler: object) -> str:
     """Return the name of the logged value that a scheduler monitors.
 
     Raises:

@@ -36,7 +36,7 @@ class Experiment:
         ValueError: If the folder has the results of other arguments, or tables without results.
     """
 
-    def __init__(self, folder: str | Path, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, arguments: Mapping[str, object]) -> None:
         self.folder, self.arguments = Path(folder), dict(arguments)
         self.results: list[Any] = []
         self.unfinished: Any = None
@@ -78,7 +78,7 @@ class Experiment:
         self.save()
         return {"arguments": self.arguments, "results": [], "unfinished": None}
 
-    def save(self, unfinished: Any = None) -> None:
+    def save(self, unfinished: object = None) -> None:
         """Keep the results, and the state of a part that is not done.
 
         Raises:
@@ -87,12 +87,12 @@ class Experiment:
         state = {"arguments": self.arguments, "results": self.results, "unfinished": unfinished}
         save_sealed(self.folder / STATE, state)
 
-    def add(self, result: Any) -> None:
+    def add(self, result: object) -> None:
         """Keep the result of a part that is done."""
         self.results.append(result)
         self.save()
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write a CSV file; rows have the same keys."""
         return write_table(self.folder / name, rows)
 
@@ -106,10 +106,10 @@ class Experiment:
         self,
         name: str,
         mode: Recording,
-        tables: Mapping[str, Sequence[Mapping[str, Any]]],
+        tables: Mapping[str, Sequence[Mapping[str, object]]],
         pictures: Mapping[str, Figure],
-        summary: Mapping[str, Any],
-        config: Mapping[str, Any] | None = None,
+        summary: Mapping[str, object],
+        config: Mapping[str, object] | None = None,
     ) -> None:
         """Give W&B the experiment as a run of its own.
 
@@ -134,7 +134,7 @@ class Experiment:
             reinit="create_new",
             settings=wandb.Settings(silent=mode == "offline"),
         )
-        shown: dict[str, Any] = {key: wandb.Image(figure) for key, figure in pictures.items()}
+        shown: dict[str, object] = {key: wandb.Image(figure) for key, figure in pictures.items()}
         for key, rows in tables.items():
             shown[key] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
         with staged_in(Path(run.dir).parent):

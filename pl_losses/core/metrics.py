@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isnan, nan
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,6 +16,11 @@ from torchmetrics.utilities import dim_zero_max, dim_zero_min, dim_zero_sum
 
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.validation import typed
+
+R = TypeVar("R", covariant=True)
+
+# A metric's states by name: tensors; of a list, the number of its rows.
+States = dict[str, Any]
 
 X_AXIS = "trainer/global_step"
 
@@ -33,6 +38,13 @@ def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> 
         if isinstance(logger, WandbLogger):
             for key, summary in best.items():
                 logger.experiment.define_metric(key, step_metric=X_AXIS, summary=f"{summary},last")
+
+
+class Computes(Protocol[R]):
+    """A metric, as far as its result goes."""
+
+    def compute(self) -> R:
+        """Compute the metric."""
 
 
 class ListMetric(Metric):
@@ -65,13 +77,13 @@ class ListMetric(Metric):
         return found if isinstance(found, Tensor) else torch.cat([self._rows[name].to(self.device), *found])
 
 
-def states_of(metric: Metric) -> dict[str, Any]:
+def states_of(metric: Metric) -> States:
     """Copy a metric's current states for :func:`take_out`: tensors, or the number of rows of a list."""
-    states: dict[str, Any] = metric.metric_state
+    states: States = metric.metric_state
     return {key: len(one) if isinstance(one, list) else one.clone() for key, one in states.items()}
 
 
-def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> None:
+def take_out(metric: Metric, before: States, after: States) -> None:
     """Remove from a metric's sums and rows what was added between two of its :func:`states_of`.
 
     Raises:
@@ -86,7 +98,7 @@ def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> N
     >>> rate.wrong, rate.total
     (tensor(0), tensor(1))
     """
-    states: dict[str, Any] = metric.metric_state
+    states: States = metric.metric_state
     for key, state in states.items():
         if isinstance(state, list):
             setattr(metric, key, state[: before[key]] + state[after[key] :])
@@ -102,7 +114,7 @@ def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> N
 
 
 def take_out_repeated(
-    metrics: dict[str, Metric], begun: Sequence[tuple[int, dict[str, Any]]], counts: Callable[[int], bool]
+    metrics: dict[str, Metric], begun: Sequence[tuple[int, dict[str, States]]], counts: Callable[[int], bool]
 ) -> None:
     """Remove from metrics what dataloaders added whose samples do not count on this rank.
 
@@ -163,7 +175,7 @@ class ErrorRate(Metric):
         return self.wrong / self.total
 
 
-def computed(metric: Metric) -> Any:
+def computed(metric: Computes[R]) -> R:
     """Compute a metric over all ranks, also if this rank has added nothing to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)

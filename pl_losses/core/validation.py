@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from math import isfinite, isnan
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class _Kind(NamedTuple):
     """What an annotation allows: in words, the type alone, and the type and its value."""
 
     words: str
-    is_type: Callable[[Any], bool]
-    fits: Callable[[Any], bool]
+    is_type: Callable[[object], bool]
+    fits: Callable[[object], bool]
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
@@ -51,7 +51,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+def check_types(function: Callable[..., object], arguments: Mapping[str, object]) -> None:
     """Refuse arguments that do not fit a function's annotations, see :func:`typed`.
 
     Raises:
@@ -100,14 +100,14 @@ def check_number(
         raise ValueError(f"Expected `{name}` {wanted} but got {value}")
 
 
-def check_positive(name: str, value: Any, none: bool = False) -> None:
+def check_positive(name: str, value: object, none: bool = False) -> None:
     """Refuse an argument that is no positive, finite number; ``none`` says that None would do."""
     if none and value is None:
         return
     check_number(name, value, "to be positive and finite", lambda number: number > 0)
 
 
-def check_share(name: str, value: Any) -> None:
+def check_share(name: str, value: object) -> None:
     """Refuse an argument that is not in [0, 1), such as a probability to drop."""
     check_number(name, value, "in [0, 1)", lambda share: 0 <= share < 1)
 
@@ -163,7 +163,7 @@ def check_least(name: str, tensor: Tensor, least: float) -> None:
         raise ValueError(f"Expected `{name}` of at least {least:g} but got {smallest:.4g}")
 
 
-def in_words(value: Any) -> str:
+def in_words(value: object) -> str:
     """Describe what was got, in few words."""
     if not isinstance(value, Tensor):
         return f"{value!r:.80}"
@@ -172,7 +172,7 @@ def in_words(value: Any) -> str:
 
 
 @cache
-def _kinds(function: Callable[..., Any]) -> dict[str, _Kind | None]:
+def _kinds(function: Callable[..., object]) -> dict[str, _Kind | None]:
     """Find what each parameter allows; ``None`` if anything."""
     names = getattr(inspect.unwrap(function), "__globals__", {})
     kinds: dict[str, _Kind | None] = {}
@@ -187,15 +187,15 @@ def _kinds(function: Callable[..., Any]) -> dict[str, _Kind | None]:
     return kinds
 
 
-def _simple(words: str, is_type: Callable[[Any], bool]) -> _Kind:
+def _simple(words: str, is_type: Callable[[object], bool]) -> _Kind:
     return _Kind(words, is_type, is_type)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _is_dense(value: Any) -> bool:
+def _is_dense(value: object) -> bool:
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -206,7 +206,7 @@ def _is_dense(value: Any) -> bool:
 
 _INT = _simple("an integer", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
 _FLOAT = _Kind("a number", _is_number, lambda value: _is_number(value) and not isnan(value))
-_SIMPLE: dict[Any, _Kind] = {
+_SIMPLE: dict[object, _Kind] = {
     int: _INT,
     float: _FLOAT,
     bool: _simple("True or False", lambda value: isinstance(value, bool)),
@@ -218,7 +218,7 @@ _SIMPLE: dict[Any, _Kind] = {
 
 
 def _kind(annotation: Any) -> _Kind | None:
-    if annotation is Any:
+    if annotation in (Any, object):
         return None
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
@@ -245,7 +245,8 @@ def _kind(annotation: Any) -> _Kind | None:
             "a sequence", lambda value: isinstance(value, Iterable) and not isinstance(value, (str, Tensor))
         )
     if getattr(annotation, "_is_protocol", False):
-        methods = [name for name in vars(annotation) if name[0] != "_"]
+        bases = [base for base in annotation.__mro__ if getattr(base, "_is_protocol", False)]
+        methods = [name for base in bases for name in vars(base) if name[0] != "_"]
         return _simple(
             f"a {annotation.__name__}", lambda value: all(hasattr(type(value), name) for name in methods)
         )
@@ -267,7 +268,7 @@ def _any(kinds: list[_Kind]) -> _Kind:
     )
 
 
-def _sequence(origin: type, inner: tuple[Any, ...]) -> _Kind:
+def _sequence(origin: type, inner: tuple[object, ...]) -> _Kind:
     """Describe a sequence, a list or a tuple; a tuple annotation of fixed length fixes the length."""
     long = len(inner) if origin is tuple and inner[-1:] != (...,) else None
     element = _kind(inner[0]) if inner else None
@@ -279,10 +280,10 @@ def _sequence(origin: type, inner: tuple[Any, ...]) -> _Kind:
             else f"{long} in a sequence ({element.words} each)"
         )
 
-    def is_sequence(value: Any) -> bool:
+    def is_sequence(value: object) -> TypeGuard[Sequence[object]]:
         return isinstance(value, Sequence) and not isinstance(value, str)
 
-    def has_elements(value: Any, fits: str) -> bool:
+    def has_elements(value: object, fits: str) -> TypeGuard[Sequence[object]]:
         return is_sequence(value) and (element is None or all(map(getattr(element, fits), value)))
 
     return _Kind(

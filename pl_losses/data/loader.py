@@ -140,7 +140,7 @@ class BatchLoader:
             self._start = (epoch, 0)
         self._position = self._start
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the position after the last batch handed out, which is the same on all ranks."""
         epoch, batch = self._position
         return {"epoch": epoch, "batch": batch, "order": self._identity()}

@@ -100,7 +100,7 @@ class DropoutModule(PaperModule):
                 )
             self.size.fill_(self.read_training_data(loader))
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Warn at the first batch if the network has dropout that the weight decay does not know of."""
         if self.trainer.global_step or self._looked or any(self.drop_probabilities().values()):
             return
@@ -112,7 +112,7 @@ class DropoutModule(PaperModule):
                 " so that its weight decay takes p = 0: override `drop_probabilities`"
             )
 
-    def read_training_data(self, loader: Any) -> int:
+    def read_training_data(self, loader: object) -> int:
         """Count the training samples of all ranks, N; runs on all ranks when a fit starts."""
         return count_samples(loader)
 

@@ -163,7 +163,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self._told: set[str] = set()
         self._beside = False
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what a pass over the data has found."""
         return self.__dict__ | {
             "_open": False, "_summaries": [], "_loaders": [], "_found": None, "_seen": {}
@@ -204,7 +204,13 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         return RegressionSummary(labelled, self.precision, bool(self.pictures))
 
     def _look(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, batch: Any, index: int, loader: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: Stage,
+        batch: object,
+        index: int,
+        loader: int,
     ) -> None:
         # A sanity check refuses, before any training, what cannot be monitored.
         most = 1 if trainer.sanity_checking else self.max_batches
@@ -262,7 +268,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             self._told.add(words)
             warnings.warn(f"{type(self).__name__} {words}", stacklevel=2)
 
-    def _forward(self, pl_module: LightningModule, inputs: Any) -> Tensor:
+    def _forward(self, pl_module: LightningModule, inputs: object) -> Tensor:
         outputs = self.call(pl_module, inputs)
         if self.task == "classification":
             return self.to_probabilities(pl_module, outputs)
@@ -333,8 +339,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -345,8 +351,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -357,8 +363,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

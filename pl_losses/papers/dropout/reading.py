@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,13 +79,13 @@ class Reading:
             f" {type(self).__name__}{options}"
         )
 
-    def _name(self, batch: Mapping[Any, Any]) -> Any:
+    def _name(self, batch: Mapping[str | int, object]) -> str | int | None:
         """Return the key of a mapping's target."""
         if self.target is not None:
             return self.target if self.target in batch else None
         return "labels" if "labels" in batch else None
 
-    def _place(self, batch: Any) -> int | None:
+    def _place(self, batch: Sequence[object]) -> int | None:
         """Return the position of a tuple's target, if it was given and exists."""
         names = getattr(batch, "_fields", ())
         place = names.index(self.target) if self.target in names else self.target
@@ -127,7 +127,7 @@ class Reading:
         hook = getattr(pl_module, "predicted_values", None)
         return self._tensor(hook(outputs) if callable(hook) else outputs, "to_values")
 
-    def _tensor(self, value: Any, method: str) -> Tensor:
+    def _tensor(self, value: object, method: str) -> Tensor:
         if isinstance(value, Mapping) and "logits" in value:  # such as a ModelOutput of transformers
             value = value["logits"]
         if isinstance(value, Tensor):
@@ -139,7 +139,7 @@ class Reading:
         )
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Describe the type of a value, and those of a tuple's items."""
     if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
         return f"{type(value).__name__} of {[type(item).__name__ for item in value]}"

@@ -300,9 +300,9 @@ class DropoutRegressor(DropoutModule):
         likelihood = results.get("log_likelihood", nan)
         return told if isnan(likelihood) else f"{told}, log-likelihood {likelihood:.3f} nats"
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return the scores."""
-        scores: dict[str, Any] = computed(getattr(self, f"{stage}_scores"))
+        scores: dict[str, Tensor | float] = computed(getattr(self, f"{stage}_scores"))
         scores["rmse_deterministic"] = computed(getattr(self, f"{stage}_single")).sqrt()
         if stage == "test":
             return scores
@@ -332,7 +332,7 @@ class DropoutRegressor(DropoutModule):
         self.test_scores.update(samples[:, :own], target[:own])
         return {**self._summed_up(samples), "target": target}
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict ``mean``, ``variance`` and ``standard_deviation``, 1/tau included, each [B, D].
 
         Without a tau they are those of the passes alone, as a warning says once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import radians
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,6 +24,7 @@ from pl_losses.papers.dropout.sampling.sampling import mc_samples, without_dropo
 from pl_losses.papers.dropout.uncertainty import mutual_information, predictive_entropy
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHADES = (2.0, 1.5, 1.0, 0.5)
@@ -196,8 +197,8 @@ class RotationReport(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -295,7 +296,7 @@ def draw_rotation(
     return figure
 
 
-def _draw_uncertainty(axes: Any, places: Tensor, probabilities: Tensor, single: Tensor) -> None:
+def _draw_uncertainty(axes: Axes, places: Tensor, probabilities: Tensor, single: Tensor) -> None:
     confidence, predicted = single.max(dim=-1)
     axes.plot(places, confidence, "k--", label="largest probability without dropout, on top its class")
     axes.plot(places, predictive_entropy(probabilities), "C4", label="predictive entropy, nats")
@@ -308,7 +309,7 @@ def _draw_uncertainty(axes: Any, places: Tensor, probabilities: Tensor, single: 
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
 
 
-def _draw_images(axes: Any, images: Tensor, angles: Sequence[float]) -> None:
+def _draw_images(axes: Axes, images: Tensor, angles: Sequence[float]) -> None:
     for place, image in enumerate(images):
         low, high = image.amin(), image.amax()
         picture = ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0)

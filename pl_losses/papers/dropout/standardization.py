@@ -94,7 +94,7 @@ class Standardization(nn.Module):
         """Convert z to x: [B, ...] -> [B, ...]."""
         return rows * self.std + self.mean
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *rest: object) -> None:
         # Before a fit the shape of a row is unknown.
         for name in ("mean", "std"):
             if isinstance(stored := state_dict.get(prefix + name), Tensor):
@@ -135,7 +135,7 @@ def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
     return of_inputs, of_targets
 
 
-def own_samples(loader: Any) -> int | None:
+def own_samples(loader: object) -> int | None:
     """Count this rank's samples of an epoch, without repetitions; ``None`` if only a pass can count them.
 
     >>> from pl_losses.data import BatchLoader

@@ -22,6 +22,7 @@ import torchvision
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.files import write_table
@@ -39,7 +40,7 @@ MODELS: dict[str, tuple[str, float]] = {
 CLASSES, WARM_UP = 1000, 2
 
 
-def sgd(parameters: Any) -> torch.optim.SGD:
+def sgd(parameters: ParamsT) -> torch.optim.SGD:
     """Build the optimizer of both ways."""
     return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
 
@@ -91,7 +92,7 @@ class Clock(pl.Callback):
         self.started = self.seconds = 0.0
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Start the clock at the first step after the warm-up."""
         if trainer.global_step == WARM_UP:
@@ -243,7 +244,7 @@ def hardware(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, object]]) -> str:
     """Write the rows as text.
 
     >>> print(table([{"model": "AlexNet", "plain": 10.0, "trainer": 9.9, "ratio": 0.99, "published": 1547}]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from pl_losses.core.declared import Keys
@@ -16,7 +17,7 @@ from pl_losses.data.lines import Lines
 from pl_losses.monitoring.charts import log_lines
 from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.gtn import manifest
-from pl_losses.papers.gtn.base import StringReader
+from pl_losses.papers.gtn.base import Reading, StringReader
 from pl_losses.papers.gtn.metrics import error_reject_curve
 
 if TYPE_CHECKING:
@@ -84,13 +85,16 @@ class ReadingReport(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: STEP_OUTPUT,
         batch: Lines,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first lines, the worst errors so far, and all confidences."""
-        reading, own = outputs["reading"], outputs["own"]
+        assert isinstance(pl_module, StringReader)
+        assert isinstance(outputs, Mapping)  # an `Evaluation`
+        reading: Reading = outputs["reading"]
+        own: int = outputs["own"]
         wrong = outputs["wrong"][:own]
         lines, worst, answers = self._parts.setdefault(dataloader_idx, ([], [], []))
         answers.append(torch.stack([reading.confidence[:own].float(), wrong.float()]).cpu())
@@ -124,13 +128,16 @@ class ReadingReport(Callback):
         log_lines(trainer, "test/error_reject_curve", curve, title, x)
 
 
-def _described(module: Any, batch: Lines, reading: Any, chosen: Sequence[int]) -> list[ReadLine]:
+def _described(
+    module: StringReader[Any], batch: Lines, reading: Reading, chosen: Sequence[int]
+) -> list[ReadLine]:
     """Return the chosen lines of a batch, on the host."""
     if not chosen:
         return []
     images = batch.images[list(chosen)]
     paths = [reading.paths[i] for i in chosen]
-    cuts = module.cut(images).columns.tolist() if hasattr(module, "cut") else [[] for _ in chosen]
+    cut = getattr(module, "cut", None)
+    cuts: list[list[int]] = [[] for _ in chosen] if cut is None else cut(images).columns.tolist()
     rows = zip(chosen, images, cuts, paths, module.columns(images, paths), strict=True)
     lines = []
     for i, image, candidates, path, columns in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import copy
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier, Gallery
@@ -29,7 +29,7 @@ from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
 CURVATURE_PATTERNS = 500
 
 
-def levenberg_marquardt(parameters: Iterable[Any]) -> StochasticDiagonalLM:
+def levenberg_marquardt(parameters: ParamsT) -> StochasticDiagonalLM:
     """Build the default optimizer: that of Appendix C, for a batch size of 1.
 
     Its mu is ten times the paper's 0.02. The step is eps g / (mu + h), so that mu depends on the scale of the
@@ -269,7 +269,7 @@ class LeNet5(Classifier):
             }
         return results
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return loss and error; for a test also the error's 95 % interval and the results of rejection."""
         values = super().evaluation_results(stage)
         if stage == "test" and self.rejects:
@@ -279,7 +279,7 @@ class LeNet5(Classifier):
                 values["error_accepted"] = error
         return values
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict the penalties [B, C], the class [B] and, if there is one, the rubbish posterior [B]."""
         results = super().predict_step(batch, batch_idx)
         if self.rejects:

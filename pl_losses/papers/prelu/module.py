@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.declared import Keys, Part, Recipe, without
@@ -191,7 +191,7 @@ class RectifierNet(Classifier):
         super().configure_metrics()
         self.val_error_top5, self.test_error_top5 = ErrorRate(), ErrorRate()
 
-    def parameter_groups(self) -> Iterable[Any]:
+    def parameter_groups(self) -> ParamsT:
         """Group the slopes of PReLUs apart: no weight decay, their own learning rate and momentum."""
         return param_groups(self, slope_lr=self.slope_lr, slope_momentum=self.slope_momentum)
 
@@ -257,7 +257,7 @@ class RectifierNet(Classifier):
         if self.num_classes > 5:
             getattr(self, f"{stage}_error_top5").update(top_prediction(self.scores(outputs), target), target)
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return loss and errors, with the top-5 error."""
         values = super().evaluation_results(stage)
         if self.num_classes > 5:

@@ -102,7 +102,7 @@ class PReLUSlopeMonitor(Monitor):
         self._latest: dict[str, tuple[float, float, float]] = {}  # Mean, min, max; on rank zero.
         self._warned = False
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the history of the mean slopes, as plain data."""
         return {"history": deepcopy(vars(self._history))}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import sqrt
 from time import perf_counter
@@ -166,7 +166,7 @@ def _train(name: str, method: str, seed: int, data: Variations, settings: dict[s
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write the mean test error of each method in percent, with the 95 % interval of one test, and a verdict.
 
     SDAE-3 is named better if its mean is below the other's by more than 1.96 standard errors of the

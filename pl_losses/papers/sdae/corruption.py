@@ -7,7 +7,7 @@ which divides them by 1 - p, is not masking noise.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ class Corruption(ABC):
     subset = True
 
     @abstractmethod
-    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+    def draw(
+        self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """Draw random tensors for rows of elements.
 
         Args:
@@ -116,7 +118,9 @@ class MaskingNoise(_SubsetCorruption):
         (tensor([6., 6.]), tensor([2, 2]))
     """
 
-    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+    def draw(
+        self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """Draw uniform keys."""
         return (torch.rand(shape, generator=generator, device=like.device),)
 
@@ -155,7 +159,9 @@ class SaltAndPepper(_SubsetCorruption):
             raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
         self.low, self.high = low, high
 
-    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+    def draw(
+        self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """Draw uniform keys and coins."""
         return tuple(torch.rand((2, *shape), generator=generator, device=like.device).unbind())
 
@@ -189,7 +195,9 @@ class GaussianNoise(Corruption):
             raise ValueError(f"Expected `sigma` to be finite and at least 0 but got {sigma}")
         self.sigma = sigma
 
-    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+    def draw(
+        self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """Draw standard normal numbers."""
         return (torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype),)
 

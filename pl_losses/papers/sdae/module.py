@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
@@ -180,7 +180,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         encoders = [p for index in range(len(self.layers)) for p in self.layer(index).encoder_parameters()]
         return [*encoders, *self.head.parameters()]
 
-    def stage_optimizer(self, stage: int) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    def stage_optimizer(self, stage: int) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """Return the constructor's builders; override it for an optimizer of its own for each layer."""
         return self._pretraining if stage < len(self.layers) else (self._optimizer, self._lr_scheduler)
 
@@ -219,7 +219,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         mean = self.val_reconstruction[self.stage]
         self.count_reconstruction(mean, clean, self.stage, "val", batch_idx)
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return a layer's mean reconstruction error; in fine-tuning and tests loss and error."""
         if self.finetuning or stage == "test":
             return super().evaluation_results(stage)

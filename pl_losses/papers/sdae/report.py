@@ -65,7 +65,7 @@ class AutoencoderReport(Callback):
         self.every_n_epochs, self.filters, self.examples, self.seed = every_n_epochs, filters, examples, seed
         self._curves: dict[str, list[tuple[int, float]]] = {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the curves, which continue after a resume."""
         return {"curves": self._curves}
 

@@ -70,7 +70,7 @@ def load_weights(source: str = "oxford", inputs: str = "auto", root: str | None 
     if source == "torchvision":
         from torchvision.models import VGG19_Weights
 
-        tensors: Any = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        tensors: object = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         return prepared(tensors, "rgb", "torchvision")
     path = find_oxford(root) if source == "oxford" else Path(source).expanduser()
     if path is None or not path.is_file():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -146,7 +146,7 @@ class Progress:
     def __init__(
         self,
         every: float = 5.0,
-        write: Callable[[str], Any] | None = None,
+        write: Callable[[str], object] | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.every, self.clock = every, clock

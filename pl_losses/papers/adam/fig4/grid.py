@@ -213,7 +213,7 @@ class Grid:
         rows = self._order[1][position * size : (position + 1) * size]
         return self._binary(self.images[rows]), self._noise(size, step)
 
-    def _noise(self, rows: int, key: Any) -> Tensor:
+    def _noise(self, rows: int, key: object) -> Tensor:
         return standard_normal(rows, self.plan.latent, torch.float32, self.plan.seed, key).to(self.device)
 
     def _binary(self, images: Tensor) -> Tensor:

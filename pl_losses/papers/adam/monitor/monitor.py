@@ -139,11 +139,11 @@ class AdamBiasCorrectionMonitor(Monitor):
         self._restored: dict[str, tuple[int, int]] = {}  # Attempts, and those taken.
         self._warned = False
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what belongs to the optimizers of one process."""
         return super().__getstate__() | {"_watched": {}, "_selected": {}}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return step counts and the points of the picture."""
         counts = self._restored | {
             one.name: (one.attempts, round(float(one.taken))) for one in self._watched.values()
@@ -357,7 +357,7 @@ class AdamBiasCorrectionMonitor(Monitor):
             log_figure(trainer, "adam/bias_correction", draw_history(self._history))
 
 
-def _states(optimizer: Optimizer) -> dict[Tensor, Any]:
+def _states(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
     """Return the state of each parameter; with ZeroRedundancyOptimizer, of those on this rank."""
     inner: Optimizer = getattr(optimizer, "optim", optimizer)
     return inner.state
