@@ -12,23 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pl_losses.core.signatures import OWN
-
-
-def described(value: Any) -> str:
-    """Describe what was got instead, in a few words.
-
-    >>> described({"image": 1}), described(0.5)
-    ("a dict of 'image'", 'a float')
-    """
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}" + (
-            "" if value.is_floating_point() else f" and type {value.dtype}"
-        )
-    if isinstance(value, dict):
-        return f"a dict of {', '.join(map(repr, value))}"
-    kind = type(value).__name__
-    held = f" of {len(value)}" if type(value) in (tuple, list) else ""
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}{held}"
+from pl_losses.core.validation import in_words
 
 
 def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Tensor:
@@ -45,7 +29,7 @@ def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Ten
         ValueError: If it is of another shape.
     """
     wanted = "a scalar, such as `losses.mean()`," if rows is None else f"the losses of {rows} samples, [B],"
-    said = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {described(value)}"
+    said = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {in_words(value)}"
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(said)
     if value.shape != (() if rows is None else (rows,)):
@@ -61,7 +45,7 @@ def backward(owner: object, value: Tensor) -> None:
     """
     wanted = f"Expected the loss of `training_step` of {type(owner).__name__} to"
     if value.ndim:
-        raise ValueError(f"{wanted} be a scalar, such as `losses.mean()`, but got {described(value)}")
+        raise ValueError(f"{wanted} be a scalar, such as `losses.mean()`, but got {in_words(value)}")
     if not value.requires_grad:
         raise ValueError(f"{wanted} have a gradient but got one that is detached, or made of no parameter")
 
@@ -104,9 +88,9 @@ def outputs(owner: object, value: Any, rows: int) -> Tensor:
     """
     said = f"Expected `forward` of {type(owner).__name__} to return [B, ...] with B = {rows} but got"
     if not isinstance(value, Tensor):
-        raise TypeError(f"{said} {described(value)}")
+        raise TypeError(f"{said} {in_words(value)}")
     if not value.ndim or len(value) != rows:
-        raise ValueError(f"{said} {described(value)}")
+        raise ValueError(f"{said} {in_words(value)}")
     return value
 
 
@@ -120,7 +104,7 @@ def labelled(owner: object, batch: Any) -> tuple[Tensor, Tensor]:
     if not pair or not isinstance(batch[1], Tensor):
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tuple of inputs and targets but got"
-            f" {described(batch)}"
+            f" {in_words(batch)}"
         )
     return batch[0], batch[1]
 
@@ -149,7 +133,7 @@ def first(owner: object, batch: Any) -> Tensor:
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tensor of inputs, or a tuple that starts"
-            f" with one, but got {described(batch)}"
+            f" with one, but got {in_words(batch)}"
         )
     return inputs
 
@@ -169,7 +153,7 @@ def inputs(owner: object, batch: Any) -> Iterator[Any]:
             raise
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tensor of inputs, or a tuple that starts"
-            f" with one, but got {described(batch)}: override `predict_step`, or `forward` to take it"
+            f" with one, but got {in_words(batch)}: override `predict_step`, or `forward` to take it"
         ) from error
 
 
@@ -182,7 +166,7 @@ def of_kind(owner: object, batch: Any, *kinds: type) -> None:
     if not isinstance(batch, kinds):
         names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
         raise TypeError(
-            f"Expected `batch` of {type(owner).__name__} to be a {names} but got {described(batch)}"
+            f"Expected `batch` of {type(owner).__name__} to be a {names} but got {in_words(batch)}"
         )
 
 
@@ -195,7 +179,7 @@ def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ..
     if not isinstance(value, (tuple, list)) or len(value) != count:
         raise TypeError(
             f"Expected `{method}` of {type(owner).__name__} to return a tuple of {count} but got"
-            f" {described(value)}"
+            f" {in_words(value)}"
         )
     return tuple(value)
 
@@ -210,7 +194,7 @@ def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], 
     if len(pair) != 2 or not callable(pair[0]) or not (pair[1] is None or callable(pair[1])):
         raise TypeError(
             f"Expected `{method}` of {type(owner).__name__} to return a function that makes the optimizer and"
-            f" one that makes its scheduler, or None, but got {described(value)}"
+            f" one that makes its scheduler, or None, but got {in_words(value)}"
         )
     return pair[0], pair[1]
 
@@ -222,7 +206,7 @@ def optimizer(value: Any) -> Optimizer:
         TypeError: If it built anything else.
     """
     if not isinstance(value, Optimizer):
-        raise TypeError(f"Expected `optimizer` to return a torch.optim.Optimizer but got {described(value)}")
+        raise TypeError(f"Expected `optimizer` to return a torch.optim.Optimizer but got {in_words(value)}")
     return value
 
 

@@ -164,9 +164,21 @@ def check_least(name: str, tensor: Tensor, least: float) -> None:
 
 
 def in_words(value: Any) -> str:
-    """Describe what was got, in few words."""
+    """Describe what was got, in few words: plain data as they are written, the rest by its type.
+
+    >>> in_words({"image": torch.zeros(2)}), in_words([torch.zeros(2), 1]), in_words([0.5, "a"])
+    ("a dict of 'image'", 'a list of Tensor, int', "[0.5, 'a']")
+    """
     if not isinstance(value, Tensor):
-        return f"{value!r:.80}"
+        kind = type(value).__name__
+        kind = f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+        if isinstance(value, Mapping):
+            return f"{kind} of {', '.join(map(repr, value)):.80}"
+        if not isinstance(value, (tuple, list)):
+            return f"{value!r:.80}" if isinstance(value, _PLAIN) else kind
+        if all(isinstance(one, (*_PLAIN, tuple, list)) for one in value):
+            return f"{value!r:.80}"
+        return f"{kind} of {', '.join(type(one).__name__ for one in value):.80}"
     layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
     return f"a {layout}tensor {list(value.shape)} of {value.dtype}"
 
@@ -204,6 +216,8 @@ def _is_dense(value: Any) -> bool:
     )
 
 
+# What is shown as it is written.
+_PLAIN = (str, bytes, Real, type(None), type, torch.dtype, torch.device)
 _INT = _simple("an integer", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
 _FLOAT = _Kind("a number", _is_number, lambda value: _is_number(value) and not isnan(value))
 _SIMPLE: dict[Any, _Kind] = {

@@ -296,9 +296,9 @@ class DropoutRegressor(DropoutModule):
 
     def summary(self, results: Mapping[str, float]) -> str:
         """Describe the RMSE and the log-likelihood."""
-        told = super().summary(results).replace("rmse", "RMSE")
+        text = super().summary(results).replace("rmse", "RMSE")
         likelihood = results.get("log_likelihood", nan)
-        return told if isnan(likelihood) else f"{told}, log-likelihood {likelihood:.3f} nats"
+        return text if isnan(likelihood) else f"{text}, log-likelihood {likelihood:.3f} nats"
 
     def evaluation_results(self, stage: str) -> dict[str, Any]:
         """Return the scores."""

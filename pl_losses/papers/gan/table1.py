@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_losses.core.classifier import Classifier
+from pl_losses.core.experiment import names_of, quiet
 from pl_losses.core.files import write_table
 from pl_losses.core.validation import check_integer
 from pl_losses.data.loader import Batch
@@ -129,11 +127,7 @@ def reproduce(
     Raises:
         ValueError: If an argument is out of range.
     """
-    names = list(MODELS) if models == "all" else [name.strip() for name in models.split(",")]
-    for name in names:
-        if name not in MODELS:
-            known = ", ".join(MODELS)
-            raise ValueError(f'Expected `models` to be of {known}, or "all", but got {name!r}')
+    names = names_of("models", models, list(MODELS))
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f'Expected `device` to be "auto", "cpu" or "cuda" but got {device!r}')
     if device == "auto":
@@ -220,20 +214,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return perf_counter()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence Lightning's messages about the many short runs within this context."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def hardware(device: str) -> str:

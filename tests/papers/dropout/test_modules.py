@@ -193,8 +193,8 @@ def test_without_a_precision_variances_say_once_that_they_lack_the_noise(recwarn
     model, inputs = regressor(precision=None), torch.zeros(2, 3)
     model.predictive(inputs)
     model.predict_step(inputs, 0)
-    (told,) = recwarn
-    assert "variances leave out the noise" in str(told.message)
+    (warned,) = recwarn
+    assert "variances leave out the noise" in str(warned.message)
 
 
 def test_a_decay_that_knows_nothing_of_the_networks_dropout_is_told(tmp_path, recwarn):

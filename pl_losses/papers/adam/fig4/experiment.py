@@ -168,13 +168,13 @@ class Progress:
         start = "\r" if sys.stderr.isatty() else ""
         end = "" if start and not over else "\n"
         share = f"{100 * done / total:.0f} % of {total} steps"
-        self.write(f"{start}Fig. 4: {share}, about {in_words(left)} left   {end}")
+        self.write(f"{start}Fig. 4: {share}, about {duration(left)} left   {end}")
 
 
-def in_words(seconds: float) -> str:
-    """Write a duration in words, rounded.
+def duration(seconds: float) -> str:
+    """Write a duration, rounded.
 
-    >>> in_words(40), in_words(150)
+    >>> duration(40), duration(150)
     ('40 s', '2 min')
     """
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

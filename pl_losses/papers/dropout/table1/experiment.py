@@ -14,7 +14,7 @@ from typing import Literal
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from pl_losses.core.experiment import Experiment
+from pl_losses.core.experiment import Experiment, names_of
 from pl_losses.core.validation import check_integer
 from pl_losses.data import uci
 from pl_losses.papers.dropout.table1 import report
@@ -62,7 +62,9 @@ def reproduce(
             arguments.
         OSError: If a set is missing and cannot be downloaded.
     """
-    names, chosen = _names(sets, list(SETTINGS), "sets"), _names(columns, list(COLUMNS), "columns")
+    # Sets may also be the user's own, see `_refuse`.
+    names = names_of("sets", sets, list(SETTINGS), others=True)
+    chosen = names_of("columns", columns, list(COLUMNS))
     _refuse(names, chosen, root, splits, samples, repeats, seed, epochs_scale)
     if wandb not in ("offline", "online", "disabled"):
         raise ValueError(f"Expected `wandb` to be one of offline, online, disabled but got {wandb!r}")
@@ -142,16 +144,6 @@ def _progress(total: float) -> tqdm:
     )
 
 
-def _names(given: str | Sequence[str], known: list[str], argument: str) -> list[str]:
-    """Read names from text between commas or from a list, each once."""
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
-    if names == ["all"]:
-        return known
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f'Expected `{argument}` to be names between commas or "all" but got {given!r}')
-    return list(dict.fromkeys(names))
-
-
 def _refuse(
     names: list[str],
     columns: list[str],
@@ -162,9 +154,6 @@ def _refuse(
     seed: int,
     epochs_scale: float,
 ) -> None:
-    for column in columns:
-        if column not in COLUMNS:
-            raise ValueError(f"Expected `columns` of {', '.join(COLUMNS)} but got {column!r}")
     for name in names:
         if name not in SETTINGS and uci.find(name, root) is None:
             raise ValueError(
