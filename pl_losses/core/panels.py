@@ -152,11 +152,6 @@ def fitting(pattern: str, keys: Collection[str]) -> list[str]:
     return [key for key in named if key in keys]
 
 
-def is_pattern(key: str) -> bool:
-    """Return whether a key is a pattern, which stands for several keys."""
-    return "<" in key
-
-
 def joined(one: Section | None, other: Section) -> Section:
     """Join two sections of one name."""
     if one is None:

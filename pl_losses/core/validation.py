@@ -82,12 +82,11 @@ def check_integer(name: str, value: int, least: int, most: int | None = None, al
         raise ValueError(f"Expected `{name}` to be {also}{wanted} but got {value}")
 
 
-def check_counts(**values: int) -> None:
-    """Refuse arguments that are no integers of at least 1."""
+def check_counts(least: int = 1, /, **values: int | None) -> None:
+    """Refuse arguments that are no integers of at least ``least``; ``None`` is for the caller to refuse."""
     for name, value in values.items():
-        if not _INT.fits(value) or value < 1:
-            error = ValueError if _INT.fits(value) else TypeError
-            raise error(f"Expected `{name}` to be a positive integer but got {in_words(value)}")
+        if value is not None:
+            check_integer(name, value, least)
 
 
 def check_number(
@@ -105,6 +104,12 @@ def check_positive(name: str, value: Any, none: bool = False) -> None:
     if none and value is None:
         return
     check_number(name, value, "to be positive and finite", lambda number: number > 0)
+
+
+def check_not_negative(**values: Any) -> None:
+    """Refuse arguments that are no finite numbers of at least 0."""
+    for name, value in values.items():
+        check_number(name, value, "to be finite and at least 0", lambda number: number >= 0)
 
 
 def check_share(name: str, value: Any) -> None:
@@ -180,7 +185,8 @@ def in_words(value: Any) -> str:
             return f"{value!r:.80}"
         return f"{kind} of {', '.join(type(one).__name__ for one in value):.80}"
     layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
-    return f"a {layout}tensor {list(value.shape)} of {value.dtype}"
+    dtype = "" if value.is_floating_point() else f" and type {value.dtype}"
+    return f"a {layout}tensor of shape {list(value.shape)}{dtype}"
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from pl_losses.core.files import checksum
 from pl_losses.core.validation import check_init, check_integer
-from pl_losses.data.download import download as fetch
+from pl_losses.data.download import data_root, download as fetch
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
@@ -248,11 +247,6 @@ def standardisation(values: Array) -> tuple[Array, Array]:
     # A constant's deviation may round to 1e-16 instead of 0.
     constant = values.max(axis=0) == values.min(axis=0)
     return values.mean(axis=0), np.where(constant, 1.0, values.std(axis=0))
-
-
-def data_root(root: str | None) -> Path:
-    """Return the folder with the data: ``root``, else PL_LOSSES_DATA, else ``~/.cache/pl_losses``."""
-    return Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
 
 
 def find(name: str, root: str | None = None) -> Path | None:

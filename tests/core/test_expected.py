@@ -46,7 +46,7 @@ def test_a_loss_is_what_it_is_to_be(name, evaluate):
         model.size.fill_(5)
     if name == "DropoutRegressor" and evaluate:
         pytest.skip("its test has no loss")
-    value, got = (0.5, "a float") if evaluate else (torch.ones(2, 3), "a tensor of shape [2, 3]")
+    value, got = (0.5, "0.5") if evaluate else (torch.ones(2, 3), "a tensor of shape [2, 3]")
     setattr(model, method, lambda *_: value)
     message = refusal(model, Data(CASES[name], 5), "test" if evaluate else "fit")
     assert message.startswith(f"Expected `{method}` of {type(model).__name__} to return")
@@ -109,15 +109,15 @@ def test_dictionaries_where_batches_are_looked_at_before_the_first_step():
     assert refusal(LeNet5(), data).startswith(
         "Expected `batch` of LeNet5 to be a tuple of inputs and targets"
     )
-    assert "(inputs, targets) but got {'image'" in refusal(make(CASES["DropoutClassifier"]), data)
+    assert "(inputs, targets) but got a dict of 'image'" in refusal(make(CASES["DropoutClassifier"]), data)
 
 
 def test_a_reader_on_single_digits():
     message = refusal(LatticeReader(), Digits())
     assert message == (
         "Expected `batch` of LatticeReader to be a pl_losses.data.lines.Lines or"
-        " pl_losses.data.lines.Characters but got a list of 2"
-    ) or message.endswith("but got a tuple of 2")
+        " pl_losses.data.lines.Characters but got a list of Tensor, Tensor"
+    )
 
 
 CLASSIFIERS = ["LeNet5", "RectifierNet", "MLP", "ConvNet", "DropoutClassifier", "FullBasicModel"]
@@ -164,7 +164,7 @@ def test_no_batches(name):
     message = refusal(model, nothing, "test")
     assert message.startswith("Expected ")
     assert "batch" in message
-    assert "NoneType" in message
+    assert "None" in message
 
 
 def test_channels_of_another_number():
@@ -188,7 +188,7 @@ def test_a_stage_has_functions(wrong):
     assert message.startswith(
         "Expected `stage_optimizer` of StackedDenoisingAutoencoder to return a function"
     )
-    assert message.endswith("but got a SGD" if wrong == "optimizer" else "but got a tuple of 2")
+    assert message.endswith("but got a SGD" if wrong == "optimizer" else "but got a tuple of SGD, NoneType")
 
 
 @pytest.mark.parametrize("name", ["LeNet5", "GAN"])

@@ -16,7 +16,7 @@ from torch import Tensor
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import check_positive, typed
+from pl_losses.core.validation import check_counts, check_positive, typed
 from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step
@@ -121,27 +121,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         name: str = "dropout",
     ) -> None:
         super().__init__(target)
-        for argument, value, least in (
-            ("samples", samples, 1),
-            ("max_batches", max_batches, 1),
-            ("every_n_epochs", every_n_epochs, 1),
-            ("seed", seed, 0),
-            ("chunk", 1 if chunk is None else chunk, 1),
-            ("pictures", pictures, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"Expected `{argument}` to be an integer of at least {least} but got {value!r}"
-                )
-        for argument, choice, choices in (
-            ("task", task, ("classification", "regression")),
-            ("masks", masks, ("independent", "shared")),
-        ):
-            if choice not in choices:
-                raise ValueError(
-                    f"Expected `{argument}` to be one of {', '.join(choices)} but got {choice!r}"
-                )
-        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        check_counts(samples=samples, max_batches=max_batches, every_n_epochs=every_n_epochs, chunk=chunk)
+        check_counts(0, seed=seed, pictures=pictures)
+        if not re.fullmatch(r"\w+", name):
             raise ValueError(f"Expected `name` to be of letters, digits and _ but got {name!r}")
         check_positive("precision", precision, none=True)
         self.samples, self.task, self.max_batches, self.precision = samples, task, max_batches, precision

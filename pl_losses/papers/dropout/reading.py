@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pl_losses.core.precision import at_least_float32
-from pl_losses.core.validation import in_words
+from pl_losses.core.validation import in_words, typed
 from pl_losses.papers.dropout.sampling.isolation import call_module
 
 
@@ -22,9 +22,8 @@ class Reading:
         target: Position of the target in a tuple, or its name in a mapping.
     """
 
+    @typed
     def __init__(self, target: int | str | None = None) -> None:
-        if target is not None and (isinstance(target, bool) or not isinstance(target, (int, str))):
-            raise TypeError(f"Expected `target` to be a place, a name or None but got {target!r}")
         self.target = target
 
     def get_inputs(self, batch: Any) -> Any:

@@ -23,7 +23,7 @@ from pl_losses.core.validation import check_init
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.base import DropoutModule, MaskSharing, check_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
-from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
+from pl_losses.papers.dropout.networks import Activation, DropoutMLP
 from pl_losses.papers.dropout.noise_precision import GRID, PrecisionSearch, check_precisions
 from pl_losses.papers.dropout.objective import Convention, weight_decay_of
 from pl_losses.papers.dropout.standardization import Standardization, read_moments
@@ -137,19 +137,11 @@ class DropoutRegressor(DropoutModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        if hidden is not None and not isinstance(hidden, (list, tuple)):
-            raise ValueError(
-                f"Expected `hidden` to be a list of the layers' units, such as [50], but got {hidden!r}"
-            )
         sizes = [in_features, *([50] if hidden is None else hidden), out_features]
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(
                 "Expected `in_features`, `hidden` and `out_features` to be positive integers but got"
                 f" {in_features}, {hidden} and {out_features}"
-            )
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"Expected `activation` to be one of {', '.join(ACTIVATIONS)} but got {activation!r}"
             )
         given = precision if isinstance(precision, (int, float)) else None
         check_precisions([given] if given is not None else list(GRID) if precision is None else precision)  # type: ignore[arg-type]

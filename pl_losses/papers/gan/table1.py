@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.experiment import names_of, quiet
 from pl_losses.core.files import write_table
-from pl_losses.core.validation import check_integer
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import TensorDataModule
 
@@ -100,13 +100,14 @@ class Clock(pl.Callback):
         self.seconds = now(self.device) - self.started
 
 
+@typed
 def reproduce(
     models: str = "all",
     batch_size: int | None = None,
     image_size: int = 224,
     steps: int = 20,
     repeats: int = 5,
-    device: str = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     folder: str = "runs/gan/table1",
 ) -> None:
     """Table 1: images per second of four networks of torchvision, in a plain loop and under a Trainer.
@@ -128,18 +129,12 @@ def reproduce(
         ValueError: If an argument is out of range.
     """
     names = names_of("models", models, list(MODELS))
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f'Expected `device` to be "auto", "cpu" or "cuda" but got {device!r}')
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     size = batch_size if batch_size is not None else (64 if device == "cuda" else 8)
-    for argument, value, least in (
-        ("batch_size", size, 2),
-        ("image_size", image_size, 32),
-        ("steps", steps, 1),
-        ("repeats", repeats, 1),
-    ):
-        check_integer(argument, value, least)
+    check_counts(2, batch_size=size)
+    check_counts(32, image_size=image_size)
+    check_counts(steps=steps, repeats=repeats)
     rows = []
     for name in names:
         rows.append(measure(name, RandomImages(image_size, size), steps, repeats, torch.device(device)))

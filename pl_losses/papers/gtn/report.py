@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.lines import Lines
 from pl_losses.monitoring.charts import log_lines
 from pl_losses.monitoring.pictures import gather_objects, log_figure
@@ -69,9 +69,7 @@ class ReadingReport(Callback):
 
     @typed
     def __init__(self, lines: int = 8, *, errors: int = 16) -> None:
-        for name, value in (("lines", lines), ("errors", errors)):
-            if value < 0:
-                raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")
+        check_counts(0, lines=lines, errors=errors)
         self.lines, self.errors = lines, errors
         # For each dataloader: the first lines, the worst errors and all confidences.
         self._parts: dict[int, tuple[list[ReadLine], list[ReadLine], list[Tensor]]] = {}

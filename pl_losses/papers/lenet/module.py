@@ -19,7 +19,7 @@ from pl_losses.core.metrics import ErrorRate, computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.sharding import shard_like
 from pl_losses.core.sums import Mean
-from pl_losses.core.validation import check_init, check_integer, check_positive
+from pl_losses.core.validation import check_counts, check_init, check_positive
 from pl_losses.monitoring.pictures import ClassifierReport
 from pl_losses.papers.lenet import manifest
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
@@ -97,7 +97,7 @@ class LeNet5(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_integer("num_classes", num_classes, 1)
+        check_counts(num_classes=num_classes)
         check_positive("rubbish_penalty", rubbish_penalty)
         if not 0 < reject_above <= 1:
             raise ValueError(f"Expected `reject_above` in (0, 1] but got {reject_above}")

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 
 from pl_losses.core.experiment import Experiment, names_of, quiet
-from pl_losses.core.validation import check_integer
+from pl_losses.core.validation import check_counts
 from pl_losses.data.variations import NAMES, Name, Variations
 from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder
 
@@ -67,13 +67,7 @@ def reproduce(
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
     names: list[Any] = names_of("variations", variations, list(NAMES))
-    for name, value, least in (
-        ("seeds", seeds, 1),
-        ("hidden", hidden, 1),
-        ("pretrain_epochs", pretrain_epochs, 1),
-        ("finetune_epochs", finetune_epochs, 1),
-    ):
-        check_integer(name, value, least)
+    check_counts(seeds=seeds, hidden=hidden, pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs)
     settings = {
         "source": source,
         "train_size": train_size,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pl_losses.core.validation import check_integer, typed
+from pl_losses.core.validation import check_integer, check_not_negative, typed
 
 Mode = Literal["exact", "bernoulli"]
 # Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
@@ -185,8 +185,7 @@ class GaussianNoise(Corruption):
 
     @typed
     def __init__(self, sigma: float = 0.25) -> None:
-        if not 0 <= sigma < float("inf"):
-            raise ValueError(f"Expected `sigma` to be finite and at least 0 but got {sigma}")
+        check_not_negative(sigma=sigma)
         self.sigma = sigma
 
     def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:

@@ -59,13 +59,6 @@ class Denoising(PaperModule):
                 raise ValueError(
                     f"Expected `in_features` and `hidden` to be positive integers but got {size!r}"
                 )
-        if corruption not in ("masking", "gaussian", "salt_and_pepper"):
-            raise ValueError(
-                'Expected `corruption` to be "masking", "gaussian" or "salt_and_pepper" but got'
-                f" {corruption!r}"
-            )
-        if visible not in ("cross_entropy", "squared"):
-            raise ValueError(f'Expected `visible` to be "cross_entropy" or "squared" but got {visible!r}')
         self.corruption, self.level, self.mode = corruption, level, mode
         self.visible, self.sigma, self.alpha, self.beta = visible, sigma, alpha, beta
         self.in_features, self.tied, self.seed = sizes[0], tied, seed

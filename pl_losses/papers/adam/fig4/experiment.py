@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from pl_losses.core.validation import typed
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.adam.fig4.grid import Grid, Plan, Results, rows
 
@@ -27,6 +28,7 @@ COLOURS = {True: "tab:red", False: "tab:green"}
 NAMES = {True: "with bias correction", False: "without"}
 
 
+@typed
 def fig4(
     steps: int = 300,
     at: list[int] | None = None,
@@ -114,11 +116,8 @@ def load_images(dataset: Literal["mnist", "digits"], root: str | None) -> Tensor
     """Load the training images as bytes: [N, D].
 
     Raises:
-        ValueError: If there is no such set.
         OSError: If files are missing and cannot be downloaded.
     """
-    if dataset not in ("mnist", "digits"):
-        raise ValueError(f'Expected `dataset` to be "mnist" or "digits" but got {dataset!r}')
     data = MNIST(root, val_size=0, pad=0) if dataset == "mnist" else Digits(val_size=0)
     data.prepare_data()
     data.setup("fit")

@@ -127,10 +127,6 @@ class AdamBiasCorrectionMonitor(Monitor):
         tensors: str | None = None,
     ) -> None:
         super().__init__(every_n_steps)
-        if level not in ("aggregate", "full"):
-            raise ValueError(f"Expected `level` to be 'aggregate' or 'full' but got {level!r}")
-        if tensors is not None and not isinstance(tensors, str):
-            raise TypeError(f"Expected `tensors` to be a pattern or None but got {type(tensors).__name__}")
         self.level = level
         self.tensors = tensors
         self._history = History()

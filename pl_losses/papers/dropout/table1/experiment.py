@@ -6,7 +6,6 @@ published ones.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from time import perf_counter, process_time
@@ -15,14 +14,16 @@ from typing import Literal
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pl_losses.core.experiment import Experiment, names_of
-from pl_losses.core.validation import check_integer
+from pl_losses.core.validation import check_counts, check_integer, check_positive, typed
 from pl_losses.data import uci
+from pl_losses.data.download import data_root
 from pl_losses.papers.dropout.table1 import report
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Case, reproduce_column
 from pl_losses.papers.dropout.table1.published import SETTINGS
 from pl_losses.papers.dropout.table1.report import Entry
 
 
+@typed
 def reproduce(
     sets: str | list[str] = "all",
     columns: str | list[str] = "all",
@@ -66,8 +67,6 @@ def reproduce(
     names = names_of("sets", sets, list(SETTINGS), others=True)
     chosen = names_of("columns", columns, list(COLUMNS))
     _refuse(names, chosen, root, splits, samples, repeats, seed, epochs_scale)
-    if wandb not in ("offline", "online", "disabled"):
-        raise ValueError(f"Expected `wandb` to be one of offline, online, disabled but got {wandb!r}")
     arguments = {
         "splits": splits,
         "samples": samples,
@@ -158,16 +157,15 @@ def _refuse(
         if name not in SETTINGS and uci.find(name, root) is None:
             raise ValueError(
                 f"Expected `sets` of {', '.join(SETTINGS)}, or a folder with a data.txt in"
-                f" {uci.data_root(root) / 'uci'} or {uci.data_root(root)}, but got {name!r}"
+                f" {data_root(root) / 'uci'} or {data_root(root)}, but got {name!r}"
             )
         if name not in SETTINGS and columns != ["grid"]:
             raise ValueError(
                 f'Expected `columns` of "grid" alone for {name}, a set without published p and tau, but got'
                 f" {', '.join(columns)}"
             )
-    for argument, value, least in (("samples", samples, 1), ("repeats", repeats, 1), ("seed", seed, 0)):
-        check_integer(argument, value, least)
+    check_counts(samples=samples, repeats=repeats)
+    check_counts(0, seed=seed)
     if splits is not None:
         check_integer("splits", splits, 1, max(uci.shape_of(name, root)[2] for name in names))
-    if not 0 < epochs_scale < math.inf:
-        raise ValueError(f"Expected `epochs_scale` to be positive and finite but got {epochs_scale}")
+    check_positive("epochs_scale", epochs_scale)
