@@ -15,6 +15,7 @@ from pl_losses.core.files import damage, save_sealed, write_table, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
 STATE = "state.pt"
 Recording = Literal["offline", "online", "disabled"]
@@ -169,6 +170,18 @@ def names_of(
         if name not in known and not (others and name):
             raise ValueError(f'Expected `{argument}` to be of {", ".join(known)}, or "all", but got {name!r}')
     return list(dict.fromkeys(names))
+
+
+def progress_bar(total: float) -> tqdm:
+    """Return a bar for work of this size, with the time that it took and will take."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total,
+        bar_format="{percentage:3.0f} %|{bar}| {desc}, {elapsed} spent, about {remaining} left",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        smoothing=0.02,
+    )
 
 
 @contextmanager

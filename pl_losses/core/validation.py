@@ -107,9 +107,10 @@ def check_positive(name: str, value: Any, none: bool = False) -> None:
 
 
 def check_not_negative(**values: Any) -> None:
-    """Refuse arguments that are no finite numbers of at least 0."""
+    """Refuse arguments that are no finite numbers of at least 0; ``None`` is for the caller to refuse."""
     for name, value in values.items():
-        check_number(name, value, "to be finite and at least 0", lambda number: number >= 0)
+        if value is not None:
+            check_number(name, value, "to be finite and at least 0", lambda number: number >= 0)
 
 
 def check_share(name: str, value: Any) -> None:

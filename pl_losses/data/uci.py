@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pl_losses.core.files import checksum
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_init, check_integer, check_share
 from pl_losses.data.download import data_root, download as fetch
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
@@ -130,8 +130,7 @@ class UCI(TensorDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        if not 0 <= val_share < 1:
-            raise ValueError(f"Expected `val_share` in [0, 1) but got {val_share}")
+        check_share("val_share", val_share)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = data_root(root)
         self.dataset = name

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pl_losses.core.validation import check_counts, typed
+from pl_losses.core.validation import check_counts, check_shape, typed
 
 Activation = Literal["relu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -52,8 +52,7 @@ class DropoutMLP(nn.Sequential):
         Raises:
             ValueError: If ``inputs`` is of another shape.
         """
-        if inputs.shape[1:] != (self.in_features,):
-            raise ValueError(f"Expected inputs of shape [B, {self.in_features}] but got {list(inputs.shape)}")
+        check_shape("inputs", inputs, "B", self.in_features)
         for layer in self:
             inputs = layer(inputs)
         return inputs
@@ -117,10 +116,7 @@ class DropoutLeNet(nn.Sequential):
         Raises:
             ValueError: If ``images`` is of another shape.
         """
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"Expected images of shape {['B', *self.image_shape]} but got {list(images.shape)}"
-            )
+        check_shape("images", images, "B", *self.image_shape)
         for layer in self:
             images = layer(images)
         return images

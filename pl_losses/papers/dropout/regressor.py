@@ -19,7 +19,7 @@ from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.precision import at_least_float32
 from pl_losses.core.sums import Mean
-from pl_losses.core.validation import check_init
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.base import DropoutModule, MaskSharing, check_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
@@ -138,11 +138,9 @@ class DropoutRegressor(DropoutModule):
     ) -> None:
         check_init(locals())
         sizes = [in_features, *([50] if hidden is None else hidden), out_features]
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ValueError(
-                "Expected `in_features`, `hidden` and `out_features` to be positive integers but got"
-                f" {in_features}, {hidden} and {out_features}"
-            )
+        check_counts(in_features=in_features, out_features=out_features)
+        for units in sizes[1:-1]:
+            check_counts(hidden=units)
         given = precision if isinstance(precision, (int, float)) else None
         check_precisions([given] if given is not None else list(GRID) if precision is None else precision)  # type: ignore[arg-type]
         drop = check_p_each(p, len(sizes) - 1)

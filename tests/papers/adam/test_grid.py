@@ -10,7 +10,7 @@ from pl_losses import recipes
 from pl_losses.cli.main import main
 from pl_losses.papers.adam import VAE, Adam
 from pl_losses.papers.adam.fig4.batched_vae import BatchedVAE, Settings
-from pl_losses.papers.adam.fig4.experiment import Progress, _scale, summary
+from pl_losses.papers.adam.fig4.experiment import _scale, summary
 from pl_losses.papers.adam.fig4.grid import Grid, Outcome, Plan, rows
 
 RUNS = [
@@ -180,17 +180,6 @@ def test_bad_plans_are_named(wrong):
 def test_too_few_images_are_refused(tmp_path, images):
     with pytest.raises(ValueError, match="`batch_size` to be at most 35"):
         Grid(plan(batch_size=36), images, tmp_path, together=8)
-
-
-def test_progress_tells_the_time_left():
-    lines, times = [], iter([0.0, 1.0, 10.0, 20.0])
-    progress = Progress(write=lines.append, clock=lambda: next(times))
-    for done in (100, 110, 200, 1000):
-        progress(done, 1000)
-    assert [line.split(": ")[1].split("   ")[0] for line in lines] == [
-        "20 % of 1000 steps, about 80 s left",
-        "100 % of 1000 steps, about 0 s left",
-    ]
 
 
 def test_the_command(folder, capfd):

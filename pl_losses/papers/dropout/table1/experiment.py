@@ -6,14 +6,11 @@ published ones.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from time import perf_counter, process_time
-from typing import Literal
+from typing import Any, Literal
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
-from pl_losses.core.experiment import Experiment, names_of
+from pl_losses.core.experiment import Experiment, names_of, progress_bar
 from pl_losses.core.validation import check_counts, check_integer, check_positive, typed
 from pl_losses.data import uci
 from pl_losses.data.download import data_root
@@ -87,7 +84,7 @@ def reproduce(
         for case in sorted(cases.values(), key=lambda case: len(case.targets))
         if (case.name, column) not in done
     ]
-    with _progress(sum(case.work(column) for case, column in tasks)) as bar:
+    with progress_bar(sum(case.work(column) for case, column in tasks)) as bar:
         for case, column in tasks:
             bar.set_description(f"{case.name} {column}")
             entries.append(_entry(case, column, bar))
@@ -126,21 +123,12 @@ def _refuse_changed(kept: Experiment, data: dict[str, str]) -> None:
             )
 
 
-def _entry(case: Case, column: str, bar: tqdm) -> Entry:
+def _entry(case: Case, column: str, bar: Any) -> Entry:
     started, cpu = perf_counter(), process_time()
     # The estimate is not exact, and a bar must not run beyond its end.
     rows = reproduce_column(case, column, lambda done: bar.update(min(done, bar.total - bar.n)))
     times = perf_counter() - started, process_time() - cpu
     return Entry(case.name, column, rows, case.epochs(column), *times, case.scale)
-
-
-def _progress(total: float) -> tqdm:
-    return tqdm(
-        total=total,
-        bar_format="{percentage:3.0f} %|{bar}| {desc}, {elapsed} spent, about {remaining} left",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        smoothing=0.02,
-    )
 
 
 def _refuse(
