@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.rng import fold_in, keyed_generator
-from pl_losses.core.validation import check_counts, check_init, check_integer, check_not_negative
+from pl_losses.core.validation import check_counts, check_init, check_not_negative
 from pl_losses.data.digits import Digits
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.lines import DIGITS, Characters, Lines
@@ -109,8 +109,7 @@ class DigitStrings(TensorDataModule):
         self.val_size = {"digits": 300, "mnist": 5000}[source] if val_size is None else val_size
         self.test_size = test_size
         self.shortest, self.longest = (length, length) if isinstance(length, int) else length
-        check_integer("length", self.shortest, 1)
-        check_integer("length", self.longest, 1)
+        check_counts(length=self.shortest)
         if self.shortest > self.longest:
             raise ValueError(f"Expected `length` to be a range but got {[self.shortest, self.longest]}")
         check_counts(strings=strings, eval_strings=eval_strings)
