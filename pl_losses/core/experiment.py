@@ -126,6 +126,7 @@ class Experiment:
         """
         if mode == "disabled":
             return
+        import matplotlib.pyplot  # noqa: F401 - wandb takes it for loaded.
         import wandb
 
         run = wandb.init(

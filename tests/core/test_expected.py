@@ -116,7 +116,7 @@ def test_a_reader_on_single_digits():
     message = refusal(LatticeReader(), Digits())
     assert message == (
         "Expected `batch` of LatticeReader to be a pl_losses.data.lines.Lines or"
-        " pl_losses.data.lines.Characters but got a list of Tensor, Tensor"
+        " pl_losses.data.lines.Characters but got a tuple of Tensor, Tensor"
     )
 
 
