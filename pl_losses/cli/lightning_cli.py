@@ -425,8 +425,8 @@ def hardware(error: Exception, trainer: Any) -> str:
     if "accelerator" not in module and "device" not in module:
         return ""
     given = {name: trainer[name] for name in ("accelerator", "devices", "num_nodes", "strategy")}
-    said = [f"`trainer.{name}` {value!r:.80}" for name, value in given.items() if value not in ("auto", 1)]
-    return f" (got {', '.join(said)})" if said else ""
+    options = [f"`trainer.{name}` {value!r:.80}" for name, value in given.items() if value not in ("auto", 1)]
+    return f" (got {', '.join(options)})" if options else ""
 
 
 def is_raised(at: TracebackType) -> bool:

@@ -29,11 +29,11 @@ def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Ten
         ValueError: If it is of another shape.
     """
     wanted = "a scalar, such as `losses.mean()`," if rows is None else f"the losses of {rows} samples, [B],"
-    said = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {in_words(value)}"
+    message = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {in_words(value)}"
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(said)
+        raise TypeError(message)
     if value.shape != (() if rows is None else (rows,)):
-        raise ValueError(said)
+        raise ValueError(message)
     return value
 
 
@@ -86,11 +86,11 @@ def outputs(owner: object, value: Any, rows: int) -> Tensor:
         TypeError: If it is no tensor.
         ValueError: If it has not as many rows.
     """
-    said = f"Expected `forward` of {type(owner).__name__} to return [B, ...] with B = {rows} but got"
+    message = f"Expected `forward` of {type(owner).__name__} to return [B, ...] with B = {rows} but got"
     if not isinstance(value, Tensor):
-        raise TypeError(f"{said} {in_words(value)}")
+        raise TypeError(f"{message} {in_words(value)}")
     if not value.ndim or len(value) != rows:
-        raise ValueError(f"{said} {in_words(value)}")
+        raise ValueError(f"{message} {in_words(value)}")
     return value
 
 

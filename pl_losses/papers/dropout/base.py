@@ -73,7 +73,7 @@ class DropoutModule(PaperModule):
         self.masks: MaskSharing = masks
         self.register_buffer("size", torch.zeros((), dtype=torch.long))
         self._decays: list[tuple[nn.Module, str, float]] = []
-        self._looked = False
+        self._decay_checked = False
 
     def on_train_start(self) -> None:
         """Read what is needed of the training data, unless a checkpoint or an earlier fit has it."""
@@ -90,9 +90,9 @@ class DropoutModule(PaperModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Warn at the first batch if the network has dropout that the weight decay does not know of."""
-        if self.trainer.global_step or self._looked or any(self.drop_probabilities().values()):
+        if self.trainer.global_step or self._decay_checked or any(self.drop_probabilities().values()):
             return
-        self._looked = True
+        self._decay_checked = True
         inputs, _ = expected.labelled(self, batch)
         if find_dropout(self.network, inputs, self.__call__).active:
             rank_zero_warn(

@@ -158,7 +158,7 @@ class DropoutRegressor(DropoutModule):
         self.sizes, self.activation, self.p = sizes, activation, drop
         self.choices: list[float] | None = precision if isinstance(precision, list) else None
         self.fixed = given
-        self._told = False
+        self._warned = False
         self.register_buffer("tau", torch.tensor(nan if given is None else float(given)))
         self.input_scale, self.target_scale = Standardization(), Standardization()
         self.network = self.configure_network() if network is None else network
@@ -311,7 +311,7 @@ class DropoutRegressor(DropoutModule):
         """Start with the chosen precision."""
         self.test_scores.precision = self.precision
         if self.precision is None:
-            self._told = True
+            self._warned = True
             rank_zero_warn(
                 f"{_NO_PRECISION}: the test has no log-likelihood, and its intervals leave out the noise"
             )
@@ -336,8 +336,8 @@ class DropoutRegressor(DropoutModule):
         return {"mean": mean, "variance": variance, "standard_deviation": variance.sqrt()}
 
     def _moments(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        if self.precision is None and not self._told:
-            self._told = True
+        if self.precision is None and not self._warned:
+            self._warned = True
             rank_zero_warn(f"{_NO_PRECISION}: predictive variances leave out the noise")
         return predictive_moments(samples, self.precision)
 

@@ -165,9 +165,9 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
             middle = (left + right) / 2 - 0.5
             axes.text(middle, len(line.image) + 1, character, ha="center", va="top", color="C3", fontsize=9)
         right_one = line.answer == line.right
-        said = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
+        reading = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
         color = "black" if right_one else "firebrick"
-        axes.set_title(f"{said}   (confidence {line.confidence:.1%})", fontsize=8, color=color)
+        axes.set_title(f"{reading}   (confidence {line.confidence:.1%})", fontsize=8, color=color)
         axes.set_axis_off()
     return figure
 
