@@ -92,10 +92,10 @@ def test_the_newest_run_is_offered_with_its_command():
 
 
 def test_refused_without_torch():
-    from test_front_door import TOLD, outside
+    from test_front_door import WITHOUT_TORCH, outside
 
     for args in (["--config", "lenet/digits"], ["--ckpt_path", "last"], ["--ckpt_path", "no_such_id"]):
-        done = outside(sys.executable, "-c", TOLD, "test", *args, limit=1.0)
+        done = outside(sys.executable, "-c", WITHOUT_TORCH, "test", *args, limit=1.0)
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) <= 2
 
