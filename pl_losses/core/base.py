@@ -27,7 +27,7 @@ from pl_losses.core.loaders import (
     refuse_hidden,
     training_loader,
 )
-from pl_losses.core.metrics import States, define_metrics, in_words, states_of, take_out_repeated
+from pl_losses.core.metrics import States, define_metrics, headline_text, states_of, take_out_repeated
 from pl_losses.core.panels import Sections
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.rng import fold_in
@@ -169,7 +169,7 @@ class PaperModule(LightningModule):
 
         The text is empty if there is nothing to say.
         """
-        return in_words(results, [self.headline, "loss"])
+        return headline_text(results, [self.headline, "loss"])
 
     def parameter_groups(self) -> ParamsT:
         """Return what the optimizer is given: all parameters. Override it to treat some differently."""
@@ -412,9 +412,9 @@ class PaperModule(LightningModule):
         if self.trainer_or_none is None or self.trainer_or_none.world_size == 1:
             return rows
         kind = fold_in(list(rows.shape[1:]), str(rows.dtype))
-        told = self.all_gather(torch.tensor([len(rows), kind], device=rows.device))
-        assert isinstance(told, Tensor)
-        counts, kinds = told.T
+        gathered = self.all_gather(torch.tensor([len(rows), kind], device=rows.device))
+        assert isinstance(gathered, Tensor)
+        counts, kinds = gathered.T
         if (kinds != kind).any():
             raise ValueError(
                 f"Expected `rows` [B, ...] of one shape and type but for B on all ranks but got"

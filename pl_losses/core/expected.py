@@ -12,23 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pl_losses.core.signatures import OWN
-
-
-def described(value: object) -> str:
-    """Describe what was got instead, in a few words.
-
-    >>> described({"image": 1}), described(0.5)
-    ("a dict of 'image'", 'a float')
-    """
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}" + (
-            "" if value.is_floating_point() else f" and type {value.dtype}"
-        )
-    if isinstance(value, dict):
-        return f"a dict of {', '.join(map(repr, value))}"
-    kind = type(value).__name__
-    held = f" of {len(value)}" if type(value) is tuple or type(value) is list else ""
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}{held}"
+from pl_losses.core.validation import in_words
 
 
 def loss(owner: object, method: str, value: object, rows: int | None = None) -> Tensor:
@@ -45,11 +29,11 @@ def loss(owner: object, method: str, value: object, rows: int | None = None) -> 
         ValueError: If it is of another shape.
     """
     wanted = "a scalar, such as `losses.mean()`," if rows is None else f"the losses of {rows} samples, [B],"
-    said = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {described(value)}"
+    message = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {in_words(value)}"
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(said)
+        raise TypeError(message)
     if value.shape != (() if rows is None else (rows,)):
-        raise ValueError(said)
+        raise ValueError(message)
     return value
 
 
@@ -61,7 +45,7 @@ def backward(owner: object, value: Tensor) -> None:
     """
     wanted = f"Expected the loss of `training_step` of {type(owner).__name__} to"
     if value.ndim:
-        raise ValueError(f"{wanted} be a scalar, such as `losses.mean()`, but got {described(value)}")
+        raise ValueError(f"{wanted} be a scalar, such as `losses.mean()`, but got {in_words(value)}")
     if not value.requires_grad:
         raise ValueError(f"{wanted} have a gradient but got one that is detached, or made of no parameter")
 
@@ -102,11 +86,11 @@ def outputs(owner: object, value: object, rows: int) -> Tensor:
         TypeError: If it is no tensor.
         ValueError: If it has not as many rows.
     """
-    said = f"Expected `forward` of {type(owner).__name__} to return [B, ...] with B = {rows} but got"
+    message = f"Expected `forward` of {type(owner).__name__} to return [B, ...] with B = {rows} but got"
     if not isinstance(value, Tensor):
-        raise TypeError(f"{said} {described(value)}")
+        raise TypeError(f"{message} {in_words(value)}")
     if not value.ndim or len(value) != rows:
-        raise ValueError(f"{said} {described(value)}")
+        raise ValueError(f"{message} {in_words(value)}")
     return value
 
 
@@ -119,7 +103,7 @@ def labelled(owner: object, batch: object) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tuple of inputs and targets but got"
-            f" {described(batch)}"
+            f" {in_words(batch)}"
         )
     return batch[0], batch[1]
 
@@ -148,7 +132,7 @@ def first(owner: object, batch: object) -> Tensor:
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tensor of inputs, or a tuple that starts"
-            f" with one, but got {described(batch)}"
+            f" with one, but got {in_words(batch)}"
         )
     return inputs
 
@@ -168,7 +152,7 @@ def inputs(owner: object, batch: object) -> Iterator[Any]:
             raise
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tensor of inputs, or a tuple that starts"
-            f" with one, but got {described(batch)}: override `predict_step`, or `forward` to take it"
+            f" with one, but got {in_words(batch)}: override `predict_step`, or `forward` to take it"
         ) from error
 
 
@@ -181,7 +165,7 @@ def of_kind(owner: object, batch: object, *kinds: type) -> None:
     if not isinstance(batch, kinds):
         names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
         raise TypeError(
-            f"Expected `batch` of {type(owner).__name__} to be a {names} but got {described(batch)}"
+            f"Expected `batch` of {type(owner).__name__} to be a {names} but got {in_words(batch)}"
         )
 
 
@@ -194,7 +178,7 @@ def several(owner: object, method: str, value: object, count: int) -> tuple[obje
     if not isinstance(value, (tuple, list)) or len(value) != count:
         raise TypeError(
             f"Expected `{method}` of {type(owner).__name__} to return a tuple of {count} but got"
-            f" {described(value)}"
+            f" {in_words(value)}"
         )
     return tuple(value)
 
@@ -211,7 +195,7 @@ def makers(
     if len(pair) != 2 or not callable(pair[0]) or not (pair[1] is None or callable(pair[1])):
         raise TypeError(
             f"Expected `{method}` of {type(owner).__name__} to return a function that makes the optimizer and"
-            f" one that makes its scheduler, or None, but got {described(value)}"
+            f" one that makes its scheduler, or None, but got {in_words(value)}"
         )
     return pair[0], pair[1]
 
@@ -223,7 +207,7 @@ def optimizer(value: object) -> Optimizer:
         TypeError: If it built anything else.
     """
     if not isinstance(value, Optimizer):
-        raise TypeError(f"Expected `optimizer` to return a torch.optim.Optimizer but got {described(value)}")
+        raise TypeError(f"Expected `optimizer` to return a torch.optim.Optimizer but got {in_words(value)}")
     return value
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from pl_losses.core.files import damage, save_sealed, write_table, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
 STATE = "state.pt"
 Recording = Literal["offline", "online", "disabled"]
@@ -123,6 +126,7 @@ class Experiment:
         """
         if mode == "disabled":
             return
+        import matplotlib.pyplot  # noqa: F401 - wandb takes it for loaded.
         import wandb
 
         run = wandb.init(
@@ -141,6 +145,58 @@ class Experiment:
             run.log(shown)
         run.summary.update(dict(summary))
         run.finish()
+
+
+def names_of(
+    argument: str, given: str | Sequence[str], known: Sequence[str], others: bool = False
+) -> list[str]:
+    """Read names from text between commas or from a list, each once; "all" are the known ones.
+
+    Args:
+        argument: Which one they are given by.
+        given: The names.
+        known: Names to choose from.
+        others: Whether the caller knows further ones.
+
+    Raises:
+        ValueError: If there is no name, or one that is not known.
+
+    >>> names_of("models", "b, a", ["a", "b", "c"])
+    ['b', 'a']
+    """
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    if names == ["all"]:
+        return list(known)
+    for name in names or [""]:
+        if name not in known and not (others and name):
+            raise ValueError(f'Expected `{argument}` to be of {", ".join(known)}, or "all", but got {name!r}')
+    return list(dict.fromkeys(names))
+
+
+def progress_bar(total: float) -> tqdm:
+    """Return a bar for work of this size, with the time that it took and will take."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total,
+        bar_format="{percentage:3.0f} %|{bar}| {desc}, {elapsed} spent, about {remaining} left",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        smoothing=0.02,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's messages about many short runs within this context."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -38,8 +38,8 @@ INSTEAD = (
 _running: WeakKeyDictionary[DataLoader[object], tuple[int, int, int]] = WeakKeyDictionary()
 # Of a DataLoader with repetitions and batches of a user's own sampler: see _starts_in_order.
 _starts: WeakKeyDictionary[DataLoader[object], list[int] | None] = WeakKeyDictionary()
-_told: WeakSet[DataLoader[object]] = WeakSet()
-_looked: WeakSet[DataLoader[object]] = WeakSet()
+_warned: WeakSet[DataLoader[object]] = WeakSet()
+_checked: WeakSet[DataLoader[object]] = WeakSet()
 
 
 def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[object]:
@@ -93,7 +93,7 @@ def refuse_replaced(trainer: Trainer, loader: object, stage: str, place: int = 0
     Raises:
         ValueError: If it is such a one.
     """
-    if not isinstance(loader, DataLoader) or loader in _looked:
+    if not isinstance(loader, DataLoader) or loader in _checked:
         return
     batches = of_lightning.own_batch_sampler(loader.batch_sampler)
     shared = of_lightning.shares_samples(trainer) and _distributed_sampler(loader) is not None
@@ -108,7 +108,7 @@ def refuse_replaced(trainer: Trainer, loader: object, stage: str, place: int = 0
                 " `torch.utils.data.Subset` of them, or set `use_distributed_sampler` to False and share the"
                 " samples yourself"
             )
-    _looked.add(loader)
+    _checked.add(loader)
 
 
 def _cannot_tell(loader: DataLoader[object], kept: str, ranks: int, samples: int, training: bool) -> None:
@@ -117,8 +117,8 @@ def _cannot_tell(loader: DataLoader[object], kept: str, ranks: int, samples: int
     wanted = f"{name} to keep {kept}, as {ranks} ranks repeat some of {samples} samples"
     if not training:
         raise ValueError(f"Expected {wanted}: {INSTEAD}")
-    if loader not in _told:
-        _told.add(loader)
+    if loader not in _warned:
+        _warned.add(loader)
         rank_zero_warn(f"Repeated training samples count twice: expected {wanted}")
 
 
@@ -130,8 +130,8 @@ def training_loader(trainer: Trainer) -> object:
         return loaders[0]
     for loader in loaders:
         share = share_of(loader)
-        if share is not None and share[2] % share[1] and loader not in _told:
-            _told.add(loader)
+        if share is not None and share[2] % share[1] and loader not in _warned:
+            _warned.add(loader)
             rank_zero_warn(
                 f"Repeated training samples count twice: {share[1]} ranks repeat some of {share[2]} samples,"
                 " and of several training dataloaders it is not known which one a loss is of"

@@ -182,16 +182,17 @@ def computed(metric: Computes[R]) -> R:
         return metric.compute()
 
 
-def in_words(results: Mapping[str, float], names: Iterable[str]) -> str:
+def headline_text(results: Mapping[str, float], names: Iterable[str]) -> str:
     """Describe the first of some metrics that exists: an error in percent, with its interval if there is one.
 
     Args:
         results: Metrics by their names, without the stage.
         names: Which of them to describe, the first one that exists.
 
-    >>> in_words({"error": 0.0095, "error_low": 0.0077, "error_high": 0.0116, "loss": 3.0}, ["error", "loss"])
+    >>> found = {"error": 0.0095, "error_low": 0.0077, "error_high": 0.0116, "loss": 3.0}
+    >>> headline_text(found, ["error", "loss"])
     'error: 0.95 % (95 % interval 0.77 to 1.16 %)'
-    >>> in_words({"loss": 101.34567}, ["error", "loss"])
+    >>> headline_text({"loss": 101.34567}, ["error", "loss"])
     'loss: 101.3'
     """
     name = next((name for name in names if not isnan(results.get(name, nan))), "")

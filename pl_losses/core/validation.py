@@ -82,12 +82,11 @@ def check_integer(name: str, value: int, least: int, most: int | None = None, al
         raise ValueError(f"Expected `{name}` to be {also}{wanted} but got {value}")
 
 
-def check_counts(**values: int) -> None:
-    """Refuse arguments that are no integers of at least 1."""
+def check_counts(least: int = 1, /, **values: int | None) -> None:
+    """Refuse arguments that are no integers of at least ``least``; ``None`` is for the caller to refuse."""
     for name, value in values.items():
-        if not _INT.fits(value) or value < 1:
-            error = ValueError if _INT.fits(value) else TypeError
-            raise error(f"Expected `{name}` to be a positive integer but got {in_words(value)}")
+        if value is not None:
+            check_integer(name, value, least)
 
 
 def check_number(
@@ -105,6 +104,13 @@ def check_positive(name: str, value: object, none: bool = False) -> None:
     if none and value is None:
         return
     check_number(name, value, "to be positive and finite", lambda number: number > 0)
+
+
+def check_not_negative(**values: object) -> None:
+    """Refuse arguments that are no finite numbers of at least 0; ``None`` is for the caller to refuse."""
+    for name, value in values.items():
+        if value is not None:
+            check_number(name, value, "to be finite and at least 0", lambda number: number >= 0)
 
 
 def check_share(name: str, value: object) -> None:
@@ -164,11 +170,24 @@ def check_least(name: str, tensor: Tensor, least: float) -> None:
 
 
 def in_words(value: object) -> str:
-    """Describe what was got, in few words."""
+    """Describe what was got, in few words: plain data as they are written, the rest by its type.
+
+    >>> in_words({"image": torch.zeros(2)}), in_words([torch.zeros(2), 1]), in_words([0.5, "a"])
+    ("a dict of 'image'", 'a list of Tensor, int', "[0.5, 'a']")
+    """
     if not isinstance(value, Tensor):
-        return f"{value!r:.80}"
+        kind = type(value).__name__
+        kind = f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+        if isinstance(value, Mapping):
+            return f"{kind} of {', '.join(map(repr, value)):.80}"
+        if not isinstance(value, (tuple, list)):
+            return f"{value!r:.80}" if isinstance(value, _PLAIN) else kind
+        if all(isinstance(one, (*_PLAIN, tuple, list)) for one in value):
+            return f"{value!r:.80}"
+        return f"{kind} of {', '.join(type(one).__name__ for one in value):.80}"
     layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
-    return f"a {layout}tensor {list(value.shape)} of {value.dtype}"
+    dtype = "" if value.is_floating_point() else f" and type {value.dtype}"
+    return f"a {layout}tensor of shape {list(value.shape)}{dtype}"
 
 
 @cache
@@ -204,6 +223,8 @@ def _is_dense(value: object) -> bool:
     )
 
 
+# What is shown as it is written.
+_PLAIN = (str, bytes, Real, type(None), type, torch.dtype, torch.device)
 _INT = _simple("an integer", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
 _FLOAT = _Kind("a number", _is_number, lambda value: _is_number(value) and not isnan(value))
 _SIMPLE: dict[object, _Kind] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pl_losses.core.compat import of_lightning, of_torch
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_share, typed
 from pl_losses.monitoring.steps import OptimizerSteps, logged_step
 
 ROUNDED = "averaging_rounded"  # Key in a checkpoint.
@@ -46,8 +46,7 @@ class TemporalAveraging(WeightAveraging):
 
     @typed
     def __init__(self, beta2: float = 0.999) -> None:
-        if not 0 <= beta2 < 1:
-            raise ValueError(f"Expected `beta2` in [0, 1) but got {beta2}")
+        check_share("beta2", beta2)
         self.beta2 = beta2
         self._swapped = False  # Whether the model holds the average, and the average's copy the weights.
         self._stepped = False

@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.compat import of_torch
-from pl_losses.core.validation import check_number, typed
+from pl_losses.core.validation import check_not_negative, typed
 
 OPTIONS = (
     *("lr", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"),
@@ -179,7 +179,7 @@ def _refuse(correction: object) -> None:
 def _check_settings(**settings: float | Tensor) -> None:
     for name, value in settings.items():
         if not isinstance(value, Tensor):
-            check_number(name, value, "to be finite and at least 0", lambda number: number >= 0)
+            check_not_negative(**{name: value})
 
 
 class AdaMax(torch.optim.Adamax):

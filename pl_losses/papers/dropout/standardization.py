@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from pl_losses.core.loaders import SeenSamples, num_unpadded, share_of
+from pl_losses.core.validation import in_words
 from pl_losses.monitoring.pictures import gather_objects
 
 
@@ -171,4 +172,6 @@ def count_samples(loader: Any) -> int:
 def _refuse_batch(batch: Any) -> None:
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2
     if not pair or not all(isinstance(rows, Tensor) and rows.ndim for rows in batch):
-        raise TypeError(f"Expected a batch to be a pair of tensors (inputs, targets) but got {batch!r:.100}")
+        raise TypeError(
+            f"Expected a batch to be a pair of tensors (inputs, targets) but got {in_words(batch)}"
+        )

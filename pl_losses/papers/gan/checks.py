@@ -95,8 +95,8 @@ def same_shape(real: Tensor, fake: Tensor) -> None:
     """
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(
-            f"Expected images of shape {_in_words(fake)} as the generator makes them (`channels`,"
-            f" `image_size`) but got {_in_words(real)}"
+            f"Expected images of shape {_batch_shape(fake)} as the generator makes them (`channels`,"
+            f" `image_size`) but got {_batch_shape(real)}"
         )
 
 
@@ -118,5 +118,5 @@ def pixel_range(images: Tensor) -> bool:
     return low >= 0
 
 
-def _in_words(images: Tensor) -> str:
+def _batch_shape(images: Tensor) -> str:
     return f"[B, {', '.join(map(str, images.shape[1:]))}]"

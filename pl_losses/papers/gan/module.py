@@ -134,8 +134,6 @@ class GAN(PaperModule):
         check_init(locals())
         check_counts(latent_size=latent_size, channels=channels, image_size=image_size)
         check_counts(width=width, discriminator_steps=discriminator_steps, accumulate=accumulate)
-        if architecture not in NETWORKS:
-            raise ValueError(f'Expected `architecture` to be "dcgan" or "mlp" but got {architecture!r}')
         check_share("smoothing", smoothing)
         if ema is not None:
             check_number("ema", ema, "in [0, 1) or None", lambda decay: 0 <= decay < 1)

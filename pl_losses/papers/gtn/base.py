@@ -16,6 +16,7 @@ from pl_losses.core.manifest import HEADLINE
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.sums import Mean
+from pl_losses.core.validation import check_init, check_positive
 from pl_losses.data.lines import Characters, Lines
 from pl_losses.papers.gtn import criteria, manifest
 from pl_losses.papers.gtn.lattices.grammars import lexicon as word_graph
@@ -127,22 +128,14 @@ class StringReader(PaperModule, Generic[L]):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         super().__init__(optimizer, lr_scheduler)
-        for name, value, choices in (
-            ("criterion", criterion, CRITERIA),
-            ("decoder", decoder, ("viterbi", "greedy")),
-        ):
-            if value not in choices:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
-        if isinstance(lexicon, str):
-            raise ValueError(f"Expected `lexicon` to be a list of strings but got {lexicon!r}")
         if not alphabet or len(set(alphabet)) < len(alphabet):
             raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
         if not 0 <= reject_below <= 1:
             raise ValueError(f"Expected `reject_below` in [0, 1] but got {reject_below}")
-        for name, number in (("penalty_scale", penalty_scale), ("rubbish_penalty", rubbish_penalty)):
-            if not 0 < number < float("inf"):
-                raise ValueError(f"Expected `{name}` to be a positive number but got {number}")
+        check_positive("penalty_scale", penalty_scale)
+        check_positive("rubbish_penalty", rubbish_penalty)
         self.criterion, self.alphabet = criterion, alphabet
         self.penalty_scale, self.rubbish_penalty = penalty_scale, rubbish_penalty
         self.decoder, self.reject_below = decoder, reject_below

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.sharding import load_whole
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.papers.gtn.base import Criterion, StringReader
 from pl_losses.papers.gtn.lattices.lattice import SegmentLattice
 from pl_losses.papers.gtn.lattices.paths import NO_PATH, Path
@@ -97,13 +97,9 @@ class LatticeReader(StringReader[SegmentLattice]):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )
-        for name, value in (
-            ("max_pieces", max_pieces),
-            ("max_width", max_width),
-            ("radius", radius),
-            ("projection_radius", projection_radius),
-        ):
-            check_integer(name, value, 1)
+        check_counts(
+            max_pieces=max_pieces, max_width=max_width, radius=radius, projection_radius=projection_radius
+        )
         if not max_ink > 0:
             raise ValueError(f"Expected `max_ink` to be positive but got {max_ink}")
         if not isfinite(segment_penalty):

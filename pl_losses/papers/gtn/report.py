@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.lines import Lines
 from pl_losses.monitoring.charts import log_lines
 from pl_losses.monitoring.pictures import gather_objects, log_figure
@@ -70,9 +70,7 @@ class ReadingReport(Callback):
 
     @typed
     def __init__(self, lines: int = 8, *, errors: int = 16) -> None:
-        for name, value in (("lines", lines), ("errors", errors)):
-            if value < 0:
-                raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")
+        check_counts(0, lines=lines, errors=errors)
         self.lines, self.errors = lines, errors
         # For each dataloader: the first lines, the worst errors and all confidences.
         self._parts: dict[int, tuple[list[ReadLine], list[ReadLine], list[Tensor]]] = {}
@@ -174,9 +172,9 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
             middle = (left + right) / 2 - 0.5
             axes.text(middle, len(line.image) + 1, character, ha="center", va="top", color="C3", fontsize=9)
         right_one = line.answer == line.right
-        said = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
+        reading = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
         color = "black" if right_one else "firebrick"
-        axes.set_title(f"{said}   (confidence {line.confidence:.1%})", fontsize=8, color=color)
+        axes.set_title(f"{reading}   (confidence {line.confidence:.1%})", fontsize=8, color=color)
         axes.set_axis_off()
     return figure
 

@@ -19,7 +19,7 @@ from pl_losses.core.metrics import ErrorRate, computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.sharding import shard_like
 from pl_losses.core.sums import Mean
-from pl_losses.core.validation import check_init, check_integer, check_positive
+from pl_losses.core.validation import check_counts, check_init, check_positive, check_shape
 from pl_losses.monitoring.pictures import ClassifierReport
 from pl_losses.papers.lenet import manifest
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
@@ -97,7 +97,7 @@ class LeNet5(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_integer("num_classes", num_classes, 1)
+        check_counts(num_classes=num_classes)
         check_positive("rubbish_penalty", rubbish_penalty)
         if not 0 < reject_above <= 1:
             raise ValueError(f"Expected `reject_above` in (0, 1] but got {reject_above}")
@@ -181,8 +181,7 @@ class LeNet5(Classifier):
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the 84 features of F6: [B, 1, 32, 32] -> [B, 84]."""
-        if images.shape[1:] != (1, 32, 32):
-            raise ValueError(f"Expected `images` of shape [B, 1, 32, 32] but got {list(images.shape)}")
+        check_shape("images", images, "B", 1, 32, 32)
         if not images.is_floating_point():
             raise TypeError(
                 f"Expected `images` of a floating point type, from -0.1 to 1.175, but got {images.dtype}"

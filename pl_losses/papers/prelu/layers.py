@@ -63,8 +63,6 @@ class PReLU(nn.PReLU):
         *,
         compiled: Literal["auto"] | bool = "auto",
     ) -> None:
-        if compiled not in LEAST_ELEMENTS:
-            raise ValueError(f'Expected `compiled` to be "auto", True or False but got {compiled!r}')
         super().__init__(num_parameters, init, device, dtype)
         self.compiled = compiled
 

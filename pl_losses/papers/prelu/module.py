@@ -16,7 +16,7 @@ from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import ErrorRate, computed
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import check_init, check_integer, check_share
+from pl_losses.core.validation import check_counts, check_init, check_share
 from pl_losses.papers.prelu import manifest
 from pl_losses.papers.prelu.groups import param_groups
 from pl_losses.papers.prelu.init import he_init_
@@ -124,15 +124,13 @@ class RectifierNet(Classifier):
     ) -> None:
         check_init(locals())
         check_share("dropout", dropout)
-        check_integer("in_channels", in_channels, 1)
-        if hidden is not None:
-            check_integer("hidden", hidden, 1)
-        if (test_views == "single") != (test_crop is None) or (test_crop is not None and test_crop < 1):
+        check_counts(in_channels=in_channels, hidden=hidden, test_crop=test_crop)
+        check_counts(2, num_classes=num_classes)
+        if (test_views == "single") != (test_crop is None):
             raise ValueError(
                 f'Expected `test_crop` in pixels with `test_views` "ten" or "dense", and only there, but got'
                 f" {test_crop} with {test_views!r}"
             )
-        check_integer("num_classes", num_classes, 2)
         if pyramid is not None and (not pyramid or min(pyramid) < 1):
             raise ValueError(f"Expected `pyramid` of numbers of at least 1 but got {pyramid}")
         if "prelu" not in rectifier and (slope_lr is not None or slope_momentum is not None):

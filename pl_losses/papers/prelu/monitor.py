@@ -95,8 +95,6 @@ class PReLUSlopeMonitor(Monitor):
     @typed
     def __init__(self, every_n_steps: int | None = None, *, modules: str = "*") -> None:
         super().__init__(every_n_steps)
-        if not isinstance(modules, str):
-            raise TypeError(f"Expected `modules` to be a pattern of module paths but got {modules!r}")
         self.modules = modules
         self._history = History()
         self._latest: dict[str, tuple[float, float, float]] = {}  # Mean, min, max; on rank zero.

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pl_losses.core.validation import check_integer, typed
+from pl_losses.core.validation import check_integer, check_not_negative, check_real, typed
 
 Mode = Literal["exact", "bernoulli"]
 # Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
@@ -68,8 +68,7 @@ class Corruption(ABC):
             TypeError: If ``clean`` is not of a floating point type.
             ValueError: If ``clean`` is a single example without the dimension of the batch.
         """
-        if not clean.is_floating_point():
-            raise TypeError(f"Expected `clean` of a floating point type but got {clean.dtype}")
+        check_real("clean", clean)
         if clean.ndim < 2:
             raise ValueError(f"Expected `clean` of shape [B, ...] but got {list(clean.shape)}")
         check_integer("ranks", ranks, 1)
@@ -191,8 +190,7 @@ class GaussianNoise(Corruption):
 
     @typed
     def __init__(self, sigma: float = 0.25) -> None:
-        if not 0 <= sigma < float("inf"):
-            raise ValueError(f"Expected `sigma` to be finite and at least 0 but got {sigma}")
+        check_not_negative(sigma=sigma)
         self.sigma = sigma
 
     def draw(

@@ -18,7 +18,7 @@ from pl_losses.core.loaders import BLOCK, drawn_at
 from pl_losses.core.metrics import computed
 from pl_losses.core.rng import keyed_generator
 from pl_losses.core.sums import Mean
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init, check_integer
 from pl_losses.papers.sdae.corruption import (
     Corruption,
     GaussianNoise,
@@ -55,18 +55,9 @@ class Denoising(PaperModule):
         seed: int,
     ) -> None:
         """Check the arguments and build the layers; ``sizes`` are the inputs' and the hidden layers'."""
-        for size in sizes:
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(
-                    f"Expected `in_features` and `hidden` to be positive integers but got {size!r}"
-                )
-        if corruption not in ("masking", "gaussian", "salt_and_pepper"):
-            raise ValueError(
-                'Expected `corruption` to be "masking", "gaussian" or "salt_and_pepper" but got'
-                f" {corruption!r}"
-            )
-        if visible not in ("cross_entropy", "squared"):
-            raise ValueError(f'Expected `visible` to be "cross_entropy" or "squared" but got {visible!r}')
+        check_counts(in_features=sizes[0])
+        for size in sizes[1:]:
+            check_counts(hidden=size)
         self.corruption, self.level, self.mode = corruption, level, mode
         self.visible, self.sigma, self.alpha, self.beta = visible, sigma, alpha, beta
         self.in_features, self.tied, self.seed = sizes[0], tied, seed

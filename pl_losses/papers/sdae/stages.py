@@ -108,12 +108,12 @@ class StagedClassifier(Classifier):
         self._validated = 0
         self._resumed = None
         self._restore_loader()  # An interrupted fit left codes in the loader.
-        self._tell_of_missing_stages(self.trainer.max_epochs)
+        self._warn_of_missing_stages(self.trainer.max_epochs)
         self._select(self.stage_at(self.trainer.current_epoch))
         if self.trainer.strategy.restore_checkpoint_after_setup:
             self._find_stage_before_loading()
 
-    def _tell_of_missing_stages(self, epochs: int) -> None:
+    def _warn_of_missing_stages(self, epochs: int) -> None:
         before = sum(self.pretrain_epochs)
         if epochs < before and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(

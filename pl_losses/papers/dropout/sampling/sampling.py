@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pl_losses.core.compat import of_torch
 from pl_losses.core.compat.of_torch import TreeSpec
-from pl_losses.core.validation import check_integer, typed
+from pl_losses.core.validation import check_counts, in_words, typed
 from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import (
@@ -115,7 +115,9 @@ def mc_samples(
         >>> torch.allclose(samples[:50], mc_samples(network, torch.zeros(8, 3), samples=50, seed=0))
         True
     """
-    _refuse(module, samples, chunk, seed)
+    check_counts(samples=samples, chunk=chunk)
+    check_counts(0, seed=seed)
+    _refuse_scripted(module)
     parts = _named(module, train)
     seed = secrets.randbits(63) if seed is None else seed
     call = forward or (lambda inputs: call_module(module, inputs))
@@ -243,7 +245,9 @@ def _batch_size(batch: object) -> int:
     for tensor in tensors_in(batch):
         if tensor.ndim:
             return len(tensor)
-    raise ValueError(f"Expected `batch` to hold a tensor [B, ...] for `masks='shared'` but got {batch!r}")
+    raise ValueError(
+        f"Expected `batch` to hold a tensor [B, ...] for `masks='shared'` but got {in_words(batch)}"
+    )
 
 
 def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
@@ -256,13 +260,6 @@ def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
             raise ValueError(f"Expected `train` to name classes of parts of `module` but {wanted!r} is none")
     found = [part for part in parts if type(part) in train or type(part).__name__ in train]
     return Parts(found, False, "`train` names no part")
-
-
-def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None) -> None:
-    for name, value, least in (("samples", samples, 1), ("chunk", chunk, 1), ("seed", seed, 0)):
-        if value is not None:
-            check_integer(name, value, least, also="an integer of ")
-    _refuse_scripted(module)
 
 
 def _refuse_scripted(module: nn.Module) -> None:

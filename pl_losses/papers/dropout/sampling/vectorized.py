@@ -23,7 +23,7 @@ from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_
 
 Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
-_told: set[type[nn.Module]] = set()
+_logged: set[type[nn.Module]] = set()
 
 # Bytes of masks and results that are worked on at a time: enough to make the overhead of a round small,
 # and on a CPU no more than its caches hold.
@@ -45,11 +45,11 @@ def why_not_many(module: nn.Module, batch: object) -> str:
     return ""
 
 
-def _tell(kind: type[nn.Module], reason: str) -> None:
+def _log_once(kind: type[nn.Module], reason: str) -> None:
     """Say once for each class of modules, on the first rank, that they take longer."""
-    if kind in _told or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+    if kind in _logged or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         return
-    _told.add(kind)
+    _logged.add(kind)
     _log.warning(
         "The samples of %s are computed one at a time, which takes longer: %s", kind.__name__, reason
     )
@@ -136,7 +136,7 @@ class VectorizedSampler(Generic[Batch]):
         else:
             self._one_by_one(None)
         if reason and (self.mode.active or self.mode.parts) and samples > 1:
-            _tell(type(self.module), reason)
+            _log_once(type(self.module), reason)
         return self.stacks, self.structure
 
     def _searched(self, make: Callable[[], Found]) -> Found:
