@@ -7,7 +7,7 @@ from pathlib import Path
 
 project = "pl_losses"
 author = "the pl_losses authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "pydata_sphinx_theme"
 html_title = "pl_losses"
 html_theme_options = {"header_links_before_dropdown": 5, "secondary_sidebar_items": ["page-toc"]}
@@ -16,9 +16,13 @@ PAPERS = [path.parent.name for path in Path(__file__).parents[1].glob("pl_losses
 html_sidebars = {"**": [], **{page: ["sidebar-nav-bs"] for page in ("papers", *PAPERS)}}
 html_sidebars |= {f"{paper}-choices": ["sidebar-nav-bs"] for paper in PAPERS}
 html_show_sourcelink = False
+html_extra_path = ["explore-losses.html"]  # A page of its own, shown within losses.md.
 
 # Headings get GitHub's anchors, so that links work on both.
 myst_heading_anchors = 3
+# Notebooks are saved without outputs; the published site runs them: `-D nb_execution_mode=force`.
+nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "off", 600, True
+nb_output_stderr = "remove"  # Warnings of other packages.
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 # MathJax comes with the site. Of its builds this is the one that draws without font files, so that a single
 # file of 2 MB is copied out of the package's 24. Its menu would load what is not there.
