@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
-
 from pl_losses.core.compat import of_lightning
+from pl_losses.core.kinds import is_wandb
 from pl_losses.core.run_folders import LOGGERS, RUNS
 from pl_losses.recipes import Config, UsageError, merge
 
@@ -89,5 +88,5 @@ def quiet_wandb(logger: Config) -> None:
 def forget_anonymous(loggers: Any) -> None:
     """Keep Lightning from passing ``anonymous`` on to wandb, which warns that it has no effect."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, WandbLogger):
+        if is_wandb(logger):
             of_lightning.forget_anonymous(logger)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from pl_losses.core.compat.of_lightning import OfLightning
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.loader import Batch, BatchLoader
@@ -16,7 +17,7 @@ from pl_losses.data.loader import Batch, BatchLoader
 Resident = Literal["auto", "host", "device"]
 
 
-class TensorDataModule(LightningDataModule):
+class TensorDataModule(OfLightning, LightningDataModule):
     """Serves the tensors that :meth:`load` returns, in batches.
 
     To subclass, override :meth:`load`; :meth:`train_order` draws the order of an epoch, and

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pl_losses.core.experiment import staged_in
+from pl_losses.core.kinds import is_wandb
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -58,10 +59,8 @@ def log_confusion(trainer: Trainer, key: str, confusion: Tensor, title: str) -> 
 
 
 def _log(trainer: Trainer, key: str, chart: str, rows: Sequence[Any], texts: dict[str, str]) -> None:
-    from lightning.pytorch.loggers import WandbLogger
-
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if is_wandb(logger):
             import wandb
 
             columns = list(FIELDS[chart])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from pl_losses.core.classifier import Gallery
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.files import written_whole
+from pl_losses.core.kinds import is_a, is_aim, is_mlflow, is_tensorboard, is_wandb
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, num_unpadded
 from pl_losses.core.names import file_stem
 from pl_losses.core.panels import Sections
@@ -26,28 +30,59 @@ from pl_losses.monitoring.steps import logged_step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_told: WeakSet[Any] = WeakSet()  # Loggers that a warning has named.
+
 
 def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
-    """Log a figure: as an image to W&B and TensorBoard, for other loggers as a PNG under ``pictures/``.
+    """Log a figure as an image to W&B, TensorBoard, MLflow and Aim, else as a PNG under ``pictures/``.
 
-    For rank zero only. The folder is in the run's own. Each key has a file of its own.
+    For rank zero only. The folder is in the run's own. Each key has a file of its own. A logger that takes no
+    picture is named once by a warning, unless it is a ``CSVLogger``, beside whose file the PNGs lie.
 
     Args:
         trainer: Its loggers are used.
         key: Such as "test/errors".
         figure: What to show.
     """
-    shown = False
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(key, [figure])
-            shown = True
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(key, figure, logged_step(trainer))
-            shown = True
-    if not shown:
-        with written_whole(Path(run_folder(trainer), "pictures", f"{file_stem(key)}.png")) as file:
+    without = [one for one in trainer.loggers if not _shown(one, key, figure, logged_step(trainer))]
+    place = "only other loggers of the run show them"
+    if len(without) == len(trainer.loggers):
+        folder = Path(run_folder(trainer), "pictures")
+        place = f"they are under {folder}"
+        with written_whole(folder / f"{file_stem(key)}.png") as file:
             figure.savefig(file, dpi=120)
+    for logger in without:
+        if logger not in _told and not is_a(logger, "CSVLogger", "DummyLogger"):
+            _told.add(logger)
+            rank_zero_warn(f"{type(logger).__name__} takes no pictures and no histograms: {place}")
+
+
+def _shown(logger: Any, key: str, figure: Figure, step: int) -> bool:
+    """Give a figure to a logger; return whether it can show one."""
+    if is_wandb(logger):
+        logger.log_image(key, [figure])
+    elif is_tensorboard(logger):
+        logger.experiment.add_figure(key, figure, step)
+    elif is_mlflow(logger):
+        # MLflow refuses other characters.
+        name = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key)
+        logger.experiment.log_image(str(logger.run_id), _pixels(figure), key=name, step=step)
+    elif is_aim(logger):
+        import aim
+
+        name, context = logger.parse_context(key)
+        logger.experiment.track(aim.Image(figure), name, step, context=context)
+    else:
+        return False
+    return True
+
+
+def _pixels(figure: Figure) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
 
 
 class ClassifierReport(Callback):
