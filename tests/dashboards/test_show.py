@@ -278,6 +278,9 @@ def test_the_fields_are_those_of_wandb():
         "EXIT": proto.RunExitRecord,
         "METRIC": proto.MetricRecord,
         "ENVIRONMENT": proto.EnvironmentRecord,
+        "ARTIFACT": proto.ArtifactRecord,
+        "MANIFEST": proto.ArtifactManifest,
+        "ENTRY": proto.ArtifactManifestEntry,
         "ITEM": proto.HistoryItem,
         "HISTORY": proto.HistoryRecord,
     }

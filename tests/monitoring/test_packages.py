@@ -17,6 +17,7 @@ from pl_losses.callbacks import (
     PReLUSlopeMonitor,
 )
 from pl_losses.dashboards.offline.runs import read_run
+from pl_losses.dashboards.page.drawing import read_table
 from pl_losses.data import Digits
 
 
@@ -101,6 +102,14 @@ def test_wandb_has_the_same_of_both_packages(package, tmp_path):
     assert {"prelu/final_slopes", "adam/bias_correction", "test/dropout/reliability"} <= pictures
     assert {"test/confusion_matrix", "test/errors"} <= pictures
     assert "test/confusion_table" in found.items["table"]
+    for key, last in (
+        ("test/errors_table", "confidence"),
+        ("test/dropout/most_uncertain_table", "mutual information, nats"),
+    ):
+        columns, rows = read_table(found, key, found.items["table"][key][0])
+        assert columns == ["image", "right", "predicted", last]
+        assert rows
+        assert all(row[0][0].startswith("data:image/png;base64,") for row in rows)
     assert not (tmp_path / "pictures").exists()
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 # Message to the numbers of its fields.
-RECORD = {"history": 2, "config": 5, "run": 17, "metric": 12, "exit": 18, "environment": 26}
+RECORD = {"history": 2, "config": 5, "run": 17, "metric": 12, "exit": 18, "environment": 26, "artifact": 8}
 CONFIG = {"update": 1}
 RUN = {"run_id": 1, "display_name": 8, "config": 4, "start_time": 17}
 EXIT = {"exit_code": 1, "runtime": 2}
 METRIC = {"name": 1, "glob_name": 2, "step_metric": 4}
 ENVIRONMENT = {"python": 2, "args": 5}
+ARTIFACT = {"manifest": 12}
+MANIFEST = {"contents": 4}
+ENTRY = {"path": 1, "local_path": 6}
 ITEM = {"key": 1, "nested_key": 2, "value_json": 16}
 HISTORY = {"item": 1}
 TIMESTAMP = {"seconds": 1}
@@ -68,6 +71,11 @@ def select(message: bytes, numbers: dict[str, int]) -> dict[str, list[int | byte
         if number in names:
             found.setdefault(names[number], []).append(value)
     return found
+
+
+def messages(message: bytes, numbers: dict[str, int], name: str) -> list[bytes]:
+    """Return the messages within a field of a message."""
+    return [value for value in select(message, numbers).get(name, []) if isinstance(value, bytes)]
 
 
 def text(values: list[int | bytes] | None) -> str:

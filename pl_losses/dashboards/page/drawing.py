@@ -6,7 +6,6 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ CURVES, PICTURES, HISTOGRAMS, TABLES = 1_200_000, 1_600_000, 400_000, 200_000
 POINT = 2 * 8 * 4 / 3  # x and y as float64 in base64
 BIN = 12  # an edge and a count
 CELL = (int, float, str, type(None))
+THUMBNAIL = 20_000  # Bytes of a picture in a table.
 POINTS, STEPS, ROWS = (16, 2000), (2, 120), 200
 
 
@@ -136,7 +136,7 @@ class Drawing:
         lines: list[Data] = []
         chart = None
         for run, key, items in self.found("table", keys):
-            columns, rows = read_table(self.runs[run].file(items[-1].value.get("path", "")))
+            columns, rows = read_table(self.runs[run], key, items[-1])
             charted = self.runs[run].charts.get(key)
             if charted and charted.name == LINES and set(FIELDS[LINES]) <= set(columns):
                 chart = charted
@@ -181,20 +181,29 @@ def last(run: Run, key: str) -> str:
     return "".join(f"{y:.5g}" for y in run.curve(key)[1][-1:])
 
 
-def read_table(path: Path | None) -> tuple[list[str], list[list[Any]]]:
+def read_table(run: Run, key: str, item: Item) -> tuple[list[str], list[list[Any]]]:
     """Read the columns and rows of a table that wandb wrote; empty if it is missing or damaged.
 
-    A cell is a number, a text or empty; any other value is converted to text.
+    A cell is a number, a text, a picture's data URL in a list, or empty; another value is converted to text.
     """
+    # Only the copy in the artifact has pictures.
+    path = run.copied(f"{key}.table.json") or run.file(item.value.get("path", ""))
     if path is None:
         return [], []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         columns = [str(name) for name in found["columns"]]
-        rows = [[cell if isinstance(cell, CELL) else str(cell) for cell in row] for row in found["data"]]
+        rows = [[_cell(run, cell) for cell in row] for row in found["data"]]
     except ODD:
         return [], []
     return (columns, rows) if all(len(row) == len(columns) for row in rows) else ([], [])
+
+
+def _cell(run: Run, cell: Any) -> Any:
+    if isinstance(cell, CELL):
+        return cell
+    picture = run.copied(cell.get("path")) if isinstance(cell, dict) else None
+    return [embedded(picture, THUMBNAIL)] if picture else str(cell)
 
 
 def matrix(columns: list[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:

@@ -149,7 +149,10 @@ function drawTable(panel, place) {
   panel.columns.forEach(name => element("th", head, name))
   for (const row of panel.rows) {
     const line = element("tr", table)
-    row.forEach(cell => element("td", line, typeof cell === "object" ? JSON.stringify(cell) : String(cell)))
+    row.forEach(cell => {
+      if (Array.isArray(cell)) element("img", element("td", line)).src = cell[0]
+      else element("td", line, String(cell ?? ""))
+    })
   }
   if (panel.note) element("p", place.body, panel.note)
 }
