@@ -79,6 +79,16 @@ def check_id(logger: Config) -> None:
             raise UsageError(f"Expected `trainer.logger.{name}` {wanted} but got {value!r}")
 
 
+def check_log_model(logger: Config) -> None:
+    """Refuse W&B's own way to log checkpoints in an offline run, and name the one that works there."""
+    given = logger.get("init_args", {})
+    if given.get("log_model") and given.get("offline"):
+        raise UsageError(
+            "Expected `trainer.logger.offline` to be false for `log_model`, which uploads checkpoints at once;"
+            " for an offline run, which keeps them for `wandb sync`, use `--trainer.callbacks+=ArtifactRecord`"
+        )
+
+
 def quiet_wandb(logger: Config) -> None:
     """Keep wandb from chatting about an offline run."""
     if logger.get("init_args", {}).get("offline"):
