@@ -84,8 +84,8 @@ def check_log_model(logger: Config) -> None:
     given = logger.get("init_args", {})
     if given.get("log_model") and given.get("offline"):
         raise UsageError(
-            "Expected `trainer.logger.offline` to be false for `log_model`, which uploads checkpoints at once;"
-            " for an offline run, which keeps them for `wandb sync`, use `--trainer.callbacks+=ArtifactRecord`"
+            "Expected `trainer.logger.offline` false with `log_model`, which uploads checkpoints at once;"
+            " an offline run keeps them for `wandb sync` with `--trainer.callbacks+=ArtifactRecord`"
         )
 
 

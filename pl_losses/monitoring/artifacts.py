@@ -17,11 +17,11 @@ from pl_losses.core.validation import typed
 
 
 class ArtifactRecord(Callback):
-    """Gives W&B a run's data and checkpoints as artifacts; offline runs keep them for `wandb sync`.
+    """Gives W&B a run's data and checkpoints as artifacts; offline runs keep them for ``wandb sync``.
 
-    Each split of the data becomes an input of the run, an artifact `<class>-<split>` of type "dataset" with
-    its :meth:`~pl_losses.data.module.TensorDataModule.identity`, not the data: runs on the same samples share
-    its version. When a fit ends, its checkpoints become outputs, versions of `model-<run id>` of type "model"
+    Each split of the data becomes an input of the run, an artifact ``<class>-<split>`` of type "dataset" with
+    its :meth:`~pl_losses.data.TensorDataModule.identity`, not the data: runs on the same samples share its
+    version. When a fit ends, its checkpoints become outputs, versions of ``model-<run id>`` of type "model"
     with the aliases "best" (of the first ``ModelCheckpoint`` with a ``monitor``) and "last". The run's folder
     has a copy of these.
 
@@ -37,8 +37,11 @@ class ArtifactRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Record the splits that a stage has loaded, each once."""
-        if not any(map(is_wandb, trainer.loggers)) and not getattr(trainer, "fast_dev_run", False):
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        if not any(map(is_wandb, trainer.loggers)):
             rank_zero_warn(f"{type(self).__name__} records nothing: the trainer has no W&B logger")
+            return
         if not self.data or not trainer.is_global_zero:
             return
         data: Any = getattr(trainer, "datamodule", None)

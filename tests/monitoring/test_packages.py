@@ -1,4 +1,8 @@
-"""Monitors and reports with `lightning` and with `pytorch_lightning`, and what each kind of logger gets."""
+"""Monitors and reports with `lightning` and with `pytorch_lightning`, and what each kind of logger gets.
+
+Those of MLflow and Aim are skipped unless these are installed, `uv pip install mlflow aim`: they hold back
+versions of packages that the suite's dependencies share with them.
+"""
 
 import importlib
 import warnings
