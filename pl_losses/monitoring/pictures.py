@@ -46,16 +46,16 @@ def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
         figure: What to show.
     """
     without = [one for one in trainer.loggers if not _shown(one, key, figure, logged_step(trainer))]
-    place = "only other loggers of the run show them"
+    place = "only other loggers of the run show these"
     if len(without) == len(trainer.loggers):
         folder = Path(run_folder(trainer), "pictures")
-        place = f"they are under {folder}"
+        place = f"the pictures are under {folder}"
         with written_whole(folder / f"{file_stem(key)}.png") as file:
             figure.savefig(file, dpi=120)
     for logger in without:
         if logger not in _told and not is_a(logger, "CSVLogger", "DummyLogger"):
             _told.add(logger)
-            rank_zero_warn(f"{type(logger).__name__} takes no pictures and no histograms: {place}")
+            rank_zero_warn(f"{type(logger).__name__} takes no histograms and pictures: {place}")
 
 
 def _shown(logger: Any, key: str, figure: Figure, step: int) -> bool:

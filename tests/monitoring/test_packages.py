@@ -164,13 +164,13 @@ def test_a_logger_without_pictures_is_named_once(package, tmp_path):
 
     csv = package.loggers.CSVLogger(tmp_path)
     for loggers, told in (
-        ([Numbers()], ["Numbers takes no pictures and no histograms: they are under"]),
+        ([Numbers()], ["Numbers takes no histograms and pictures: the pictures are under"]),
         ([csv], []),
     ):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             run(package, tmp_path, *loggers, callbacks=[PReLUSlopeMonitor(), ClassifierReport(2)])
-        texts = [str(one.message) for one in found if "takes no pictures" in str(one.message)]
+        texts = [str(one.message) for one in found if "takes no histograms" in str(one.message)]
         assert len(texts) == len(told)
         assert all(text.startswith(start) for text, start in zip(texts, told, strict=True))
 
