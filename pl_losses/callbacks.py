@@ -6,6 +6,7 @@ from pl_losses.core.lazy import lazy
 
 if TYPE_CHECKING:
     from pl_losses.core.random_state import RandomState as RandomState
+    from pl_losses.monitoring.artifacts import ArtifactRecord as ArtifactRecord
     from pl_losses.monitoring.pictures import ClassifierReport as ClassifierReport
     from pl_losses.papers.adam.averaging import TemporalAveraging as TemporalAveraging
     from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor

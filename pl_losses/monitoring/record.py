@@ -13,9 +13,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from pl_losses.core.compat import of_lightning
+from pl_losses.core.kinds import is_csv, is_tensorboard, is_wandb
 from pl_losses.core.run_folders import Run, exists, lineage, modified, named_by, write_record
 from pl_losses.core.trust import always, class_paths
 from pl_losses.core.version import __version__
@@ -156,15 +157,15 @@ class RunRecord(Callback):
 
 def how_to_look(logger: Logger) -> list[str]:
     """Return the commands that show a logger's run."""
-    if isinstance(logger, WandbLogger):
+    if is_wandb(logger):
         folder = shlex.quote(os.path.relpath(Path(logger.experiment.dir).parent))
         if of_lightning.is_offline(logger):
             page = f"As a page:  pl-losses show {folder}"
             return [f"Look at it: wandb leet {folder}", page, f"Upload it:  wandb sync {folder}"]
         return [f"Look at it: {getattr(logger.experiment, 'url', None) or f'wandb leet {folder}'}"]
-    if isinstance(logger, TensorBoardLogger):
+    if is_tensorboard(logger):
         return [f"Look at it: tensorboard --logdir {shlex.quote(str(logger.save_dir))}"]
-    if isinstance(logger, CSVLogger):
+    if is_csv(logger):
         folder = shlex.quote(os.path.relpath(logger.log_dir))
         return [f"Look at it: {Path(logger.log_dir, 'metrics.csv')}", f"As a page:  pl-losses show {folder}"]
     return []

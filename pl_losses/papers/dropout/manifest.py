@@ -46,6 +46,7 @@ UNCERTAINTY_MONITOR = (
             pictures("Reliability diagram", "<stage>/dropout/reliability"),
             pictures("Entropy of right and wrong predictions", "<stage>/dropout/entropy"),
             pictures("Most uncertain inputs", "<stage>/dropout/most_uncertain"),
+            table("Most uncertain inputs, one by one", "<stage>/dropout/most_uncertain_table"),
             pictures("Calibration of the intervals", "<stage>/dropout/calibration"),
             pictures("Predictions over targets", "<stage>/dropout/predictions"),
         ),
