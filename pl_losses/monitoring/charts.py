@@ -57,6 +57,24 @@ def log_confusion(trainer: Trainer, key: str, confusion: Tensor, title: str) -> 
     _log(trainer, key, CONFUSION, rows, {"title": title})
 
 
+def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Log rows of equal keys, at least one, as a table. For rank zero only.
+
+    Args:
+        trainer: Its W&B loggers are used.
+        key: Such as "test/published".
+        rows: Column to value.
+    """
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            with staged_in(Path(logger.experiment.dir).parent):
+                logger.experiment.log({key: wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
+
+
 def _log(trainer: Trainer, key: str, chart: str, rows: Sequence[Any], texts: dict[str, str]) -> None:
     from lightning.pytorch.loggers import WandbLogger
 

@@ -11,5 +11,6 @@ CLASSIFIER_REPORT = (
             pictures("Most confident errors", "test/errors"),
             chart("Right and predicted class", "test/confusion_table", CONFUSION),
         ),
+        figure=True,
     ),
 )
