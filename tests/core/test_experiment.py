@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pl_losses.core.experiment import Experiment
+from pl_losses.core.experiment import Experiment, PlainExperiment
 
 ARGUMENTS = {"seed": 0, "sizes": [1, 2], "source": None}
 
@@ -74,3 +74,16 @@ def test_tables_pictures_and_the_run(tmp_path):
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("files/media/images/demo/picture*"))
     assert list(run.glob("files/media/table/demo/errors*"))
+
+
+def test_plain_results_are_kept_as_json(tmp_path, capsys):
+    kept = PlainExperiment(tmp_path, ARGUMENTS)
+    kept.add({"error": float("nan")})
+    (again,) = PlainExperiment(tmp_path, ARGUMENTS).results
+    assert str(again) == "{'error': nan}"
+    with pytest.raises(ValueError, match="`seed` to be 0"):
+        PlainExperiment(tmp_path, {**ARGUMENTS, "seed": 1})
+    file = tmp_path / "state.json"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert PlainExperiment(tmp_path, ARGUMENTS).results == []
+    assert f"now {tmp_path}/damaged-1.json, and its results are made again" in capsys.readouterr().err
