@@ -135,6 +135,7 @@ class Experiment:
         """
         if mode == "disabled":
             return
+        import matplotlib.pyplot  # noqa: F401  # wandb looks figures up in it, and does not import it.
         import wandb
 
         run = wandb.init(

@@ -19,9 +19,10 @@ from wandb.proto import wandb_internal_pb2 as proto
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from pl_losses import recipes
+from pl_losses.cli.distributions import Parameter
 from pl_losses.cli.main import main
 from pl_losses.cli.sweep import Runner
-from pl_losses.cli.sweep_file import Parameter, Sweep, read_sweep, words
+from pl_losses.cli.sweep_file import Sweep, read_sweep, words
 
 # A trial's program: it logs (x - 3)^2, fails for x = 5 and waits for x = 2 while there is a file "hold".
 PROGRAM = """
