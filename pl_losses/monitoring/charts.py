@@ -59,6 +59,22 @@ def log_confusion(trainer: Trainer, key: str, confusion: Tensor, title: str) -> 
     _log(trainer, key, CONFUSION, rows, {"title": title})
 
 
+def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Log rows of equal keys, at least one, as a table. For rank zero only.
+
+    Args:
+        trainer: Its W&B loggers are used.
+        key: Such as "test/published".
+        rows: Column to value.
+    """
+    for logger in trainer.loggers:
+        if is_wandb(logger):
+            import wandb
+
+            with staged_in(Path(logger.experiment.dir).parent):
+                logger.experiment.log({key: wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
+
+
 def log_samples(
     trainer: Trainer,
     key: str,

@@ -12,5 +12,6 @@ CLASSIFIER_REPORT = (
             table("Misread images", "test/errors_table"),
             chart("Right and predicted class", "test/confusion_table", CONFUSION),
         ),
+        figure=True,
     ),
 )

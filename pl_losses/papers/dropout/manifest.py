@@ -74,6 +74,18 @@ UNCERTAINTY_MONITOR = (
         ),
     ),
 )
+REGRESSION_REPORT = (
+    Section(
+        "Predictions with their uncertainty (section 5.3)",
+        (
+            table("Beside Table 1", "test/published"),
+            pictures("Predictions over targets", "test/predictions"),
+            pictures("Errors over the predictive standard deviation", "test/error_by_deviation"),
+            pictures("Calibration of the intervals", "test/calibration"),
+        ),
+        figure=True,
+    ),
+)
 EXTRAPOLATION_REPORT = (
     Section(
         "Fig. 2: away from the data",
