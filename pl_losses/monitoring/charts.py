@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pl_losses.core.experiment import staged_in
+from pl_losses.core.refusals import or_left_out
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -67,5 +68,5 @@ def _log(trainer: Trainer, key: str, chart: str, rows: Sequence[Any], texts: dic
             columns = list(FIELDS[chart])
             table = wandb.Table(columns, rows)
             made = wandb.plot_table(chart, table, dict(zip(columns, columns, strict=True)), texts)
-            with staged_in(Path(logger.experiment.dir).parent):
+            with staged_in(Path(logger.experiment.dir).parent), or_left_out(f"`{key}`"):
                 logger.experiment.log({key: made})
