@@ -95,13 +95,7 @@ class Server(ThreadingHTTPServer):
         return {**project(given.get("project")), "bucket": run and bucket(run)}
 
     def project(self, given):
-        sweep = {
-            "id": "1",
-            "name": given.get("sweep"),
-            "config": self.sweep,
-            "state": "RUNNING",
-            "method": "grid",
-        }
+        sweep = {"id": "1", "name": given.get("sweep"), "config": self.sweep, "runs": {"edges": []}}
         views = {"edges": [{"node": {"id": one, "displayName": one}} for one in self.views]}
         return {**project(given.get("project")), "sweep": sweep, "allViews": views, "artifact": None}
 
@@ -128,12 +122,12 @@ class Server(ThreadingHTTPServer):
         return {"agent": {"id": "1"}}
 
     def agentHeartbeat(self, given):
-        trial = self.trials.pop(0) if self.trials else None
-        command = (
-            {"type": "run", "run_id": f"trial{len(self.trials)}", "program": "", "args": {}} if trial else {}
-        )
-        command["args"] = {key: {"value": value} for key, value in (trial or {}).items()}
-        return {"agent": {"id": "1"}, "commands": json.dumps([command] if trial else [{"type": "exit"}])}
+        commands = []
+        if self.trials:
+            arguments = {key: {"value": value} for key, value in self.trials.pop(0).items()}
+            name = f"trial{len(self.trials)}"
+            commands = [{"type": "run", "run_id": name, "program": "", "args": arguments}]
+        return {"agent": {"id": "1"}, "commands": json.dumps(commands)}
 
 
 def project(name):

@@ -19,7 +19,6 @@ import wandb
 from wandb_server import ENTITY, KEY, Server
 
 from pl_losses.cli.main import main
-from pl_losses.core.experiment import Experiment
 from pl_losses.core.files import checksum
 from pl_losses.core.wandb_run import settings
 from pl_losses.dashboards import read_run
@@ -281,19 +280,23 @@ def test_a_fit_goes_on_where_the_server_goes_away(tmp_path, monkeypatch, capfd):
     assert list(steps) == [37, 75]
 
 
-def test_a_reproduction_says_what_it_is(online, tmp_path):
-    kept = Experiment(tmp_path / "kept", {"sets": ["yacht"]})
-    kept.record(
-        "dropout/table1", "online", {"dropout/table1": [{"set": "yacht", "rmse": 1.0}]}, {}, {"rmse": 1.0}
-    )
-    (run,) = online.runs.values()
+def test_a_reproduction_is_refused_and_then_arrives(online, capsys):
+    command = ["reproduce", "adam/fig4", "--wandb", "online", "--dataset", "digits", "--device", "cpu"]
+    command += ["--steps", "2", "--hidden", "4", "--latent", "2", "--folder", "kept"]
+    command += ["--beta1", "[0.5]", "--beta2", "[0.9]", "--log_alpha", "[-3]"]
+    online.refusals = {"upsertBucket": ("permission denied", 403)}
+    assert "permission denied" in refusal(capsys, *command)
+    assert Path("kept/losses.csv").is_file()
+    online.refusals = {}
+    assert main(command) == 0  # The results are there.
+    run = next(reversed(online.runs.values()))
     told = run.told
-    assert (told["displayName"], told["groupName"]) == ("dropout/table1", "dropout/table1")
-    assert (told["jobType"], told["tags"]) == ("reproduce", ["dropout"])
-    assert told["notes"].startswith("Gal and Ghahramani 2016")
-    assert run.summary["rmse"] == 1.0
-    assert run.config["sets"] == ["yacht"]
-    assert any(name.startswith("media/table/dropout/table1") for name in run.files)
+    assert (told["displayName"], told["groupName"]) == ("adam/fig4", "adam/fig4")
+    assert (told["jobType"], told["tags"]) == ("reproduce", ["adam"])
+    assert told["notes"].startswith("Kingma and Ba 2015")
+    assert run.config["beta1"] == [0.5]
+    assert any(name.startswith("media/table/adam/fig4") for name in run.files)
+    assert any(name.startswith("media/images/adam/fig4") for name in run.files)
 
 
 def test_code_is_the_suites_own_where_the_folder_is_no_checkout(tmp_path, monkeypatch):
