@@ -4,7 +4,7 @@ from pathlib import Path
 
 project = "pl_losses"
 author = "the pl_losses authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "pydata_sphinx_theme"
 html_title = "pl_losses"
 html_theme_options = {"header_links_before_dropdown": 5, "secondary_sidebar_items": ["page-toc"]}
@@ -12,9 +12,13 @@ html_theme_options = {"header_links_before_dropdown": 5, "secondary_sidebar_item
 PAPERS = [path.parent.name for path in Path(__file__).parents[1].glob("pl_losses/papers/*/__init__.py")]
 html_sidebars = {"**": [], **{page: ["sidebar-nav-bs"] for page in ("papers", *PAPERS)}}
 html_show_sourcelink = False
+html_extra_path = ["explore-losses.html"]  # A page of its own, shown within losses.md.
 
 # Headings get GitHub's anchors, so that links work on both.
 myst_heading_anchors = 3
+# Notebooks are saved without outputs; the published site runs them: `-D nb_execution_mode=force`.
+nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "off", 600, True
+nb_output_stderr = "remove"  # Warnings of other packages.
 myst_enable_extensions = ["colon_fence"]
 autodoc_typehints = "signature"
 autodoc_typehints_format, autodoc_preserve_defaults = "short", True
