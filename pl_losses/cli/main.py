@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pl_losses.cli.arguments import TRACEBACK, Flags, check, first_line, split
+from pl_losses.core.refusals import refusals_told
 from pl_losses.core.version import __version__
 from pl_losses.recipes import (
     UsageError,
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return dispatch(args)
+        with refusals_told():
+            return dispatch(args)
     except UsageError as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pl_losses.core.files import damage, save_sealed, write_table, written_whole
+from pl_losses.core.wandb_run import about
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,14 +142,18 @@ class Experiment:
         import matplotlib.pyplot  # noqa: F401 - wandb takes it for loaded.
         import wandb
 
+        from pl_losses.core.manifests import papers_of, reproduced
+
+        known = reproduced().get(name)
+        told = about(name, name, "reproduce", papers_of([known.function] if known else []))
+        told["settings"].silent = mode == "offline"
         run = wandb.init(
             project="pl_losses",
-            name=name,
             dir=self.folder,
             mode=mode,
             config=dict(self.arguments if config is None else config),
             reinit="create_new",
-            settings=wandb.Settings(silent=mode == "offline"),
+            **told,
         )
         shown: dict[str, object] = {key: wandb.Image(figure) for key, figure in pictures.items()}
         for key, rows in tables.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pl_losses.core.experiment import staged_in
 from pl_losses.core.kinds import is_wandb
+from pl_losses.core.refusals import or_left_out
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -124,5 +125,5 @@ def _log(trainer: Trainer, key: str, chart: str, rows: Sequence[Any], texts: dic
             columns = list(FIELDS[chart])
             table = wandb.Table(columns, rows)
             made = wandb.plot_table(chart, table, dict(zip(columns, columns, strict=True)), texts)
-            with staged_in(Path(logger.experiment.dir).parent):
+            with staged_in(Path(logger.experiment.dir).parent), or_left_out(f"`{key}`"):
                 logger.experiment.log({key: made})

@@ -108,7 +108,7 @@ def test_push_saves_over_what_was_pushed_before():
     def fail(workspace):
         raise wandb.errors.CommError("no such entity")
 
-    with pytest.raises(Exception, match="did not save the workspace: no such entity"):
+    with pytest.raises(Exception, match="W&B refused, or cannot be reached: no such entity"):
         push("lenet/digits", "me", "mine", fail)
 
 

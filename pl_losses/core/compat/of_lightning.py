@@ -171,10 +171,9 @@ def is_offline(logger: WandbLogger) -> bool:
     return bool(logger._offline)
 
 
-def forget_anonymous(logger: WandbLogger) -> None:
-    """Keep ``anonymous`` from wandb where it was not given; wandb warns that it has no effect."""
-    if logger._wandb_init.get("anonymous") is None:
-        logger._wandb_init.pop("anonymous", None)
+def wandb_arguments(logger: WandbLogger) -> dict[str, Any]:
+    """Return what a logger is going to call ``wandb.init`` with, to be changed until it does."""
+    return logger._wandb_init
 
 
 def written_config(cli: LightningCLI) -> dict[str, Any]:
