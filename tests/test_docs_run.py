@@ -131,6 +131,8 @@ def test_commands(page, here, capsys):
             assert main([command, words[0], "--help"]) == 0
             printed = capsys.readouterr().out
             assert all(f"  {word[2:]}:" in printed for word in words if word.startswith("--")), words
+        elif command == "sweep":
+            assert main([command, words[0], "--dry_run", "true", *words[1:]]) == 0, words
         elif command in ("fit", "test", "validate", "predict"):
             assert main([command, *words, "--print_config"]) == 0, words
         else:

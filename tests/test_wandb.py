@@ -108,7 +108,11 @@ def test_a_chart_travels_with_the_run(run_records, rows):
     updates = [list(item.nested_key) for record in run_records for item in record.config.update]
     assert ["_wandb", "visualize", "test/confusion"] in updates
     artifacts = [record.artifact for record in run_records if record.HasField("artifact")]
-    (table,) = [entry for artifact in artifacts for entry in artifact.manifest.contents]
+    entries = [entry for artifact in artifacts for entry in artifact.manifest.contents]
+    names = {entry.path for entry in entries}
+    assert {"test/confusion_table.table.json", "test/errors_table.table.json"} <= names
+    assert any(name.startswith("media/images/") for name in names)
     # What `wandb sync` uploads lies with the run, not in the home directory.
-    assert "/runs/wandb/offline-run-" in table.local_path
-    assert os.path.isfile(table.local_path)
+    for entry in entries:
+        assert "/runs/wandb/offline-run-" in entry.local_path
+        assert os.path.isfile(entry.local_path)

@@ -40,6 +40,7 @@ from pl_losses.cli.checkpoints import (
 from pl_losses.cli.checks import Checker
 from pl_losses.cli.loggers import (
     check_id,
+    check_log_model,
     check_writable,
     fill_logger,
     loggers,
@@ -146,6 +147,7 @@ class PLLossesCLI(LightningCLI):
         for logger in loggers(resolved["trainer"]):
             if "WandbLogger" in logger["class_path"]:
                 check_id(logger)
+                check_log_model(logger)
                 quiet_wandb(logger)
 
     def resolved(self) -> Config:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
-
 from pl_losses.core.compat import of_lightning
+from pl_losses.core.kinds import is_wandb
 from pl_losses.core.run_folders import LOGGERS, RUNS
 from pl_losses.recipes import Config, UsageError, merge
 
@@ -84,6 +83,16 @@ def check_id(logger: Config) -> None:
             raise UsageError(f"Expected `trainer.logger.{name}` {wanted} but got {value!r}")
 
 
+def check_log_model(logger: Config) -> None:
+    """Refuse W&B's own way to log checkpoints in an offline run, and name the one that works there."""
+    given = logger.get("init_args", {})
+    if given.get("log_model") and given.get("offline"):
+        raise UsageError(
+            "Expected `trainer.logger.offline` false with `log_model`, which uploads checkpoints at once;"
+            " an offline run keeps them for `wandb sync` with `--trainer.callbacks+=ArtifactRecord`"
+        )
+
+
 def quiet_wandb(logger: Config) -> None:
     """Keep wandb from chatting about an offline run."""
     if logger.get("init_args", {}).get("offline"):
@@ -98,7 +107,7 @@ def prepare_wandb(loggers: Any, about: Callable[[], Config]) -> None:
         about: Returns arguments of ``wandb.init``.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, WandbLogger):
+        if is_wandb(logger):
             given = of_lightning.wandb_arguments(logger)
             # The parser passes None for Lightning's "allow": a run would overwrite the one of the same id.
             said = about() | ({} if "WANDB_RESUME" in os.environ else {"resume": "allow"})

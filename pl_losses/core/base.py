@@ -47,7 +47,7 @@ class RestoreModes(Callback):
             pl_module.restore_modes()
 
 
-class PaperModule(LightningModule):
+class PaperModule(of_lightning.OfLightning, LightningModule):
     """Base of the papers' modules: pass it an optimizer's callable, override what the paper adds.
 
     The module's metrics (torchmetrics) are reset when a validation, test or prediction starts. Those whose

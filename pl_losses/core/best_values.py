@@ -6,8 +6,9 @@ from math import inf, isfinite
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
+
+from pl_losses.core.kinds import is_wandb
 
 
 class BestValues(Callback):
@@ -52,5 +53,5 @@ class BestValues(Callback):
 
     def _show(self, trainer: Trainer, values: dict[str, float]) -> None:
         for logger in trainer.loggers:
-            if values and trainer.is_global_zero and isinstance(logger, WandbLogger):
+            if values and trainer.is_global_zero and is_wandb(logger):
                 logger.experiment.summary.update({f"{key}/best": value for key, value in values.items()})

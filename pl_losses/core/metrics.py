@@ -9,13 +9,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_max, dim_zero_min, dim_zero_sum
 
 from pl_losses.core.best_values import BestValues
 from pl_losses.core.compat import of_lightning
+from pl_losses.core.kinds import is_wandb
 from pl_losses.core.validation import typed
 
 R = TypeVar("R", covariant=True)
@@ -43,7 +43,7 @@ def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> 
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if is_wandb(logger):
             for key in best:
                 logger.experiment.define_metric(key, step_metric=X_AXIS)
 

@@ -13,10 +13,11 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import checksum
+from pl_losses.core.kinds import is_csv, is_tensorboard, is_wandb
 from pl_losses.core.manifests import papers_of
 from pl_losses.core.run_folders import Run, exists, lineage, modified, named_by, write_record
 from pl_losses.core.trust import always, class_paths
@@ -103,7 +104,7 @@ class RunRecord(Callback):
                 self.run = Run(self.folder, time.time(), lineage(self.given), model, [], [], self.origin)
                 self.keep(trainer)
             for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
+                if is_wandb(logger):
                     logger.log_hyperparams(self.facts() | self.checkpoint())
                 elif self.command in RECORDED:
                     logger.log_hyperparams(self.facts())
@@ -144,7 +145,7 @@ class RunRecord(Callback):
     ) -> None:
         """Write the config into the checkpoint."""
         checkpoint["pl_losses"] = {key: value for key, value in self.config.items() if value is not None}
-        ids = [str(one.version) for one in trainer.loggers if isinstance(one, WandbLogger) and one.version]
+        ids = [str(one.version) for one in trainer.loggers if is_wandb(one) and one.version]
         checkpoint[TRAINED_BY] = {
             "recipe": ", ".join(self.names),
             "seed": self._seed(),
@@ -214,7 +215,7 @@ class RunRecord(Callback):
 
 def how_to_look(logger: Logger) -> list[str]:
     """Return the commands that show a logger's run."""
-    if isinstance(logger, WandbLogger):
+    if is_wandb(logger):
         if logger.experiment.disabled:
             return []
         folder = shlex.quote(os.path.relpath(Path(logger.experiment.dir).parent))
@@ -222,9 +223,9 @@ def how_to_look(logger: Logger) -> list[str]:
             page = f"As a page:  pl-losses show {folder}"
             return [f"Look at it: wandb leet {folder}", page, f"Upload it:  wandb sync {folder}"]
         return [f"Look at it: {getattr(logger.experiment, 'url', None) or f'wandb leet {folder}'}"]
-    if isinstance(logger, TensorBoardLogger):
+    if is_tensorboard(logger):
         return [f"Look at it: tensorboard --logdir {shlex.quote(str(logger.save_dir))}"]
-    if isinstance(logger, CSVLogger):
+    if is_csv(logger):
         folder = shlex.quote(os.path.relpath(logger.log_dir))
         return [f"Look at it: {Path(logger.log_dir, 'metrics.csv')}", f"As a page:  pl-losses show {folder}"]
     return []
