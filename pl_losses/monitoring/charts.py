@@ -72,7 +72,7 @@ def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Any]]) -> 
         if is_wandb(logger):
             import wandb
 
-            with staged_in(Path(logger.experiment.dir).parent):
+            with staged_in(Path(logger.experiment.dir).parent), or_left_out(f"`{key}`"):
                 logger.experiment.log({key: wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
 
 
@@ -100,7 +100,7 @@ def log_samples(
     shown = [thumbnail(image) for image in images]
     for logger in loggers:
         cells = [[wandb.Image(picture), *row] for picture, row in zip(shown, rows, strict=True)]
-        with staged_in(Path(logger.experiment.dir).parent):
+        with staged_in(Path(logger.experiment.dir).parent), or_left_out(f"`{key}`"):
             logger.experiment.log({key: wandb.Table(["image", *columns], cells)})
 
 
