@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pl_losses.core.files import written_whole
 from pl_losses.core.manifests import reproduced
-from pl_losses.recipes import OVERLAYS, UsageError, names, nearest, visible
+from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names, nearest, visible
 
 SHOW_HELP = """usage: pl-losses show [RUN ...] [--out FILE] [--open BOOL] [--terminal BOOL]
 
@@ -176,8 +176,8 @@ def check(given: Sequence[str]) -> str:
         )
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UsageError(
-            "Dashboards on W&B take wandb-workspaces: pip install 'pl_losses[dashboards]'\n"
-            "(`pl-losses show` needs no such thing)"
+            f"Dashboards on W&B need wandb-workspaces: {EXTRA.format('dashboards')}\n"
+            "(`pl-losses show` works without it)"
         )
     name = given[1]
     known = [one for one in names() if not one.startswith(f"{OVERLAYS}/")]

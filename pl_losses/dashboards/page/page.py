@@ -100,7 +100,7 @@ def distinct(names: list[str]) -> list[str]:
 def _script(name: str) -> str:
     found = importlib.util.find_spec("bokeh")
     if found is None or not found.submodule_search_locations:
-        raise UsageError("The page takes Bokeh: pip install bokeh; `wandb leet` shows a run without it")
+        raise UsageError("The page needs Bokeh: pip install bokeh; `wandb leet` shows a run without it")
     path = Path(found.submodule_search_locations[0], "server", "static", "js", name)
     # Within a page, this end tag would end the script.
     return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
