@@ -12,6 +12,7 @@ html_theme_options = {"header_links_before_dropdown": 5, "secondary_sidebar_item
 PAPERS = [path.parent.name for path in Path(__file__).parents[1].glob("pl_losses/papers/*/__init__.py")]
 html_sidebars = {"**": [], **{page: ["sidebar-nav-bs"] for page in ("papers", *PAPERS)}}
 html_show_sourcelink = False
+html_extra_path = ["explore-losses.html"]  # A page of its own, shown within losses.md.
 
 # Headings get GitHub's anchors, so that links work on both.
 myst_heading_anchors = 3

@@ -66,7 +66,7 @@ def reconstruction_loss(
     weight = None
     if (alpha, beta) != (1.0, 1.0):
         assert touched is not None
-        weight = torch.where(touched, alpha, beta).to(decoded.dtype)
+        weight = torch.full_like(decoded, beta).masked_fill(touched, alpha)
     if kind == "cross_entropy":
         total = F.binary_cross_entropy_with_logits(decoded, clean, weight, reduction="sum")
     else:
