@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import subprocess
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -63,8 +62,29 @@ def test_the_published_readme_leads_to_the_repository():
 
 def test_extras_are_installed_from_the_clone():
     """The name is not published, so that a pip install by name would find nothing, or another's package."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    texts = {name: ROOT / name for name in listed.stdout.split() if name.endswith((".md", ".py", ".yaml", ".toml"))}
+    folders = ("pl_losses", "recipes", "docs", "benchmarks", "tests")
+    files = [*ROOT.glob("*.*"), *(path for folder in folders for path in ROOT.glob(f"{folder}/**/*.*"))]
+    texts = {path: path.read_text() for path in files if path.suffix in (".md", ".py", ".yaml", ".toml")}
     assert len(texts) > 300
     named = re.compile(r"pip install\s+\S*pl[_-]losses\b")
-    assert [name for name, path in texts.items() if path.exists() and named.search(path.read_text())] == []
+    assert [path.name for path, text in texts.items() if named.search(text)] == []
+
+
+def test_the_menu_of_versions():
+    built = runpy.run_path(str(ROOT / "docs/build_versions.py"))
+    known = built["versions"](["v0.9.0", "v0.10.0", "nightly", "v1.0rc1"])
+    assert known == {"dev": "HEAD", "0.10.0": "v0.10.0", "0.9.0": "v0.9.0"}
+    entries = built["menu"](list(known), "https://example.org/site")
+    assert [entry["preferred"] for entry in entries] == [False, True, False]
+    assert entries[1]["url"] == "https://example.org/site/0.10.0/"
+    assert [entry["preferred"] for entry in built["menu"](["dev"], "https://example.org")] == [True]
+
+
+def test_lost_links_are_found(tmp_path):
+    broken = runpy.run_path(str(ROOT / "docs/check_links.py"))["broken"]
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="#here"><a href="b/#there"><a href="https://x.org/y"><img src="no.png">'
+    )
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/index.html").write_text('<h1 id="there"></h1><a href="../a.html#gone">')
+    assert broken(tmp_path) == ["a.html: no.png", "b/index.html: ../a.html#gone"]

