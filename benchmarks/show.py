@@ -55,7 +55,7 @@ from pathlib import Path
 from pl_losses.dashboards.offline.records import read_payloads
 from wandb.proto import wandb_internal_pb2 as proto
 rows = []
-for payload in read_payloads(sys.argv[1])[0]:
+for payload in read_payloads(sys.argv[1], []):
     record = proto.Record.FromString(payload)
     if record.HasField("history"):
         rows.append({item.nested_key[0]: json.loads(item.value_json) for item in record.history.item})

@@ -13,7 +13,7 @@ from sphinx.transforms import SphinxTransform
 
 project = "pl_losses"
 author = "the pl_losses authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 extensions += ["sphinx.ext.viewcode"]
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
@@ -38,6 +38,9 @@ html_extra_path = ["explore-losses.html"]  # A page of its own, shown within los
 
 # Headings get GitHub's anchors, so that links work on both.
 myst_heading_anchors = 3
+# Notebooks are saved without outputs; the published site runs them: `-D nb_execution_mode=force`.
+nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "off", 600, True
+nb_output_stderr = "remove"  # Warnings of other packages.
 myst_enable_extensions = ["colon_fence"]
 autodoc_typehints = "signature"
 autodoc_typehints_format, autodoc_preserve_defaults = "short", True

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shlex
 import subprocess
 import sys
+import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pl_losses.core.files import written_whole
 from pl_losses.core.manifests import reproduced
 from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names, nearest, visible
 
-SHOW_HELP = """usage: pl-losses show [RUN ...] [--out FILE] [--open BOOL] [--terminal BOOL]
+if TYPE_CHECKING:
+    from pl_losses.dashboards.offline.runs import Run
 
-Write one HTML page of a run, which needs no network: curves, histograms over time, pictures, tables, config.
-Several runs are compared on one page.
+SHOW_HELP = """usage: pl-losses show [RUN ...] [--out FILE] [--open BOOL] [--terminal BOOL] [--watch]
+
+Write one HTML page of a run, which needs no network: curves, histograms over time, pictures, tables, config,
+the machine and the terminal. Several runs are compared on one page.
 
   RUN                      a run's folder, its id, run-<id>.wandb or metrics.csv, or a folder of runs for the
                            latest in it (default: runs)
   --out FILE               where to write (default: show.html in the first run's folder)
   --open BOOL              open it in the browser (default: if this is a desktop)
   --terminal BOOL          show the runs in the terminal too, by `wandb leet` (default: false)
+  --watch                  write the page again and again, and have it load itself, until the run ends or
+                           Ctrl-C
 """
 
 DASHBOARD_HELP = """usage: pl-losses dashboard json RECIPE
@@ -38,6 +46,7 @@ over the one that was pushed before. Takes the extra `dashboards`; json needs no
   --project NAME           W&B's project (default: pl_losses)
 """
 ACTIONS = ("json", "push")
+EVERY = 5  # seconds
 
 
 def positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -63,7 +72,8 @@ def show(args: Sequence[str]) -> int:
     """Write the page of the named runs, and return the exit status."""
     from pl_losses.cli.arguments import split
 
-    given, rest = positional(args)
+    watch = "--watch" in args
+    given, rest = positional([arg for arg in args if arg != "--watch"])
     if rest[:1] in (["--help"], ["-h"]):
         print(SHOW_HELP, end="")
         return 0
@@ -71,20 +81,16 @@ def show(args: Sequence[str]) -> int:
     wanted = opens(chosen.get("open", "auto"))
     terminal = truth("terminal", chosen.get("terminal", "false"))
     from pl_losses.core.run_folders import RUNS
-    from pl_losses.dashboards.offline.find import find_run
+    from pl_losses.dashboards.offline.find import load_run
+    from pl_losses.dashboards.page.page import leet_commands
 
-    paths = [find_run(name) for name in given or [RUNS]]
-    out = Path(chosen["out"]) if chosen.get("out") else paths[0].parent / "show.html"
-    from pl_losses.dashboards.offline.runs import read_run
-    from pl_losses.dashboards.page.page import build_page, leet_commands
-
-    runs = [read_run(path) for path in paths]
-    page = build_page(runs)
-    try:
-        with written_whole(out) as file:
-            file.write(page.encode())
-    except OSError as error:
-        raise UsageError(f"`--out`: {error}") from None
+    runs = [load_run(name, watch) for name in given or [RUNS]]
+    out = Path(chosen["out"]) if chosen.get("out") else runs[0].path.parent / "show.html"
+    write_page(runs, out, watch)
+    if wanted:
+        webbrowser.open(out.resolve().as_uri())
+    if watch:
+        runs = follow(runs, out)
     for run in runs:
         print(visible(f"Run {run.name}: {run.stage}; {run.columns.count} rows, {len(run.keys())} keys"))
         for note in run.notes:
@@ -92,12 +98,51 @@ def show(args: Sequence[str]) -> int:
     for command in leet_commands(runs):
         print(visible(f"In the terminal: {command}"))
     print(visible(f"Page: {out}") + f" ({out.stat().st_size / 1e6:.1f} MB)")
-    if wanted:
-        webbrowser.open(out.resolve().as_uri())
     if terminal:
         for command in leet_commands(runs):
             subprocess.run([sys.executable, "-m", *shlex.split(command)], check=False)
     return 0
+
+
+def write_page(runs: Sequence[Run], out: Path, refresh: bool) -> None:
+    """Write the page of runs.
+
+    Raises:
+        UsageError: If the file cannot be written.
+    """
+    from pl_losses.dashboards.page.page import build_page
+
+    page = build_page(runs, EVERY if refresh else 0)
+    try:
+        with written_whole(out) as file:
+            file.write(page.encode())
+    except OSError as error:
+        raise UsageError(f"`--out`: {error}") from None
+
+
+def follow(runs: list[Run], out: Path) -> list[Run]:
+    """Write the page anew whenever the runs' files grow, until all have ended or Ctrl-C; return them."""
+    from pl_losses.dashboards.offline.runs import read_run
+
+    print(visible(f"Page: {out}, written anew every {EVERY} s until the run ends or Ctrl-C"))
+    seen, took = changed(runs), 0.0
+    with contextlib.suppress(KeyboardInterrupt):
+        while not all(run.ended for run in runs):
+            time.sleep(max(EVERY, 2 * took))
+            if (now := changed(runs)) != seen:
+                seen, started = now, time.monotonic()
+                # CSVLogger's file is empty while it is written.
+                with contextlib.suppress(UsageError):
+                    runs = [read_run(run.path) for run in runs]
+                    write_page(runs, out, refresh=True)
+                took = time.monotonic() - started
+    write_page(runs, out, refresh=False)
+    return runs
+
+
+def changed(runs: Sequence[Run]) -> list[float]:
+    """Return when the runs' files were written."""
+    return [run.path.stat().st_mtime for run in runs]
 
 
 def truth(option: str, answer: str) -> bool:

@@ -157,28 +157,39 @@ def is_pattern(key: str) -> bool:
     return "<" in key
 
 
+def topic(name: str) -> str:
+    """Return a section's name without its reference: sections of one topic are joined.
+
+    Example:
+        >>> topic("What was misread (Fig. 8)")
+        'What was misread'
+    """
+    return name.partition(" (")[0]
+
+
 def joined(one: Section | None, other: Section) -> Section:
-    """Join two sections of one name."""
+    """Join two sections of one topic; the name with a reference is kept."""
     if one is None:
         return other
-    return Section(one.name, one.panels + other.panels, one.figure or other.figure)
+    return Section(max(one.name, other.name, key=len), one.panels + other.panels, one.figure or other.figure)
 
 
 def rank(section: Section) -> int:
     """Return the place of a section: the paper's figures, training, test, others, progress."""
     places = {"Training": 1, "Test": 2, PROGRESS: 4}
-    return 0 if section.figure else places.get(section.name, 3)
+    return 0 if section.figure else places.get(topic(section.name), 3)
 
 
 def sorted_sections(sections: Iterable[Section]) -> list[Section]:
-    """Join sections of one name, leave out repeated panels, and sort."""
+    """Join sections of one topic, leave out repeated panels, and sort."""
     found: dict[str, Section] = {}
     seen: set[Panel] = set()
     for section in sections:
         new = tuple(panel for panel in dict.fromkeys(section.panels) if panel not in seen)
         seen.update(new)
         if new:
-            found[section.name] = joined(found.get(section.name), replace(section, panels=new))
+            about = topic(section.name)
+            found[about] = joined(found.get(about), replace(section, panels=new))
     return sorted(found.values(), key=rank)
 
 

@@ -165,7 +165,8 @@ def how_to_look(logger: Logger) -> list[str]:
     if isinstance(logger, TensorBoardLogger):
         return [f"Look at it: tensorboard --logdir {shlex.quote(str(logger.save_dir))}"]
     if isinstance(logger, CSVLogger):
-        return [f"Look at it: {Path(logger.log_dir, 'metrics.csv')}"]
+        folder = shlex.quote(os.path.relpath(logger.log_dir))
+        return [f"Look at it: {Path(logger.log_dir, 'metrics.csv')}", f"As a page:  pl-losses show {folder}"]
     return []
 
 

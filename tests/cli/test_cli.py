@@ -76,7 +76,7 @@ def test_a_run_keeps_its_record(folder, capsys):
     run = folder / "runs" / "pl_losses" / "version_0"
     assert "test_loss" in output.out
     assert f"Run: {run.relative_to(folder)}" in output.out
-    assert "metrics.csv" in output.out
+    assert "metrics.csv\nAs a page:  pl-losses show runs/pl_losses/version_0\n" in output.out
     assert "Tip:" not in output.err
     assert "LeafSpec" not in output.err
     config = load(run / "config.yaml")

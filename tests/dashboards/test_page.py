@@ -91,6 +91,10 @@ def test_a_page_keeps_to_its_size(tmp_path):
     run.items = {"histogram": {f"h{k}": [Item(i, "_step", histogram) for i in range(200)] for k in range(20)}}
     (tmp_path / "table.json").write_text(json.dumps({"columns": ["a"], "data": [["b" * 5000]] * 500}))
     run.items["table"] = {"t": [Item(0, "_step", {"path": "table.json"})]}
+    for minute in range(1000):
+        row = {"minutes": minute} | {f"gpu.{number}.power": minute % 7 for number in range(8)}
+        run.system.add({key.encode(): json.dumps(value).encode() for key, value in row.items()})
+    run.console = ["line\n" * 100_000]
     Image.fromarray(draw.integers(0, 255, (600, 600, 3)).astype(np.uint8)).save(tmp_path / "noise.png")
     Image.new("L", (9, 9)).save(tmp_path / "small.png")
     run.items["picture"] = {"p": [Item(i, "_step", {"path": "noise.png"}) for i in range(9)]}
@@ -98,7 +102,7 @@ def test_a_page_keeps_to_its_size(tmp_path):
     page = build_page([run])
     assert 3e6 < len(page) < 5e6
     panels = {panel["title"]: panel for panel in panels_of(run)}
-    assert len(panels["h3"]["steps"]) > 10
+    assert len(panels["h3"]["maps"][0]["steps"]) > 10
     assert "of 500 rows" in panels["t"]["note"]
     assert panels["p"]["pictures"][0]["note"] == "(1 of 9 steps are shown)"
     # No key is left out for another one's sake: what is too large becomes smaller.
@@ -119,6 +123,101 @@ def test_a_run_of_csv_logger(tmp_path):
     assert run.curves() == ["train/loss"]
     assert list(run.items["picture"]) == ["test/dropout/entropy"]
     assert "Uncertainty (Gal and Ghahramani)" in [section["name"] for section in sections_of(run)]
+
+
+def test_pictures_in_a_table_are_of_the_run(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for place in (folder, tmp_path):
+        Image.new("L", (28, 28)).save(place / "seven.png")
+    cells = [{"_type": "image-file", "path": path} for path in ("seven.png", "../seven.png", "gone.png", 5)]
+    (folder / "table.json").write_text(json.dumps({"columns": ["image"], "data": [[one] for one in cells]}))
+    run = Run("a", folder / "a.wandb", folder)
+    run.items = {"table": {"test/misread": [Item(1.0, "_step", {"path": "table.json"})]}}
+    (panel,) = panels_of(run)
+    (first,), *others = panel["rows"]
+    assert b64decode(first["source"].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+    assert all(isinstance(cell, str) for row in others for cell in row)
+    # As many as there are, they keep to their room.
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8)).save(
+        folder / "seven.png"
+    )
+    (folder / "table.json").write_text(json.dumps({"columns": ["image"], "data": [[cells[0]]] * 150}))
+    assert len(build_page([run])) < 1.5e6
+
+
+def test_sections_of_one_topic_are_joined(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    run = made(tmp_path, _step=[0, 1], train__loss=[2, 1])
+    run.config = {"model": {"class_path": "pl_losses.LeNet5"}}
+    keys = ("test/errors", "test/rejected_samples", "test/confusion_matrix")
+    run.items = {"picture": {key: [Item(1.0, "_step", {"path": "a.png"})] for key in keys}}
+    names = [section["name"] for section in sections_of(run)]
+    assert names == ["What was misread (Fig. 8)", "Training"]
+
+
+def test_a_run_of_an_own_class_is_titled_by_it(tmp_path):
+    run = made(tmp_path, _step=[0, 1], train__loss=[2, 1])
+    assert "<title>a</title>" in build_page([run])
+    run.config = {"model": {"class_path": "own.module.Net"}}
+    assert "<title>Net</title>" in build_page([run])
+    run.recipe = "lenet/digits"
+    assert "<title>lenet/digits</title>" in build_page([run])
+
+
+def test_runs_of_a_sweep_are_compared_by_what_differs(tmp_path):
+    runs = [made(tmp_path, f"r{number}", _step=[0, 1], test__error=[0.5, number / 10]) for number in range(4)]
+    for number, run in enumerate(runs):
+        optimizer = {"class_path": ("torch.optim.SGD", "torch.optim.Adam")[number % 2], "lr": 10.0**-number}
+        run.config = {"optimizer": optimizer, "folder": f"runs/{number}", "depth": 3}
+    panel = panels_of(*runs)[0]
+    assert (panel["kind"], panel["title"]) == ("parallel", "Configs and test/error")
+    assert [(axis["name"], axis["values"]) for axis in panel["axes"]] == [
+        ("optimizer.class_path", ["SGD", "Adam", "SGD", "Adam"]),
+        ("optimizer.lr", [1.0, 0.1, 0.01, 0.001]),
+        ("test/error", [0.0, 0.1, 0.2, 0.3]),
+    ]
+    assert panels_of(*runs[:2])[0]["kind"] != "parallel"
+
+
+def test_the_machine_and_the_terminal_come_last(tmp_path):
+    run = made(tmp_path, _step=[0, 1], train__loss=[2, 1])
+    for minute in range(3):
+        row = {"minutes": minute, "gpu.0.temp": 40 + minute, "gpu.1.temp": 50, "cpu": 7}
+        run.system.add({key.encode(): json.dumps(value).encode() for key, value in row.items()})
+    run.console = ["Epoch 0:  50%", "\rEpoch 0: 100%", "\n\x1b[31m<b>\x1b[0m\n", "x" * 300_000, "\nend"]
+    *_, last = sections_of(run)
+    assert (last["name"], last["open"]) == ("System", False)
+    assert [panel["title"] for panel in last["panels"]] == ["cpu", "gpu.temp"]
+    assert [line["key"] for line in last["panels"][1]["lines"]] == ["gpu.0.temp", "gpu.1.temp"]
+    page = build_page([run])
+    (text,) = re.findall(r"<pre>(.*?)</pre>", page, re.S)
+    assert text.startswith("Epoch 0: 100%\n&lt;b&gt;\nxxx")
+    assert text.endswith("xxx\nend")
+    assert "characters left out" in text
+    assert len(text) < 110_000
+
+
+def contrast(one, other):
+    """As WCAG defines it."""
+
+    def luminance(colour):
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_are_seen_on_light_and_dark_ground(tmp_path):
+    page = build_page([made(tmp_path, _step=[0, 1], train__loss=[2, 1])])
+    grounds = re.search(r"--ground: light-dark\((#\w+), (#\w+)\)", page).groups()
+    assert grounds == ("#fff", "#16181c")
+    colours = re.findall(r"#\w{6}", re.search(r"PALETTE = \[(.*?)\]", page)[1])
+    assert len(set(colours)) == 10
+    for colour in colours:
+        assert min(contrast(colour, "#ffffff"), contrast(colour, "#16181c")) >= 3  # That of graphics.
 
 
 def test_a_panel_shows_what_it_is_for():

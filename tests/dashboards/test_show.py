@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 import struct
-import subprocess
+import tracemalloc
 import zlib
 from base64 import b64decode
 
@@ -99,17 +99,35 @@ def framed(payloads):
     return data
 
 
+def test_a_long_file_is_not_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("pl_losses.dashboards.offline.columns.CHUNK", 16)
+    file = tmp_path / "run-long.wandb"
+    rows = ({f"k{key}": row + key / 7 for key in range(40)} for row in range(600))
+    # wandb writes the changes of the summary, too.
+    file.write_bytes(
+        framed(record for row in rows for record in (history(**row, _step=row["k0"]), summary(**row)))
+    )
+    tracemalloc.start()
+    run = read_run(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert list(run.curve("k7")[1][[0, -1]]) == [1, 600]
+    assert peak < 0.5 * file.stat().st_size
+
+
 def test_after_damage_reading_goes_on_with_the_next_block(tmp_path):
     file = tmp_path / "run-long.wandb"
     payloads = [f"record {number} ".encode() * (1 + number % 9) for number in range(3000)]
     payloads[7] = b"over three blocks" * 5000
     data = framed(payloads)
     file.write_bytes(data)
-    assert read_payloads(file) == (payloads, "")
+    notes = []
+    assert list(read_payloads(file, notes)) == payloads
+    assert not notes
     data[32768 * 4 + 500] ^= 1
     file.write_bytes(data)
-    found, note = read_payloads(file)
-    assert re.match(r"the file is damaged at byte 131\d{3}: ", note)
+    found = list(read_payloads(file, notes))
+    assert re.match(r"the file is damaged at byte 131\d{3}: ", *notes)
     # What is in the rest of that block is lost, no more.
     lost = [payload for payload in payloads if payload not in found]
     assert found == [payload for payload in payloads if payload not in lost]
@@ -120,6 +138,13 @@ def history(**values):
     record = proto.Record()
     for key, value in values.items():
         record.history.item.add(nested_key=[key], value_json=json.dumps(value))
+    return record.SerializeToString()
+
+
+def summary(**values):
+    record = proto.Record()
+    for key, value in values.items():
+        record.summary.update.add(nested_key=[key], value_json=json.dumps(value))
     return record.SerializeToString()
 
 
@@ -217,7 +242,7 @@ def test_a_table_with_odd_cells(tmp_path):
 
 def test_a_page_is_made_of_damaged_records(tmp_path, file):
     """Bytes are changed within the records, whose checksums are made anew."""
-    payloads, _ = read_payloads(file)
+    payloads = list(read_payloads(file, []))
     draw = random.Random(0)
     for _ in range(100):
         broken = [bytearray(payload) for payload in payloads]
@@ -237,6 +262,22 @@ def test_thousands_of_keys_take_no_long(tmp_path, monkeypatch):
         counts.append(len(calls))
         calls.clear()
     assert 0 < counts[1] < 2.5 * counts[0]
+
+
+def test_the_machine_and_the_terminal_are_read_back(tmp_path):
+    begun, measured, written = proto.Record(), proto.Record(), proto.Record()
+    begun.run.start_time.seconds = 1_700_000_000
+    measured.stats.timestamp.seconds = 1_700_000_090
+    measured.stats.item.add(key="cpu", value_json="12.5")
+    measured.stats.item.add(key="name", value_json='"odd"')
+    written.output_raw.line = "Epoch 0\n"
+    file = tmp_path / "run-x.wandb"
+    file.write_bytes(framed(record.SerializeToString() for record in (begun, measured, written)))
+    run = read_run(file)
+    minutes, values = run.system.pairs("minutes", "cpu")
+    assert (list(minutes), list(values), run.console) == ([1.5], [12.5], ["Epoch 0\n"])
+    assert run.system.names() == ["cpu", "minutes"]
+    assert not run.keys()
 
 
 def ended(code):
@@ -263,11 +304,63 @@ def test_the_latest_run_is_none_that_failed_or_is_empty(folder, capsys):
     told = capsys.readouterr().err
     assert "run-failed`: it failed with exit code 1" in told
     assert "run-nothing`: it has logged nothing" in told
-    assert "run-empty`: Nothing of " in told
+    assert "run-empty`: it has logged nothing" in told
     for name in ("old", "stopped"):
         shutil.rmtree(folder / "runs" / "wandb" / f"offline-run-{name}")
     # Where there is no other, it is what there is to look at.
     assert find_run("runs").stem == "run-empty"
+
+
+def test_the_latest_run_is_read_once(folder, monkeypatch):
+    for name in ("a", "b"):
+        page_of(folder / "runs" / "wandb" / name)
+    read = []
+    monkeypatch.setattr(
+        "pl_losses.dashboards.offline.find.read_run", lambda path: read.append(path) or read_run(path)
+    )
+    assert main(["show"]) == 0
+    assert len(read) == 1
+
+
+def test_watching_a_run_until_it_ends(folder, monkeypatch, capsys):
+    """Whose page is written when its file has grown, and stays when it ends."""
+    monkeypatch.setattr("pl_losses.cli.looks.EVERY", 3)
+    rows = [history(_step=step, loss=step / 2) for step in range(4)]
+    file = folder / "runs" / "wandb" / "offline-run-x" / "run-x.wandb"
+    file.parent.mkdir(parents=True)
+    grown = [[], rows[:2], rows[:2], [*rows, ended(0)]]
+    pages = []
+
+    def sleep(seconds):
+        pages.append(data_of(page.read_text()))
+        file.write_bytes(framed(grown[len(pages)]))
+        os.utime(file, (len(grown[len(pages)]),) * 2)
+
+    page = file.with_name("show.html")
+    file.write_bytes(framed(grown[0]))
+    os.utime(file, (1, 1))
+    monkeypatch.setattr("time.sleep", sleep)
+    assert main(["show", "--watch"]) == 0
+    pages.append(data_of(page.read_text()))
+    assert [one["refresh"] for one in pages] == [3, 3, 3, 0]
+    lines = [
+        [len(values(line["y"])) for panel in panels_of_data(one) for line in panel["lines"]] for one in pages
+    ]
+    assert lines == [[], [2], [2], [4]]
+    assert "Run x: finished; 4 rows" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_watching_in_a_line(folder, monkeypatch, capsys):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    page_of(folder)
+    monkeypatch.setattr("time.sleep", interrupted)
+    assert main(["show", "--watch", "offline-run-x", "--open", "false"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert told.out.splitlines()[-1].startswith("Page: offline-run-x/show.html (0.")
+    assert data_of((folder / "offline-run-x" / "show.html").read_text())["refresh"] == 0
 
 
 def test_the_fields_are_those_of_wandb():
@@ -280,6 +373,8 @@ def test_the_fields_are_those_of_wandb():
         "ENVIRONMENT": proto.EnvironmentRecord,
         "ITEM": proto.HistoryItem,
         "HISTORY": proto.HistoryRecord,
+        "STATS": proto.StatsRecord,
+        "OUTPUT": proto.OutputRawRecord,
     }
     for name, message in messages.items():
         for field, number in getattr(wire, name).items():
@@ -331,7 +426,13 @@ def values(text):
 
 
 def panels_of(page):
-    return [panel for section in data_of(page)["sections"] for panel in section["panels"]]
+    return panels_of_data(data_of(page))
+
+
+def panels_of_data(data):
+    """The panels of what was logged."""
+    sections = data["sections"]
+    return [panel for section in sections if section["name"] != "System" for panel in section["panels"]]
 
 
 def test_the_page_of_a_run(file):
@@ -363,41 +464,9 @@ def test_runs_are_compared_on_one_page(file):
     page = build_page([one, other])
     assert data_of(page)["runs"] == [one.name, f"{one.name} (2)"]
     assert [line["run"] for panel in panels_of(page) for line in panel.get("lines", [])] == [0, 1] * 5
-    assert "<tr class='differs'><td>lr</td><td>0.1</td><td>0.2</td></tr>" in page
+    cells = "<td>lr</td><td data-run=0>0.1</td><td data-run=1>0.2</td>"
+    assert f"<tr data-key=\"lr\" class='differs'>{cells}</tr>" in page
     assert re.findall(r"<td>(lr [0-9.]+)</td>", page) == ["lr 0.1", "lr 0.2"]
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-# Counts the figures that have something on a canvas: Bokeh's are within shadow roots.
-COUNT = """
-const canvases = root => [...root.querySelectorAll("*")].flatMap(
-  one => [...(one.tagName === "CANVAS" ? [one] : []), ...(one.shadowRoot ? canvases(one.shadowRoot) : [])])
-const inked = one => one.width && new Set(
-  new Uint32Array(one.getContext("2d").getImageData(0, 0, one.width, one.height).data.buffer)).size > 2
-setTimeout(() => {
-  document.body.dataset.canvases = [...document.querySelectorAll(".panel .body")].filter(
-    body => canvases(body).some(inked)).length
-}, 10000)
-"""
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
-def test_a_browser_draws_every_panel(file, tmp_path):
-    page = tmp_path / "page.html"
-    page.write_text(build_page([read_run(file)]).replace("</body>", f"<script>{COUNT}</script></body>"))
-    # Without its calls home, in an empty profile.
-    options = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"]
-    options += ["disable-background-networking", "disable-component-update", "enable-logging=stderr"]
-    options += [f"user-data-dir={tmp_path / 'profile'}", "window-size=1400,4000", "virtual-time-budget=30000"]
-    command = [BROWSER, *(f"--{option}" for option in options), "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    panels = panels_of(page.read_text())
-    assert f'data-drawn="{len(panels)}"' in done.stdout
-    drawings = sum(panel["kind"] in ("lines", "histogram") for panel in panels)
-    assert f'data-canvases="{drawings}"' in done.stdout
-    assert not re.search(r"CONSOLE.*(error|refused)", done.stderr, re.I), done.stderr
 
 
 def test_the_command(file, folder, capsys, monkeypatch):

@@ -18,10 +18,13 @@ Array = npt.NDArray[np.float64]
 # A row with nothing but numbers, as wandb writes it: the record's number (field 1), then the row (2); of each
 # item the name (2) and the value (16). Counting the tags of values shows whether a match is complete.
 ROW = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?\x12")
+# What a row changes in the summary (3): half of a file, and nothing that its rows do not have.
+SUMMARY = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?\x1a")
 LENGTH = rb"(?:[\x00-\x7f]|[\x80-\xff][\x00-\x7f])"
 ITEM = re.compile(rb"\n" + LENGTH + rb"\x12.([\x20-\x7e]+)\x82\x01.([-0-9NI][^\n]*)", re.DOTALL)
 NUMBER = re.compile(rb"[-+.0-9eENaInfity]*")
 VALUE_TAG = b"\x82\x01"
+CHUNK = 512  # Rows that are parsed together: as text and as Python's numbers they take six times the memory.
 
 
 def plain_numbers(payload: bytes) -> dict[bytes, bytes] | None:
@@ -39,27 +42,41 @@ def plain_numbers(payload: bytes) -> dict[bytes, bytes] | None:
 
 @dataclass
 class _Block:
-    """Rows with the same keys: their values as written, and as numbers once they are parsed together."""
+    """Rows with the same keys: the latest as written, all others as numbers."""
 
     keys: tuple[bytes, ...]
     pick: Callable[[Mapping[bytes, bytes]], Iterable[bytes]]
     rows: array[int] = field(default_factory=lambda: array("q"))
     text: list[bytes] = field(default_factory=list)
-    parsed: Array | None = None
+    parsed: list[Array] = field(default_factory=list)
 
-    def values(self) -> Array:
-        """Return the values, [rows, keys]."""
-        if self.parsed is None or len(self.parsed) < len(self.rows):
-            shape = len(self.rows), len(self.keys)
-            try:
-                self.parsed = _numbers(b",".join(self.text)).reshape(shape)
-            except (ValueError, TypeError, OverflowError):
-                # A damaged row must not hide the others.
-                self.parsed = np.full(shape, np.nan)
-                for index, text in enumerate(self.text):
-                    with suppress(ValueError, TypeError, OverflowError):
-                        self.parsed[index] = _numbers(text).reshape(len(self.keys))
-        return self.parsed
+    def add(self, row: int, numbers: Mapping[bytes, bytes]) -> None:
+        """Add a row by its number."""
+        self.rows.append(row)
+        self.text.append(b",".join(self.pick(numbers)))
+        if len(self.text) == CHUNK:
+            self.parse()
+
+    def parse(self) -> None:
+        """Parse the rows that are kept as text."""
+        shape = len(self.text), len(self.keys)
+        try:
+            parsed = _numbers(b",".join(self.text)).reshape(shape)
+        except (ValueError, TypeError, OverflowError):
+            # A damaged row must not hide the others.
+            parsed = np.full(shape, np.nan)
+            for index, text in enumerate(self.text):
+                with suppress(ValueError, TypeError, OverflowError):
+                    parsed[index] = _numbers(text).reshape(len(self.keys))
+        self.parsed.append(parsed)
+        self.text = []
+
+    def columns(self, *keys: bytes) -> Array:
+        """Return the values of some keys, [rows, keys]."""
+        if self.text:
+            self.parse()
+        places = [self.keys.index(key) for key in keys]
+        return np.concatenate([chunk[:, places] for chunk in self.parsed])
 
 
 def _numbers(text: bytes) -> Array:
@@ -90,8 +107,7 @@ class Columns:
         # wandb writes the keys in another order in each row.
         same = frozenset(numbers)
         block = self._blocks.get(same) or self._block(same, tuple(numbers))
-        block.text.append(b",".join(block.pick(numbers)))
-        block.rows.append(self.count)
+        block.add(self.count, numbers)
 
     def _block(self, same: frozenset[bytes], keys: tuple[bytes, ...]) -> _Block:
         # itemgetter of one name returns no tuple.
@@ -109,8 +125,8 @@ class Columns:
         first, second, rows = x.encode(), y.encode(), []
         for block in self._blocks.values():
             if first in block.keys and second in block.keys:
-                chosen = block.values()[:, [block.keys.index(first), block.keys.index(second)]]
-                rows.append((np.frombuffer(block.rows, dtype=np.int64), chosen))
+                # A copy: of an array that is exported this way none can be appended to.
+                rows.append((np.array(block.rows, dtype=np.int64), block.columns(first, second)))
         if not rows:
             return np.empty(0), np.empty(0)
         both = np.concatenate([chosen for _, chosen in rows])

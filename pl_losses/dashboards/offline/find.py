@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from pl_losses.core.run_folders import RUNS
+from pl_losses.dashboards.offline.runs import Run, read_run
 from pl_losses.recipes import UsageError, nearest, visible
 
 PATTERNS = ("**/*run-*/run-*.wandb", "**/metrics.csv")
@@ -21,6 +22,26 @@ def find_run(given: str = RUNS) -> Path:
     Raises:
         UsageError: If there is none; the message names the nearest.
     """
+    found = _find(given)
+    return found.path if isinstance(found, Run) else found
+
+
+def load_run(given: str = RUNS, watch: bool = False) -> Run:
+    """Find a run as :func:`find_run` does, and read it.
+
+    Args:
+        given: As there.
+        watch: Whether the latest run may be one that has not ended and has logged nothing so far.
+
+    Raises:
+        UsageError: If there is none, or it cannot be read.
+    """
+    found = _find(given, watch)
+    return found if isinstance(found, Run) else read_run(found)
+
+
+def _find(given: str, watch: bool = False) -> Path | Run:
+    """Find a run's file; the run if it was read for that, which may take seconds."""
     path = Path(given)
     if path.is_file():
         return path
@@ -37,11 +58,11 @@ def find_run(given: str = RUNS) -> Path:
         # RunRecord's folder is <save_dir>/<project>/<id>: W&B's file lies beside the project.
         beside = sorted(path.resolve().parents[1].glob(f"wandb/*run-*/run-{path.resolve().name}.wandb"))
         if beside:
-            return _latest(beside)
+            return _latest(beside, watch)
     found = [file for pattern in PATTERNS for file in path.glob(pattern)]
     if not found:
         raise UsageError(f"No run in `{given}`: neither a file run-<id>.wandb nor a metrics.csv")
-    return _latest(found)
+    return _latest(found, watch)
 
 
 def by_id(name: str) -> Path:
@@ -56,24 +77,17 @@ def by_id(name: str) -> Path:
     return found[name]
 
 
-def _latest(files: list[Path]) -> Path:
+def _latest(files: list[Path], watch: bool) -> Path | Run:
     """Choose the newest run that did not fail and has logged something; else the newest of all."""
     newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
     for file in newest:
-        if not (fault := _fault(file)):
-            return file
-        print(visible(f"Passed over `{file.parent}`: {fault}"), file=sys.stderr)
+        try:
+            run = read_run(file)
+        except UsageError as error:
+            fault = str(error)
+        else:
+            fault = f"it {run.stage}" if run.stage.startswith("failed") else ""
+            if not fault and (run.keys() or (watch and not run.ended)):
+                return run
+        print(visible(f"Passed over `{file.parent}`: {fault or 'it has logged nothing'}"), file=sys.stderr)
     return newest[0]
-
-
-def _fault(file: Path) -> str:
-    """Say why a run is not meant by "the latest"; "" if it may be."""
-    from pl_losses.dashboards.offline.runs import read_run
-
-    try:
-        run = read_run(file)
-    except UsageError as error:
-        return str(error)
-    if run.stage.startswith("failed"):
-        return f"it {run.stage}"
-    return "" if run.keys() else "it has logged nothing"

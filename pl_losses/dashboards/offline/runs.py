@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from pl_losses.dashboards.offline import wire
-from pl_losses.dashboards.offline.columns import Array, Columns, plain_numbers
+from pl_losses.dashboards.offline.columns import SUMMARY, Array, Columns, plain_numbers
 from pl_losses.dashboards.offline.records import read_payloads
 from pl_losses.recipes import UsageError, load
 
@@ -23,6 +23,7 @@ HUGE = 10**300  # Larger integers are not converted to floats.
 # Exceptions that damaged or forged records raise.
 ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, RecursionError)
 NOT_CURVES = {STEP, "_timestamp", "_runtime"}
+MINUTES = "minutes"
 
 
 @dataclass
@@ -55,10 +56,15 @@ class Run:
         config: Everything that was configured, by key.
         facts: When it began and how long it took, versions.
         columns: All numbers.
+        system: What wandb measured of the machine, over :data:`MINUTES`.
+        console: What was written to the terminal, piece by piece.
         axes: Key or pattern to its x axis.
         items: By kind (histogram, picture, table), then by key.
         charts: Charts by the key of their table.
         notes: What is wrong with its file.
+        default_axis: The x axis of keys without one.
+        began: Seconds since 1970; 0 if that is not recorded.
+        ended: Whether its end is recorded.
     """
 
     name: str
@@ -69,11 +75,15 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     columns: Columns = field(default_factory=Columns)
+    system: Columns = field(default_factory=Columns)
+    console: list[str] = field(default_factory=list)
     axes: dict[str, str] = field(default_factory=dict)
     items: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
     charts: dict[str, Chart] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     default_axis: str = STEP
+    began: int = 0
+    ended: bool = False
 
     def axis(self, key: str) -> str:
         """Return a key's x axis: its own, else that of the first pattern that fits."""
@@ -126,10 +136,11 @@ def read_run(path: Path) -> Run:
 
 def read_wandb(path: Path) -> Run:
     """Read an offline run's file, of a killed run as far as it got."""
-    payloads, note = read_payloads(path)
-    run = Run(path.stem.removeprefix("run-"), path, path.parent / "files", notes=[note] if note else [])
+    run = Run(path.stem.removeprefix("run-"), path, path.parent / "files")
     lost: Counter[str] = Counter()
-    for payload in payloads:
+    for payload in read_payloads(path, run.notes):
+        if SUMMARY.match(payload):
+            continue
         if numbers := plain_numbers(payload):
             run.columns.add(numbers)
             continue
@@ -167,11 +178,9 @@ def _take(run: Run, name: str, message: bytes) -> None:
     elif name == "run":
         found = wire.select(message, wire.RUN)
         run.name = wire.text(found.get("display_name")) or run.name
-        for part in found.get("start_time", []):
-            seconds = (
-                wire.select(part, wire.TIMESTAMP).get("seconds", [0])[0] if isinstance(part, bytes) else 0
-            )
-            run.facts["began"] = f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%d %H:%M} UTC"
+        if seconds := wire.seconds(found.get("start_time")):
+            run.began = seconds
+            run.facts["began"] = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
         for part in found.get("config", []):
             _config(run, part if isinstance(part, bytes) else b"")
     elif name == "exit":
@@ -179,11 +188,26 @@ def _take(run: Run, name: str, message: bytes) -> None:
         code = int(wire.text(found.get("exit_code")) or 0)
         ends = {0: "finished", 130: "interrupted", 143: "interrupted"}  # Also after Ctrl-C and SIGTERM.
         run.stage = ends.get(code, f"failed with exit code {code}")
+        run.ended = True
         run.facts["took"] = f"{int(wire.text(found.get('runtime')) or 0)} s"
+    elif name == "stats":
+        _measured(run, wire.select(message, wire.STATS))
+    elif name == "output_raw":
+        run.console.append(wire.text(wire.select(message, wire.OUTPUT).get("line")))
     elif name == "environment":
         arguments = [wire.text([part]) for part in wire.select(message, wire.ENVIRONMENT).get("args", [])]
         if arguments:
             run.facts["arguments"] = " ".join(arguments)
+
+
+def _measured(run: Run, found: dict[str, list[int | bytes]]) -> None:
+    """Add a measurement of the machine."""
+    items = [wire.item(part) for part in found.get("item", []) if isinstance(part, bytes)]
+    seconds = wire.seconds(found.get("timestamp"))
+    run.began = run.began or seconds
+    row: dict[str, Any] = {key: json.loads(text) for (key, *_), text in items}
+    row[MINUTES] = (seconds - run.began) / 60
+    run.system.add(_numbers_of(row))
 
 
 def _config(run: Run, message: bytes) -> None:
@@ -208,14 +232,19 @@ def _row(run: Run, message: bytes) -> None:
             for name in above:
                 place = place.setdefault(name, {})
             place[last] = json.loads(text)
-    numbers = {key: number for key, value in row.items() if (number := as_number(value)) is not None}
-    run.columns.add({key.encode(): json.dumps(number).encode() for key, number in numbers.items()})
+    numbers = _numbers_of(row)
+    run.columns.add(numbers)
     for key, value in row.items():
         if isinstance(value, dict) and (kind := kind_of(value)):
-            axis = run.axis(key) if run.axis(key) in numbers else STEP
-            run.items.setdefault(kind, {}).setdefault(key, []).append(
-                Item(numbers.get(axis, 0.0), axis, value)
-            )
+            axis = run.axis(key) if run.axis(key).encode() in numbers else STEP
+            at = as_number(row.get(axis)) or 0.0
+            run.items.setdefault(kind, {}).setdefault(key, []).append(Item(at, axis, value))
+
+
+def _numbers_of(row: dict[str, Any]) -> dict[bytes, bytes]:
+    """Return a row's numbers, each as JSON."""
+    numbers = {key: as_number(value) for key, value in row.items()}
+    return {key.encode(): json.dumps(one).encode() for key, one in numbers.items() if one is not None}
 
 
 def as_number(value: Any) -> float | None:

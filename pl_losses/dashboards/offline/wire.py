@@ -8,12 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 # Message to the numbers of its fields.
-RECORD = {"history": 2, "config": 5, "run": 17, "metric": 12, "exit": 18, "environment": 26}
+RECORD = {
+    "history": 2,
+    "config": 5,
+    "stats": 7,
+    "metric": 12,
+    "output_raw": 13,
+    "run": 17,
+    "exit": 18,
+    "environment": 26,
+}
 CONFIG = {"update": 1}
 RUN = {"run_id": 1, "display_name": 8, "config": 4, "start_time": 17}
 EXIT = {"exit_code": 1, "runtime": 2}
 METRIC = {"name": 1, "glob_name": 2, "step_metric": 4}
 ENVIRONMENT = {"python": 2, "args": 5}
+STATS = {"timestamp": 2, "item": 3}
+OUTPUT = {"line": 3}
 ITEM = {"key": 1, "nested_key": 2, "value_json": 16}
 HISTORY = {"item": 1}
 TIMESTAMP = {"seconds": 1}
@@ -74,6 +85,13 @@ def text(values: list[int | bytes] | None) -> str:
     """Return the last value as text; "" if there is none."""
     last = values[-1] if values else b""
     return last.decode("utf-8", "replace") if isinstance(last, bytes) else str(last)
+
+
+def seconds(values: list[int | bytes] | None) -> int:
+    """Return the last timestamp's seconds since 1970; 0 if there is none."""
+    last = values[-1] if values else b""
+    found = select(last, TIMESTAMP).get("seconds", [0])[-1] if isinstance(last, bytes) else 0
+    return found if isinstance(found, int) else 0
 
 
 def item(message: bytes) -> tuple[list[str], bytes]:

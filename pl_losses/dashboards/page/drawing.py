@@ -13,13 +13,15 @@ import numpy as np
 
 from pl_losses.core.panels import STAGES, Kind, Panel
 from pl_losses.dashboards.offline.columns import Array, thin_out
-from pl_losses.dashboards.offline.runs import ODD, Item, Run, as_number
-from pl_losses.dashboards.page.images import embedded, fair, files, size
+from pl_losses.dashboards.offline.runs import MINUTES, ODD, Item, Run, as_number
+from pl_losses.dashboards.page.images import THUMBNAIL, THUMBNAILS, embedded, fair, files, size
 from pl_losses.monitoring.charts import CONFUSION, FIELDS, LINES
 
 Data = dict[str, Any]
-# BokehJS takes 1.4 of a page's 5 MB; these share the rest, in bytes.
-CURVES, PICTURES, HISTOGRAMS, TABLES = 1_200_000, 1_600_000, 400_000, 200_000
+CODES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\a]*\a)|[\x00-\x08\x0e-\x1a]")  # A terminal's.
+# D3 and the page's own code take 0.3 of a page's 5 MB; these share the rest, in bytes.
+CURVES, PICTURES, HISTOGRAMS, TABLES, CELLS = 1_500_000, 1_600_000, 400_000, 200_000, 400_000
+SYSTEM, CONSOLE = 200_000, 100_000
 POINT = 2 * 8 * 4 / 3  # x and y as float64 in base64
 BIN = 12  # an edge and a count
 CELL = (int, float, str, type(None))
@@ -39,7 +41,8 @@ class Drawing:
         self.points = share(CURVES, POINT * sum(len(run.curves()) for run in runs), *POINTS)
         bins = [len(items[-1].value["values"]) for _, _, items in self.found("histogram")]
         self.steps = share(HISTOGRAMS, BIN * sum(bins), *STEPS)
-        self.table = TABLES // max(1, len(self.found("table")))
+        tables = max(1, len(self.found("table")))
+        self.table, self.cells = TABLES // tables, CELLS // tables
         self.sizes = {
             (run, key): sum(size(file) for item in items for file in files(runs[run], item))
             for run, key, items in self.found("picture")
@@ -84,34 +87,34 @@ class Drawing:
                 x, y, axis = run.curve(key)
                 if len(x):
                     longest = max(longest, len(x))
-                    made.setdefault(axis, []).append({"run": number, "key": key, **self.line(x, y)})
+                    line = {"run": number, "key": key, **made_line(x, y, self.points)}
+                    made.setdefault(axis, []).append(line)
         if longest > 1:
             look = {"title": panel.title, "smoothing": panel.smoothing, "log": panel.log_y}
             for axis, drawn in made.items():
                 yield {"kind": "lines", "x": axis, "lines": drawn, **look}
         elif made:
             rows = [[key, *(last(run, key) for run in self.runs)] for key in keys]
-            yield {"kind": "table", "title": panel.title, "columns": ["", *self.names], "rows": rows}
-
-    def line(self, x: Array, y: Array) -> Data:
-        """Make a curve's points, thinned out."""
-        lost = ~np.isfinite(y)
-        note = f"{lost.sum()} values are not finite, the first at {x[lost][0]:g}" if lost.any() else ""
-        x, y = thin_out(x[~lost], y[~lost], self.points)
-        return {"x": encoded(x), "y": encoded(y), "note": note}
+            owners = [None, *range(len(self.runs))]
+            columns = ["", *self.names]
+            yield {"kind": "table", "title": panel.title, "columns": columns, "rows": rows, "owners": owners}
 
     def histograms(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
-        """Make a heat map for each key and run."""
+        """Make a heat map for each key, the runs' side by side."""
+        maps: dict[str, list[Data]] = {}
         for run, key, items in self.found("histogram", keys):
             kept = evenly(items, self.steps)
-            yield {
-                "kind": "histogram",
-                "title": self.title(key, run),
+            made = {
+                "run": run,
                 "x": kept[0].axis,
                 "steps": [item.x for item in kept],
                 "edges": [[float(f"{edge:.5g}") for edge in item.value["bins"]] for item in kept],
                 "counts": [item.value["values"] for item in kept],
             }
+            maps.setdefault(key, []).append(made)
+        for key in keys:
+            if key in maps:
+                yield {"kind": "histogram", "title": key, "x": maps[key][0]["x"], "maps": maps[key]}
 
     def pictures(self, panel: Panel, keys: list[str]) -> Iterator[Data]:
         """Make pictures with their steps: at least the last of each key, smaller if there is no room."""
@@ -136,15 +139,16 @@ class Drawing:
         lines: list[Data] = []
         chart = None
         for run, key, items in self.found("table", keys):
-            columns, rows = read_table(self.runs[run].file(items[-1].value.get("path", "")))
+            columns, rows = read_table(self.runs[run], items[-1])
             charted = self.runs[run].charts.get(key)
             if charted and charted.name == LINES and set(FIELDS[LINES]) <= set(columns):
                 chart = charted
-                lines += [{"run": run, **line} for line in self.series(columns, rows)]
+                lines += [{"run": run, **line} for line in self.series(columns, as_text(rows))]
             elif columns:
                 if charted and charted.name == CONFUSION and set(FIELDS[CONFUSION]) <= set(columns):
-                    columns, rows = matrix(columns, rows)
-                yield {"kind": "table", "title": self.title(panel.title, run), **self.cut(columns, rows)}
+                    columns, rows = matrix(columns, as_text(rows))
+                title = self.title(panel.title, run)
+                yield {"kind": "table", "run": run, "title": title, **self.cut(columns, rows)}
         if chart:
             title = chart.texts.get("title", panel.title)
             yield {"kind": "lines", "title": title, "x": chart.texts.get("xname", ""), "lines": lines}
@@ -155,15 +159,67 @@ class Drawing:
         for key in dict.fromkeys(str(row[name]) for row in rows):
             own = [(as_number(row[x]), as_number(row[y])) for row in rows if str(row[name]) == key]
             points = np.array([pair for pair in own if None not in pair], dtype=np.float64).reshape(-1, 2)
-            yield {"key": key, **self.line(points[:, 0], points[:, 1])}
+            yield {"key": key, **made_line(points[:, 0], points[:, 1], self.points)}
 
     def cut(self, columns: list[str], rows: list[list[Any]]) -> Data:
-        """Cut a table to the rows that there is room for."""
+        """Cut a table to the rows that there is room for, with the pictures in their cells."""
         kept = rows[:ROWS]
-        while kept and len(json.dumps(kept)) > self.table:
+        while kept and (
+            len(json.dumps(as_text(kept))) > self.table or THUMBNAIL * count_pictures(kept) > self.cells
+        ):
             kept = kept[: len(kept) // 2]
         note = f"The first {len(kept)} of {len(rows)} rows" if len(kept) < len(rows) else ""
-        return {"columns": columns, "rows": kept, "note": note}
+        room = self.cells / max(1, count_pictures(kept))
+        drawn = [
+            [{"source": embedded(cell, room, THUMBNAILS)} if isinstance(cell, Path) else cell for cell in row]
+            for row in kept
+        ]
+        return {"columns": columns, "rows": drawn, "note": note}
+
+    def system(self) -> Iterator[Data]:
+        """Make a panel for each thing that was measured of the machines, of all cores or devices."""
+        keys = [(key, run) for run in self.runs for key in run.system.names() if key != MINUTES]
+        points = share(SYSTEM, POINT * len(keys), *POINTS)
+        titles: dict[str, list[str]] = {}
+        for key in sorted({key for key, _ in keys}, key=natural):
+            titles.setdefault(re.sub(r"\.\d+(?=\.)", "", key), []).append(key)
+        for title, mine in titles.items():
+            lines = []
+            for number, run in enumerate(self.runs):
+                for key in mine:
+                    x, y = run.system.pairs(MINUTES, key)
+                    lines += [{"run": number, "key": key, **made_line(x, y, points)}] if len(x) else []
+            yield {"kind": "lines", "title": title, "x": MINUTES, "lines": lines}
+
+    def consoles(self) -> list[str]:
+        """Return what each run wrote to the terminal: of a long text its beginning and its end."""
+        room = CONSOLE // len(self.runs)
+        texts = [as_seen("".join(run.console)) for run in self.runs]
+        for number, text in enumerate(texts):
+            if (lost := len(text) - room) > 0:
+                begin, end = text[: room // 3], text[-2 * room // 3 :]
+                texts[number] = f"{begin}\n... {lost} characters left out ...\n{end}"
+        return texts
+
+
+def made_line(x: Array, y: Array, points: int) -> Data:
+    """Make a curve of at most so many points."""
+    lost = ~np.isfinite(y)
+    note = f"{lost.sum()} values are not finite, the first at {x[lost][0]:g}" if lost.any() else ""
+    x, y = thin_out(x[~lost], y[~lost], points)
+    return {"x": encoded(x), "y": encoded(y), "note": note}
+
+
+def as_seen(text: str) -> str:
+    """Return a terminal's text as it is seen in the end: of lines that were overwritten, the last.
+
+    Example:
+        >>> as_seen("Epoch 0:  50%\\rEpoch 0: 100%\\n\\x1b[1mdone\\x1b[0m\\n")
+        'Epoch 0: 100%\\ndone'
+    """
+    lines = CODES.sub("", text).split("\n")
+    seen = [next(filter(str.strip, reversed(line.split("\r"))), "").rstrip() for line in lines]
+    return "\n".join(seen).strip()
 
 
 def share(room: float, need: float, least: int, most: int) -> int:
@@ -181,20 +237,38 @@ def last(run: Run, key: str) -> str:
     return "".join(f"{y:.5g}" for y in run.curve(key)[1][-1:])
 
 
-def read_table(path: Path | None) -> tuple[list[str], list[list[Any]]]:
+def read_table(run: Run, item: Item) -> tuple[list[str], list[list[Any]]]:
     """Read the columns and rows of a table that wandb wrote; empty if it is missing or damaged.
 
-    A cell is a number, a text or empty; any other value is converted to text.
+    A cell is a number, a text, empty, or a picture's file; any other value is converted to text.
     """
+    path = run.file(item.value.get("path", ""))
     if path is None:
         return [], []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         columns = [str(name) for name in found["columns"]]
-        rows = [[cell if isinstance(cell, CELL) else str(cell) for cell in row] for row in found["data"]]
+        rows = [[_cell(run, cell) for cell in row] for row in found["data"]]
     except ODD:
         return [], []
     return (columns, rows) if all(len(row) == len(columns) for row in rows) else ([], [])
+
+
+def _cell(run: Run, cell: Any) -> Any:
+    picture = isinstance(cell, dict) and cell.get("_type") == "image-file"
+    if picture and (file := run.file(cell.get("path", ""))):
+        return file
+    return cell if isinstance(cell, CELL) else str(cell)
+
+
+def count_pictures(rows: list[list[Any]]) -> int:
+    """Count the cells that are pictures."""
+    return sum(isinstance(cell, Path) for row in rows for cell in row)
+
+
+def as_text(rows: list[list[Any]]) -> list[list[Any]]:
+    """Replace pictures by their names."""
+    return [[cell.name if isinstance(cell, Path) else cell for cell in row] for row in rows]
 
 
 def matrix(columns: list[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,8 @@ from pl_losses.dashboards.offline.runs import Item, Run
 Name = TypeVar("Name", bound=Hashable)
 KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 SIDES = (1200, 800, 500, 300)  # pixels, tried one after the other
+THUMBNAILS = (128, 64, 32)
+THUMBNAIL = 1500  # bytes that the smallest take at most
 
 
 def files(run: Run, item: Item) -> list[Path]:
@@ -40,15 +42,15 @@ def fair(sizes: Mapping[Name, float], room: float) -> dict[Name, float]:
     return shares
 
 
-def embedded(file: Path, room: float) -> str:
+def embedded(file: Path, room: float, sides: Sequence[int] = SIDES) -> str:
     """Encode a picture as a data URL: unchanged if it fits into ``room`` bytes, else as a smaller JPEG."""
     kind, data = KINDS.get(file.suffix.lower(), "png"), file.read_bytes()
     if size(file) > room:
-        kind, data = "jpeg", shrunk(file, room * 3 / 4)
+        kind, data = "jpeg", shrunk(file, room * 3 / 4, sides)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def shrunk(file: Path, room: float) -> bytes:
+def shrunk(file: Path, room: float, sides: Sequence[int]) -> bytes:
     """Shrink a picture to a JPEG that fits, or to the smallest side; empty if it cannot be read."""
     from PIL import Image
 
@@ -57,7 +59,7 @@ def shrunk(file: Path, room: float) -> bytes:
             picture = opened.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return b""
-    for side in SIDES:
+    for side in sides:
         picture.thumbnail((side, side))
         stream = BytesIO()
         picture.save(stream, "JPEG", quality=80)

@@ -1,0 +1,141 @@
+"""What runs are made of, what they end with, and how several of them differ."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pl_losses.core.manifests import headlines, rooms_of
+from pl_losses.dashboards.offline.runs import Run, as_number
+
+SOME = 4  # differences that a line has room for
+# What parallel coordinates show at most: axes, and the texts on one of them.
+AXES, TEXTS = 12, 12
+
+
+def origin(run: Run) -> str:
+    """Return what a run is of: its recipe, else the class of its model; "" if neither is known."""
+    model = run.config.get("model")
+    path = str(model.get("class_path", "")) if isinstance(model, dict) else ""
+    return run.recipe or path.rpartition(".")[2]
+
+
+def classes_of(config: Any) -> list[str]:
+    """List the paths of the classes in a run's config: the model, the callbacks, then all others.
+
+    Example:
+        >>> classes_of({"data": {"class_path": "a.B"}, "model": {"class_path": "pl_losses.LeNet5"}})
+        ['pl_losses.LeNet5', 'a.B']
+    """
+    trainer = config.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    return list(dict.fromkeys(class_paths([config.get("model"), callbacks, config])))
+
+
+def class_paths(config: Any) -> Iterator[str]:
+    """Yield the paths of the classes in a config, with repetitions."""
+    if isinstance(config, dict):
+        if "class_path" in config:
+            yield str(config["class_path"])
+        config = list(config.values())
+    if isinstance(config, list):
+        for one in config:
+            yield from class_paths(one)
+
+
+def finals(run: Run) -> list[tuple[str, float]]:
+    """Return a run's headline: its last value in the test, else in the validation or the training."""
+    names = headlines(rooms_of(classes_of(run.config)))
+    for stage in ("test", "val", "train"):
+        for name in names:
+            values = run.curve(f"{stage}/{name}")[1]
+            if len(values):
+                return [(f"{stage}/{name}", float(values[-1]))]
+    return []
+
+
+def flatten(config: Any, above: str = "") -> dict[str, object]:
+    """Flatten a nested config to dotted names, without empty values.
+
+    Example:
+        >>> flatten({"a": {"b": 1, "c": [2]}, "d": None})
+        {'a.b': 1, 'a.c.0': 2}
+    """
+    if isinstance(config, dict):
+        inner = config.items()
+    elif isinstance(config, list):
+        inner = enumerate(config)  # type: ignore[assignment]
+    else:
+        return {} if config is None else {above: config}
+    found: dict[str, object] = {}
+    for key, value in inner:
+        found |= flatten(value, f"{above}.{key}" if above else str(key))
+    return found
+
+
+def differs(key: str, configs: Sequence[dict[str, object]]) -> bool:
+    """Return whether configs have different values of a key, or only some have one."""
+    return len({str(config.get(key)) for config in configs}) > 1
+
+
+def differences(runs: Sequence[Run]) -> list[str]:
+    """Describe in short how each run's config differs from the others'."""
+    flat = [flatten(run.config) for run in runs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if differs(key, flat)]
+    return [
+        ", ".join(f"{key.rpartition('.')[2]} {shown(one.get(key, '-'))}" for key in keys[:SOME])
+        + (" ..." if len(keys) > SOME else "")
+        for one in flat
+    ]
+
+
+def parallel(
+    configs: Sequence[Mapping[str, object]], ends: Sequence[Sequence[tuple[str, float]]]
+) -> dict[str, Any]:
+    """Make the parallel coordinates of runs: what differs in their configs, and what each ended with.
+
+    Args:
+        configs: Each run's flat config.
+        ends: Each run's headlines.
+
+    Returns:
+        A panel; empty if there are fewer than three runs, or nothing that differs.
+    """
+    axes = []
+    for key in dict.fromkeys(key for config in configs for key in config):
+        values = [plain_value(config.get(key)) for config in configs]
+        several = len(set(values))
+        # A text that each run has for itself, such as a folder, tells nothing.
+        told = several <= TEXTS and (several < len(configs) or several <= 3)
+        if several > 1 and (told or all(isinstance(one, (int, float)) for one in values)):
+            axes.append({"name": key, "values": values})
+    finite = [{key: value for key, value in end if math.isfinite(value)} for end in ends]
+    found = Counter(key for end in finite for key in end)
+    if len(configs) < 3 or not axes or not found:
+        return {}
+    (headline, _), *_ = found.most_common(1)
+    last = {"name": headline, "values": [end.get(headline) for end in finite]}
+    return {"kind": "parallel", "title": f"Configs and {headline}", "axes": [*axes[: AXES - 1], last]}
+
+
+def plain_value(value: object) -> float | str | None:
+    """Return a config's number as such, anything else as short text."""
+    number = None if isinstance(value, bool) else as_number(value)
+    if number is not None and math.isfinite(number):
+        return number
+    return None if value is None else shown(value)
+
+
+def shown(value: object) -> str:
+    """Write a config's value in short.
+
+    Example:
+        >>> shown(0.0017380000000001), shown("torch.optim.SGD"), shown("a text.")
+        ('0.001738', 'SGD', 'a text.')
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text.rpartition(".")[2] if text.replace(".", "").isidentifier() else text
