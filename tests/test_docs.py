@@ -11,6 +11,11 @@ import pl_losses
 from pl_losses import callbacks
 
 ROOT = Path(__file__).parents[1]
+PAPERS = [path.parent.name for path in sorted(ROOT.glob("pl_losses/papers/*/__init__.py"))]
+SHAPE = ["The idea", "Equations", "Run it", "Your own data or model", "Corrected and left out", "Measured"]
+SHAPE += ["What is logged"]
+# A function and, as a link, its source; on the site, docs/conf.py makes it one to the reference.
+SOURCE = r"\[`([\w.]+)`\]\(\.\./(pl_losses/[\w/]+\.py)\)"
 MONITORS = ["PReLUSlopeMonitor", "AdamBiasCorrectionMonitor", "DropoutUncertaintyMonitor"]
 
 
@@ -25,7 +30,7 @@ def test_the_key_table_is_the_monitors(name):
 
 @pytest.mark.parametrize("name", ["DropoutRegressor", "DropoutClassifier"])
 def test_the_key_table_is_the_modules(name):
-    section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", (ROOT / "docs/dropout.md").read_text(), re.M | re.S)
+    section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", (ROOT / "docs/dropout.md").read_text(), re.M | re.S)
     rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", section[1], re.M))
     assert rows == getattr(pl_losses, name).KEYS
 
@@ -45,8 +50,55 @@ def test_a_page_trains_each_module_and_monitor(name):
 
 def test_links_lead_somewhere():
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/RESULTS.md"]:
-        for target in re.findall(r"(?:\]\(|src=\")(?!https?://|#)([^)#\"]+)", path.read_text()):
+        # The example of a paper's page is within tildes.
+        text = re.sub(r"^~~~.*?^~~~$", "", path.read_text(), flags=re.M | re.S)
+        for target in re.findall(r"(?:\]\(|src=\")(?!https?://|#)([^)#\"]+)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def sections(paper):
+    """Heading to text of a paper's page, without its code."""
+    page = (ROOT / f"docs/{paper}.md").read_text()
+    parts = re.split(r"^## (.*)\n", re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def defined(name, path):
+    """Whether a file defines a function, a class, or `Class.method`."""
+    return all(
+        re.search(rf"^ *(def|class) {part}\b", (ROOT / path).read_text(), re.M) for part in name.split(".")
+    )
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_papers_page_has_the_shape(paper):
+    found = sections(paper)
+    assert list(found) == SHAPE
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", found["The idea"])
+    assert pictures
+    assert all((ROOT / "docs" / picture).stat().st_size < 200_000 for picture in pictures)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_each_equation_has_its_number_and_its_function(paper):
+    equations = sections(paper)["Equations"]
+    blocks = re.findall(r"^\$\$\n(.*?)\n\$\$\n(.*?)(?=^\$\$\n|\Z)", equations, re.M | re.S)
+    assert blocks
+    for equation, beside in blocks:
+        assert r"\tag{" in equation, equation
+        functions = re.findall(SOURCE, beside)
+        assert functions, equation
+        for name, path in functions:
+            assert defined(name, path), f"{path} has no {name}"
+
+
+def test_the_table_of_papers_has_each_function_beside_an_equation():
+    table = (ROOT / "docs/papers.md").read_text()
+    rows = re.findall(rf"^\|.*?{SOURCE}", table, re.M)
+    assert all(defined(name, path) for name, path in rows)
+    for paper in (paper for paper in PAPERS if f"]({paper}.md)" in table):
+        beside = set(re.findall(SOURCE, sections(paper)["Equations"]))
+        assert beside <= set(rows), f"{paper}: {beside - set(rows)}"
 
 
 def test_the_published_readme_leads_to_the_repository():

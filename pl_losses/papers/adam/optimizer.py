@@ -22,9 +22,9 @@ BiasCorrection = bool | Literal["denominator"]
 
 
 class Adam(torch.optim.Adam):
-    """``torch.optim.Adam`` with a switch for the correction of the moments' bias towards their start at 0.
+    r"""``torch.optim.Adam`` with a switch for the correction of the moments' bias towards their start at 0.
 
-    .. math:: \\theta_t = \\theta_{t-1} - \\alpha \\frac{m_t / c_1}{\\sqrt{v_t / c_2} + \\epsilon}
+    .. math:: \theta_t = \theta_{t-1} - \alpha \frac{m_t / c_1}{\sqrt{v_t / c_2} + \epsilon}
 
     with c_1 = 1 - beta1^t and c_2 = 1 - beta2^t (section 3) as far as they are switched on. All options of
     ``torch.optim.Adam`` mean what they mean there, its kernels (foreach, fused) do the work, and each of the
@@ -182,9 +182,10 @@ def _check_settings(**settings: float | Tensor) -> None:
 
 
 class AdaMax(torch.optim.Adamax):
-    """Algorithm 2, Adam's variant with the infinity norm, u_t = max(beta2 u_{t-1}, \\|g_t\\|).
+    r"""Algorithm 2, Adam's variant with the infinity norm.
 
-    .. math:: \\theta_t = \\theta_{t-1} - \\frac{\\alpha}{1 - \\beta_1^t} \\frac{m_t}{u_t}
+    .. math:: u_t = \max(\beta_2 u_{t-1}, |g_t|), \qquad
+        \theta_t = \theta_{t-1} - \frac{\alpha}{1 - \beta_1^t} \frac{m_t}{u_t}
 
     ``torch.optim.Adamax`` with the algorithm's denominator: without an epsilon, but for the least number that
     keeps 0 / 0 away. Steps of parameters whose gradients have all been 0 are 0.

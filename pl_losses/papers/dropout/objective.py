@@ -25,7 +25,9 @@ Convention = Literal["paper", "authors"]
 def dropout_objective(
     errors: Tensor, parameters: Iterable[Tensor], weight_decay: float | Sequence[float]
 ) -> Tensor:
-    """Compute L_dropout = 1/N sum_n E_n + sum_l lambda_l (|W_l|^2 + |b_l|^2), eq. 1.
+    r"""Compute the objective of dropout training, eq. 1.
+
+    .. math:: L_{dropout} = \frac{1}{N} \sum_n E_n + \sum_l \lambda_l (|W_l|^2 + |b_l|^2)
 
     The decay is that of the paper, not of torch's optimizers: their ``weight_decay`` d adds the gradient d W,
     and lambda adds 2 lambda W, so that d = 2 lambda.
@@ -88,19 +90,21 @@ def weight_decay_of(
     convention: Convention = "paper",
     target_std: float = 1.0,
 ) -> float:
-    """Compute the lambda of :func:`dropout_objective`, with E half the squared error, that a prior implies.
+    r"""Compute the lambda of :func:`dropout_objective`, with E half the squared error, that a prior implies.
+
+    .. math:: \lambda = \frac{l^2 (1 - p)}{2 N \tau}
+
+    for weights (eq. 7). For biases, which are not dropped, give ``p=0``.
 
     The paper approximates the posterior of a network with weights ~ N(0, l^-2) and noise of variance 1/tau.
     Its q draws W = diag(z) M, z_i = 0 with probability p, else 1 (up to a vanishing variance), and biases
     b = m that are not dropped. The bound to maximise is
 
-        sum_n E_q log N(y_n; y^_n, 1/tau) - KL(q, prior),
+    .. math:: \sum_n \mathrm{E}_q \log N(y_n; \hat y_n, \tau^{-1}) - \mathrm{KL}(q, prior)
 
     where -log N is tau E + constant, and the KL is, up to constants, minus the expected log of the prior,
-    l^2/2 E_q (|W|^2 + |b|^2) = l^2/2 ((1 - p) |M|^2 + |m|^2). Dividing by -N tau gives
-    L_dropout with (eq. 7)
-
-        lambda = l^2 (1 - p) / (2 N tau) for weights, l^2 / (2 N tau) for biases: give ``p=0`` for these.
+    l^2/2 E_q (|W|^2 + |b|^2) = l^2/2 ((1 - p) |M|^2 + |m|^2). Dividing by -N tau gives L_dropout with the
+    lambda above.
 
     Conventions:
 
@@ -148,7 +152,9 @@ def precision_of(
     convention: Convention = "paper",
     target_std: float = 1.0,
 ) -> float:
-    """Compute the tau = l^2 (1 - p) / (2 N lambda) that a weight decay implies: the inverse function.
+    r"""Compute the tau that a weight decay implies, eq. 7: the inverse of :func:`weight_decay_of`.
+
+    .. math:: \tau = \frac{l^2 (1 - p)}{2 N \lambda}
 
     Args:
         weight_decay: The lambda of :func:`dropout_objective`, with E half the squared error.

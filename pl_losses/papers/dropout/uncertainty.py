@@ -13,7 +13,9 @@ from pl_losses.core.validation import check_positive, typed
 
 @typed
 def predictive_entropy(samples: Tensor) -> Tensor:
-    """Compute the entropy of the mean, H[1/T sum_t p_t]: all of the uncertainty about the class.
+    r"""Compute the entropy of the mean: all of the uncertainty about the class.
+
+    .. math:: \mathrm{H}\Big[ \frac{1}{T} \sum_t p_t \Big]
 
     Args:
         samples: Probabilities, [T, B, C].
@@ -36,7 +38,9 @@ def predictive_entropy(samples: Tensor) -> Tensor:
 
 @typed
 def expected_entropy(samples: Tensor) -> Tensor:
-    """Compute the mean entropy of the passes, 1/T sum_t H[p_t]: what more data would not remove.
+    r"""Compute the mean entropy of the passes: what more data would not remove.
+
+    .. math:: \frac{1}{T} \sum_t \mathrm{H}[p_t]
 
     Args:
         samples: Probabilities, [T, B, C].
@@ -50,7 +54,9 @@ def expected_entropy(samples: Tensor) -> Tensor:
 
 @typed
 def mutual_information(samples: Tensor) -> Tensor:
-    """Compute predictive minus expected entropy (BALD): how much the passes disagree.
+    r"""Compute predictive minus expected entropy (BALD): how much the passes disagree.
+
+    .. math:: \mathrm{H}\Big[ \frac{1}{T} \sum_t p_t \Big] - \frac{1}{T} \sum_t \mathrm{H}[p_t]
 
     Args:
         samples: Probabilities, [T, B, C].
@@ -90,7 +96,9 @@ def max_probability(samples: Tensor) -> Tensor:
 
 @typed
 def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple[Tensor, Tensor]:
-    """Compute predictive mean 1/T sum_t y_t and variance 1/tau + 1/T sum_t y_t^2 - mean^2.
+    r"""Compute the mean and the variance of an answer from T passes.
+
+    .. math:: \bar y = \frac{1}{T} \sum_t y_t, \qquad \tau^{-1} + \frac{1}{T} \sum_t y_t^2 - \bar y^2
 
     Args:
         samples: [T, ...].
@@ -116,7 +124,9 @@ def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple
 
 @typed
 def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
-    """Compute log 1/T sum_t N(y; y_t, 1/tau), per input, as log-sum-exp.
+    r"""Compute the log-likelihood of each input's target under T passes, as log-sum-exp.
+
+    .. math:: \log \frac{1}{T} \sum_t N(y; y_t, \tau^{-1})
 
     Args:
         samples: [T, B] or [T, B, Q].

@@ -9,7 +9,7 @@ from pl_losses.core.validation import check_counts, typed
 
 
 class LinearLayer(nn.Module):
-    """An affine map: [..., in_features] -> [..., out_features].
+    r"""An affine map, :math:`y = x\, w + b`: [..., in_features] -> [..., out_features].
 
     It is the listing's layer, except for its initial weights: unit variance, as printed, would make outputs
     larger than inputs by the square root of ``in_features``; here both start with equal variance.

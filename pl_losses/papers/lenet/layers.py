@@ -155,7 +155,7 @@ class LeNet5Features(nn.Sequential):
 
 
 class RBFOutput(nn.Module):
-    """The output layer: one Euclidean RBF unit per class, eq. 7.
+    r"""The output layer: one Euclidean RBF unit per class, eq. 7: :math:`y_i = \sum_j (x_j - w_{ij})^2`.
 
     Args:
         codes: Parameter vector of each class, shape [C, F].

@@ -27,12 +27,13 @@ def param_groups(
     decay_biases: bool = True,
     decay_norms: bool = True,
 ) -> list[dict[str, Any]]:
-    """Build parameter groups for any optimizer: the slopes of PReLUs apart, without weight decay.
+    r"""Build parameter groups for any optimizer: the slopes of PReLUs apart, without weight decay.
 
     A parameter is a slope if it belongs to an ``nn.PReLU`` or a subclass, or to a parametrisation of it
     (``torch.nn.utils.parametrize``), whatever it is called and whichever shape it has; a shared one is taken
     once. With SGD the slopes then follow the paper's update,
-    delta a := mu delta a + eps dE/da (eq. 9), with their own mu and eps if these are given.
+    :math:`\Delta a := \mu \Delta a + \epsilon\, \partial E / \partial a` (eq. 4), with their own mu and eps
+    if these are given.
 
     Args:
         module: Whose parameters; frozen ones included.

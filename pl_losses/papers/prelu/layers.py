@@ -28,7 +28,9 @@ Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class PReLU(nn.PReLU):
-    """An ``nn.PReLU`` whose backward pass is compiled where that pays, and torch's own where it does not.
+    r"""An ``nn.PReLU`` whose backward pass is compiled where that pays, and torch's own where it does not.
+
+    .. math:: f(y_i) = \max(0, y_i) + a_i \min(0, y_i)
 
     Parameters, outputs, gradients and ``state_dict`` are those of ``nn.PReLU``, under autocast too; the
     slopes' gradient is added up in float32. The first forward pass of a size that pays waits for the

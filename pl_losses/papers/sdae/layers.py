@@ -47,7 +47,9 @@ class AutoencoderLayer(nn.Module):
 
 
 class DenseLayer(AutoencoderLayer):
-    """y = s(W x + b), decoded to W' y + b', with s the logistic sigmoid.
+    r"""A dense layer of an autoencoder, with s the logistic sigmoid.
+
+    .. math:: y = s(W x + b), \qquad \textrm{decoded to} \quad W' y + b'
 
     Weights start uniform in +-4 sqrt(6 / (D + H)) (Glorot and Bengio 2010, for the sigmoid), biases at 0.
 

@@ -17,7 +17,11 @@ from pl_losses.core.validation import check_least, typed
 
 @typed
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Compute eq. 1: 1/2 sum_ij (F_ij - P_ij)^2, over all images; its gradient (eq. 2) is F - P.
+    r"""Compute the content loss, eq. 1, over all images.
+
+    .. math:: \frac{1}{2} \sum_{ij} (F_{ij} - P_{ij})^2
+
+    Its gradient (eq. 2) is F - P.
 
     Args:
         features: F, of the generated image: [N, M], [N, H, W] or [B, N, H, W].
@@ -42,7 +46,9 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
 
 @typed
 def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute eq. 3: G_ij = sum_k F_ik F_jk over the M positions, or sum_k m_k F_ik F_jk with a mask.
+    r"""Compute the Gram matrix, eq. 3, over the M positions; with a mask each has a weight m_k.
+
+    .. math:: G_{ij} = \sum_k m_k F_{ik} F_{jk}
 
     G is symmetric. The backward pass therefore needs one matrix product, F^T (S + S^T) for the gradient S of
     G, and not two, as autograd would.
@@ -82,7 +88,10 @@ def style_loss(
     target: Tensor | Sequence[Tensor],
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Compute eq. 4, E = 1/(4 N^2 M^2) sum_ij (G_ij - A_ij)^2, of a layer, or eq. 5: sum_l w_l E_l.
+    r"""Compute the style loss of a layer, E in eq. 4, or of several layers, eq. 5.
+
+    .. math:: E_l = \frac{1}{4 N_l^2 M_l^2} \sum_{ij} (G_{ij} - A_{ij})^2, \qquad
+        L_{style} = \sum_l w_l E_l
 
     G and A, the Gram matrix of the style image, are each divided by the number of positions of their own
     image. If both images have M positions this is eq. 4 as printed, and images of different sizes can be
