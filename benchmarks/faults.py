@@ -125,13 +125,13 @@ def one_ended(name: str, folder: str, number: int, moment: float, expected: tupl
     output, errors = process.printed
     if "Traceback" in errors and status != -signal.SIGKILL:
         return f"a traceback: {errors[-200:]}"
-    told = re.findall(r"[Gg]o on with:\n  pl-losses (fit .*)", errors)
-    again = args if name in REPRODUCED else told[-1].split() if told else []
+    commands = re.findall(r"[Gg]o on with:\n  pl-losses (fit .*)", errors)
+    again = args if name in REPRODUCED else commands[-1].split() if commands else []
     kept = name in REPRODUCED or bool(list(Path(folder).rglob("*.ckpt")))
     if status != 0 and not kept:
         return ""  # Nothing had been trained.
     if status != 0 and not again:
-        return f"no command was told: {errors[-200:]}"
+        return f"no command was printed: {errors[-200:]}"
     if status != 0:
         process = Fork(often, again)
         if process.wait(LIMIT) != 0:
@@ -289,13 +289,13 @@ def command_line() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="at most, of each kind")
     given = parser.parse_args()
     print("| fault | trials | held | lost |\n| --- | ---: | ---: | ---: |", flush=True)
-    told = []
+    failures = []
     for kind in given.kinds:
         done, lost = run(kind, given.trials, given.seed, given.minutes)
         print(f"| {kind} | {done} | {done - len(lost)} | {len(lost)} |", flush=True)
-        told += [f"{kind}: {one}" for one in lost]
-    print("\n".join(["", *told]))
-    return int(bool(told))
+        failures += [f"{kind}: {one}" for one in lost]
+    print("\n".join(["", *failures]))
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

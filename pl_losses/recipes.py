@@ -173,7 +173,7 @@ def load(path: Path) -> Config:
     return _mapping(parse(text, str(path)), str(path))
 
 
-def _mapping(value: Any, source: str) -> Config:
+def _mapping(value: object, source: str) -> Config:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -200,7 +200,7 @@ def parse(text: str, source: str) -> Any:
         raise UsageError(f"Cannot read {source}{where}: {reason}") from None
 
 
-def _measure(value: Any, known: dict[int, int]) -> int:
+def _measure(value: object, known: dict[int, int]) -> int:
     """Count the values in parsed YAML, aliases wherever they occur.
 
     Raises:
@@ -257,7 +257,7 @@ def _yaml() -> tuple[Any, Any]:
             return super().construct_mapping(node, deep)
 
     class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
+        def ignore_aliases(self, data: object) -> bool:
             return True
 
     number = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$")
@@ -266,7 +266,7 @@ def _yaml() -> tuple[Any, Any]:
     return Loader, Dumper
 
 
-def merge(base: Any, over: Any) -> Any:
+def merge(base: object, over: object) -> Any:
     """Merge ``over`` into ``base``: mappings key by key, anything else replaced.
 
     Where ``class_path`` changes, the earlier class's arguments are dropped.
@@ -290,7 +290,7 @@ def merge(base: Any, over: Any) -> Any:
     return merged
 
 
-def same_class(one: Any, other: Any) -> bool:
+def same_class(one: object, other: object) -> bool:
     """Return whether two class paths can name one class; either may be its short name."""
     if not isinstance(one, str) or not isinstance(other, str):
         return bool(one == other)

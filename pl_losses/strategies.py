@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.overrides.distributed import prepare_for_backward
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -27,6 +28,8 @@ from torch.utils.hooks import RemovableHandle
 
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.sharding import load_whole, units
+
+State = dict[str, Any]  # What a checkpoint, an optimizer or a loader keeps, by name.
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -57,24 +60,24 @@ class FSDP2Strategy(ModelParallelStrategy):
                 ' `torch.nn.SyncBatchNorm`, or use `strategy="ddp"`'
             )
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: Optimizer) -> State:
         """Return the whole state on rank zero, or this rank's part of it if each rank saves its own."""
         if of_lightning.saves_shards(self):
             return super().optimizer_state(optimizer)
         assert self.model is not None
         inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_optimizer_state_dict(self.model, inner, options=options)
+        state: State = get_optimizer_state_dict(self.model, inner, options=options)
         return self._renamed(state, OptimStateKeyType.PARAM_ID, inner) if self.is_global_zero else state
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> State:
         """Load the weights and the optimizers' states; return what else was saved."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             return super().load_checkpoint(path, weights_only=weights_only)
         assert self.model is not None
         assert self.lightning_module is not None
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        saved: State = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
         strict = self.lightning_module.strict_loading
         load_whole(self.model, saved.pop("state_dict"), strict)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
@@ -83,20 +86,20 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state, options=options)
         return saved
 
-    def _renamed(self, state: dict[str, Any], key: OptimStateKeyType, optimizer: Optimizer) -> dict[str, Any]:
+    def _renamed(self, state: State, key: OptimStateKeyType, optimizer: Optimizer) -> State:
         assert self.model is not None
-        renamed: dict[str, Any] = FullyShardedDataParallel.rekey_optim_state_dict(
+        renamed: State = FullyShardedDataParallel.rekey_optim_state_dict(
             state, key, self.model, optim=optimizer
         )
         return renamed
 
-    def process_dataloader(self, dataloader: Any) -> Any:
+    def process_dataloader(self, dataloader: object) -> object:
         """Refuse unequal numbers of batches, as ranks would wait for each other in every layer.
 
         Raises:
             ValueError: If the loader's length is not the same on all ranks.
         """
-        lengths: list[Any] = [None] * self.world_size
+        lengths: list[int | None] = [None] * self.world_size
         torch.distributed.all_gather_object(lengths, sized_len(dataloader))
         if None in lengths:
             return (StatefulInStep if hasattr(dataloader, "state_dict") else InStep)(dataloader)
@@ -126,14 +129,14 @@ class InStep:
             raise AttributeError(name)
         return getattr(self.loader, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         setattr(self.loader, name, value)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         batches = iter(self.loader)
         for count in itertools.count():
             batch = next(batches, _END)
-            counts: list[Any] = [None] * torch.distributed.get_world_size()
+            counts: list[int | None] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(counts, count + int(batch is not _END))
             _check_lengths(counts)
             if batch is _END:
@@ -144,12 +147,12 @@ class InStep:
 class StatefulInStep(InStep):
     """The same for a dataloader with a state, which Lightning recognises by the methods of its class."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return the loader's state."""
-        state: dict[str, Any] = self.loader.state_dict()
+        state: State = self.loader.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Load the loader's state."""
         self.loader.load_state_dict(state_dict)
 
@@ -157,7 +160,7 @@ class StatefulInStep(InStep):
 _END = object()
 
 
-def _check_lengths(lengths: list[int]) -> None:
+def _check_lengths(lengths: list[int | None]) -> None:
     if len(set(lengths)) > 1:
         raise ValueError(
             f"Expected equally many batches on all ranks under FSDP2 but got {lengths}: give"
@@ -226,7 +229,7 @@ class DDPPerModule(DDPStrategy):
                 prepare_for_backward(self._reducer(index, trained), closure_loss)
 
     def backward(
-        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: object, **kwargs: object
     ) -> Tensor:
         """Run the backward pass and average the gradients."""
         self._passing = True
@@ -244,7 +247,7 @@ class DDPPerModule(DDPStrategy):
         finally:
             self._blocked = before
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Run the step, then copy rank zero's buffers to all ranks."""
         output = super().training_step(*args, **kwargs)
         if self.broadcast_buffers and self.lightning_module is not None:

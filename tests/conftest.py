@@ -75,9 +75,9 @@ def pytest_terminal_summary(terminalreporter):
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
     found = [re.search(r"no (.+): set PL_LOSSES_DATA", reason) for reason in reasons]
     missing = Counter(match[1] for match in found if match)
-    told = [f"{count} for want of the {what} ({SOURCES[what]})" for what, count in missing.items()]
-    if told:
-        line = f"Not run: {'; '.join(told)}. PL_LOSSES_DATA names the folder with the data."
+    counts = [f"{count} for want of the {what} ({SOURCES[what]})" for what, count in missing.items()]
+    if counts:
+        line = f"Not run: {'; '.join(counts)}. PL_LOSSES_DATA names the folder with the data."
         terminalreporter.write_line(line, yellow=True)
     if left := terminalreporter.config.left:
         terminalreporter.write_line(f"Some test left in the clone: {', '.join(left)}", red=True)

@@ -315,6 +315,6 @@ def fault(mutation, process):
         return "accepted" if mutation.wrong else ""
     if status != 2:
         return f"status {status}"
-    told = [line for line in errors.splitlines() if line.startswith("pl-losses: ")]
-    after = errors[errors.index(told[0]) :].splitlines() if told else []
-    return "" if told and len(after) <= 4 and len(errors) < 6000 else f"unclear: {errors[-300:]}"
+    messages = [line for line in errors.splitlines() if line.startswith("pl-losses: ")]
+    after = errors[errors.index(messages[0]) :].splitlines() if messages else []
+    return "" if messages and len(after) <= 4 and len(errors) < 6000 else f"unclear: {errors[-300:]}"

@@ -89,8 +89,8 @@ def losses(folder):
 
 
 def goes_on(errors):
-    told = errors[errors.rindex("Interrupted") :]
-    return re.search(r"[Gg]o on with:\n  pl-losses (fit .*)", told)[1].split()
+    hint = errors[errors.rindex("Interrupted") :]
+    return re.search(r"[Gg]o on with:\n  pl-losses (fit .*)", hint)[1].split()
 
 
 def same(one, other):

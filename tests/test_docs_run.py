@@ -78,7 +78,7 @@ def here(folder, monkeypatch):
         "data": {"class_path": "pl_losses.data.DigitStrings"},
     }
     torch.save({"state_dict": {}, "pl_losses": known}, folder / "reader.ckpt")
-    monkeypatch.setattr("pl_losses.cli.looks.sign_in", lambda: None)
+    monkeypatch.setattr("pl_losses.cli.dashboard.sign_in", lambda: None)
     monkeypatch.setattr(Workspace, "save", lambda self: self)
     monkeypatch.setattr(Workspace, "url", "https://wandb.example/view")
     monkeypatch.syspath_prepend(str(folder))
@@ -129,8 +129,8 @@ def test_commands(page, here, capsys):
     for command, *words in commands(COMMANDS[page]):
         if command == "reproduce":
             assert main([command, words[0], "--help"]) == 0
-            told = capsys.readouterr().out
-            assert all(f"  {word[2:]}:" in told for word in words if word.startswith("--")), words
+            printed = capsys.readouterr().out
+            assert all(f"  {word[2:]}:" in printed for word in words if word.startswith("--")), words
         elif command in ("fit", "test", "validate", "predict"):
             assert main([command, *words, "--print_config"]) == 0, words
         else:

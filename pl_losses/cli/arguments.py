@@ -45,6 +45,25 @@ def split(args: Sequence[str]) -> Flags:
     return [(name, value and re.sub(HOME, lambda _: home, value)) for name, value in flags]
 
 
+def positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before the first option, and the rest."""
+    first = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
+    return list(args[:first]), list(args[first:])
+
+
+def options(flags: Sequence[tuple[str, str | None]], known: Sequence[str]) -> dict[str, str]:
+    """Return the options by name.
+
+    Raises:
+        UsageError: If there is no such option.
+    """
+    for name, _ in flags:
+        if name not in known:
+            hint = nearest(name, known, "`--{}`") or f": expected {', '.join(f'--{one}' for one in known)}"
+            raise UsageError(f"Unknown option `--{name}`{hint}")
+    return {name: value or "" for name, value in flags}
+
+
 def check(command: str, flags: Flags) -> Config:
     """Refuse what is surely wrong; return the merged config as far as it is known."""
     from pl_losses.cli.checks import Checker, check_flag, inline, is_file, is_foreign

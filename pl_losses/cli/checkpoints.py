@@ -48,7 +48,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def __init__(self, roots: Iterable[str] = ()) -> None:
         self.roots = list(roots)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, object], path: Any, storage_options: Any = None) -> None:
         """Write to a file beside the path, then move it there.
 
         Raises:
@@ -138,7 +138,7 @@ def misfit_of_loops(node: Config, path: str) -> str:
     return ""
 
 
-def unlike(value: Any, kind: type, name: str) -> str:
+def unlike(value: object, kind: type, name: str) -> str:
     """Say of a value that it is not of a kind; a negative number is of none. Empty if it is."""
     negative = isinstance(value, int) and value < 0
     if isinstance(value, kind) and not isinstance(value, bool) and not negative:
@@ -183,7 +183,7 @@ def as_config(hparams: Any) -> Config:
     return {**({"class_path": class_path} if class_path else {}), "init_args": arguments}
 
 
-def is_written(value: Any) -> bool:
+def is_written(value: object) -> bool:
     """Return whether a value can be written in a config file."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_written(item) for key, item in value.items())
@@ -209,7 +209,7 @@ def compare(known: Config, resolved: Config) -> list[str]:
     return ["Different from the checkpoint:", *lines[:SHOWN], *more] if lines else []
 
 
-def differs(one: Any, other: Any) -> bool:
+def differs(one: object, other: object) -> bool:
     """Return whether two values differ; lists equal tuples, and a class equals its other names."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return list(one) != list(other)
@@ -304,7 +304,7 @@ class CheckpointCheck(Callback):
                     state[BEST] = {plain_path(key, folders): best[key] for key in best}
 
 
-def plain_path(path: Any, folders: Iterable[str]) -> str:
+def plain_path(path: object, folders: Iterable[str]) -> str:
     """Return a path without detours; nothing if it leads out of these folders, as an address always does."""
     if not isinstance(path, str) or not path:
         return ""

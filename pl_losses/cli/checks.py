@@ -292,7 +292,7 @@ def elsewhere(
     return f": did you mean `--{found[name]}`?{more}"
 
 
-def class_of(checker: Checker, node: Any, kind: str, usual: str) -> tuple[Class | None, Config]:
+def class_of(checker: Checker, node: object, kind: str, usual: str) -> tuple[Class | None, Config]:
     """Return the class that a config names, or the usual one, and its arguments."""
     node = node if isinstance(node, dict) else {"class_path": node}
     path = node.get("class_path")

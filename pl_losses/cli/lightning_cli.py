@@ -53,7 +53,7 @@ from pl_losses.cli.trusted_objects import check_objects
 from pl_losses.core import expected
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import causes
-from pl_losses.core.metrics import in_words
+from pl_losses.core.metrics import headline_text
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.run_folders import RUNS, choose, recipe_of
 from pl_losses.core.schedule_length import ScheduleLength
@@ -65,7 +65,7 @@ from pl_losses.monitoring.record import RunRecord, folder_of, run_folder
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value, visible
 
 RECORDED = ("fit", "predict")  # These commands write into the run's folder.
-FACES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
+PUBLIC_MODULES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
 
 
 class PLLossesCLI(LightningCLI):
@@ -98,7 +98,7 @@ class PLLossesCLI(LightningCLI):
         self.own = own
         self.recipes = list(recipes)
         self.saved = saved or {}
-        self.check = CheckpointCheck(path, self.saved, say)
+        self.check = CheckpointCheck(path, self.saved, print_message)
         self.record: RunRecord | None = None
         strict = {"allow_abbrev": False}
         super().__init__(
@@ -137,7 +137,7 @@ class PLLossesCLI(LightningCLI):
         check_objects(self._get(self.config, "trainer"), self.own, "trainer")
         resolved = self.resolved()
         for line in compare(sections(self.saved), resolved):
-            say(line)
+            print_message(line)
         if self.subcommand != "fit":
             # Irrelevant if no checkpoint is written.
             warnings.filterwarnings("ignore", message="The dirpath has changed")
@@ -158,8 +158,8 @@ class PLLossesCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            told = shorten(str(error)) + own_place(error, self.own | always())
-            raise UsageError(told + hardware(error, self._get(self.config, "trainer"))) from error
+            text = shorten(str(error)) + own_place(error, self.own | always())
+            raise UsageError(text + hardware(error, self._get(self.config, "trainer"))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
@@ -171,7 +171,7 @@ class PLLossesCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         always: list[Callback] = [self.check, *([self.record] if self.subcommand in RECORDED else [])]
         if self.subcommand == "fit":
-            always += [InterruptionCheckpoint(self.record, say), RandomState(), ScheduleLength()]
+            always += [InterruptionCheckpoint(self.record, print_message), RandomState(), ScheduleLength()]
         if self.subcommand == "predict":
             always += [self.predicted]
         trainer = super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
@@ -202,9 +202,9 @@ class PLLossesCLI(LightningCLI):
         if 0 not in (self.trainer.max_epochs, self.trainer.max_steps):
             self._expect_batches("train", seen)
         if asked and not seen:
-            say("Not tested: the fit saw no batch, so the weights are untrained.")
+            print_message("Not tested: the fit saw no batch, so the weights are untrained.")
         elif asked and not has_test_split(self.datamodule):
-            say("Not tested: the data have no samples for it.")
+            print_message("Not tested: the data have no samples for it.")
         elif asked:
             self.trainer.test(self.model, datamodule=self.datamodule)
         self.after_test()
@@ -217,8 +217,8 @@ class PLLossesCLI(LightningCLI):
             self._expect_batches("test", sum(self.trainer.num_test_batches))
         testable = can_test(self.model, self.datamodule) and has_test_split(self.datamodule)
         if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            told = findings(self.model, self.trainer.logged_metrics)
-            print(visible("\n".join(filter(None, [told, self.record.farewell(self.trainer, testable)]))))
+            text = result_line(self.model, self.trainer.logged_metrics)
+            print(visible("\n".join(filter(None, [text, self.record.farewell(self.trainer, testable)]))))
 
     after_validate = after_test
 
@@ -238,7 +238,9 @@ class PLLossesCLI(LightningCLI):
         if getattr(self.trainer, "fast_dev_run", False) or self.record is None or self.record.folder is None:
             return
         if batches is None:
-            say("No answers are written: `return_predictions` is false, or the strategy cannot return them.")
+            print_message(
+                "No answers are written: `return_predictions` is false, or the strategy cannot return them."
+            )
             return
         answers = of_all_ranks(batches, self.trainer, self.predicted.seen)
         if self.trainer.is_global_zero:
@@ -248,17 +250,17 @@ class PLLossesCLI(LightningCLI):
             print(visible("\n".join([answers_in, self.record.farewell(self.trainer)])))
 
 
-def findings(model: LightningModule, logged: Mapping[str, Any]) -> str:
+def result_line(model: LightningModule, logged: Mapping[str, Any]) -> str:
     """Describe in the module's words what a test found, else a validation; "" if there was none.
 
-    >>> findings(LightningModule(), {"val/loss": 101.34567, "epoch": 3})
+    >>> result_line(LightningModule(), {"val/loss": 101.34567, "epoch": 3})
     'Validation loss: 101.3'
     """
-    summary = getattr(model, "summary", partial(in_words, names=["error", "loss"]))
+    summary = getattr(model, "summary", partial(headline_text, names=["error", "loss"]))
     for stage, title in (("test", "Test"), ("val", "Validation")):
         own = {key.removeprefix(f"{stage}/"): float(logged[key]) for key in logged if key.startswith(stage)}
-        if told := summary(own):
-            return f"{title} {told}"
+        if text := summary(own):
+            return f"{title} {text}"
     return ""
 
 
@@ -275,8 +277,8 @@ def run(args: list[str] | None = None) -> int:
     flags = split(options)
     effective = check(command, flags)
     checkpoint = choose(command, flags, effective)
-    if checkpoint.told:
-        say(checkpoint.told)
+    if checkpoint.message:
+        print_message(checkpoint.message)
     recipes = [value for name, value in flags if name == "config" and value]
     config: Config = {}
     for recipe in recipes:
@@ -359,10 +361,10 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         return UsageError(
             f"`{checkpoint}` (--ckpt_path) is a folder that this strategy reads no checkpoint from"
         )
-    if isinstance(error, TypeError) and at and (told := expected.arguments(message, at.tb_frame.f_locals)):
-        return UsageError(told)
-    if isinstance(error, RuntimeError) and (told := expected.types(message)):
-        return UsageError(f"{told} ({TRACEBACK}=1 shows where)")
+    if isinstance(error, TypeError) and at and (text := expected.arguments(message, at.tb_frame.f_locals)):
+        return UsageError(text)
+    if isinstance(error, RuntimeError) and (text := expected.types(message)):
+        return UsageError(f"{text} ({TRACEBACK}=1 shows where)")
     # Raised by code of the suite, Lightning or an optimizer itself, not by something that it called.
     refused = at is not None and is_raised(at)
     if refused and module.split(".")[0] == OWN and not isinstance(error, RuntimeError):
@@ -423,8 +425,8 @@ def hardware(error: Exception, trainer: Any) -> str:
     if "accelerator" not in module and "device" not in module:
         return ""
     given = {name: trainer[name] for name in ("accelerator", "devices", "num_nodes", "strategy")}
-    said = [f"`trainer.{name}` {value!r:.80}" for name, value in given.items() if value not in ("auto", 1)]
-    return f" (got {', '.join(said)})" if said else ""
+    options = [f"`trainer.{name}` {value!r:.80}" for name, value in given.items() if value not in ("auto", 1)]
+    return f" (got {', '.join(options)})" if options else ""
 
 
 def is_raised(at: TracebackType) -> bool:
@@ -457,12 +459,12 @@ def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None
     # Lightning's own warnings: it calls what torch has deprecated, and recommends its other products.
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*", category=FutureWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)
-    for face in FACES:
-        for name in set(public(face)) & set(wanted):
+    for module in PUBLIC_MODULES:
+        for name in set(public(module)) & set(wanted):
             try:
-                getattr(importlib.import_module(face), name)
+                getattr(importlib.import_module(module), name)
             except ImportError as error:
-                raise UsageError(f"`{name}` of {face} cannot be imported: {first_line(error)}") from None
+                raise UsageError(f"`{name}` of {module} cannot be imported: {first_line(error)}") from None
 
 
 def is_no_tip(record: logging.LogRecord) -> bool:
@@ -494,6 +496,6 @@ def has_test_split(datamodule: LightningDataModule | None) -> bool:
 
 
 @rank_zero_only
-def say(message: str) -> None:
+def print_message(message: str) -> None:
     """Print something other than results for the user."""
     print(visible(message), file=sys.stderr, flush=True)

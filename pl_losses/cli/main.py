@@ -19,22 +19,20 @@ from pl_losses.recipes import (
     visible,
 )
 
-RUNS = {
+TRAINER_COMMANDS = {
     "fit": "train, then test with the final weights",
     "validate": "one pass over the validation set",
     "test": "one pass over the test set",
     "predict": "write predictions for the predict set, else for the test set",
 }
-MAKES = {"reproduce": "make a table or figure of a paper that takes more than one training"}
-LOOKS = {
+COMMANDS = {
+    **TRAINER_COMMANDS,
+    "reproduce": "make a table or figure of a paper that takes more than one training",
     "show": "write a page of a run, or of several to compare",
     "dashboard": "print a recipe's W&B workspace, or save it to W&B",
-}
-TELLS = {
     "recipes": "list the recipes, or print the one that is named",
     "completion": "print a completion script for bash, zsh or fish",
 }
-COMMANDS = {**RUNS, **MAKES, **LOOKS, **TELLS}
 SHELLS = ("bash", "zsh", "fish")
 
 HELP = """usage: pl-losses COMMAND [--config RECIPE] [--KEY VALUE ...]
@@ -103,14 +101,18 @@ def dispatch(args: list[str]) -> int:
         print("\n".join(map(shown, args[1:])) or listing())
     elif command == "completion":
         print(completion(args[1] if len(args) > 1 else ""))
-    elif command in RUNS:
+    elif command in TRAINER_COMMANDS:
         return run(command, args[1:])
     elif command == "reproduce":
         return reproduce(args[1:])
-    elif command in LOOKS:
-        from pl_losses.cli import looks
+    elif command == "show":
+        from pl_losses.cli.show import show
 
-        return looks.show(args[1:]) if command == "show" else looks.dashboard(args[1:])
+        return show(args[1:])
+    elif command == "dashboard":
+        from pl_losses.cli.dashboard import dashboard
+
+        return dashboard(args[1:])
     else:
         hint = nearest(command, [*COMMANDS, "--help", "--version"])
         hint = hint or f": expected one of {', '.join(COMMANDS)}"
@@ -163,7 +165,7 @@ def help_for(command: str, flags: Flags) -> str:
             models, data = (", ".join(checks.candidates(kind, own=True)) for kind in ("model", "data"))
             return COMMAND_HELP.format(
                 command=command,
-                about=RUNS[command].capitalize(),
+                about=TRAINER_COMMANDS[command].capitalize(),
                 models=models,
                 data=data,
                 untrained="a new start" if command == "fit" else "untrained weights, on purpose",

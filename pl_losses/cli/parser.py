@@ -61,32 +61,32 @@ def shorten(message: str) -> str:
     named = [line for line in telling if line.startswith("Expected a dot import")]
     other = [line for line in telling if line not in named]
     telling = named[:1] if named and path.startswith("trainer.") else other or named[:1] or lines or [message]
-    told = telling[0]
+    text = telling[0]
     # Further types that the argument may have are in the following lines.
     for line in takewhile(lambda line: line.startswith("Expected a "), telling[1:]):
-        told += line.replace("Expected a", " or a", 1) if told.startswith("Expected a ") else ""
-    told = re.sub(r", denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", told)
-    told = re.sub(r"[.] Got value: ", " but got ", told)
-    told = re.sub(r"^the following arguments are required: (.*)", r"Missing `\1`", told)
-    told = re.sub(
-        r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", told
+        text += line.replace("Expected a", " or a", 1) if text.startswith("Expected a ") else ""
+    text = re.sub(r", denied by the .*|[.] Got value: (?:Namespace|Nested).*", "", text)
+    text = re.sub(r"[.] Got value: ", " but got ", text)
+    text = re.sub(r"^the following arguments are required: (.*)", r"Missing `\1`", text)
+    text = re.sub(
+        r"Expected a dot import path string: (.*)", r"No class `\1`; your own need their module's name", text
     )
-    told = re.sub(r" or a dot import path string: [^ ]+", "", told)
-    told = re.sub(r"(?:a )?<class '([\w.]+)'>", r"\1", told)
-    told = re.sub(r"(?:a )?typing[.]Literal\[(.*?)\]", r"one of \1", told)
+    text = re.sub(r" or a dot import path string: [^ ]+", "", text)
+    text = re.sub(r"(?:a )?<class '([\w.]+)'>", r"\1", text)
+    text = re.sub(r"(?:a )?typing[.]Literal\[(.*?)\]", r"one of \1", text)
     if (
-        "got" not in told.lower()
-        and told.startswith("Expected")
+        "got" not in text.lower()
+        and text.startswith("Expected")
         and (given := re.search(r"Given value: (.*?)(?:[.] Got value: .*)?$", message, re.MULTILINE))
     ):
-        told += f" but got {given[1]}"
-    told = re.sub(r"Namespace\(class_path='([\w.]+)', init_args=Namespace\((.{,80}).*", r"`\1` with \2", told)
-    return (f"`{path}`: " if path else "") + told[:300] + hint(told, path, classes)
+        text += f" but got {given[1]}"
+    text = re.sub(r"Namespace\(class_path='([\w.]+)', init_args=Namespace\((.{,80}).*", r"`\1` with \2", text)
+    return (f"`{path}`: " if path else "") + text[:300] + hint(text, path, classes)
 
 
-def hint(told: str, path: str, classes: list[str]) -> str:
+def hint(text: str, path: str, classes: list[str]) -> str:
     """Suggest the nearest argument of the class at fault, or the nearest class."""
-    option, unknown = re.search(r"Option '(\w+)'", told), re.search(r"No class `(\w+)`", told)
+    option, unknown = re.search(r"Option '(\w+)'", text), re.search(r"No class `(\w+)`", text)
     if unknown:
         kind = path if path in KINDS else path.rpartition("lr_" if path.endswith("lr_scheduler") else ".")[2]
         return nearest(unknown[1], [name for module in KINDS.get(kind, ()) for name in public(module)])

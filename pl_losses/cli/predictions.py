@@ -55,7 +55,7 @@ def write_predictions(
     return paths
 
 
-def joined(batches: Sequence[Any]) -> dict[str, Any]:
+def joined(batches: Sequence[object]) -> dict[str, Any]:
     """Join the predictions of all batches.
 
     Args:
@@ -92,7 +92,7 @@ class PredictedSamples(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: Any,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -100,7 +100,7 @@ class PredictedSamples(Callback):
         self.seen.add(evaluation_loaders(trainer, "predict")[dataloader_idx], batch, dataloader_idx)
 
 
-def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) -> dict[str, Any]:
+def of_all_ranks(batches: Sequence[object], trainer: Trainer, seen: SeenSamples) -> dict[str, Any]:
     """Gather the predictions of all ranks on each of them, every sample's once: a collective.
 
     They are in the order of the samples if rank r has samples r, r + ranks, r + 2 ranks and so on; with a
@@ -148,7 +148,7 @@ def of_all_ranks(batches: Sequence[Any], trainer: Trainer, seen: SeenSamples) ->
     return joined(answers.get("batches", ())) if by_batch else answers
 
 
-def _places(loader: Any, batches: Sequence[Any], shared: bool, alone: bool) -> list[int] | None:
+def _places(loader: Any, batches: Sequence[object], shared: bool, alone: bool) -> list[int] | None:
     """Where the data set has the samples of these batches' answers, if samplers say so.
 
     Args:
@@ -186,7 +186,7 @@ def _by_place(parts: Sequence[tuple[list[int], dict[str, Any]]]) -> dict[str, An
     return {key: _stacked([parts[part][1][key][row] for part, row in chosen]) for key in keys}
 
 
-def interleaved(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def interleaved(parts: Sequence[dict[str, object]]) -> dict[str, Any]:
     """Interleave the predictions of ranks: rank r has samples r, r + ranks, r + 2 ranks and so on.
 
     >>> interleaved([{"x": ["a", "c", "e"]}, {"x": ["b", "d"]}])
@@ -207,12 +207,12 @@ def _stacked(rows: list[Any]) -> Any:
     return torch.stack(rows) if same else rows
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Convert a named tuple to a dict: files of plain data hold no classes."""
     return value._asdict() if hasattr(value, "_asdict") else value
 
 
-def as_columns(key: str, values: Any) -> list[tuple[str, list[Any]]]:
+def as_columns(key: str, values: object) -> list[tuple[str, list[Any]]]:
     """Make columns of a table from values, one per sample; none if they are not table cells.
 
     >>> as_columns("p", torch.tensor([[0.25, 0.75], [1.0, 0.0]]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from pl_losses.core import signatures
 from pl_losses.core.manifests import reproduced
@@ -55,7 +54,7 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     from pl_losses.cli.parser import Parser
 
     module, _, attribute = reproduced()[name].function.rpartition(".")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    function: Callable[..., object] = getattr(importlib.import_module(module), attribute)
     parser = Parser(prog=f"pl-losses reproduce {name}", allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
     options = parser.parse_args([f"--{flag}={value}" for flag, value in flags])

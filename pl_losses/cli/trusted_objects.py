@@ -33,7 +33,7 @@ CLASSES: dict[str, type] = {
 }
 
 
-def check_objects(value: Any, own: frozenset[str], path: str) -> None:
+def check_objects(value: object, own: frozenset[str], path: str) -> None:
     """Refuse classes and functions that a config may not name.
 
     Args:
@@ -67,7 +67,7 @@ def check_objects(value: Any, own: frozenset[str], path: str) -> None:
         check_object(value, own, path)
 
 
-def check_object(found: Any, own: frozenset[str], path: str) -> None:
+def check_object(found: object, own: frozenset[str], path: str) -> None:
     """Refuse one class or function."""
     module = getattr(found, "__module__", None) or ""
     trusted = module.split(".")[0] in own
@@ -94,9 +94,9 @@ def imported(path: str) -> Any:
         raise UsageError(f"No class `{path}`") from None
 
 
-def defaults_of(cls: Any) -> dict[str, Any]:
+def defaults_of(cls: object) -> dict[str, Any]:
     """Return the default arguments of a class, with those of its bases."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for base in reversed(getattr(cls, "__mro__", ())):
         init = vars(base).get("__init__")
         parameters = inspect.signature(init).parameters.values() if inspect.isfunction(init) else ()

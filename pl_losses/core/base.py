@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any, ClassVar, Literal
@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 from torchmetrics import Metric
 
 from pl_losses.core import expected
@@ -26,7 +27,7 @@ from pl_losses.core.loaders import (
     refuse_hidden,
     training_loader,
 )
-from pl_losses.core.metrics import define_metrics, in_words, states_of, take_out_repeated
+from pl_losses.core.metrics import States, define_metrics, headline_text, states_of, take_out_repeated
 from pl_losses.core.panels import Sections
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.rng import fold_in
@@ -90,8 +91,8 @@ class PaperModule(LightningModule):
         self._sharded = False
         self._seen, self._dataloader = SeenSamples(), 0
         # With several dataloaders on several ranks: those that began, and the metrics' states at that time.
-        self._begun: list[tuple[int, dict[str, dict[str, Any]]]] = []
-        self._counted: dict[str, Any] = {}  # From the checkpoint that a fit resumes.
+        self._begun: list[tuple[int, dict[str, States]]] = []
+        self._counted: dict[str, States] = {}  # From the checkpoint that a fit resumes.
         # Each module's mode before the current evaluation.
         self._modes: list[tuple[nn.Module, bool]] = []
         # Updates of each metric when the fit's last evaluation ended, and the metrics updated after it.
@@ -100,7 +101,7 @@ class PaperModule(LightningModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that resume a fit exactly and restore modes; an override adds to them."""
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[object] = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds = (RandomState, ScheduleLength, RestoreModes)
         return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
 
@@ -168,9 +169,9 @@ class PaperModule(LightningModule):
 
         The text is empty if there is nothing to say.
         """
-        return in_words(results, [self.headline, "loss"])
+        return headline_text(results, [self.headline, "loss"])
 
-    def parameter_groups(self) -> Iterable[Any]:
+    def parameter_groups(self) -> ParamsT:
         """Return what the optimizer is given: all parameters. Override it to treat some differently."""
         return self.parameters()
 
@@ -251,7 +252,7 @@ class PaperModule(LightningModule):
             if any(isinstance(state, list) for state in metric.metric_state.values()):
                 continue  # A user's metric that keeps a row for each sample.
             with metric.sync_context():
-                states: dict[str, Any] = metric.metric_state
+                states: States = metric.metric_state
                 checkpoint[COUNTED][name] = {key: state.clone() for key, state in states.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -322,31 +323,31 @@ class PaperModule(LightningModule):
             if isinstance(module, Metric) and name.startswith("train") == training:
                 yield name, module
 
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Note which samples this rank sees."""
         self._note(batch, dataloader_idx)
 
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Note which samples this rank sees."""
         self._note(batch, dataloader_idx)
 
-    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Note which dataloader this is."""
         self._dataloader = dataloader_idx
 
-    def _note(self, batch: Any, dataloader_idx: int) -> None:
+    def _note(self, batch: object, dataloader_idx: int) -> None:
         self._dataloader = dataloader_idx
         self._seen.add(self._loader(), batch, dataloader_idx)
         if self.trainer.world_size > 1 and dataloader_idx not in dict(self._begun):
             self._begun.append((dataloader_idx, self._states()))
 
-    def _states(self) -> dict[str, dict[str, Any]]:
+    def _states(self) -> dict[str, States]:
         return {name: states_of(metric) for name, metric in self._evaluated_metrics()}
 
     def _evaluated_metrics(self) -> Iterator[tuple[str, Metric]]:
         return ((name, one) for name, one in self._metrics(training=False) if name not in self._counting)
 
-    def _loader(self) -> Any:
+    def _loader(self) -> object:
         """Return the dataloader of the current batch; ``None`` if it is unknown."""
         trainer = self.trainer_or_none
         if trainer is None or trainer.state.stage is None:
@@ -411,8 +412,9 @@ class PaperModule(LightningModule):
         if self.trainer_or_none is None or self.trainer_or_none.world_size == 1:
             return rows
         kind = fold_in(list(rows.shape[1:]), str(rows.dtype))
-        told: Any = self.all_gather(torch.tensor([len(rows), kind], device=rows.device))
-        counts, kinds = told.T
+        gathered = self.all_gather(torch.tensor([len(rows), kind], device=rows.device))
+        assert isinstance(gathered, Tensor)
+        counts, kinds = gathered.T
         if (kinds != kind).any():
             raise ValueError(
                 f"Expected `rows` [B, ...] of one shape and type but for B on all ranks but got"
@@ -420,17 +422,17 @@ class PaperModule(LightningModule):
             )
         padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
         padded[: len(rows)] = rows
-        found: Any = self.all_gather(padded.detach())
+        found = self.all_gather(padded.detach())
+        assert isinstance(found, Tensor)
         if padded.requires_grad:
             # Strategies average gradients over ranks, but each rank has those of its own rows only.
             padded.register_hook(lambda gradient: gradient * len(counts))  # type: ignore[no-untyped-call]
         found[self.global_rank] = padded
         # Ranks take the samples of a batch in turn.
         there = torch.arange(len(padded), device=rows.device)[:, None] < counts
-        joined: Tensor = found.transpose(0, 1)[there]
-        return joined
+        return found.transpose(0, 1)[there]
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> Mapping[str, Tensor | float]:
         """Return the results of "val" or "test", logged as ``<stage>/<name>``; called on all ranks."""
         return {}
 

@@ -105,11 +105,11 @@ class Classifier(PaperModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss * self.rank_weight(own)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Count the errors of a batch, once, however often the optimizer evaluated it."""
         self._count_trained()
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Count a batch that was trained on; one whose step was interrupted is taken again."""
         if self.trainer_or_none is not None:
             progress: Any = self.trainer_or_none.fit_loop.epoch_loop.batch_progress.current
@@ -146,15 +146,16 @@ class Classifier(PaperModule):
         confidence, predicted = self.scores(outputs).max(dim=1)
         return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return loss and error; for a test with the 95 % binomial interval of the error."""
         error: ErrorRate = getattr(self, f"{stage}_error")
+        values: dict[str, Tensor | float]
         values = {"loss": computed(getattr(self, f"{stage}_loss")), "error": computed(error)}
         if stage == "test":
             values["error_low"], values["error_high"] = binomial_interval(*error.counted)
         return values
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict the outputs [B, C] and classes [B] of a batch."""
         with expected.inputs(self, batch) as inputs:
             outputs = self(inputs)

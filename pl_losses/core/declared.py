@@ -19,9 +19,9 @@ class Part:
     """A class of a recipe with its arguments."""
 
     cls: type
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, object] = field(default_factory=dict)
 
-    def argument(self, name: str, unknown: Any = None) -> Any:
+    def argument(self, name: str, unknown: object = None) -> Any:
         """Return the argument as given, else its default, or ``unknown`` if the class does not take it."""
         found = (inspect.signature(base).parameters.get(name) for base in self.cls.__mro__[:-1])
         default = next((one.default for one in found if one is not None), unknown)
@@ -52,7 +52,7 @@ class Recipe:
 
 def declared_keys(cls: type) -> Keys:
     """Collect the ``KEYS`` of a class and its bases."""
-    return {key: told for base in reversed(cls.__mro__) for key, told in vars(base).get("KEYS", {}).items()}
+    return {key: best for base in reversed(cls.__mro__) for key, best in vars(base).get("KEYS", {}).items()}
 
 
 def keys_of(part: Part, recipe: Recipe) -> Keys:
@@ -67,4 +67,4 @@ def without(keys: Keys, left_out: Iterable[str]) -> Keys:
     >>> without({"test/error": "share", "test/rejected": "share"}, ["test/rejected"])
     {'test/error': 'share'}
     """
-    return {key: told for key, told in keys.items() if key not in set(left_out)}
+    return {key: best for key, best in keys.items() if key not in set(left_out)}

@@ -12,26 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pl_losses.core.signatures import OWN
+from pl_losses.core.validation import in_words
 
 
-def described(value: Any) -> str:
-    """Describe what was got instead, in a few words.
-
-    >>> described({"image": 1}), described(0.5)
-    ("a dict of 'image'", 'a float')
-    """
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}" + (
-            "" if value.is_floating_point() else f" and type {value.dtype}"
-        )
-    if isinstance(value, dict):
-        return f"a dict of {', '.join(map(repr, value))}"
-    kind = type(value).__name__
-    held = f" of {len(value)}" if type(value) in (tuple, list) else ""
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}{held}"
-
-
-def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Tensor:
+def loss(owner: object, method: str, value: object, rows: int | None = None) -> Tensor:
     """Check the loss that a method returned, and return it.
 
     Args:
@@ -45,11 +29,11 @@ def loss(owner: object, method: str, value: Any, rows: int | None = None) -> Ten
         ValueError: If it is of another shape.
     """
     wanted = "a scalar, such as `losses.mean()`," if rows is None else f"the losses of {rows} samples, [B],"
-    said = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {described(value)}"
+    message = f"Expected `{method}` of {type(owner).__name__} to return {wanted} but got {in_words(value)}"
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(said)
+        raise TypeError(message)
     if value.shape != (() if rows is None else (rows,)):
-        raise ValueError(said)
+        raise ValueError(message)
     return value
 
 
@@ -61,12 +45,12 @@ def backward(owner: object, value: Tensor) -> None:
     """
     wanted = f"Expected the loss of `training_step` of {type(owner).__name__} to"
     if value.ndim:
-        raise ValueError(f"{wanted} be a scalar, such as `losses.mean()`, but got {described(value)}")
+        raise ValueError(f"{wanted} be a scalar, such as `losses.mean()`, but got {in_words(value)}")
     if not value.requires_grad:
         raise ValueError(f"{wanted} have a gradient but got one that is detached, or made of no parameter")
 
 
-def arguments(message: str, names: Mapping[str, Any]) -> str:
+def arguments(message: str, names: Mapping[str, object]) -> str:
     """Say of an overridden method that it cannot be called as the suite does; empty if it can.
 
     Args:
@@ -95,32 +79,31 @@ def types(message: str) -> str:
     )
 
 
-def outputs(owner: object, value: Any, rows: int) -> Tensor:
+def outputs(owner: object, value: object, rows: int) -> Tensor:
     """Check the outputs of ``forward`` for a batch of ``rows`` samples, [B, ...], and return them.
 
     Raises:
         TypeError: If it is no tensor.
         ValueError: If it has not as many rows.
     """
-    said = f"Expected `forward` of {type(owner).__name__} to return [B, ...] with B = {rows} but got"
+    message = f"Expected `forward` of {type(owner).__name__} to return [B, ...] with B = {rows} but got"
     if not isinstance(value, Tensor):
-        raise TypeError(f"{said} {described(value)}")
+        raise TypeError(f"{message} {in_words(value)}")
     if not value.ndim or len(value) != rows:
-        raise ValueError(f"{said} {described(value)}")
+        raise ValueError(f"{message} {in_words(value)}")
     return value
 
 
-def labelled(owner: object, batch: Any) -> tuple[Tensor, Tensor]:
+def labelled(owner: object, batch: object) -> tuple[Tensor, Tensor]:
     """Return the inputs and targets of a batch.
 
     Raises:
         TypeError: If it is no pair of tensors.
     """
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    if not pair or not isinstance(batch[1], Tensor):
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tuple of inputs and targets but got"
-            f" {described(batch)}"
+            f" {in_words(batch)}"
         )
     return batch[0], batch[1]
 
@@ -139,7 +122,7 @@ def finite(owner: object, inputs: Tensor) -> None:
         )
 
 
-def first(owner: object, batch: Any) -> Tensor:
+def first(owner: object, batch: object) -> Tensor:
     """Return the inputs of a batch: the batch itself, or its first item.
 
     Raises:
@@ -149,13 +132,13 @@ def first(owner: object, batch: Any) -> Tensor:
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tensor of inputs, or a tuple that starts"
-            f" with one, but got {described(batch)}"
+            f" with one, but got {in_words(batch)}"
         )
     return inputs
 
 
 @contextmanager
-def inputs(owner: object, batch: Any) -> Iterator[Any]:
+def inputs(owner: object, batch: object) -> Iterator[Any]:
     """Yield the inputs to predict for, the batch itself or its first item, and check them if their use fails.
 
     Raises:
@@ -169,11 +152,11 @@ def inputs(owner: object, batch: Any) -> Iterator[Any]:
             raise
         raise TypeError(
             f"Expected `batch` of {type(owner).__name__} to be a tensor of inputs, or a tuple that starts"
-            f" with one, but got {described(batch)}: override `predict_step`, or `forward` to take it"
+            f" with one, but got {in_words(batch)}: override `predict_step`, or `forward` to take it"
         ) from error
 
 
-def of_kind(owner: object, batch: Any, *kinds: type) -> None:
+def of_kind(owner: object, batch: object, *kinds: type) -> None:
     """Refuse a batch that is of none of these types.
 
     Raises:
@@ -182,11 +165,11 @@ def of_kind(owner: object, batch: Any, *kinds: type) -> None:
     if not isinstance(batch, kinds):
         names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
         raise TypeError(
-            f"Expected `batch` of {type(owner).__name__} to be a {names} but got {described(batch)}"
+            f"Expected `batch` of {type(owner).__name__} to be a {names} but got {in_words(batch)}"
         )
 
 
-def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ...]:
+def several(owner: object, method: str, value: object, count: int) -> tuple[object, ...]:
     """Check that a method returned ``count`` values, and return them.
 
     Raises:
@@ -195,12 +178,14 @@ def several(owner: object, method: str, value: Any, count: int) -> tuple[Any, ..
     if not isinstance(value, (tuple, list)) or len(value) != count:
         raise TypeError(
             f"Expected `{method}` of {type(owner).__name__} to return a tuple of {count} but got"
-            f" {described(value)}"
+            f" {in_words(value)}"
         )
     return tuple(value)
 
 
-def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+def makers(
+    owner: object, method: str, value: object
+) -> tuple[Callable[..., Optimizer], Callable[..., Any] | None]:
     """Check that a method returned builders of an optimizer and a scheduler or ``None``, and return them.
 
     Raises:
@@ -210,23 +195,23 @@ def makers(owner: object, method: str, value: Any) -> tuple[Callable[..., Any], 
     if len(pair) != 2 or not callable(pair[0]) or not (pair[1] is None or callable(pair[1])):
         raise TypeError(
             f"Expected `{method}` of {type(owner).__name__} to return a function that makes the optimizer and"
-            f" one that makes its scheduler, or None, but got {described(value)}"
+            f" one that makes its scheduler, or None, but got {in_words(value)}"
         )
     return pair[0], pair[1]
 
 
-def optimizer(value: Any) -> Optimizer:
+def optimizer(value: object) -> Optimizer:
     """Check that the constructor's ``optimizer`` built an optimizer, and return it.
 
     Raises:
         TypeError: If it built anything else.
     """
     if not isinstance(value, Optimizer):
-        raise TypeError(f"Expected `optimizer` to return a torch.optim.Optimizer but got {described(value)}")
+        raise TypeError(f"Expected `optimizer` to return a torch.optim.Optimizer but got {in_words(value)}")
     return value
 
 
-def monitor(scheduler: Any) -> str:
+def monitor(scheduler: object) -> str:
     """Return the name of the logged value that a scheduler monitors.
 
     Raises:

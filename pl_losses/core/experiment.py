@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from pl_losses.core.files import damage, save_sealed, write_table, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
 STATE = "state.pt"
 Recording = Literal["offline", "online", "disabled"]
@@ -36,7 +39,7 @@ class Experiment:
         ValueError: If the folder has the results of other arguments, or tables without results.
     """
 
-    def __init__(self, folder: str | Path, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, arguments: Mapping[str, object]) -> None:
         self.folder, self.arguments = Path(folder), dict(arguments)
         self.results: list[Any] = []
         self.unfinished: Any = None
@@ -78,7 +81,7 @@ class Experiment:
         self.save()
         return {"arguments": self.arguments, "results": [], "unfinished": None}
 
-    def save(self, unfinished: Any = None) -> None:
+    def save(self, unfinished: object = None) -> None:
         """Keep the results, and the state of a part that is not done.
 
         Raises:
@@ -87,12 +90,12 @@ class Experiment:
         state = {"arguments": self.arguments, "results": self.results, "unfinished": unfinished}
         save_sealed(self.folder / STATE, state)
 
-    def add(self, result: Any) -> None:
+    def add(self, result: object) -> None:
         """Keep the result of a part that is done."""
         self.results.append(result)
         self.save()
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write a CSV file; rows have the same keys."""
         return write_table(self.folder / name, rows)
 
@@ -106,10 +109,10 @@ class Experiment:
         self,
         name: str,
         mode: Recording,
-        tables: Mapping[str, Sequence[Mapping[str, Any]]],
+        tables: Mapping[str, Sequence[Mapping[str, object]]],
         pictures: Mapping[str, Figure],
-        summary: Mapping[str, Any],
-        config: Mapping[str, Any] | None = None,
+        summary: Mapping[str, object],
+        config: Mapping[str, object] | None = None,
     ) -> None:
         """Give W&B the experiment as a run of its own.
 
@@ -123,6 +126,7 @@ class Experiment:
         """
         if mode == "disabled":
             return
+        import matplotlib.pyplot  # noqa: F401 - wandb takes it for loaded.
         import wandb
 
         run = wandb.init(
@@ -134,13 +138,65 @@ class Experiment:
             reinit="create_new",
             settings=wandb.Settings(silent=mode == "offline"),
         )
-        shown: dict[str, Any] = {key: wandb.Image(figure) for key, figure in pictures.items()}
+        shown: dict[str, object] = {key: wandb.Image(figure) for key, figure in pictures.items()}
         for key, rows in tables.items():
             shown[key] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
         with staged_in(Path(run.dir).parent):
             run.log(shown)
         run.summary.update(dict(summary))
         run.finish()
+
+
+def names_of(
+    argument: str, given: str | Sequence[str], known: Sequence[str], others: bool = False
+) -> list[str]:
+    """Read names from text between commas or from a list, each once; "all" are the known ones.
+
+    Args:
+        argument: Which one they are given by.
+        given: The names.
+        known: Names to choose from.
+        others: Whether the caller knows further ones.
+
+    Raises:
+        ValueError: If there is no name, or one that is not known.
+
+    >>> names_of("models", "b, a", ["a", "b", "c"])
+    ['b', 'a']
+    """
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    if names == ["all"]:
+        return list(known)
+    for name in names or [""]:
+        if name not in known and not (others and name):
+            raise ValueError(f'Expected `{argument}` to be of {", ".join(known)}, or "all", but got {name!r}')
+    return list(dict.fromkeys(names))
+
+
+def progress_bar(total: float) -> tqdm:
+    """Return a bar for work of this size, with the time that it took and will take."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total,
+        bar_format="{percentage:3.0f} %|{bar}| {desc}, {elapsed} spent, about {remaining} left",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        smoothing=0.02,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's messages about many short runs within this context."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 START, END = b"PK\5\6", 22  # How the end of a zip archive begins, and how long it is without a comment.
 SEAL, DIGITS = b"pl_losses sha256 ", 64
@@ -75,7 +75,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     """Write rows of equal keys, at least one, as a CSV file."""
     with written_whole(path) as file:
         text = TextIOWrapper(file, "utf-8", newline="", write_through=True)
@@ -86,7 +86,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def save_sealed(path: Path, value: Any) -> None:
+def save_sealed(path: Path, value: object) -> None:
     """Write what ``torch.load`` reads, with a checksum as the comment of its zip archive.
 
     Raises:

@@ -35,14 +35,14 @@ INSTEAD = (
 )
 
 # Of a DataLoader with batches of any sizes: the latest batch, and the samples before and after it.
-_running: WeakKeyDictionary[DataLoader[Any], tuple[int, int, int]] = WeakKeyDictionary()
+_running: WeakKeyDictionary[DataLoader[object], tuple[int, int, int]] = WeakKeyDictionary()
 # Of a DataLoader with repetitions and batches of a user's own sampler: see _starts_in_order.
-_starts: WeakKeyDictionary[DataLoader[Any], list[int] | None] = WeakKeyDictionary()
-_told: WeakSet[DataLoader[Any]] = WeakSet()
-_looked: WeakSet[DataLoader[Any]] = WeakSet()
+_starts: WeakKeyDictionary[DataLoader[object], list[int] | None] = WeakKeyDictionary()
+_warned: WeakSet[DataLoader[object]] = WeakSet()
+_checked: WeakSet[DataLoader[object]] = WeakSet()
 
 
-def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
+def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[object]:
     """Return the dataloaders of the current validation, test or prediction, as Lightning numbers them.
 
     If loaders give their batches together, they count as one, which is unknown: ``None``.
@@ -64,7 +64,7 @@ def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[Any]:
     return flat
 
 
-def refuse_hidden(trainer: Trainer, loader: Any, training: bool = False) -> None:
+def refuse_hidden(trainer: Trainer, loader: object, training: bool = False) -> None:
     """Refuse repeated samples of Lightning's sampler if a batch sampler hides which ones they are.
 
     Args:
@@ -81,7 +81,7 @@ def refuse_hidden(trainer: Trainer, loader: Any, training: bool = False) -> None
         _cannot_tell(loader, "the `sampler` it is given as an attribute", ranks, samples, training)
 
 
-def refuse_replaced(trainer: Trainer, loader: Any, stage: str, place: int = 0) -> None:
+def refuse_replaced(trainer: Trainer, loader: object, stage: str, place: int = 0) -> None:
     """Refuse a batch sampler of some of the samples, where Lightning has it take a share of all of them.
 
     Args:
@@ -93,7 +93,7 @@ def refuse_replaced(trainer: Trainer, loader: Any, stage: str, place: int = 0) -
     Raises:
         ValueError: If it is such a one.
     """
-    if not isinstance(loader, DataLoader) or loader in _looked:
+    if not isinstance(loader, DataLoader) or loader in _checked:
         return
     batches = of_lightning.own_batch_sampler(loader.batch_sampler)
     shared = of_lightning.shares_samples(trainer) and _distributed_sampler(loader) is not None
@@ -108,21 +108,21 @@ def refuse_replaced(trainer: Trainer, loader: Any, stage: str, place: int = 0) -
                 " `torch.utils.data.Subset` of them, or set `use_distributed_sampler` to False and share the"
                 " samples yourself"
             )
-    _looked.add(loader)
+    _checked.add(loader)
 
 
-def _cannot_tell(loader: DataLoader[Any], kept: str, ranks: int, samples: int, training: bool) -> None:
+def _cannot_tell(loader: DataLoader[object], kept: str, ranks: int, samples: int, training: bool) -> None:
     batches = of_lightning.own_batch_sampler(loader.batch_sampler)
     name = type(batches).__name__
     wanted = f"{name} to keep {kept}, as {ranks} ranks repeat some of {samples} samples"
     if not training:
         raise ValueError(f"Expected {wanted}: {INSTEAD}")
-    if loader not in _told:
-        _told.add(loader)
+    if loader not in _warned:
+        _warned.add(loader)
         rank_zero_warn(f"Repeated training samples count twice: expected {wanted}")
 
 
-def training_loader(trainer: Trainer) -> Any:
+def training_loader(trainer: Trainer) -> object:
     """Return the dataloader of a fit; if there are several ``None``, with a warning if samples repeat."""
     loaders = CombinedLoader(trainer.train_dataloader, "sequential").flattened
     if len(loaders) == 1:
@@ -130,8 +130,8 @@ def training_loader(trainer: Trainer) -> Any:
         return loaders[0]
     for loader in loaders:
         share = share_of(loader)
-        if share is not None and share[2] % share[1] and loader not in _told:
-            _told.add(loader)
+        if share is not None and share[2] % share[1] and loader not in _warned:
+            _warned.add(loader)
             rank_zero_warn(
                 f"Repeated training samples count twice: {share[1]} ranks repeat some of {share[2]} samples,"
                 " and of several training dataloaders it is not known which one a loss is of"
@@ -139,7 +139,7 @@ def training_loader(trainer: Trainer) -> Any:
     return None
 
 
-def share_of(loader: Any) -> tuple[int, int, int] | None:
+def share_of(loader: object) -> tuple[int, int, int] | None:
     """Return rank, number of ranks and number of samples of a loader whose samples are shared among ranks.
 
     Rank r has samples r, r + ranks, r + 2 ranks and so on. Those beyond the last sample are repetitions: a
@@ -160,11 +160,11 @@ def share_of(loader: Any) -> tuple[int, int, int] | None:
     return None
 
 
-def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
+def _distributed_sampler(loader: object) -> DistributedSampler[object] | None:
     if not isinstance(loader, DataLoader):
         return None
     # A user's batch sampler draws from Lightning's sampler, which it may hold under any name.
-    parts: list[Any] = [loader.sampler, loader.batch_sampler, *_attributes(loader.batch_sampler)]
+    parts: list[object] = [loader.sampler, loader.batch_sampler, *_attributes(loader.batch_sampler)]
     for part in parts:
         if isinstance(part, DistributedSampler):
             return part
@@ -173,7 +173,7 @@ def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
     return None
 
 
-def _attributes(sampler: Any) -> list[Any]:
+def _attributes(sampler: object) -> list[Any]:
     return list(getattr(sampler, "__dict__", {}).values())
 
 
@@ -203,7 +203,7 @@ def _place(loader: Any, batch_idx: int, training: bool) -> tuple[int, int] | Non
     return None
 
 
-def _starts_in_order(loader: DataLoader[Any], batches: Any, sampler: Any) -> list[int] | None:
+def _starts_in_order(loader: DataLoader[object], batches: Any, sampler: Any) -> list[int] | None:
     """Return where a pass's batches begin, and where the last ends; ``None`` if they reorder the samples.
 
     It is also ``None`` if batches have random sizes, or cannot be known beforehand.
@@ -232,7 +232,7 @@ def _drawn(sampler: Any, seed: int, most: int) -> list[Any]:
         return list(islice(sampler, most))
 
 
-def samples_before(loader: Any, batch_idx: int, size: int) -> int:
+def samples_before(loader: object, batch_idx: int, size: int) -> int:
     """Count this rank's samples before a batch of ``size`` in a pass over a loader."""
     if callable(start := getattr(loader, "start", None)):
         return int(start(batch_idx))
@@ -246,7 +246,7 @@ def samples_before(loader: Any, batch_idx: int, size: int) -> int:
     return before
 
 
-def num_unpadded(loader: Any, batch_idx: int, size: int, training: bool = False) -> int:
+def num_unpadded(loader: object, batch_idx: int, size: int, training: bool = False) -> int:
     """Count the first inputs of a batch, up to the first repetition, see :func:`share_of`.
 
     If only some samples are repetitions and the DataModule made more or fewer inputs of the samples, all
@@ -275,7 +275,7 @@ def num_unpadded(loader: Any, batch_idx: int, size: int, training: bool = False)
     return own if given == size else size if own else 0
 
 
-def unrepeated_rows(loader: Any, batch_idx: int, rows: int, tensors: Iterable[Tensor] = ()) -> int | None:
+def unrepeated_rows(loader: object, batch_idx: int, rows: int, tensors: Iterable[Tensor] = ()) -> int | None:
     """Count the first rows of a batch's outputs, those of samples that are not repetitions.
 
     Rows may be pixels or tokens. Each sample has equally many if the shape of a tensor in the batch says so:
@@ -311,7 +311,7 @@ def unrepeated_rows(loader: Any, batch_idx: int, rows: int, tensors: Iterable[Te
     return None if rows % samples or rows // samples not in known else rows // samples * own
 
 
-def places_of(loader: Any, batch_idx: int, size: int) -> range:
+def places_of(loader: object, batch_idx: int, size: int) -> range:
     """Return the positions of a batch's samples in the data set (a rank's own, if ranks do not share one).
 
     >>> loader = DataLoader(range(5), 2, sampler=DistributedSampler(range(5), num_replicas=2, rank=1))
@@ -352,18 +352,19 @@ class SeenSamples:
     """
 
     def __init__(self) -> None:
-        self._found: dict[int, Any] = {}
+        self._shares: dict[int, object] = {}
+        self._sums: dict[int, int] = {}
         self._counts: dict[int, bool] | None = None
 
-    def add(self, loader: Any, batch: Any, position: int = 0) -> None:
+    def add(self, loader: object, batch: object, position: int = 0) -> None:
         """Add a batch of the loader at ``position``."""
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             return
         share = share_of(loader)
         if share is not None and share[1] > 1:
-            self._found[position] = share
+            self._shares[position] = share
         else:
-            self._found[position] = self._found.get(position, 0) + fingerprint(batch)
+            self._sums[position] = self._sums.get(position, 0) + fingerprint(batch)
 
     def counts(self, position: int | None = None) -> bool:
         """Return whether no lower rank has seen the same samples; the first call is a collective.
@@ -372,23 +373,23 @@ class SeenSamples:
             position: Which dataloader's samples. Default: whether those of any dataloader count.
         """
         if self._counts is None:
-            self._counts = _first(self._found)
+            self._counts = _first(self._shares | self._sums)
         if position is None:
             return not self._counts or any(self._counts.values())
         return self._counts.get(position, True)
 
 
-def _first(found: dict[int, Any]) -> dict[int, bool]:
+def _first(found: dict[int, object]) -> dict[int, bool]:
     """Return for each key whether no lower rank has an equal value: a collective."""
     if not torch.distributed.is_initialized():
         return {}
-    ranks: list[dict[int, Any]] = [{}] * torch.distributed.get_world_size()
+    ranks: list[dict[int, object]] = [{}] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(ranks, found)
     before = ranks[: torch.distributed.get_rank()]
     return {key: all(other.get(key) != value for other in before) for key, value in found.items()}
 
 
-def fingerprint(batch: Any) -> int:
+def fingerprint(batch: object) -> int:
     """Compute a number that tells batches apart by their samples, in any order; their sums do so, too.
 
     >>> one, other = torch.arange(6.0).view(3, 2), torch.tensor([[4.0, 5.0], [0.0, 1.0], [2.0, 3.0]])
@@ -408,7 +409,7 @@ def fingerprint(batch: Any) -> int:
     return total
 
 
-def _content(value: Any) -> bytes:
+def _content(value: object) -> bytes:
     """Serialize an object; if that fails return random bytes, so that it equals no other."""
     try:
         return pickle.dumps(value)
@@ -420,7 +421,7 @@ def _digest(parts: list[bytes]) -> int:
     return int.from_bytes(blake2b(b"".join(parts), digest_size=8).digest(), "big")
 
 
-def _leaves(batch: Any) -> Iterator[Any]:
+def _leaves(batch: object) -> Iterator[object]:
     for leaf in of_torch.tree_leaves(batch):
         if isinstance(leaf, Mapping):  # UserDict and the like.
             yield from _leaves(dict(leaf))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isnan, nan
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,6 +16,11 @@ from torchmetrics.utilities import dim_zero_max, dim_zero_min, dim_zero_sum
 
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.validation import typed
+
+R = TypeVar("R", covariant=True)
+
+# A metric's states by name: tensors; of a list, the number of its rows.
+States = dict[str, Any]
 
 X_AXIS = "trainer/global_step"
 
@@ -33,6 +38,13 @@ def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> 
         if isinstance(logger, WandbLogger):
             for key, summary in best.items():
                 logger.experiment.define_metric(key, step_metric=X_AXIS, summary=f"{summary},last")
+
+
+class Computes(Protocol[R]):
+    """A metric, as far as its result goes."""
+
+    def compute(self) -> R:
+        """Compute the metric."""
 
 
 class ListMetric(Metric):
@@ -65,13 +77,13 @@ class ListMetric(Metric):
         return found if isinstance(found, Tensor) else torch.cat([self._rows[name].to(self.device), *found])
 
 
-def states_of(metric: Metric) -> dict[str, Any]:
+def states_of(metric: Metric) -> States:
     """Copy a metric's current states for :func:`take_out`: tensors, or the number of rows of a list."""
-    states: dict[str, Any] = metric.metric_state
+    states: States = metric.metric_state
     return {key: len(one) if isinstance(one, list) else one.clone() for key, one in states.items()}
 
 
-def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> None:
+def take_out(metric: Metric, before: States, after: States) -> None:
     """Remove from a metric's sums and rows what was added between two of its :func:`states_of`.
 
     Raises:
@@ -86,7 +98,7 @@ def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> N
     >>> rate.wrong, rate.total
     (tensor(0), tensor(1))
     """
-    states: dict[str, Any] = metric.metric_state
+    states: States = metric.metric_state
     for key, state in states.items():
         if isinstance(state, list):
             setattr(metric, key, state[: before[key]] + state[after[key] :])
@@ -102,7 +114,7 @@ def take_out(metric: Metric, before: dict[str, Any], after: dict[str, Any]) -> N
 
 
 def take_out_repeated(
-    metrics: dict[str, Metric], begun: Sequence[tuple[int, dict[str, Any]]], counts: Callable[[int], bool]
+    metrics: dict[str, Metric], begun: Sequence[tuple[int, dict[str, States]]], counts: Callable[[int], bool]
 ) -> None:
     """Remove from metrics what dataloaders added whose samples do not count on this rank.
 
@@ -163,23 +175,24 @@ class ErrorRate(Metric):
         return self.wrong / self.total
 
 
-def computed(metric: Metric) -> Any:
+def computed(metric: Computes[R]) -> R:
     """Compute a metric over all ranks, also if this rank has added nothing to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
         return metric.compute()
 
 
-def in_words(results: Mapping[str, float], names: Iterable[str]) -> str:
+def headline_text(results: Mapping[str, float], names: Iterable[str]) -> str:
     """Describe the first of some metrics that exists: an error in percent, with its interval if there is one.
 
     Args:
         results: Metrics by their names, without the stage.
         names: Which of them to describe, the first one that exists.
 
-    >>> in_words({"error": 0.0095, "error_low": 0.0077, "error_high": 0.0116, "loss": 3.0}, ["error", "loss"])
+    >>> found = {"error": 0.0095, "error_low": 0.0077, "error_high": 0.0116, "loss": 3.0}
+    >>> headline_text(found, ["error", "loss"])
     'error: 0.95 % (95 % interval 0.77 to 1.16 %)'
-    >>> in_words({"loss": 101.34567}, ["error", "loss"])
+    >>> headline_text({"loss": 101.34567}, ["error", "loss"])
     'loss: 101.3'
     """
     name = next((name for name in names if not isnan(results.get(name, nan))), "")

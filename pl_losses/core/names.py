@@ -10,7 +10,7 @@ def distinct(names: Sequence[str], start: int = 2) -> list[str]:
     """Make names distinct, in their order: one that came before gets a number that no other name has.
 
     Args:
-        names: Any, some of them equal.
+        names: Names, some of them equal.
         start: The first number.
 
     Example:

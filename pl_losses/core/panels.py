@@ -152,11 +152,6 @@ def fitting(pattern: str, keys: Collection[str]) -> list[str]:
     return [key for key in named if key in keys]
 
 
-def is_pattern(key: str) -> bool:
-    """Return whether a key is a pattern, which stands for several keys."""
-    return "<" in key
-
-
 def topic(name: str) -> str:
     """Return a section's name without its reference: sections of one topic are joined.
 

@@ -13,6 +13,8 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+State = dict[str, Any]  # Of each library's and device's random numbers, by name.
+
 KEY = "random_states"  # Key in a checkpoint: one state for each rank.
 ACCELERATORS = ("cuda", "xpu")
 
@@ -26,14 +28,14 @@ class RandomState(Callback):
     """
 
     def __init__(self) -> None:
-        self._loaded: list[dict[str, Any]] | None = None
+        self._loaded: list[State] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what an earlier fit has loaded."""
         self._loaded = None
 
     def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]
     ) -> None:
         """Save the states of all ranks; every rank calls this."""
         states = [random_state()] * trainer.world_size
@@ -83,7 +85,7 @@ class RandomState(Callback):
                 ) from error
 
 
-def random_state() -> dict[str, Any]:
+def random_state() -> State:
     """Return the state of this process's global random numbers, as plain data."""
     name, keys, *rest = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
@@ -100,7 +102,7 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: State) -> None:
     """Restore what :func:`random_state` returned, as far as the devices are there."""
     torch.set_rng_state(state["torch"].cpu())
     name, keys, *rest = state["numpy"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
 
 import torch
 
 
-def fold_in(*key: Any) -> int:
+def fold_in(*key: object) -> int:
     """Return a seed in [0, 2^63) that differs in all bits for keys that differ a little.
 
     Args:
@@ -21,6 +20,6 @@ def fold_in(*key: Any) -> int:
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def keyed_generator(*key: Any, device: torch.device | str = "cpu") -> torch.Generator:
+def keyed_generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator whose stream the key determines, see :func:`fold_in`."""
     return torch.Generator(device).manual_seed(fold_in(*key))

@@ -81,11 +81,11 @@ class Checkpoint:
 
     Attributes:
         path: A file or folder that exists, or an address; ``None`` to start without one.
-        told: Which one was taken, in a line; empty where the user named it.
+        message: Which one was taken, in a line; empty where the user named it.
     """
 
     path: str | None
-    told: str = ""
+    message: str = ""
 
 
 def recipe_of(values: Iterable[str]) -> str | None:
@@ -300,8 +300,8 @@ def before_the_first(run: Run, given: str, wanted: Wanted, command: str) -> Chec
         UsageError: If it has to be fitted first, or its own config is not the one that is named.
     """
     if run.origin and exists(run.origin):
-        told = f"Checkpoint: {run.origin} (`{given}` went on from it and has none of its own yet)"
-        return Checkpoint(run.origin, told)
+        message = f"Checkpoint: {run.origin} (`{given}` went on from it and has none of its own yet)"
+        return Checkpoint(run.origin, message)
     config = run.recipes[-1]
     if command == "fit" and wanted.recipe == config and not run.origin:
         return Checkpoint(None, f"No checkpoint yet in {os.path.relpath(run.folder)}: the fit starts anew")

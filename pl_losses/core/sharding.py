@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from pl_losses.core.compat import of_torch
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+R = TypeVar("R")
+Method = TypeVar("Method", bound=Callable[..., object])
 
 
 class Shards(nn.Module):
@@ -30,7 +32,7 @@ class Shards(nn.Module):
         mesh: The ranks to shard over, of one dimension.
     """
 
-    def __init__(self, module: nn.Module, mesh: Any) -> None:
+    def __init__(self, module: nn.Module, mesh: DeviceMesh) -> None:
         super().__init__()
         self.module = module
         self._within = False
@@ -41,7 +43,7 @@ class Shards(nn.Module):
                 part.register_forward_pre_hook(self._enter_layer)
                 part.register_forward_hook(self._leave_layer, always_call=True)
 
-    def forward(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def forward(self, method: Callable[..., R], args: tuple[object, ...], kwargs: dict[str, object]) -> R:
         """Call a method, within FSDP2's hooks."""
         return method(*args, **kwargs)
 
@@ -49,7 +51,7 @@ class Shards(nn.Module):
         """Wrap a method to see whole parameters; a backward pass of its result reduces the gradients."""
 
         @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> object:
             if self._within:
                 return method(*args, **kwargs)
             self._within, found = True, None
@@ -80,13 +82,13 @@ class Shards(nn.Module):
             self._within = False
             self.reshard()  # type: ignore[operator]
 
-    def _enter_layer(self, layer: nn.Module, args: Any) -> None:
+    def _enter_layer(self, layer: nn.Module, args: object) -> None:
         if not self._within:
             self._within = True
             self._layers.append(layer)
             self.unshard()  # type: ignore[operator]
 
-    def _leave_layer(self, layer: nn.Module, args: Any, outputs: Any) -> None:
+    def _leave_layer(self, layer: nn.Module, args: object, outputs: object) -> None:
         if self._layers and self._layers[-1] is layer:
             self._layers.pop()
             self._within = False

@@ -160,7 +160,7 @@ def _locate(module: str, name: str, seen: frozenset[tuple[str, str]]) -> Class |
     return None
 
 
-def canonical(path: Any) -> Any:
+def canonical(path: object) -> Any:
     """Return the path of a class where it is defined, if the source tells; anything else as it is."""
     located = locate(path) if isinstance(path, str) and "." in path else None
     return f"{located.module}.{located.name}" if located else path

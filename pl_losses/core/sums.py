@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from pl_losses.core.validation import typed
@@ -51,7 +51,7 @@ class Sums(Metric):
         states: Iterator[Tensor] = (getattr(self, name) for name in self._defaults)
         return next(state.dtype for state in states if state.is_floating_point())
 
-    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         """Move the sums to another device; they keep their type if the model becomes bfloat16."""
 
         @wraps(fn)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pl_losses.core.run_folders import RUNS
 from pl_losses.core.signatures import (
@@ -206,7 +205,7 @@ def fault(path: str, bases: tuple[str, ...], own: frozenset[str]) -> str:
 
     Args:
         path: Its dotted path.
-        bases: Any of :data:`ACCEPTED` if empty.
+        bases: One of :data:`ACCEPTED` if empty.
         own: Packages of the user's own that are trusted.
     """
     top = path.split(".")[0]
@@ -302,7 +301,7 @@ def leads_out(path: str | Path, roots: Iterable[str]) -> bool:
     return named and not any(Path(path).resolve().is_relative_to(Path(root).resolve()) for root in roots)
 
 
-def folder_options(trainer: Any) -> list[str]:
+def folder_options(trainer: object) -> list[str]:
     """Return the options that let a saved config write where its run did, outside of the runs' folders."""
     places = ((path, value) for path, key, value in leaves(trainer, "trainer") if key in FOLDERS and value)
     outside = [(path, str(value)) for path, value in places if not lies_below(str(value), [RUNS])]
@@ -310,7 +309,7 @@ def folder_options(trainer: Any) -> list[str]:
     return [f"--{path}={value}" for path, value in outside if not has_list(trainer, path)]
 
 
-def has_list(trainer: Any, path: str) -> bool:
+def has_list(trainer: object, path: str) -> bool:
     """Whether what an argument belongs to is one of several, which an option cannot tell apart."""
     found = trainer.get(path.split(".")[1]) if isinstance(trainer, dict) else None
     return isinstance(found, list) and len(found) > 1
@@ -329,7 +328,7 @@ def is_part(value: str) -> bool:
     return not leads and ".." not in plain.split("/")
 
 
-def leaves(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
+def leaves(node: object, path: str) -> Iterator[tuple[str, str, object]]:
     """Yield all arguments in a section: dotted path, name and value."""
     if isinstance(node, list):
         for item in node:
@@ -342,7 +341,7 @@ def leaves(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
             yield from leaves(value, below)
 
 
-def class_paths(value: Any) -> list[str]:
+def class_paths(value: object) -> list[str]:
     """Collect all class names in a config."""
     if isinstance(value, list):
         return [path for item in value for path in class_paths(item)]

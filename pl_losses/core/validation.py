@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from math import isfinite, isnan
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class _Kind(NamedTuple):
     """What an annotation allows: in words, the type alone, and the type and its value."""
 
     words: str
-    is_type: Callable[[Any], bool]
-    fits: Callable[[Any], bool]
+    is_type: Callable[[object], bool]
+    fits: Callable[[object], bool]
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
@@ -51,7 +51,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def check_types(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+def check_types(function: Callable[..., object], arguments: Mapping[str, object]) -> None:
     """Refuse arguments that do not fit a function's annotations, see :func:`typed`.
 
     Raises:
@@ -82,12 +82,11 @@ def check_integer(name: str, value: int, least: int, most: int | None = None, al
         raise ValueError(f"Expected `{name}` to be {also}{wanted} but got {value}")
 
 
-def check_counts(**values: int) -> None:
-    """Refuse arguments that are no integers of at least 1."""
+def check_counts(least: int = 1, /, **values: int | None) -> None:
+    """Refuse arguments that are no integers of at least ``least``; ``None`` is for the caller to refuse."""
     for name, value in values.items():
-        if not _INT.fits(value) or value < 1:
-            error = ValueError if _INT.fits(value) else TypeError
-            raise error(f"Expected `{name}` to be a positive integer but got {in_words(value)}")
+        if value is not None:
+            check_integer(name, value, least)
 
 
 def check_number(
@@ -100,14 +99,21 @@ def check_number(
         raise ValueError(f"Expected `{name}` {wanted} but got {value}")
 
 
-def check_positive(name: str, value: Any, none: bool = False) -> None:
+def check_positive(name: str, value: object, none: bool = False) -> None:
     """Refuse an argument that is no positive, finite number; ``none`` says that None would do."""
     if none and value is None:
         return
     check_number(name, value, "to be positive and finite", lambda number: number > 0)
 
 
-def check_share(name: str, value: Any) -> None:
+def check_not_negative(**values: object) -> None:
+    """Refuse arguments that are no finite numbers of at least 0; ``None`` is for the caller to refuse."""
+    for name, value in values.items():
+        if value is not None:
+            check_number(name, value, "to be finite and at least 0", lambda number: number >= 0)
+
+
+def check_share(name: str, value: object) -> None:
     """Refuse an argument that is not in [0, 1), such as a probability to drop."""
     check_number(name, value, "in [0, 1)", lambda share: 0 <= share < 1)
 
@@ -163,16 +169,29 @@ def check_least(name: str, tensor: Tensor, least: float) -> None:
         raise ValueError(f"Expected `{name}` of at least {least:g} but got {smallest:.4g}")
 
 
-def in_words(value: Any) -> str:
-    """Describe what was got, in few words."""
+def in_words(value: object) -> str:
+    """Describe what was got, in few words: plain data as they are written, the rest by its type.
+
+    >>> in_words({"image": torch.zeros(2)}), in_words([torch.zeros(2), 1]), in_words([0.5, "a"])
+    ("a dict of 'image'", 'a list of Tensor, int', "[0.5, 'a']")
+    """
     if not isinstance(value, Tensor):
-        return f"{value!r:.80}"
+        kind = type(value).__name__
+        kind = f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+        if isinstance(value, Mapping):
+            return f"{kind} of {', '.join(map(repr, value)):.80}"
+        if not isinstance(value, (tuple, list)):
+            return f"{value!r:.80}" if isinstance(value, _PLAIN) else kind
+        if all(isinstance(one, (*_PLAIN, tuple, list)) for one in value):
+            return f"{value!r:.80}"
+        return f"{kind} of {', '.join(type(one).__name__ for one in value):.80}"
     layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
-    return f"a {layout}tensor {list(value.shape)} of {value.dtype}"
+    dtype = "" if value.is_floating_point() else f" and type {value.dtype}"
+    return f"a {layout}tensor of shape {list(value.shape)}{dtype}"
 
 
 @cache
-def _kinds(function: Callable[..., Any]) -> dict[str, _Kind | None]:
+def _kinds(function: Callable[..., object]) -> dict[str, _Kind | None]:
     """Find what each parameter allows; ``None`` if anything."""
     names = getattr(inspect.unwrap(function), "__globals__", {})
     kinds: dict[str, _Kind | None] = {}
@@ -187,15 +206,15 @@ def _kinds(function: Callable[..., Any]) -> dict[str, _Kind | None]:
     return kinds
 
 
-def _simple(words: str, is_type: Callable[[Any], bool]) -> _Kind:
+def _simple(words: str, is_type: Callable[[object], bool]) -> _Kind:
     return _Kind(words, is_type, is_type)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _is_dense(value: Any) -> bool:
+def _is_dense(value: object) -> bool:
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -204,9 +223,11 @@ def _is_dense(value: Any) -> bool:
     )
 
 
+# What is shown as it is written.
+_PLAIN = (str, bytes, Real, type(None), type, torch.dtype, torch.device)
 _INT = _simple("an integer", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
 _FLOAT = _Kind("a number", _is_number, lambda value: _is_number(value) and not isnan(value))
-_SIMPLE: dict[Any, _Kind] = {
+_SIMPLE: dict[object, _Kind] = {
     int: _INT,
     float: _FLOAT,
     bool: _simple("True or False", lambda value: isinstance(value, bool)),
@@ -218,7 +239,7 @@ _SIMPLE: dict[Any, _Kind] = {
 
 
 def _kind(annotation: Any) -> _Kind | None:
-    if annotation is Any:
+    if annotation in (Any, object):
         return None
     if annotation in _SIMPLE:
         return _SIMPLE[annotation]
@@ -245,7 +266,8 @@ def _kind(annotation: Any) -> _Kind | None:
             "a sequence", lambda value: isinstance(value, Iterable) and not isinstance(value, (str, Tensor))
         )
     if getattr(annotation, "_is_protocol", False):
-        methods = [name for name in vars(annotation) if name[0] != "_"]
+        bases = [base for base in annotation.__mro__ if getattr(base, "_is_protocol", False)]
+        methods = [name for base in bases for name in vars(base) if name[0] != "_"]
         return _simple(
             f"a {annotation.__name__}", lambda value: all(hasattr(type(value), name) for name in methods)
         )
@@ -267,7 +289,7 @@ def _any(kinds: list[_Kind]) -> _Kind:
     )
 
 
-def _sequence(origin: type, inner: tuple[Any, ...]) -> _Kind:
+def _sequence(origin: type, inner: tuple[object, ...]) -> _Kind:
     """Describe a sequence, a list or a tuple; a tuple annotation of fixed length fixes the length."""
     long = len(inner) if origin is tuple and inner[-1:] != (...,) else None
     element = _kind(inner[0]) if inner else None
@@ -279,10 +301,10 @@ def _sequence(origin: type, inner: tuple[Any, ...]) -> _Kind:
             else f"{long} in a sequence ({element.words} each)"
         )
 
-    def is_sequence(value: Any) -> bool:
+    def is_sequence(value: object) -> TypeGuard[Sequence[object]]:
         return isinstance(value, Sequence) and not isinstance(value, str)
 
-    def has_elements(value: Any, fits: str) -> bool:
+    def has_elements(value: object, fits: str) -> TypeGuard[Sequence[object]]:
         return is_sequence(value) and (element is None or all(map(getattr(element, fits), value)))
 
     return _Kind(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pl_losses.core.files import checksum, written_whole
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
@@ -61,8 +61,7 @@ class Amat(TensorDataModule):
     ) -> None:
         check_init(locals())
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
-        if val_size is not None:
-            check_integer("val_size", val_size, 0)
+        check_counts(0, val_size=val_size)
         self.files = {"train_file": Path(train_file).expanduser(), "test_file": Path(test_file).expanduser()}
         train, test = self.files.values()
         if "test" in train.name and "train" not in train.name and "train" in test.name:

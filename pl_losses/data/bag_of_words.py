@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init
+from pl_losses.data.download import data_root
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
@@ -69,11 +69,9 @@ class BagOfWords(TensorDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        if source not in ("auto", "imdb", "synthetic"):
-            raise ValueError(f'Expected `source` to be "auto", "imdb" or "synthetic" but got {source!r}')
-        check_integer("vocabulary", vocabulary, 1)
+        check_counts(vocabulary=vocabulary)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
-        self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
+        self.root = data_root(root)
         self.vocabulary = vocabulary
         self.input_shape = (vocabulary,)
         # Having one of the two files is an accident, which prepare_data refuses.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import tarfile
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_image
 
 from pl_losses.core.files import checksum
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init, check_integer
+from pl_losses.data.download import data_root
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
@@ -82,10 +82,9 @@ class CIFAR10(TensorDataModule):
         check_integer("val_size", val_size, 0, 49_999)
         check_integer("pad", pad, 0)
         check_integer("crop", crop, 1, 32 + 2 * pad)
-        if limit is not None:
-            check_integer("limit", limit, 1)
+        check_counts(limit=limit)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
-        self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
+        self.root = data_root(root)
         self.download = download
         self.val_size = val_size
         self.augment = augment

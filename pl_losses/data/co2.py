@@ -7,7 +7,7 @@ from math import pi
 import torch
 from torch import Tensor
 
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_init, check_integer, check_share
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
@@ -62,8 +62,7 @@ class SyntheticCO2(TensorDataModule):
         check_integer("start", start, 1000, 9000)
         check_integer("until", until, start + 1, 9000)
         check_integer("end", end, until + 1, 9000)
-        if not 0 <= val_share < 1:
-            raise ValueError(f"Expected `val_share` in [0, 1) but got {val_share}")
+        check_share("val_share", val_share)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.start, self.until, self.end = start, until, end
         self.val_share = val_share

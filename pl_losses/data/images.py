@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 from pl_losses.data.transforms import RandomAffine
@@ -49,8 +49,7 @@ class ImageDataModule(TensorDataModule):
         check_init(locals())
         if not low < high:
             raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
-        if limit is not None:
-            check_integer("limit", limit, 1)
+        check_counts(limit=limit)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.low = low
         self.high = high

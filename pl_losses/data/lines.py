@@ -109,8 +109,6 @@ class LineImages(TensorDataModule):
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         if not alphabet or len(set(alphabet)) < len(alphabet):
             raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
-        if ink not in ("auto", "dark", "bright"):
-            raise ValueError(f'Expected `ink` to be "auto", "dark" or "bright" but got {ink!r}')
         check_integer("height", height, 1)
         check_integer("ink_height", ink_height, 1, height)
         if not 0 < threshold < 1:

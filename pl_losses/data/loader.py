@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.rng import fold_in, keyed_generator
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, check_integer, typed
 
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Batch, torch.Generator], Batch]
@@ -83,15 +83,9 @@ class BatchLoader:
     ) -> None:
         self.tensors = tuple(tensors)
         self.samples = _common_length(self.tensors)
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("world_size", world_size, 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"Expected `{name}` to be at least {least} but got {value}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"Expected `rank` in 0..{world_size - 1} but got {rank}")
+        check_counts(batch_size=batch_size, world_size=world_size)
+        check_counts(0, seed=seed)
+        check_integer("rank", rank, 0, world_size - 1)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
@@ -140,7 +134,7 @@ class BatchLoader:
             self._start = (epoch, 0)
         self._position = self._start
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the position after the last batch handed out, which is the same on all ranks."""
         epoch, batch = self._position
         return {"epoch": epoch, "batch": batch, "order": self._identity()}

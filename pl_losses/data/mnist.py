@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from math import prod
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.nn.functional import pad as pad_image
 
 from pl_losses.core.files import checksum
 from pl_losses.core.validation import check_init, check_integer
-from pl_losses.data.download import download
+from pl_losses.data.download import data_root, download
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident
@@ -83,8 +82,6 @@ class MNIST(ImageDataModule):
         source: Literal["mnist", "any"] = "mnist",
     ) -> None:
         check_init(locals())
-        if source not in ("mnist", "any"):
-            raise ValueError(f'Expected `source` to be "mnist" or "any" but got {source!r}')
         check_integer("val_size", val_size, 0, 59_999 if source == "mnist" else None)
         check_integer("pad", pad, 0)
         super().__init__(
@@ -97,7 +94,7 @@ class MNIST(ImageDataModule):
             seed=seed,
             resident=resident,
         )
-        self.root = Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
+        self.root = data_root(root)
         self.source = source
         self.download = download and source == "mnist"
         self.val_size = val_size

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from pl_losses.core.hparams import save_plain_hyperparameters
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch, BatchLoader
 
 Resident = Literal["auto", "host", "device"]
@@ -57,12 +57,8 @@ class TensorDataModule(LightningDataModule):
         check_init(locals())
         super().__init__()
         eval_size = max(1000, batch_size) if eval_batch_size is None else eval_batch_size
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_size, 1),
-            ("seed", seed, 0),
-        ):
-            check_integer(name, value, least)
+        check_counts(batch_size=batch_size, eval_batch_size=eval_size)
+        check_counts(0, seed=seed)
         save_plain_hyperparameters(self, logger=False)
         self.batch_size = batch_size
         self.eval_batch_size = eval_size

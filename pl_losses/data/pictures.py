@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.names import distinct
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init, check_integer
 from pl_losses.data.image_files import read_image, resized, to_tensor
 from pl_losses.data.loader import BatchLoader
 
@@ -97,8 +97,7 @@ class Pictures(LightningDataModule):
             raise ValueError("Expected `content` and `style` to name at least one image each")
         check_integer("steps", steps, 1)
         _check_size(size)
-        if style_size is not None:
-            check_integer("style_size", style_size, 16)
+        check_counts(16, style_size=style_size)
         for name, given in (("style_weights", style_weights), ("masks", masks)):
             if given is not None and (paired or len(given) != len(self.style)):
                 only = "without `paired`, " if paired else ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.rng import fold_in, keyed_generator
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init, check_not_negative
 from pl_losses.data.digits import Digits
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.lines import DIGITS, Characters, Lines
@@ -105,30 +105,19 @@ class DigitStrings(TensorDataModule):
     ) -> None:
         check_init(locals())
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
-        if source not in ("digits", "mnist"):
-            raise ValueError(f'Expected `source` to be "digits" or "mnist" but got {source!r}')
         self.source, self.root, self.download = source, root, download
         self.val_size = {"digits": 300, "mnist": 5000}[source] if val_size is None else val_size
         self.test_size = test_size
-        if not isinstance(length, int | tuple | list) or (not isinstance(length, int) and len(length) != 2):
-            raise TypeError(f"Expected `length` to be an integer or two of them but got {length!r}")
         self.shortest, self.longest = (length, length) if isinstance(length, int) else length
-        check_integer("length", self.shortest, 1)
-        check_integer("length", self.longest, 1)
+        check_counts(length=self.shortest)
         if self.shortest > self.longest:
             raise ValueError(f"Expected `length` to be a range but got {[self.shortest, self.longest]}")
-        for name, count in (("strings", strings), ("eval_strings", eval_strings)):
-            if count is not None:
-                check_integer(name, count, 1)
-        check_integer("isolated_epochs", isolated_epochs, 0)
-        if not (isinstance(gap, tuple | list) and len(gap) == 2 and all(isinstance(end, int) for end in gap)):
-            raise TypeError(f"Expected `gap` to be two integers but got {gap!r}")
+        check_counts(strings=strings, eval_strings=eval_strings)
+        check_counts(0, isolated_epochs=isolated_epochs)
         if gap[0] > gap[1]:
             raise ValueError(f"Expected `gap` to be a range but got {list(gap)}")
-        ranges = {"rise": rise, "scale": scale, "squeeze": squeeze, "shear": shear, "rotate": rotate}
-        for name, value in {**ranges, "slant": slant, "elastic": elastic}.items():
-            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
-                raise ValueError(f"Expected `{name}` to be a finite number of at least 0 but got {value!r}")
+        check_not_negative(rise=rise, scale=scale, squeeze=squeeze, shear=shear, rotate=rotate)
+        check_not_negative(slant=slant, elastic=elastic)
         if not 0 <= clutter <= 1:
             raise ValueError(f"Expected `clutter` in [0, 1] but got {clutter}")
         self.strings, self.eval_strings, self.isolated_epochs = strings, eval_strings, isolated_epochs

@@ -6,9 +6,9 @@ from math import radians
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_not_negative, typed
 
 
 class RandomAffine:
@@ -46,16 +46,7 @@ class RandomAffine:
         rotate: float = 0.0,
         background: float = 0.0,
     ) -> None:
-        ranges = {
-            "translate": translate,
-            "scale": scale,
-            "squeeze": squeeze,
-            "shear": shear,
-            "rotate": rotate,
-        }
-        for name, value in ranges.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"Expected `{name}` to be finite and at least 0 but got {value}")
+        check_not_negative(translate=translate, scale=scale, squeeze=squeeze, shear=shear, rotate=rotate)
         self.ranges = (translate, translate, scale, squeeze, shear, radians(rotate))
         self.background = background
 
@@ -128,6 +119,29 @@ def warp(
     grid = grid.permute(0, 2, 3, 1)
     warped = grid_sample(images - background if background else images, grid, align_corners=False)
     return warped.add_(background) if background else warped
+
+
+def turned(images: Tensor, angles: Tensor) -> Tensor:
+    """Turn images about their centres, bilinearly; what lies outside is 0.
+
+    Args:
+        images: Floating point, [N, C, H, W], H = W.
+        angles: In radians, counter-clockwise, [N].
+
+    Returns:
+        [N, C, H, W].
+
+    Example:
+        >>> turned(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), torch.tensor([torch.pi / 2])).round()
+        tensor([[[[2., 4.],
+                  [1., 3.]]]])
+    """
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    # Where each pixel comes from; y points downwards.
+    maps = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
+    return grid_sample(
+        images, affine_grid(maps, list(images.shape), align_corners=False), align_corners=False
+    )
 
 
 def smooth_field(nodes: Tensor, height: int, width: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pl_losses.core.files import checksum
-from pl_losses.core.validation import check_init, check_integer
-from pl_losses.data.download import download as fetch
+from pl_losses.core.validation import check_init, check_integer, check_share
+from pl_losses.data.download import data_root, download as fetch
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import Resident, TensorDataModule
 
@@ -131,8 +130,7 @@ class UCI(TensorDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        if not 0 <= val_share < 1:
-            raise ValueError(f"Expected `val_share` in [0, 1) but got {val_share}")
+        check_share("val_share", val_share)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = data_root(root)
         self.dataset = name
@@ -248,11 +246,6 @@ def standardisation(values: Array) -> tuple[Array, Array]:
     # A constant's deviation may round to 1e-16 instead of 0.
     constant = values.max(axis=0) == values.min(axis=0)
     return values.mean(axis=0), np.where(constant, 1.0, values.std(axis=0))
-
-
-def data_root(root: str | None) -> Path:
-    """Return the folder with the data: ``root``, else PL_LOSSES_DATA, else ``~/.cache/pl_losses``."""
-    return Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
 
 
 def find(name: str, root: str | None = None) -> Path | None:

@@ -12,16 +12,17 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pl_losses.core.rng import keyed_generator
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data import shapes
 from pl_losses.data.digits import Digits
+from pl_losses.data.image_files import LUMA
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
 from pl_losses.data.mnist import MNIST
 from pl_losses.data.module import Resident
+from pl_losses.data.transforms import turned
 
 Name = Literal[
     "basic-gen",
@@ -106,10 +107,6 @@ class Variations(ImageDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        if name not in NAMES:
-            raise ValueError(f"Expected `name` to be one of {', '.join(NAMES)} but got {name!r}")
-        if source not in ("mnist", "digits"):
-            raise ValueError(f'Expected `source` to be "mnist" or "digits" but got {source!r}')
         super().__init__(
             low=low,
             high=high,
@@ -201,15 +198,10 @@ def _shapes(name: str, count: int, generator: torch.Generator) -> tuple[Tensor, 
 def _turned(digits: Tensor, generator: torch.Generator) -> Tensor:
     """Turn digits by random angles: bytes [N, H, W] -> [N, H, W]."""
     angles = 2 * pi * torch.rand(len(digits), generator=generator)
-    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    maps = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
-    turned = torch.empty_like(digits)
     # A thousand at a time, as the grid of all would take 400 MB.
-    for chosen in torch.split(torch.arange(len(digits)), 1000):
-        images = digits[chosen, None].float()
-        grid = F.affine_grid(maps[chosen], list(images.shape), align_corners=False)
-        turned[chosen] = F.grid_sample(images, grid, align_corners=False)[:, 0].round().to(torch.uint8)
-    return turned
+    pairs = zip(torch.split(digits, 1000), torch.split(angles, 1000), strict=True)
+    parts = [turned(images[:, None].float(), by)[:, 0].round().to(torch.uint8) for images, by in pairs]
+    return torch.cat(parts)
 
 
 def _over(digits: Tensor, background: Tensor) -> Tensor:
@@ -237,6 +229,6 @@ def _photographs() -> Tensor:
     """Load the two photographs in grey, bytes [2, 427, 640]."""
     from sklearn.datasets import load_sample_images
 
-    weights = torch.tensor([0.299, 0.587, 0.114])
+    weights = torch.tensor(LUMA)
     images = torch.stack([torch.from_numpy(image.copy()) for image in load_sample_images().images])
     return (images.float() @ weights).round().to(torch.uint8)

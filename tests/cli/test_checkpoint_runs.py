@@ -70,8 +70,8 @@ def test_fit_test_predict(logger, capsys):
     torch.testing.assert_close(answers["output"], outputs(path))
     assert "had no ModelCheckpoint with a `monitor`" in refused(capsys, "test", option, "--ckpt_path=best")
     # By the command that was told at the start, and by the checkpoint alone, which has the config too.
-    told = re.search(r"go on with:\n  pl-losses (fit .*)", fitted.err)[1].split()
-    for times, again in enumerate((told, ["fit", "--ckpt_path", str(path), "--trust=cli_modules"]), 1):
+    printed = re.search(r"go on with:\n  pl-losses (fit .*)", fitted.err)[1].split()
+    for times, again in enumerate((printed, ["fit", "--ckpt_path", str(path), "--trust=cli_modules"]), 1):
         succeeds(capsys, *again, "--trainer.max_epochs=3")
         assert len(list(Path("runs").rglob("epoch=2-step=6*.ckpt"))) == times
 
@@ -108,8 +108,8 @@ def test_an_interrupted_fit_goes_on_from_last(capsys, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(cli_modules.Line, "training_step", interrupted)
         assert main([*fit, *QUIET]) == 130
-    told = capsys.readouterr().err
-    assert re.search(r"Run: (\S+)\nIf .*:\n  pl-losses fit --config \1/config.yaml --ckpt_path \1\n", told)
+    printed = capsys.readouterr().err
+    assert re.search(r"Run: (\S+)\nIf .*:\n  pl-losses fit --config \1/config.yaml --ckpt_path \1\n", printed)
     went_on = succeeds(capsys, *fit, "--ckpt_path=last")
     assert "interrupted-step=3.ckpt (the last of cli_modules.Line)" in went_on.err
     assert "version_1/" in succeeds(capsys, "test", CSV, "--ckpt_path=last").err
@@ -155,11 +155,11 @@ class Loose(cli_modules.Line):
 
 
 def checked(saved):
-    told = []
-    check = CheckpointCheck("x.ckpt", saved, told.append)
+    printed = []
+    check = CheckpointCheck("x.ckpt", saved, printed.append)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[check])
     trainer.validate(Loose(), cli_modules.LocalPoints(), verbose=False)
-    return told
+    return printed
 
 
 def test_weights_that_are_left_out_are_told(monkeypatch):

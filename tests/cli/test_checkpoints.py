@@ -1,4 +1,4 @@
-"""Which checkpoint `--ckpt_path` means: found, told or refused before torch is loaded."""
+"""Which checkpoint `--ckpt_path` means: found, named or refused before torch is loaded."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_untrained_weights_are_only_used_on_purpose(command, capsys):
     for none in ("--ckpt_path none", "--ckpt_path null", "--config '{ckpt_path: null}'"):
         found = chosen(command, f"{DIGITS} {none}")
         assert found.path is None
-        assert found.told == "Checkpoint: none, the weights are untrained"
+        assert found.message == "Checkpoint: none, the weights are untrained"
     assert taken(f"{DIGITS} --ckpt_path none", "fit") is None
     assert taken(DIGITS, "fit") is None
     assert taken(f"{DIGITS} --print_config", command) is None
@@ -92,10 +92,10 @@ def test_the_newest_run_is_offered_with_its_command():
 
 
 def test_refused_without_torch():
-    from test_front_door import TOLD, outside
+    from test_front_door import WITHOUT_TORCH, outside
 
     for args in (["--config", "lenet/digits"], ["--ckpt_path", "last"], ["--ckpt_path", "no_such_id"]):
-        done = outside(sys.executable, "-c", TOLD, "test", *args, limit=1.0)
+        done = outside(sys.executable, "-c", WITHOUT_TORCH, "test", *args, limit=1.0)
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) <= 2
 
@@ -114,8 +114,8 @@ def test_last_is_the_newest_of_the_recipe():
     assert taken("--model LeNet5 --ckpt_path last") == first[1]
     assert taken("--model pl_losses.LeNet5 --ckpt_path last", "fit") == first[1]
     assert taken("--config trainers/ddp --ckpt_path last") == other[0]
-    told = chosen("test", f"{DIGITS} --ckpt_path last").told
-    assert told == f"Checkpoint: {first[1]} (the last of lenet/digits)"
+    message = chosen("test", f"{DIGITS} --ckpt_path last").message
+    assert message == f"Checkpoint: {first[1]} (the last of lenet/digits)"
     message = "No checkpoint for `--ckpt_path last`: no run of sdae/digits in `runs` has one"
     assert refused("--config sdae/digits --ckpt_path last", "fit") == message
 
@@ -152,7 +152,7 @@ def test_best_is_that_of_the_monitored_quantity():
     found = chosen("test", f"{DIGITS} --ckpt_path best")
     path = "runs/pl_losses/a/checkpoints/x.ckpt"
     assert found.path == path
-    assert found.told == f"Checkpoint: {path} (the best by `val/error`, 0.125 of lenet/digits)"
+    assert found.message == f"Checkpoint: {path} (the best by `val/error`, 0.125 of lenet/digits)"
     os.remove(path)
     assert f"is gone: {path}" in refused(f"{DIGITS} --ckpt_path best")
     made("runs/pl_losses/b")
@@ -195,7 +195,7 @@ def test_a_run_that_was_ended_before_its_first_checkpoint():
     for which in ("runs/pl_losses/cd34", "cd34", "last"):
         found = chosen("fit", f"--config runs/pl_losses/cd34/config.yaml --ckpt_path {which}")
         assert found.path is None
-        assert found.told == "No checkpoint yet in runs/pl_losses/cd34: the fit starts anew"
+        assert found.message == "No checkpoint yet in runs/pl_losses/cd34: the fit starts anew"
     for line, command in (("", "fit"), ("", "test"), (DIGITS, "predict")):
         assert refused(f"{line} --ckpt_path cd34", command) == (
             "No checkpoint yet in the run `cd34` (--ckpt_path); this starts it anew:"
@@ -206,7 +206,7 @@ def test_a_run_that_was_ended_before_its_first_checkpoint():
     write_record(Path("runs/on/config.yaml"), Run(Path("runs/on"), 2e9, [], LENET, [], [], origin=path))
     found = chosen("fit", "--ckpt_path runs/on")
     assert os.path.samefile(found.path, path)
-    assert "`runs/on` went on from it and has none of its own yet" in found.told
+    assert "`runs/on` went on from it and has none of its own yet" in found.message
     os.remove(path)
     assert "this starts it anew" in refused("--ckpt_path runs/on", "fit")
 
@@ -296,7 +296,7 @@ def test_what_slurm_left(monkeypatch):
     assert taken(DIGITS, "fit") is None
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
-    assert chosen("fit", DIGITS).told == f"Checkpoint: {newest} (of a job that SLURM stopped)"
+    assert chosen("fit", DIGITS).message == f"Checkpoint: {newest} (of a job that SLURM stopped)"
     assert f"loads {newest}" in refused(f"{DIGITS} --ckpt_path none")
     assert "needs --ckpt_path" in refused(DIGITS)
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")

@@ -14,8 +14,8 @@ from pl_losses.core.signatures import describe, locate, missing, signature
 from pl_losses.recipes import parse, resolve
 
 HERE = Path(__file__).parent
-TOLD = "import sys; from pl_losses.cli.main import main; status = main(sys.argv[1:]); "
-TOLD += "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules); sys.exit(status)"
+WITHOUT_TORCH = "import sys; from pl_losses.cli.main import main; status = main(sys.argv[1:]); "
+WITHOUT_TORCH += "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules); sys.exit(status)"
 
 
 def outside(*args, env=None, limit=None, **kwargs):
@@ -48,7 +48,7 @@ def refused(capsys, *args):
     "args", [["--help"], ["--version"], ["recipes"], ["fit", "--help"], ["completion", "bash"]]
 )
 def test_answers_without_torch(args):
-    done = outside(sys.executable, "-c", TOLD, *args, limit=0.6)
+    done = outside(sys.executable, "-c", WITHOUT_TORCH, *args, limit=0.6)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -62,7 +62,7 @@ def test_answers_without_torch(args):
     ],
 )
 def test_refuses_without_torch(args, message):
-    done = outside(sys.executable, "-c", TOLD, *args, limit=1.0)
+    done = outside(sys.executable, "-c", WITHOUT_TORCH, *args, limit=1.0)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 2

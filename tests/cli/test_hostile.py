@@ -15,7 +15,7 @@ from torchmetrics.wrappers import bootstrapping
 from pl_losses import callbacks
 from pl_losses.cli.arguments import check, split
 from pl_losses.cli.checkpoints import WholeCheckpointIO, plain_path
-from pl_losses.cli.lightning_cli import say
+from pl_losses.cli.lightning_cli import print_message
 from pl_losses.cli.main import main
 from pl_losses.cli.parser import shorten
 from pl_losses.cli.trusted_objects import CLASSES, check_object
@@ -449,10 +449,10 @@ def test_no_control_characters_reach_the_terminal(box, capsys):
         (box / "sent.yaml").write_text(dump(config))
         assert main(["fit", "--config=sent.yaml"]) == 2
         assert main(["fit", *OURS, f"--ckpt_path={odd}"]) == 2
-        told = capsys.readouterr().err
-        assert all(one.isprintable() or one == "\n" for one in told)
-        assert "red" in told
-    say(odd)
+        printed = capsys.readouterr().err
+        assert all(one.isprintable() or one == "\n" for one in printed)
+        assert "red" in printed
+    print_message(odd)
     assert capsys.readouterr().err == "\\x1b[31mred\\x07\\x9b2J\n"
 
 
@@ -471,8 +471,8 @@ def test_an_id_that_wandb_does_not_take(box, capsys, value):
 
 def test_a_class_in_a_message_goes_by_its_name():
     got = f"Namespace(class_path='lightning.DDPStrategy', init_args=Namespace(x={'1' * 1000}))"
-    told = f"Expected str but got `lightning.DDPStrategy` with x={'1' * 78}"
-    assert shorten(f"Expected str but got {got}") == told
+    printed = f"Expected str but got `lightning.DDPStrategy` with x={'1' * 78}"
+    assert shorten(f"Expected str but got {got}") == printed
 
 
 def test_dashboards_import_nothing_strange(box, capsys):
@@ -502,9 +502,9 @@ def test_a_checkpoint_alone_writes_where_its_run_did_only_if_that_is_asked_for(f
     run = ["--trainer.logger=CSVLogger", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
     model = ["--model=cli_modules.Line", "--data=cli_modules.LocalPoints", "--test_after_fit=false"]
     assert main(["fit", *model, *run, "--trainer.logger.save_dir=elsewhere"]) == 0
-    told = re.search(r"go on with:\n  pl-losses (fit .*)", capsys.readouterr().err)[1].split()
-    assert "--trainer.logger.save_dir=elsewhere" in told
+    printed = re.search(r"go on with:\n  pl-losses (fit .*)", capsys.readouterr().err)[1].split()
+    assert "--trainer.logger.save_dir=elsewhere" in printed
     (checkpoint,) = (folder / "elsewhere").rglob("*.ckpt")
     assert main(["fit", "--ckpt_path", str(checkpoint)]) == 2
     assert "in the checkpoint is outside of `runs`" in capsys.readouterr().err
-    assert main([*told, "--trainer.max_epochs=2"]) == 0
+    assert main([*printed, "--trainer.max_epochs=2"]) == 0

@@ -114,12 +114,12 @@ class Points(LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
-def fit(folder, *shot, model=None, resume=None, every=1e9, told=print, test=True, **options):
+def fit(folder, *shot, model=None, resume=None, every=1e9, messages=print, test=True, **options):
     """A whole fit of 3 epochs of 5 batches, in this process: its record, losses and test result."""
     seed_everything(0)
     model = model() if model else Noisy()
     known = record.RunRecord({}, [])
-    callbacks = [known, interruption.InterruptionCheckpoint(known, told, every)]
+    callbacks = [known, interruption.InterruptionCheckpoint(known, messages, every)]
     callbacks += [Shooter(*shot)] if shot else []
     trainer = Trainer(
         accelerator="cpu",
@@ -139,11 +139,11 @@ def fit(folder, *shot, model=None, resume=None, every=1e9, told=print, test=True
 
 def interrupt(folder, *shot, status=130, **options):
     """The checkpoint that an interrupted fit leaves, and what was told."""
-    told = []
+    messages = []
     with pytest.raises(SystemExit) as leaving:
-        fit(folder, *shot, told=told.append, **options)
+        fit(folder, *shot, messages=messages.append, **options)
     assert status_of(leaving.value) == status
-    return list(Path(folder).rglob("interrupted-*.ckpt")), told
+    return list(Path(folder).rglob("interrupted-*.ckpt")), messages
 
 
 def alike(one, other):
@@ -171,8 +171,8 @@ def test_goes_on_bit_for_bit(variant):
     for place, step in shots:
         folder = f"{place}-{step}"
         number = signal.SIGTERM if step == 3 else signal.SIGINT
-        found, told = interrupt(folder, place, step, [number], status=128 + number, **VARIANTS[variant])
-        assert len(found) == 1, (folder, told)
+        found, messages = interrupt(folder, place, step, [number], status=128 + number, **VARIANTS[variant])
+        assert len(found) == 1, (folder, messages)
         assert alike(fit("again", resume=found[0], **VARIANTS[variant]), whole), folder
         logged = losses(folder) | losses("again")
         assert logged == losses("whole"), folder
@@ -180,18 +180,18 @@ def test_goes_on_bit_for_bit(variant):
 
 def test_a_second_signal_ends_at_once():
     for numbers in ([signal.SIGINT] * 2, [signal.SIGINT, signal.SIGTERM]):  # The last comes first.
-        found, told = interrupt("twice", "step", 7, numbers)
+        found, messages = interrupt("twice", "step", 7, numbers)
         assert not found
-        assert "nothing was saved. The newest checkpoint is whole; go on with:" in told[-1]
-        assert "epoch=0-step=5" in told[-1]
+        assert "nothing was saved. The newest checkpoint is whole; go on with:" in messages[-1]
+        assert "epoch=0-step=5" in messages[-1]
         assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_after_training_there_is_nothing_to_save():
     for place, words in (("after", "Interrupted, with nothing new to save."), ("test", None)):
-        found, told = interrupt(place, place, 14, [signal.SIGINT])
+        found, messages = interrupt(place, place, 14, [signal.SIGINT])
         assert not found
-        assert words is None or words in told[-1]
+        assert words is None or words in messages[-1]
 
 
 def test_before_training_there_is_nothing_to_save():
@@ -199,9 +199,9 @@ def test_before_training_there_is_nothing_to_save():
         def on_sanity_check_end(self, *_):
             os.kill(os.getpid(), signal.SIGINT)
 
-    found, told = interrupt("early", callbacks=[Early])
+    found, messages = interrupt("early", callbacks=[Early])
     assert not found
-    assert "Interrupted before the first step" in told[-1]
+    assert "Interrupted before the first step" in messages[-1]
 
 
 def test_handlers_are_given_back():
@@ -340,8 +340,8 @@ def test_a_killed_fit_of_one_epoch_goes_on(folder, capsys):
         "recent-step=4.ckpt",
         "recent-step=5.ckpt",
     ]
-    told = re.search(r"If it is interrupted, go on with:\n  pl-losses (fit .*)", process.printed[1])[1]
-    assert main(told.split()) == 0
+    messages = re.search(r"If it is interrupted, go on with:\n  pl-losses (fit .*)", process.printed[1])[1]
+    assert main(messages.split()) == 0
     assert "recent-step=5.ckpt" in capsys.readouterr().err
     assert torch.load(newest(folder), weights_only=True)["global_step"] == 10
 
@@ -355,12 +355,12 @@ def test_a_fit_that_is_killed_before_its_first_checkpoint_goes_on(folder, capsys
         assert process.wait() == -signal.SIGKILL
         return re.search(r"go on with:\n  pl-losses (fit .*)", process.printed[1])[1].split()
 
-    told = again([*args, "--trainer.max_epochs=1"])
+    messages = again([*args, "--trainer.max_epochs=1"])
     assert not list(folder.rglob("*.ckpt"))
-    assert main(told) == 0
+    assert main(messages) == 0
     assert "No checkpoint yet in runs/pl_losses/version_0: the fit starts anew" in capsys.readouterr().err
     (first,) = folder.rglob("*.ckpt")
-    told = again([*args, "--ckpt_path", str(first), "--trainer.max_epochs=2"])
-    assert main(told) == 0
+    messages = again([*args, "--ckpt_path", str(first), "--trainer.max_epochs=2"])
+    assert main(messages) == 0
     assert f"Checkpoint: {first} (`runs/pl_losses/version_2` went on from it" in capsys.readouterr().err
     assert torch.load(newest(folder), weights_only=True)["global_step"] == 4

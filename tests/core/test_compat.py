@@ -128,8 +128,8 @@ class Model(pl.LightningModule):
         return self.layer(batch).sum()
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        told = (of_lightning.accumulates, of_lightning.has_trained, of_lightning.validates_now)
-        self.seen.append([of_lightning.logged_step(self.trainer), *(one(self.trainer) for one in told)])
+        states = (of_lightning.accumulates, of_lightning.has_trained, of_lightning.validates_now)
+        self.seen.append([of_lightning.logged_step(self.trainer), *(one(self.trainer) for one in states)])
 
 
 def test_lightning_in_a_fit(tmp_path):
@@ -148,9 +148,9 @@ def test_lightning_in_a_fit(tmp_path):
     assert of_lightning.saved_step(saved, never=-1) in (0, -1)
     trainer.fit(model)
     assert of_lightning.trainer_of(model) is trainer
-    steps, *told = zip(*model.seen, strict=True)
+    steps, *states = zip(*model.seen, strict=True)
     # One step for two batches, one for the last.
-    assert told == [(True, False, False), (False, False, True), (False, False, False)]
+    assert states == [(True, False, False), (False, False, True), (False, False, False)]
     assert steps[0] < steps[2]
     assert of_lightning.saved_step(saved, never=-1) == 2
     ended = of_lightning.logged_step(trainer)

@@ -25,7 +25,7 @@ def trainer():
     return Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, **QUIET)
 
 
-def told(model, data, way="fit"):
+def refusal(model, data, way="fit"):
     """The message of a fit, or of another way to run."""
     with pytest.raises((TypeError, ValueError)) as error:
         getattr(trainer(), way)(model, data)
@@ -46,9 +46,9 @@ def test_a_loss_is_what_it_is_to_be(name, evaluate):
         model.size.fill_(5)
     if name == "DropoutRegressor" and evaluate:
         pytest.skip("its test has no loss")
-    value, got = (0.5, "a float") if evaluate else (torch.ones(2, 3), "a tensor of shape [2, 3]")
+    value, got = (0.5, "0.5") if evaluate else (torch.ones(2, 3), "a tensor of shape [2, 3]")
     setattr(model, method, lambda *_: value)
-    message = told(model, Data(CASES[name], 5), "test" if evaluate else "fit")
+    message = refusal(model, Data(CASES[name], 5), "test" if evaluate else "fit")
     assert message.startswith(f"Expected `{method}` of {type(model).__name__} to return")
     assert message.endswith(f"but got {got}")
 
@@ -56,7 +56,7 @@ def test_a_loss_is_what_it_is_to_be(name, evaluate):
 def test_the_generators_loss():
     model = make(CASES["GAN"])
     model.compute_generator_loss = lambda logits: logits
-    message = told(model, Data(CASES["GAN"], 5))
+    message = refusal(model, Data(CASES["GAN"], 5))
     assert message.startswith("Expected `compute_generator_loss` of GAN to return a scalar")
 
 
@@ -71,7 +71,7 @@ def test_a_batch_of_another_kind(name, way):
     if name.startswith("Dropout"):
         model.size.fill_(5)
         model.fixed = 1.0
-    message = told(model, loader(wrong, 5, 5), way)
+    message = refusal(model, loader(wrong, 5, 5), way)
     assert message.startswith("Expected ")
     assert "\n" not in message
     assert "batch" in message
@@ -106,16 +106,18 @@ def test_batches_that_a_subclass_unpacks(name):
 def test_dictionaries_where_batches_are_looked_at_before_the_first_step():
     one = {"image": torch.zeros(2, 1, 32, 32), "label": torch.zeros(2, dtype=torch.long)}
     data = DataLoader([one], batch_size=None)
-    assert told(LeNet5(), data).startswith("Expected `batch` of LeNet5 to be a tuple of inputs and targets")
-    assert "(inputs, targets) but got {'image'" in told(make(CASES["DropoutClassifier"]), data)
+    assert refusal(LeNet5(), data).startswith(
+        "Expected `batch` of LeNet5 to be a tuple of inputs and targets"
+    )
+    assert "(inputs, targets) but got a dict of 'image'" in refusal(make(CASES["DropoutClassifier"]), data)
 
 
 def test_a_reader_on_single_digits():
-    message = told(LatticeReader(), Digits())
+    message = refusal(LatticeReader(), Digits())
     assert message == (
         "Expected `batch` of LatticeReader to be a pl_losses.data.lines.Lines or"
-        " pl_losses.data.lines.Characters but got a list of 2"
-    ) or message.endswith("but got a tuple of 2")
+        " pl_losses.data.lines.Characters but got a tuple of Tensor, Tensor"
+    )
 
 
 CLASSIFIERS = ["LeNet5", "RectifierNet", "MLP", "ConvNet", "DropoutClassifier", "FullBasicModel"]
@@ -148,7 +150,7 @@ def test_images_without_channels(name):
     case = CASES[name]
     flat = case._replace(samples=lambda count: (case.samples(count)[0][:, 0], *case.samples(count)[1:]))
     assert re.match(
-        r"Expected `?images`? of shape \[B, 1, .*\] .*but got \[", told(make(case), loader(flat, 5, 5))
+        r"Expected `?images`? of shape \[B, 1, .*\] .*but got \[", refusal(make(case), loader(flat, 5, 5))
     )
 
 
@@ -159,10 +161,10 @@ def test_no_batches(name):
     if name.startswith("Dropout"):
         model.fixed = 1.0
     nothing = DataLoader([None], batch_size=None, collate_fn=lambda batch: batch)
-    message = told(model, nothing, "test")
+    message = refusal(model, nothing, "test")
     assert message.startswith("Expected ")
     assert "batch" in message
-    assert "NoneType" in message
+    assert "None" in message
 
 
 def test_channels_of_another_number():
@@ -174,7 +176,7 @@ def test_outputs_of_another_number():
     model = LeNet5(optimizer=torch.optim.Adam)
     model.forward = lambda images: {"logits": images}
     case = CASES["LeNet5"]
-    assert told(model, Data(case, 5)).endswith("[B, ...] with B = 5 but got a dict of 'logits'")
+    assert refusal(model, Data(case, 5)).endswith("[B, ...] with B = 5 but got a dict of 'logits'")
 
 
 @pytest.mark.parametrize("wrong", ["optimizer", "pair of optimizer"])
@@ -182,24 +184,24 @@ def test_a_stage_has_functions(wrong):
     model = make(CASES["StackedDenoisingAutoencoder"])
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model.stage_optimizer = lambda stage: optimizer if wrong == "optimizer" else (optimizer, None)
-    message = told(model, Data(CASES["StackedDenoisingAutoencoder"], 5))
+    message = refusal(model, Data(CASES["StackedDenoisingAutoencoder"], 5))
     assert message.startswith(
         "Expected `stage_optimizer` of StackedDenoisingAutoencoder to return a function"
     )
-    assert message.endswith("but got a SGD" if wrong == "optimizer" else "but got a tuple of 2")
+    assert message.endswith("but got a SGD" if wrong == "optimizer" else "but got a tuple of SGD, NoneType")
 
 
 @pytest.mark.parametrize("name", ["LeNet5", "GAN"])
 def test_an_optimizer_is_one(name):
     model = make(CASES[name])
     model._optimizer = model._generator_optimizer = list
-    message = told(model, Data(CASES[name], 5))
+    message = refusal(model, Data(CASES[name], 5))
     assert message.startswith("Expected `optimizer` to return a torch.optim.Optimizer but got a list")
 
 
 def test_a_plateau_needs_a_value():
     model = LeNet5(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
-    assert "with a `monitor` such as 'val/loss'" in told(model, Data(CASES["LeNet5"], 5))
+    assert "with a `monitor` such as 'val/loss'" in refusal(model, Data(CASES["LeNet5"], 5))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -225,7 +227,7 @@ def test_the_loss_of_a_step(name, wrong):
     if not model.automatic_optimization:
         Own.training_step = kind.training_step
     got = "a tensor of shape [3]" if wrong == "vector" else "one that is detached, or made of no parameter"
-    message = told(model, Data(CASES[name], 5))
+    message = refusal(model, Data(CASES[name], 5))
     assert message.startswith("Expected the loss of `training_step` of Own to ")
     assert message.endswith(f"but got {got}")
 
@@ -234,7 +236,9 @@ def test_inputs_that_curvature_is_estimated_on():
     images = torch.zeros(4, 1, 32, 32)
     images[0, 0, 0] = torch.nan
     data = DataLoader(TensorDataset(images, torch.arange(4)), batch_size=4)
-    assert told(LeNet5(), data).endswith("of LeNet5 to be finite but got 32 of 4096 that are NaN or infinite")
+    assert refusal(LeNet5(), data).endswith(
+        "of LeNet5 to be finite but got 32 of 4096 that are NaN or infinite"
+    )
 
 
 def test_arguments_and_types_in_words():

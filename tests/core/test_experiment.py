@@ -1,12 +1,14 @@
 """The folder of an experiment: what is done is kept, never mixed, and never used when it is damaged."""
 
 import csv
+import logging
+import warnings
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pl_losses.core.experiment import Experiment
+from pl_losses.core.experiment import Experiment, names_of, quiet
 
 ARGUMENTS = {"seed": 0, "sizes": [1, 2], "source": None}
 
@@ -74,3 +76,29 @@ def test_tables_pictures_and_the_run(tmp_path):
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("files/media/images/demo/picture*"))
     assert list(run.glob("files/media/table/demo/errors*"))
+
+
+def test_names_between_commas_or_in_a_list():
+    known = ["a", "b", "c"]
+    assert names_of("sets", "all", known) == known
+    assert names_of("sets", " c,a,c", known) == names_of("sets", ["c", "a"], known) == ["c", "a"]
+    assert names_of("sets", "mine,a", known, others=True) == ["mine", "a"]
+    for given, got in (("a,", "''"), ([], "''"), ("d", "'d'")):
+        with pytest.raises(ValueError, match=f'`sets` to be of a, b, c, or "all", but got {got}'):
+            names_of("sets", given, known)
+
+
+def test_lightning_speaks_again_after_a_failure(recwarn):
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+
+    def fail():
+        warnings.warn("unheard", stacklevel=1)
+        assert not logger.isEnabledFor(logging.INFO)
+        raise KeyError
+
+    with pytest.raises(KeyError), quiet():
+        fail()
+    assert logger.level == level
+    warnings.warn("heard", stacklevel=1)
+    assert [str(one.message) for one in recwarn] == ["heard"]

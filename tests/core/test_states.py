@@ -55,7 +55,7 @@ def stopped(case, model, stage):
         call(model, *data, loader(case, 6, 2))
 
 
-def told(case, model):
+def results_of(case, model):
     """What validation and tests of two sets tell of a model, and a fit of its training."""
     run = trainer(max_epochs=case.epochs)
     one, other = loader(case, 6, 2), loader(case, 3, 2)
@@ -75,8 +75,8 @@ def test_what_is_told_depends_on_weights_and_data_alone(name):
         stopped(case, model, stage)
     fresh = make(case)
     fresh.load_state_dict(model.state_dict())
-    wanted = told(case, fresh)
-    for one, other in zip(told(case, model), wanted, strict=True):
+    wanted = results_of(case, fresh)
+    for one, other in zip(results_of(case, model), wanted, strict=True):
         assert one == pytest.approx(other)
     assert wanted[0] == pytest.approx(wanted[2])
     assert wanted[0] != pytest.approx(wanted[1])
@@ -239,7 +239,7 @@ def test_a_validation_metric_that_is_named_after_training(tmp_path):
     rows = TensorDataset(torch.randn(13, 4, generator=generator), torch.arange(13) % 3)
     run, model = trainer(max_epochs=1, default_root_dir=tmp_path), Misnamed()
     run.validate(model, DataLoader(Subset(rows, range(3)), 3), verbose=False)
-    (told,) = run.validate(model, DataLoader(rows, 3), verbose=False)
-    assert told["val/own"] == pytest.approx(1 - told["val/error"])
+    (results_of,) = run.validate(model, DataLoader(rows, 3), verbose=False)
+    assert results_of["val/own"] == pytest.approx(1 - results_of["val/error"])
     with pytest.raises(ValueError, match="Expected `train_domain` to count in training only"):
         run.fit(model, DataLoader(rows, 3), DataLoader(rows, 3))

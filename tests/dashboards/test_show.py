@@ -301,10 +301,10 @@ def test_the_latest_run_is_none_that_failed_or_is_empty(folder, capsys):
         file.write_bytes(framed(payloads))
         os.utime(file, (age, age))
     assert find_run("runs").stem == "run-stopped"
-    told = capsys.readouterr().err
-    assert "run-failed`: it failed with exit code 1" in told
-    assert "run-nothing`: it has logged nothing" in told
-    assert "run-empty`: it has logged nothing" in told
+    printed = capsys.readouterr().err
+    assert "run-failed`: it failed with exit code 1" in printed
+    assert "run-nothing`: it has logged nothing" in printed
+    assert "run-empty`: it has logged nothing" in printed
     for name in ("old", "stopped"):
         shutil.rmtree(folder / "runs" / "wandb" / f"offline-run-{name}")
     # Where there is no other, it is what there is to look at.
@@ -472,10 +472,10 @@ def test_runs_are_compared_on_one_page(file):
 def test_the_command(file, folder, capsys, monkeypatch):
     shutil.copytree(file.parent, folder / "runs" / "wandb" / file.parent.name)
     assert main(["show"]) == 0
-    told = capsys.readouterr().out
-    assert "wandb leet" in told
+    printed = capsys.readouterr().out
+    assert "wandb leet" in printed
     (page,) = folder.glob("runs/wandb/*/show.html")
-    assert f"Page: {page.relative_to(folder)}" in told
+    assert f"Page: {page.relative_to(folder)}" in printed
     name = file.stem.removeprefix("run-")
     assert main(["show", name, str(file), "--out", "both.html", "--open", "false"]) == 0
     assert len(data_of((folder / "both.html").read_text())["runs"]) == 2
@@ -507,6 +507,6 @@ def test_refusals(args, message, folder, capsys):
     (folder / "noise.wandb").write_bytes(b":W&B\xe1\xbe\0" + bytes(range(256)) * 10)
     (folder / "names.csv").write_text("first,last\nYann,LeCun\n")
     assert main(["show", *args]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()) == 1

@@ -120,9 +120,9 @@ REFUSED = [
 def test_refusals(args, message, capsys, monkeypatch):
     monkeypatch.setattr(wandb, "login", lambda **_: False)
     assert main(["dashboard", *args]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) <= 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()) <= 2
 
 
 def test_refused_without_torch_and_without_the_extra():

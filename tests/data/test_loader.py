@@ -155,7 +155,7 @@ def test_a_state_inside_an_epoch_of_another_order_is_refused():
         ({"batch_size": 0}, "`batch_size` to be at least 1 but got 0"),
         ({"seed": -1}, "`seed` to be at least 0 but got -1"),
         ({"world_size": 0}, "`world_size` to be at least 1 but got 0"),
-        ({"rank": 2, "world_size": 2}, "`rank` in 0..1 but got 2"),
+        ({"rank": 2, "world_size": 2}, "`rank` to be in 0..1 but got 2"),
         ({"tensors": ()}, "`tensors` to be at least one tensor"),
         ({"tensors": (torch.ones(3), torch.ones(4))}, r"one length of at least 1 but got \[3, 4\]"),
         ({"tensors": (torch.ones(0),)}, r"one length of at least 1 but got \[0\]"),

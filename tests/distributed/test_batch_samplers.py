@@ -205,9 +205,9 @@ def shared(batches, count=7, rank=1):
 @pytest.mark.parametrize("batches", REORDERING)
 def test_training_goes_on_with_a_warning(batches):
     data = shared(batches)
-    with pytest.warns(UserWarning, match=f"count twice: expected {batches.__name__} to keep") as told:
+    with pytest.warns(UserWarning, match=f"count twice: expected {batches.__name__} to keep") as warned:
         assert [num_unpadded(data, index, 2, training=True) for index in (0, 1, 0, 1)] == [2, 2, 2, 2]
-    assert len(told) == 1
+    assert len(warned) == 1
     with pytest.raises(ValueError, match=f"Expected {batches.__name__} to keep"):
         num_unpadded(data, 0, 2)
     with pytest.raises(ValueError, match=f"Expected {batches.__name__} to keep"):
@@ -238,8 +238,8 @@ class Warned(pl.Callback):
 
     def on_train_end(self, trainer, pl_module):
         self.caught.__exit__(None, None, None)
-        told = [one for one in self.found if self.words in str(one.message)]
-        assert len(told) == trainer.is_global_zero
+        warned = [one for one in self.found if self.words in str(one.message)]
+        assert len(warned) == trainer.is_global_zero
         assert trainer.global_step > 0
 
 
@@ -317,12 +317,12 @@ def test_repeated_training_samples_weigh_nothing_in_a_dict_of_one_loader(make_tr
 
 
 def test_several_training_loaders_are_told_of(make_trainer, monkeypatch):
-    told = []
-    monkeypatch.setattr("pl_losses.core.loaders.rank_zero_warn", told.append)
+    warned = []
+    monkeypatch.setattr("pl_losses.core.loaders.rank_zero_warn", warned.append)
     make_trainer(1, max_epochs=1).fit(OfADict(3, [5], 4, optimizer=torch.optim.Adam), dict_loaders(2))
-    assert not told
+    assert not warned
     sampler = DistributedSampler(samples(7), num_replicas=2, rank=0)
     loaders = {name: DataLoader(samples(7), 4, sampler=sampler) for name in "ab"}
     make_trainer(1, max_epochs=1).fit(OfADict(3, [5], 4, optimizer=torch.optim.Adam), loaders)
-    assert len(told) == 2
-    assert "2 ranks repeat some of 7 samples" in told[0]
+    assert len(warned) == 2
+    assert "2 ranks repeat some of 7 samples" in warned[0]

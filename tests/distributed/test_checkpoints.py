@@ -23,22 +23,21 @@ class Found(CheckpointCheck):
 
     def setup(self, trainer, pl_module, stage):
         self.path = self.paths[trainer.global_rank]
-        told = ""
+        found = ""
         try:
             super().setup(trainer, pl_module, stage)
         except UsageError as error:
-            told = str(error)
-        Path(trainer.default_root_dir, f"told-{trainer.global_rank}").write_text(told)
+            found = str(error)
+        Path(trainer.default_root_dir, f"told-{trainer.global_rank}").write_text(found)
 
 
 @pytest.mark.parametrize("paths", [("a", "a"), ("a", "b"), (None, "b"), ("a", None)])
 def test_ranks_that_found_different_checkpoints_are_refused(make_trainer, tmp_path, paths):
     make_trainer(2, callbacks=[Found(paths)]).validate(cli_modules.Line(), cli_modules.LocalPoints())
-    told = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
+    found = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
     same = paths[0] == paths[1]
-    assert (
-        told == ["" if same else f"Ranks found other checkpoints than {paths[0]}: name it by --ckpt_path"] * 2
-    )
+    wanted = "" if same else f"Ranks found other checkpoints than {paths[0]}: name it by --ckpt_path"
+    assert found == [wanted] * 2
 
 
 def test_a_run_of_two_ranks_is_found(make_trainer, tmp_path, monkeypatch):

@@ -149,10 +149,10 @@ class RaggedMonitor(PixelMonitor):
     def get_target(self, batch):
         return super().get_target(batch)[Flattened("", self.ragged).kept(batch[0])]
 
-    def _tell(self, words):
-        with open(f"{self.folder}/told", "a") as file:
+    def _warn_once(self, words):
+        with open(f"{self.folder}/warned", "a") as file:
             file.write(words)
-        super()._tell(words)
+        super()._warn_once(words)
 
 
 @pytest.mark.parametrize("few", [11, 12])
@@ -168,7 +168,7 @@ def test_repetitions_that_cannot_be_told_are_counted_and_that_is_said(make_train
     assert bool(sizes[[31, 33, 35, 0]].sum() % 4) == (few == 11)
     assert len(sizes[[31, 33, 35, 0]].unique()) == 2
     assert read(tmp_path, "metrics", 2)["test/dropout/inputs"] == sizes.sum() + sizes[0]
-    assert "it cannot tell their rows" in (tmp_path / "told").read_text()
+    assert "it cannot tell their rows" in (tmp_path / "warned").read_text()
 
 
 def test_pictures_of_two_ranks_are_drawn_once_from_all_inputs(make_trainer, tmp_path, monkeypatch):

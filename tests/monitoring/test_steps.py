@@ -138,8 +138,8 @@ def test_no_step_is_skipped(make, model):
 def test_steps_that_the_scaler_of_lightning_skips(fused, wrapped):
     make = lambda p: Adam(p, fused=fused)  # noqa: E731
     model = Net(make, (0, 3)) if wrapped is None else Manual(wrapped, make=make, infinite=(0, 3))
-    told = skipped(fit(model, AdamBiasCorrectionMonitor(), **scaled()))
-    assert told == ([1, 1, 1, 2, 2, 2] if fused else [1, 1, 2, 2])
+    counted = skipped(fit(model, AdamBiasCorrectionMonitor(), **scaled()))
+    assert counted == ([1, 1, 1, 2, 2, 2] if fused else [1, 1, 2, 2])
 
 
 def test_steps_that_the_users_own_scaler_skips_in_a_fused_optimizer():

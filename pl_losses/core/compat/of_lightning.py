@@ -51,7 +51,7 @@ def given_loaders(trainer: Trainer, stage: str) -> list[Any]:
     return CombinedLoader(source.dataloader(), "sequential").flattened
 
 
-def own_batch_sampler(batch_sampler: Any) -> Any:
+def own_batch_sampler(batch_sampler: object) -> object:
     """Return the user's batch sampler within Lightning's, which notes the indices in predictions."""
     return getattr(batch_sampler, "_batch_sampler", batch_sampler)
 
@@ -154,6 +154,6 @@ def written_config(cli: LightningCLI) -> dict[str, Any]:
     return {key: value for key, value in cli.config_dump.items() if key not in passing}
 
 
-def reduction_of(metric: Metric, state: str) -> Any:
+def reduction_of(metric: Metric, state: str) -> object:
     """Return how a metric's state is brought together over ranks."""
     return metric._reductions[state]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from torch._C import _functorch
 from torch._utils import _flatten_dense_tensors as flatten_dense  # Without it: torch.cat of views.
 from torch.autograd import forward_ad
+from torch.autograd.graph import Node
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as local_shape_and_offset
 from torch.nn.modules.batchnorm import _NormBase as BatchNorm  # Without it: a list of its subclasses.
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = ["BatchNorm", "flatten_dense", "local_shape_and_offset"]
-__all__ += ["tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"]
+__all__ += ["TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"]
 
 # vmap by hand, for passes of which only a part is vectorised. Without these: torch.func.vmap, slower.
 add_batch_dim = _functorch._add_batch_dim
@@ -74,7 +76,7 @@ def own_children(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
-def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:
+def forward_pre_hooks(module: nn.Module) -> dict[int, Callable[..., object]]:
     """Return what runs before a module's forward pass."""
     return module._forward_pre_hooks
 
@@ -84,12 +86,12 @@ def pruned_name(hook: Any) -> str:
     return str(hook._tensor_name)
 
 
-def counts_steps(optimizer: Any) -> bool:
+def counts_steps(optimizer: object) -> bool:
     """Return whether hooks run after an optimizer's steps."""
     return hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
-def init_group(optimizer: torch.optim.Optimizer, group: dict[str, Any], *lists: list[Tensor]) -> Any:
+def init_group(optimizer: torch.optim.Optimizer, group: dict[str, object], *lists: list[Tensor]) -> Any:
     """Fill lists with what Adam's kernels take, as its ``step`` does."""
     return optimizer._init_group(group, *lists)  # type: ignore[attr-defined]
 
@@ -99,7 +101,7 @@ def forget_size(optimizer: torch.optim.LBFGS) -> None:
     optimizer._numel_cache = None
 
 
-def input_shapes(node: Any) -> list[torch.Size]:
+def input_shapes(node: Node) -> list[torch.Size]:
     """Return the shapes of the results of an autograd node's operation."""
     return [one.shape for one in node._input_metadata]
 
@@ -113,7 +115,7 @@ class Saved:
     def __init__(self, node: Any) -> None:
         self.node = node
 
-    def __call__(self, *gradients: Tensor) -> Any:
+    def __call__(self, *gradients: Tensor | None) -> Any:
         """Pass gradients through."""
         return self.node(*gradients)
 

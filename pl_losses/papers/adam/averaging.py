@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pl_losses.core.compat import of_lightning, of_torch
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_share, typed
 from pl_losses.monitoring.steps import OptimizerSteps, logged_step
 
 ROUNDED = "averaging_rounded"  # Key in a checkpoint.
@@ -46,8 +46,7 @@ class TemporalAveraging(WeightAveraging):
 
     @typed
     def __init__(self, beta2: float = 0.999) -> None:
-        if not 0 <= beta2 < 1:
-            raise ValueError(f"Expected `beta2` in [0, 1) but got {beta2}")
+        check_share("beta2", beta2)
         self.beta2 = beta2
         self._swapped = False  # Whether the model holds the average, and the average's copy the weights.
         self._stepped = False
@@ -56,7 +55,7 @@ class TemporalAveraging(WeightAveraging):
         self._resumed: list[Tensor | None] = []  # The same, from a checkpoint.
         super().__init__(multi_avg_fn=self.move)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what belongs to one process, and the logging that Lightning lends."""
         kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
         return kept | {"_steps": [], "_lost": {}, "_resumed": []}
@@ -105,7 +104,7 @@ class TemporalAveraging(WeightAveraging):
         self._stepped = True
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Move the average."""
         stepped, self._stepped = self._stepped, False
@@ -149,7 +148,7 @@ class TemporalAveraging(WeightAveraging):
     on_fit_end = on_train_end
 
     def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]
     ) -> None:
         """Save the average as the model, and the weights beside it, whichever of them the model holds."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)

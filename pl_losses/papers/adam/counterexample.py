@@ -93,7 +93,7 @@ class AMSGradCounterexample(PaperModule):
         if self.global_step == 0:
             self.regret = 0.0
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Save the regret so far."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["regret"] = self.regret
@@ -111,7 +111,7 @@ class AMSGradCounterexample(PaperModule):
         self.log_dict({"train/loss": loss, "train/x": self.x.detach(), "train/regret": self.regret / t})
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Move x to the nearest point of [-1, 1]."""
         self.x.data.clamp_(-1, 1)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.hparams import save_plain_hyperparameters
-from pl_losses.core.validation import check_counts, check_init, check_share
+from pl_losses.core.validation import check_counts, check_init, check_shape, check_share
 from pl_losses.papers.adam.optimizer import Adam
 
 
@@ -28,10 +28,7 @@ class _Experiment(Classifier):
         """
         if len(self.input_shape) == 1:
             inputs = inputs.flatten(1)
-        if inputs.shape[1:] != self.input_shape:
-            raise ValueError(
-                f"Expected inputs of shape {['B', *self.input_shape]} but got {list(inputs.shape)}"
-            )
+        check_shape("inputs", inputs, "B", *self.input_shape)
         logits: Tensor = self.network(inputs)
         return logits
 

@@ -12,13 +12,14 @@ from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.compat import of_torch
-from pl_losses.core.validation import check_number, typed
+from pl_losses.core.validation import check_not_negative, typed
 
 OPTIONS = (
     *("lr", "eps", "weight_decay", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"),
     "decoupled_weight_decay",
 )
 BiasCorrection = bool | Literal["denominator"]
+Group = dict[str, Any]  # A parameter group, or what a kernel takes of it: values of many types by name.
 
 
 class Adam(torch.optim.Adam):
@@ -71,23 +72,23 @@ class Adam(torch.optim.Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **kwargs)
         self.defaults["bias_correction"] = bias_correction
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._bias_correction = self.defaults["bias_correction"]  # A copy has the defaults only.
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         """Add a group, whose ``bias_correction`` is that of the constructor unless it has one."""
         _refuse(param_group.setdefault("bias_correction", self._bias_correction))
         super().add_param_group(param_group)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Load the state of this class or of ``torch.optim.Adam``; the latter leaves the switch as it is."""
         own = [group["bias_correction"] for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, correction in zip(self.param_groups, own, strict=True):
             group.setdefault("bias_correction", correction)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], object] | None = None) -> Any:
         """Take a step.
 
         Args:
@@ -105,7 +106,7 @@ class Adam(torch.optim.Adam):
                 self._step_group(group)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: Group) -> None:
         tensors: list[list[Tensor]] = [[], [], [], [], [], []]
         has_complex = of_torch.init_group(self, group, *tensors)
         options = self._options(group) | {"has_complex": has_complex}
@@ -127,7 +128,7 @@ class Adam(torch.optim.Adam):
             for part, scaled in _undone(group, tensors, on_host):
                 _call(part, options | scaled)
 
-    def _options(self, group: dict[str, Any]) -> dict[str, Any]:
+    def _options(self, group: Group) -> Group:
         options = {name: group[name] for name in OPTIONS}
         options["beta1"], options["beta2"] = group["betas"]
         # What a gradient scaler hands to a fused optimizer.
@@ -146,14 +147,14 @@ class Adam(torch.optim.Adam):
             param.mul_(kept.to(param.device) if isinstance(kept, Tensor) else kept)
 
 
-def _call(tensors: list[list[Tensor]], options: dict[str, Any]) -> None:
+def _call(tensors: list[list[Tensor]], options: Group) -> None:
     params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = tensors
     adam(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, **options)
 
 
 def _undone(
-    group: dict[str, Any], tensors: list[list[Tensor]], on_host: bool
-) -> Iterator[tuple[list[list[Tensor]], dict[str, Any]]]:
+    group: Group, tensors: list[list[Tensor]], on_host: bool
+) -> Iterator[tuple[list[list[Tensor]], Group]]:
     """Yield parts of a group of equal t, with lr and eps that make a kernel's correction the wanted one."""
     rows: defaultdict[Any, list[int]] = defaultdict(list)
     for index, step in enumerate(tensors[5]):
@@ -168,7 +169,7 @@ def _undone(
         yield part, {"lr": lr * (1 - beta1 ** (taken + 1)) / root, "eps": eps / root}
 
 
-def _refuse(correction: Any) -> None:
+def _refuse(correction: object) -> None:
     if not isinstance(correction, bool) and correction != "denominator":
         raise ValueError(
             f"Expected `bias_correction` to be True, False or 'denominator' but got {correction!r}"
@@ -178,7 +179,7 @@ def _refuse(correction: Any) -> None:
 def _check_settings(**settings: float | Tensor) -> None:
     for name, value in settings.items():
         if not isinstance(value, Tensor):
-            check_number(name, value, "to be finite and at least 0", lambda number: number >= 0)
+            check_not_negative(**{name: value})
 
 
 class AdaMax(torch.optim.Adamax):
@@ -222,7 +223,7 @@ class AdaMax(torch.optim.Adamax):
         _check_settings(lr=lr, eps=eps, weight_decay=weight_decay)
         super().__init__(params, lr, betas, eps, weight_decay, **kwargs)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters.
 
         Raises:

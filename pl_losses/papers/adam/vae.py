@@ -129,7 +129,7 @@ class VAE(PaperModule):
         terms = expected.several(self, "compute_loss", self.compute_loss(target, noise), 2)
         return [expected.loss(self, "compute_loss", term, len(target)) for term in terms]
 
-    def draw_noise(self, like: Tensor, *key: Any) -> Tensor:
+    def draw_noise(self, like: Tensor, *key: object) -> Tensor:
         """Draw this rank's rows of the standard normal noise of the joined batch, [B, J].
 
         It is drawn on the host, so that it does not depend on the device.
@@ -170,7 +170,7 @@ class VAE(PaperModule):
             metric: Any = self.metrics[f"{stage}_{part}"]
             metric.update(values[:own])
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return the bound and its terms."""
         names = [name for name in self.metrics if name.startswith(stage)]
         return {name.removeprefix(f"{stage}_"): computed(self.metrics[name]) for name in names}  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ class VAE(PaperModule):
         """Add a batch to the means of the bound's terms."""
         self._evaluate("test", expected.first(self, batch), batch_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict mean [B, J] and log-variance [B, J] of q(z|x), and the reconstruction [B, D]."""
         images = expected.first(self, batch)
         mean, log_variance = self.encode(self.prepare_target(images))
@@ -191,7 +191,7 @@ class VAE(PaperModule):
         return {"mean": mean, "log_variance": log_variance, "reconstruction": reconstruction}
 
 
-def standard_normal(rows: int, columns: int, dtype: torch.dtype, *key: Any) -> Tensor:
+def standard_normal(rows: int, columns: int, dtype: torch.dtype, *key: object) -> Tensor:
     """Draw noise [rows, columns] from the key, on the host; 64 rows are the first 64 of 128.
 
     >>> few, more = (standard_normal(rows, 3, torch.float32, "key") for rows in (64, 128))

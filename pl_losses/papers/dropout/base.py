@@ -13,14 +13,9 @@ from torch import Tensor, nn
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
-from pl_losses.core.validation import check_positive
+from pl_losses.core.validation import check_counts, check_init, check_positive
 from pl_losses.papers.dropout.networks import drop_probabilities
-from pl_losses.papers.dropout.objective import (
-    Convention,
-    check_convention,
-    dropout_objective,
-    weight_decay_of,
-)
+from pl_losses.papers.dropout.objective import Convention, dropout_objective, weight_decay_of
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import isolated_eval
 from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
@@ -67,17 +62,10 @@ class DropoutModule(PaperModule):
         chunk: int | None,
         seed: int,
     ) -> None:
+        check_init(locals())
         check_positive("length_scale", length_scale)
-        check_convention(convention)
-        if masks not in ("independent", "shared"):
-            raise ValueError(f"Expected `masks` to be one of independent, shared but got {masks!r}")
-        for name, value, least in (
-            ("samples", samples, 1),
-            ("chunk", 1 if chunk is None else chunk, 1),
-            ("seed", seed, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Expected `{name}` to be an integer of at least {least} but got {value!r}")
+        check_counts(samples=samples, chunk=chunk)
+        check_counts(0, seed=seed)
         super().__init__(optimizer, lr_scheduler)
         self.length_scale: float = length_scale
         self.convention: Convention = convention
@@ -85,7 +73,7 @@ class DropoutModule(PaperModule):
         self.masks: MaskSharing = masks
         self.register_buffer("size", torch.zeros((), dtype=torch.long))
         self._decays: list[tuple[nn.Module, str, float]] = []
-        self._looked = False
+        self._decay_checked = False
 
     def on_train_start(self) -> None:
         """Read what is needed of the training data, unless a checkpoint or an earlier fit has it."""
@@ -100,11 +88,11 @@ class DropoutModule(PaperModule):
                 )
             self.size.fill_(self.read_training_data(loader))
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Warn at the first batch if the network has dropout that the weight decay does not know of."""
-        if self.trainer.global_step or self._looked or any(self.drop_probabilities().values()):
+        if self.trainer.global_step or self._decay_checked or any(self.drop_probabilities().values()):
             return
-        self._looked = True
+        self._decay_checked = True
         inputs, _ = expected.labelled(self, batch)
         if find_dropout(self.network, inputs, self.__call__).active:
             rank_zero_warn(
@@ -112,7 +100,7 @@ class DropoutModule(PaperModule):
                 " so that its weight decay takes p = 0: override `drop_probabilities`"
             )
 
-    def read_training_data(self, loader: Any) -> int:
+    def read_training_data(self, loader: object) -> int:
         """Count the training samples of all ranks, N; runs on all ranks when a fit starts."""
         return count_samples(loader)
 

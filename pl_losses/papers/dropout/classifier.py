@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -184,7 +184,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         self.mc_uncertainty.update(samples[:, :own])
         return results
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return loss and error; for a test with the error's interval and the scores of T passes."""
         values = super().evaluation_results(stage)
         if stage == "test":
@@ -192,7 +192,7 @@ class DropoutClassifier(DropoutModule, Classifier):
             values |= {f"mc_{name}": value for name, value in scores.items()}
         return values
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict mean ``probabilities`` [B, C] of T passes, ``predicted`` class [B] and uncertainty.
 
         The uncertainty is ``predictive_entropy`` and ``mutual_information`` in nats, and ``variation_ratio``,

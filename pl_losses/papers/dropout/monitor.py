@@ -16,7 +16,7 @@ from torch import Tensor
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import check_positive, typed
+from pl_losses.core.validation import check_counts, check_positive, typed
 from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step
@@ -121,27 +121,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         name: str = "dropout",
     ) -> None:
         super().__init__(target)
-        for argument, value, least in (
-            ("samples", samples, 1),
-            ("max_batches", max_batches, 1),
-            ("every_n_epochs", every_n_epochs, 1),
-            ("seed", seed, 0),
-            ("chunk", 1 if chunk is None else chunk, 1),
-            ("pictures", pictures, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"Expected `{argument}` to be an integer of at least {least} but got {value!r}"
-                )
-        for argument, choice, choices in (
-            ("task", task, ("classification", "regression")),
-            ("masks", masks, ("independent", "shared")),
-        ):
-            if choice not in choices:
-                raise ValueError(
-                    f"Expected `{argument}` to be one of {', '.join(choices)} but got {choice!r}"
-                )
-        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        check_counts(samples=samples, max_batches=max_batches, every_n_epochs=every_n_epochs, chunk=chunk)
+        check_counts(0, seed=seed, pictures=pictures)
+        if not re.fullmatch(r"\w+", name):
             raise ValueError(f"Expected `name` to be of letters, digits and _ but got {name!r}")
         check_positive("precision", precision, none=True)
         self.samples, self.task, self.max_batches, self.precision = samples, task, max_batches, precision
@@ -160,10 +142,10 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         # Results of the last pass to be drawn, by the ending of its keys.
         self._seen: dict[str, Summary] = {}
         self._hopeless = False
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._beside = False
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what a pass over the data has found."""
         return self.__dict__ | {
             "_open": False, "_summaries": [], "_loaders": [], "_found": None, "_seen": {}
@@ -203,8 +185,14 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             return ClassificationSummary(labelled, self.pictures, self.ignore_index)
         return RegressionSummary(labelled, self.precision, bool(self.pictures))
 
-    def _look(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, batch: Any, index: int, loader: int
+    def _sample_batch(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: Stage,
+        batch: object,
+        index: int,
+        loader: int,
     ) -> None:
         # A sanity check refuses, before any training, what cannot be monitored.
         most = 1 if trainer.sanity_checking else self.max_batches
@@ -222,16 +210,16 @@ class DropoutUncertaintyMonitor(Reading, Callback):
                 # A probability may still rise from 0; a dropout that is not called at all stays out.
                 self._hopeless = found.hopeless
                 if trainer.is_global_zero:
-                    self._tell(f"measures nothing of {type(pl_module).__name__}: {found.reason}")
+                    self._warn_once(f"measures nothing of {type(pl_module).__name__}: {found.reason}")
                 return
             if found.parts.lacking:
-                self._tell(f"measures less randomness than training has: {found.parts.lacking}")
+                self._warn_once(f"measures less randomness than training has: {found.parts.lacking}")
             single, random = without_dropout(pl_module, inputs, forward)
             self._check(summary, single, target)
             found.random = found.random or random or (first and differ(found.output, single))
             if found.random:
                 single = torch.full_like(single, torch.nan)
-                self._tell(
+                self._warn_once(
                     f"has no numbers without dropout: {type(pl_module).__name__} is random in evaluation too"
                 )
             if trainer.sanity_checking:
@@ -246,7 +234,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         own = unrepeated_rows(self._loaders[loader], index, len(single), tensors_in(batch))
         if own is None:
             own = len(single)
-            self._tell(
+            self._warn_once(
                 "counts samples that a DistributedSampler repeats more than once: it cannot tell their rows,"
                 " as no tensor of the batch has the shape of equally many for each sample"
             )
@@ -256,13 +244,13 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             images = None if images is None else images[:own]
             summary.update(samples[:, :own], single[:own], target, images)
 
-    def _tell(self, words: str) -> None:
+    def _warn_once(self, words: str) -> None:
         """Say something once in a run, on the rank that has found it."""
-        if words not in self._told:
-            self._told.add(words)
+        if words not in self._warned:
+            self._warned.add(words)
             warnings.warn(f"{type(self).__name__} {words}", stacklevel=2)
 
-    def _forward(self, pl_module: LightningModule, inputs: Any) -> Tensor:
+    def _forward(self, pl_module: LightningModule, inputs: object) -> Tensor:
         outputs = self.call(pl_module, inputs)
         if self.task == "classification":
             return self.to_probabilities(pl_module, outputs)
@@ -333,37 +321,37 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Sample, if this batch is one of the first."""
-        self._look(trainer, pl_module, "val", batch, batch_idx, dataloader_idx)
+        self._sample_batch(trainer, pl_module, "val", batch, batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Sample, if this batch is one of the first."""
-        self._look(trainer, pl_module, "test", batch, batch_idx, dataloader_idx)
+        self._sample_batch(trainer, pl_module, "test", batch, batch_idx, dataloader_idx)
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Sample, if this batch is one of the first."""
-        self._look(trainer, pl_module, "predict", batch, batch_idx, dataloader_idx)
+        self._sample_batch(trainer, pl_module, "predict", batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the results in Lightning's row of the validation."""

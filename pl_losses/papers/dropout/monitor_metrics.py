@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class Summary(nn.Module):
         """
         raise NotImplementedError
 
-    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:
+    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: object) -> None:
         """Add a batch: T passes [T, B, ...], the pass without dropout [B, ...], targets and inputs."""
         raise NotImplementedError
 
@@ -125,7 +125,7 @@ class ClassificationSummary(Summary):
         if target is not None:
             as_classes(target, single, self.ignore_index)
 
-    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:
+    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: object) -> None:
         """Add a batch of probabilities."""
         mean, information = samples.mean(dim=0), mutual_information(samples)
         predicted = mean.argmax(dim=1)
@@ -205,7 +205,7 @@ class RegressionSummary(Summary):
         if len(target) != len(single) or target.numel() != single.numel():
             raise ValueError(f"Expected `target` of shape {list(single.shape)} but got {list(target.shape)}")
 
-    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: Any) -> None:
+    def update(self, samples: Tensor, single: Tensor, target: Tensor | None, inputs: object) -> None:
         """Add a batch of values."""
         self.inputs.update(len(single))
         if target is None:
@@ -244,7 +244,7 @@ class RegressionSummary(Summary):
         }
 
 
-def images_of(inputs: Any, rows: int) -> Tensor | None:
+def images_of(inputs: object, rows: int) -> Tensor | None:
     """Return the images [B, 1 or 3, H, W] of ``rows`` rows, one each; ``None`` if there are none."""
     images = next(iter(tensors_in(inputs)), None)
     if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != rows:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pl_losses.core.validation import check_integer
+from pl_losses.core.validation import check_counts, check_shape, typed
 
 Activation = Literal["relu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -52,8 +52,7 @@ class DropoutMLP(nn.Sequential):
         Raises:
             ValueError: If ``inputs`` is of another shape.
         """
-        if inputs.shape[1:] != (self.in_features,):
-            raise ValueError(f"Expected inputs of shape [B, {self.in_features}] but got {list(inputs.shape)}")
+        check_shape("inputs", inputs, "B", self.in_features)
         for layer in self:
             inputs = layer(inputs)
         return inputs
@@ -80,6 +79,7 @@ class DropoutLeNet(nn.Sequential):
         torch.Size([2, 10])
     """
 
+    @typed
     def __init__(
         self,
         num_classes: int = 10,
@@ -89,13 +89,11 @@ class DropoutLeNet(nn.Sequential):
         p: float = 0.5,
         dropout: Literal["last", "all"] = "last",
     ) -> None:
-        for name, value, least in (("num_classes", num_classes, 2), ("in_channels", in_channels, 1)):
-            check_integer(name, value, least)
+        check_counts(2, num_classes=num_classes)
+        check_counts(in_channels=in_channels)
         side = ((image_size - 4) // 2 - 4) // 2
         if side < 1:
             raise ValueError(f"Expected `image_size` to be at least 16 but got {image_size}")
-        if dropout not in ("last", "all"):
-            raise ValueError(f"Expected `dropout` to be one of last, all but got {dropout!r}")
 
         def convolution(channels: int, maps: int) -> list[nn.Module]:
             layers = [nn.Conv2d(channels, maps, 5), nn.MaxPool2d(2)]
@@ -118,10 +116,7 @@ class DropoutLeNet(nn.Sequential):
         Raises:
             ValueError: If ``images`` is of another shape.
         """
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"Expected images of shape {['B', *self.image_shape]} but got {list(images.shape)}"
-            )
+        check_shape("images", images, "B", *self.image_shape)
         for layer in self:
             images = layer(images)
         return images

@@ -10,13 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf
-from operator import index
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pl_losses.core.precision import at_least_float32
-from pl_losses.core.validation import check_positive, check_share, in_words, typed
+from pl_losses.core.validation import (
+    check_counts,
+    check_not_negative,
+    check_positive,
+    check_share,
+    in_words,
+    typed,
+)
 
 Convention = Literal["paper", "authors"]
 
@@ -56,15 +62,9 @@ def dropout_objective(
     """
     if errors.ndim != 1 or not len(errors):
         raise ValueError(f"Expected `errors` of shape [N] with N > 0 but got {list(errors.shape)}")
-    if isinstance(parameters, (Tensor, nn.Module)):
-        kind = "a single tensor" if isinstance(parameters, Tensor) else "a module"
-        raise TypeError(f"Expected `parameters` to be tensors, such as `[weight, bias]`, but got {kind}")
     tensors = list(parameters)
     if wrong := [tensor for tensor in tensors if not isinstance(tensor, Tensor)]:
         raise TypeError(f"Expected `parameters` to be tensors but got {in_words(wrong[0])}")
-    given: object = weight_decay
-    if isinstance(given, Tensor):
-        raise TypeError(f"Expected `weight_decay` to be a number or a list of numbers but got {given!r}")
     one = isinstance(weight_decay, (int, float))
     decays = [float(weight_decay)] * len(tensors) if one else list(weight_decay)  # type: ignore[arg-type]
     if len(decays) != len(tensors):
@@ -72,8 +72,8 @@ def dropout_objective(
             f"Expected `weight_decay` to be a number, or one for each of {len(tensors)} `parameters`, but got"
             f" {len(decays)}"
         )
-    if not all(0 <= decay < inf for decay in decays):
-        raise ValueError(f"Expected `weight_decay` to be finite and at least 0 but got {weight_decay}")
+    for decay in decays:
+        check_not_negative(weight_decay=decay)
     objective = at_least_float32(errors).mean()
     for tensor, decay in zip(tensors, decays, strict=True):
         if decay:
@@ -175,29 +175,14 @@ def precision_of(
     return _finite(_numerator(length_scale, size, p, convention, target_std) / weight_decay)
 
 
-def check_convention(convention: str) -> None:
-    """Refuse an unknown convention.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if convention not in ("paper", "authors"):
-        raise ValueError(f"Expected `convention` to be one of paper, authors but got {convention!r}")
-
-
 def _numerator(length_scale: float, size: int, p: float, convention: str, target_std: float) -> float:
     """Compute lambda tau, which is symmetric in both."""
     check_positive("length_scale", length_scale)
     check_positive("target_std", target_std)
     check_share("p", p)
-    check_convention(convention)
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise TypeError(f"Expected `size` to be an integer but got {size!r}")
-    count = index(size)
-    if count < 1:
-        raise ValueError(f"Expected `size` to be at least 1 but got {size}")
+    check_counts(size=size)
     # Not **, which raises an error on overflow instead of returning inf.
-    derived = length_scale * length_scale * (1 - p) / (2 * count)
+    derived = length_scale * length_scale * (1 - p) / (2 * size)
     return derived / target_std / target_std if convention == "paper" else derived / 2
 
 

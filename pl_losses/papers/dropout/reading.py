@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pl_losses.core.precision import at_least_float32
+from pl_losses.core.validation import in_words, typed
 from pl_losses.papers.dropout.sampling.isolation import call_module
 
 
@@ -21,9 +22,8 @@ class Reading:
         target: Position of the target in a tuple, or its name in a mapping.
     """
 
+    @typed
     def __init__(self, target: int | str | None = None) -> None:
-        if target is not None and (isinstance(target, bool) or not isinstance(target, (int, str))):
-            raise TypeError(f"Expected `target` to be a place, a name or None but got {target!r}")
         self.target = target
 
     def get_inputs(self, batch: Any) -> Any:
@@ -47,7 +47,7 @@ class Reading:
             if all(isinstance(one, (Tensor, PackedSequence, Mapping)) for one in found):
                 return found[0] if len(found) == 1 else tuple(found)
         raise TypeError(
-            f"Expected a batch to be a tensor or (inputs, target) but got {described(batch)}: override"
+            f"Expected a batch to be a tensor or (inputs, target) but got {in_words(batch)}: override"
             f" `get_inputs` of {type(self).__name__}"
         )
 
@@ -75,17 +75,17 @@ class Reading:
         elif isinstance(batch, (tuple, list)) and len(batch) > 1:
             options = f", or set `target` to its place, 0 to {len(batch) - 1}"
         raise TypeError(
-            f"Expected a batch to be (inputs, target) but got {described(batch)}: override {methods} of"
+            f"Expected a batch to be (inputs, target) but got {in_words(batch)}: override {methods} of"
             f" {type(self).__name__}{options}"
         )
 
-    def _name(self, batch: Mapping[Any, Any]) -> Any:
+    def _name(self, batch: Mapping[str | int, object]) -> str | int | None:
         """Return the key of a mapping's target."""
         if self.target is not None:
             return self.target if self.target in batch else None
         return "labels" if "labels" in batch else None
 
-    def _place(self, batch: Any) -> int | None:
+    def _place(self, batch: Sequence[object]) -> int | None:
         """Return the position of a tuple's target, if it was given and exists."""
         names = getattr(batch, "_fields", ())
         place = names.index(self.target) if self.target in names else self.target
@@ -127,20 +127,13 @@ class Reading:
         hook = getattr(pl_module, "predicted_values", None)
         return self._tensor(hook(outputs) if callable(hook) else outputs, "to_values")
 
-    def _tensor(self, value: Any, method: str) -> Tensor:
+    def _tensor(self, value: object, method: str) -> Tensor:
         if isinstance(value, Mapping) and "logits" in value:  # such as a ModelOutput of transformers
             value = value["logits"]
         if isinstance(value, Tensor):
             return at_least_float32(value)
         hook = {"to_probabilities": "class_probabilities", "to_values": "predicted_values"}[method]
         raise TypeError(
-            f"Expected the module to return a tensor but got {described(value)}: override `{method}` of"
+            f"Expected the module to return a tensor but got {in_words(value)}: override `{method}` of"
             f" {type(self).__name__}, or give the module a `{hook}(outputs)`"
         )
-
-
-def described(value: Any) -> str:
-    """Describe the type of a value, and those of a tuple's items."""
-    if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
-        return f"{type(value).__name__} of {[type(item).__name__ for item in value]}"
-    return type(value).__name__

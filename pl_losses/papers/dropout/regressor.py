@@ -19,11 +19,11 @@ from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.precision import at_least_float32
 from pl_losses.core.sums import Mean
-from pl_losses.core.validation import check_init
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.base import DropoutModule, MaskSharing, check_p_each
 from pl_losses.papers.dropout.metrics import RegressionScores
-from pl_losses.papers.dropout.networks import ACTIVATIONS, Activation, DropoutMLP
+from pl_losses.papers.dropout.networks import Activation, DropoutMLP
 from pl_losses.papers.dropout.noise_precision import GRID, PrecisionSearch, check_precisions
 from pl_losses.papers.dropout.objective import Convention, weight_decay_of
 from pl_losses.papers.dropout.standardization import Standardization, read_moments
@@ -137,20 +137,10 @@ class DropoutRegressor(DropoutModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        if hidden is not None and not isinstance(hidden, (list, tuple)):
-            raise ValueError(
-                f"Expected `hidden` to be a list of the layers' units, such as [50], but got {hidden!r}"
-            )
         sizes = [in_features, *([50] if hidden is None else hidden), out_features]
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ValueError(
-                "Expected `in_features`, `hidden` and `out_features` to be positive integers but got"
-                f" {in_features}, {hidden} and {out_features}"
-            )
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"Expected `activation` to be one of {', '.join(ACTIVATIONS)} but got {activation!r}"
-            )
+        check_counts(in_features=in_features, out_features=out_features)
+        for units in sizes[1:-1]:
+            check_counts(hidden=units)
         given = precision if isinstance(precision, (int, float)) else None
         check_precisions([given] if given is not None else list(GRID) if precision is None else precision)  # type: ignore[arg-type]
         drop = check_p_each(p, len(sizes) - 1)
@@ -168,7 +158,7 @@ class DropoutRegressor(DropoutModule):
         self.sizes, self.activation, self.p = sizes, activation, drop
         self.choices: list[float] | None = precision if isinstance(precision, list) else None
         self.fixed = given
-        self._told = False
+        self._warned = False
         self.register_buffer("tau", torch.tensor(nan if given is None else float(given)))
         self.input_scale, self.target_scale = Standardization(), Standardization()
         self.network = self.configure_network() if network is None else network
@@ -296,13 +286,13 @@ class DropoutRegressor(DropoutModule):
 
     def summary(self, results: Mapping[str, float]) -> str:
         """Describe the RMSE and the log-likelihood."""
-        told = super().summary(results).replace("rmse", "RMSE")
+        text = super().summary(results).replace("rmse", "RMSE")
         likelihood = results.get("log_likelihood", nan)
-        return told if isnan(likelihood) else f"{told}, log-likelihood {likelihood:.3f} nats"
+        return text if isnan(likelihood) else f"{text}, log-likelihood {likelihood:.3f} nats"
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return the scores."""
-        scores: dict[str, Any] = computed(getattr(self, f"{stage}_scores"))
+        scores: dict[str, Tensor | float] = computed(getattr(self, f"{stage}_scores"))
         scores["rmse_deterministic"] = computed(getattr(self, f"{stage}_single")).sqrt()
         if stage == "test":
             return scores
@@ -321,7 +311,7 @@ class DropoutRegressor(DropoutModule):
         """Start with the chosen precision."""
         self.test_scores.precision = self.precision
         if self.precision is None:
-            self._told = True
+            self._warned = True
             rank_zero_warn(
                 f"{_NO_PRECISION}: the test has no log-likelihood, and its intervals leave out the noise"
             )
@@ -332,7 +322,7 @@ class DropoutRegressor(DropoutModule):
         self.test_scores.update(samples[:, :own], target[:own])
         return {**self._summed_up(samples), "target": target}
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict ``mean``, ``variance`` and ``standard_deviation``, 1/tau included, each [B, D].
 
         Without a tau they are those of the passes alone, as a warning says once.
@@ -346,8 +336,8 @@ class DropoutRegressor(DropoutModule):
         return {"mean": mean, "variance": variance, "standard_deviation": variance.sqrt()}
 
     def _moments(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        if self.precision is None and not self._told:
-            self._told = True
+        if self.precision is None and not self._warned:
+            self._warned = True
             rank_zero_warn(f"{_NO_PRECISION}: predictive variances leave out the noise")
         return predictive_moments(samples, self.precision)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import radians
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.nn import functional as F
 
 from pl_losses.core import expected
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
 from pl_losses.core.precision import at_least_float32
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, check_not_negative, typed
+from pl_losses.data.transforms import turned
 from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.sampling.isolation import isolated_eval
@@ -24,6 +24,7 @@ from pl_losses.papers.dropout.sampling.sampling import mc_samples, without_dropo
 from pl_losses.papers.dropout.uncertainty import mutual_information, predictive_entropy
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHADES = (2.0, 1.5, 1.0, 0.5)
@@ -57,10 +58,8 @@ class ExtrapolationReport(Callback):
     def __init__(
         self, points: int = 500, *, margin: float = 0.1, xlabel: str = "input", ylabel: str = "target"
     ) -> None:
-        if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-            raise ValueError(f"Expected `points` to be an integer of at least 2 but got {points!r}")
-        if not 0 <= margin < float("inf"):
-            raise ValueError(f"Expected `margin` to be finite and at least 0 but got {margin}")
+        check_counts(2, points=points)
+        check_not_negative(margin=margin)
         self.points, self.margin = points, margin
         self.xlabel, self.ylabel = xlabel, ylabel
 
@@ -179,9 +178,8 @@ class RotationReport(Callback):
         classes: int = 3,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (("digit", digit, 0), ("samples", samples, 1), ("classes", classes, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Expected `{name}` to be an integer of at least {least} but got {value!r}")
+        check_counts(0, digit=digit, seed=seed)
+        check_counts(samples=samples, classes=classes)
         self.angles = [10.0 * step for step in range(12)] if angles is None else list(angles)
         if not self.angles:
             raise ValueError("Expected `angles` to hold at least one but got none")
@@ -196,8 +194,8 @@ class RotationReport(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -239,28 +237,10 @@ class RotationReport(Callback):
 
 
 def rotated(image: Tensor, angles: Sequence[float]) -> Tensor:
-    """Turn copies of an image about its centre; the corners are as dark as its darkest pixel.
-
-    Args:
-        image: [C, H, W], H = W.
-        angles: In degrees, counter-clockwise.
-
-    Returns:
-        [len(angles), C, H, W].
-
-    Example:
-        >>> rotated(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), [90]).round()
-        tensor([[[[2., 4.],
-                  [1., 3.]]]])
-    """
-    turns = torch.tensor([radians(angle) for angle in angles]).to(image)
-    cos, sin, zero = turns.cos(), turns.sin(), torch.zeros_like(turns)
-    # Where each pixel comes from; y points downwards.
-    maps = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(maps, [len(turns), *image.shape], align_corners=False)
+    """Turn an image by A angles in degrees, corners as its darkest pixel: [C, H, W] -> [A, C, H, W]."""
     floor = image.min()
-    copies = (image - floor).expand(len(turns), *image.shape)
-    return F.grid_sample(copies, grid, align_corners=False) + floor
+    copies = (image - floor).expand(len(angles), *image.shape)
+    return turned(copies, torch.tensor([radians(angle) for angle in angles]).to(image)) + floor
 
 
 def draw_rotation(
@@ -295,7 +275,7 @@ def draw_rotation(
     return figure
 
 
-def _draw_uncertainty(axes: Any, places: Tensor, probabilities: Tensor, single: Tensor) -> None:
+def _draw_uncertainty(axes: Axes, places: Tensor, probabilities: Tensor, single: Tensor) -> None:
     confidence, predicted = single.max(dim=-1)
     axes.plot(places, confidence, "k--", label="largest probability without dropout, on top its class")
     axes.plot(places, predictive_entropy(probabilities), "C4", label="predictive entropy, nats")
@@ -308,7 +288,7 @@ def _draw_uncertainty(axes: Any, places: Tensor, probabilities: Tensor, single: 
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
 
 
-def _draw_images(axes: Any, images: Tensor, angles: Sequence[float]) -> None:
+def _draw_images(axes: Axes, images: Tensor, angles: Sequence[float]) -> None:
     for place, image in enumerate(images):
         low, high = image.amin(), image.amax()
         picture = ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from pl_losses.core.loaders import SeenSamples, num_unpadded, share_of
+from pl_losses.core.validation import in_words
 from pl_losses.monitoring.pictures import gather_objects
 
 
@@ -94,7 +95,7 @@ class Standardization(nn.Module):
         """Convert z to x: [B, ...] -> [B, ...]."""
         return rows * self.std + self.mean
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *rest: object) -> None:
         # Before a fit the shape of a row is unknown.
         for name in ("mean", "std"):
             if isinstance(stored := state_dict.get(prefix + name), Tensor):
@@ -135,7 +136,7 @@ def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
     return of_inputs, of_targets
 
 
-def own_samples(loader: Any) -> int | None:
+def own_samples(loader: object) -> int | None:
     """Count this rank's samples of an epoch, without repetitions; ``None`` if only a pass can count them.
 
     >>> from pl_losses.data import BatchLoader
@@ -171,4 +172,6 @@ def count_samples(loader: Any) -> int:
 def _refuse_batch(batch: Any) -> None:
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2
     if not pair or not all(isinstance(rows, Tensor) and rows.ndim for rows in batch):
-        raise TypeError(f"Expected a batch to be a pair of tensors (inputs, targets) but got {batch!r:.100}")
+        raise TypeError(
+            f"Expected a batch to be a pair of tensors (inputs, targets) but got {in_words(batch)}"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ class MovingAverage(nn.Module):
                 mine.copy_(theirs)
 
 
-def fit_average(state: dict[str, Any], wanted: bool) -> None:
+def fit_average(state: dict[str, object], wanted: bool) -> None:
     """Make a GAN's saved weights those of a model with or without an average, in place.
 
     A saved average that is not wanted is dropped; a wanted one that was not saved starts as the generator.

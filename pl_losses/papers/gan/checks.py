@@ -32,7 +32,7 @@ def normalisation(mean: Any, std: Any, channels: int) -> None:
         check_number("std", value, "to be positive numbers", lambda deviation: deviation > 0)
 
 
-def makers(**values: Any) -> None:
+def makers(**values: object) -> None:
     """Refuse networks as arguments that must be functions that make them; None is allowed.
 
     Raises:
@@ -46,7 +46,7 @@ def makers(**values: Any) -> None:
             )
 
 
-def module(name: str, value: Any) -> nn.Module:
+def module(name: str, value: object) -> nn.Module:
     """Check that a function made a module, and return it.
 
     Raises:
@@ -72,7 +72,7 @@ def strategy(used: Strategy) -> None:
         )
 
 
-def images_of(batch: Any) -> Tensor:
+def images_of(batch: object) -> Tensor:
     """Return the images of a batch: the batch itself, or its first item.
 
     Raises:
@@ -95,8 +95,8 @@ def same_shape(real: Tensor, fake: Tensor) -> None:
     """
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(
-            f"Expected images of shape {_in_words(fake)} as the generator makes them (`channels`,"
-            f" `image_size`) but got {_in_words(real)}"
+            f"Expected images of shape {_batch_shape(fake)} as the generator makes them (`channels`,"
+            f" `image_size`) but got {_batch_shape(real)}"
         )
 
 
@@ -118,5 +118,5 @@ def pixel_range(images: Tensor) -> bool:
     return low >= 0
 
 
-def _in_words(images: Tensor) -> str:
+def _batch_shape(images: Tensor) -> str:
     return f"[B, {', '.join(map(str, images.shape[1:]))}]"

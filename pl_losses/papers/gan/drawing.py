@@ -8,40 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pl_losses.core.mosaic import mosaic
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def tiles(images: Tensor, columns: int) -> Tensor:
-    """Join images side by side, a pixel apart, row by row.
-
-    Args:
-        images: [N, C, H, W], pixels in [-1, 1].
-        columns: Images in a row; the last row is padded with background.
-
-    Returns:
-        [C, rows (H + 1) - 1, columns (W + 1) - 1], pixels in [0, 1].
-
-    Example:
-        >>> tiles(torch.ones(3, 1, 1, 1), 2)
-        tensor([[[1.0000, 0.5000, 1.0000],
-                 [0.5000, 0.5000, 0.5000],
-                 [1.0000, 0.5000, 0.5000]]])
-    """
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    cells = images.new_zeros(rows * columns, channels, height + 1, width + 1)
-    cells[:count, :, :height, :width] = images.clamp(-1, 1)
-    grid = cells.view(rows, columns, channels, height + 1, width + 1).permute(2, 0, 3, 1, 4)
-    joined = grid.reshape(channels, rows * (height + 1), columns * (width + 1))
-    return (joined[:, :-1, :-1] + 1) / 2
 
 
 def draw_samples(images: Tensor, columns: int, title: str = "") -> Figure:
     """Draw a grid of images [N, 1 or 3, H, W] with pixels in [-1, 1]."""
     from matplotlib.figure import Figure
 
-    picture = tiles(images, columns).permute(1, 2, 0)
+    picture = mosaic((images.clamp(-1, 1) + 1) / 2, columns).permute(1, 2, 0)
     height, width = picture.shape[:2]
     inches = 6 * max(1.0, columns / 10)
     figure = Figure(figsize=(inches, inches * height / width + (0.3 if title else 0)), layout="constrained")

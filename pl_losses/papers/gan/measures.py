@@ -89,7 +89,7 @@ class Measures(nn.Module):
         return found.flatten(1)
 
 
-def feature_name(features: Any) -> str:
+def feature_name(features: object) -> str:
     """Return the ``name`` of a module, or that of its class."""
     return str(getattr(features, "name", snake_case(type(features).__name__)))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
@@ -37,7 +39,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
 PARTS = ("loss", "real_output", "fake_output")
 
 
-def dcgan_adam(parameters: Iterable[Any]) -> Adam:
+def dcgan_adam(parameters: ParamsT) -> Adam:
     """Build the default optimizer, Radford et al.'s: Adam with a short memory."""
     return Adam(parameters, lr=2e-4, betas=(0.5, 0.999))
 
@@ -132,8 +134,6 @@ class GAN(PaperModule):
         check_init(locals())
         check_counts(latent_size=latent_size, channels=channels, image_size=image_size)
         check_counts(width=width, discriminator_steps=discriminator_steps, accumulate=accumulate)
-        if architecture not in NETWORKS:
-            raise ValueError(f'Expected `architecture` to be "dcgan" or "mlp" but got {architecture!r}')
         check_share("smoothing", smoothing)
         if ema is not None:
             check_number("ema", ema, "in [0, 1) or None", lambda decay: 0 <= decay < 1)
@@ -164,7 +164,7 @@ class GAN(PaperModule):
         # Noise, number of samples that count, and its mean over ranks, for the batches of one step.
         self._noise: list[Tensor] = []
         self._own: list[int] = []
-        self._counts: list[Any] = []
+        self._counts: list[int | Tensor] = []
 
     def configure_generator(self) -> nn.Module:
         """Build the generator: noise [B, Z] -> images [B, C, S, S]."""
@@ -187,7 +187,7 @@ class GAN(PaperModule):
         """Compute the generator's loss: logits of generated images -> scalar."""
         return generator_loss(fake_logits)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> list[Optimizer]:
         """Build the discriminator's and the generator's optimizer, in this order."""
         return [
             expected.optimizer(self._discriminator_optimizer(self.discriminator.parameters())),
@@ -209,7 +209,7 @@ class GAN(PaperModule):
         if "state_dict" in checkpoint:  # Under FSDP2 the strategy has loaded it already.
             fit_average(checkpoint["state_dict"], wanted=self.average is not None)
 
-    def sample_noise(self, count: int, *key: Any) -> Tensor:
+    def sample_noise(self, count: int, *key: object) -> Tensor:
         """Draw this rank's rows of the noise of the joined batch.
 
         Args:
@@ -223,7 +223,7 @@ class GAN(PaperModule):
         ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
         return self.fixed_noise(count * ranks, self.seed, *key)[rank::ranks]
 
-    def fixed_noise(self, count: int, *key: Any) -> Tensor:
+    def fixed_noise(self, count: int, *key: object) -> Tensor:
         """Draw the same noise for the same key on every rank: [count, Z], on the module's device."""
         noise = standard_normal(count, self.latent_size, *key)
         return noise.to(self.device, next(self.generator.parameters()).dtype, non_blocking=True)
@@ -271,7 +271,7 @@ class GAN(PaperModule):
         finally:
             self.sampler.train(training)
 
-    def images(self, batch: Any) -> Tensor:
+    def images(self, batch: object) -> Tensor:
         """Return the images of a batch, with pixels in [-1, 1]: [B, C, S, S].
 
         Raises:
@@ -283,7 +283,7 @@ class GAN(PaperModule):
         mean, std = (images.new_tensor(part)[:, None, None] for part in (self.mean, self.std))
         return images.mul(2 * std).add_(2 * mean - 1)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Refuse images that the generator cannot make, at the first batch.
 
         Raises:
@@ -295,12 +295,12 @@ class GAN(PaperModule):
                 " images are in [0, 1], set `low=-1.0` of the data, or `mean` and `std` of the model"
             )
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: object, batch_idx: int) -> None:
         """Train by Listing 2 on a batch."""
         real = self.images(batch)
         last = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
         generator_too = last and (self.global_step + 1) % self.discriminator_steps == 0
-        optimizer: Any = self.optimizers()[0]  # type: ignore[index]
+        optimizer: LightningOptimizer = self.optimizers()[0]  # type: ignore[index]
         if not self._noise:
             optimizer.zero_grad()
         self._noise.append(self.sample_noise(len(real), "train", self.current_epoch, batch_idx))
@@ -326,7 +326,7 @@ class GAN(PaperModule):
 
     def _step_generator(self, fake: Tensor) -> Tensor:
         """Step on the images of the last batch, whose graph exists, and on those of accumulated batches."""
-        optimizer: Any = self.optimizers()[1]  # type: ignore[index]
+        optimizer: LightningOptimizer = self.optimizers()[1]  # type: ignore[index]
         optimizer.zero_grad()
         with frozen(self.discriminator):
             for noise, own in zip(self._noise[:-1], self._own, strict=False):
@@ -371,20 +371,20 @@ class GAN(PaperModule):
     def _forget(self) -> None:
         self._noise, self._own, self._counts = [], [], []
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return the means."""
         means: Any = self.means
         return {part: computed(means[f"{stage}_{part}"]) for part in PARTS}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Compare a batch with as many generated images; return what ``GANReport`` draws."""
         return self._evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Compare a batch with as many generated images; return what ``GANReport`` draws."""
         return self._evaluate("test", batch, batch_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: object, batch_idx: int) -> Tensor:
         """Generate as many images as the batch has."""
         images: Tensor = self(self.evaluation_noise("predict", batch_idx, len(self.images(batch))))
         return images
@@ -395,7 +395,7 @@ class GAN(PaperModule):
         (noise,) = drawn_at(places, lambda block: (self.fixed_noise(BLOCK, self.seed, stage, block),))
         return noise
 
-    def _evaluate(self, stage: str, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def _evaluate(self, stage: str, batch: object, batch_idx: int) -> dict[str, Tensor]:
         real = self.images(batch)
         fake = self(self.evaluation_noise(stage, batch_idx, len(real)))
         checks.same_shape(real, fake)

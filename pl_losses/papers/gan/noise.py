@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from pl_losses.core.rng import keyed_generator
 ROWS = 64
 
 
-def standard_normal(rows: int, columns: int, *key: Any) -> Tensor:
+def standard_normal(rows: int, columns: int, *key: object) -> Tensor:
     """Draw independent standard normal numbers on the host.
 
     Args:

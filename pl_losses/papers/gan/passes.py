@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,10 +22,10 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def unsynchronised(strategy: Any) -> AbstractContextManager[Any]:
+def unsynchronised(strategy: object) -> AbstractContextManager[object]:
     """Leave each rank its own gradients within this context; a later backward pass averages their sums."""
     block = getattr(strategy, "block_backward_sync", nullcontext)
-    context: AbstractContextManager[Any] = block()
+    context: AbstractContextManager[object] = block()
     return context
 
 

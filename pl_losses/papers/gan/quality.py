@@ -5,11 +5,10 @@ The numbers depend on the features, and can be compared only with numbers by the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from pl_losses.core.metrics import ListMetric
@@ -143,7 +142,7 @@ class FrechetDistance(Metric):
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def _apply(self, fn: Any, exclude_state: Sequence[str] = ()) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:
         # The sums stay on the host if the device has no float64.
         return self if not has_float64(fn(torch.zeros(()))) else super()._apply(fn, exclude_state)
 

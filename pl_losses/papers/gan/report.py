@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
-from pl_losses.core.metrics import define_metrics, states_of, take_out_repeated
+from pl_losses.core.metrics import States, define_metrics, states_of, take_out_repeated
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.monitoring.monitor import Row, log_row
@@ -105,7 +105,7 @@ class GANReport(Callback):
         self._measures: Measures | None = None
         # For each dataloader: logits, and what was measured before it began.
         self._logits: dict[int, dict[str, list[Tensor]]] = {}
-        self._begun: list[tuple[int, dict[str, Any]]] = []
+        self._begun: list[tuple[int, dict[str, States]]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the features, once.
@@ -146,8 +146,8 @@ class GANReport(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -158,8 +158,8 @@ class GANReport(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -22,10 +19,12 @@ import torchvision
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.classifier import Classifier
+from pl_losses.core.experiment import names_of, quiet
 from pl_losses.core.files import write_table
-from pl_losses.core.validation import check_integer
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import TensorDataModule
 
@@ -39,7 +38,7 @@ MODELS: dict[str, tuple[str, float]] = {
 CLASSES, WARM_UP = 1000, 2
 
 
-def sgd(parameters: Any) -> torch.optim.SGD:
+def sgd(parameters: ParamsT) -> torch.optim.SGD:
     """Build the optimizer of both ways."""
     return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
 
@@ -91,7 +90,7 @@ class Clock(pl.Callback):
         self.started = self.seconds = 0.0
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Start the clock at the first step after the warm-up."""
         if trainer.global_step == WARM_UP:
@@ -102,13 +101,14 @@ class Clock(pl.Callback):
         self.seconds = now(self.device) - self.started
 
 
+@typed
 def reproduce(
     models: str = "all",
     batch_size: int | None = None,
     image_size: int = 224,
     steps: int = 20,
     repeats: int = 5,
-    device: str = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     folder: str = "runs/gan/table1",
 ) -> None:
     """Table 1: images per second of four networks of torchvision, in a plain loop and under a Trainer.
@@ -129,23 +129,13 @@ def reproduce(
     Raises:
         ValueError: If an argument is out of range.
     """
-    names = list(MODELS) if models == "all" else [name.strip() for name in models.split(",")]
-    for name in names:
-        if name not in MODELS:
-            known = ", ".join(MODELS)
-            raise ValueError(f'Expected `models` to be of {known}, or "all", but got {name!r}')
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f'Expected `device` to be "auto", "cpu" or "cuda" but got {device!r}')
+    names = names_of("models", models, list(MODELS))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     size = batch_size if batch_size is not None else (64 if device == "cuda" else 8)
-    for argument, value, least in (
-        ("batch_size", size, 2),
-        ("image_size", image_size, 32),
-        ("steps", steps, 1),
-        ("repeats", repeats, 1),
-    ):
-        check_integer(argument, value, least)
+    check_counts(2, batch_size=size)
+    check_counts(32, image_size=image_size)
+    check_counts(steps=steps, repeats=repeats)
     rows = []
     for name in names:
         rows.append(measure(name, RandomImages(image_size, size), steps, repeats, torch.device(device)))
@@ -222,20 +212,6 @@ def now(device: torch.device) -> float:
     return perf_counter()
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence Lightning's messages about the many short runs within this context."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
 def hardware(device: str) -> str:
     """Name the hardware of the measurement."""
     if device == "cuda":
@@ -243,7 +219,7 @@ def hardware(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, object]]) -> str:
     """Write the rows as text.
 
     >>> print(table([{"model": "AlexNet", "plain": 10.0, "trainer": 9.9, "ratio": 0.99, "published": 1547}]))

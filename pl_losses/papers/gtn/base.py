@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -16,13 +16,17 @@ from pl_losses.core.manifest import HEADLINE
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.sums import Mean
+from pl_losses.core.validation import check_init, check_positive
 from pl_losses.data.lines import Characters, Lines
 from pl_losses.papers.gtn import criteria, manifest
 from pl_losses.papers.gtn.lattices.grammars import lexicon as word_graph
 from pl_losses.papers.gtn.lattices.paths import Path
+from pl_losses.papers.gtn.lattices.protocol import DecodableLattice, Lattice
 from pl_losses.papers.gtn.lattices.validation import floating
 from pl_losses.papers.gtn.metrics import ErrorReject, StringErrors, count_edits
 from pl_losses.papers.lenet.losses import map_loss
+
+L = TypeVar("L", bound=DecodableLattice)  # What a reader's `forward` makes of lines.
 
 Criterion = Literal["viterbi", "discriminative_viterbi", "forward", "discriminative_forward"]
 CRITERIA = ("viterbi", "discriminative_viterbi", "forward", "discriminative_forward")
@@ -59,7 +63,25 @@ class Reading(NamedTuple):
     confidence: Tensor
 
 
-class StringReader(PaperModule):
+class Evaluation(TypedDict):
+    """What a test tells of a batch of B lines, of which the first ``own`` count."""
+
+    reading: Reading
+    wrong: Tensor  # Whether the answer is another string, [B].
+    infeasible: Tensor  # Whether no path spells the right string, [B].
+    own: int
+
+
+class Answers(TypedDict):
+    """What is predicted of B lines: strings, whether they are accepted, and the reading."""
+
+    strings: list[str]
+    accepted: Tensor
+    paths: list[Path]
+    confidence: Tensor
+
+
+class StringReader(PaperModule, Generic[L]):
     """Base of the readers of lines: define ``forward``, from images [B, 1, H, W] to a lattice of B graphs.
 
     It is trained on ``Lines`` by the criterion, and on isolated ``Characters`` by eq. 9 of section III.
@@ -106,22 +128,14 @@ class StringReader(PaperModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
+        check_init(locals())
         super().__init__(optimizer, lr_scheduler)
-        for name, value, choices in (
-            ("criterion", criterion, CRITERIA),
-            ("decoder", decoder, ("viterbi", "greedy")),
-        ):
-            if value not in choices:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)} but got {value!r}")
-        if isinstance(lexicon, str):
-            raise ValueError(f"Expected `lexicon` to be a list of strings but got {lexicon!r}")
         if not alphabet or len(set(alphabet)) < len(alphabet):
             raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
         if not 0 <= reject_below <= 1:
             raise ValueError(f"Expected `reject_below` in [0, 1] but got {reject_below}")
-        for name, number in (("penalty_scale", penalty_scale), ("rubbish_penalty", rubbish_penalty)):
-            if not 0 < number < float("inf"):
-                raise ValueError(f"Expected `{name}` to be a positive number but got {number}")
+        check_positive("penalty_scale", penalty_scale)
+        check_positive("rubbish_penalty", rubbish_penalty)
         self.criterion, self.alphabet = criterion, alphabet
         self.penalty_scale, self.rubbish_penalty = penalty_scale, rubbish_penalty
         self.decoder, self.reject_below = decoder, reject_below
@@ -179,13 +193,13 @@ class StringReader(PaperModule):
         self.val_loss, self.test_loss, self.test_infeasible = Mean(), Mean(), Mean()
         self.error_reject = ErrorReject()
 
-    def compute_loss(self, lattice: Any, targets: Tensor, lengths: Tensor) -> Tensor:
+    def compute_loss(self, lattice: L, targets: Tensor, lengths: Tensor) -> Tensor:
         """Compute the criterion of each string, ``inf`` if no path spells it: targets [B, L] -> [B]."""
         function = getattr(criteria, f"{self.criterion}_loss")
         losses: Tensor = function(lattice, targets, lengths, reduction="none")
         return losses
 
-    def _losses(self, lattice: Any, batch: Lines) -> Tensor:
+    def _losses(self, lattice: L, batch: Lines) -> Tensor:
         losses = self.compute_loss(lattice, batch.targets, batch.target_lengths)
         return expected.loss(self, "compute_loss", losses, len(batch.targets))
 
@@ -209,9 +223,9 @@ class StringReader(PaperModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
         return loss * self.rank_weight(count)
 
-    def read(self, lattice: Any) -> Reading:
+    def read(self, lattice: L) -> Reading:
         """Return the answers of a lattice, with their confidence."""
-        whole = lattice if self.words is None else lattice.constrain(word_graph(self.words))
+        whole: L | Lattice = lattice if self.words is None else lattice.constrain(word_graph(self.words))
         paths = self.greedy_paths(lattice) if self.decoder == "greedy" else whole.best_path()
         longest = max(1, *(len(path.labels) for path in paths))
         labels = [path.labels + (0,) * (longest - len(path.labels)) for path in paths]
@@ -221,11 +235,11 @@ class StringReader(PaperModule):
         # Without any path it is inf - inf.
         return Reading(paths, torch.exp(-penalty.clamp(min=0)).nan_to_num(0.0))
 
-    def greedy_paths(self, lattice: Any) -> list[Path]:
+    def greedy_paths(self, lattice: L) -> list[Path]:
         """Return the answers without a search, for ``decoder="greedy"``."""
         raise NotImplementedError(f"Expected `{type(self).__name__}` to override `greedy_paths`")
 
-    def _evaluated(self, stage: str, batch: Lines, batch_idx: int) -> dict[str, Any]:
+    def _evaluated(self, stage: str, batch: Lines, batch_idx: int) -> Evaluation:
         expected.of_kind(self, batch, Lines)
         lattice = self(batch.images)
         reading = self.read(lattice)
@@ -241,7 +255,7 @@ class StringReader(PaperModule):
         """Count errors."""
         self._evaluated("val", batch, batch_idx)
 
-    def test_step(self, batch: Lines, batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: Lines, batch_idx: int) -> Evaluation:
         """Count errors; return what ``ReadingReport`` draws, of which the first ``own`` lines count."""
         found = self._evaluated("test", batch, batch_idx)
         own = found["own"]
@@ -249,7 +263,7 @@ class StringReader(PaperModule):
         self.error_reject.update(found["reading"].confidence[:own], found["wrong"][:own])
         return found
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return loss and errors; for a test with intervals and the results of rejection."""
         errors: StringErrors = getattr(self, f"{stage}_errors")
         error, character_error = computed(errors)
@@ -268,10 +282,10 @@ class StringReader(PaperModule):
             values["error_accepted"] = float(accepted_error[chosen])
         return values | {"infeasible": computed(self.test_infeasible)}
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: object, batch_idx: int) -> Answers:
         """Predict the answers as strings, with confidence [B], acceptance [B], and the paths."""
         images = expected.first(self, batch)
         reading = self.read(self(images))
         strings = ["".join(self.alphabet[label] for label in path.labels) for path in reading.paths]
         accepted = reading.confidence >= self.reject_below
-        return {"strings": strings, "accepted": accepted, **reading._asdict()}
+        return Answers(strings=strings, accepted=accepted, paths=reading.paths, confidence=reading.confidence)

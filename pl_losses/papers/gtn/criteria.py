@@ -11,28 +11,16 @@ which they are.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pl_losses.core.autograd import Context
 from pl_losses.core.validation import typed
-from pl_losses.papers.gtn.lattices.protocol import Lattice
+from pl_losses.papers.gtn.lattices.protocol import ConstrainableLattice
 
 Reduction = Literal["mean", "sum", "none"]
-
-
-class ConstrainableLattice(Protocol):
-    """A lattice that knows which of its paths spell a target: segments, arcs or frames."""
-
-    def constrain(self, targets: Tensor, target_lengths: Tensor | None = None) -> Lattice:
-        """Return the lattice of the paths that spell the targets [B, L] of these lengths [B]."""
-
-    def forward_penalty(self) -> Tensor:
-        """Return the forward penalty, see :class:`Lattice`, shape [B]."""
-
-    def viterbi_penalty(self) -> Tensor:
-        """Return the Viterbi penalty, see :class:`Lattice`, shape [B]."""
 
 
 @typed
@@ -147,7 +135,7 @@ class _Excess(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, constrained: Tensor, free: Tensor) -> Tensor:
+    def forward(ctx: Context, constrained: Tensor, free: Tensor) -> Tensor:
         """Subtract, and note where there is no gradient."""
         difference = (constrained - free).clamp_(min=0.0)
         missed = (constrained == float("inf")) | (difference == float("inf"))
@@ -155,7 +143,7 @@ class _Excess(torch.autograd.Function):
         return difference.masked_fill_(constrained == -float("inf"), 0.0).masked_fill_(missed, float("inf"))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Pass the gradient on with either sign."""
         (missed,) = ctx.saved_tensors
         grad = grad.masked_fill(missed, 0.0)

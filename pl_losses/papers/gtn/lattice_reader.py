@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.sharding import load_whole
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.papers.gtn.base import Criterion, StringReader
 from pl_losses.papers.gtn.lattices.lattice import SegmentLattice
 from pl_losses.papers.gtn.lattices.paths import NO_PATH, Path
@@ -22,7 +22,7 @@ from pl_losses.papers.lenet.module import LeNet5
 LOW, HIGH = -0.1, 1.175  # LeNet-5's values of background and ink.
 
 
-class LatticeReader(StringReader):
+class LatticeReader(StringReader[SegmentLattice]):
     """Reads lines by heuristic over-segmentation, LeNet-5 and a lattice of all segments (Fig. 19).
 
     The recogniser sees every segment of a batch in one pass. A segment's penalty for a class is the
@@ -97,13 +97,9 @@ class LatticeReader(StringReader):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )
-        for name, value in (
-            ("max_pieces", max_pieces),
-            ("max_width", max_width),
-            ("radius", radius),
-            ("projection_radius", projection_radius),
-        ):
-            check_integer(name, value, 1)
+        check_counts(
+            max_pieces=max_pieces, max_width=max_width, radius=radius, projection_radius=projection_radius
+        )
         if not max_ink > 0:
             raise ValueError(f"Expected `max_ink` to be positive but got {max_ink}")
         if not isfinite(segment_penalty):
@@ -213,7 +209,7 @@ class LatticeReader(StringReader):
         return [_greedy(*row, self.max_pieces) for row in rows]
 
 
-def _greedy(best: list[Any], classes: list[Any], pieces: int, max_pieces: int) -> Path:
+def _greedy(best: list[list[float]], classes: list[list[int]], pieces: int, max_pieces: int) -> Path:
     """Find a line's greedy path: ``best[j][k]`` and its class are of k + 1 pieces that end with piece j."""
 
     def arcs(cut: int) -> list[tuple[float, int]]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.lines import Lines
 from pl_losses.monitoring.charts import log_lines
 from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.gtn import manifest
-from pl_losses.papers.gtn.base import StringReader
+from pl_losses.papers.gtn.base import Reading, StringReader
 from pl_losses.papers.gtn.metrics import error_reject_curve
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ class ReadingReport(Callback):
 
     @typed
     def __init__(self, lines: int = 8, *, errors: int = 16) -> None:
-        for name, value in (("lines", lines), ("errors", errors)):
-            if value < 0:
-                raise ValueError(f"Expected `{name}` to be at least 0 but got {value}")
+        check_counts(0, lines=lines, errors=errors)
         self.lines, self.errors = lines, errors
         # For each dataloader: the first lines, the worst errors and all confidences.
         self._parts: dict[int, tuple[list[ReadLine], list[ReadLine], list[Tensor]]] = {}
@@ -84,13 +83,16 @@ class ReadingReport(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: STEP_OUTPUT,
         batch: Lines,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first lines, the worst errors so far, and all confidences."""
-        reading, own = outputs["reading"], outputs["own"]
+        assert isinstance(pl_module, StringReader)
+        assert isinstance(outputs, Mapping)  # an `Evaluation`
+        reading: Reading = outputs["reading"]
+        own: int = outputs["own"]
         wrong = outputs["wrong"][:own]
         lines, worst, answers = self._parts.setdefault(dataloader_idx, ([], [], []))
         answers.append(torch.stack([reading.confidence[:own].float(), wrong.float()]).cpu())
@@ -124,13 +126,16 @@ class ReadingReport(Callback):
         log_lines(trainer, "test/error_reject_curve", curve, title, x)
 
 
-def _described(module: Any, batch: Lines, reading: Any, chosen: Sequence[int]) -> list[ReadLine]:
+def _described(
+    module: StringReader[Any], batch: Lines, reading: Reading, chosen: Sequence[int]
+) -> list[ReadLine]:
     """Return the chosen lines of a batch, on the host."""
     if not chosen:
         return []
     images = batch.images[list(chosen)]
     paths = [reading.paths[i] for i in chosen]
-    cuts = module.cut(images).columns.tolist() if hasattr(module, "cut") else [[] for _ in chosen]
+    cut = getattr(module, "cut", None)
+    cuts: list[list[int]] = [[] for _ in chosen] if cut is None else cut(images).columns.tolist()
     rows = zip(chosen, images, cuts, paths, module.columns(images, paths), strict=True)
     lines = []
     for i, image, candidates, path, columns in rows:
@@ -167,9 +172,9 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
             middle = (left + right) / 2 - 0.5
             axes.text(middle, len(line.image) + 1, character, ha="center", va="top", color="C3", fontsize=9)
         right_one = line.answer == line.right
-        said = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
+        reading = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
         color = "black" if right_one else "firebrick"
-        axes.set_title(f"{said}   (confidence {line.confidence:.1%})", fontsize=8, color=color)
+        axes.set_title(f"{reading}   (confidence {line.confidence:.1%})", fontsize=8, color=color)
         axes.set_axis_off()
     return figure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -61,15 +61,19 @@ class FrameLattice:
         rows = zip(best, self.lengths.tolist(), self.viterbi_penalty().tolist(), strict=True)
         return [self._collapsed(row[:length], penalty) for row, length, penalty in rows]
 
+    @overload
+    def constrain(self, targets: Tensor, target_lengths: Tensor | None = None) -> SpelledFrames: ...
+    @overload
+    def constrain(self, targets: ArcLattice) -> ArcLattice: ...
     def constrain(
-        self, target: Tensor | ArcLattice, target_lengths: Tensor | None = None
+        self, targets: Tensor | ArcLattice, target_lengths: Tensor | None = None
     ) -> SpelledFrames | ArcLattice:
         """Return the sequences that spell the targets [B, L], of lengths [B], or those of a grammar."""
-        if isinstance(target, ArcLattice):
-            return self.to_arcs().constrain(target)
+        if isinstance(targets, ArcLattice):
+            return self.to_arcs().constrain(targets)
         if target_lengths is None:
-            target_lengths = torch.full_like(self.lengths, target.shape[1])
-        return SpelledFrames(self, target, target_lengths)
+            target_lengths = torch.full_like(self.lengths, targets.shape[1])
+        return SpelledFrames(self, targets, target_lengths)
 
     def to_arcs(self) -> ArcLattice:
         """Compose the graph with CTC's transducer, so that its paths spell strings."""
@@ -138,7 +142,7 @@ class SpelledFrames:
         return ends.amin(dim=1)
 
 
-class SDNN(StringReader):
+class SDNN(StringReader[FrameLattice]):
     """Reads lines by LeNet-5 swept over them: C5 is a convolution, so that one pass gives every position.
 
     Every fourth column has a penalty per class and one of the blank, an RBF unit whose code is an empty

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pl_losses.core.precision import at_least_float32, in_float64
-from pl_losses.core.validation import check_integer, check_shape, typed
+from pl_losses.core.validation import check_counts, check_shape, typed
 
 INK = 0.2  # Pixels darker than this are ink, as a share of full ink.
 MAX_SLANT = 0.7  # In pixels per row: strokes that lean more are not considered slanted.
@@ -103,8 +103,7 @@ def candidate_cuts(
         Cuts(columns=tensor([[ 4, 12, 20]]), lengths=tensor([2]))
     """
     _check_images(images)
-    check_integer("radius", radius, 1)
-    check_integer("projection_radius", projection_radius, 1)
+    check_counts(radius=radius, projection_radius=projection_radius)
     width = images.shape[-1]
     columns = torch.arange(width, device=images.device)
     filled = (images[:, 0] > INK).any(dim=1)
@@ -212,21 +211,6 @@ def centred(images: Tensor, size: int = 32, deslant: bool = False) -> Tensor:
     columns = torch.tensor([0, width], device=images.device).expand(len(images), 2)
     cuts = Cuts(columns, torch.ones(len(images), dtype=torch.long, device=images.device))
     return cut_segments(images, cuts, 1, width, size=size, deslant=deslant).images
-
-
-def cut_recall(cuts: Cuts, boundaries: Tensor, tolerance: int = 2) -> Tensor:
-    """Return whether all true boundaries of a line are within ``tolerance`` columns of a cut.
-
-    Args:
-        cuts: Where the lines are cut.
-        boundaries: True boundaries in columns, [B, L - 1], padded with -1.
-        tolerance: Largest distance in columns.
-
-    Returns:
-        bool, [B].
-    """
-    distance = (boundaries[:, :, None] - cuts.columns[:, None, :]).abs().amin(dim=2)
-    return ((distance <= tolerance) | (boundaries < 0)).all(dim=1)
 
 
 def _spans(cuts: Cuts, max_pieces: int, max_width: int) -> tuple[Tensor, ...]:

@@ -48,7 +48,7 @@ def digit_codes() -> Tensor:
 class ScaledTanh(nn.Module):
     r"""The paper's squashing function, eq. 6: :math:`f(a) = A \tanh(S a)` with A = 1.7159, S = 2/3.
 
-    f(1) = 1 and f(-1) = -1, and its curvature is largest there. Any shape.
+    f(1) = 1 and f(-1) = -1, and its curvature is largest there. Of every shape.
     """
 
     def forward(self, activation: Tensor) -> Tensor:

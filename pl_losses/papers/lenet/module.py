@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import copy
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier, Gallery
@@ -19,7 +19,7 @@ from pl_losses.core.metrics import ErrorRate, computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.sharding import shard_like
 from pl_losses.core.sums import Mean
-from pl_losses.core.validation import check_init, check_integer, check_positive
+from pl_losses.core.validation import check_counts, check_init, check_positive, check_shape
 from pl_losses.monitoring.pictures import ClassifierReport
 from pl_losses.papers.lenet import manifest
 from pl_losses.papers.lenet.layers import LeNet5Features, RBFOutput, digit_codes
@@ -29,7 +29,7 @@ from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
 CURVATURE_PATTERNS = 500
 
 
-def levenberg_marquardt(parameters: Iterable[Any]) -> StochasticDiagonalLM:
+def levenberg_marquardt(parameters: ParamsT) -> StochasticDiagonalLM:
     """Build the default optimizer: that of Appendix C, for a batch size of 1.
 
     Its mu is ten times the paper's 0.02. The step is eps g / (mu + h), so that mu depends on the scale of the
@@ -99,7 +99,7 @@ class LeNet5(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_integer("num_classes", num_classes, 1)
+        check_counts(num_classes=num_classes)
         check_positive("rubbish_penalty", rubbish_penalty)
         if reject_above is not None and not 0 < reject_above <= 1:
             raise ValueError(f"Expected `reject_above` in (0, 1] or None but got {reject_above}")
@@ -183,8 +183,7 @@ class LeNet5(Classifier):
 
     def features(self, images: Tensor) -> Tensor:
         """Compute the 84 features of F6: [B, 1, 32, 32] -> [B, 84]."""
-        if images.shape[1:] != (1, 32, 32):
-            raise ValueError(f"Expected `images` of shape [B, 1, 32, 32] but got {list(images.shape)}")
+        check_shape("images", images, "B", 1, 32, 32)
         if not images.is_floating_point():
             raise TypeError(
                 f"Expected `images` of a floating point type, from -0.1 to 1.175, but got {images.dtype}"
@@ -271,7 +270,7 @@ class LeNet5(Classifier):
             }
         return results
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return loss and error; for a test also the error's 95 % interval and the results of rejection."""
         values = super().evaluation_results(stage)
         if stage == "test" and self.rejects:
@@ -281,7 +280,7 @@ class LeNet5(Classifier):
                 values["error_accepted"] = error
         return values
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict the penalties [B, C], the class [B] and, if it rejects, rubbish's probability [B]."""
         results = super().predict_step(batch, batch_idx)
         if self.rejects:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer, ParamsT
@@ -71,7 +72,7 @@ class StochasticDiagonalLM(Optimizer):
         self._blank: list[Tensor] = []
         super().__init__(params, {"lr": lr, "mu": mu})
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._rates, self._blank = {}, []
 
@@ -113,7 +114,11 @@ class StochasticDiagonalLM(Optimizer):
         return f"parameter {i} of group {g}, of shape {list(parameter.shape)}"
 
     def estimate_curvature(
-        self, network: Network, batches: Iterable[Any], loss: Loss, output_curvature: OutputCurvature = None
+        self,
+        network: Network,
+        batches: Iterable[object],
+        loss: Loss,
+        output_curvature: OutputCurvature = None,
     ) -> None:
         r"""Estimate the diagonal of the Gauss-Newton matrix, averaged over the patterns of ``batches``.
 
@@ -205,7 +210,9 @@ class _Totals:
         self.reached = dict.fromkeys(params, 0)
         self.count = 0
 
-    def add_batch(self, network: Network, batch: Any, loss: Loss, output_curvature: OutputCurvature) -> None:
+    def add_batch(
+        self, network: Network, batch: object, loss: Loss, output_curvature: OutputCurvature
+    ) -> None:
         if not isinstance(batch, list | tuple) or len(batch) != 2:
             raise TypeError(f"Expected `batches` of pairs (input, target) but got {type(batch).__name__}")
         input, target = (
@@ -242,7 +249,7 @@ class _Totals:
 
 
 @contextmanager
-def _undisturbed(owners: Iterable[Any], parameters: list[Tensor]) -> Iterator[None]:
+def _undisturbed(owners: Iterable[object], parameters: list[Tensor]) -> Iterator[None]:
     """Use full precision and gradients within this context; restore random streams and buffers after it."""
     modules = [m for m in (getattr(owner, "__self__", owner) for owner in owners) if isinstance(m, nn.Module)]
     kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
@@ -273,7 +280,7 @@ def _hessian_diagonal(value: Tensor, variable: Tensor, rows: int) -> Tensor | No
     return diagonal.view_as(variable)
 
 
-def _seed(value: Tensor, output: Tensor, target: Any, output_curvature: OutputCurvature) -> Tensor:
+def _seed(value: Tensor, output: Tensor, target: object, output_curvature: OutputCurvature) -> Tensor:
     """Compute the second derivatives of each pattern's own term by the output, at least 0."""
     if output_curvature is None:
         diagonal = _hessian_diagonal(value, output, len(output))
@@ -289,7 +296,8 @@ def _seed(value: Tensor, output: Tensor, target: Any, output_curvature: OutputCu
 def _propagate(output: Tensor, seed: Tensor) -> dict[Tensor, Tensor]:
     """Carry second derivatives from ``output`` back through its autograd graph to the parameters."""
     found: dict[Tensor, Tensor] = {}
-    arriving: dict[Any, dict[int, Tensor]] = {output.grad_fn: {output.output_nr: seed}}
+    assert output.grad_fn is not None
+    arriving: dict[Node, dict[int, Tensor]] = {output.grad_fn: {output.output_nr: seed}}
     for node in _consumers_first(output.grad_fn):
         seconds = arriving.pop(node, {})
         if not seconds:
@@ -306,8 +314,8 @@ def _propagate(output: Tensor, seed: Tensor) -> dict[Tensor, Tensor]:
     return found
 
 
-def _consumers_first(root: Any) -> Iterable[Any]:
-    consumers: dict[Any, set[Any]] = {root: set()}
+def _consumers_first(root: Node) -> Iterable[Node]:
+    consumers: dict[Node, set[Node]] = {root: set()}
     nodes = [root]
     for node in nodes:  # The list grows on the way.
         for source in (source for source, _ in node.next_functions if source is not None):
@@ -317,7 +325,7 @@ def _consumers_first(root: Any) -> Iterable[Any]:
     return TopologicalSorter(consumers).static_order()
 
 
-def _through(node: Any, seconds: list[Any]) -> Seconds:
+def _through(node: Node, seconds: list[Tensor | None]) -> Seconds:
     rule = _RULES.get(re.sub(r"(Backward)?\d*$", "", node.name()))
     if rule is None or (rule is _function and len(node.next_functions) != 1):
         raise NotImplementedError(
@@ -327,13 +335,13 @@ def _through(node: Any, seconds: list[Any]) -> Seconds:
     return rule(of_torch.Saved(node), *seconds)
 
 
-def _copy(node: Any, *seconds: Tensor | None) -> Seconds:
+def _copy(node: of_torch.Saved, *seconds: Tensor | None) -> Seconds:
     """Return magnitudes: with coefficients -1, 0 and 1, the ordinary backward pass is right but for signs."""
     sources = node(*seconds)
     return [None if h is None else h.abs() for h in (sources if isinstance(sources, tuple) else [sources])]
 
 
-def _function(node: Any, h: Tensor, *others: None) -> Seconds:
+def _function(node: of_torch.Saved, h: Tensor, *others: None) -> Seconds:
     """Compute f'(a)^2 h for an elementwise function f."""
     return _squares(h, node(torch.ones_like(h), *others))
 
@@ -342,7 +350,7 @@ def _squares(h: Tensor, *coefficients: Tensor | None) -> Seconds:
     return [None if c is None else h * c * c for c in coefficients]
 
 
-def _average_pool(node: Any, h: Tensor) -> Seconds:
+def _average_pool(node: of_torch.Saved, h: Tensor) -> Seconds:
     if node.ceil_mode or (any(node.padding) and not node.count_include_pad):
         raise NotImplementedError("Average pooling in `network` must divide by the same number everywhere")
     return [node(h / (node.divisor_override or math.prod(node.kernel_size)))]
@@ -353,7 +361,7 @@ def _matmul(h: Tensor, left: Tensor | None, right: Tensor | None) -> Seconds:
     return [by_left, None if left is None else left.square().mT @ h]
 
 
-def _convolution(node: Any, h: Tensor) -> Seconds:
+def _convolution(node: of_torch.Saved, h: Tensor) -> Seconds:
     names = "stride padding dilation transposed output_padding groups"
     geometry = [getattr(node, name) for name in names.split()]
     wanted = [source is not None for source, _ in node.node.next_functions]
@@ -362,7 +370,7 @@ def _convolution(node: Any, h: Tensor) -> Seconds:
     return seconds
 
 
-def _batch_norm(node: Any, h: Tensor) -> Seconds:
+def _batch_norm(node: of_torch.Saved, h: Tensor) -> Seconds:
     x, weight, dims = node.input, node.weight, [0, *range(2, h.ndim)]
     mean, scale = node.result1, node.result2
     if not node.training:

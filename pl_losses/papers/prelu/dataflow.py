@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -168,7 +168,7 @@ def _end(module: nn.Module, node: Node) -> End | None:
         slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
         return float(slope) if isinstance(slope, (int, float)) else None
     if node.target in PRELU:
-        weight: Any = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+        weight: object = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
         if isinstance(weight, Node) and weight.op == "get_attr":
             return _root_mean_square(operator.attrgetter(str(weight.target))(module))
     return None

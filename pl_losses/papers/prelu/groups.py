@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from pl_losses.core.compat import of_torch
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_not_negative, typed
 
 NORMS: tuple[type[nn.Module], ...] = (of_torch.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -62,15 +61,8 @@ def param_groups(
         undecayed 2 {'name': 'undecayed', 'weight_decay': 0.0}
         slopes 1 {'name': 'slopes', 'weight_decay': 0.0, 'momentum': 0.5}
     """
-    for name, value in (
-        ("weight_decay", weight_decay),
-        ("lr", lr),
-        ("slope_lr", slope_lr),
-        ("slope_lr_factor", slope_lr_factor),
-        ("slope_momentum", slope_momentum),
-    ):
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"Expected `{name}` to be at least 0 and finite but got {value}")
+    check_not_negative(weight_decay=weight_decay, lr=lr, slope_momentum=slope_momentum)
+    check_not_negative(slope_lr=slope_lr, slope_lr_factor=slope_lr_factor)
     if slope_lr_factor is not None:
         if lr is None or slope_lr is not None:
             raise ValueError("Expected `slope_lr_factor` with an `lr` to multiply and without `slope_lr`")

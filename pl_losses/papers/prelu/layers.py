@@ -10,11 +10,12 @@ import logging
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pl_losses.core.autograd import Context
 from pl_losses.core.compat import of_torch
 from pl_losses.core.validation import typed
 
@@ -64,8 +65,6 @@ class PReLU(nn.PReLU):
         *,
         compiled: Literal["auto"] | bool = "auto",
     ) -> None:
-        if compiled not in LEAST_ELEMENTS:
-            raise ValueError(f'Expected `compiled` to be "auto", True or False but got {compiled!r}')
         super().__init__(num_parameters, init, device, dtype)
         self.compiled = compiled
 
@@ -126,15 +125,19 @@ def _folded(input: Tensor, slopes: Tensor) -> tuple[int, int, int] | None:
     return (batch, positions, channels) if input.ndim > 2 else (1, batch, channels)
 
 
+class _RectifiedContext(Context, Protocol):
+    compiled: Backward
+
+
 class _Rectified(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, slopes: Tensor, backward: Backward) -> Tensor:
+    def forward(ctx: _RectifiedContext, input: Tensor, slopes: Tensor, backward: Backward) -> Tensor:
         ctx.save_for_backward(input, slopes)
         ctx.compiled = backward
         return torch.prelu(input, slopes.to(input.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: _RectifiedContext, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         input, slopes = ctx.saved_tensors
         if torch.is_grad_enabled():  # A further derivative of this derivative is needed.
             outputs = torch.prelu(input, slopes.to(input.dtype))
@@ -145,8 +148,8 @@ class _Rectified(torch.autograd.Function):
         last = _is_last(input)
         flat = [tensor.movedim(1, -1) if last else tensor for tensor in (gradient, input)]
         with torch.autocast(input.device.type, enabled=False):
-            folded = (_reshaped(tensor.detach().contiguous(), shape) for tensor in flat)
-            by_input, by_slopes = ctx.compiled(*folded, slopes.detach())
+            folded = [_reshaped(tensor.detach().contiguous(), shape) for tensor in flat]
+            by_input, by_slopes = ctx.compiled(folded[0], folded[1], slopes.detach())
         by_input = by_input.view(flat[0].shape)
         return by_input.movedim(-1, 1) if last else by_input, by_slopes, None
 

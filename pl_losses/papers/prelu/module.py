@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -10,13 +9,14 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import ErrorRate, computed
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import check_init, check_integer, check_share
+from pl_losses.core.validation import check_counts, check_init, check_share
 from pl_losses.papers.prelu import manifest
 from pl_losses.papers.prelu.groups import param_groups
 from pl_losses.papers.prelu.init import he_init_
@@ -124,15 +124,13 @@ class RectifierNet(Classifier):
     ) -> None:
         check_init(locals())
         check_share("dropout", dropout)
-        check_integer("in_channels", in_channels, 1)
-        if hidden is not None:
-            check_integer("hidden", hidden, 1)
-        if (test_views == "single") != (test_crop is None) or (test_crop is not None and test_crop < 1):
+        check_counts(in_channels=in_channels, hidden=hidden, test_crop=test_crop)
+        check_counts(2, num_classes=num_classes)
+        if (test_views == "single") != (test_crop is None):
             raise ValueError(
                 f'Expected `test_crop` in pixels with `test_views` "ten" or "dense", and only there, but got'
                 f" {test_crop} with {test_views!r}"
             )
-        check_integer("num_classes", num_classes, 2)
         if pyramid is not None and (not pyramid or min(pyramid) < 1):
             raise ValueError(f"Expected `pyramid` of numbers of at least 1 but got {pyramid}")
         if "prelu" not in rectifier and (slope_lr is not None or slope_momentum is not None):
@@ -191,7 +189,7 @@ class RectifierNet(Classifier):
         super().configure_metrics()
         self.val_error_top5, self.test_error_top5 = ErrorRate(), ErrorRate()
 
-    def parameter_groups(self) -> Iterable[Any]:
+    def parameter_groups(self) -> ParamsT:
         """Group the slopes of PReLUs apart: no weight decay, their own learning rate and momentum."""
         return param_groups(self, slope_lr=self.slope_lr, slope_momentum=self.slope_momentum)
 
@@ -257,7 +255,7 @@ class RectifierNet(Classifier):
         if self.num_classes > 5:
             getattr(self, f"{stage}_error_top5").update(top_prediction(self.scores(outputs), target), target)
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return loss and errors, with the top-5 error."""
         values = super().evaluation_results(stage)
         if self.num_classes > 5:

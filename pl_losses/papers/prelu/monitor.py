@@ -95,14 +95,12 @@ class PReLUSlopeMonitor(Monitor):
     @typed
     def __init__(self, every_n_steps: int | None = None, *, modules: str = "*") -> None:
         super().__init__(every_n_steps)
-        if not isinstance(modules, str):
-            raise TypeError(f"Expected `modules` to be a pattern of module paths but got {modules!r}")
         self.modules = modules
         self._history = History()
         self._latest: dict[str, tuple[float, float, float]] = {}  # Mean, min, max; on rank zero.
         self._warned = False
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the history of the mean slopes, as plain data."""
         return {"history": deepcopy(vars(self._history))}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -109,7 +110,7 @@ def parameters_of(layers: dict[str, Tensor], module: nn.Module, pattern: str) ->
     return {path: [*slope_parameters(found[path])] for path in layers}
 
 
-def members(group: dict[str, Any], trained: Trained) -> list[str]:
+def members(group: Mapping[str, Any], trained: Trained) -> list[str]:
     """List the paths of the layers whose slopes a parameter group trains."""
     inside = set(map(id, group["params"]))
     return [

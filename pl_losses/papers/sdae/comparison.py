@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from time import perf_counter
 from typing import Any
@@ -16,8 +13,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from pl_losses.core.experiment import Experiment
-from pl_losses.core.validation import check_integer
+from pl_losses.core.experiment import Experiment, names_of, quiet
+from pl_losses.core.validation import check_counts
 from pl_losses.data.variations import NAMES, Name, Variations
 from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder
 
@@ -69,14 +66,8 @@ def reproduce(
     Raises:
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
-    names = _names(variations)
-    for name, value, least in (
-        ("seeds", seeds, 1),
-        ("hidden", hidden, 1),
-        ("pretrain_epochs", pretrain_epochs, 1),
-        ("finetune_epochs", finetune_epochs, 1),
-    ):
-        check_integer(name, value, least)
+    names: list[Any] = names_of("variations", variations, list(NAMES))
+    check_counts(seeds=seeds, hidden=hidden, pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs)
     settings = {
         "source": source,
         "train_size": train_size,
@@ -141,7 +132,7 @@ def _train(name: str, method: str, seed: int, data: Variations, settings: dict[s
     started = perf_counter()
     model = configure(method, name, settings, seed)
     data.seed = seed
-    with _quiet():
+    with quiet():
         trainer = pl.Trainer(
             accelerator="auto",
             devices=1,
@@ -166,7 +157,7 @@ def _train(name: str, method: str, seed: int, data: Variations, settings: dict[s
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write the mean test error of each method in percent, with the 95 % interval of one test, and a verdict.
 
     SDAE-3 is named better if its mean is below the other's by more than 1.96 standard errors of the
@@ -202,27 +193,3 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _line(row: dict[str, Any]) -> str:
     error = f"{100 * row['error']:.2f} % ({100 * row['low']:.2f} to {100 * row['high']:.2f} %)"
     return f"{row['variation']}, {row['method']}, seed {row['seed']}: {error}, {row['seconds']:.0f} s"
-
-
-def _names(given: str | list[str]) -> list[Any]:
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
-    if names == ["all"]:
-        return list(NAMES)
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(f'Expected `variations` of {", ".join(NAMES)}, or "all", but got {name!r}')
-    return list(dict.fromkeys(names))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's messages about the many runs within this context."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

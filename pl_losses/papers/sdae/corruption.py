@@ -7,12 +7,12 @@ which divides them by 1 - p, is not masking noise.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pl_losses.core.validation import check_integer, typed
+from pl_losses.core.validation import check_integer, check_not_negative, check_real, typed
 
 Mode = Literal["exact", "bernoulli"]
 # Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
@@ -29,7 +29,9 @@ class Corruption(ABC):
     subset = True
 
     @abstractmethod
-    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+    def draw(
+        self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """Draw random tensors for rows of elements.
 
         Args:
@@ -66,8 +68,7 @@ class Corruption(ABC):
             TypeError: If ``clean`` is not of a floating point type.
             ValueError: If ``clean`` is a single example without the dimension of the batch.
         """
-        if not clean.is_floating_point():
-            raise TypeError(f"Expected `clean` of a floating point type but got {clean.dtype}")
+        check_real("clean", clean)
         if clean.ndim < 2:
             raise ValueError(f"Expected `clean` of shape [B, ...] but got {list(clean.shape)}")
         check_integer("ranks", ranks, 1)
@@ -116,7 +117,9 @@ class MaskingNoise(_SubsetCorruption):
         (tensor([6., 6.]), tensor([2, 2]))
     """
 
-    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+    def draw(
+        self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """Draw uniform keys."""
         return (torch.rand(shape, generator=generator, device=like.device),)
 
@@ -155,7 +158,9 @@ class SaltAndPepper(_SubsetCorruption):
             raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
         self.low, self.high = low, high
 
-    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+    def draw(
+        self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """Draw uniform keys and coins."""
         return tuple(torch.rand((2, *shape), generator=generator, device=like.device).unbind())
 
@@ -185,11 +190,12 @@ class GaussianNoise(Corruption):
 
     @typed
     def __init__(self, sigma: float = 0.25) -> None:
-        if not 0 <= sigma < float("inf"):
-            raise ValueError(f"Expected `sigma` to be finite and at least 0 but got {sigma}")
+        check_not_negative(sigma=sigma)
         self.sigma = sigma
 
-    def draw(self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None) -> Any:
+    def draw(
+        self, shape: tuple[int, int], like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """Draw standard normal numbers."""
         return (torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype),)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ from pl_losses.core.loaders import BLOCK, drawn_at
 from pl_losses.core.metrics import computed
 from pl_losses.core.rng import keyed_generator
 from pl_losses.core.sums import Mean
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init, check_integer
 from pl_losses.papers.sdae.corruption import (
     Corruption,
     GaussianNoise,
@@ -54,18 +55,9 @@ class Denoising(PaperModule):
         seed: int,
     ) -> None:
         """Check the arguments and build the layers; ``sizes`` are the inputs' and the hidden layers'."""
-        for size in sizes:
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(
-                    f"Expected `in_features` and `hidden` to be positive integers but got {size!r}"
-                )
-        if corruption not in ("masking", "gaussian", "salt_and_pepper"):
-            raise ValueError(
-                'Expected `corruption` to be "masking", "gaussian" or "salt_and_pepper" but got'
-                f" {corruption!r}"
-            )
-        if visible not in ("cross_entropy", "squared"):
-            raise ValueError(f'Expected `visible` to be "cross_entropy" or "squared" but got {visible!r}')
+        check_counts(in_features=sizes[0])
+        for size in sizes[1:]:
+            check_counts(hidden=size)
         self.corruption, self.level, self.mode = corruption, level, mode
         self.visible, self.sigma, self.alpha, self.beta = visible, sigma, alpha, beta
         self.in_features, self.tied, self.seed = sizes[0], tied, seed
@@ -141,7 +133,7 @@ class Denoising(PaperModule):
 
     def layer(self, index: int) -> AutoencoderLayer:
         """Return the layer ``index``, from 0."""
-        layer: Any = self.layers[index]
+        layer: object = self.layers[index]
         assert isinstance(layer, AutoencoderLayer)
         return layer
 
@@ -163,7 +155,7 @@ class Denoising(PaperModule):
         return codes
 
     def corrupt(
-        self, clean: Tensor, index: int, *key: Any, places: range | None = None
+        self, clean: Tensor, index: int, *key: object, places: range | None = None
     ) -> tuple[Tensor, Tensor]:
         """Corrupt this rank's inputs of layer ``index`` as those of the joined batch.
 
@@ -180,7 +172,7 @@ class Denoising(PaperModule):
         if places is not None:
             rows, noise = clean.flatten(1), self.noise[index]
 
-            def draw(block: int) -> Any:
+            def draw(block: int) -> tuple[Tensor, ...]:
                 generator = keyed_generator(self.seed, index, *key, block, device=clean.device)
                 return noise.draw((BLOCK, rows.shape[1]), rows, generator)
 
@@ -192,7 +184,7 @@ class Denoising(PaperModule):
         return self.noise[index](clean, generator, rank, ranks)
 
     def denoising_loss(
-        self, clean: Tensor, index: int, own: int, *key: Any, places: range | None = None
+        self, clean: Tensor, index: int, own: int, *key: object, places: range | None = None
     ) -> Tensor:
         """Compute the criterion of layer ``index`` for the first ``own`` clean inputs of [B, ...] -> scalar.
 
@@ -336,28 +328,28 @@ class DenoisingAutoencoder(Denoising):
         """Encode clean inputs: [B, ...] -> [B, H]."""
         return self.layer(0).encode(self.prepare_input(inputs))
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
         """Compute and log the reconstruction error of a batch, per example."""
         loss, weighted = self.denoise(self._clean(batch), 0, batch_idx)
         self.log("train/loss", loss, prog_bar=True)
         return weighted
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: object, batch_idx: int) -> None:
         """Add a batch to the mean."""
         self.count_reconstruction(self.means["val"], self._clean(batch), 0, "val", batch_idx)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: object, batch_idx: int) -> None:
         """Add a batch to the mean."""
         self.count_reconstruction(self.means["test"], self._clean(batch), 0, "test", batch_idx)
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> Mapping[str, Tensor | float]:
         """Return the mean reconstruction error."""
         return {"loss": computed(self.means[stage])}  # type: ignore[arg-type]
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """Predict codes [B, H] of clean inputs and their reconstruction [B, D]."""
         codes = self.codes(expected.first(self, batch))
         return {"codes": codes, "reconstruction": self.layer(0).mean(codes)}
 
-    def _clean(self, batch: Any) -> Tensor:
+    def _clean(self, batch: object) -> Tensor:
         return self.prepare_input(expected.first(self, batch))

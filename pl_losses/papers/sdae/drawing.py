@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
+
+from pl_losses.core.mosaic import mosaic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def mosaic(images: Tensor, columns: int, gap: float = 0.5) -> Tensor:
-    """Join images with a pixel between them: [N, H, W] -> [rows (H + 1) - 1, columns (W + 1) - 1].
-
-    Args:
-        images: [N, H, W].
-        columns: Images in a row.
-        gap: Value between the images, and of places that are left over.
-
-    Example:
-        >>> mosaic(torch.ones(3, 1, 1), columns=2)
-        tensor([[1.0000, 0.5000, 1.0000],
-                [0.5000, 0.5000, 0.5000],
-                [1.0000, 0.5000, 0.5000]])
-    """
-    count, height, width = images.shape
-    rows = ceil(count / columns)
-    images = torch.cat([images, images.new_full((rows * columns - count, height, width), gap)])
-    framed = pad(images, (0, 1, 0, 1), value=gap).view(rows, columns, height + 1, width + 1)
-    return framed.transpose(1, 2).reshape(rows * (height + 1), -1)[:-1, :-1]
 
 
 def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, title: str = "") -> Figure:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pl_losses.core.validation import check_integer
+from pl_losses.core.validation import check_integer, typed
 from pl_losses.data.module import TensorDataModule
 from pl_losses.papers.sdae.denoising import Denoising
 
@@ -56,10 +56,11 @@ def encode_split(model: Denoising, data: TensorDataModule, split: str, depth: in
     return codes, labels
 
 
+@typed
 def svm_errors(
     model: Denoising,
     data: TensorDataModule,
-    kernel: str = "linear",
+    kernel: Literal["linear", "rbf"] = "linear",
     depths: Sequence[int] | None = None,
     c_values: Sequence[float] = C_VALUES,
 ) -> dict[int, dict[str, float]]:
@@ -84,8 +85,6 @@ def svm_errors(
     """
     from sklearn.svm import SVC, LinearSVC
 
-    if kernel not in ("linear", "rbf"):
-        raise ValueError(f'Expected `kernel` to be "linear" or "rbf" but got {kernel!r}')
     if not c_values:
         raise ValueError("Expected `c_values` to choose from but got none")
     chosen = range(len(model.layers) + 1) if depths is None else depths

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pl_losses.core.precision import at_least_float32
-from pl_losses.core.validation import check_number, check_positive, typed
+from pl_losses.core.validation import check_not_negative, check_positive, typed
 
 Kind = Literal["squared", "cross_entropy"]
 ROUNDING = 1e-3  # Rounding errors of pixels that were interpolated or scaled.
@@ -85,8 +85,7 @@ def _check(
     beta: float,
 ) -> None:
     check_positive("sigma", sigma)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        check_number(name, value, "to be finite and at least 0", lambda weight: weight >= 0)
+    check_not_negative(alpha=alpha, beta=beta)
     if decoded.ndim < 2 or not len(decoded):
         raise ValueError(
             f"Expected `decoded` of shape [B, ...] with B of at least 1 but got {list(decoded.shape)}"

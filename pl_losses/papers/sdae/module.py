@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.sharding import load_whole
 from pl_losses.core.sums import Mean
-from pl_losses.core.validation import check_init, check_integer
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.papers.sdae import manifest
 from pl_losses.papers.sdae.corruption import Mode
 from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
@@ -115,11 +115,9 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
     ) -> None:
         check_init(locals())
         hidden = [1000, 1000, 1000] if hidden is None else hidden
-        if not isinstance(hidden, (list, tuple)):
-            raise TypeError(f"Expected `hidden` to be a list, one number for each layer, but got {hidden!r}")
         if not hidden:
             raise ValueError("Expected `hidden` of at least one layer but got none")
-        check_integer("num_classes", num_classes, 1)
+        check_counts(num_classes=num_classes)
         super().__init__(optimizer, lr_scheduler)
         if isinstance(pretrain_optimizer, torch.optim.Optimizer) or not callable(pretrain_optimizer):
             raise TypeError(
@@ -127,8 +125,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
                 f" {pretrain_optimizer!r:.80}"
             )
         self.pretrain_epochs = _epochs(pretrain_epochs, len(hidden))
-        if patience is not None:
-            check_integer("patience", patience, 1, also="None or ")
+        check_counts(patience=patience)
         save_plain_hyperparameters(self)
         self._pretraining = pretrain_optimizer, pretrain_lr_scheduler
         self.patience, self.cache_codes, self.start_from = patience, cache_codes, start_from
@@ -180,7 +177,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         encoders = [p for index in range(len(self.layers)) for p in self.layer(index).encoder_parameters()]
         return [*encoders, *self.head.parameters()]
 
-    def stage_optimizer(self, stage: int) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    def stage_optimizer(self, stage: int) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """Return the constructor's builders; override it for an optimizer of its own for each layer."""
         return self._pretraining if stage < len(self.layers) else (self._optimizer, self._lr_scheduler)
 
@@ -219,7 +216,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         mean = self.val_reconstruction[self.stage]
         self.count_reconstruction(mean, clean, self.stage, "val", batch_idx)
 
-    def evaluation_results(self, stage: str) -> dict[str, Any]:
+    def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return a layer's mean reconstruction error; in fine-tuning and tests loss and error."""
         if self.finetuning or stage == "test":
             return super().evaluation_results(stage)
@@ -229,9 +226,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
 
 def _epochs(given: int | list[int], layers: int) -> list[int]:
     epochs = list(given) if isinstance(given, (list, tuple)) else [given] * layers
-    if len(epochs) != layers or any(
-        not isinstance(one, int) or isinstance(one, bool) or one < 0 for one in epochs
-    ):
+    if len(epochs) != layers or min(epochs) < 0:
         raise ValueError(
             "Expected `pretrain_epochs` to be integers of at least 0, one or"
             f" {layers} (`hidden`), but got {given!r}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.loader import BatchLoader
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step
@@ -59,13 +59,11 @@ class AutoencoderReport(Callback):
     def __init__(
         self, every_n_epochs: int = 5, *, filters: int = 128, examples: int = 12, seed: int = 0
     ) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("filters", filters), ("examples", examples)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected `{name}` to be a positive integer but got {value!r}")
+        check_counts(every_n_epochs=every_n_epochs, filters=filters, examples=examples)
         self.every_n_epochs, self.filters, self.examples, self.seed = every_n_epochs, filters, examples, seed
         self._curves: dict[str, list[tuple[int, float]]] = {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the curves, which continue after a resume."""
         return {"curves": self._curves}
 

@@ -8,18 +8,20 @@ stage's optimizer.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, islice
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier
@@ -66,7 +68,7 @@ class StagedClassifier(Classifier):
         """Return the parameters that a stage trains; the others are frozen."""
 
     @abstractmethod
-    def stage_optimizer(self, stage: int) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    def stage_optimizer(self, stage: int) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """Return builders: parameters to optimizer, and optimizer to scheduler or None."""
 
     @abstractmethod
@@ -106,12 +108,12 @@ class StagedClassifier(Classifier):
         self._validated = 0
         self._resumed = None
         self._restore_loader()  # An interrupted fit left codes in the loader.
-        self._tell_of_missing_stages(self.trainer.max_epochs)
+        self._warn_of_missing_stages(self.trainer.max_epochs)
         self._select(self.stage_at(self.trainer.current_epoch))
         if self.trainer.strategy.restore_checkpoint_after_setup:
             self._find_stage_before_loading()
 
-    def _tell_of_missing_stages(self, epochs: int) -> None:
+    def _warn_of_missing_stages(self, epochs: int) -> None:
         before = sum(self.pretrain_epochs)
         if epochs < before and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
@@ -124,7 +126,7 @@ class StagedClassifier(Classifier):
         strategy: Any = self.trainer.strategy
         load = strategy.load_checkpoint
 
-        def load_checkpoint(path: Any, *args: Any, **kwargs: Any) -> Any:
+        def load_checkpoint(path: Any, *args: object, **kwargs: object) -> Any:
             found = Path(path, "meta.pt") if Path(path).is_dir() else Path(path)
             known = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
             self._select(known.get(KEY, {"stage": self.stage})["stage"])
@@ -139,7 +141,7 @@ class StagedClassifier(Classifier):
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
 
-    def parameter_groups(self) -> Iterable[Any]:
+    def parameter_groups(self) -> ParamsT:
         """Return what this stage's optimizer is given."""
         return self.stage_parameters(self.stage)
 
@@ -223,7 +225,7 @@ class StagedClassifier(Classifier):
             strategy.model = self
             strategy.configure_ddp()
         strategy.setup_optimizers(self.trainer)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[object] = self.trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, Monitor):
                 callback.on_train_start(self.trainer, self)
@@ -349,7 +351,7 @@ class StagedClassifier(Classifier):
                 )
 
 
-def refuse_other_weights(model: nn.Module, weights: dict[str, Any], argument: str) -> None:
+def refuse_other_weights(model: nn.Module, weights: Mapping[str, object], argument: str) -> None:
     """Name the first weight of a checkpoint that does not fit the model, instead of all of them.
 
     Args:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Luminance of red, green and blue, of the YIQ colour space.
-LUMINANCE = (0.299, 0.587, 0.114)
+from pl_losses.data.image_files import LUMA
 
 
 def luminance(images: Tensor) -> Tensor:
     """Compute the luminance of images [..., 3, H, W], as grey images of three equal channels."""
-    weights = images.new_tensor(LUMINANCE)[:, None, None]
+    weights = images.new_tensor(LUMA)[:, None, None]
     return (images * weights).sum(-3, keepdim=True).expand_as(images)
 
 

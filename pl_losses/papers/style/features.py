@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_losses.core.precision import in_float64
+from pl_losses.core.validation import typed
 from pl_losses.papers.style.vgg import CONVOLUTIONS, Weights
 
 Pooling = Literal["avg", "max"]
@@ -34,10 +35,9 @@ class VGG19Features(nn.Module):
 
     mean: Tensor
 
+    @typed
     def __init__(self, layers: Sequence[str], weights: Weights, pooling: Pooling = "avg") -> None:
         check_layers("layers", layers)
-        if pooling not in get_args(Pooling):
-            raise ValueError(f'Expected `pooling` to be "avg" or "max" but got {pooling!r}')
         super().__init__()
         self.layers, self.pooling = tuple(layers), pooling
         self.needed = CONVOLUTIONS[: max(map(CONVOLUTIONS.index, layers)) + 1]

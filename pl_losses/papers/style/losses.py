@@ -6,11 +6,11 @@ The gradients, equations 2 and 6, are zero where F is not positive: F are activa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pl_losses.core.autograd import Context
 from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_least, typed
 
@@ -169,13 +169,13 @@ class _Gram(torch.autograd.Function):
     """[B, N, M] -> [B, N, N], with the symmetric backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
+    def forward(ctx: Context, features: Tensor) -> Tensor:
         ctx.save_for_backward(features)
         with torch.autocast(features.device.type, enabled=False):
             return features @ features.transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Context, *grads: Tensor) -> Tensor:
         (features,) = ctx.saved_tensors
         both = grads[0] + grads[0].transpose(1, 2)
         with torch.autocast(features.device.type, enabled=False):
@@ -203,7 +203,7 @@ class _GramOnTheWay(torch.autograd.Function):
     """[B, N, H, W] -> itself and [B, N, N]."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Context, features: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(features)
         ctx.set_materialize_grads(False)
         flat = features.flatten(2)
@@ -211,7 +211,7 @@ class _GramOnTheWay(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
+    def backward(ctx: Context, *grads: Tensor | None) -> Tensor | None:
         behind, slope = grads
         if slope is None:
             return behind

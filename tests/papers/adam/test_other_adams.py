@@ -110,8 +110,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("make", [Same, Foreign, Adam])
 def test_what_is_logged_is_the_step_that_was_made(tmp_path, make, recwarn):
     model, rows = rows_of(tmp_path, lambda net: make(net.parameters()))
-    told = [row[f"adam/{make.__name__}/update_norm"] for row in rows.values()]
-    assert told == pytest.approx(model.norms, rel=1e-3)
+    norms = [row[f"adam/{make.__name__}/update_norm"] for row in rows.values()]
+    assert norms == pytest.approx(model.norms, rel=1e-3)
     assert [row[f"adam/{make.__name__}/skipped_steps"] for row in rows.values()] == [0] * 4
     assert not [one for one in recwarn if "Monitor" in str(one.message)]
 

@@ -279,7 +279,7 @@ SAMPLES, TARGET = probabilities(batch=8)
         (lambda: ClassificationScores().update(SAMPLES[0], TARGET[:7]), r"B = 8 but got \[7\]"),
         (lambda: ClassificationScores().update(SAMPLES[0], TARGET.float()), "class indices but got torch.fl"),
         (lambda: ClassificationScores().update(SAMPLES[0], TARGET + 3), r"`target` in 0\.\.4 but got 3\.\.7"),
-        (lambda: ClassificationScores(0), "`bins` to be a positive integer but got 0"),
+        (lambda: ClassificationScores(0), "`bins` to be at least 1 but got 0"),
         (lambda: RegressionScores(0.0), "`(precision|tau)` to be positive and finite but got 0.0"),
         (
             lambda: RegressionScores().update(SAMPLES, TARGET),

@@ -193,8 +193,8 @@ def test_without_a_precision_variances_say_once_that_they_lack_the_noise(recwarn
     model, inputs = regressor(precision=None), torch.zeros(2, 3)
     model.predictive(inputs)
     model.predict_step(inputs, 0)
-    (told,) = recwarn
-    assert "variances leave out the noise" in str(told.message)
+    (warned,) = recwarn
+    assert "variances leave out the noise" in str(warned.message)
 
 
 def test_a_decay_that_knows_nothing_of_the_networks_dropout_is_told(tmp_path, recwarn):
@@ -337,7 +337,7 @@ def test_a_second_fit_keeps_the_scales_the_weights_were_trained_for(tmp_path):
         ({"masks": "none"}, "`masks`.*'none'"),
         ({"seed": -1}, "`seed`.*-1"),
         ({"chunk": 0}, "`chunk`.*0"),
-        ({"hidden": [0]}, r"`hidden`.*\[0\]"),
+        ({"hidden": [0]}, "`hidden`.*0"),
         ({"hidden": 50}, r"`hidden` to be a sequence .* but got 50"),
         ({"activation": "selu"}, "`activation`.*'selu'"),
     ],
@@ -362,9 +362,9 @@ def test_what_a_classifier_refuses():
 
 def test_wrong_shapes_and_batches_are_refused(tmp_path):
     model = regressor()
-    with pytest.raises(ValueError, match=r"inputs of shape \[B, 3\] but got \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"`inputs` of shape \[B, 3\] but got \[2, 4\]"):
         model(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match=r"images of shape \['B', 1, 16, 16\]"):
+    with pytest.raises(ValueError, match=r"`images` of shape \[B, 1, 16, 16\]"):
         classifier()(torch.zeros(2, 1, 28, 28))
     with pytest.raises(ValueError, match=r"targets of shape \[2, 1\] but got \[2, 2\]"):
         model.test_step((torch.zeros(2, 3), torch.zeros(2, 2)), 0)

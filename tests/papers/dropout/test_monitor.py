@@ -225,7 +225,7 @@ def test_batches_that_do_not_fit_are_refused_before_training(tmp_path, model, mo
     monkeypatch.setattr(Classifier, "training_step", never)
     monkeypatch.setattr(Classifier, "validation_step", lambda self, batch: None)
     data = DataLoader(Wrapped(lambda x, y: {"x": x, "y": y}), 4)
-    with pytest.raises(TypeError, match="got dict: override `get_inputs`"):
+    with pytest.raises(TypeError, match="got a dict of 'x', 'y': override `get_inputs`"):
         trainer(tmp_path, DropoutUncertaintyMonitor()).fit(model, data, data)
 
 
@@ -387,8 +387,13 @@ class Wrapped(torch.utils.data.Dataset):
 @pytest.mark.parametrize(
     ("form", "options", "error", "words"),
     [
-        (lambda x, y: {"x": x, "y": y}, {}, TypeError, "got dict: override `get_inputs` of DropoutUnc"),
-        (lambda x, y: [x], {}, TypeError, r"got list of \['Tensor'\]: override `get_target`"),
+        (
+            lambda x, y: {"x": x, "y": y},
+            {},
+            TypeError,
+            "got a dict of 'x', 'y': override `get_inputs`",
+        ),
+        (lambda x, y: [x], {}, TypeError, "got a list of Tensor: override `get_target`"),
         (
             lambda x, y: (x, torch.zeros(3, dtype=torch.long)),
             {},

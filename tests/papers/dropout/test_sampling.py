@@ -389,7 +389,7 @@ def test_scripted_dropout_is_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"samples": 0}, "`samples` to be an integer of at least 1 but got 0"),
+        ({"samples": 0}, "`samples` to be at least 1 but got 0"),
         ({"samples": 2.0}, "`samples`.*2.0"),
         ({"samples": None}, "`samples`.*None"),
         ({"chunk": 0}, "`chunk`.*at least 1 but got 0"),

@@ -297,7 +297,7 @@ def one_by_one(monkeypatch, *args, **options):
 @pytest.mark.parametrize("kind", SLOW)
 def test_what_cannot_be_computed_together_is_one_at_a_time_and_says_so_once(kind, monkeypatch, caplog):
     function, reason, way = SLOW[kind]
-    monkeypatch.setattr(module_under_test, "_told", set())
+    monkeypatch.setattr(module_under_test, "_logged", set())
     counts = counted(monkeypatch)
     module = troublesome(function)
     twin, x = copy.deepcopy(module), inputs(4, 8)

@@ -341,18 +341,18 @@ def failing(m, x):
 )
 def test_what_cannot_be_switched_on_is_named(make, words):
     module, x = make().eval(), inputs(16, 8)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         samples = mc_samples(module, x, 5, seed=0)
         rows(lambda m, x: m.part(x), lambda x: x, part=make())
     assert samples.shape == (5, 16, 8)
-    told = [
-        str(one.message) for one in told if "samples" in str(one.message) or "Monitor" in str(one.message)
+    warned = [
+        str(one.message) for one in warned if "samples" in str(one.message) or "Monitor" in str(one.message)
     ]
-    assert len(told) == 2 * bool(words)
+    assert len(warned) == 2 * bool(words)
     if words:
-        assert re.search(words, told[0])
-        assert re.search(f"Monitor measures.*{words.split(' ', 5)[-1]}", told[1])
+        assert re.search(words, warned[0])
+        assert re.search(f"Monitor measures.*{words.split(' ', 5)[-1]}", warned[1])
 
 
 @pytest.mark.parametrize(
@@ -466,9 +466,9 @@ def test_without_dropout_there_is_no_number_of_a_network_that_stays_random():
     for noise in (torch.rand_like, lambda x: torch.from_numpy(stream.random(x.shape)).float()):
         with pytest.warns(
             UserWarning, match="no numbers without dropout: Regressor is random in eval"
-        ) as told:
+        ) as warned:
             found = rows(lambda m, x, noise=noise: F.dropout(x, P) + noise(x), lambda x: x)
-        assert sum("no numbers" in str(one.message) for one in told) == 1
+        assert sum("no numbers" in str(one.message) for one in warned) == 1
         assert np.isnan(found["rmse_deterministic"])
         assert found["rmse"] > 0.1
     # No dropout at all, but its samples differ.

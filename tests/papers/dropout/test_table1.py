@@ -271,8 +271,8 @@ def test_an_interrupted_run_goes_on(root, folder, monkeypatch, capsys):
     ("arguments", "message"),
     [
         ({"sets": "bosten"}, "`sets` of boston, .* but got 'bosten'"),
-        ({"sets": "small,"}, r'`sets` to be names between commas or "all" but got \'small,\''),
-        ({"columns": "paper,20x"}, "`columns` of paper, 10x, grid but got '20x'"),
+        ({"sets": "small,"}, "`sets` to be of boston, .* but got ''"),
+        ({"columns": "paper,20x"}, "`columns` to be of paper, 10x, grid, or \"all\", but got '20x'"),
         ({"sets": "small,mine", "columns": "paper,grid"}, '`columns` of "grid" alone for mine'),
         ({"samples": 0}, "`samples` to be at least 1 but got 0"),
         ({"repeats": 0}, "`repeats` to be at least 1 but got 0"),
@@ -280,7 +280,7 @@ def test_an_interrupted_run_goes_on(root, folder, monkeypatch, capsys):
         ({"splits": 0}, r"`splits` to be in 1\.\.4 but got 0"),
         ({"splits": 5}, r"`splits` to be in 1\.\.4 but got 5"),
         ({"epochs_scale": 0.0}, r"`epochs_scale` to be positive and finite but got 0\.0"),
-        ({"wandb": "on"}, "`wandb` to be one of offline, online, disabled but got 'on'"),
+        ({"wandb": "on"}, '`wandb` to be "offline", "online" or "disabled" but got \'on\''),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(root, folder, arguments, message):

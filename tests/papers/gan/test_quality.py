@@ -7,9 +7,9 @@ from torch import nn
 
 from pl_losses import GAN, PretrainedLeNet5
 from pl_losses.callbacks import GANReport
+from pl_losses.core.mosaic import mosaic
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.gan import frechet_distance, precision_recall
-from pl_losses.papers.gan.drawing import tiles
 from pl_losses.papers.gan.noise import spherical
 from pl_losses.papers.gan.quality import ClassShares, FrechetDistance, PrecisionRecall
 from pl_losses.papers.lenet.features import WEIGHTS, package
@@ -140,7 +140,7 @@ def test_spherical_interpolation_keeps_the_length():
 
 def test_tiles_are_in_reading_order():
     images = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 2) / 5
-    grid = tiles(images, 3)
+    grid = mosaic((images + 1) / 2, 3)
     assert grid.shape == (1, 5, 8)
     torch.testing.assert_close(grid[0, 0, ::3], (torch.tensor([0, 0.2, 0.4]) + 1) / 2)
     torch.testing.assert_close(grid[0, 3, ::3], (torch.tensor([0.6, 0.8, 0]) + 1) / 2)
@@ -260,7 +260,7 @@ def test_report_without_features_draws_only(tmp_path):
 
 
 def test_report_refuses():
-    with pytest.raises((TypeError, ValueError), match="`samples` to be a positive integer but got 0"):
+    with pytest.raises((TypeError, ValueError), match="`samples` to be at least 1 but got 0"):
         GANReport(samples=0)
     with pytest.raises(TypeError, match="`features` to be a function that makes a module"):
         GANReport(features=Mean())

@@ -33,7 +33,7 @@ def test_table1_in_small(folder, capsys, monkeypatch):
     ("options", "message"),
     [
         (["--models", "LeNet"], "`models` to be of AlexNet"),
-        (["--device", "tpu"], '`device` to be "auto", "cpu" or "cuda" but got'),
+        (["--device", "tpu"], "`device`: Expected one of 'auto', 'cpu', 'cuda' but got"),
         (["--steps", "0"], "`steps` to be at least 1 but got 0"),
     ],
 )

@@ -10,7 +10,14 @@ from pl_losses.losses import (
     forward_loss,
     viterbi_loss,
 )
-from pl_losses.papers.gtn import ArcLattice, SegmentLattice
+from pl_losses.papers.gtn import ArcLattice, SegmentLattice, lexicon
+from pl_losses.papers.gtn.lattices.protocol import (
+    ConstrainableLattice,
+    DecodableLattice,
+    Lattice,
+    PathPenalties,
+)
+from pl_losses.papers.gtn.sdnn import FrameLattice
 
 INF = float("inf")
 LOSSES = (viterbi_loss, discriminative_viterbi_loss, forward_loss, discriminative_forward_loss)
@@ -137,3 +144,26 @@ def test_an_unknown_reduction_is_refused():
     for loss in LOSSES:
         with pytest.raises(ValueError, match='"mean", "sum" or "none" but got \'avg\''):
             loss(SegmentLattice(torch.zeros(1, 1, 1, 1)), torch.tensor([[0]]), reduction="avg")
+
+
+def test_every_lattice_has_what_losses_and_readers_ask_for():
+    segments = SegmentLattice(torch.rand(1, 3, 2, 3))
+    frames = FrameLattice(torch.rand(1, 3, 3), torch.tensor([3]))
+    for lattice in (segments, segments.to_arcs(), frames):
+        assert isinstance(lattice, ConstrainableLattice)
+        assert isinstance(lattice, DecodableLattice)
+        spelt = lattice.constrain(targets=torch.tensor([[0, 1]]), target_lengths=torch.tensor([2]))
+        assert isinstance(spelt, PathPenalties)
+        assert bool(spelt.feasible)
+        assert isinstance(lattice.constrain(targets=lexicon([(0, 1), (1,)])), Lattice)
+    assert all(isinstance(lattice, Lattice) for lattice in (segments, segments.to_arcs()))
+    assert not isinstance(frames, Lattice)
+
+
+def test_a_lattice_without_penalties_is_refused():
+    class Half:
+        def constrain(self, targets, target_lengths=None):
+            return self
+
+    with pytest.raises(TypeError, match="Expected `lattice` to be a ConstrainableLattice"):
+        viterbi_loss(Half(), torch.tensor([[0]]))

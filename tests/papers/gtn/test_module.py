@@ -333,7 +333,7 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
         ({"decoder": "beam"}, "`decoder` to be .viterbi. or .greedy."),
         ({"alphabet": "00"}, "`alphabet` of different characters"),
         ({"reject_below": 1.5}, r"`reject_below` in \[0, 1\]"),
-        ({"penalty_scale": 0.0}, "`penalty_scale` to be a positive number"),
+        ({"penalty_scale": 0.0}, "`penalty_scale` to be positive"),
         ({"max_pieces": 0}, "`max_pieces` to be at least 1"),
         ({"lexicon": ["12", "1x"]}, "`lexicon` of strings in `alphabet` '0123456789' but got 'x'"),
         ({"lexicon": ["1"], "decoder": "greedy"}, "`lexicon` .* 'viterbi'"),

@@ -36,14 +36,14 @@ def test_fan_counts_the_products_that_are_added_up(layer, options, mode):
     middle = (..., *[slice(6, 18)] * dimensions)  # Whole periods of strides 2 and 3.
     counted = (outputs if mode == "fan_in" else gradient)[middle].mean().item()
     transposed = isinstance(convolution, (nn.ConvTranspose1d, nn.ConvTranspose2d))
-    told = fan(
+    result = fan(
         convolution.weight,
         mode,
         groups=convolution.groups,
         stride=convolution.stride,
         transposed=transposed,
     )
-    assert told == pytest.approx(counted, rel=1e-6)
+    assert result == pytest.approx(counted, rel=1e-6)
 
 
 def test_the_deviations_of_the_paper():

@@ -110,10 +110,10 @@ def test_values_are_those_that_numpy_finds(tmp_path, optimizer):
         expected = {}
         for path, (slopes, gradient, momentum) in after.items():
             q05, median, q95 = np.quantile(slopes, [0.05, 0.5, 0.95])
-            told = {"mean": slopes.mean(), "min": min(slopes), "max": max(slopes), "q05": q05, "q95": q95}
-            told |= {"median": median, "below_0": np.mean(slopes < 0), "above_1": np.mean(slopes > 1)}
-            told |= {"grad_norm": gradient} | ({} if momentum is None else {"momentum_norm": momentum})
-            expected |= {f"prelu/{path}/{key}": value for key, value in told.items()}
+            stats = {"mean": slopes.mean(), "min": min(slopes), "max": max(slopes), "q05": q05, "q95": q95}
+            stats |= {"median": median, "below_0": np.mean(slopes < 0), "above_1": np.mean(slopes > 1)}
+            stats |= {"grad_norm": gradient} | ({} if momentum is None else {"momentum_norm": momentum})
+            expected |= {f"prelu/{path}/{key}": value for key, value in stats.items()}
         pooled = np.concatenate([slopes for slopes, _, _ in after.values()])
         expected |= {"prelu/mean": pooled.mean(), "prelu/min": min(pooled), "prelu/max": max(pooled)}
         expected |= {"prelu/below_0": np.mean(pooled < 0), "prelu/above_1": np.mean(pooled > 1)}

@@ -70,7 +70,7 @@ class Net(pl.LightningModule):
         with torch.no_grad():
             self.net[1].weight.copy_(torch.tensor([0.1, 0.2, 0.3, -0.4]))
         KINDS[kind](self.net[1])
-        self.decay, self.told = decay, []
+        self.decay, self.statistics = decay, []
 
     def training_step(self, batch, batch_idx):
         return self.net(batch[0]).square().mean()
@@ -87,7 +87,7 @@ class Net(pl.LightningModule):
         ]
         slopes = -self.net[1].eval()(-torch.ones(1, 4))[0]  # Without the noise of training.
         self.net[1].train()
-        self.told.append([slopes.detach(), *norms])
+        self.statistics.append([slopes.detach(), *norms])
 
 
 def train(model, *callbacks):
@@ -112,7 +112,7 @@ def test_slopes_gradients_and_momenta(kind, layer):
     model = Net(kind, layer)
     rows = train(model, PReLUSlopeMonitor())
     assert list(rows) == [0, 1, 2]
-    for row, (slopes, gradient, momentum) in zip(rows.values(), model.told, strict=True):
+    for row, (slopes, gradient, momentum) in zip(rows.values(), model.statistics, strict=True):
         assert row["prelu/net.1/mean"] == row["prelu/mean"] == pytest.approx(slopes.mean().item(), abs=1e-6)
         assert row["prelu/net.1/max"] == pytest.approx(slopes.max().item(), abs=1e-6)
         assert row["prelu/net.1/grad_norm"] == pytest.approx(gradient, rel=1e-5)
@@ -143,14 +143,14 @@ def test_groups_do_not_decay_them_and_the_monitor_warns_of_those_that_do(kind, m
     assert sum(len(group["params"]) for group in groups.values()) == len([*model.parameters()])
     model.on_train_batch_end = lambda *args: None
     model.configure_optimizers = lambda: torch.optim.SGD(param_groups(model, 0.1), 0.1)
-    told = []
-    monkeypatch.setattr("pl_losses.papers.prelu.monitor.rank_zero_warn", told.append)
+    statistics = []
+    monkeypatch.setattr("pl_losses.papers.prelu.monitor.rank_zero_warn", statistics.append)
     train(model, PReLUSlopeMonitor())
-    assert not told
+    assert not statistics
     decayed = Net(kind, decay=0.1)
     decayed.on_train_batch_end = lambda *args: None
     train(decayed, PReLUSlopeMonitor())
-    assert ["0, where they are ReLUs: in SGD (net.1)." in one for one in told] == [True]
+    assert ["0, where they are ReLUs: in SGD (net.1)." in one for one in statistics] == [True]
 
 
 def test_layers_whose_paths_are_equal_without_the_compilers_names():

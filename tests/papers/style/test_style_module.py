@@ -261,7 +261,7 @@ def test_refused(options, message):
 def test_a_report_that_could_not_be_written_is_refused():
     with pytest.raises(ValueError, match=r"`output` to end in \.png.* but got my\.pic"):
         StyleReport("my.pic")
-    with pytest.raises(ValueError, match="`every_n_steps` to be an integer of at least 0 but got -1"):
+    with pytest.raises(ValueError, match="`every_n_steps` to be at least 0 but got -1"):
         StyleReport(every_n_steps=-1)
 
 

@@ -73,7 +73,7 @@ class BatchedVAE:
         """Build the gradient, the views by layer and the optimizer for the current weights."""
         self.gradient = torch.zeros_like(self.weights)
         self._layers, self._slopes = self._split(self.weights), self._split(self.gradient)
-        groups: list[dict[str, Any]] = []
+        groups: list[dict[str, object]] = []
         for row, gradient, run in zip(self.weights, self.gradient, self.settings, strict=True):
             parameter = nn.Parameter(row)
             parameter.grad = gradient
@@ -157,7 +157,7 @@ class BatchedVAE:
         self._build()
         self.optimizer.load_state_dict(state)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the weights and Adam's state, as plain data."""
         return {
             "weights": self.weights,

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from pl_losses.core.experiment import progress_bar
+from pl_losses.core.validation import typed
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.adam.fig4.grid import Grid, Plan, Results, rows
 
@@ -27,6 +26,7 @@ COLOURS = {True: "tab:red", False: "tab:green"}
 NAMES = {True: "with bias correction", False: "without"}
 
 
+@typed
 def fig4(
     steps: int = 300,
     at: list[int] | None = None,
@@ -98,8 +98,12 @@ def fig4(
         together = 10 if device == "cpu" else len(plan.settings())
     images = load_images(dataset, root)
     chance = images.shape[1] * math.log(2)  # The loss of a network that guesses each pixel at one half.
-    grid = Grid(plan, images, Path(folder), together, device, save_every, Progress())
-    results = grid.run()
+    with progress_bar(plan.steps * len(plan.settings())) as bar:
+        bar.set_description("steps")
+        grid = Grid(
+            plan, images, Path(folder), together, device, save_every, lambda done, _: bar.update(done - bar.n)
+        )
+        results = grid.run()
     table = list(rows(plan, results))
     losses = grid.kept.table("losses.csv", table)
     figure = draw(plan, results, chance)
@@ -114,70 +118,14 @@ def load_images(dataset: Literal["mnist", "digits"], root: str | None) -> Tensor
     """Load the training images as bytes: [N, D].
 
     Raises:
-        ValueError: If there is no such set.
         OSError: If files are missing and cannot be downloaded.
     """
-    if dataset not in ("mnist", "digits"):
-        raise ValueError(f'Expected `dataset` to be "mnist" or "digits" but got {dataset!r}')
     data = MNIST(root, val_size=0, pad=0) if dataset == "mnist" else Digits(val_size=0)
     data.prepare_data()
     data.setup("fit")
     images = data.tensors["train"][0].flatten(1)
     # A border that is empty in all images, as around the enlarged digits, carries no information.
     return images if dataset == "mnist" else images[:, images.amax(0) > 0]
-
-
-class Progress:
-    """Prints how far the grid is and how long it takes, every few seconds.
-
-    Args:
-        every: Seconds between lines.
-        write: Where lines go, by default to standard error; on a terminal they overwrite one another.
-        clock: In seconds.
-
-    Example:
-        >>> times = iter([0.0, 60.0])
-        >>> progress = Progress(write=lambda text: print(text.strip()), clock=lambda: next(times))
-        >>> progress(100, 1000), progress(400, 1000)
-        Fig. 4: 40 % of 1000 steps, about 2 min left
-        (None, None)
-    """
-
-    def __init__(
-        self,
-        every: float = 5.0,
-        write: Callable[[str], Any] | None = None,
-        clock: Callable[[], float] = monotonic,
-    ) -> None:
-        self.every, self.clock = every, clock
-        self.write = sys.stderr.write if write is None else write
-        self.first: tuple[float, int] | None = None
-        self.last = 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        """Print how many of all steps are done, if the last line was long enough ago."""
-        now = self.clock()
-        if self.first is None:
-            self.first, self.last = (now, done), now
-        started, before = self.first
-        over = done == total
-        if done == before or (now - self.last < self.every and not over):
-            return
-        self.last = now
-        left = (now - started) / (done - before) * (total - done)
-        start = "\r" if sys.stderr.isatty() else ""
-        end = "" if start and not over else "\n"
-        share = f"{100 * done / total:.0f} % of {total} steps"
-        self.write(f"{start}Fig. 4: {share}, about {in_words(left)} left   {end}")
-
-
-def in_words(seconds: float) -> str:
-    """Write a duration in words, rounded.
-
-    >>> in_words(40), in_words(150)
-    ('40 s', '2 min')
-    """
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def summary(results: Results, chance: float) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pl_losses.core.experiment import Experiment
 from pl_losses.core.rng import keyed_generator
+from pl_losses.core.validation import check_counts
 from pl_losses.papers.adam.fig4.batched_vae import BatchedVAE, Settings
 from pl_losses.papers.adam.vae import VAE, standard_normal
 
@@ -55,9 +56,7 @@ class Plan:
     dataset: str
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "hidden", "latent"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1 but got {getattr(self, name)}")
+        check_counts(steps=self.steps, batch_size=self.batch_size, hidden=self.hidden, latent=self.latent)
         for name in ("beta1", "beta2"):
             values = getattr(self, name)
             if not values or not all(0 <= value < 1 for value in values):
@@ -126,8 +125,7 @@ class Grid:
             raise ValueError(
                 f"Expected `batch_size` to be at most {len(images)}, all images, but got {plan.batch_size}"
             )
-        if together < 1:
-            raise ValueError(f"Expected `together` to be at least 1 but got {together}")
+        check_counts(together=together)
         self.plan, self.together, self.save_every = plan, together, save_every
         self.kept = Experiment(folder, {**asdict(plan), "images": list(images.shape)})
         self.images = images.flatten(1).to(device)
@@ -213,7 +211,7 @@ class Grid:
         rows = self._order[1][position * size : (position + 1) * size]
         return self._binary(self.images[rows]), self._noise(size, step)
 
-    def _noise(self, rows: int, key: Any) -> Tensor:
+    def _noise(self, rows: int, key: object) -> Tensor:
         return standard_normal(rows, self.plan.latent, torch.float32, self.plan.seed, key).to(self.device)
 
     def _binary(self, images: Tensor) -> Tensor:

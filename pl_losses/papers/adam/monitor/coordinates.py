@@ -134,7 +134,7 @@ def _joined(pack: list[Moments], dtype: torch.dtype) -> Tensor:
 
 
 def _visit_pack(
-    pack: list[Moments], rule: Rule, terms: dict[str, Any], dtype: torch.dtype, known: Squares
+    pack: list[Moments], rule: Rule, terms: dict[str, object], dtype: torch.dtype, known: Squares
 ) -> list[float]:
     """Do as :func:`_visit` for small tensors on the CPU."""
     parts = _joined(pack, dtype).numpy()
@@ -145,7 +145,7 @@ def _visit_pack(
 
 
 def _visit_large(
-    large: list[Moments], rule: Rule, terms: dict[str, Any], dtype: torch.dtype, known: Squares
+    large: list[Moments], rule: Rule, terms: dict[str, object], dtype: torch.dtype, known: Squares
 ) -> list[list[float]]:
     """Do as :func:`_visit` for large tensors on the CPU, cut into blocks."""
     block = BLOCK // dtype.itemsize
@@ -198,7 +198,9 @@ def _visit_blocks(
     return rows
 
 
-def _visit(xp: Any, rule: Rule, terms: dict[str, Any], parts: Any, inverse: Any, direction: Any) -> list[Any]:
+def _visit(
+    xp: Any, rule: Rule, terms: dict[str, object], parts: Any, inverse: Any, direction: Any
+) -> list[Any]:
     """Return the largest direction and the sums of a block, seven numbers, except for their scale.
 
     Args:
@@ -242,7 +244,7 @@ def _visit(xp: Any, rule: Rule, terms: dict[str, Any], parts: Any, inverse: Any,
     return [largest, xp.dot(weight, weight), square, cross, signal, trusted, small]
 
 
-def _count_above(xp: Any, numbers: Any, level: Any, buffer: Any) -> Any:
+def _count_above(xp: object, numbers: Any, level: Any, buffer: Any) -> Any:
     if xp is np:
         return np.count_nonzero(numbers > level)
     return torch.gt(numbers, level, out=buffer).sum()  # Faster than torch's count_nonzero.
@@ -257,7 +259,7 @@ def _nadam_top(rule: Rule, terms: dict[str, Any], parts: Any, out: Any) -> None:
         out += weight * (terms["x"] * rule.weight_decay)
 
 
-def _rectify(rectified: Any, m: Any, out: Any) -> None:
+def _rectify(rectified: object, m: Any, out: Any) -> None:
     """Replace the direction by m in RAdam's first steps, in which ``rectified`` is 0 and not 1."""
     if isinstance(rectified, Tensor):
         torch.lerp(m, out, rectified, out=out)

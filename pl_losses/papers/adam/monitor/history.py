@@ -28,7 +28,7 @@ class History:
     def __init__(self) -> None:
         self.groups: dict[str, dict[str, Any]] = {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the groups, as plain data."""
         return copy.deepcopy(self.groups)
 

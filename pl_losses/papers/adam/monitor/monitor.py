@@ -127,10 +127,6 @@ class AdamBiasCorrectionMonitor(Monitor):
         tensors: str | None = None,
     ) -> None:
         super().__init__(every_n_steps)
-        if level not in ("aggregate", "full"):
-            raise ValueError(f"Expected `level` to be 'aggregate' or 'full' but got {level!r}")
-        if tensors is not None and not isinstance(tensors, str):
-            raise TypeError(f"Expected `tensors` to be a pattern or None but got {type(tensors).__name__}")
         self.level = level
         self.tensors = tensors
         self._history = History()
@@ -139,11 +135,11 @@ class AdamBiasCorrectionMonitor(Monitor):
         self._restored: dict[str, tuple[int, int]] = {}  # Attempts, and those taken.
         self._warned = False
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave out what belongs to the optimizers of one process."""
         return super().__getstate__() | {"_watched": {}, "_selected": {}}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return step counts and the points of the picture."""
         counts = self._restored | {
             one.name: (one.attempts, round(float(one.taken))) for one in self._watched.values()
@@ -238,7 +234,7 @@ class AdamBiasCorrectionMonitor(Monitor):
 
     def _prove(self, watched: _Watched, optimizer: Optimizer) -> None:
         """Compare a step that changed something with the closed form; leave out an optimizer that differs."""
-        told, real = 0.0, 0.0
+        stated, real = 0.0, 0.0
         for decoupled in (watched.decoupled, not watched.decoupled):
             fits = True
             for group, before in zip(optimizer.param_groups, watched.before, strict=False):
@@ -248,10 +244,10 @@ class AdamBiasCorrectionMonitor(Monitor):
                 rule = Rule.of(group, watched.kind, decoupled)
                 readings.add(self._group("", rule, list(before), optimizer, 0))
                 ((_, found),) = readings.read(*on_cpu([*readings.vectors()]))
-                told = found[""].get("update_norm", 0.0)
+                stated = found[""].get("update_norm", 0.0)
                 real = math.hypot(*(float((p - was).norm()) for p, was in before.items()))
                 rounded = (torch.finfo(p.dtype).eps * float(p.norm()) for p in before)
-                fits &= abs(told - real) <= 0.01 * told + 2 * math.hypot(*rounded)
+                fits &= abs(stated - real) <= 0.01 * stated + 2 * math.hypot(*rounded)
                 watched.proven |= real > 0
             if fits:
                 watched.decoupled = decoupled
@@ -261,7 +257,7 @@ class AdamBiasCorrectionMonitor(Monitor):
             del self._watched[id(optimizer)]
             rank_zero_warn(
                 f"{type(self).__name__} leaves out {type(optimizer).__name__}: it made a step of norm"
-                f" {real:.3g} but its state gives {told:.3g}"
+                f" {real:.3g} but its state gives {stated:.3g}"
             )
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
@@ -280,14 +276,14 @@ class AdamBiasCorrectionMonitor(Monitor):
             rule = Rule.of(group, watched.kind, watched.decoupled)
             readings.add(self._group(name, rule, own, optimizer, trainer.global_rank))
         attempts, taken = watched.attempts, watched.taken
-        told = [watched.changed, *([taken] if isinstance(taken, Tensor) else [])]
-        known_here = [one for one in told if not isinstance(one, Tensor)]
-        on_device = len(known_here) < len(told)
-        readings.maxima.append(vector(told, readings.device) if on_device else known_here)
+        updates = [watched.changed, *([taken] if isinstance(taken, Tensor) else [])]
+        known_here = [one for one in updates if not isinstance(one, Tensor)]
+        on_device = len(known_here) < len(updates)
+        readings.maxima.append(vector(updates, readings.device) if on_device else known_here)
 
         def finish(sums: Array, maxima: Array, row: Row) -> None:
             known = False
-            changed, *counted = maxima[-len(told) :]
+            changed, *counted = maxima[-len(updates) :]
             for group, found in readings.read(sums, maxima):
                 known |= bool(found[group.name])
                 if not changed or not found[group.name]:
@@ -357,7 +353,7 @@ class AdamBiasCorrectionMonitor(Monitor):
             log_figure(trainer, "adam/bias_correction", draw_history(self._history))
 
 
-def _states(optimizer: Optimizer) -> dict[Tensor, Any]:
+def _states(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
     """Return the state of each parameter; with ZeroRedundancyOptimizer, of those on this rank."""
     inner: Optimizer = getattr(optimizer, "optim", optimizer)
     return inner.state

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pl_losses.core.compat import of_torch
+from pl_losses.papers.dropout.sampling.calls import Args, Function, Kwargs
 from pl_losses.papers.dropout.sampling.linear_fusion import LinearFusion
 from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, MaskSampler
 from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, PrefixDiffersError, PrefixTrace
@@ -33,7 +34,7 @@ class _Kind(NamedTuple):
     with_mask: bool = False  # Whether it returns its mask, too.
 
 
-_KINDS: dict[Any, _Kind] = {
+_KINDS: dict[Function, _Kind] = {
     F.dropout: _Kind("training"),
     F.dropout1d: _Kind("training", features=True),
     F.dropout2d: _Kind("training", features=True),
@@ -67,7 +68,7 @@ _ALPHA = -1.7580993408473766  # what SELU tends to, Klambauer et al. 2017
 class Watcher(Protocol):
     """Gets notice of every call of a torch function."""
 
-    def called(self, func: Any, args: Any, kwargs: Any) -> None:
+    def called(self, func: Function, args: Args, kwargs: Kwargs) -> None:
         """Note that a function is about to be called."""
 
 
@@ -126,14 +127,15 @@ class DropoutMode(TorchFunctionMode):
         return f"{called}, and {self.left}" if self.left else called
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Function, types: Sequence[type], args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         """Call the function, with its dropout switched on if it has one."""
         kwargs = kwargs or {}
         if self.asked is not None:
             self.asked.called(func, args, kwargs)
         if self.shared_over is not None and self.drawn is None:
             self.folding.on_call(func, args, kwargs)
+        # p is the probability to drop. A function that is no dropout, or is called as none, leaves here.
         if func in _KINDS:
             p = _get(1, "p", args, kwargs, 0.5)
         elif func is F.scaled_dot_product_attention:
@@ -149,7 +151,7 @@ class DropoutMode(TorchFunctionMode):
             return self._undropped(func, args, kwargs)
         if p is None:
             return self._undropped(func, args, kwargs)
-        if not p:
+        if not p:  # Its result is the same in all passes: it belongs to the prefix.
             self.calls += 1
             return self._undropped(func, args, kwargs)
         vmapped = self.drawn is None and within_vmap(func)
@@ -177,15 +179,15 @@ class DropoutMode(TorchFunctionMode):
                 return _multi_head_attention(*args, **kwargs)
             return layered(func, args)
 
-    def _undropped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _undropped(self, func: Function, args: Args, kwargs: Kwargs) -> object:
         if func is of_torch.set_grad_enabled:
             return func(*args, **kwargs)
         if func is F.batch_norm and _get(1, "running_mean", args, kwargs, None) is not None:
             # It uses its running statistics, also in a part whose own flag is on.
             args, kwargs = _switched(5, "training", False, args, kwargs)
-        if self.prefix is not None and not self.active:
+        if self.prefix is not None and not self.active:  # Before the first dropout.
             return (self.prefix.replay if self.prefix.over else self.prefix.record)(func, args, kwargs)
-        if self.drawn is not None:
+        if self.drawn is not None:  # For many samples at a time; vmap does what is not done here.
             if func in RECURRENT:
                 return in_one_call(func, args)
             folded = self.folding.linear(func, args, kwargs)
@@ -195,12 +197,12 @@ class DropoutMode(TorchFunctionMode):
             self._measure(output)
         return output
 
-    def _measure(self, output: Any) -> None:
+    def _measure(self, output: object) -> None:
         for leaf in [output] if isinstance(output, Tensor) else of_torch.tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self.largest = max(self.largest, leaf.numel() * leaf.element_size())
 
-    def _drop(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], p: float, vmapped: bool) -> Any:
+    def _drop(self, func: Function, args: Args, kwargs: Kwargs, p: float, vmapped: bool) -> object:
         kind = _KINDS[func]
         self._first_reached()
         inputs = args[0] if args else kwargs["input"]
@@ -225,6 +227,7 @@ class DropoutMode(TorchFunctionMode):
             inputs = inputs.mul_(1 / site.kept) if inplace else inputs * (1 / site.kept)
         if kind.with_mask:
             return inputs * mask, mask != 0
+        # A mask that all inputs share may be left to the linear layer that follows, see `LinearFusion`.
         folds = func is F.dropout and self.shared_over is not None and inputs.ndim == 2 and not inplace
         if self.drawn is not None:
             if folds and index in self.folding.found:
@@ -244,7 +247,7 @@ class DropoutMode(TorchFunctionMode):
             (self.prefix.finish if self.prefix.over else self.prefix.freeze)()
         self.active += 1
 
-    def _site(self, func: Any, kind: _Kind, inputs: Tensor, p: float) -> DropoutCall:
+    def _site(self, func: Function, kind: _Kind, inputs: Tensor, p: float) -> DropoutCall:
         shape = list(inputs.shape)
         if kind.features:
             leading = 1 if _BATCHED_DIMENSIONS.get(func) == inputs.ndim + 1 else 2
@@ -264,7 +267,7 @@ class DropoutMode(TorchFunctionMode):
         return self.drawn[index][1]
 
 
-def within_vmap(func: Any) -> bool:
+def within_vmap(func: Function) -> bool:
     """Return whether a function that drops is called within a ``torch.vmap`` of the module's own.
 
     Raises:
@@ -279,7 +282,7 @@ def within_vmap(func: Any) -> bool:
     return bool(vmaps)
 
 
-def _off(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _off(func: Function, args: Args, kwargs: Kwargs) -> object:
     """Return the result in evaluation of a function that drops."""
     if func is F.scaled_dot_product_attention:
         args, kwargs = _switched(4, "dropout_p", 0.0, args, kwargs)
@@ -346,21 +349,15 @@ _multi_head_attention = FunctionType(
 )
 
 
-def _get(
-    position: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: float | None
-) -> Any:
+def _get(position: int, name: str, args: Args, kwargs: Kwargs, default: float | None) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
-def _switched(
-    position: int, name: str, flag: float, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _switched(position: int, name: str, flag: float, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     if len(args) > position:
         return (*args[:position], flag, *args[position + 1 :]), kwargs
     return args, kwargs | {name: flag}
 
 
-def _switched_on(
-    position: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _switched_on(position: int, name: str, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     return _switched(position, name, True, args, kwargs)

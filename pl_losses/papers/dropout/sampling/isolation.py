@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from typing import Any
@@ -16,26 +16,31 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pl_losses.core.compat import of_torch
 from pl_losses.core.compat.of_torch import version as version
+from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
+
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 _EVERY_MODULE_HAS = nn.Module().__dict__.keys()
 
 
-def call_module(module: nn.Module, batch: Any) -> Any:
+def call_module(module: nn.Module, batch: object) -> object:
     """Call a module with positional arguments from a tuple or list, keyword arguments from a mapping."""
     if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
         return module(*batch)
     return module(**batch) if isinstance(batch, Mapping) else module(batch)
 
 
-def copied(batch: Any) -> Any:
+def copied(batch: Batch) -> Batch:
     """Copy the tensors in a batch, for a pass that may work in place."""
-    if isinstance(batch, Tensor):  # tree_map takes ten times as long as the copy.
-        return batch.clone()
-    return of_torch.tree_map(_copied_leaf, batch)
+    # For one tensor, tree_map takes ten times as long as the copy.
+    found: Batch = (
+        _copied_leaf(batch) if isinstance(batch, Tensor) else of_torch.tree_map(_copied_leaf, batch)
+    )
+    return found
 
 
-def _copied_leaf(leaf: Any) -> Any:
+def _copied_leaf(leaf: object) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.clone()
     if isinstance(leaf, MutableMapping):  # one of its own kind, such as a tokenizer's BatchEncoding
@@ -46,16 +51,18 @@ def _copied_leaf(leaf: Any) -> Any:
     return leaf
 
 
-def as_dict(value: Any) -> Any:
+def as_dict(value: object) -> object:
     """Convert mappings of all kinds to dicts, also those within tuples, lists and mappings."""
     if isinstance(value, Mapping):
         return {key: as_dict(item) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(as_dict(item) for item in value)
+    if type(value) is tuple:
+        return tuple(as_dict(item) for item in value)
+    if type(value) is list:
+        return [as_dict(item) for item in value]
     return value
 
 
-def tensors_in(batch: Any) -> list[Tensor]:
+def tensors_in(batch: object) -> list[Tensor]:
     """List the tensors of a batch, in their order."""
     return [leaf for leaf in of_torch.tree_leaves(as_dict(batch)) if isinstance(leaf, Tensor)]
 
@@ -72,7 +79,7 @@ class Streams:
         batch: The batch that it is called with.
     """
 
-    def __init__(self, module: nn.Module, batch: Any) -> None:
+    def __init__(self, module: nn.Module, batch: object) -> None:
         self.devices = _accelerators(module, batch)
         self._held = list({id(one): one for one in _generators(module)}.values())
 
@@ -110,7 +117,7 @@ class Streams:
         self.start(seed)
         return self.after() == after
 
-    def after(self) -> list[Any]:
+    def after(self) -> list[float | bytes]:
         """Return numbers that show the streams' states; this draws from some of them."""
         states = [torch.get_rng_state()]
         states += [torch.get_device_module(one).get_rng_state(one) for one in self.devices]
@@ -119,22 +126,26 @@ class Streams:
         return [*numbers, *(state.numpy().tobytes() for state in states)]
 
 
-def _generators(module: nn.Module) -> Iterator[Any]:
+def _generators(module: nn.Module) -> Iterator[Generator]:
     kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
     for value in held(module):
-        inner = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
+        inner: Iterable[object] = ()
+        if isinstance(value, dict):
+            inner = value.values()
+        elif type(value) is list or type(value) is tuple:
+            inner = value
         for one in (value, *inner):
             if isinstance(one, kinds) and not isinstance(one, random.SystemRandom):
                 yield one
 
 
-def _state(generator: Any) -> Any:
+def _state(generator: Generator) -> object:
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
 
 
-def _set_state(generator: Any, state: Any) -> None:
+def _set_state(generator: Generator, state: Any) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     elif isinstance(generator, random.Random):
@@ -143,7 +154,7 @@ def _set_state(generator: Any, state: Any) -> None:
         generator.set_state(state)
 
 
-def _seed(generator: Any, seed: int) -> None:
+def _seed(generator: Generator, seed: int) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = type(generator.bit_generator)(seed).state
     elif isinstance(generator, torch.Generator):
@@ -152,15 +163,15 @@ def _seed(generator: Any, seed: int) -> None:
         generator.seed(seed if isinstance(generator, random.Random) else seed % 2**32)
 
 
-def _number(generator: Any) -> Any:
+def _number(generator: Generator) -> float | bytes:
     """Return a value that shows a generator's state; it may be drawn."""
     if isinstance(generator, torch.Generator):
         return generator.get_state().numpy().tobytes()
-    return generator.random() if hasattr(generator, "random") else generator.random_sample()
+    return generator.random()
 
 
 @contextmanager
-def isolated_eval(module: nn.Module, batch: Any, train: Sequence[nn.Module] = ()) -> Iterator[Streams]:
+def isolated_eval(module: nn.Module, batch: object, train: Sequence[nn.Module] = ()) -> Iterator[Streams]:
     """Evaluate a module here without side effects: eval mode, no gradients, own random streams.
 
     Args:
@@ -190,7 +201,7 @@ def isolated_eval(module: nn.Module, batch: Any, train: Sequence[nn.Module] = ()
                 part.training = flag
 
 
-def _accelerators(module: nn.Module, batch: Any) -> list[torch.device]:
+def _accelerators(module: nn.Module, batch: object) -> list[torch.device]:
     if not torch.accelerator.is_available():
         return []
     tensors = (*module.parameters(), *module.buffers(), *tensors_in(batch))
@@ -198,7 +209,7 @@ def _accelerators(module: nn.Module, batch: Any) -> list[torch.device]:
     return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
 
 
-def held(module: nn.Module) -> Iterator[Any]:
+def held(module: nn.Module) -> Iterator[object]:
     """Yield parameters, buffers, and the attributes of the module and of its parts."""
     for part in module.modules():
         yield from of_torch.own_parameters(part).values()
@@ -207,9 +218,9 @@ def held(module: nn.Module) -> Iterator[Any]:
             yield part.__dict__[name]
 
 
-def state(module: nn.Module) -> list[Any]:
+def state(module: nn.Module) -> list[object]:
     """Return what passes may change of a module: numbers, tensors in place, the lengths of collections."""
-    found: list[Any] = []
+    found: list[object] = []
     for value in held(module):
         if isinstance(value, Tensor):
             found.append((id(value), version(value)))

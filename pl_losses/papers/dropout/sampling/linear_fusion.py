@@ -6,13 +6,13 @@ A mask that all inputs share can be moved to the weights: (x m) W^T = x (W m)^T.
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pl_losses.core.compat import of_torch
+from pl_losses.papers.dropout.sampling.calls import Args, Function, Kwargs
 from pl_losses.papers.dropout.sampling.prefix_trace import PrefixDiffersError
 
 
@@ -28,10 +28,11 @@ class LinearFusion:
 
     def __init__(self) -> None:
         self.found: frozenset[int] = frozenset()
-        self._linear: dict[int, int]  # bytes of the weights
-        self._results: dict[int, weakref.ref[Tensor]]
-        self._bytes: dict[int, int]
-        self._products: dict[int, tuple[Tensor, Tensor]]
+        # All by the dropout's index in the pass.
+        self._linear: dict[int, int]  # Bytes of the weights that its result went to.
+        self._results: dict[int, weakref.ref[Tensor]]  # Its result, or the stand-in for it.
+        self._bytes: dict[int, int]  # Bytes of that.
+        self._products: dict[int, tuple[Tensor, Tensor]]  # What a stand-in is for: inputs and mask.
         self.begin()
 
     def watch(self, index: int, result: Tensor) -> None:
@@ -39,14 +40,14 @@ class LinearFusion:
         self._results[index] = weakref.ref(result)
         self._bytes[index] = result.numel() * result.element_size()
 
-    def on_call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_call(self, func: Function, args: Args, kwargs: Kwargs) -> None:
         """Note in the first pass a function that is about to be called."""
         for index in self._seen_by(args, kwargs):
             fits = func is F.linear and len(args) > 1 and args[0] is self._results[index]()
             # Folding pays if the layer has fewer outputs than the batch has inputs.
             if fits and index not in self._linear and args[1].ndim == 2 and len(args[1]) < len(args[0]):
                 self._linear[index] = args[1].numel() * args[1].element_size()
-            else:
+            else:  # Another function sees the result, or a second one does: it has to be computed.
                 del self._results[index]
 
     def finalize(self) -> int:
@@ -55,6 +56,7 @@ class LinearFusion:
         Returns:
             Bytes of the largest result, or of the weights of the layer for which it has a stand-in.
         """
+        # A result that is alive is in the output, or kept by the module, where no function call shows it.
         dead = {index for index, result in self._results.items() if result() is None}
         self.found = frozenset(dead & self._linear.keys())
         self._bytes.update({index: self._linear[index] for index in self.found})
@@ -67,14 +69,16 @@ class LinearFusion:
 
     def placeholder(self, index: int, inputs: Tensor, mask: Tensor) -> Tensor:
         """Return a stand-in for ``inputs * mask``, inputs [B, I] and mask [1, I]."""
+        # A new tensor of the unmasked values: whoever takes it is recognised by its identity.
         result = inputs.view(inputs.shape)
         self.watch(index, result)
         self._products[index] = inputs, mask
         return result
 
-    def linear(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def linear(self, func: Function, args: Args, kwargs: Kwargs) -> Tensor | None:
         """Compute a linear layer in a later pass, if its inputs differ between samples; else ``None``."""
         inputs, mask = args[0] if args else None, None
+        # Every other use of a stand-in would take unmasked values for the dropout's result.
         for index in self._seen_by(args, kwargs):
             if func is not F.linear or inputs is not self._results[index]() or index not in self._products:
                 raise PrefixDiffersError("it does not always call the same functions after a dropout")
@@ -90,14 +94,14 @@ class LinearFusion:
         if any(result() is not None for result in self._results.values()):
             raise PrefixDiffersError("it does not always keep the same results")
 
-    def _seen_by(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    def _seen_by(self, args: Args, kwargs: Kwargs) -> list[int]:
         if not self._results:
             return []
         results = ((index, reference()) for index, reference in self._results.items())
         return [index for index, result in results if result is not None and _among(result, (args, kwargs))]
 
 
-def _among(tensor: Tensor, values: Any) -> bool:
+def _among(tensor: Tensor, values: Args | list[object] | Kwargs) -> bool:
     inner = values.values() if isinstance(values, dict) else values
     return any(
         value is tensor or (isinstance(value, (tuple, list, dict)) and _among(tensor, value))

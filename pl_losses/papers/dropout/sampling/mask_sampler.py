@@ -72,6 +72,11 @@ def stream_seed(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
+# Of the dropout's index, its device, and whether places are drawn; see `MaskSampler._stream`.
+_Key = tuple[int, torch.device, bool]
+_Stream = torch.Generator | list[np.random.SFC64] | None
+
+
 class MaskSampler:
     """Streams of masks, each from a seed and the position of its dropout among those that a pass calls.
 
@@ -81,7 +86,7 @@ class MaskSampler:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._streams: dict[tuple[int, torch.device, bool], Any] = {}
+        self._streams: dict[_Key, _Stream] = {}
 
     def draw(self, index: int, site: DropoutCall, samples: int, out: Tensor | None = None) -> Tensor:
         """Draw the next masks of a site: 0 where an element is dropped.
@@ -102,18 +107,18 @@ class MaskSampler:
             return out.zero_()
         stream = self._stream(index, site)
         scale = 1.0 / kept if site.scaled else 1.0
-        if site.device.type == "cpu":
+        if isinstance(stream, list):  # On the CPU.
             (_fill_sparse if site.rare else _fill)(out.view(samples, -1), site.p, scale, stream)
             return out
         for mask in out:  # Not all at once: on an accelerator that would be another stream.
             mask.bernoulli_(kept, generator=stream)
         return out.mul_(scale)
 
-    def state(self) -> dict[Any, Any]:
+    def state(self) -> dict[_Key, Any]:
         """Return the state of the streams."""
         return {key: _state(stream) for key, stream in self._streams.items()}
 
-    def rewind(self, state: dict[Any, Any]) -> None:
+    def rewind(self, state: dict[_Key, Any]) -> None:
         """Reset the streams to an earlier state."""
         self._streams = {key: stream for key, stream in self._streams.items() if key in state}
         for key, stream in self._streams.items():
@@ -123,7 +128,7 @@ class MaskSampler:
                 for one, then in zip(stream, state[key], strict=True):
                     one.state = then
 
-    def _stream(self, index: int, site: DropoutCall) -> Any:
+    def _stream(self, index: int, site: DropoutCall) -> _Stream:
         device = site.device
         key = (index, device, site.rare)
         if key not in self._streams:
@@ -141,7 +146,7 @@ class MaskSampler:
         return self._streams[key]
 
 
-def _state(stream: Any) -> Any:
+def _state(stream: _Stream) -> object:
     if stream is None:
         return None
     return stream.get_state() if isinstance(stream, torch.Generator) else [one.state for one in stream]
@@ -170,7 +175,7 @@ def _fill(masks: Tensor, p: float, scale: float, streams: list[np.random.SFC64])
     """Fill [K, n] row by row; each row takes a whole number of the stream's 64 bits."""
     count, size = masks.shape
     bits, threshold, _ = _word(p)
-    draws = -(-size * bits // 64)
+    draws = -(-size * bits // 64)  # Whole ones: so each row's mask is the same, however many are drawn.
     rows = max(1, _BLOCK // max(1, size))
     for start in range(0, count if size else 0, rows):
         part = masks[start : start + rows]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pl_losses.core.compat import of_torch
+from pl_losses.core.compat.of_torch import TreeSpec
+from pl_losses.papers.dropout.sampling.calls import Args, Function, Kwargs
 from pl_losses.papers.dropout.sampling.isolation import version
 
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
@@ -33,10 +35,10 @@ class _Slot(NamedTuple):
 
 
 class _Step(NamedTuple):
-    func: Any
-    arguments: Any
-    results: list[Any]
-    structure: Any  # None for a single result
+    func: Function
+    arguments: object
+    results: list[object]
+    structure: TreeSpec | None  # None for a single result
 
 
 class PrefixTrace:
@@ -60,25 +62,32 @@ class PrefixTrace:
     def __init__(self, inputs: Iterable[Tensor], changing: frozenset[int] = frozenset()) -> None:
         self.changing = changing
         self.usable, self.over = True, False
-        self._steps: list[_Step] = []
-        self._at = 0
+        self._steps: list[_Step] = []  # The recorded calls, in their order.
+        self._at = 0  # How many of them the current replay has answered.
+        # Each input, and each tensor that is computed before the first dropout, has a number.
         self._numbers: dict[int, int] = {}  # by id, which a dead tensor may have passed on to another one
-        self._alive: list[Any] = []  # weak references, then tensors or None
-        self._likes: list[tuple[Any, ...]] = []
-        self._outside: dict[int, Tensor] = {}  # parameters and the like
+        # By number: weak references while recording, and the tensors that are alive at the first dropout.
+        self._references: list[weakref.ref[Tensor]] = []
+        self._alive: dict[int, Tensor] = {}
+        # By number: shape, type and device, of which a dead tensor's stand-in is made.
+        self._likes: list[tuple[torch.Size, torch.dtype, torch.device]] = []
+        # By id: parameters and the like. They are held, so that no other tensor takes their id.
+        self._outside: dict[int, Tensor] = {}
         self._inputs = list(inputs)
         for tensor in self._inputs:
             self._slot(tensor)
+        # By number: versions at the first dropout, copies of what the rest changes, tensors of this replay.
         self._versions: dict[int, int] = {}
         self._copies: dict[int, Tensor] = {}
         self._now: list[Tensor | None] = []
 
     # Recording.
 
-    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def record(self, func: Function, args: Args, kwargs: Kwargs) -> object:
         """Call a function and remember its result, but hold no tensor."""
         if not self.usable:
             return func(*args, **kwargs)
+        # Described before the call, which may change a list or free a tensor among them.
         arguments = self._described((args, kwargs))
         output = func(*args, **kwargs)
         if type(output) in PLAIN or type(output) in _VALUES:  # torch.Size would come back as a tuple
@@ -97,10 +106,11 @@ class PrefixTrace:
         self.over = True
         if not self.usable:
             return
-        self._alive = [reference() for reference in self._alive]
         self._numbers = {}
-        for number, tensor in enumerate(self._alive):
+        for number, reference in enumerate(self._references):
+            tensor = reference()
             if tensor is not None:
+                self._alive[number] = tensor
                 self._versions[number] = version(tensor)
                 if number in self.changing:
                     self._copies[number] = tensor.clone()
@@ -117,6 +127,7 @@ class PrefixTrace:
         }
         if not found:
             return frozenset()
+        # Only a tensor with memory of its own can be copied: what shares it has to see the change, too.
         memory: dict[int, int] = {}
         for tensor in (*(self._alive[number] for number in self._versions), *self._outside.values()):
             address = tensor.untyped_storage().data_ptr()
@@ -137,7 +148,7 @@ class PrefixTrace:
             The inputs.
         """
         self._at = 0
-        self._now = list(self._alive)
+        self._now = [self._alive.get(number) for number in range(len(self._references))]
         for number, tensor in self._copies.items():
             self._now[number] = copies[number] if copies else tensor.clone()
         return [self._current(number) for number in range(len(self._inputs))]
@@ -148,7 +159,7 @@ class PrefixTrace:
             number: tensor.expand(samples, *tensor.shape).clone() for number, tensor in self._copies.items()
         }
 
-    def replay(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def replay(self, func: Function, args: Args, kwargs: Kwargs) -> object:
         """Return the function's result of the recorded pass."""
         step = self._steps[self._at] if self._at < len(self._steps) else None
         if step is None or step.func != func or not self._same(step.arguments, (args, kwargs)):
@@ -164,34 +175,35 @@ class PrefixTrace:
 
     # Both.
 
-    def _fits(self, func: Any, kwargs: dict[str, Any], results: list[Any]) -> bool:
+    def _fits(self, func: Function, kwargs: Kwargs, results: list[object]) -> bool:
         if func in _UNTRACKED or kwargs.get("generator") is not None:
             return False
         if len(results) == 1 and results[0] is None:
+            # Else None may mean an effect elsewhere, which replay would leave out.
             return func in _WITHOUT_RESULT or getattr(func, "__name__", "") == "__get__"
         return all(
             one.layout is torch.strided and not one.requires_grad and not one.is_inference()
-            if type(one) in PLAIN
+            if isinstance(one, Tensor) and type(one) in PLAIN
             else type(one) in _VALUES
             for one in results
         )
 
-    def _slot(self, tensor: Tensor) -> Any:
+    def _slot(self, tensor: Tensor) -> Tensor | _Slot:
         if id(tensor) in self._outside:
             return tensor
         number = self._number(tensor)
         if number is None:
-            number = len(self._alive)
+            number = len(self._references)
             self._numbers[id(tensor)] = number
-            self._alive.append(weakref.ref(tensor))
+            self._references.append(weakref.ref(tensor))
             self._likes.append((tensor.shape, tensor.dtype, tensor.device))
         return _Slot(number)
 
     def _number(self, tensor: Tensor) -> int | None:
         number = self._numbers.get(id(tensor))
-        return number if number is not None and self._alive[number]() is tensor else None
+        return number if number is not None and self._references[number]() is tensor else None
 
-    def _described(self, value: Any) -> Any:
+    def _described(self, value: object) -> object:
         """Describe arguments, with slots for tensors of the prefix."""
         if isinstance(value, Tensor):
             number = self._number(value)
@@ -206,7 +218,8 @@ class PrefixTrace:
             return slice, [self._described(one) for one in (value.start, value.stop, value.step)]
         return value
 
-    def _same(self, known: Any, value: Any) -> bool:
+    def _same(self, known: object, value: Any) -> bool:
+        # Tensors are compared by identity: those of a replay are the very ones that it gave back.
         if type(known) is _Slot:
             return value is self._current(known.number)
         if type(known) is tuple:
@@ -228,6 +241,7 @@ class PrefixTrace:
     def _current(self, number: int) -> Tensor:
         tensor = self._now[number]
         if tensor is None:
+            # It died before the first dropout, so only recorded calls take it, and they read no values.
             shape, dtype, device = self._likes[number]
             tensor = self._now[number] = torch.empty((), dtype=dtype, device=device).expand(shape)
         return tensor

@@ -15,16 +15,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function
 
 from pl_losses.core.compat import of_torch
+from pl_losses.papers.dropout.sampling.calls import Args, Function, Kwargs
 from pl_losses.papers.dropout.sampling.dropout_mode import KNOWN, DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import Streams, copied, version
 from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _GO_BETWEENS = {handle_torch_function.__code__}
 
@@ -67,15 +71,17 @@ class Asked:
         self._settle()
         if id(part) not in self._own or part.__dict__["training"]:
             return
+        # A flag on its way into a call may be a known dropout's, which the next torch function tells.
         if _is_passed_on(reader.f_code, reader.f_lasti):
             self._last = part, reader
         else:
             self.parts[id(part)] = part
 
-    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def called(self, func: Function, args: Args, kwargs: Kwargs) -> None:
         """Note that the caller of this method's caller calls a torch function."""
         if self._last is None:
             return
+        # Whoever calls the function is whoever read the flag, but for torch's own frames between.
         frame: FrameType | None = sys._getframe(2)
         between = {*_GO_BETWEENS, getattr(func, "__code__", None)}
         while frame is not None and frame.f_code in between:
@@ -98,13 +104,14 @@ class _Flag:
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
 
-    def __get__(self, part: nn.Module | None, kind: type[nn.Module]) -> Any:
+    def __get__(self, part: nn.Module | None, kind: type[nn.Module]) -> bool:
         if part is None:
             raise AttributeError("training")
         self.asked.read(part, sys._getframe(1))
-        return part.__dict__["training"]
+        flag: bool = part.__dict__["training"]
+        return flag
 
-    def __set__(self, part: nn.Module, value: Any) -> None:
+    def __set__(self, part: nn.Module, value: bool) -> None:
         part.__dict__["training"] = value
 
 
@@ -150,7 +157,7 @@ class _Verdict(NamedTuple):
     lacking: bool = False
 
 
-def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Parts:
+def random_parts(asked: Asked, call: Callable[[], object], streams: Streams) -> Parts:
     """Find the parts that are random in training, more than in evaluation, among those that were asked.
 
     A part that returns something else in training, such as losses, is left out.
@@ -163,8 +170,8 @@ def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Par
     verdicts: dict[int, _Verdict] = {}
     trying = False
 
-    def through(part: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def tried(*args: Any, **kwargs: Any) -> Any:
+    def through(part: nn.Module, forward: Callable[P, R]) -> Callable[P, R]:
+        def tried(*args: P.args, **kwargs: P.kwargs) -> R:
             nonlocal trying
             if not trying and not verdicts.get(id(part), _Verdict()).random:
                 trying = True
@@ -184,6 +191,8 @@ def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Par
             stack.callback(_set_forward, part, part.__dict__.get("forward"))
             part.__dict__["forward"] = through(part, part.forward)
         call()
+    # An empty verdict shows nothing: the part's own forward was not called, or another part asks it. These
+    # are tried through the whole module, first together, which mostly ends the search.
     rest = [part for key, part in asked.parts.items() if verdicts.get(key, _Verdict()) == _Verdict()]
     if rest and _try(rest, asked.module, call, streams) != _Verdict():
         verdicts |= {id(part): _try([part], asked.module, call, streams) for part in rest}
@@ -197,16 +206,16 @@ def random_parts(asked: Asked, call: Callable[[], Any], streams: Streams) -> Par
     return parts._replace(left="; ".join(left), lacking=lacking) if left else parts
 
 
-def _set_forward(part: nn.Module, forward: Any) -> None:
+def _set_forward(part: nn.Module, forward: object) -> None:
     del part.__dict__["forward"]
     if forward is not None:
         part.__dict__["forward"] = forward
 
 
-def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], streams: Streams) -> _Verdict:
+def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], object], streams: Streams) -> _Verdict:
     """Compare the module's results with these of its parts in training and in evaluation."""
 
-    def run(training: bool, seed: int = 0, on: bool = True) -> tuple[Any, int, Any]:
+    def run(training: bool, seed: int = 0, on: bool = True) -> tuple[object, int, list[float | bytes]]:
         """Return the result, the number of dropout functions called, and what else is drawn."""
         for part in parts:
             part.training = training
@@ -217,18 +226,19 @@ def _try(parts: list[nn.Module], whole: nn.Module, call: Callable[[], Any], stre
     try:
         streams.start(0)
         untouched = streams.after()
-        output, *without = run(False)
-        first, *drawn = run(True)
+        output, dropped, drawn = run(False)
+        first, dropped_on, drawn_on = run(True)
         # The same streams again: if results differ, a part has a generator of its own.
-        own = drawn[1] not in (untouched, without[1]) or (
+        own = drawn_on not in (untouched, drawn) or (
             _differ(first, run(True)[0]) and not _differ(output, run(False)[0])
         )
-        if not own and drawn[0] <= without[0]:
+        if not own and dropped_on <= dropped:
             return _Verdict()
         if _alike(output, first):
             return _Verdict(random=True, draw=own)
-        # Without dropout, if there is some, as it is switched anyway.
-        on = not without[0]
+        # It stays in evaluation. Samples lack something if results that evaluation has, too, are random in
+        # training. Dropout is off, if there is some, as it is switched anyway.
+        on = not dropped
         lacking = _common_differ(output, run(True, 0, on)[0], run(True, 1, on)[0])
         why = "is random in training but stays as in evaluation, as it returns something else in training"
         return _Verdict(left=why, lacking=lacking)
@@ -248,7 +258,11 @@ def _as_it_is(part: nn.Module) -> Iterator[None]:
             one,
             dict(one.__dict__),
             dict(of_torch.own_buffers(one)),
-            copied(dict(of_torch.own_buffers(one))),
+            {
+                name: buffer.clone()
+                for name, buffer in of_torch.own_buffers(one).items()
+                if buffer is not None
+            },
             _versions(one),
         )
         for one in part.modules()
@@ -271,19 +285,19 @@ def _versions(part: nn.Module) -> dict[str, int]:
     }
 
 
-def _alike(first: Any, second: Any) -> bool:
+def _alike(first: object, second: object) -> bool:
     """Return whether results have the same structure and shapes."""
     (leaves, structure), (others, other) = of_torch.tree_flatten(first), of_torch.tree_flatten(second)
     shapes = [[getattr(leaf, "shape", None) for leaf in each] for each in (leaves, others)]
     return bool(structure == other and shapes[0] == shapes[1])
 
 
-def _differ(first: Any, second: Any) -> bool:
+def _differ(first: object, second: object) -> bool:
     pairs = zip(of_torch.tree_leaves(first), of_torch.tree_leaves(second), strict=True)
     return any(differ(one, other) for one, other in pairs if isinstance(one, Tensor))
 
 
-def _common_differ(output: Any, first: Any, second: Any) -> bool:
+def _common_differ(output: object, first: object, second: object) -> bool:
     """Return whether two results of training differ in what evaluation returns, too, by order and shapes."""
     pairs = zip(of_torch.tree_leaves(first), of_torch.tree_leaves(second), strict=True)
     for leaf in of_torch.tree_leaves(output):

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.papers.dropout.sampling.calls import Args, Function
+
 RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
-def between_layers(args: tuple[Any, ...]) -> float:
+def between_layers(args: Args) -> float:
     """Return the probability with which one of ``RECURRENT``, called with these arguments, drops."""
     packed = _is_packed(args)
     return float(args[5 + packed]) if args[4 + packed] > 1 else 0.0
 
 
-def in_evaluation(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def in_evaluation(args: Args) -> Args:
     """Return these arguments with the flag of training off."""
     flag = 6 + _is_packed(args)
     return *args[:flag], False, *args[flag + 1 :]
 
 
-def _is_packed(args: tuple[Any, ...]) -> bool:
+def _is_packed(args: Args) -> bool:
     # (data, sizes, states, weights, biases, layers, ...) instead of (data, states, weights, biases, ...)
     return not isinstance(args[3], bool)
 
 
-def layered(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+def layered(func: Function, args: Args) -> tuple[Tensor, ...]:
     """Compute the function in training mode layer by layer, with ``F.dropout`` between layers."""
     packed = _is_packed(args)
     data, sizes = args[0], args[1 : 1 + packed]
@@ -46,7 +48,7 @@ def layered(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return data, *(torch.cat(last) for last in zip(*found, strict=True))
 
 
-def in_one_call(func: Any, args: tuple[Any, ...]) -> Any:
+def in_one_call(func: Function, args: Args) -> object:
     """Compute the function under ``torch.func.vmap``, without a rule for it: fold samples into the batch."""
     packed = _is_packed(args)
     states = args[1 + packed]
@@ -56,23 +58,38 @@ def in_one_call(func: Any, args: tuple[Any, ...]) -> Any:
     )
 
 
+class _VmapInfo(Protocol):
+    batch_size: int  # Of the vmap: how many samples.
+
+
 class _Folded(torch.autograd.Function):
     """A recurrent function whose samples are folded into its batch: [B, ...] and [K] become [B K, ...]."""
 
     @staticmethod
-    def forward(func: Any, packed: bool, count: int, options: tuple[Any, ...], *tensors: Tensor) -> Any:
+    def forward(
+        func: Function, packed: bool, count: int, options: Args, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         data, states = tensors[: 1 + packed], list(tensors[1 + packed : 1 + packed + count])
         weights = list(tensors[1 + packed + count :])
-        return func(*data, states if func is torch.lstm else states[0], weights, *options)
+        results: tuple[Tensor, ...]
+        results = func(*data, states if func is torch.lstm else states[0], weights, *options)
+        return results
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: object, inputs: Args, output: object) -> None:
         """Keep nothing, as there are no gradients."""
 
     @staticmethod
     def vmap(
-        info: Any, dims: Any, func: Any, packed: bool, count: int, options: tuple[Any, ...], *tensors: Tensor
-    ) -> Any:
+        info: _VmapInfo,
+        dims: tuple[int | None, ...],
+        func: Function,
+        packed: bool,
+        count: int,
+        options: Args,
+        *tensors: Tensor,
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        # `dims` has an entry for each argument; those of the tensors begin with the fifth.
         first = 1 + packed + count
         if any(dim is not None for dim in (*dims[4 + first :], *dims[5 : 5 + packed])):
             raise RuntimeError(f"`{func.__name__}` with weights that differ between samples")

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from pl_losses.core.compat import of_torch
-from pl_losses.core.validation import check_integer, typed
+from pl_losses.core.compat.of_torch import TreeSpec
+from pl_losses.core.validation import check_counts, in_words, typed
+from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import (
     call_module,
@@ -37,12 +39,12 @@ Train = Sequence[type[nn.Module] | str]
 @typed
 def mc_samples(
     module: nn.Module,
-    batch: Any,
+    batch: Batch,
     samples: int,
     chunk: int | None = None,
     seed: int | None = None,
     masks: Literal["independent", "shared"] = "independent",
-    forward: Callable[[Any], Any] | None = None,
+    forward: Callable[[Batch], object] | None = None,
     train: Train | Parts | None = None,
 ) -> Any:
     """Make T stochastic passes with dropout on and everything else as in evaluation.
@@ -72,7 +74,7 @@ def mc_samples(
     between kinds of devices and between releases.
 
     Args:
-        module: Any module. Compiled ones run uncompiled here. A scripted or traced one must not hold dropout.
+        module: The module. Compiled ones run uncompiled here. A scripted or traced one must not hold dropout.
         batch: What ``module`` is called with: a tuple or list as positional arguments, a mapping as keyword
             arguments, anything else, such as one tensor [B, ...], as it is. Each sample gets a copy.
         samples: T, the number of passes.
@@ -113,13 +115,15 @@ def mc_samples(
         >>> torch.allclose(samples[:50], mc_samples(network, torch.zeros(8, 3), samples=50, seed=0))
         True
     """
-    _refuse(module, samples, chunk, seed)
+    check_counts(samples=samples, chunk=chunk)
+    check_counts(0, seed=seed)
+    _refuse_scripted(module)
     parts = _named(module, train)
     seed = secrets.randbits(63) if seed is None else seed
     call = forward or (lambda inputs: call_module(module, inputs))
     shared_over = _batch_size(batch) if masks == "shared" else None
 
-    def sample(reason: str) -> tuple[list[Tensor | None], Any, VectorizedSampler]:
+    def sample(reason: str) -> tuple[list[Tensor | None], TreeSpec, VectorizedSampler[Batch]]:
         mode = DropoutMode(MaskSampler(seed), shared_over)
         with ExitStack() as stack:
             if not reason:
@@ -180,8 +184,8 @@ class Found:
 
 def find_dropout(
     module: nn.Module,
-    batch: Any,
-    forward: Callable[[Any], Any] | None = None,
+    batch: Batch,
+    forward: Callable[[Batch], object] | None = None,
     train: Train | Parts | None = None,
 ) -> Found:
     """Make one pass without dropout, and find what :func:`mc_samples` would do.
@@ -221,12 +225,12 @@ def find_dropout(
 
 
 def without_dropout(
-    module: nn.Module, batch: Any, forward: Callable[[Any], Any] | None = None
+    module: nn.Module, batch: Batch, forward: Callable[[Batch], object] | None = None
 ) -> tuple[Any, bool]:
     """Make one pass in evaluation with every dropout off, also with ``training=True``.
 
     Args:
-        module: Any module.
+        module: The module.
         batch: The batch that it is called with, see :func:`mc_samples`.
         forward: Called instead of the module.
 
@@ -237,11 +241,13 @@ def without_dropout(
     return found.output, found.random
 
 
-def _batch_size(batch: Any) -> int:
+def _batch_size(batch: object) -> int:
     for tensor in tensors_in(batch):
         if tensor.ndim:
             return len(tensor)
-    raise ValueError(f"Expected `batch` to hold a tensor [B, ...] for `masks='shared'` but got {batch!r}")
+    raise ValueError(
+        f"Expected `batch` to hold a tensor [B, ...] for `masks='shared'` but got {in_words(batch)}"
+    )
 
 
 def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
@@ -254,13 +260,6 @@ def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
             raise ValueError(f"Expected `train` to name classes of parts of `module` but {wanted!r} is none")
     found = [part for part in parts if type(part) in train or type(part).__name__ in train]
     return Parts(found, False, "`train` names no part")
-
-
-def _refuse(module: nn.Module, samples: int, chunk: int | None, seed: int | None) -> None:
-    for name, value, least in (("samples", samples, 1), ("chunk", chunk, 1), ("seed", seed, 0)):
-        if value is not None:
-            check_integer(name, value, least, also="an integer of ")
-    _refuse_scripted(module)
 
 
 def _refuse_scripted(module: nn.Module) -> None:

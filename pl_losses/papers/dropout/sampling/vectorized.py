@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pl_losses.core.compat import of_torch
+from pl_losses.core.compat.of_torch import TreeSpec
+from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import Streams, as_dict, copied, held, state, tensors_in
 from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, stream_seed
@@ -21,7 +23,7 @@ from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_
 
 Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
-_told: set[type[nn.Module]] = set()
+_logged: set[type[nn.Module]] = set()
 
 # Bytes of masks and results that are worked on at a time: enough to make the overhead of a round small,
 # and on a CPU no more than its caches hold.
@@ -29,7 +31,7 @@ _AT_A_TIME = {"cpu": 1 << 24}
 _AT_A_TIME_ELSEWHERE = 1 << 28
 
 
-def why_not_many(module: nn.Module, batch: Any) -> str:
+def why_not_many(module: nn.Module, batch: object) -> str:
     """Say why each sample needs a whole pass of its own; empty if there is no reason yet."""
     for value in (*held(module), *tensors_in(batch)):
         if isinstance(value, Tensor) and (type(value) not in PLAIN or hasattr(value, "ds_id")):
@@ -43,11 +45,11 @@ def why_not_many(module: nn.Module, batch: Any) -> str:
     return ""
 
 
-def _tell(kind: type[nn.Module], reason: str) -> None:
+def _log_once(kind: type[nn.Module], reason: str) -> None:
     """Say once for each class of modules, on the first rank, that they take longer."""
-    if kind in _told or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+    if kind in _logged or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         return
-    _told.add(kind)
+    _logged.add(kind)
     _log.warning(
         "The samples of %s are computed one at a time, which takes longer: %s", kind.__name__, reason
     )
@@ -64,7 +66,7 @@ def _prepare() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
-class VectorizedSampler:
+class VectorizedSampler(Generic[Batch]):
     """T passes of a module under :class:`DropoutMode`.
 
     Args:
@@ -80,8 +82,8 @@ class VectorizedSampler:
     def __init__(
         self,
         module: nn.Module,
-        call: Callable[[Any], Any],
-        batch: Any,
+        call: Callable[[Batch], object],
+        batch: Batch,
         mode: DropoutMode,
         seed: int,
         streams: Streams,
@@ -95,7 +97,7 @@ class VectorizedSampler:
         self.stacks: list[Tensor | None] = []
         self.drew, self.lacking = False, ""
 
-    def run(self, samples: int, chunk: int | None, reason: str) -> tuple[list[Tensor | None], Any]:
+    def run(self, samples: int, chunk: int | None, reason: str) -> tuple[list[Tensor | None], TreeSpec]:
         """Make the passes.
 
         Args:
@@ -112,6 +114,8 @@ class VectorizedSampler:
             self._searched(lambda: self._one(None))
         else:
             prefix, reason = self._searched(self._first)
+        # The ways to make the other samples, the fastest first. If one fails, the next one starts again from
+        # the same sample and the same masks; T whole passes come last.
         ways: list[Callable[[], None]] = []
         if not reason and self.done < samples:
             sites, largest = list(self.mode.sites), self.mode.largest
@@ -132,7 +136,7 @@ class VectorizedSampler:
         else:
             self._one_by_one(None)
         if reason and (self.mode.active or self.mode.parts) and samples > 1:
-            _tell(type(self.module), reason)
+            _log_once(type(self.module), reason)
         return self.stacks, self.structure
 
     def _searched(self, make: Callable[[], Found]) -> Found:
@@ -180,6 +184,8 @@ class VectorizedSampler:
             return None, "it drops nothing"  # A warning says so.
         if state(self.module) != before:
             return None, "it changes what it holds"
+        # What the rest of a pass changes in place, it would find changed in the next: record once more, with
+        # copies of these tensors. That pass is the second sample.
         changing = prefix.changed() if prefix.usable else None
         if changing and self.done < self.samples:
             prefix = self._record(changing)
@@ -196,16 +202,16 @@ class VectorizedSampler:
         self._store(output)
         return prefix
 
-    def _inputs(self, prefix: PrefixTrace | None, copies: dict[int, Tensor] | None = None) -> Any:
+    def _inputs(self, prefix: PrefixTrace | None, copies: dict[int, Tensor] | None = None) -> Batch:
         if prefix is None:
             return copied(self.batch)
         leaves, structure = of_torch.tree_flatten(self.batch)
         tensors = iter(prefix.begin(copies))
-        return of_torch.tree_unflatten(
-            [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
-        )
+        given = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        inputs: Batch = of_torch.tree_unflatten(given, structure)
+        return inputs
 
-    def _store(self, output: Any) -> None:
+    def _store(self, output: object) -> None:
         leaves, self.structure = _flat(output)
         if not self.stacks:
             _refuse_packed(output)
@@ -229,12 +235,16 @@ class VectorizedSampler:
         while self.done < self.samples:
             self._one(prefix)
 
-    def _many(self, prefix: PrefixTrace | None, chunk: int | None, sites: list[Any], largest: int) -> None:
+    def _many(
+        self, prefix: PrefixTrace | None, chunk: int | None, sites: list[DropoutCall], largest: int
+    ) -> None:
         """Make the remaining passes, many at a time."""
         left = self.samples - self.done
         if chunk is None:
+            # Bytes of one sample: its masks, and a few results that exist at a time.
             each = 3 * largest + sum(site.dtype.itemsize * torch.Size(site.shape).numel() for site in sites)
             chunk = max(1, _AT_A_TIME.get(sites[0].device.type, _AT_A_TIME_ELSEWHERE) // max(1, each))
+        # As many rounds as needed, all of about one size: a small last one would be slow.
         rounds = -(-left // chunk) if left else 0
         size = -(-left // rounds) if rounds else 0
         room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
@@ -259,6 +269,7 @@ class VectorizedSampler:
         copies = prefix.copies(count) if prefix else {}
         with _samples(count) as level:
             inputs = self._inputs(prefix, {number: _each(copy, level) for number, copy in copies.items()})
+            # The module sees masks [...]; their K samples are a hidden dimension, which vmap carries along.
             self.mode.begin(prefix, [(site, _each(mask, level)) for site, mask in drawn])
             with self.mode:
                 output = self.call(inputs)
@@ -286,7 +297,7 @@ def _each(tensor: Tensor, level: int) -> Tensor:
     return of_torch.add_batch_dim(tensor, 0, level)
 
 
-def _flat(output: Any) -> tuple[list[Any], Any]:
+def _flat(output: object) -> tuple[list[Any], TreeSpec]:
     """Return the leaves and the structure of an output; mappings that torch does not know become dicts."""
     leaves, structure = of_torch.tree_flatten(output)
     if any(isinstance(leaf, Mapping) for leaf in leaves):
@@ -294,14 +305,14 @@ def _flat(output: Any) -> tuple[list[Any], Any]:
     return leaves, structure
 
 
-def _refuse_packed(output: Any) -> None:
+def _refuse_packed(output: object) -> None:
     """Refuse packed sequences, whose sizes are not a result that differs between samples."""
     for leaf in of_torch.tree_leaves(output, is_leaf=lambda part: isinstance(part, PackedSequence)):
         if isinstance(leaf, PackedSequence):
             _room(leaf, 1)
 
 
-def _room(leaf: Any, samples: int) -> Tensor | None:
+def _room(leaf: object, samples: int) -> Tensor | None:
     if leaf is None or isinstance(leaf, Tensor):
         return None if leaf is None else leaf.new_empty((samples, *leaf.shape))
     raise TypeError(

@@ -43,9 +43,6 @@ class BatchedMLP:
         seeds: Seed of each member. A member's training depends on its own seed alone.
         dtype: The weights' type.
 
-    Raises:
-        ValueError: If a size or probability is out of range.
-
     Example:
         >>> network = BatchedMLP(3, 8, dropout=[0.0, 0.1], seeds=[0, 1])
         >>> network(torch.zeros(2, 5, 3)).shape
@@ -60,17 +57,6 @@ class BatchedMLP:
         seeds: Sequence[int],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if features < 1 or hidden < 1:
-            raise ValueError(
-                f"Expected `features` and `hidden` of at least 1 but got {features} and {hidden}"
-            )
-        if not dropout or len(dropout) != len(seeds):
-            raise ValueError(
-                f"Expected `dropout` and `seeds` of one length of at least 1 but got {len(dropout)} and"
-                f" {len(seeds)}"
-            )
-        if not all(0 <= p < 1 for p in dropout):
-            raise ValueError(f"Expected `dropout` in [0, 1) but got {list(dropout)}")
         self.features, self.hidden, self.members = features, hidden, len(dropout)
         self.dropout, self.seeds = tuple(dropout), tuple(seeds)
         self.keep = 1 - torch.tensor(dropout, dtype=dtype)
@@ -223,13 +209,12 @@ class Standardised:
         dtype: The result's type.
 
     Raises:
-        ValueError: If shapes do not fit, or the targets of a set are all equal.
+        ValueError: If the targets of a set are all equal.
     """
 
     def __init__(
         self, inputs: Sequence[Array], targets: Sequence[Array], dtype: torch.dtype = torch.float32
     ) -> None:
-        _refuse_misfits(inputs, targets)
         self._inputs = [standardisation(x) for x in inputs]
         self._targets = [standardisation(y) for y in targets]
         for position, y in enumerate(targets):
@@ -242,7 +227,6 @@ class Standardised:
 
     def normalised(self, inputs: Sequence[Array], targets: Sequence[Array]) -> tuple[Tensor, Tensor]:
         """Normalise other samples of the same sets as the training samples: [D, n, Q + 1] and [D, n]."""
-        _refuse_misfits(inputs, targets)
         most = max(len(y) for y in targets)
         rows = [np.arange(most) % len(y) for y in targets]
         x = [(x - mean) / std for x, (mean, std) in zip(inputs, self._inputs, strict=True)]
@@ -286,11 +270,7 @@ def train(
         learning_rate: Adam's, with decay rates 0.9 and 0.999.
         schedule: Share of the steps done, in [0, 1), to a factor of the learning rate. Default: 1.
         progress: Called with the number of samples times members after each epoch.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
-    _refuse_settings(network, data, sources, epochs, batch_size, weight_decay)
     largest = max(data.sizes[source] for source in sources)
     samples = data.targets.shape[1]
     inputs, targets = data.inputs.flatten(0, 1), data.targets.flatten()
@@ -339,37 +319,3 @@ class _Adam:
 def _generator(seed: int, purpose: int) -> torch.Generator:
     state = np.random.SeedSequence((seed, purpose)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-
-
-def _refuse_misfits(inputs: Sequence[Array], targets: Sequence[Array]) -> None:
-    shapes = [(x.shape, y.shape) for x, y in zip(inputs, targets, strict=True)]
-    if not shapes or any(len(x) != 2 or x[:1] != y or not x[0] or x[1] != shapes[0][0][1] for x, y in shapes):
-        raise ValueError(
-            "Expected `inputs` of shape [N, Q] and `targets` of shape [N] for each set, Q the same, but got"
-            f" {shapes}"
-        )
-
-
-def _refuse_settings(
-    network: BatchedMLP,
-    data: Standardised,
-    sources: Sequence[int],
-    epochs: int,
-    batch_size: int,
-    weight_decay: Sequence[float],
-) -> None:
-    if data.inputs.shape[2] != network.features + 1:
-        raise ValueError(f"Expected `data` of {network.features} features but got {data.inputs.shape[2] - 1}")
-    for name, values in (("sources", sources), ("weight_decay", weight_decay)):
-        if len(values) != network.members:
-            raise ValueError(
-                f"Expected `{name}` of length {network.members}, one for each member, but got {len(values)}"
-            )
-    if not all(0 <= source < len(data.sizes) for source in sources):
-        raise ValueError(f"Expected `sources` in 0..{len(data.sizes) - 1} but got {list(sources)}")
-    if not all(0 <= decay < math.inf for decay in weight_decay):
-        raise ValueError(f"Expected `weight_decay` of at least 0 but got {list(weight_decay)}")
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(
-            f"Expected `epochs` and `batch_size` of at least 1 but got {epochs} and {batch_size}"
-        )

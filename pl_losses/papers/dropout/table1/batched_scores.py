@@ -47,20 +47,8 @@ def mc_scores(
         precision: tau, [K, M], in the units of 1 / targets^2.
         samples: Number of passes T.
         progress: Called repeatedly with rows times passes times members.
-
-    Raises:
-        ValueError: If shapes do not fit, or ``samples`` or ``precision`` are not positive.
     """
     members, rows = network.members, targets.shape[1]
-    if inputs.shape != (members, rows, network.features + 1) or targets.shape[0] != members:
-        raise ValueError(
-            f"Expected `inputs` of shape [M, n, Q + 1] and `targets` of shape [M, n] with M = {members} and"
-            f" Q = {network.features} but got {list(inputs.shape)} and {list(targets.shape)}"
-        )
-    if precision.ndim != 2 or precision.shape[1] != members or not (precision > 0).all():
-        raise ValueError(f"Expected `precision` [K, {members}] of positive values but got {precision}")
-    if samples < 1:
-        raise ValueError(f"Expected `samples` of at least 1 but got {samples}")
     size = min(rows, _ROWS)
     at_once = max(1, _ROWS // size)  # Passes per step.
     passes, masks = (

@@ -6,23 +6,21 @@ published ones.
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Sequence
 from time import perf_counter, process_time
-from typing import Literal
+from typing import Any, Literal
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
-from pl_losses.core.experiment import Experiment
-from pl_losses.core.validation import check_integer
+from pl_losses.core.experiment import Experiment, names_of, progress_bar
+from pl_losses.core.validation import check_counts, check_integer, check_positive, typed
 from pl_losses.data import uci
+from pl_losses.data.download import data_root
 from pl_losses.papers.dropout.table1 import report
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Case, reproduce_column
 from pl_losses.papers.dropout.table1.published import SETTINGS
 from pl_losses.papers.dropout.table1.report import Entry
 
 
+@typed
 def reproduce(
     sets: str | list[str] = "all",
     columns: str | list[str] = "all",
@@ -62,10 +60,10 @@ def reproduce(
             arguments.
         OSError: If a set is missing and cannot be downloaded.
     """
-    names, chosen = _names(sets, list(SETTINGS), "sets"), _names(columns, list(COLUMNS), "columns")
+    # Sets may also be the user's own, see `_refuse`.
+    names = names_of("sets", sets, list(SETTINGS), others=True)
+    chosen = names_of("columns", columns, list(COLUMNS))
     _refuse(names, chosen, root, splits, samples, repeats, seed, epochs_scale)
-    if wandb not in ("offline", "online", "disabled"):
-        raise ValueError(f"Expected `wandb` to be one of offline, online, disabled but got {wandb!r}")
     arguments = {
         "splits": splits,
         "samples": samples,
@@ -86,7 +84,7 @@ def reproduce(
         for case in sorted(cases.values(), key=lambda case: len(case.targets))
         if (case.name, column) not in done
     ]
-    with _progress(sum(case.work(column) for case, column in tasks)) as bar:
+    with progress_bar(sum(case.work(column) for case, column in tasks)) as bar:
         for case, column in tasks:
             bar.set_description(f"{case.name} {column}")
             entries.append(_entry(case, column, bar))
@@ -125,31 +123,12 @@ def _refuse_changed(kept: Experiment, data: dict[str, str]) -> None:
             )
 
 
-def _entry(case: Case, column: str, bar: tqdm) -> Entry:
+def _entry(case: Case, column: str, bar: Any) -> Entry:
     started, cpu = perf_counter(), process_time()
     # The estimate is not exact, and a bar must not run beyond its end.
     rows = reproduce_column(case, column, lambda done: bar.update(min(done, bar.total - bar.n)))
     times = perf_counter() - started, process_time() - cpu
     return Entry(case.name, column, rows, case.epochs(column), *times, case.scale)
-
-
-def _progress(total: float) -> tqdm:
-    return tqdm(
-        total=total,
-        bar_format="{percentage:3.0f} %|{bar}| {desc}, {elapsed} spent, about {remaining} left",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        smoothing=0.02,
-    )
-
-
-def _names(given: str | Sequence[str], known: list[str], argument: str) -> list[str]:
-    """Read names from text between commas or from a list, each once."""
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
-    if names == ["all"]:
-        return known
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f'Expected `{argument}` to be names between commas or "all" but got {given!r}')
-    return list(dict.fromkeys(names))
 
 
 def _refuse(
@@ -162,23 +141,19 @@ def _refuse(
     seed: int,
     epochs_scale: float,
 ) -> None:
-    for column in columns:
-        if column not in COLUMNS:
-            raise ValueError(f"Expected `columns` of {', '.join(COLUMNS)} but got {column!r}")
     for name in names:
         if name not in SETTINGS and uci.find(name, root) is None:
             raise ValueError(
                 f"Expected `sets` of {', '.join(SETTINGS)}, or a folder with a data.txt in"
-                f" {uci.data_root(root) / 'uci'} or {uci.data_root(root)}, but got {name!r}"
+                f" {data_root(root) / 'uci'} or {data_root(root)}, but got {name!r}"
             )
         if name not in SETTINGS and columns != ["grid"]:
             raise ValueError(
                 f'Expected `columns` of "grid" alone for {name}, a set without published p and tau, but got'
                 f" {', '.join(columns)}"
             )
-    for argument, value, least in (("samples", samples, 1), ("repeats", repeats, 1), ("seed", seed, 0)):
-        check_integer(argument, value, least)
+    check_counts(samples=samples, repeats=repeats)
+    check_counts(0, seed=seed)
     if splits is not None:
         check_integer("splits", splits, 1, max(uci.shape_of(name, root)[2] for name in names))
-    if not 0 < epochs_scale < math.inf:
-        raise ValueError(f"Expected `epochs_scale` to be positive and finite but got {epochs_scale}")
+    check_positive("epochs_scale", epochs_scale)

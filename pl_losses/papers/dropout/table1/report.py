@@ -127,7 +127,7 @@ def _verdicts(entries: Sequence[Entry]) -> list[str]:
     return lines
 
 
-def summaries(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+def summaries(entries: Iterable[Entry]) -> list[dict[str, object]]:
     """Make the rows of ``table1.csv``."""
     rows = []
     for entry in entries:
@@ -159,7 +159,7 @@ def by_key(entries: Iterable[Entry]) -> dict[str, float]:
     }
 
 
-def as_result(entry: Entry) -> dict[str, Any]:
+def as_result(entry: Entry) -> dict[str, object]:
     """Convert an entry to plain data."""
     rows = [[getattr(value, "item", lambda value=value: value)() for value in row] for row in entry.rows]
     return {

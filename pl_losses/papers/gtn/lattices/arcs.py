@@ -286,7 +286,7 @@ def _strings(targets: Tensor, lengths: Tensor | None = None) -> ArcLattice:
     return ArcLattice(node[used], node[used] + 1, targets[used], zeros, sizes=counts, final=counts)
 
 
-def _integers(name: str, values: Any, count: int | None, low: int) -> Tensor:
+def _integers(name: str, values: Tensor | Sequence[object], count: int | None, low: int) -> Tensor:
     """Convert to integers on the CPU, and check that there are ``count``, at least ``low``."""
     if not isinstance(values, Tensor):
         values = torch.as_tensor(values) if len(values) else torch.zeros(0, dtype=torch.long)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ class _Outgoing:
     def __init__(self, lattice: Graph, labels: Tensor, num_labels: int) -> None:
         self.num_labels = num_labels
         self.destination = lattice.destination + lattice.offset[lattice.graph]
+        # Node and label as one number, so that arcs of either are found by bisection.
         keys = (lattice.source + lattice.offset[lattice.graph]) * num_labels + labels + 1
         self.order = keys.argsort(stable=True)
         self.keys = keys[self.order]
@@ -90,7 +91,21 @@ class _Product:
         yield states[owner], reached, torch.full_like(b, -1), b
 
 
-def compose(left: Graph, right: Graph) -> dict[str, Any]:
+class Composed(TypedDict):
+    """The arguments of an :class:`ArcLattice`."""
+
+    source: Tensor
+    destination: Tensor
+    label: Tensor
+    penalty: Tensor
+    sizes: Tensor
+    start: Tensor
+    final: list[list[int]]
+    output: Tensor
+    position: Tensor
+
+
+def compose(left: Graph, right: Graph) -> Composed:
     """Compose two lattices: return an :class:`ArcLattice`'s arguments, with states that can be reached."""
     if right.samples not in (1, left.samples):
         raise ValueError(f"Expected `other` of 1 or {left.samples} graphs but got {right.samples}")

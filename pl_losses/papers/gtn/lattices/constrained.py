@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pl_losses.core.autograd import Context
 from pl_losses.papers.gtn.lattices.arcs import ArcLattice
 from pl_losses.papers.gtn.lattices.paths import SegmentPosteriors
 from pl_losses.papers.gtn.lattices.recursions import CERTAIN, IMPOSSIBLE, SegmentRecursion
@@ -95,11 +96,15 @@ def _spread(values: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
     return values.new_zeros(shape).scatter_add(3, index, by_sample)
 
 
+class _ScoresContext(Context, Protocol):
+    shape: torch.Size
+
+
 class _Scores(torch.autograd.Function):
     """Scores [N, K, L * B] of the segments with each label of the target, from penalties [B, N, K, C]."""
 
     @staticmethod
-    def forward(ctx: Any, penalties: Tensor, index: Tensor, ignored: Tensor) -> Tensor:
+    def forward(ctx: _ScoresContext, penalties: Tensor, index: Tensor, ignored: Tensor) -> Tensor:
         """Negate the penalties. Nothing leaves the range of pieces."""
         ctx.save_for_backward(index)
         ctx.shape = penalties.shape
@@ -108,7 +113,7 @@ class _Scores(torch.autograd.Function):
         return scores.flatten(2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _ScoresContext, grad: Tensor) -> tuple[Tensor, None, None]:
         """Negate the gradient; impossible segments have no part in any path that counts."""
         (index,) = ctx.saved_tensors
         return _spread(-grad, index, ctx.shape), None, None

@@ -26,6 +26,7 @@ def levels(source: Tensor, destination: Tensor, nodes: int) -> Tensor:
     level = torch.full((nodes,), -1)
     ready = (waiting == 0).nonzero().squeeze(1)
     depth = 0
+    # Take away, round by round, all nodes that no remaining arc enters (Kahn's algorithm).
     while len(ready):
         level[ready] = depth
         arcs, _ = ragged_ranges(first[ready], outgoing[ready])
@@ -72,12 +73,13 @@ class DagRecursion(Recursion):
         values = scores.new_full((self.nodes,), IMPOSSIBLE)
         values[self._starts] = 0.0
         scores = scores[self.arcs]
+        # All nodes of a level at once: their arcs come from earlier levels, and are contiguous.
         for (node, node_end), (arc, arc_end) in self.slices:
             sums = values[self._sources[arc:arc_end]] + scores[arc:arc_end]
             entered = self._destinations[arc:arc_end] - node
             before = values[node:node_end]
             most = before.scatter_reduce(0, entered, sums, "amax")
-            if not tropical:
+            if not tropical:  # logsumexp, from the largest on.
                 terms = (sums - most[entered]).exp_()
                 most = most + (before - most).exp_().index_add_(0, entered, terms).log_()
             values[node:node_end] = most

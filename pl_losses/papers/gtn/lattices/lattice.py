@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pl_losses.core.autograd import Context
 from pl_losses.core.validation import typed
 from pl_losses.papers.gtn.lattices.arcs import ArcLattice
 from pl_losses.papers.gtn.lattices.constrained import TargetLattice
@@ -146,11 +147,15 @@ def _cleaned(penalties: Tensor, ignored: Tensor) -> Tensor:
     return cleaned.clamp(-CERTAIN, -IMPOSSIBLE)
 
 
+class _ScoresContext(Context, Protocol):
+    tropical: bool
+
+
 class _ClassScores(torch.autograd.Function):
     """Scores [N, K, B] of segments of any class: logsumexp, or maximum, of their classes' scores."""
 
     @staticmethod
-    def forward(ctx: Any, penalties: Tensor, ignored: Tensor, tropical: bool) -> Tensor:
+    def forward(ctx: _ScoresContext, penalties: Tensor, ignored: Tensor, tropical: bool) -> Tensor:
         """Reduce over classes that have been moved to the front, where that is fast."""
         cleaned = penalties.permute(3, 1, 2, 0).clone(memory_format=torch.contiguous_format)
         cleaned.masked_fill_(ignored, -IMPOSSIBLE).clamp_(-CERTAIN, -IMPOSSIBLE)
@@ -165,7 +170,7 @@ class _ClassScores(torch.autograd.Function):
         return total.log().sub_(least)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _ScoresContext, grad: Tensor) -> tuple[Tensor, None, None]:
         """Share the gradient among the classes."""
         penalties, ignored, values, reduced = ctx.saved_tensors
         if ctx.tropical:

@@ -85,6 +85,8 @@ class Search:
         graph = torch.arange(samples).repeat_interleave(n)
         graph = graph[self.feasible[graph]]
         taken: list[list[int]] = [[] for _ in range(len(graph))]
+        # Weights sum to 1 over the arcs into a node: a uniform number in the node's part of the running sum
+        # picks an arc. All walks go from the end to the start together, each until it is there.
         totals = self.log_weights.exp()[self.order].cumsum(0)
         totals = torch.cat([totals.new_zeros(1), totals])
         walker, node = torch.arange(len(graph)), self.ends[graph]

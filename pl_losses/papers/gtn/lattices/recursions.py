@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from pl_losses.core.autograd import Context
 
 IMPOSSIBLE = -1e30
 CERTAIN = 1e25  # so far below that nothing certain makes up for something impossible
@@ -35,14 +37,14 @@ class _Penalties(torch.autograd.Function):
     """One function instead of several operations, which would be small and many."""
 
     @staticmethod
-    def forward(ctx: Any, potentials: Tensor) -> Tensor:
+    def forward(ctx: Context, potentials: Tensor) -> Tensor:
         """Negate the potentials."""
         impossible, certain = potentials <= IMPOSSIBLE / 2, potentials >= CERTAIN / 2
         ctx.save_for_backward(impossible | certain)
         return potentials.neg().masked_fill_(impossible, float("inf")).masked_fill_(certain, -float("inf"))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Context, grad: Tensor) -> Tensor:
         """Negate the gradient."""
         (infinite,) = ctx.saved_tensors
         return (-grad).masked_fill(infinite, 0.0)
@@ -95,11 +97,16 @@ class Recursion(ABC):
         return self.from_source(potentials).add_(scores).sub_(self.at_destination(potentials)).exp_()
 
 
+class _ScoresContext(Context, Protocol):
+    sweep: Recursion
+    tropical: bool
+
+
 class ForwardScores(torch.autograd.Function):
     """Potentials of all nodes as a function of the arcs' scores."""
 
     @staticmethod
-    def forward(ctx: Any, sweep: Recursion, scores: Tensor, tropical: bool) -> Tensor:
+    def forward(ctx: _ScoresContext, sweep: Recursion, scores: Tensor, tropical: bool) -> Tensor:
         """Run the recurrence."""
         potentials = sweep.potentials(scores, tropical)
         ctx.sweep, ctx.tropical = sweep, tropical
@@ -107,21 +114,29 @@ class ForwardScores(torch.autograd.Function):
         return potentials
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: _ScoresContext, grad: Tensor) -> tuple[None, Tensor, None]:
         """Return the expected gradient: each arc's weight times the value of its destination."""
         scores, potentials = ctx.saved_tensors
         weights = ctx.sweep.weights(scores, potentials, ctx.tropical)
         # Skip the function's overhead if nothing is recorded.
+        # From the ends back to the start: how much the result grows with each node's potential.
         solve = partial(LinearRecurrence.apply, ctx.sweep) if torch.is_grad_enabled() else ctx.sweep.solve
         worth = solve(weights, grad, True)
         return None, weights * ctx.sweep.at_destination(worth), None
+
+
+class _RecurrenceContext(Context, Protocol):
+    sweep: Recursion
+    is_backward: bool
 
 
 class LinearRecurrence(torch.autograd.Function):
     """The linear recurrence, see :meth:`Recursion.solve`."""
 
     @staticmethod
-    def forward(ctx: Any, sweep: Recursion, weights: Tensor, inputs: Tensor, backward: bool) -> Tensor:
+    def forward(
+        ctx: _RecurrenceContext, sweep: Recursion, weights: Tensor, inputs: Tensor, backward: bool
+    ) -> Tensor:
         """Run the recurrence."""
         solution = sweep.solve(weights, inputs, backward)
         ctx.sweep, ctx.is_backward = sweep, backward
@@ -129,7 +144,7 @@ class LinearRecurrence(torch.autograd.Function):
         return solution
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    def backward(ctx: _RecurrenceContext, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
         """Solve the same recurrence in the other direction."""
         weights, solution = ctx.saved_tensors
         adjoint = LinearRecurrence.apply(ctx.sweep, weights, grad, not ctx.is_backward)
@@ -154,6 +169,7 @@ class SegmentRecursion(Recursion):
     def _windows(self, values: Tensor) -> Tensor:
         """View rows r to r + K - 1 for each r from 0 to N, without the last columns if there is a shift."""
         columns = values.shape[1]
+        # Windows overlap on purpose: what one step writes into its row, later steps read in their windows.
         shape = (self.pieces + 1, self.longest, columns - self.shift)
         return values.as_strided(shape, (columns, columns, 1), values.storage_offset())
 
@@ -164,12 +180,13 @@ class SegmentRecursion(Recursion):
         """Compute the potentials [N + K, L * B], or with B columns more."""
         columns = scores.shape[2] + self.shift
         values = scores.new_full((self.pieces + self.longest, columns), IMPOSSIBLE)
-        values[self.pieces, : self.samples] = 0.0
+        values[self.pieces, : self.samples] = 0.0  # The start: cut 0, no label spelled.
         sources = self._windows(values).unbind()
         targets = self._columns(values).unbind()
         sums = scores.new_empty(scores.shape[1:])
         reduce = _maximum if tropical else _Logsumexp(sums)
         for j, score in enumerate(scores.unbind()):
+            # The K sources of segments that end with piece j are one window; all samples go at once.
             row = self.pieces - j
             torch.add(sources[row], score, out=sums)
             reduce(sums, targets[row - 1])
@@ -221,6 +238,7 @@ class _Logsumexp:
     """logsumexp over the rows of one buffer, in halves: few operations, each on many numbers."""
 
     def __init__(self, buffer: Tensor) -> None:
+        # Each pair adds the later half of the rows that are left to the earlier half; the last one ends it.
         self.pairs = []
         rows = len(buffer)
         while rows > 1:

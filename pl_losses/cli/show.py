@@ -1,10 +1,8 @@
-"""``pl-losses show`` and ``pl-losses dashboard``; wrong arguments are refused before heavy imports."""
+"""``pl-losses show``; wrong arguments are refused before heavy imports."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import os
 import shlex
 import subprocess
@@ -15,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pl_losses.cli.arguments import options, positional, split
 from pl_losses.core.files import written_whole
-from pl_losses.core.manifests import reproduced
-from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names, nearest, visible
+from pl_losses.recipes import UsageError, visible
 
 if TYPE_CHECKING:
     from pl_losses.dashboards.offline.runs import Run
@@ -36,42 +34,11 @@ the machine and the terminal. Several runs are compared on one page.
                            Ctrl-C
 """
 
-DASHBOARD_HELP = """usage: pl-losses dashboard json RECIPE
-       pl-losses dashboard push RECIPE --entity NAME --project NAME
-
-Print the W&B workspace of a recipe, or of what `pl-losses reproduce` makes, or save it to W&B: a new one, or
-over the one that was pushed before. Takes the extra `dashboards`; json needs no account.
-
-  --entity NAME            W&B's user or team
-  --project NAME           W&B's project (default: pl_losses)
-"""
-ACTIONS = ("json", "push")
 EVERY = 5  # seconds
-
-
-def positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before the first option, and the rest."""
-    first = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
-    return list(args[:first]), list(args[first:])
-
-
-def options(flags: Sequence[tuple[str, str | None]], known: Sequence[str]) -> dict[str, str]:
-    """Return the options by name.
-
-    Raises:
-        UsageError: If there is no such option.
-    """
-    for name, _ in flags:
-        if name not in known:
-            hint = nearest(name, known, "`--{}`") or f": expected {', '.join(f'--{one}' for one in known)}"
-            raise UsageError(f"Unknown option `--{name}`{hint}")
-    return {name: value or "" for name, value in flags}
 
 
 def show(args: Sequence[str]) -> int:
     """Write the page of the named runs, and return the exit status."""
-    from pl_losses.cli.arguments import split
-
     watch = "--watch" in args
     given, rest = positional([arg for arg in args if arg != "--watch"])
     if rest[:1] in (["--help"], ["-h"]):
@@ -164,70 +131,3 @@ def opens(answer: str) -> bool:
         sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     )
     return desktop and sys.stdout.isatty()
-
-
-def dashboard(args: Sequence[str]) -> int:
-    """Print or push a recipe's workspace, and return the exit status."""
-    from pl_losses.cli.arguments import split
-
-    given, rest = positional(args)
-    if not args or rest[:1] in (["--help"], ["-h"]):
-        print(DASHBOARD_HELP, end="")
-        return 0
-    chosen = options(split(rest), ("entity", "project"))
-    name = check(given)
-    project = chosen.get("project") or "pl_losses"
-    if given[0] == "push":
-        if not chosen.get("entity"):
-            raise UsageError("`dashboard push` takes --entity: W&B's user or team")
-        sign_in()
-    from pl_losses.dashboards.workspace import build_workspace, push, spec
-
-    if given[0] == "push":
-        print(f"Saved: {push(name, chosen['entity'], project)}")
-    else:
-        print(json.dumps(spec(build_workspace(name, chosen.get("entity", ""), project)), indent=2))
-    return 0
-
-
-def sign_in() -> None:
-    """Have wandb look for an API key and try it.
-
-    Raises:
-        UsageError: If there is none, or W&B does not take it or cannot be reached.
-    """
-    import wandb
-
-    try:
-        found = wandb.login(prompt=False)
-    except wandb.Error as error:
-        raise UsageError(f"Not signed in to W&B: {str(error).splitlines()[0]}") from None
-    if not found:
-        raise UsageError("Not signed in to W&B: `wandb login` asks for an API key, or set WANDB_API_KEY")
-
-
-def check(given: Sequence[str]) -> str:
-    """Return the recipe that is named after ``json`` or ``push``, if it exists.
-
-    Raises:
-        UsageError: If there is none (the message names the nearest), or wandb-workspaces is missing.
-    """
-    if not given or given[0] not in ACTIONS:
-        what = f"`{given[0]}`" if given else "nothing"
-        raise UsageError(f"Expected `dashboard` to be followed by {' or '.join(ACTIONS)} but got {what}")
-    if len(given) != 2:
-        raise UsageError(
-            f"Expected `dashboard {given[0]}` to be followed by one recipe but got {len(given) - 1}"
-        )
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UsageError(
-            f"Dashboards on W&B need wandb-workspaces: {EXTRA.format('dashboards')}\n"
-            "(`pl-losses show` works without it)"
-        )
-    name = given[1]
-    known = [one for one in names() if not one.startswith(f"{OVERLAYS}/")]
-    known += [one.name for one in reproduced().values() if one.panels]
-    if name not in known and not Path(name).is_file():
-        hint = nearest(name, known) or "; `pl-losses recipes` lists them"
-        raise UsageError(f"No recipe named `{name}`{hint}")
-    return name
