@@ -88,10 +88,20 @@ def listing() -> str:
         overlay = " (overlays: add one with a second --config)" if group == OVERLAYS else ""
         lines.append(f"{group or 'others'}{overlay}")
         lines += [f"  {name:<{width}}  {description(find(name))}".rstrip() for name in members]
-    sweeps = {path.stem: path for root in reversed(roots()) for path in root.glob(f"{SWEEPS}/*.yaml")}
-    lines += [f"{SWEEPS} (of W&B, with an account: wandb sweep recipes/{SWEEPS}/NAME.yaml)"] if sweeps else []
-    lines += [f"  {name:<{width}}  {description(sweeps[name])}".rstrip() for name in sorted(sweeps)]
+    known = sweeps()
+    lines += (
+        [f"{SWEEPS} (pl-losses sweep NAME; by W&B's agent: wandb sweep recipes/{SWEEPS}/NAME.yaml)"]
+        if known
+        else []
+    )
+    lines += [f"  {name:<{width}}  {description(path)}".rstrip() for name, path in known.items()]
     return "\n".join(lines)
+
+
+def sweeps() -> dict[str, Path]:
+    """Find all sweep files: name to path, sorted, a clone's before the wheel's."""
+    found = {path.stem: path for root in reversed(roots()) for path in root.glob(f"{SWEEPS}/*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def shown(name: str) -> str:

@@ -24,7 +24,7 @@ PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(RO
 TUTORIAL = re.sub(r"^~~~.*?^~~~$", "", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M | re.S)
 COMMANDS = PAGES | {"CONTRIBUTING.md": TUTORIAL}
 # What else is called: the checks of the project itself, other programs, and comments to SLURM.
-OTHERS = r"uv run (pytest|ruff|mypy)|pip install \W?\.|\.ci/run|wandb sweep recipes/|#"
+OTHERS = r"uv run (pytest|ruff|mypy)|pip install \W?\.|\.ci/run|wandb (sweep recipes/|login)|#"
 SMALL = {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False}
 LIMITS = {f"limit_{stage}_batches": 2 for stage in ("train", "val", "test", "predict")}
 
@@ -131,6 +131,8 @@ def test_commands(page, here, capsys):
             assert main([command, words[0], "--help"]) == 0
             printed = capsys.readouterr().out
             assert all(f"  {word[2:]}:" in printed for word in words if word.startswith("--")), words
+        elif command == "sweep":
+            assert main([command, words[0], "--dry_run", "true", *words[1:]]) == 0, words
         elif command in ("fit", "test", "validate", "predict"):
             assert main([command, *words, "--print_config"]) == 0, words
         else:

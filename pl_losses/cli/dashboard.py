@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pl_losses.cli.arguments import options, positional, split
 from pl_losses.core.manifests import reproduced
+from pl_losses.core.refusals import SIGN_IN
 from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names, nearest
 
 DASHBOARD_HELP = """usage: pl-losses dashboard json RECIPE
@@ -49,16 +50,12 @@ def sign_in() -> None:
     """Have wandb look for an API key and try it.
 
     Raises:
-        UsageError: If there is none, or W&B does not take it or cannot be reached.
+        UsageError: If there is none.
     """
     import wandb
 
-    try:
-        found = wandb.login(prompt=False)
-    except wandb.Error as error:
-        raise UsageError(f"Not signed in to W&B: {str(error).splitlines()[0]}") from None
-    if not found:
-        raise UsageError("Not signed in to W&B: `wandb login` asks for an API key, or set WANDB_API_KEY")
+    if not wandb.login(prompt=False):
+        raise UsageError(SIGN_IN)
 
 
 def check(given: Sequence[str]) -> str:

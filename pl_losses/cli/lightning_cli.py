@@ -40,10 +40,11 @@ from pl_losses.cli.checkpoints import (
 from pl_losses.cli.checks import Checker
 from pl_losses.cli.loggers import (
     check_id,
+    check_log_model,
     check_writable,
     fill_logger,
-    forget_anonymous,
     loggers,
+    prepare_wandb,
     quiet_wandb,
     save_dirs,
 )
@@ -61,10 +62,9 @@ from pl_losses.core.signatures import OWN, public
 from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages, roots_of
 from pl_losses.data.module import TensorDataModule
 from pl_losses.monitoring.interruption import InterruptionCheckpoint
-from pl_losses.monitoring.record import RunRecord, folder_of, run_folder
+from pl_losses.monitoring.record import RECORDED, TRAINED_BY, RunRecord, folder_of, run_folder
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value, visible
 
-RECORDED = ("fit", "predict")  # These commands write into the run's folder.
 PUBLIC_MODULES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
 
 
@@ -147,6 +147,7 @@ class PLLossesCLI(LightningCLI):
         for logger in loggers(resolved["trainer"]):
             if "WandbLogger" in logger["class_path"]:
                 check_id(logger)
+                check_log_model(logger)
                 quiet_wandb(logger)
 
     def resolved(self) -> Config:
@@ -163,13 +164,20 @@ class PLLossesCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
-        self.record = RunRecord(self.resolved(), self.recipes, self.own, self.check.path)
+        self.record = RunRecord(
+            self.resolved(),
+            self.recipes,
+            self.own,
+            self.check.path,
+            str(self.subcommand),
+            self.saved.get(TRAINED_BY),
+        )
         self.predicted = PredictedSamples()
         section = self._get(self.config_init, "trainer")
-        forget_anonymous(section["logger"])
+        prepare_wandb(section["logger"], self.record.about)
         given = section["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        always: list[Callback] = [self.check, *([self.record] if self.subcommand in RECORDED else [])]
+        always: list[Callback] = [self.check, self.record]
         if self.subcommand == "fit":
             always += [InterruptionCheckpoint(self.record, print_message), RandomState(), ScheduleLength()]
         if self.subcommand == "predict":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
-
 from pl_losses.core.compat import of_lightning
+from pl_losses.core.kinds import is_wandb
 from pl_losses.core.run_folders import LOGGERS, RUNS
 from pl_losses.recipes import Config, UsageError, merge
 
@@ -41,7 +41,10 @@ def filled(logger: Any) -> Any:
     if name not in DEFAULTS:
         return logger
     path = logger["class_path"] if "." in logger["class_path"] else f"lightning.pytorch.loggers.{name}"
-    defaults = {"class_path": path, "init_args": DEFAULTS[name]}
+    arguments = dict(DEFAULTS[name])
+    if name == "WandbLogger" and (mode := os.environ.get("WANDB_MODE")):
+        arguments["offline"] = mode not in ("online", "disabled", "shared")
+    defaults = {"class_path": path, "init_args": arguments}
     return merge(defaults, {**logger, "class_path": path})
 
 
@@ -80,14 +83,37 @@ def check_id(logger: Config) -> None:
             raise UsageError(f"Expected `trainer.logger.{name}` {wanted} but got {value!r}")
 
 
+def check_log_model(logger: Config) -> None:
+    """Refuse W&B's own way to log checkpoints in an offline run, and name the one that works there."""
+    given = logger.get("init_args", {})
+    if given.get("log_model") and given.get("offline"):
+        raise UsageError(
+            "Expected `trainer.logger.offline` false with `log_model`, which uploads checkpoints at once;"
+            " an offline run keeps them for `wandb sync` with `--trainer.callbacks+=ArtifactRecord`"
+        )
+
+
 def quiet_wandb(logger: Config) -> None:
     """Keep wandb from chatting about an offline run."""
     if logger.get("init_args", {}).get("offline"):
         os.environ.setdefault("WANDB_SILENT", "true")
 
 
-def forget_anonymous(loggers: Any) -> None:
-    """Keep Lightning from passing ``anonymous`` on to wandb, which warns that it has no effect."""
+def prepare_wandb(loggers: Any, about: Callable[[], Config]) -> None:
+    """Say what the run is, where no option has; and nothing of ``anonymous``, of which wandb only warns.
+
+    Args:
+        loggers: A logger, a list of them, or something else.
+        about: Returns arguments of ``wandb.init``.
+    """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if isinstance(logger, WandbLogger):
-            of_lightning.forget_anonymous(logger)
+        if is_wandb(logger):
+            given = of_lightning.wandb_arguments(logger)
+            # The parser passes None for Lightning's "allow": a run would overwrite the one of the same id.
+            said = about() | ({} if "WANDB_RESUME" in os.environ else {"resume": "allow"})
+            if of_lightning.is_offline(logger):
+                # Lightning sets a variable, which wandb does not read again after another run of the process.
+                said |= {"mode": "offline"}
+            given |= {key: value for key, value in said.items() if not given.get(key)}
+            if given.get("anonymous") is None:
+                given.pop("anonymous", None)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pl_losses.cli.arguments import TRACEBACK, Flags, check, first_line, split
+from pl_losses.core.refusals import refusals_told
 from pl_losses.core.version import __version__
 from pl_losses.recipes import (
     UsageError,
@@ -16,6 +17,7 @@ from pl_losses.recipes import (
     names,
     nearest,
     shown,
+    sweeps,
     visible,
 )
 
@@ -28,6 +30,7 @@ TRAINER_COMMANDS = {
 COMMANDS = {
     **TRAINER_COMMANDS,
     "reproduce": "make a table or figure of a paper that takes more than one training",
+    "sweep": "run the trials of a W&B sweep file, without an account",
     "show": "write a page of a run, or of several to compare",
     "dashboard": "print a recipe's W&B workspace, or save it to W&B",
     "recipes": "list the recipes, or print the one that is named",
@@ -77,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return dispatch(args)
+        with refusals_told():
+            return dispatch(args)
     except UsageError as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
@@ -105,6 +109,10 @@ def dispatch(args: list[str]) -> int:
         return run(command, args[1:])
     elif command == "reproduce":
         return reproduce(args[1:])
+    elif command == "sweep":
+        from pl_losses.cli.sweep import sweep
+
+        return sweep(args[1:])
     elif command == "show":
         from pl_losses.cli.show import show
 
@@ -218,23 +226,25 @@ def completion(shell: str) -> str:
     options = (
         "--config --ckpt_path --model --data --trainer.max_epochs --trainer.devices --trainer.logger --help"
     )
-    recipes = " ".join(names())
+    recipes, files = " ".join(names()), " ".join(sweeps())
     if shell == "fish":
         return "\n".join(
             [
                 f"complete -c pl-losses -f -n __fish_use_subcommand -a '{commands}'",
                 f"complete -c pl-losses -l config -x -a '{recipes}'",
+                f"complete -c pl-losses -n '__fish_seen_subcommand_from sweep' -a '{files}'",
                 *(f"complete -c pl-losses -l {option[2:]} -r" for option in options.split()[1:-1]),
             ]
         )
     head = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
-    return head + BASH.format(commands=commands, options=options, recipes=recipes)
+    return head + BASH.format(commands=commands, options=options, recipes=recipes, sweeps=files)
 
 
 BASH = """_pl_losses() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
   case "$before" in
     --config|-c) COMPREPLY=($(compgen -W "{recipes}" -- "$word") $(compgen -f -X '!*.yaml' -- "$word")) ;;
+    sweep) COMPREPLY=($(compgen -W "{sweeps}" -- "$word") $(compgen -f -X '!*.yaml' -- "$word")) ;;
     --ckpt_path) COMPREPLY=($(compgen -W "last best none" -- "$word") $(compgen -f -- "$word")) ;;
     *) if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{commands}" -- "$word"))
        else COMPREPLY=($(compgen -W "{options}" -- "$word")); fi ;;

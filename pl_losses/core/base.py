@@ -17,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 from torchmetrics import Metric
 
 from pl_losses.core import expected
+from pl_losses.core.best_values import BestValues
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys
 from pl_losses.core.loaders import (
@@ -46,7 +47,7 @@ class RestoreModes(Callback):
             pl_module.restore_modes()
 
 
-class PaperModule(LightningModule):
+class PaperModule(of_lightning.OfLightning, LightningModule):
     """Base of the papers' modules: pass it an optimizer's callable, override what the paper adds.
 
     The module's metrics (torchmetrics) are reset when a validation, test or prediction starts. Those whose
@@ -62,7 +63,8 @@ class PaperModule(LightningModule):
             meaning starts with "picture:", "table:" or "histogram:" if it is not a number.
         panels: How dashboards show it.
         headline: Name of the metric that a validation or test is summed up in, without its stage.
-        best: Logged key to "min" or "max", whichever is the best; loggers that can, show it.
+        best: Logged key to "min" or "max", whichever is the best. That of a validation's key, such as
+            "val/error", is "val/error/best" in W&B's summary.
 
     Args:
         optimizer: Parameters to optimizer.
@@ -100,9 +102,12 @@ class PaperModule(LightningModule):
         self._counting: set[str] = set()
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return the callbacks that resume a fit exactly and restore modes; an override adds to them."""
+        """Return the callbacks that resume a fit exactly, restore modes, and know the best values.
+
+        An override adds to them.
+        """
         callbacks: list[object] = self.trainer.callbacks  # type: ignore[attr-defined]
-        kinds = (RandomState, ScheduleLength, RestoreModes)
+        kinds = (RandomState, ScheduleLength, RestoreModes, BestValues)
         return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
 
     def configure_model(self) -> None:
@@ -213,7 +218,7 @@ class PaperModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": configured}  # type: ignore[return-value]
 
     def on_fit_start(self) -> None:
-        """Tell the logger which value of each metric is the best."""
+        """Tell the logger the x axes, and which value of each metric is the best."""
         define_metrics(self.trainer, self.best)
 
     def on_train_start(self) -> None:

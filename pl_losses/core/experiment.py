@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -9,15 +10,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pl_losses.core.files import damage, save_sealed, write_table, written_whole
+from pl_losses.core.wandb_run import about
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-STATE = "state.pt"
 Recording = Literal["offline", "online", "disabled"]
 
 
@@ -32,6 +33,7 @@ class Experiment:
         arguments: What the results depend on, plain data by name.
 
     Attributes:
+        STATE: Name of the file that keeps them.
         results: Plain data, one entry for each part that is done.
         unfinished: Plain data and tensors of the part that was interrupted, if they were saved.
 
@@ -39,16 +41,18 @@ class Experiment:
         ValueError: If the folder has the results of other arguments, or tables without results.
     """
 
+    STATE: ClassVar[str] = "state.pt"
+
     def __init__(self, folder: str | Path, arguments: Mapping[str, object]) -> None:
         self.folder, self.arguments = Path(folder), dict(arguments)
         self.results: list[Any] = []
         self.unfinished: Any = None
-        file = self.folder / STATE
+        file = self.folder / self.STATE
         if not file.is_file():
             if others := sorted(path.name for path in self.folder.glob("*.csv")):
                 raise ValueError(
-                    f"Expected `folder` {folder} to have a {STATE} beside its {others[0]}: choose another"
-                    " `folder`, or delete that one"
+                    f"Expected `folder` {folder} to have a {self.STATE} beside its {others[0]}: choose"
+                    " another `folder`, or delete that one"
                 )
             return
         known = self._read(file)
@@ -62,18 +66,15 @@ class Experiment:
         self.results, self.unfinished = known["results"], known["unfinished"]
 
     def _read(self, file: Path) -> dict[str, Any]:
-        import torch  # Imported here: the dashboards use `staged_in` without torch.
-
-        fault = damage(file)
         try:
-            known = {} if fault else torch.load(file, map_location="cpu", weights_only=True)
+            known = self.load_state(file)
             if {"arguments", "results", "unfinished"} <= known.keys():
                 return dict(known)
-            fault = fault or "it is of something else"
+            fault = "it is of something else"
         except Exception as error:  # torch raises nearly anything for other files.
             fault = (str(error).splitlines() or [type(error).__name__])[0]
-        number = 1 + len(list(self.folder.glob("damaged-*.pt")))
-        aside = file.with_name(f"damaged-{number}.pt")
+        number = 1 + len(list(self.folder.glob(f"damaged-*{file.suffix}")))
+        aside = file.with_name(f"damaged-{number}{file.suffix}")
         file.rename(aside)
         print(
             f"{file} is damaged ({fault}): it is now {aside}, and its results are made again", file=sys.stderr
@@ -88,7 +89,19 @@ class Experiment:
             OSError: If the file cannot be written; an earlier one stays as it was.
         """
         state = {"arguments": self.arguments, "results": self.results, "unfinished": unfinished}
-        save_sealed(self.folder / STATE, state)
+        self.save_state(self.folder / self.STATE, state)
+
+    def load_state(self, file: Path) -> Any:
+        """Read the state; any exception means that it is damaged."""
+        import torch  # Imported here: sweeps and dashboards do without.
+
+        if fault := damage(file):
+            raise ValueError(fault)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+    def save_state(self, file: Path, state: Any) -> None:
+        """Write the state."""
+        save_sealed(file, state)
 
     def add(self, result: object) -> None:
         """Keep the result of a part that is done."""
@@ -129,14 +142,18 @@ class Experiment:
         import matplotlib.pyplot  # noqa: F401 - wandb takes it for loaded.
         import wandb
 
+        from pl_losses.core.manifests import papers_of, reproduced
+
+        known = reproduced().get(name)
+        told = about(name, name, "reproduce", papers_of([known.function] if known else []))
+        told["settings"].silent = mode == "offline"
         run = wandb.init(
             project="pl_losses",
-            name=name,
             dir=self.folder,
             mode=mode,
             config=dict(self.arguments if config is None else config),
             reinit="create_new",
-            settings=wandb.Settings(silent=mode == "offline"),
+            **told,
         )
         shown: dict[str, object] = {key: wandb.Image(figure) for key, figure in pictures.items()}
         for key, rows in tables.items():
@@ -145,6 +162,21 @@ class Experiment:
             run.log(shown)
         run.summary.update(dict(summary))
         run.finish()
+
+
+class PlainExperiment(Experiment):
+    """An experiment whose results are plain data: JSON, for which torch is not imported."""
+
+    STATE = "state.json"
+
+    def load_state(self, file: Path) -> Any:
+        """Read the state."""
+        return json.loads(file.read_bytes())
+
+    def save_state(self, file: Path, state: Any) -> None:
+        """Write the state."""
+        with written_whole(file) as stream:
+            stream.write((json.dumps(state, indent=1) + "\n").encode())
 
 
 def names_of(

@@ -7,6 +7,7 @@ the name of the metric that a run ends with.
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,6 +57,29 @@ def headlines(rooms: Iterable[str]) -> list[str]:
     known = manifests()
     found = (known[room].get("HEADLINE") for room in (*rooms, f"{HERE.name}.core"))
     return [*dict.fromkeys(str(name) for name in found if name), "loss"]
+
+
+def papers_of(classes: Iterable[str]) -> list[str]:
+    """List the papers whose rooms define these classes (dotted paths), in their order.
+
+    Example:
+        >>> papers_of(["pl_losses.LeNet5", "torch.optim.Adam", "pl_losses.papers.adam.Adam"])
+        ['lenet', 'adam']
+    """
+    papers = (room.split(".")[2] for room in rooms_of(classes) if room.startswith(f"{HERE.name}.papers."))
+    return list(dict.fromkeys(papers))
+
+
+@cache
+def reference(paper: str) -> str:
+    """Return the reference of a paper: the first line of its package's docstring, read without an import.
+
+    Example:
+        >>> reference("adam")
+        'Kingma and Ba 2015, Adam: a method for stochastic optimization.'
+    """
+    source = (HERE / "papers" / paper / "__init__.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def panels_in(room: str) -> list[Sections]:

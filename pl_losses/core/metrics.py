@@ -9,12 +9,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_max, dim_zero_min, dim_zero_sum
 
+from pl_losses.core.best_values import BestValues
 from pl_losses.core.compat import of_lightning
+from pl_losses.core.kinds import is_wandb
 from pl_losses.core.validation import typed
 
 R = TypeVar("R", covariant=True)
@@ -26,18 +27,25 @@ X_AXIS = "trainer/global_step"
 
 
 def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> None:
-    """Define each key's x axis and best value where the logger can (W&B).
+    """Define each key's x axis where the logger can (W&B), and have the best value of a validation kept.
+
+    W&B's summary has the last value of each key: an aggregate in ``define_metric`` would make it an object,
+    which run tables and bars do not show.
 
     Args:
-        trainer: Its loggers are told, on rank zero.
+        trainer: Its loggers are told, on rank zero, and its :class:`BestValues`.
         best: Logged key to "min" or "max".
     """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, BestValues):
+            callback.modes |= best
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            for key, summary in best.items():
-                logger.experiment.define_metric(key, step_metric=X_AXIS, summary=f"{summary},last")
+        if is_wandb(logger):
+            for key in best:
+                logger.experiment.define_metric(key, step_metric=X_AXIS)
 
 
 class Computes(Protocol[R]):

@@ -16,6 +16,7 @@ from pl_losses.core.declared import Recipe
 from pl_losses.core.manifests import reproduced
 from pl_losses.core.metrics import X_AXIS
 from pl_losses.core.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
+from pl_losses.core.refusals import refusals_told
 from pl_losses.dashboards.keys import keys_of, kind_of, panels_of, read_recipe
 from pl_losses.monitoring.charts import FIELDS
 from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names
@@ -200,16 +201,11 @@ def push(name: str, entity: str, project: str, save: Callable[[Any], Any] | None
     Raises:
         UsageError: If W&B refuses, or cannot be reached.
     """
-    import wandb
-
     built = build_workspace(name, entity, project)
     # The same name makes W&B update the view that has it.
     of_wandb.name_view(built, view_name(name))
-    try:
-        saved = (save or type(built).save)(built)
-    except wandb.Error as error:
-        raise UsageError(f"W&B did not save the workspace: {error}") from None
-    return str(saved.url)
+    with refusals_told():
+        return str((save or type(built).save)(built).url)
 
 
 def view_name(name: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from pl_losses.core.compat.of_lightning import OfLightning
+from pl_losses.core.files import checksum
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch, BatchLoader
@@ -16,7 +19,7 @@ from pl_losses.data.loader import Batch, BatchLoader
 Resident = Literal["auto", "host", "device"]
 
 
-class TensorDataModule(LightningDataModule):
+class TensorDataModule(OfLightning, LightningDataModule):
     """Serves the tensors that :meth:`load` returns, in batches.
 
     To subclass, override :meth:`load`; :meth:`train_order` draws the order of an epoch, and
@@ -112,6 +115,26 @@ class TensorDataModule(LightningDataModule):
                 self.tensors.update(splits)
                 self._loaded.add(name)
 
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """Return what the splits loaded so far are, plain data: runs with the same checksums saw the same.
+
+        Returns:
+            Split to "name", "source" (the class and what its docstring begins with), "samples", the "shapes"
+            of its tensors without the first dimension, and the "checksum" of the tensors, SHA-256.
+        """
+        about = (type(self).__doc__ or "").strip().partition("\n")[0]
+        source = f"{type(self).__module__}.{type(self).__qualname__}: {about}"
+        return {
+            split: {
+                "name": type(self).__name__,
+                "source": source,
+                "samples": len(tensors[0]),
+                "shapes": [list(tensor.shape[1:]) for tensor in tensors],
+                "checksum": _checksum(tensors),
+            }
+            for split, tensors in self.tensors.items()
+        }
+
     def train_dataloader(self) -> BatchLoader:
         """Return the training batches: shuffled, unless the Trainer overfits some batches."""
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
@@ -178,6 +201,14 @@ class TensorDataModule(LightningDataModule):
                 )
         if self.num_classes is not None:
             _check_labels(split, tensors[-1], self.num_classes)
+
+
+def _checksum(tensors: Batch) -> str:
+    parts = []
+    for tensor in tensors:
+        values = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        parts.append([str(tensor.dtype), list(tensor.shape), checksum(values.data)])
+    return checksum(json.dumps(parts).encode())
 
 
 def _check_labels(split: str, labels: Tensor, classes: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from pl_losses.core.compat.of_lightning import OfLightning
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.names import distinct
 from pl_losses.core.validation import check_counts, check_init, check_integer
@@ -45,7 +46,7 @@ class PictureSet:
     names: list[str] = field(default_factory=list)
 
 
-class Pictures(LightningDataModule):
+class Pictures(OfLightning, LightningDataModule):
     """Content and style images, read from files, for :class:`~pl_losses.StyleTransfer`.
 
     The files may be of any size and kind that Pillow reads: images are turned upright (EXIF), converted from

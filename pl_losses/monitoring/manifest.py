@@ -1,6 +1,6 @@
 """The panels of what all monitors share."""
 
-from pl_losses.core.panels import Section, chart, pictures
+from pl_losses.core.panels import Section, chart, pictures, table
 from pl_losses.monitoring.charts import CONFUSION
 
 CLASSIFIER_REPORT = (
@@ -9,7 +9,9 @@ CLASSIFIER_REPORT = (
         (
             pictures("Confusion matrix", "test/confusion_matrix"),
             pictures("Most confident errors", "test/errors"),
+            table("Misread images", "test/errors_table"),
             chart("Right and predicted class", "test/confusion_table", CONFUSION),
         ),
+        figure=True,
     ),
 )

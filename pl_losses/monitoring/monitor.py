@@ -13,18 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
+from pl_losses.core.kinds import is_a, is_aim, is_tensorboard, is_wandb
 from pl_losses.core.names import distinct
 from pl_losses.monitoring.steps import OptimizerSteps, is_hookable, logged_step, torch_optimizers
 
 Array = npt.NDArray[np.float64]
-UNREADABLE = (DeepSpeedStrategy, FSDPStrategy)
+UNREADABLE = ("DeepSpeedStrategy", "FSDPStrategy")
 Numbers = Tensor | Array | list[float]
 
 
@@ -108,7 +107,7 @@ class Monitor(Callback):
         if not trainer.loggers:
             warnings.warn(f"{type(self).__name__} logs nothing: the trainer has no logger", stacklevel=2)
             return
-        if isinstance(trainer.strategy, UNREADABLE):
+        if is_a(trainer.strategy, *UNREADABLE):
             rank_zero_warn(
                 f"{type(self).__name__} logs nothing: {type(trainer.strategy).__name__} keeps weights and"
                 " optimizer states where it cannot read them"
@@ -259,7 +258,7 @@ def vector(
 def log_row(trainer: Trainer, row: Row, step: int) -> None:
     """Log a row once per logger; for rank zero only."""
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and row.histograms:
+        if is_wandb(logger) and row.histograms:
             import wandb
 
             pictures = {
@@ -268,9 +267,14 @@ def log_row(trainer: Trainer, row: Row, step: int) -> None:
             logger.log_metrics(row.scalars | pictures, step)
         else:
             logger.log_metrics(row.scalars, step)
-            if isinstance(logger, TensorBoardLogger):
-                for key, values in row.histograms.items():
+            for key, values in row.histograms.items():
+                if is_tensorboard(logger):
                     logger.experiment.add_histogram(key, values, step)
+                elif is_aim(logger):
+                    import aim
+
+                    name, context = logger.parse_context(key)
+                    logger.experiment.track(aim.Distribution(values), name, step, context=context)
 
 
 def histogram(values: Array) -> tuple[Array, Array]:

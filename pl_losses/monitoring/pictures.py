@@ -2,52 +2,88 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from pl_losses.core.classifier import Gallery
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.files import written_whole
+from pl_losses.core.kinds import is_a, is_aim, is_mlflow, is_tensorboard, is_wandb
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, num_unpadded
 from pl_losses.core.names import file_stem
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.monitoring import manifest
-from pl_losses.monitoring.charts import log_confusion
+from pl_losses.monitoring.charts import log_confusion, log_samples
 from pl_losses.monitoring.record import run_folder
 from pl_losses.monitoring.steps import logged_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLUMNS = ("right", "predicted", "confidence")
+_told: WeakSet[Any] = WeakSet()  # Loggers that a warning has named.
+
 
 def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
-    """Log a figure: as an image to W&B and TensorBoard, for other loggers as a PNG under ``pictures/``.
+    """Log a figure as an image to W&B, TensorBoard, MLflow and Aim, else as a PNG under ``pictures/``.
 
-    For rank zero only. The folder is in the run's own. Each key has a file of its own.
+    For rank zero only. The folder is in the run's own. Each key has a file of its own. A logger that takes no
+    picture is named once by a warning, unless it is a ``CSVLogger``, beside whose file the PNGs lie.
 
     Args:
         trainer: Its loggers are used.
         key: Such as "test/errors".
         figure: What to show.
     """
-    shown = False
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(key, [figure])
-            shown = True
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(key, figure, logged_step(trainer))
-            shown = True
-    if not shown:
-        with written_whole(Path(run_folder(trainer), "pictures", f"{file_stem(key)}.png")) as file:
+    without = [one for one in trainer.loggers if not _shown(one, key, figure, logged_step(trainer))]
+    place = "only other loggers of the run show these"
+    if len(without) == len(trainer.loggers):
+        folder = Path(run_folder(trainer), "pictures")
+        place = f"the pictures are under {folder}"
+        with written_whole(folder / f"{file_stem(key)}.png") as file:
             figure.savefig(file, dpi=120)
+    for logger in without:
+        if logger not in _told and not is_a(logger, "CSVLogger", "DummyLogger"):
+            _told.add(logger)
+            rank_zero_warn(f"{type(logger).__name__} takes no histograms and pictures: {place}")
+
+
+def _shown(logger: Any, key: str, figure: Figure, step: int) -> bool:
+    """Give a figure to a logger; return whether it can show one."""
+    if is_wandb(logger):
+        logger.log_image(key, [figure])
+    elif is_tensorboard(logger):
+        logger.experiment.add_figure(key, figure, step)
+    elif is_mlflow(logger):
+        # MLflow refuses other characters.
+        name = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key)
+        logger.experiment.log_image(str(logger.run_id), _pixels(figure), key=name, step=step)
+    elif is_aim(logger):
+        import aim
+
+        name, context = logger.parse_context(key)
+        logger.experiment.track(aim.Image(figure), name, step, context=context)
+    else:
+        return False
+    return True
+
+
+def _pixels(figure: Figure) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
 
 
 class ClassifierReport(Callback):
@@ -57,34 +93,38 @@ class ClassifierReport(Callback):
     optionally ``confidence`` [B], which orders the errors, and ``galleries``, name to
     :class:`~pl_losses.core.classifier.Gallery`: other samples to show. Inputs are the first element of the
     batch: images [B, 1 or 3, H, W], or anything else, for which only the matrix is drawn. Logs
-    ``test/errors``, ``test/<gallery>`` and ``test/confusion_matrix``, and the chart ``test/confusion`` to
-    W&B. Exact over any number of ranks.
+    ``test/errors``, ``test/<gallery>`` and ``test/confusion_matrix``, and to W&B the chart ``test/confusion``
+    and the table ``test/errors_table``. Exact over any number of ranks.
 
     Args:
         samples: How many images each picture shows at most.
+        rows: How many of the errors the table has at most, the most confident ones first.
 
     Raises:
-        ValueError: If ``samples`` is negative.
+        ValueError: If ``samples`` or ``rows`` is negative.
     """
 
     KEYS: ClassVar[Keys] = {
         "test/confusion_matrix": "picture: shares of each right class by predicted class",
         "test/confusion_table": "table: how often each class is taken for each",
         "test/errors": "picture: the most confident errors",
+        "test/errors_table": "table: the same, an image in each row",
     }
     panels: ClassVar[Sections] = manifest.CLASSIFIER_REPORT
 
     @classmethod
     def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
         """Return the keys that it logs: pictures of errors only if inputs are images."""
-        drawn = part.argument("samples") and getattr(recipe.data.cls, "pictures", True)
-        return without(declared_keys(cls), () if drawn else ("test/errors",))
+        images = getattr(recipe.data.cls, "pictures", True)
+        drawn = {"test/errors": part.argument("samples"), "test/errors_table": part.argument("rows")}
+        return without(declared_keys(cls), [key for key, count in drawn.items() if not (images and count)])
 
     @typed
-    def __init__(self, samples: int = 32) -> None:
-        if samples < 0:
-            raise ValueError(f"Expected `samples` to be at least 0 but got {samples}")
-        self.samples = samples
+    def __init__(self, samples: int = 32, *, rows: int = 100) -> None:
+        for name, count in (("samples", samples), ("rows", rows)):
+            if count < 0:
+                raise ValueError(f"Expected `{name}` to be at least 0 but got {count}")
+        self.samples, self.rows = samples, rows
         # One for each dataloader.
         self._pairs: dict[int, Tensor] = {}
         self._notes: dict[str, str] = {}
@@ -134,8 +174,12 @@ class ClassifierReport(Callback):
         found = (gallery.score[: len(labels)][chosen].float(), images[chosen].float(), labels[chosen])
         if key in self._kept:
             found = tuple(torch.cat(pair) for pair in zip(self._kept[key], found, strict=True))  # type: ignore[assignment]
-        best = found[0].argsort(descending=True)[: self.samples]
+        best = found[0].argsort(descending=True)[: self._most(key[1])]
         self._kept[key] = (found[0][best], found[1][best], found[2][best])
+
+    def _most(self, name: str) -> int:
+        """Return how many images are kept of a gallery."""
+        return max(self.samples, self.rows) if name == "errors" else self.samples
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the ranks' parts (on all ranks) and draw (on rank zero)."""
@@ -155,8 +199,15 @@ class ClassifierReport(Callback):
         for key in sorted({key for _, own, _ in parts for key, _ in own}):
             mine = [kept for _, own, _ in parts for name, kept in own if name == key]
             score, images, labels = (torch.cat([part[i].cpu() for part in mine]) for i in range(3))
-            best = score.argsort(descending=True)[: self.samples]
-            if len(best):
+            best = score.argsort(descending=True)[: self._most(key)]
+            if key == "errors":
+                listed = best[: self.rows]
+                rows = [
+                    [*pair, sure]
+                    for pair, sure in zip(labels[listed].tolist(), score[listed].tolist(), strict=True)
+                ]
+                log_samples(trainer, "test/errors_table", COLUMNS, images[listed], rows)
+            if len(best := best[: self.samples]):
                 note = notes_of[key]
                 notes = [note.format(value) for value in score[best].tolist()] if note else []
                 log_figure(trainer, f"test/{key}", draw_samples(images[best], labels[best], notes))

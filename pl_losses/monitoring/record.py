@@ -13,13 +13,20 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from pl_losses.core.compat import of_lightning
+from pl_losses.core.files import checksum
+from pl_losses.core.kinds import is_csv, is_tensorboard, is_wandb
+from pl_losses.core.manifests import papers_of
 from pl_losses.core.run_folders import Run, exists, lineage, modified, named_by, write_record
 from pl_losses.core.trust import always, class_paths
 from pl_losses.core.version import __version__
-from pl_losses.recipes import HERE, Config, dump
+from pl_losses.core.wandb_run import about
+from pl_losses.recipes import HERE, OVERLAYS, Config, dump
+
+RECORDED = ("fit", "predict")  # These commands write into the run's folder.
+TRAINED_BY = "pl_losses_run"  # Key in a checkpoint: the recipe, the seed, and W&B's id of the run.
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -41,13 +48,17 @@ def folder_of(logger: Logger, trainer: Trainer) -> Path:
 class RunRecord(Callback):
     """Keeps the origin of a run: the config in its folder, and the config and versions in its loggers.
 
-    Beside the config it keeps the list of the run's checkpoints, so that commands find them again.
+    Beside the config it keeps the list of the run's checkpoints, so that commands find them again. A
+    checkpoint names the run that made it, and W&B's config of a run that starts from it names both. A test is
+    a run of its own: under the id of the training it would write over that one's results.
 
     Args:
         config: The resolved config, plain data.
-        recipe: Names of the recipes and files it came from.
+        recipe: Names of the recipes and files it came from, or inline configs.
         own: Packages of the user's own that are trusted, which commands for this run then name.
         origin: The checkpoint that the run goes on from, if any.
+        command: "fit", "validate", "test" or "predict"; the first and last write into the run's folder.
+        trained_by: What the checkpoint says of the run that made it.
 
     Attributes:
         folder: The run's folder, the same on all ranks, once the run is set up.
@@ -61,10 +72,17 @@ class RunRecord(Callback):
         recipe: list[str] | None = None,
         own: frozenset[str] = frozenset(),
         origin: str | None = None,
+        command: str = "fit",
+        trained_by: Any = None,
     ) -> None:
         self.config = config
-        self.recipe = recipe or []
         self.origin = origin or ""
+        self.command = command
+        known = trained_by if isinstance(trained_by, dict) else {}
+        # A file may come from anyone: labels, and nothing else.
+        self.trained_by = {key: str(known[key])[:200] for key in ("recipe", "seed", "id") if known.get(key)}
+        self.given = recipe or []
+        self.names = self._names()
         used = sorted((own - always()) & {path.split(".")[0] for path in class_paths(config)})
         self.trust = ["--trust", ",".join(used)] if used else []
         self.folder: Path | None = None
@@ -79,19 +97,60 @@ class RunRecord(Callback):
         folder = run_folder(trainer) if trainer.is_global_zero else None
         self.folder = trainer.strategy.broadcast(folder)
         if trainer.is_global_zero and self.folder is not None:
-            self.saved = save_config(self.config, self.folder)
+            if self.command in RECORDED:
+                self.saved = save_config(self.config, self.folder)
             if stage == "fit":
-                model = str((self.config.get("model") or {}).get("class_path") or "")
-                self.run = Run(self.folder, time.time(), lineage(self.recipe), model, [], [], self.origin)
+                model = self._model()
+                self.run = Run(self.folder, time.time(), lineage(self.given), model, [], [], self.origin)
                 self.keep(trainer)
             for logger in trainer.loggers:
-                logger.log_hyperparams(self.facts())
+                if is_wandb(logger):
+                    logger.log_hyperparams(self.facts() | self.checkpoint())
+                elif self.command in RECORDED:
+                    logger.log_hyperparams(self.facts())
+
+    def _model(self) -> str:
+        return str((self.config.get("model") or {}).get("class_path") or "")
+
+    def _names(self) -> list[str]:
+        # The config of a run is of that run's recipe.
+        origin = lineage(self.given)
+        named = self.given if len(origin) < 2 else origin[:1]
+        return named or list(filter(None, self.trained_by.get("recipe", "").split(", ")))
+
+    def _seed(self) -> str:
+        seed = os.environ.get("PL_GLOBAL_SEED", "")  # Lightning keeps it there.
+        own = f"seed {seed}" if seed else ""
+        return own if self.command == "fit" else self.trained_by.get("seed", own)
+
+    def about(self) -> Config:
+        """Return what W&B is told of the run, unless the user tells it."""
+        named = [name for name in self.names if "{" not in name and "\n" not in name]
+        own = [name for name in named if not name.startswith(f"{OVERLAYS}/")]
+        group = (own or [self._model().rpartition(".")[2]])[0]
+        label = ", ".join([*(named if own else [group, *named]), *filter(None, [self._seed()])])
+        return about(label, group, self.command, papers_of(class_paths(self.config)))
+
+    def checkpoint(self) -> Config:
+        """Return what W&B's config says of the checkpoint that the run starts from."""
+        if not self.origin:
+            return {}
+        file = Path(self.origin)
+        digits = {"sha256": checksum(file)} if file.is_file() else {}
+        run = {"run": self.trained_by["id"]} if "id" in self.trained_by else {}
+        return {"checkpoint": {"path": self.origin, **digits, **run}}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Write the config into the checkpoint."""
         checkpoint["pl_losses"] = {key: value for key, value in self.config.items() if value is not None}
+        ids = [str(one.version) for one in trainer.loggers if is_wandb(one) and one.version]
+        checkpoint[TRAINED_BY] = {
+            "recipe": ", ".join(self.names),
+            "seed": self._seed(),
+            "id": (ids or [""])[0],
+        }
         self._step = checkpoint["global_step"]
         self.keep(trainer)
 
@@ -131,7 +190,7 @@ class RunRecord(Callback):
             "torch": str(torch.__version__),
             "lightning": lightning.__version__,
         }
-        facts: Config = {"config": self.config, "recipe": ", ".join(self.recipe), **versions}
+        facts: Config = {"config": self.config, "recipe": ", ".join(self.names), **versions}
         if git := git_state(HERE.parent):
             facts["git"] = git
         return facts
@@ -156,15 +215,17 @@ class RunRecord(Callback):
 
 def how_to_look(logger: Logger) -> list[str]:
     """Return the commands that show a logger's run."""
-    if isinstance(logger, WandbLogger):
+    if is_wandb(logger):
+        if logger.experiment.disabled:
+            return []
         folder = shlex.quote(os.path.relpath(Path(logger.experiment.dir).parent))
         if of_lightning.is_offline(logger):
             page = f"As a page:  pl-losses show {folder}"
             return [f"Look at it: wandb leet {folder}", page, f"Upload it:  wandb sync {folder}"]
         return [f"Look at it: {getattr(logger.experiment, 'url', None) or f'wandb leet {folder}'}"]
-    if isinstance(logger, TensorBoardLogger):
+    if is_tensorboard(logger):
         return [f"Look at it: tensorboard --logdir {shlex.quote(str(logger.save_dir))}"]
-    if isinstance(logger, CSVLogger):
+    if is_csv(logger):
         folder = shlex.quote(os.path.relpath(logger.log_dir))
         return [f"Look at it: {Path(logger.log_dir, 'metrics.csv')}", f"As a page:  pl-losses show {folder}"]
     return []

@@ -168,8 +168,8 @@ def test_lightning_without_a_fit(tmp_path):
     assert of_lightning.finds_unused(DDPStrategy(find_unused_parameters=True))
     assert not of_lightning.syncs_batch_norm(DDPStrategy())
     assert not of_lightning.saves_shards(ModelParallelStrategy(save_distributed_checkpoint=False))
-    logger = WandbLogger(save_dir=tmp_path, offline=True)
-    of_lightning.forget_anonymous(logger)
+    logger = WandbLogger(project="mine", save_dir=tmp_path, offline=True)
+    assert of_lightning.wandb_arguments(logger)["project"] == "mine"
     assert of_lightning.is_offline(logger)
     assert of_lightning.reduction_of(ErrorRate(), "wrong") is dim_zero_sum
     assert of_lightning.own_batch_sampler(batches := object()) is batches

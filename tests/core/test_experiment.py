@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pl_losses.core.experiment import Experiment, names_of, quiet
+from pl_losses.core.experiment import Experiment, PlainExperiment, names_of, quiet
 
 ARGUMENTS = {"seed": 0, "sizes": [1, 2], "source": None}
 
@@ -102,3 +102,16 @@ def test_lightning_speaks_again_after_a_failure(recwarn):
     assert logger.level == level
     warnings.warn("heard", stacklevel=1)
     assert [str(one.message) for one in recwarn] == ["heard"]
+
+
+def test_plain_results_are_kept_as_json(tmp_path, capsys):
+    kept = PlainExperiment(tmp_path, ARGUMENTS)
+    kept.add({"error": float("nan")})
+    (again,) = PlainExperiment(tmp_path, ARGUMENTS).results
+    assert str(again) == "{'error': nan}"
+    with pytest.raises(ValueError, match="`seed` to be 0"):
+        PlainExperiment(tmp_path, {**ARGUMENTS, "seed": 1})
+    file = tmp_path / "state.json"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert PlainExperiment(tmp_path, ARGUMENTS).results == []
+    assert f"now {tmp_path}/damaged-1.json, and its results are made again" in capsys.readouterr().err

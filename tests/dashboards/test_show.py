@@ -324,7 +324,7 @@ def test_the_latest_run_is_read_once(folder, monkeypatch):
 
 def test_watching_a_run_until_it_ends(folder, monkeypatch, capsys):
     """Whose page is written when its file has grown, and stays when it ends."""
-    monkeypatch.setattr("pl_losses.cli.looks.EVERY", 3)
+    monkeypatch.setattr("pl_losses.cli.show.EVERY", 3)
     rows = [history(_step=step, loss=step / 2) for step in range(4)]
     file = folder / "runs" / "wandb" / "offline-run-x" / "run-x.wandb"
     file.parent.mkdir(parents=True)
@@ -371,6 +371,9 @@ def test_the_fields_are_those_of_wandb():
         "EXIT": proto.RunExitRecord,
         "METRIC": proto.MetricRecord,
         "ENVIRONMENT": proto.EnvironmentRecord,
+        "ARTIFACT": proto.ArtifactRecord,
+        "MANIFEST": proto.ArtifactManifest,
+        "ENTRY": proto.ArtifactManifestEntry,
         "ITEM": proto.HistoryItem,
         "HISTORY": proto.HistoryRecord,
         "STATS": proto.StatsRecord,

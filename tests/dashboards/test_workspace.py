@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
+from pl_losses import recipes
 from pl_losses.cli.main import main
 from pl_losses.core import manifest
 from pl_losses.core.manifests import manifests, panels_in, reproduced
@@ -18,7 +19,7 @@ from pl_losses.dashboards.keys import keys_of, read_recipe
 from pl_losses.dashboards.workspace import patterns_of, sections_of
 
 FIGURES = {
-    "lenet/digits": "What was misread (Fig. 8)",
+    "lenet/digits": "What was misread",
     "gtn/strings-digits": "error-reject curve",
     "prelu/digits-prelu": "Slopes by depth",
     "adam/vae": "Bias correction",
@@ -26,6 +27,10 @@ FIGURES = {
     "style/demo": "The image",
     "dropout/co2": "Fig. 2",
     "dropout/rotated-digits": "Fig. 4",
+    "dropout/uci": "Predictions with their uncertainty",
+    "prelu/depth30-xavier": "Signal by depth",
+    "gan/full-basic-model": "What was misread",
+    "adam/amsgrad-counterexample": "Where Adam goes",
     "gan/digits": "Samples",
 }
 
@@ -35,6 +40,17 @@ def test_the_papers_figure_comes_first(name):
     built = build_workspace(name)
     assert FIGURES[name] in built.sections[0].name
     assert all(panel.layout.w == 8 for section in built.sections for panel in section.panels)
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if not name.startswith("trainers/")])
+def test_every_recipe_begins_with_something_to_look_at(name):
+    first, *others = sections_of(read_recipe(name))
+    assert first.figure
+    assert {"pictures", "histogram", "table", "chart"} & {panel.kind for panel in first.panels}
+    shown = [
+        panel.keys for section in (first, *others) for panel in section.panels if panel.kind == "pictures"
+    ]
+    assert len(shown) == len(set(shown)), "a picture is shown twice"
 
 
 @pytest.mark.parametrize("name", [one.name for one in reproduced().values() if one.panels])
@@ -92,7 +108,7 @@ def test_push_saves_over_what_was_pushed_before():
     def fail(workspace):
         raise wandb.errors.CommError("no such entity")
 
-    with pytest.raises(Exception, match="did not save the workspace: no such entity"):
+    with pytest.raises(Exception, match="W&B refused, or cannot be reached: no such entity"):
         push("lenet/digits", "me", "mine", fail)
 
 

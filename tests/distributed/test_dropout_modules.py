@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_losses import DropoutClassifier, DropoutRegressor
 from pl_losses.data import TensorDataModule
+from pl_losses.papers.dropout import regression_report
 
 
 def rows(task, train):
@@ -141,3 +143,20 @@ def test_what_a_distributed_sampler_repeats_is_not_counted(make_trainer, tmp_pat
             continue
         torch.testing.assert_close(state["input_scale.std"], x.std(dim=0, correction=0))
         torch.testing.assert_close(state["target_scale.mean"], y.mean(dim=0))
+
+
+def test_the_report_draws_each_target_once(make_trainer, tmp_path, monkeypatch):
+    """17 do not divide by two ranks: Lightning's sampler repeats one, which is left out again."""
+
+    def keep(points, *_):
+        torch.save(points, tmp_path / "drawn.pt")
+        return Figure()
+
+    monkeypatch.setattr(regression_report, "draw_error_by_deviation", keep)
+    monkeypatch.setattr(regression_report, "log_figure", lambda *_: None)
+    model = DropoutRegressor(network=network(0.2, 1), precision=1.0, samples=2).double()
+    trainer = make_trainer(2, callbacks=[regression_report.RegressionReport()])
+    inputs, targets = (part[53:] for part in rows("regression", 40))
+    trainer.test(model, DataLoader(TensorDataset(inputs, targets), batch_size=4), verbose=False)
+    drawn = torch.load(tmp_path / "drawn.pt")
+    torch.testing.assert_close(drawn[:, 0].sort().values, targets[:, 0].float().sort().values)

@@ -1,6 +1,5 @@
 """Every recipe runs end to end, in small, as a user would start it."""
 
-import math
 import os
 import re
 import subprocess
@@ -12,11 +11,11 @@ import torch
 import wandb
 import yaml
 from processes import on_ranks
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from pl_losses import recipes
 from pl_losses.cli.lightning_cli import run
 from pl_losses.cli.main import main
+from pl_losses.cli.sweep_file import read_sweep, words
 from pl_losses.dashboards import build_workspace, find_run, read_run
 from pl_losses.dashboards.workspace import patterns_of
 from pl_losses.papers.style.vgg import find_oxford
@@ -87,7 +86,7 @@ def check_dashboard(name):
     assert not {pattern for pattern in shown if not any(re.search(pattern, key) for key in logged)}
 
 
-SWEEPS = sorted(path for root in recipes.roots()[:1] for path in root.glob("sweeps/*.yaml"))
+SWEEPS = recipes.sweeps().values()
 LIGHT = {"lenet-learning-rate", "dropout-uci"}
 
 
@@ -97,32 +96,24 @@ LIGHT = {"lenet-learning-rate", "dropout-uci"}
 )
 def test_sweep(path, request):
     """What W&B's agent would start takes its parameters and logs what it seeks."""
-    sweep = yaml.safe_load(path.read_text())
-    name = sweep["command"][sweep["command"].index("--config") + 1]
+    sweep = read_sweep(path)
+    name = sweep.command[sweep.command.index("--config") + 1]
     if name == "dropout/uci" or name.endswith("mnist"):
         request.getfixturevalue(f"{name.split('/')[1].split('-')[-1]}_root")
     if name.startswith("style/") and find_oxford() is None:
         pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
-    drawn = {key: {"value": draw(spec)} for key, spec in sweep["parameters"].items()}
-    given = create_sweep_command_args({"args": drawn})["args"]
-    _, *command = [word for part in sweep["command"] for word in (given if part == "${args}" else [part])]
+    drawn = sweep.draw(1, 0, [])[1]
+    _, *command = words(sweep, drawn)
     assert main([*command, "--trainer.logger.offline", "true", *small(name)[3:]]) == 0
     wandb.teardown()
     run_made = read_run(find_run())
-    assert "metric" not in sweep or sweep["metric"]["name"] in run_made.curves()
+    assert not sweep.metric or sweep.metric in run_made.curves()
     for key, value in drawn.items():
         owner, _, argument = key.rpartition(".")
         node = run_made.config
         for part in owner.split("."):
             node = node.get("init_args", node)[part]
-        assert node["init_args"][argument] == value["value"], key
-
-
-def draw(spec):
-    if "values" in spec:
-        return spec["values"][0]
-    assert spec["distribution"] == "log_uniform_values"
-    return math.sqrt(spec["min"] * spec["max"])
+        assert node["init_args"][argument] == value, key
 
 
 def test_saved_checkpoint_alone_knows_its_model_and_data(tmp_path, capfd):

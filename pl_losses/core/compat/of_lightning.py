@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
@@ -17,6 +18,35 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
+
+# Functions of a Trainer that look whether something is a LightningModule or LightningDataModule.
+ASKING = {
+    "_maybe_unwrap_optimized", "is_overridden", "_fit_impl", "_validate_impl", "_test_impl", "_predict_impl"
+}  # fmt: skip
+
+
+class OfLightning:
+    """Base of what only the Trainer of `lightning` takes: that of `pytorch_lightning` says what to do.
+
+    A Trainer asks nothing of a module or DataModule before it refuses it, but for ``isinstance``, which looks
+    at ``__class__`` where the type does not fit. Without it: an error that a LightningModule is none.
+    """
+
+    @property
+    def __class__(self) -> type:
+        asked = sys._getframe(1)
+        package = str(asked.f_globals.get("__name__")).partition(".")[0]
+        if package == "pytorch_lightning" and asked.f_code.co_name in ASKING:
+            kind = "LightningDataModule" if isinstance(self, LightningDataModule) else "LightningModule"
+            raise TypeError(
+                f"`{type(self).__name__}` is a {kind} of `lightning`, not of `pytorch_lightning`: use"
+                " `lightning.pytorch.Trainer`"
+            )
+        return type(self)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:  # FSDP2 and parametrisations of torch set it.
+        vars(object)["__class__"].__set__(self, value)
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -141,10 +171,9 @@ def is_offline(logger: WandbLogger) -> bool:
     return bool(logger._offline)
 
 
-def forget_anonymous(logger: WandbLogger) -> None:
-    """Keep ``anonymous`` from wandb where it was not given; wandb warns that it has no effect."""
-    if logger._wandb_init.get("anonymous") is None:
-        logger._wandb_init.pop("anonymous", None)
+def wandb_arguments(logger: WandbLogger) -> dict[str, Any]:
+    """Return what a logger is going to call ``wandb.init`` with, to be changed until it does."""
+    return logger._wandb_init
 
 
 def written_config(cli: LightningCLI) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Run:
         axes: Key or pattern to its x axis.
         items: By kind (histogram, picture, table), then by key.
         charts: Charts by the key of their table.
+        staged: Names of files in artifacts, such as the whole of a table, to their copies' names.
         notes: What is wrong with its file.
         default_axis: The x axis of keys without one.
         began: Seconds since 1970; 0 if that is not recorded.
@@ -80,6 +81,7 @@ class Run:
     axes: dict[str, str] = field(default_factory=dict)
     items: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
     charts: dict[str, Chart] = field(default_factory=dict)
+    staged: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     default_axis: str = STEP
     began: int = 0
@@ -110,9 +112,17 @@ class Run:
 
     def file(self, name: Any) -> Path | None:
         """Return a file that the run logged; ``None`` if it is missing, outside the folder or too large."""
-        found = self.files / str(name)
+        return self._within(self.files, str(name))
+
+    def copied(self, name: Any) -> Path | None:
+        """Return the run's copy of a file in an artifact; ``None`` as for :meth:`file`."""
+        copy = self.staged.get(str(name))
+        return self._within(self.path.parent / "artifacts" / "staging", copy) if copy else None
+
+    def _within(self, folder: Path, name: str) -> Path | None:
+        found = folder / name
         try:
-            inside = found.resolve().is_relative_to(self.files.resolve())
+            inside = found.resolve().is_relative_to(folder.resolve())
             return found if inside and found.is_file() and found.stat().st_size <= LARGEST else None
         except (OSError, ValueError):  # An invalid name: too long, or with a zero in it.
             return None
@@ -168,6 +178,12 @@ def read_wandb(path: Path) -> Run:
 def _take(run: Run, name: str, message: bytes) -> None:
     if name == "history":
         _row(run, message)
+    elif name == "artifact":
+        for manifest in wire.messages(message, wire.ARTIFACT, "manifest"):
+            for entry in wire.messages(manifest, wire.MANIFEST, "contents"):
+                found = wire.select(entry, wire.ENTRY)
+                # The run may have moved since.
+                run.staged[wire.text(found.get("path"))] = Path(wire.text(found.get("local_path"))).name
     elif name == "metric":
         found = wire.select(message, wire.METRIC)
         key = wire.text(found.get("name")) or wire.text(found.get("glob_name"))

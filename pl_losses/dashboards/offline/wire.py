@@ -12,6 +12,7 @@ RECORD = {
     "history": 2,
     "config": 5,
     "stats": 7,
+    "artifact": 8,
     "metric": 12,
     "output_raw": 13,
     "run": 17,
@@ -25,6 +26,9 @@ METRIC = {"name": 1, "glob_name": 2, "step_metric": 4}
 ENVIRONMENT = {"python": 2, "args": 5}
 STATS = {"timestamp": 2, "item": 3}
 OUTPUT = {"line": 3}
+ARTIFACT = {"manifest": 12}
+MANIFEST = {"contents": 4}
+ENTRY = {"path": 1, "local_path": 6}
 ITEM = {"key": 1, "nested_key": 2, "value_json": 16}
 HISTORY = {"item": 1}
 TIMESTAMP = {"seconds": 1}
@@ -79,6 +83,11 @@ def select(message: bytes, numbers: dict[str, int]) -> dict[str, list[int | byte
         if number in names:
             found.setdefault(names[number], []).append(value)
     return found
+
+
+def messages(message: bytes, numbers: dict[str, int], name: str) -> list[bytes]:
+    """Return the messages within a field of a message."""
+    return [value for value in select(message, numbers).get(name, []) if isinstance(value, bytes)]
 
 
 def text(values: list[int | bytes] | None) -> str:

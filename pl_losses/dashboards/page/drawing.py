@@ -139,7 +139,7 @@ class Drawing:
         lines: list[Data] = []
         chart = None
         for run, key, items in self.found("table", keys):
-            columns, rows = read_table(self.runs[run], items[-1])
+            columns, rows = read_table(self.runs[run], key, items[-1])
             charted = self.runs[run].charts.get(key)
             if charted and charted.name == LINES and set(FIELDS[LINES]) <= set(columns):
                 chart = charted
@@ -237,12 +237,13 @@ def last(run: Run, key: str) -> str:
     return "".join(f"{y:.5g}" for y in run.curve(key)[1][-1:])
 
 
-def read_table(run: Run, item: Item) -> tuple[list[str], list[list[Any]]]:
+def read_table(run: Run, key: str, item: Item) -> tuple[list[str], list[list[Any]]]:
     """Read the columns and rows of a table that wandb wrote; empty if it is missing or damaged.
 
     A cell is a number, a text, empty, or a picture's file; any other value is converted to text.
     """
-    path = run.file(item.value.get("path", ""))
+    # Only the copy in the artifact has pictures.
+    path = run.copied(f"{key}.table.json") or run.file(item.value.get("path", ""))
     if path is None:
         return [], []
     try:
@@ -255,8 +256,8 @@ def read_table(run: Run, item: Item) -> tuple[list[str], list[list[Any]]]:
 
 
 def _cell(run: Run, cell: Any) -> Any:
-    picture = isinstance(cell, dict) and cell.get("_type") == "image-file"
-    if picture and (file := run.file(cell.get("path", ""))):
+    picture = cell.get("path") if isinstance(cell, dict) and cell.get("_type") == "image-file" else None
+    if picture and (file := run.copied(picture) or run.file(picture)):
         return file
     return cell if isinstance(cell, CELL) else str(cell)
 

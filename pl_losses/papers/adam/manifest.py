@@ -14,10 +14,12 @@ VAE = (
         ),
     ),
 )
+PATH = pictures("Average regret and coordinate (Fig. 1)", "train/counterexample")
+COUNTEREXAMPLE_REPORT = (Section("Where Adam goes (Reddi et al.)", (PATH,), figure=True),)
 AMSGRAD = (
     Section(
         "Where Adam goes (Reddi et al.)",
-        (lines("x, the best is -1", "<stage>/x"), lines("Average regret", "train/regret"), LOSS),
+        (PATH, lines("x, the best is -1", "<stage>/x"), lines("Average regret", "train/regret"), LOSS),
         figure=True,
     ),
 )

@@ -46,6 +46,7 @@ UNCERTAINTY_MONITOR = (
             pictures("Reliability diagram", "<stage>/dropout/reliability"),
             pictures("Entropy of right and wrong predictions", "<stage>/dropout/entropy"),
             pictures("Most uncertain inputs", "<stage>/dropout/most_uncertain"),
+            table("Most uncertain inputs, one by one", "<stage>/dropout/most_uncertain_table"),
             pictures("Calibration of the intervals", "<stage>/dropout/calibration"),
             pictures("Predictions over targets", "<stage>/dropout/predictions"),
         ),
@@ -71,6 +72,18 @@ UNCERTAINTY_MONITOR = (
             lines("Calibration error", "<stage>/dropout/calibration_error"),
             lines("Number of inputs", "<stage>/dropout/inputs"),
         ),
+    ),
+)
+REGRESSION_REPORT = (
+    Section(
+        "Predictions with their uncertainty (section 5.3)",
+        (
+            table("Beside Table 1", "test/published"),
+            pictures("Predictions over targets", "test/predictions"),
+            pictures("Errors over the predictive standard deviation", "test/error_by_deviation"),
+            pictures("Calibration of the intervals", "test/calibration"),
+        ),
+        figure=True,
     ),
 )
 EXTRAPOLATION_REPORT = (

@@ -17,6 +17,7 @@ from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, check_positive, typed
+from pl_losses.monitoring.charts import log_samples
 from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step
@@ -304,6 +305,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         for suffix, summary in seen.items():
             for name, figure in summary.figures(trainer.is_global_zero).items():
                 log_figure(trainer, f"{stage}/{self.name}/{name}{suffix}", figure)
+            if listed := summary.rows():
+                key = f"{stage}/{self.name}/most_uncertain_table{suffix}"
+                log_samples(trainer, key, ("right", "predicted", "mutual information, nats"), *listed)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new pass; in a sanity check, to try one batch."""

@@ -50,6 +50,7 @@ CLASSIFICATION = {
     "<stage>/dropout/reliability": "picture: accuracy over confidence, with and without dropout",
     "<stage>/dropout/entropy": "picture: predictive entropy of right and of wrong predictions",
     "<stage>/dropout/most_uncertain": "picture: the images of highest mutual information",
+    "<stage>/dropout/most_uncertain_table": "table: the same, an image in each row, in nats",
 }
 REGRESSION = {
     "<stage>/dropout/rmse": "root mean squared error of the predictive mean, units of the target",
@@ -99,6 +100,10 @@ class Summary(nn.Module):
         """Draw the pictures after :meth:`values`: a collective; empty on ranks that do not draw."""
         raise NotImplementedError
 
+    def rows(self) -> tuple[Tensor, list[list[object]]] | None:
+        """Return the images of a table and what is beside each, after :meth:`figures`; ``None`` without."""
+        return None
+
 
 class ClassificationSummary(Summary):
     """Uncertainty, scores and the most uncertain images of a classification.
@@ -116,6 +121,7 @@ class ClassificationSummary(Summary):
         self.scores, self.single = (ClassificationScores(ignore_index=ignore_index) for _ in range(2))
         self.histogram = EntropyHistogram(ignore_index=ignore_index)
         self.kept: tuple[Tensor, ...] = ()
+        self.uncertain: tuple[Tensor, ...] = ()
         self.counts = torch.zeros(2, 1)
 
     def check(self, single: Tensor, target: Tensor | None) -> None:
@@ -172,8 +178,19 @@ class ClassificationSummary(Summary):
             information, images, labels = self._most_uncertain(parts)
             counted = information != -torch.inf
             information, images, labels = information[counted], images[counted], labels[counted]
+            self.uncertain = images, labels, information
             figures["most_uncertain"] = draw_uncertain(images.float(), labels, information)
         return figures
+
+    def rows(self) -> tuple[Tensor, list[list[object]]] | None:
+        """Return the most uncertain images; a right class of -1 is unknown."""
+        if not self.uncertain:
+            return None
+        images, labels, information = self.uncertain
+        columns = zip(labels.tolist(), information.tolist(), strict=True)
+        return images, [
+            [None if right < 0 else right, predicted, nats] for (right, predicted), nats in columns
+        ]
 
 
 class RegressionSummary(Summary):

@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels."""
 
 from pl_losses.core.manifest import LOSS
-from pl_losses.core.panels import Section, bars, chart, lines, pictures
+from pl_losses.core.panels import Section, bars, chart, lines, pictures, table
 from pl_losses.monitoring.charts import LINES
 
 STRING_READER = (
@@ -31,6 +31,7 @@ READING_REPORT = (
             pictures("Error over rejection", "test/error_reject"),
             pictures("Best segmentations", "test/segmentation"),
             pictures("Most confident errors", "test/errors"),
+            table("What was read", "test/strings_table"),
             chart("Error over rejection, to compare", "test/error_reject_curve_table", LINES),
         ),
         figure=True,

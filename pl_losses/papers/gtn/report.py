@@ -14,7 +14,7 @@ from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.lines import Lines
-from pl_losses.monitoring.charts import log_lines
+from pl_losses.monitoring.charts import log_lines, log_samples
 from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.gtn import manifest
 from pl_losses.papers.gtn.base import Reading, StringReader
@@ -49,12 +49,13 @@ class ReadingReport(Callback):
 
     It works on :class:`~pl_losses.LatticeReader` and :class:`~pl_losses.papers.gtn.SDNN`. Logs the pictures
     ``test/segmentation`` (the first lines with the best path over the segmentation graph), ``test/errors``
-    (the most confident wrong answers) and ``test/error_reject``, and the chart ``test/error_reject_curve`` to
-    W&B. Exact over any number of ranks.
+    (the most confident wrong answers) and ``test/error_reject``, and to W&B the chart
+    ``test/error_reject_curve`` and the table ``test/strings_table``. Exact over any number of ranks.
 
     Args:
         lines: Most lines in the first picture.
         errors: Most lines in the second one.
+        rows: Most lines in the table: the most confident errors, then the first lines.
 
     Raises:
         ValueError: If a number is negative.
@@ -65,13 +66,15 @@ class ReadingReport(Callback):
         "test/error_reject_curve_table": "table: the same as numbers",
         "test/segmentation": "picture: the best paths of the first strings",
         "test/errors": "picture: the most confident errors",
+        "test/strings_table": "table: what was read of a string in each row",
     }
     panels: ClassVar[Sections] = manifest.READING_REPORT
 
     @typed
-    def __init__(self, lines: int = 8, *, errors: int = 16) -> None:
-        check_counts(0, lines=lines, errors=errors)
-        self.lines, self.errors = lines, errors
+    def __init__(self, lines: int = 8, *, errors: int = 16, rows: int = 100) -> None:
+        check_counts(0, lines=lines, errors=errors, rows=rows)
+        self.lines, self.errors, self.rows = lines, errors, rows
+        self._first, self._worst = max(lines, rows), max(errors, rows)  # As many are kept.
         # For each dataloader: the first lines, the worst errors and all confidences.
         self._parts: dict[int, tuple[list[ReadLine], list[ReadLine], list[Tensor]]] = {}
 
@@ -97,11 +100,11 @@ class ReadingReport(Callback):
         lines, worst, answers = self._parts.setdefault(dataloader_idx, ([], [], []))
         answers.append(torch.stack([reading.confidence[:own].float(), wrong.float()]).cpu())
         order = reading.confidence[:own].argsort(descending=True)
-        surest = order[wrong[order]][: self.errors].tolist()
-        first = list(range(min(self.lines - len(lines), len(wrong))))
+        surest = order[wrong[order]][: self._worst].tolist()
+        first = list(range(min(self._first - len(lines), len(wrong))))
         found = _described(pl_module, batch, reading, [*first, *surest])
         lines += found[: len(first)]
-        worst[:] = _most_confident([*worst, *found[len(first) :]], self.errors)
+        worst[:] = _most_confident([*worst, *found[len(first) :]], self._worst)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the ranks' parts (on all ranks) and draw (on rank zero)."""
@@ -112,9 +115,13 @@ class ReadingReport(Callback):
         answers = [answer for _, _, own in parts for answer in own]
         if not trainer.is_global_zero or not answers:
             return
-        first = [line for own, _, _ in parts for line in own][: self.lines]
-        worst = _most_confident([line for _, own, _ in parts for line in own], self.errors)
-        for key, lines in (("segmentation", first), ("errors", worst)):
+        first = [line for own, _, _ in parts for line in own][: self._first]
+        worst = _most_confident([line for _, own, _ in parts for line in own], self._worst)
+        rows = [*worst, *(line for line in first if line.answer == line.right)][: self.rows]
+        read = [[line.right, line.answer, line.confidence] for line in rows]
+        columns = ("right", "read", "confidence")
+        log_samples(trainer, "test/strings_table", columns, [line.image[None] for line in rows], read)
+        for key, lines in (("segmentation", first[: self.lines]), ("errors", worst[: self.errors])):
             if lines:
                 log_figure(trainer, f"test/{key}", draw_lines(lines))
         confidence, wrong = torch.cat(answers, dim=1)

@@ -9,6 +9,13 @@ def layers(title: str, statistic: str) -> tuple[str, str]:
 
 
 RECTIFIER_NET = (Section("Training", (lines("Top-5 error, share of all", "<stage>/error_top5"),)),)
+SIGNAL_REPORT = (
+    Section(
+        "Signal by depth (He et al., section 2.2)",
+        (pictures("Responses and gradients of each layer", "prelu/signal"),),
+        figure=True,
+    ),
+)
 SLOPE_MONITOR = (
     Section(
         "Slopes by depth (He et al., Table 1)",

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pl_losses.core.declared import Keys
+from pl_losses.core.kinds import is_a
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.monitor import (
@@ -211,7 +211,7 @@ class PReLUSlopeMonitor(Monitor):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the hooks; after an interruption, draw what was logged last."""
         super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
+        if is_a(exception, "KeyboardInterrupt", "SIGTERMException"):
             self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:

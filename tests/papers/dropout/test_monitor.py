@@ -94,9 +94,10 @@ def model():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Keys of the pictures that were drawn."""
+    """Keys of the pictures and tables that were logged."""
     keys = []
-    monkeypatch.setattr(module_under_test, "log_figure", lambda trainer, key, figure: keys.append(key))
+    for name in ("log_figure", "log_samples"):
+        monkeypatch.setattr(module_under_test, name, lambda trainer, key, *shown: keys.append(key))
     return keys
 
 

@@ -354,17 +354,23 @@ def test_the_key_table_is_the_modules():
     assert dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", section, re.M)) == LatticeReader.KEYS
 
 
-def test_the_report_draws_graph_errors_and_curve(tmp_path):
+def test_the_report_draws_graph_errors_and_curve(tmp_path, monkeypatch):
     pl.seed_everything(0)
     data = DigitStrings(length=2, eval_strings=8)
-    report, logger = ReadingReport(lines=2, errors=3), pl.loggers.CSVLogger(tmp_path)
+    tables = []
+    monkeypatch.setattr("pl_losses.papers.gtn.report.log_samples", lambda *table: tables.append(table))
+    report, logger = ReadingReport(lines=2, errors=3, rows=4), pl.loggers.CSVLogger(tmp_path)
     fit = trainer(tmp_path, logger=logger, callbacks=[report])
     fit.test(LatticeReader(), data, verbose=False)
     names = {path.stem for path in tmp_path.rglob("*.png")}
     assert names == {"test-segmentation", "test-errors", "test-error_reject"}
     first, worst, _ = report._parts[0]
-    assert len(first) == 2
-    assert len(worst) == 3
+    assert len(first) == 4
+    assert len(worst) == 4
+    ((_, key, columns, images, rows),) = tables
+    assert (key, columns) == ("test/strings_table", ("right", "read", "confidence"))
+    assert len(images) == len(rows) == 4
+    assert [row[:2] for row in rows] == [[line.right, line.answer] for line in worst]
     assert all(line.answer != line.right for line in worst)
     for line in first:
         assert set(line.columns) <= set(line.candidates)

@@ -1,0 +1,379 @@
+"""What arrives on a server that speaks W&B's protocol, and what a user sees where it refuses."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import urlopen
+
+import pytest
+import wandb
+from wandb_server import ENTITY, KEY, Server
+
+from pl_losses.cli.main import main
+from pl_losses.core.files import checksum
+from pl_losses.core.wandb_run import settings
+from pl_losses.dashboards import read_run
+from pl_losses.dashboards.workspace import build_workspace
+from pl_losses.recipes import HERE
+
+ONLINE = ["--trainer.logger.offline", "false"]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+VARIABLES = ["WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_SILENT", "WANDB_SWEEP_ID"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server().serving() as server:
+        yield server
+
+
+def signed_in(patch, server, folder):
+    """Let wandb talk to the server, and to nothing else: no other key, no settings of the user."""
+    for name in VARIABLES:
+        patch.delenv(name, raising=False)
+    patch.chdir(folder)
+    patch.setenv("HOME", str(folder))
+    patch.setenv("WANDB_BASE_URL", server.url)
+    patch.setenv("WANDB_API_KEY", KEY)
+    wandb.teardown()  # The service of an earlier test has its own settings.
+
+
+@pytest.fixture
+def online(server, tmp_path, monkeypatch):
+    signed_in(monkeypatch, server, tmp_path)
+    kept = dict(server.runs)
+    server.forget()
+    yield server
+    server.forget()
+    server.runs = kept
+    wandb.teardown()
+
+
+def pl_losses(*args):
+    assert main([*args, *QUIET]) == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def runs(server, folder):
+    """A fit and its test; the same kept offline and synced; that fit resumed, and its checkpoint tested."""
+    logger = "--trainer.logger.id"
+    with pytest.MonkeyPatch.context() as patch:
+        signed_in(patch, server, folder)
+        subprocess.run(["git", "init", "--quiet"], check=True)
+        subprocess.run(["git", "commit", "--quiet", "--allow-empty", "-m", "x"], check=True, env=AUTHOR)
+        Path("changed.py").write_text("changed = True\n")
+        subprocess.run(["git", "add", "changed.py"], check=True)
+        recipe = ["--config", "lenet/digits", "--trainer.max_epochs", "2"]
+        pl_losses("fit", *recipe, *ONLINE, logger, "whole")
+        pl_losses("fit", *recipe, logger, "synced")
+        patch.delenv("WANDB_MODE")  # Lightning sets it.
+        (path,) = Path("runs/wandb").glob("offline-run-*-synced")
+        done = subprocess.run([sys.executable, "-m", "wandb", "sync", path], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        again = ["--config", "runs/pl_losses/whole/config.yaml", "--ckpt_path", "runs/pl_losses/whole"]
+        pl_losses("test", "--ckpt_path", "runs/pl_losses/whole", *ONLINE, logger, "tested")
+        whole = deepcopy(server.runs["whole"])
+        pl_losses(
+            "fit", *again, "--trainer.max_epochs", "3", *ONLINE, logger, "whole", "--test_after_fit", "false"
+        )
+        wandb.teardown()
+    return {**server.runs, "whole": whole, "resumed": server.runs["whole"]}
+
+
+AUTHOR = os.environ | {
+    f"GIT_{who}_{what}": "somebody@example.com"
+    for who in ("AUTHOR", "COMMITTER")
+    for what in ("NAME", "EMAIL")
+}
+
+
+@pytest.mark.parametrize("name", ["whole", "synced"])
+def test_rows_axes_and_media_arrive(runs, name):
+    run = runs[name]
+    losses = [row["trainer/global_step"] for row in run.rows if "train/loss" in row]
+    assert losses[:7] == [9, 19, 29, 39, 49, 59, 69]
+    keys = set().union(*run.rows)
+    assert {"val/error", "val/loss", "train/error", "test/error", "test/error_low", "epoch"} <= keys
+    for key in ("train/loss", "val/error", "val/loss"):
+        assert run.axes[key] == "trainer/global_step", key
+    pictures = [name for name in run.files if name.endswith(".png")]
+    for key in ("confusion_matrix", "errors", "rejected_samples"):
+        (picture,) = (name for name in pictures if name.startswith(f"media/images/test/{key}"))
+        assert run.files[picture].startswith(b"\x89PNG")
+    (table,) = (name for name in run.files if name.startswith("media/table/test/confusion_table"))
+    assert json.loads(run.files[table])["columns"] == ["Actual", "Predicted", "nPredictions"]
+    assert run.config["_wandb"]["visualize"]["test/confusion"]
+    (artifact,) = run.artifacts
+    assert (artifact["artifactTypeName"], artifact["projectName"]) == ("run_table", "pl_losses")
+    assert run.exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["whole", "synced", "tested"])
+def test_the_summary_has_plain_numbers_where_dashboards_look(runs, name):
+    columns = build_workspace("lenet/digits").runset_settings.pinned_columns
+    shown = [column.removeprefix("summary:") for column in columns if "summary:" in column]
+    assert shown == ["test/error", "test/loss"]
+    for key in (*shown, "test/error_low", "test/error_high"):
+        assert isinstance(runs[name].summary[key], float), key
+
+
+@pytest.mark.parametrize("name", ["whole", "synced", "resumed"])
+def test_the_best_values_have_keys_of_their_own(runs, name):
+    for key in ("val/error", "val/loss"):
+        values = [row[key] for row in runs[name].rows if key in row]
+        assert runs[name].summary[f"{key}/best"] == min(values)
+        assert runs[name].summary[key] == values[-1]
+    assert "val/error/best" not in runs["tested"].summary
+
+
+def test_a_fit_resumes_under_its_id(runs):
+    rows = runs["resumed"].rows
+    assert rows[: len(runs["whole"].rows)] == runs["whole"].rows
+    steps = [row["_step"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert [row["trainer/global_step"] for row in rows if "val/error" in row] == [37, 75, 113]
+    assert runs["resumed"].config["checkpoint"]["run"] == "whole"
+    assert runs["resumed"].told["displayName"] == "lenet/digits, seed 0"
+
+
+def test_a_run_says_what_it_is(runs, folder):
+    for name, job_type in (("whole", "fit"), ("synced", "fit"), ("tested", "test")):
+        told = runs[name].told
+        assert told["displayName"] == "lenet/digits, seed 0"
+        assert (told["groupName"], told["jobType"], told["tags"]) == ("lenet/digits", job_type, ["lenet"])
+        assert told["notes"].startswith("LeCun, Bottou, Bengio and Haffner 1998")
+        assert len(told["commit"]) == 40
+        assert b"+changed = True" in runs[name].files["diff.patch"]
+        config = runs[name].config
+        assert config["recipe"] == "lenet/digits"
+        assert config["config"]["model"]["class_path"].endswith("LeNet5")
+
+
+def test_a_test_names_its_checkpoint_and_the_run_that_made_it(runs, folder):
+    told = runs["tested"].config["checkpoint"]
+    assert told["run"] == "whole"
+    assert told["path"].endswith("epoch=1-step=76.ckpt")
+    assert told["sha256"] == checksum(folder / told["path"])
+    assert not (folder / "runs/pl_losses/tested").exists()
+    assert "checkpoint" not in runs["synced"].config
+
+
+def test_what_the_user_says_wins(online, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
+    monkeypatch.setenv("WANDB_TAGS", "a,b")
+    options = [
+        "--trainer.logger.name",
+        "mine",
+        "--trainer.logger.notes",
+        "see below",
+        "--trainer.logger.id",
+        "own",
+    ]
+    pl_losses(
+        "fit", "--config", "lenet/digits", *options, "--trainer.max_steps", "1", "--test_after_fit", "false"
+    )
+    told = online.runs["own"].told
+    assert (told["displayName"], told["groupName"], told["notes"]) == ("mine", "ours", "see below")
+    assert told["tags"] == ["a", "b"]
+    assert told["jobType"] == "fit"
+
+
+def test_push_makes_a_view_and_updates_it(online, capsys):
+    for inserted in (1, 1, 2):
+        recipe = "lenet/digits" if inserted == 1 else "lenet/mnist"
+        assert main(["dashboard", "push", recipe, "--entity", ENTITY, "--project", "mine"]) == 0
+        assert len(online.views) == inserted
+    assert f"{online.url}/{ENTITY}/mine?nw=" in capsys.readouterr().out
+    view = next(iter(online.views.values()))
+    assert (view["entityName"], view["projectName"]) == (ENTITY, "mine")
+    assert view["displayName"] == "pl_losses: lenet/digits"
+    arrived = json.loads(view["spec"])
+    sections = arrived["section"]["panelBankConfig"]["sections"]
+    names = [section.name for section in build_workspace("lenet/digits").sections]
+    assert [section["name"] for section in sections][: len(names)] == names
+    assert all(section["panels"] for section in sections[: len(names)])
+    assert "summary:test/error" in view["spec"]
+
+
+def refusal(capsys, *args):
+    """The one line of the suite; wandb's own begin with its name."""
+    capsys.readouterr()
+    status = main([*args])
+    told = capsys.readouterr().err
+    assert status == 2, told
+    assert "Traceback" not in told
+    (line,) = (line for line in told.splitlines() if line.startswith("pl-losses: "))
+    return line
+
+
+FIT = ["fit", "--config", "lenet/digits", *ONLINE, *QUIET]
+PUSH = ["dashboard", "push", "lenet/digits", "--entity", "nobody"]
+
+
+@pytest.mark.parametrize("command", [FIT, PUSH])
+def test_without_a_login(online, monkeypatch, capsys, command):
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert "`wandb login` asks for an API key, or set WANDB_API_KEY" in refusal(capsys, *command)
+
+
+@pytest.mark.parametrize("command", [FIT, PUSH])
+def test_with_a_wrong_key(online, monkeypatch, capsys, command):
+    monkeypatch.setenv("WANDB_API_KEY", "b" * 40)
+    assert "not logged in" in refusal(capsys, *command)
+
+
+@pytest.mark.parametrize("command", [FIT, PUSH])
+def test_where_nobody_listens(online, monkeypatch, capsys, command):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    assert "W&B refused, or cannot be reached: " in refusal(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    ("message", "status"), [("permission denied", 403), ("entity nobody not found", 404)]
+)
+def test_refused_by_the_server(online, capsys, runs, folder, message, status):
+    online.refusals = dict.fromkeys(("upsertBucket", "upsertView"), (message, status))
+    shutil.copytree(folder / "runs", "runs", symlinks=True)
+    for command in ("fit", "validate", "test", "predict"):
+        given = ["--ckpt_path", "runs/pl_losses/whole", "--config", "lenet/digits"]
+        assert message in refusal(
+            capsys, command, *given, *ONLINE, *QUIET, "--trainer.logger.entity", "nobody"
+        )
+    assert message in refusal(capsys, *PUSH)
+
+
+def test_a_fit_goes_on_where_the_server_goes_away(tmp_path, monkeypatch, capfd):
+    with Server().serving() as server:
+        signed_in(monkeypatch, server, tmp_path)
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+
+        def go_away(given):
+            answer = Server.upsertBucket(server, given)
+            threading.Timer(0.5, server.stop).start()
+            return answer
+
+        server.upsertBucket = go_away
+        pl_losses("fit", "--config", "lenet/digits", *ONLINE, "--trainer.max_epochs", "2")
+        wandb.teardown()
+    told = capfd.readouterr()
+    assert "Test error: " in told.out
+    assert "Use `wandb sync`" in told.err
+    assert "Traceback" not in told.err
+    (record,) = tmp_path.glob("runs/wandb/run-*/*.wandb")
+    steps, _, _ = read_run(record).curve("val/error")
+    assert list(steps) == [37, 75]
+
+
+def test_a_reproduction_is_refused_and_then_arrives(online, capsys):
+    command = ["reproduce", "adam/fig4", "--wandb", "online", "--dataset", "digits", "--device", "cpu"]
+    command += ["--steps", "2", "--hidden", "4", "--latent", "2", "--folder", "kept"]
+    command += ["--beta1", "[0.5]", "--beta2", "[0.9]", "--log_alpha", "[-3]"]
+    online.refusals = {"upsertBucket": ("permission denied", 403)}
+    assert "permission denied" in refusal(capsys, *command)
+    assert Path("kept/losses.csv").is_file()
+    online.refusals = {}
+    assert main(command) == 0  # The results are there.
+    run = next(reversed(online.runs.values()))
+    told = run.told
+    assert (told["displayName"], told["groupName"]) == ("adam/fig4", "adam/fig4")
+    assert (told["jobType"], told["tags"]) == ("reproduce", ["adam"])
+    assert told["notes"].startswith("Kingma and Ba 2015")
+    assert run.config["beta1"] == [0.5]
+    assert any(name.startswith("media/table/adam/fig4") for name in run.files)
+    assert any(name.startswith("media/images/adam/fig4") for name in run.files)
+
+
+def test_code_is_the_suites_own_where_the_folder_is_no_checkout(tmp_path, monkeypatch):
+    if not (HERE.parent / ".git").exists():
+        pytest.skip("the suite is no checkout")
+    monkeypatch.chdir(tmp_path)
+    assert settings().git_root == str(HERE.parent)
+    monkeypatch.chdir(HERE)
+    assert settings().git_root is None
+    assert settings().save_code
+    monkeypatch.setenv("WANDB_SAVE_CODE", "false")
+    assert not settings().save_code
+
+
+@pytest.mark.slow
+def test_an_agent_runs_a_sweeps_command(online, monkeypatch):
+    online.sweep = (
+        (HERE.parent / "recipes/sweeps/lenet-learning-rate.yaml")
+        .read_text()
+        .replace("  - ${args}", "  - --trainer.max_epochs=1\n  - ${args}")
+    )
+    online.trials = [{"model.lr_scheduler.max_lr": 0.01, "model.rubbish_penalty": 2.0}]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    agent = [sys.executable, "-m", "wandb", "agent", "--count", "1", f"{ENTITY}/pl_losses/sweep"]
+    done = subprocess.run(agent, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert done.returncode == 0, done.stderr
+    run = online.runs["trial0"]
+    assert run.told["sweep"] == "sweep"
+    assert (run.told["groupName"], run.told["jobType"]) == ("lenet/digits", "fit")
+    assert run.config["config"]["model"]["init_args"]["rubbish_penalty"] == 2.0
+    assert run.config["model.lr_scheduler.max_lr"] == 0.01
+    assert isinstance(run.summary["val/error"], float)
+    assert run.exit_code == 0
+
+
+@pytest.mark.slow
+def test_arrives_on_openwandb(tmp_path, monkeypatch):
+    """A server that others wrote."""
+    if not (command := shutil.which("openwandb")):
+        pytest.skip("openwandb is not installed: `uv tool install openwandb` (licence CC-BY-NC)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    serve = [
+        command,
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--data-dir",
+        str(tmp_path / "data"),
+    ]
+    with subprocess.Popen(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(300):
+                with suppress(OSError), urlopen(url, timeout=5):
+                    break
+                time.sleep(0.2)
+            signed_in(monkeypatch, SimpleNamespace(url=url), tmp_path)
+            recipe = ["--config", "lenet/digits", "--trainer.max_epochs", "2"]
+            pl_losses("fit", *recipe, *ONLINE, "--trainer.logger.id", "one")
+            wandb.teardown()
+
+            def ask(path):
+                with urlopen(f"{url}/api/{path}") as answer:
+                    return json.load(answer)
+
+            run, metrics = ask("v2/runs/one")["run"], ask("v2/runs/one/metrics")["metrics_by_key"]
+            files = [one["name"] for one in ask("v1/runs/one/files")["files"]]
+        finally:
+            process.terminate()
+    assert (run["display_name"], run["tags"]) == ("lenet/digits, seed 0", ["lenet"])
+    errors = [row["value"] for row in metrics["val/error"]]
+    assert len(errors) == 2
+    assert run["summary"]["val/error/best"] == min(errors)
+    assert run["summary"]["test/error"] == metrics["test/error"][-1]["value"]
+    assert any(name.startswith("media/images/test/errors") for name in files)
+    assert any(name.startswith("media/table/test/confusion_table") for name in files)
