@@ -79,6 +79,8 @@ def here(folder, monkeypatch):
     }
     torch.save({"state_dict": {}, "pl_losses": known}, folder / "reader.ckpt")
     monkeypatch.setattr("pl_losses.cli.dashboard.sign_in", lambda: None)
+    # A run in a CSV file records no end, so that `--watch` would go on for ever.
+    monkeypatch.setattr("pl_losses.cli.show.follow", lambda runs, out: runs)
     monkeypatch.setattr(Workspace, "save", lambda self: self)
     monkeypatch.setattr(Workspace, "url", "https://wandb.example/view")
     monkeypatch.syspath_prepend(str(folder))
