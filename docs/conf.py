@@ -1,21 +1,41 @@
 """The site: `uv run --group docs sphinx-build -W -b html docs build/site`."""
 
+import inspect
+import os
 import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.ext import autosummary
+from sphinx.transforms import SphinxTransform
+
 project = "pl_losses"
 author = "the pl_losses authors"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions += ["sphinx.ext.viewcode"]
+templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = "pl_losses"
-html_theme_options = {"header_links_before_dropdown": 5, "secondary_sidebar_items": ["page-toc"]}
+autosummary_imported_members = True
+# Where the first sentence of a docstring does not end.
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "eqs.", "Fig.", "Sec.")
+html_theme_options = {"header_links_before_dropdown": 4, "secondary_sidebar_items": ["page-toc"]}
 # Only the papers' pages have others beside them; elsewhere an empty column would cost the code its width.
 PAPERS = [path.parent.name for path in Path(__file__).parents[1].glob("pl_losses/papers/*/__init__.py")]
 html_sidebars = {"**": [], **{page: ["sidebar-nav-bs"] for page in ("papers", *PAPERS)}}
 html_sidebars |= {f"{paper}-choices": ["sidebar-nav-bs"] for paper in PAPERS}
 html_show_sourcelink = False
+# The menu of versions; docs/build_versions.py says where they are.
+if site := os.environ.get("PL_LOSSES_SITE"):
+    shown = {"json_url": f"{site}/switcher.json", "version_match": os.environ["PL_LOSSES_SITE_VERSION"]}
+    html_theme_options |= {"switcher": shown, "check_switcher": False}
+    html_theme_options["navbar_end"] = ["version-switcher", "theme-switcher", "navbar-icon-links"]
+linkcheck_retries, linkcheck_timeout = 2, 20
+# What GitHub draws by script has no anchors in its pages.
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 html_extra_path = ["explore-losses.html"]  # A page of its own, shown within losses.md.
 
 # Headings get GitHub's anchors, so that links work on both.
@@ -39,6 +59,51 @@ autodoc_inherit_docstrings = False
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype, napoleon_use_ivar = False, True
 
+# The reference has a page for each name, under the first of these modules that shows it.
+LISTED = re.findall(r"^   (pl_losses[\w.]*)$", (Path(__file__).parent / "api.md").read_text(), re.M)
+SEEN: set[int] = set()
+
+
+def own_names(module):
+    """Return the public names of a module that no earlier one shows."""
+    here = import_module(module)
+    defined = [name for name, one in vars(here).items() if getattr(one, "__module__", None) == module]
+    names = [name for name in getattr(here, "__all__", defined) if not name.startswith("_")]
+    shown = [name for name in names if id(getattr(here, name)) not in SEEN]
+    SEEN.update(id(getattr(here, name)) for name in shown)
+    found = {name: getattr(here, name) for name in shown}
+    return [name for name, one in found.items() if inspect.isclass(one) or inspect.isroutine(one)]
+
+
+autosummary_context = {"own": {module: own_names(module) for module in LISTED}}
+PAGES = {name: f"{module}.{name}" for module, names in autosummary_context["own"].items() for name in names}
+
+
+class LinkNames(SphinxTransform):
+    """Names of the suite in backticks lead to their page of the reference."""
+
+    default_priority = 400
+
+    def apply(self, **options):
+        """Put a reference around each literal that is a public name, with or without its brackets."""
+        for literal in list(self.document.findall(nodes.literal)):
+            target = PAGES.get(re.sub(r"\(.*\)$", "", literal.astext()))
+            inside = (nodes.reference, nodes.title, addnodes.pending_xref, addnodes.desc_signature)
+            if target is None or any(isinstance(one, inside) for one in parents(literal)):
+                continue
+            link = addnodes.pending_xref(
+                "", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=True
+            )
+            link["refdoc"] = self.env.docname
+            literal.replace_self(link)
+            link += literal
+
+
+def parents(node):
+    """Yield the nodes around a node."""
+    while (node := node.parent) is not None:
+        yield node
+
 
 # A formula, literal code, what is escaped already, and, when none of these, a bar.
 BAR = re.compile(r":math:`[^`]*`|``.*?``|\\\||\|", re.S)
@@ -56,16 +121,14 @@ def escape(app, what, name, obj, options, lines):
     lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
-FACES = ["pl_losses", *(f"pl_losses.{name}" for name in ("losses", "callbacks", "data"))]
-FACES += [f"pl_losses.papers.{paper}" for paper in PAPERS]
 SOURCE = re.compile(r"\[`([\w.]+)`\]\(\.\./(pl_losses/[\w/]+\.py)\)")
 
 
 def to_reference(link):
     """Turn a function's link to its source, which GitHub has, into one to its entry in the reference."""
-    name, first = link[1], link[1].split(".")[0]
-    face = next((face for face in FACES if first in import_module(face).__all__), None)
-    return f"{{py:obj}}`{name} <{face}.{name}>`" if face else link[0]
+    first, *rest = link[1].split(".")
+    target = ".".join([PAGES.get(first, ""), *rest])
+    return f"{{py:obj}}`{link[1]} <{target}>`" if first in PAGES else link[0]
 
 
 def link_to_site(app, docname, source):
@@ -76,4 +139,5 @@ def link_to_site(app, docname, source):
 def setup(app):
     """Before docstrings and pages are parsed."""
     app.connect("source-read", link_to_site)
+    app.add_transform(LinkNames)
     app.connect("autodoc-process-docstring", escape, priority=1)

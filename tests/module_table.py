@@ -103,7 +103,7 @@ def gan(accumulate):
 
 dropout = {"samples": 3, "masks": "shared", "length_scale": 3.0}
 CASES = {
-    "LeNet5": Case(lambda _: pl_losses.LeNet5(optimizer=sgd(1e-3)), images(1, 32, 32)),
+    "LeNet5": Case(lambda _: pl_losses.LeNet5(reject_above=0.5, optimizer=sgd(1e-3)), images(1, 32, 32)),
     "RectifierNet": Case(
         lambda _: pl_losses.RectifierNet(
             stages=[[3]], pyramid=[1], hidden=5, dropout=0.0, optimizer=sgd(0.1)

@@ -1,6 +1,7 @@
 """What the documents say is what the code does."""
 
 import re
+import runpy
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -51,7 +52,7 @@ def test_links_lead_somewhere():
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/RESULTS.md"]:
         # The example of a paper's page is within tildes.
         text = re.sub(r"^~~~.*?^~~~$", "", path.read_text(), flags=re.M | re.S)
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+        for target in re.findall(r"(?:\]\(|src=\")(?!https?://|#)([^)#\"]+)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
@@ -98,3 +99,44 @@ def test_the_table_of_papers_has_each_function_beside_an_equation():
     for paper in (paper for paper in PAPERS if f"]({paper}.md)" in table):
         beside = set(re.findall(SOURCE, sections(paper)["Equations"]))
         assert beside <= set(rows), f"{paper}: {beside - set(rows)}"
+
+
+def test_the_published_readme_leads_to_the_repository():
+    """A package index has none of the files that relative links name."""
+    absolute = runpy.run_path(str(ROOT / "hatch_build.py"))["absolute"]
+    text = absolute((ROOT / "README.md").read_text(), "https://example.org/me/pl_losses", "1.2.0")
+    links = re.findall(r"\]\(([^)]*)\)|src=\"([^\"]*)\"", text)
+    assert len(links) > 20
+    assert all("".join(link).startswith("https://") for link in links)
+    assert '"https://example.org/me/pl_losses/raw/v1.2.0/docs/pictures/show.png"' in text
+    assert "(https://example.org/me/pl_losses/blob/v1.2.0/docs/lenet.md)" in text
+
+
+def test_extras_are_installed_from_the_clone():
+    """The name is not published, so that a pip install by name would find nothing, or another's package."""
+    folders = ("pl_losses", "recipes", "docs", "benchmarks", "tests")
+    files = [*ROOT.glob("*.*"), *(path for folder in folders for path in ROOT.glob(f"{folder}/**/*.*"))]
+    texts = {path: path.read_text() for path in files if path.suffix in (".md", ".py", ".yaml", ".toml")}
+    assert len(texts) > 300
+    named = re.compile(r"pip install\s+\S*pl[_-]losses\b")
+    assert [path.name for path, text in texts.items() if named.search(text)] == []
+
+
+def test_the_menu_of_versions():
+    built = runpy.run_path(str(ROOT / "docs/build_versions.py"))
+    known = built["versions"](["v0.9.0", "v0.10.0", "nightly", "v1.0rc1"])
+    assert known == {"dev": "HEAD", "0.10.0": "v0.10.0", "0.9.0": "v0.9.0"}
+    entries = built["menu"](list(known), "https://example.org/site")
+    assert [entry["preferred"] for entry in entries] == [False, True, False]
+    assert entries[1]["url"] == "https://example.org/site/0.10.0/"
+    assert [entry["preferred"] for entry in built["menu"](["dev"], "https://example.org")] == [True]
+
+
+def test_lost_links_are_found(tmp_path):
+    broken = runpy.run_path(str(ROOT / "docs/check_links.py"))["broken"]
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="#here"><a href="b/#there"><a href="https://x.org/y"><img src="no.png">'
+    )
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/index.html").write_text('<h1 id="there"></h1><a href="../a.html#gone">')
+    assert broken(tmp_path) == ["a.html: no.png", "b/index.html: ../a.html#gone"]

@@ -24,7 +24,7 @@ PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(RO
 TUTORIAL = re.sub(r"^~~~.*?^~~~$", "", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M | re.S)
 COMMANDS = PAGES | {"CONTRIBUTING.md": TUTORIAL}
 # What else is called: the checks of the project itself, other programs, and comments to SLURM.
-OTHERS = r"uv run (pytest|ruff|mypy)|\.ci/run|wandb (sweep recipes/|login)|#"
+OTHERS = r"uv run (pytest|ruff|mypy)|pip install \W?\.|\.ci/run|wandb (sweep recipes/|login)|#"
 SMALL = {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False}
 LIMITS = {f"limit_{stage}_batches": 2 for stage in ("train", "val", "test", "predict")}
 
@@ -79,6 +79,8 @@ def here(folder, monkeypatch):
     }
     torch.save({"state_dict": {}, "pl_losses": known}, folder / "reader.ckpt")
     monkeypatch.setattr("pl_losses.cli.dashboard.sign_in", lambda: None)
+    # A run in a CSV file records no end, so that `--watch` would go on for ever.
+    monkeypatch.setattr("pl_losses.cli.show.follow", lambda runs, out: runs)
     monkeypatch.setattr(Workspace, "save", lambda self: self)
     monkeypatch.setattr(Workspace, "url", "https://wandb.example/view")
     monkeypatch.syspath_prepend(str(folder))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pl_losses.recipes import UsageError
+from pl_losses.recipes import EXTRA, UsageError
 
 
 def check_optuna() -> None:
@@ -17,7 +17,7 @@ def check_optuna() -> None:
         UsageError: If it is.
     """
     if importlib.util.find_spec("optuna") is None:
-        raise UsageError("`method: bayes` takes Optuna: pip install 'pl_losses[sweep]'")
+        raise UsageError(f"`method: bayes` needs Optuna: {EXTRA.format('sweep')}")
 
 
 def suggest(

@@ -77,7 +77,7 @@ def check_links(paths: Iterable[Path], roots: Iterable[str]) -> None:
     for path in paths:
         if leads_out(path, roots):
             raise UsageError(
-                f"`{path}` leads out of `{roots[0]}` by a link: name where it leads by an option"
+                f"`{path}` leads out of `{roots[0]}` by a link: give the place that it leads to as an option"
             )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pl_losses.cli.arguments import options, positional, split
 from pl_losses.core.manifests import reproduced
 from pl_losses.core.refusals import SIGN_IN
-from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
+from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names, nearest
 
 DASHBOARD_HELP = """usage: pl-losses dashboard json RECIPE
        pl-losses dashboard push RECIPE --entity NAME --project NAME
@@ -73,8 +73,8 @@ def check(given: Sequence[str]) -> str:
         )
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UsageError(
-            "Dashboards on W&B take wandb-workspaces: pip install 'pl_losses[dashboards]'\n"
-            "(`pl-losses show` needs no such thing)"
+            f"Dashboards on W&B need wandb-workspaces: {EXTRA.format('dashboards')}\n"
+            "(`pl-losses show` works without it)"
         )
     name = given[1]
     known = [one for one in names() if not one.startswith(f"{OVERLAYS}/")]

@@ -56,8 +56,8 @@ COMMAND_HELP = """usage: pl-losses {command} [--config RECIPE] [--KEY VALUE ...]
 {about}.
 
   --config RECIPE          a recipe's name or a YAML file; later ones override earlier ones
-  --ckpt_path WHICH        go on from a checkpoint: its model and data are the defaults, and
-                           for `fit` without a recipe its trainer
+  --ckpt_path WHICH        go on from a checkpoint; it brings its model and data settings, and
+                           for `fit` without a recipe those of its trainer too
                            last   the newest checkpoint of the recipe's newest run
                            best   that run's best by the `monitor` of a ModelCheckpoint
                            none   {untrained}

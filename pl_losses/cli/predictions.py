@@ -141,7 +141,7 @@ def of_all_ranks(batches: Sequence[object], trainer: Trainer, seen: SeenSamples)
             return _by_place([part[1:] for part in parts])
     if ranks == 1 and len(parts) > 1:
         rank_zero_warn(
-            "Nothing tells which samples each rank was given: the answers are written as if rank r had"
+            "It is not known which samples each rank was given: the answers are written as if rank r had"
             " samples r, r + ranks, r + 2 ranks and so on"
         )
     answers = interleaved([part for _, _, part in sorted(parts, key=lambda part: part[0])])

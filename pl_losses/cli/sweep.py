@@ -41,7 +41,7 @@ After an interruption the same command goes on: finished trials stay, the interr
   --open BOOL              open the page of all trials in the browser (default: if this is a desktop)
   -- --KEY VALUE ...       further options for each trial's command
 
-`method: bayes` takes Optuna: pip install 'pl_losses[sweep]'
+`method: bayes` needs Optuna: in a clone, `uv run --extra sweep` or `pip install '.[sweep]'`
 """
 OPTIONS = ("count", "seed", "folder", "failures", "retry", "dry_run", "open")
 GRACE = 60  # Seconds that an interrupted trial has to save its checkpoint.

@@ -455,7 +455,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
             if metric.update_count != self._update_counts.get(name, metric.update_count) and fitting:
                 raise ValueError(
                     f"Expected `{name}` to count in training only, as its name says, but {stage} updated it:"
-                    " name it otherwise, so that each validation begins with an empty one"
+                    " give it another name, so that each validation starts with an empty one"
                 )
         if not self.counts():
             for _, metric in self._evaluated_metrics():

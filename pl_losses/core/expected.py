@@ -220,7 +220,7 @@ def monitor(scheduler: object) -> str:
     name = getattr(scheduler, "monitor", None)
     if not isinstance(name, str):
         raise ValueError(
-            "Expected `lr_scheduler` to say what it goes by but got PyTorch's ReduceLROnPlateau:"
+            "Expected `lr_scheduler` to name the value that it watches but got PyTorch's ReduceLROnPlateau:"
             " take lightning.pytorch.cli.ReduceLROnPlateau, with a `monitor` such as 'val/loss'"
         )
     return name

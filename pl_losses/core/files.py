@@ -61,7 +61,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         reason = next((one.strerror for one in causes(error) if isinstance(one, OSError)), None)
         if reason is None:
             raise
-        raise OSError(f"`{path}` cannot be written ({reason}); a file of before is as it was") from error
+        raise OSError(
+            f"`{path}` cannot be written ({reason}); an older file of this name is unchanged"
+        ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 

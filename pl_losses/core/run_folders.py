@@ -263,7 +263,9 @@ def choose(command: str, flags: Sequence[tuple[str, str | None]], config: Config
         raise UsageError(missing(command, flags, wanted, places))
     if path is None or str(path).lower() in UNTRAINED:
         if held:
-            raise UsageError(f"Under SLURM, Lightning loads {held} where none is named: move it away first")
+            raise UsageError(
+                f"Under SLURM, Lightning loads {held} if no checkpoint is named: move this file away first"
+            )
         return Checkpoint(None, "" if command == "fit" else "Checkpoint: none, the weights are untrained")
     if path == "hpc":
         if not (held := slurm_checkpoint(root)):

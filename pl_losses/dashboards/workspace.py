@@ -19,7 +19,7 @@ from pl_losses.core.panels import Panel, Section, automatic, literal, matches, r
 from pl_losses.core.refusals import refusals_told
 from pl_losses.dashboards.keys import keys_of, kind_of, panels_of, read_recipe
 from pl_losses.monitoring.charts import FIELDS
-from pl_losses.recipes import OVERLAYS, UsageError, names
+from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names
 
 COLUMNS, ROWS = 3, 2
 
@@ -223,7 +223,7 @@ def _library() -> Any:
         import wandb_workspaces.workspaces as ws
     except ImportError:
         raise UsageError(
-            "Dashboards on W&B take wandb-workspaces: pip install 'pl_losses[dashboards]'; "
-            "`pl-losses show` needs no such thing"
+            f"Dashboards on W&B need wandb-workspaces: {EXTRA.format('dashboards')}; "
+            "`pl-losses show` works without it"
         ) from None
     return ws

@@ -181,9 +181,7 @@ class LineImages(TensorDataModule):
         folders = {Path(file).parent for file in lines}
         there = {str(file) for folder in folders if folder.is_dir() for file in folder.iterdir()}
         if left := sorted(file for file in there - lines.keys() if file.lower().endswith(SUFFIXES)):
-            rank_zero_warn(
-                f"{path} does not name, so that they are not read, {len(left)} images: {left[0]}, ..."
-            )
+            rank_zero_warn(f"{len(left)} images are not read, as {path} does not name them: {left[0]}, ...")
         return rows
 
     def _parts(self, rows: Sequence[dict[str, str]]) -> dict[str, list[int]]:

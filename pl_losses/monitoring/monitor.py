@@ -132,7 +132,7 @@ class Monitor(Callback):
         self._sharded = any(is_sharded(optimizer) for optimizer in optimizers)
         if silent := [type(one).__name__ for one in optimizers if not is_hookable(one)]:
             rank_zero_warn(
-                f"{type(self).__name__} leaves out {', '.join(silent)}: it does not tell when it steps, as"
+                f"{type(self).__name__} leaves out {', '.join(silent)}: it does not say when it steps, as"
                 " torch's optimizers do"
             )
         self.prepare(trainer, pl_module)

@@ -377,7 +377,7 @@ def test_bayes_learns_from_the_trials(monkeypatch, tmp_path, capsys):
     assert tried["bayes"][0] == search("bayes", 1) != tried["bayes"][1]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["sweep", "dropout-uci", "--count", "2"]) == 2
-    assert "pip install 'pl_losses[sweep]'" in capsys.readouterr().err
+    assert "pip install '.[sweep]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", recipes.sweeps())

@@ -150,5 +150,5 @@ def test_refused_without_torch_and_without_the_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "pip install 'pl_losses[dashboards]'" in done.stderr
+    assert "pip install '.[dashboards]'" in done.stderr
     assert len(done.stderr.splitlines()) <= 2

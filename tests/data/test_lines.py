@@ -190,7 +190,7 @@ def test_csv_files_as_programs_write_them(tmp_path):
     text = '\ufefffile,label\r\na.png,1\r\n\r\n"b,c.png","2"\r\n'
     (tmp_path / "labels.csv").write_bytes(text.encode())
     data = LineImages(str(tmp_path), val_share=0, test_share=0)
-    with pytest.warns(UserWarning, match=r"does not name.* 1 images: .*d\.png"):
+    with pytest.warns(UserWarning, match=r"1 images are not read, as .* does not name them: .*d\.png"):
         data.setup("fit")
     assert sorted(data.files["train"]) == ["a.png", "b,c.png"]
 

@@ -163,7 +163,7 @@ def test_an_order_that_nobody_knows_is_told(make_trainer, tmp_path, monkeypatch)
     trainer.predict(Echo(tmp_path), Halves("rows of its own"), return_predictions=False)
     lines = (tmp_path / "predictions.csv").read_text().split()
     assert [line.split(",")[1] for line in lines[1:]] == list("0415263")
-    assert warned.read_text().startswith("Nothing tells which samples each rank was given")
+    assert warned.read_text().startswith("It is not known which samples each rank was given")
 
 
 def test_a_drawn_order_on_one_process(make_trainer, tmp_path):

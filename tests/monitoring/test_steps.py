@@ -310,9 +310,7 @@ def test_wrappers_of_optimizers():
 
     trainer = fit(Wrapped(False, make=lambda p: Open(Open(Adam(p)))))
     assert skipped(trainer) == [0] * 6
-    with pytest.warns(
-        UserWarning, match="AdamBiasCorrectionMonitor leaves out Silent: it does not tell when"
-    ):
+    with pytest.warns(UserWarning, match="AdamBiasCorrectionMonitor leaves out Silent: it does not say when"):
         trainer = fit(Wrapped(False, make=lambda p: Silent(Adam(p))))
     assert not trainer.logger.rows
 

@@ -136,7 +136,7 @@ def d3() -> str:
     """
     found = importlib.util.find_spec("mpld3")
     if found is None or not found.submodule_search_locations:
-        raise UsageError("The page takes mpld3: pip install mpld3; `wandb leet` shows a run without it")
+        raise UsageError("The page needs mpld3: pip install mpld3; `wandb leet` shows a run without it")
     path = Path(found.submodule_search_locations[0], "js", "d3.v5.min.js")
     # Within a page, this end tag would end the script.
     return path.read_text(encoding="utf-8").replace("</script", "<\\/script")

@@ -43,9 +43,9 @@ class LeNet5(Classifier):
     """LeNet-5 as published: 60 000 trainable parameters, RBF outputs, trained by eq. 9.
 
     Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` with its
-    95 % interval ``test/error_low`` and ``test/error_high``. If patterns can be rejected, also
-    ``test/rejected`` and ``test/error_accepted``; with adaptable centres, also the distances between them,
-    ``centres/closest`` and ``centres/farthest``. Errors are shares in [0, 1].
+    95 % interval ``test/error_low`` and ``test/error_high``. With ``reject_above`` also ``test/rejected`` and
+    ``test/error_accepted``. With adaptable centres also the distances between them, ``centres/closest`` and
+    ``centres/farthest``. Errors are shares in [0, 1].
 
     To change it, override :meth:`configure_network`, :meth:`configure_output`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`configure_optimizers`.
@@ -57,7 +57,9 @@ class LeNet5(Classifier):
         centres: "fixed" RBF centres as in the paper, "adaptable" ones that start at the codes, or "random":
             adaptable ones that start near 0 (normal, standard deviation 0.1), independent of the classes.
         rubbish_penalty: The j > 0 of eq. 9.
-        reject_above: A pattern is rejected if the posterior of the rubbish class exceeds this.
+        reject_above: A test pattern is rejected if the probability of the rubbish class is above this, for
+            example 0.5. ``None`` rejects nothing. Penalties are sums over 84 dimensions. After a short run
+            many of them are above a ``rubbish_penalty`` of 1, and so many patterns are rejected.
         codes: Parameter vectors of the classes, C lists of 84 numbers; default: bitmaps of the digits.
         optimizer: Parameters to optimizer. Default: stochastic diagonal Levenberg-Marquardt (Appendix C),
             meant for a batch size of 1.
@@ -91,7 +93,7 @@ class LeNet5(Classifier):
         head: Literal["rbf", "linear"] = "rbf",
         centres: Literal["fixed", "adaptable", "random"] = "fixed",
         rubbish_penalty: float = 1.0,
-        reject_above: float = 0.5,
+        reject_above: float | None = None,
         codes: list[list[float]] | None = None,
         optimizer: OptimizerCallable = levenberg_marquardt,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -99,8 +101,8 @@ class LeNet5(Classifier):
         check_init(locals())
         check_counts(num_classes=num_classes)
         check_positive("rubbish_penalty", rubbish_penalty)
-        if not 0 < reject_above <= 1:
-            raise ValueError(f"Expected `reject_above` in (0, 1] but got {reject_above}")
+        if reject_above is not None and not 0 < reject_above <= 1:
+            raise ValueError(f"Expected `reject_above` in (0, 1] or None but got {reject_above}")
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.num_classes = num_classes
@@ -139,11 +141,11 @@ class LeNet5(Classifier):
 
     @classmethod
     def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
-        """Return the keys that it logs: only eq. 9 has a rubbish class, and fixed centres do not move."""
+        """Return the keys that it logs: those of rejection if it is asked for; fixed centres do not move."""
         rbf, shown = part.argument("head") == "rbf", ("test/rejected_samples",)
         reports = [one for one in recipe.callbacks if issubclass(one.cls, ClassifierReport)]
         left_out: tuple[str, ...] = () if any(one.argument("samples") for one in reports) else shown
-        if not rbf or part.argument("criterion") != "map":
+        if not rbf or part.argument("criterion") != "map" or part.argument("reject_above") is None:
             left_out += ("test/rejected", "test/error_accepted", *shown)
         if not rbf or part.argument("centres") == "fixed":
             left_out += ("centres/closest", "centres/farthest")
@@ -160,8 +162,8 @@ class LeNet5(Classifier):
 
     @property
     def rejects(self) -> bool:
-        """Whether there is a rubbish class to reject patterns with."""
-        return self.head == "rbf" and self.criterion == "map"
+        """Whether patterns are rejected: asked for, and by eq. 9, which alone has a rubbish class."""
+        return self.reject_above is not None and self.head == "rbf" and self.criterion == "map"
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the penalties of each class, lower is better.
@@ -253,14 +255,14 @@ class LeNet5(Classifier):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Count errors and rejected patterns; return what ``ClassifierReport`` draws."""
         results = super().test_step(batch, batch_idx)
-        if self.rejects:
+        if self.reject_above is not None and self.rejects:
             rubbish = rubbish_posterior(results["outputs"], self.rubbish_penalty)
             accepted = rubbish <= self.reject_above
             own = self.num_unpadded(batch_idx, len(accepted))
             kept = accepted[:own].nonzero().flatten()
             self.accepted_error.update(results["predicted"][kept], results["target"][kept])
             self.rejected.update(~accepted[:own])
-            rejected = Gallery(~accepted, rubbish, "{:.0%} rubbish")
+            rejected = Gallery(~accepted, rubbish, "rubbish with {:.0%}")
             results |= {
                 "rubbish": rubbish,
                 "rejected": ~accepted,
@@ -279,7 +281,7 @@ class LeNet5(Classifier):
         return values
 
     def predict_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
-        """Predict the penalties [B, C], the class [B] and, if there is one, the rubbish posterior [B]."""
+        """Predict the penalties [B, C], the class [B] and, if it rejects, rubbish's probability [B]."""
         results = super().predict_step(batch, batch_idx)
         if self.rejects:
             results["rubbish"] = rubbish_posterior(results["outputs"], self.rubbish_penalty)

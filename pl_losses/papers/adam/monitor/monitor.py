@@ -257,7 +257,7 @@ class AdamBiasCorrectionMonitor(Monitor):
             del self._watched[id(optimizer)]
             rank_zero_warn(
                 f"{type(self).__name__} leaves out {type(optimizer).__name__}: it made a step of norm"
-                f" {real:.3g} where its state tells of {stated:.3g}"
+                f" {real:.3g} but its state gives {stated:.3g}"
             )
 
     def collect(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Part]:
