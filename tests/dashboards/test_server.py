@@ -111,7 +111,7 @@ def test_rows_axes_and_media_arrive(runs, name):
     for key in ("train/loss", "val/error", "val/loss"):
         assert run.axes[key] == "trainer/global_step", key
     pictures = [name for name in run.files if name.endswith(".png")]
-    for key in ("confusion_matrix", "errors", "rejected_samples"):
+    for key in ("confusion_matrix", "errors"):
         (picture,) = (
             name for name in pictures if name.startswith(f"media/images/test/{key}_") and "table" not in name
         )

@@ -24,7 +24,7 @@ FLAGS = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", 
 
 def artifacts(folder):
     (path,) = folder.glob("**/wandb/offline-run-*/*.wandb")
-    found = [pb.Record.FromString(payload) for payload in read_payloads(path)[0]]
+    found = [pb.Record.FromString(payload) for payload in read_payloads(path, [])]
     return [record.artifact for record in found if record.HasField("artifact")]
 
 

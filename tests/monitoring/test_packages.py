@@ -113,7 +113,7 @@ def test_wandb_has_the_same_of_both_packages(package, tmp_path):
         columns, rows = read_table(found, key, found.items["table"][key][0])
         assert columns == ["image", "right", "predicted", last]
         assert rows
-        assert all(row[0][0].startswith("data:image/png;base64,") for row in rows)
+        assert all(row[0].read_bytes().startswith(b"\x89PNG") for row in rows)
     assert not (tmp_path / "pictures").exists()
 
 

@@ -4,7 +4,7 @@ from pl_losses.core.panels import Section, lines, pictures
 
 LENET5 = (
     Section(
-        "What was misread",  # Fig. 8; the section of ClassifierReport.
+        "What was misread (Fig. 8)",  # Joined with the section of ClassifierReport.
         (
             pictures("Most confident errors", "test/errors"),
             pictures("Rejected samples", "test/rejected_samples"),
