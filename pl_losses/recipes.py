@@ -16,10 +16,6 @@ SWEEPS = "sweeps"
 LIMIT = 100_000  # Values in a recipe.
 
 
-# How to get an extra, in messages. The package's name alone would only do once it is published.
-EXTRA = "in a clone, `uv run --extra {0} pl-losses ...` or `pip install '.[{0}]'`"
-
-
 class UsageError(Exception):
     """The user asked for something that cannot be done; the message is shown as it is."""
 

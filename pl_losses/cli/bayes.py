@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pl_losses.recipes import EXTRA, UsageError
+from pl_losses.core.version import EXTRA
+from pl_losses.recipes import UsageError
 
 
 def check_optuna() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from pl_losses.cli.arguments import options, positional, split
 from pl_losses.core.manifests import reproduced
 from pl_losses.core.refusals import SIGN_IN
-from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names, nearest
+from pl_losses.core.version import EXTRA
+from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
 
 DASHBOARD_HELP = """usage: pl-losses dashboard json RECIPE
        pl-losses dashboard push RECIPE --entity NAME --project NAME

@@ -304,7 +304,7 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str], lock
             return process.wait()
         except BaseException:
             try:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # A shell may have it ignore SIGINT.
                 process.wait(GRACE)
             except BaseException:  # It took too long, or there was a second interruption.
                 process.kill()

@@ -17,9 +17,10 @@ from pl_losses.core.manifests import reproduced
 from pl_losses.core.metrics import X_AXIS
 from pl_losses.core.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
 from pl_losses.core.refusals import refusals_told
+from pl_losses.core.version import EXTRA
 from pl_losses.dashboards.keys import keys_of, kind_of, panels_of, read_recipe
 from pl_losses.monitoring.charts import FIELDS
-from pl_losses.recipes import EXTRA, OVERLAYS, UsageError, names
+from pl_losses.recipes import OVERLAYS, UsageError, names
 
 COLUMNS, ROWS = 3, 2
 
@@ -98,7 +99,7 @@ def _built(
         sections=[
             ws.Section(
                 name=section.name,
-                panels=_placed([_panel(panel, stages) for panel in section.panels]),
+                panels=_placed([made for panel in section.panels for made in _panels(panel, stages)]),
                 is_open=position < 3,
                 layout_settings=ws.SectionLayoutSettings(columns=COLUMNS, rows=ROWS),
                 panel_settings=ws.SectionPanelSettings(x_axis=X_AXIS),
@@ -120,10 +121,16 @@ def _placed(panels: list[Any]) -> list[Any]:
     return panels
 
 
-def _panel(panel: Panel, stages: tuple[str, ...]) -> Any:
+def _panels(panel: Panel, stages: tuple[str, ...]) -> list[Any]:
+    """Make a panel of W&B's, or one for each key where it can show no more."""
+    named = list(dict.fromkeys(key for pattern in panel.keys for key in expand(pattern, stages)))
+    single = panel.kind in ("chart", "table")
+    return [_panel(panel, [key]) for key in named] if single else [_panel(panel, named)]
+
+
+def _panel(panel: Panel, named: list[str]) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    named = list(dict.fromkeys(key for pattern in panel.keys for key in expand(pattern, stages)))
     if panel.kind == "pictures":
         return wr.MediaBrowser(
             title=panel.title, media_keys=named, num_columns=1, mode="gallery", gallery_axis="step"

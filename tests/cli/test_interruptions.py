@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before():
 
     process = Fork(full)
     assert process.wait() == 1
-    assert "`kept/x.ckpt` cannot be written (File too large); a file of before" in process.printed[1]
+    assert "`kept/x.ckpt` cannot be written (File too large); an older file" in process.printed[1]
     assert [one.name for one in path.parent.iterdir()] == ["x.ckpt"]
     assert torch.load(path)["a"].tolist() == [1, 1, 1]
 

@@ -51,7 +51,7 @@ def test_a_failed_write_leaves_the_file_of_before(tmp_path, writer, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"x` cannot be written \(No space left on device\); a file"):
+    with pytest.raises(OSError, match=r"x` cannot be written \(No space left on device\); an older file"):
         write(path, content)
     assert path.read_bytes() == b"before"
     assert [one.name for one in path.parent.iterdir()] == ["x"]

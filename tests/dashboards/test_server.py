@@ -261,6 +261,7 @@ def test_refused_by_the_server(online, capsys, runs, folder, message, status):
     assert message in refusal(capsys, *PUSH)
 
 
+@pytest.mark.slow  # Most of it is waiting.
 def test_a_fit_goes_on_where_the_server_goes_away(tmp_path, monkeypatch, capfd):
     with Server().serving() as server:
         signed_in(monkeypatch, server, tmp_path)

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import wandb
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from wandb.proto import wandb_internal_pb2 as pb
 
 from pl_losses import LeNet5
@@ -74,10 +74,6 @@ def test_an_identity_tells_data_apart():
     assert one.identity()["train"]["samples"] == len(one.tensors["train"][0])
 
 
-class WandbLogger(CSVLogger):
-    """Nothing is recorded of loaders, so that it is not asked for a run."""
-
-
 @pytest.mark.parametrize(
     ("logger", "told"),
     [
@@ -86,10 +82,9 @@ class WandbLogger(CSVLogger):
     ],
 )
 def test_it_says_what_it_lacks(tmp_path, logger, told):
+    made = logger(tmp_path) if logger is CSVLogger else logger(save_dir=tmp_path, mode="disabled")
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(
-        accelerator="cpu", callbacks=[ArtifactRecord()], logger=logger(tmp_path), max_steps=1, **quiet
-    )
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[ArtifactRecord()], logger=made, max_steps=1, **quiet)
     data = Digits()
     data.setup()
     with pytest.warns(UserWarning, match=f"ArtifactRecord {told}"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pl_losses.core.files import checksum
 from pl_losses.core.validation import typed
-from pl_losses.recipes import EXTRA
+from pl_losses.core.version import EXTRA
 
 # Convolutions in each block; a pooling layer follows each block.
 BLOCKS = (2, 2, 4, 4, 4)

@@ -126,10 +126,13 @@ def test_the_target_of_three_is_told_and_never_guessed(tmp_path, monkeypatch):
     for batch, words in (
         (
             (TOKENS, LENGTHS, LABELS),
-            r"of \['Tensor', 'Tensor', 'Tensor'\]: .*or set `target` to its place, 0 to 2",
+            r"a list of Tensor, Tensor, Tensor: .*or set `target` to its place, 0 to 2",
         ),
-        ({"tokens": TOKENS, "y": LABELS}, r"got dict: .*or set `target` to one of \['tokens', 'y'\]"),
-        (Encoding(tokens=TOKENS, y=LABELS), r"got Encoding: .*or set `target` to one of \['tokens', 'y'\]"),
+        ({"tokens": TOKENS, "y": LABELS}, r"got a dict of .*or set `target` to one of \['tokens', 'y'\]"),
+        (
+            Encoding(tokens=TOKENS, y=LABELS),
+            r"got an Encoding of .*: .*or set `target` to one of \['tokens', 'y'\]",
+        ),
     ):
         with pytest.raises(TypeError, match=words):
             look(Network(), batch)

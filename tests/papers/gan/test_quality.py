@@ -117,7 +117,7 @@ def test_neighbours_are_counted(neighbours):
         lambda: PrecisionRecall(2, neighbours),
     ):
         with pytest.raises(
-            (TypeError, ValueError), match=f"`neighbours` to be (an|a positive) integer but got {neighbours}"
+            (TypeError, ValueError), match=f"`neighbours` to be (an integer|at least 1) but got {neighbours}"
         ):
             make()
 

@@ -155,7 +155,7 @@ def test_a_single_example_is_not_corrupted():
 
 
 def test_integers_are_not_corrupted():
-    with pytest.raises(TypeError, match="`clean` of a floating point type"):
+    with pytest.raises(TypeError, match="`clean` to be floating point"):
         MaskingNoise()(torch.zeros(2, 3, dtype=torch.uint8))
 
 
