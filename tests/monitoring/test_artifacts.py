@@ -89,6 +89,7 @@ def test_it_says_what_it_lacks(tmp_path, logger, told):
     data.setup()
     with pytest.warns(UserWarning, match=f"ArtifactRecord {told}"):
         trainer.validate(LeNet5(head="linear"), data.val_dataloader(), verbose=False)
+    wandb.finish()
 
 
 def test_an_offline_run_is_told_how_to_log_checkpoints():
