@@ -144,6 +144,8 @@ def test_interrupted_it_goes_on(sweep, tmp_path, capsys, number):
     args = sweep("{values: [1, 2, 3]}")
     hold, waiting = tmp_path / "hold", tmp_path / "waiting"
     hold.touch()
+    # A process inherits what is ignored, and an interrupted fit before may have left it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     running = subprocess.Popen([sys.executable, "-m", "pl_losses", *args], text=True, stdout=-1, stderr=-1)
     while not waiting.exists():
         assert running.poll() is None
