@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -377,8 +378,10 @@ def read_metric(file: Path | None, name: str) -> tuple[float | None, str]:
 
 
 def last_line(log: Path, status: int) -> str:
-    """Return the line with which a failed trial ended, its usage error if there is one."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    """Return the line with which a failed trial ended, its usage error if there is one, without W&B's."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", log.read_text(errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("wandb: ")] or lines
     told = [line for line in lines if line.startswith("pl-losses: ")] or lines
     return told[-1].removeprefix("pl-losses: ")[:300] if told and status > 0 else f"exit status {status}"
 

@@ -143,7 +143,8 @@ class Classifier(PaperModule):
         outputs = expected.outputs(self, self.test_outputs(inputs), len(target))
         if own := self.num_unpadded(batch_idx, len(target)):
             self.count("test", outputs[:own], target[:own])
-        confidence, predicted = self.scores(outputs).max(dim=1)
+        predicted = self.scores(outputs).argmax(dim=1)
+        confidence = self.class_probabilities(outputs).amax(dim=1)
         return {"outputs": outputs, "predicted": predicted, "target": target, "confidence": confidence}
 
     def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:

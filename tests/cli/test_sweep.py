@@ -21,7 +21,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from pl_losses import recipes
 from pl_losses.cli.distributions import Parameter
 from pl_losses.cli.main import main
-from pl_losses.cli.sweep import Runner
+from pl_losses.cli.sweep import Runner, last_line
 from pl_losses.cli.sweep_file import Sweep, read_sweep, words
 
 # A trial's program: it logs (x - 3)^2, fails for x = 5 and waits for x = 2 while there is a file "hold".
@@ -170,6 +170,15 @@ def test_interrupted_it_goes_on(sweep, tmp_path, capsys, number):
     assert status == 0
     assert table(tmp_path)[0] == before[0]
     assert column(tmp_path, "val/error") == ["4.0", "1.0", "0.0"]
+
+
+def test_a_failed_trial_is_told_by_its_own_last_line(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("no good\n\x1b[1;34mwandb\x1b[0m: Find logs at: runs\n")
+    assert last_line(log, 3) == "no good"
+    log.write_text("wandb: ERROR of wandb\n")
+    assert last_line(log, 3) == "wandb: ERROR of wandb"
+    assert last_line(log, -9) == "exit status -9"
 
 
 def test_a_real_recipe(tmp_path, monkeypatch, capsys):

@@ -22,6 +22,19 @@ def test_parameters():
     assert trained(head="linear") == 60_000 + 850
 
 
+def test_confidence_is_a_probability(tmp_path):
+    found = []
+
+    class Kept(LeNet5):
+        def test_step(self, batch, batch_idx):
+            found.append(super().test_step(batch, batch_idx)["confidence"])
+
+    trainer(tmp_path).test(Kept(), Digits(), verbose=False)
+    confidence = torch.cat(found)
+    assert confidence.min() >= 0.1
+    assert confidence.max() <= 1
+
+
 def test_criteria_of_the_heads():
     images, target = torch.randn(4, 1, 32, 32), torch.arange(4)
     model = LeNet5(criterion="mle")
