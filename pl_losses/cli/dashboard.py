@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pl_losses.cli.arguments import options, positional, split
 from pl_losses.core.manifests import reproduced
 from pl_losses.core.refusals import SIGN_IN
+from pl_losses.core.trust import TRUST, own_packages
 from pl_losses.core.version import EXTRA
 from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
 
@@ -21,6 +23,7 @@ over the one that was pushed before. Takes the extra `dashboards`; json needs no
 
   --entity NAME            W&B's user or team
   --project NAME           W&B's project (default: pl_losses)
+  --trust MODULES          modules of your own that the recipe names
 """
 ACTIONS = ("json", "push")
 
@@ -31,7 +34,10 @@ def dashboard(args: Sequence[str]) -> int:
     if not args or rest[:1] in (["--help"], ["-h"]):
         print(DASHBOARD_HELP, end="")
         return 0
-    chosen = options(split(rest), ("entity", "project"))
+    flags = split(rest)
+    chosen = options(flags, ("entity", "project", "trust"))
+    if "trust" in chosen:
+        os.environ[TRUST] = ",".join(sorted(own_packages(flags)))
     name = check(given)
     project = chosen.get("project") or "pl_losses"
     if given[0] == "push":

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pl_losses.cli.arguments import options, positional
+from pl_losses.cli.arguments import options, positional, split
 from pl_losses.cli.bayes import check_optuna
 from pl_losses.cli.show import opens, truth
 from pl_losses.cli.sweep_file import Sweep, read_sweep, words
@@ -50,8 +50,6 @@ GRACE = 60  # Seconds that an interrupted trial has to save its checkpoint.
 
 def sweep(args: Sequence[str]) -> int:
     """Run a sweep, and return the exit status."""
-    from pl_losses.cli.arguments import split
-
     given, rest = positional(args)
     if not args or rest[:1] in (["--help"], ["-h"]):
         print(HELP, end="")
@@ -125,13 +123,8 @@ class Runner:
     """
 
     def __init__(self, sweep: Sweep, folder: Path, seed: int, more: Sequence[str], failures: int) -> None:
-        self.sweep, self.folder, self.seed, self.more, self.failures = (
-            sweep,
-            folder,
-            seed,
-            list(more),
-            failures,
-        )
+        self.sweep, self.folder, self.seed = sweep, folder, seed
+        self.more, self.failures = list(more), failures
 
     def command(self, values: dict[str, Any]) -> list[str]:
         """Return the command of a trial, as a user would type it."""
@@ -263,8 +256,9 @@ class Runner:
         ]
         if files:
             page = self.folder / "show.html"
+            text = build_page([read_run(file) for file in files], metric=self.sweep.metric or "")
             with written_whole(page) as stream:
-                stream.write(build_page([read_run(file) for file in files]).encode())
+                stream.write(text.encode())
             print(visible(f"Page: {page}") + f" ({page.stat().st_size / 1e6:.1f} MB)")
             if opened:
                 webbrowser.open(page.resolve().as_uri())

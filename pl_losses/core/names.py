@@ -1,9 +1,20 @@
-"""Names that must not collide: of parameter groups, layers and files."""
+"""Names of classes, and names that must not collide: of parameter groups, layers and files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+
+
+def own_class(path: str) -> str:
+    """Return the name of a class of the user's own; "" for one of the suite.
+
+    Example:
+        >>> own_class("my_module.Net"), own_class("pl_losses.LeNet5"), own_class("LeNet5")
+        ('Net', '', '')
+    """
+    top, _, rest = path.partition(".")
+    return rest.rpartition(".")[2] if top != "pl_losses" else ""
 
 
 def distinct(names: Sequence[str], start: int = 2) -> list[str]:

@@ -15,6 +15,7 @@ from pl_losses.core.compat import of_wandb
 from pl_losses.core.declared import Recipe
 from pl_losses.core.manifests import reproduced
 from pl_losses.core.metrics import X_AXIS
+from pl_losses.core.names import own_class
 from pl_losses.core.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
 from pl_losses.core.refusals import refusals_told
 from pl_losses.core.version import EXTRA
@@ -80,7 +81,10 @@ def build_workspace(name: str, entity: str = "", project: str = "pl_losses") -> 
         filters=f"Config('recipe') in {[name, *(f'{name}, {overlay}' for overlay in overlays())]}",
         pinned_columns=[f"summary:{key}" for key in ends if logs(recipe, key)],
     )
-    return _built(name, entity, project, sections_of(recipe), stages, settings)
+    model = recipe.model.cls
+    own = own_class(f"{model.__module__}.{model.__name__}")
+    title = f"{own}, {name}" if own else name
+    return _built(title, entity, project, sections_of(recipe), stages, settings)
 
 
 def overlays() -> list[str]:

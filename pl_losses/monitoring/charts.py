@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ def log_lines(
         for name, (places, values) in lines.items()
         for place, value in zip(places.tolist(), values.tolist(), strict=True)
     ]
-    _log(trainer, key, LINES, rows, {"title": title, "xname": x})
+    _log_chart(trainer, key, LINES, rows, {"title": title, "xname": x})
 
 
 def log_confusion(trainer: Trainer, key: str, confusion: Tensor, title: str) -> None:
@@ -57,7 +57,7 @@ def log_confusion(trainer: Trainer, key: str, confusion: Tensor, title: str) -> 
         for right, counts in enumerate(confusion.tolist())
         for predicted, count in enumerate(counts)
     ]
-    _log(trainer, key, CONFUSION, rows, {"title": title})
+    _log_chart(trainer, key, CONFUSION, rows, {"title": title})
 
 
 def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -68,12 +68,7 @@ def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Any]]) -> 
         key: Such as "test/published".
         rows: Column to value.
     """
-    for logger in trainer.loggers:
-        if is_wandb(logger):
-            import wandb
-
-            with staged_in(Path(logger.experiment.dir).parent), or_left_out(f"`{key}`"):
-                logger.experiment.log({key: wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
+    _log(trainer, key, lambda wandb: wandb.Table(list(rows[0]), [list(row.values()) for row in rows]))
 
 
 def log_samples(
@@ -92,16 +87,14 @@ def log_samples(
         images: [1 or 3, H, W] each, of any range: each is stretched to its own, and shrunk if it is large.
         rows: What there is beside each image.
     """
-    loggers = [logger for logger in trainer.loggers if is_wandb(logger)]
-    if not loggers or not len(images):
-        return
-    import wandb
 
-    shown = [thumbnail(image) for image in images]
-    for logger in loggers:
-        cells = [[wandb.Image(picture), *row] for picture, row in zip(shown, rows, strict=True)]
-        with staged_in(Path(logger.experiment.dir).parent), or_left_out(f"`{key}`"):
-            logger.experiment.log({key: wandb.Table(["image", *columns], cells)})
+    def table(wandb: Any) -> Any:
+        pairs = zip(images, rows, strict=True)
+        cells = [[wandb.Image(thumbnail(image)), *row] for image, row in pairs]
+        return wandb.Table(["image", *columns], cells)
+
+    if len(images):
+        _log(trainer, key, table)
 
 
 def thumbnail(image: Tensor) -> Any:
@@ -117,13 +110,17 @@ def thumbnail(image: Tensor) -> Any:
     return made
 
 
-def _log(trainer: Trainer, key: str, chart: str, rows: Sequence[Any], texts: dict[str, str]) -> None:
+def _log_chart(trainer: Trainer, key: str, chart: str, rows: Sequence[Any], texts: dict[str, str]) -> None:
+    columns = list(FIELDS[chart])
+    fields = dict(zip(columns, columns, strict=True))
+    _log(trainer, key, lambda wandb: wandb.plot_table(chart, wandb.Table(columns, rows), fields, texts))
+
+
+def _log(trainer: Trainer, key: str, make: Callable[[Any], Any]) -> None:
+    """Log what is made with the module ``wandb`` to each of its loggers."""
     for logger in trainer.loggers:
         if is_wandb(logger):
             import wandb
 
-            columns = list(FIELDS[chart])
-            table = wandb.Table(columns, rows)
-            made = wandb.plot_table(chart, table, dict(zip(columns, columns, strict=True)), texts)
             with staged_in(Path(logger.experiment.dir).parent), or_left_out(f"`{key}`"):
-                logger.experiment.log({key: made})
+                logger.experiment.log({key: make(wandb)})

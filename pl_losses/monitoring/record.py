@@ -19,6 +19,7 @@ from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import checksum
 from pl_losses.core.kinds import is_csv, is_tensorboard, is_wandb
 from pl_losses.core.manifests import papers_of
+from pl_losses.core.names import own_class
 from pl_losses.core.run_folders import Run, exists, lineage, modified, named_by, write_record
 from pl_losses.core.trust import always, class_paths
 from pl_losses.core.version import __version__
@@ -128,7 +129,9 @@ class RunRecord(Callback):
         named = [name for name in self.names if "{" not in name and "\n" not in name]
         own = [name for name in named if not name.startswith(f"{OVERLAYS}/")]
         group = (own or [self._model().rpartition(".")[2]])[0]
-        label = ", ".join([*(named if own else [group, *named]), *filter(None, [self._seed()])])
+        # A recipe's name alone would tell nothing of one's own class in it.
+        parts = [own_class(self._model()), *named] if own else [group, *named]
+        label = ", ".join(filter(None, [*parts, self._seed()]))
         return about(label, group, self.command, papers_of(class_paths(self.config)))
 
     def checkpoint(self) -> Config:

@@ -162,6 +162,8 @@ def test_a_run_of_an_own_class_is_titled_by_it(tmp_path):
     run.config = {"model": {"class_path": "own.module.Net"}}
     assert "<title>Net</title>" in build_page([run])
     run.recipe = "lenet/digits"
+    assert "<title>Net, lenet/digits</title>" in build_page([run])
+    run.config = {"model": {"class_path": "pl_losses.LeNet5"}}
     assert "<title>lenet/digits</title>" in build_page([run])
 
 
@@ -178,6 +180,14 @@ def test_runs_of_a_sweep_are_compared_by_what_differs(tmp_path):
         ("test/error", [0.0, 0.1, 0.2, 0.3]),
     ]
     assert panels_of(*runs[:2])[0]["kind"] != "parallel"
+    # What only some have is no axis, and what a sweep seeks may be another key.
+    runs[0].config["callback"] = 1
+    assert [axis["name"] for axis in panels_of(*runs)[0]["axes"]][:-1] == [
+        "optimizer.class_path",
+        "optimizer.lr",
+    ]
+    assert "Configs and test/error" in build_page(runs, metric="test/error")
+    assert "Configs and" not in build_page(runs, metric="unknown")
 
 
 def test_the_machine_and_the_terminal_come_last(tmp_path):

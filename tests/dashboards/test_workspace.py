@@ -152,3 +152,17 @@ def test_refused_without_torch_and_without_the_extra():
     assert done.returncode == 2, done.stderr
     assert "pip install '.[dashboards]'" in done.stderr
     assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_recipe_of_an_own_class_is_titled_by_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_model.py").write_text(
+        "from pl_losses import LeNet5\n\n\nclass Mine(LeNet5):\n    pass\n"
+    )
+    (tmp_path / "mine.yaml").write_text("extends: lenet/digits\nmodel: own_model.Mine\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PL_LOSSES_TRUST", "")
+    assert main(["dashboard", "json", "mine.yaml"]) == 2
+    assert "add --trust own_model" in capsys.readouterr().err
+    assert main(["dashboard", "json", "mine.yaml", "--trust", "own_model"]) == 0
+    assert "pl_losses: Mine, mine.yaml" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pl_losses.core.manifests import headlines, rooms_of
+from pl_losses.core.names import own_class
 from pl_losses.dashboards.offline.runs import Run, as_number
 
 SOME = 4  # differences that a line has room for
@@ -16,10 +17,11 @@ AXES, TEXTS = 12, 12
 
 
 def origin(run: Run) -> str:
-    """Return what a run is of: its recipe, else the class of its model; "" if neither is known."""
+    """Return what a run is of: its recipe, else the class of its model, and one's own class in any case."""
     model = run.config.get("model")
     path = str(model.get("class_path", "")) if isinstance(model, dict) else ""
-    return run.recipe or path.rpartition(".")[2]
+    named = [own_class(path), run.recipe] if run.recipe else [path.rpartition(".")[2]]
+    return ", ".join(filter(None, named))
 
 
 def classes_of(config: Any) -> list[str]:
@@ -45,14 +47,19 @@ def class_paths(config: Any) -> Iterator[str]:
             yield from class_paths(one)
 
 
-def finals(run: Run) -> list[tuple[str, float]]:
-    """Return a run's headline: its last value in the test, else in the validation or the training."""
+def finals(run: Run, metric: str = "") -> list[tuple[str, float]]:
+    """Return a run's headline: its last value in the test, else in the validation or the training.
+
+    Args:
+        run: A run.
+        metric: The key of another headline, such as what a sweep seeks.
+    """
     names = headlines(rooms_of(classes_of(run.config)))
-    for stage in ("test", "val", "train"):
-        for name in names:
-            values = run.curve(f"{stage}/{name}")[1]
-            if len(values):
-                return [(f"{stage}/{name}", float(values[-1]))]
+    known = [f"{stage}/{name}" for stage in ("test", "val", "train") for name in names]
+    for key in [metric] if metric else known:
+        values = run.curve(key)[1]
+        if len(values):
+            return [(key, float(values[-1]))]
     return []
 
 
@@ -84,6 +91,8 @@ def differences(runs: Sequence[Run]) -> list[str]:
     """Describe in short how each run's config differs from the others'."""
     flat = [flatten(run.config) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if differs(key, flat)]
+    # What all have says more than what only some have, such as a callback.
+    keys.sort(key=lambda key: not all(key in one for one in flat))
     return [
         ", ".join(f"{key.rpartition('.')[2]} {shown(one.get(key, '-'))}" for key in keys[:SOME])
         + (" ..." if len(keys) > SOME else "")
@@ -104,8 +113,9 @@ def parallel(
         A panel; empty if there are fewer than three runs, or nothing that differs.
     """
     axes = []
-    for key in dict.fromkeys(key for config in configs for key in config):
-        values = [plain_value(config.get(key)) for config in configs]
+    shared = [key for key in configs[0] if all(key in config for config in configs)]
+    for key in shared:
+        values = [plain_value(config[key]) for config in configs]
         several = len(set(values))
         # A text that each run has for itself, such as a folder, tells nothing.
         told = several <= TEXTS and (several < len(configs) or several <= 3)

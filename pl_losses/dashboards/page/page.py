@@ -64,12 +64,13 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 """
 
 
-def build_page(runs: Sequence[Run], refresh: int = 0) -> str:
+def build_page(runs: Sequence[Run], refresh: int = 0, metric: str = "") -> str:
     """Build the page of one run, or of several to compare.
 
     Args:
         runs: At least one.
         refresh: Seconds after which the page loads itself again; never by default.
+        metric: The key by which runs are compared; by default the headline of their modules.
 
     Returns:
         HTML of 5 MB at most; it says what was left out for that. Curves are thinned out, but keep the
@@ -78,7 +79,7 @@ def build_page(runs: Sequence[Run], refresh: int = 0) -> str:
     names = distinct([run.name for run in runs])
     title = " · ".join(dict.fromkeys(origin(run) or run.name for run in runs))
     drawing = Drawing(runs, names)
-    sections = [*_comparison(runs), *_sections(runs, drawing)]
+    sections = [*_comparison(runs, metric), *_sections(runs, drawing)]
     if system := list(drawing.system()):
         sections.append({"name": "System", "panels": system, "open": False})
     data = {"runs": names, "sections": sections, "refresh": refresh}
@@ -91,7 +92,7 @@ def build_page(runs: Sequence[Run], refresh: int = 0) -> str:
     return HTML.format(
         title=escape(title),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
-        runs=_run_table(runs, names),
+        runs=_run_table(runs, names, metric),
         tables="".join(_folded(name, body) for name, body in folded.items()),
         # Escape "<", which could end the element.
         data=json.dumps(plain(data), separators=(",", ":")).replace("<", "\\u003c"),
@@ -142,9 +143,9 @@ def d3() -> str:
     return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
-def _comparison(runs: Sequence[Run]) -> Iterator[Data]:
+def _comparison(runs: Sequence[Run], metric: str) -> Iterator[Data]:
     """Yield a section that compares three runs or more by their configs."""
-    if panel := parallel([flatten(run.config) for run in runs], [finals(run) for run in runs]):
+    if panel := parallel([flatten(run.config) for run in runs], [finals(run, metric) for run in runs]):
         yield {"name": "Runs compared", "panels": [panel], "open": True}
 
 
@@ -204,11 +205,11 @@ def _keyed(key: str, kind: str = "") -> str:
     return f' data-key="{escape(key)}"' + (f" class='{kind}'" if kind else "")
 
 
-def _run_table(runs: Sequence[Run], names: list[str]) -> str:
+def _run_table(runs: Sequence[Run], names: list[str], metric: str) -> str:
     head = ["run", "made from", "state", "rows", "began", "took", "final values"]
     rows = [_row([*head, "what differs"] if len(runs) > 1 else head, "th")]
     for number, (run, name, own) in enumerate(zip(runs, names, differences(runs), strict=True)):
-        final = ", ".join(f"{key} {value:.4g}" for key, value in finals(run))
+        final = ", ".join(f"{key} {value:.4g}" for key, value in finals(run, metric))
         began, took = (run.facts.get(fact, "") for fact in ("began", "took"))
         cells = [name, origin(run), run.stage, run.columns.count, began, took, final, own]
         rows.append(_row(cells, kind=f" data-switch={number}" if len(runs) > 1 else ""))
