@@ -110,6 +110,16 @@ def whole_loaders():
                     delattr(cls, f"__old{name}")
 
 
+@pytest.fixture(autouse=True)
+def forgotten_modules(tmp_path_factory):
+    """A module that a test writes and imports does not stand in for another test's of the same name."""
+    before, written = set(sys.modules), str(tmp_path_factory.getbasetemp())
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(written):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty current folder, without the W&B service of an earlier test, which would write to its own."""

@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -84,8 +83,7 @@ def here(folder, monkeypatch):
     monkeypatch.setattr(Workspace, "save", lambda self: self)
     monkeypatch.setattr(Workspace, "url", "https://wandb.example/view")
     monkeypatch.syspath_prepend(str(folder))
-    yield folder
-    sys.modules.pop("my_module", None)
+    return folder
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(PAGES[page], "python")])
