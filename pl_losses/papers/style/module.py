@@ -91,16 +91,16 @@ class StyleTransfer(PaperModule):
         return without(super().logged_keys(part, recipe), left_out)
 
     KEYS: ClassVar[Keys] = {
-        "train/loss": "eq. 7, alpha L_content + beta L_style, what the optimizer sees",
-        "train/content_loss": "L_content, eq. 1, summed over the content layers, as the preset weights it",
-        "train/style_loss": "L_style, eq. 5, sum of w_l E_l, as the preset weights it",
+        "train/loss": "eq. 7, alpha L_content + beta L_style. The optimizer makes this small",
+        "train/content_loss": "L_content, eq. 1, summed over content layers, with the weights of the preset",
+        "train/style_loss": "L_style, eq. 5, the sum of w_l E_l, with the weights of the preset",
         "train/content_<layer>": "the content loss of a layer",
         "train/style_<layer>": "E_l, eq. 4, of a layer",
         "train/total_variation": "squared differences of neighbouring pixels, if `tv_weight` is not 0",
-        "train/evaluations": "evaluations of the loss so far: forward and backward passes",
-        "test/loss": "eq. 7 of the image as it is",
-        "test/content_loss": "L_content of it",
-        "test/style_loss": "L_style of it",
+        "train/evaluations": "number of evaluations of the loss so far, each with a backward pass",
+        "test/loss": "eq. 7 of the final picture",
+        "test/content_loss": "L_content of the final picture",
+        "test/style_loss": "L_style of the final picture",
     }
     best: ClassVar[dict[str, Literal["min", "max"]]] = {"train/loss": "min", "test/loss": "min"}
     image: nn.Parameter
