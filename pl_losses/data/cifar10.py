@@ -36,10 +36,10 @@ BINARY = {
 class CIFAR10(TensorDataModule):
     """The 50 000 training and 10 000 test images of ten classes, 32x32 in colour, normalised per channel.
 
-    Looked for in ``root`` and ``root/cifar10``, in this order: the folder ``cifar-10-batches-py`` of the
-    original Python version or its archive, and ``cifar-10-batches-bin`` of the binary version, each checked
-    by the published checksums. If none is there, the Python version is downloaded when a Trainer (or you)
-    calls ``prepare_data``.
+    The files are looked for in ``root`` and ``root/cifar10``. First comes the original Python version: the
+    folder ``cifar-10-batches-py`` or its archive. Then comes the binary version, ``cifar-10-batches-bin``.
+    Each is checked by the published checksums. If none is there, the Python version is downloaded when a
+    Trainer (or you) calls ``prepare_data``.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else

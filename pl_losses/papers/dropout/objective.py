@@ -35,8 +35,8 @@ def dropout_objective(
 
     .. math:: L_{dropout} = \frac{1}{N} \sum_n E_n + \sum_l \lambda_l (|W_l|^2 + |b_l|^2)
 
-    The decay is that of the paper, not of torch's optimizers: their ``weight_decay`` d adds the gradient d W,
-    and lambda adds 2 lambda W, so that d = 2 lambda.
+    lambda is the weight decay of the paper. The ``weight_decay`` d of a torch optimizer is another number: it
+    adds the gradient d W, and lambda adds 2 lambda W. So d = 2 lambda.
 
     Args:
         errors: E of each example, such as half the squared error or the cross-entropy of a pass with dropout,

@@ -32,8 +32,9 @@ def viterbi_loss(
 ) -> Tensor:
     r"""Compute the loss of Viterbi training (section VI.B, Fig. 19): :math:`E_{vit} = C_{cvit}`.
 
-    Its gradient is 1 for the segments of the best path that spells the target. Nothing penalises other
-    answers: with adaptable centres, or any recogniser that can make all penalties low, it collapses.
+    Its gradient is 1 for the segments of the best path that spells the target, and 0 for others. Nothing
+    pushes wrong answers away. So it collapses if the recogniser can make all penalties low, for example with
+    adaptable centres.
 
     Args:
         lattice: Lattice of B samples.
@@ -65,9 +66,9 @@ def discriminative_viterbi_loss(
 ) -> Tensor:
     r"""Compute discriminative Viterbi training's loss (VI.D): :math:`E_{dvit} = C_{cvit} - C_{vit} \ge 0`.
 
-    Its gradient is +1 for segments that only the best path that spells the target has, -1 for those that only
-    the best path of all has, and 0 for shared ones. It is 0 as soon as the answer is right: there is no
-    margin.
+    Two paths matter: the best one that spells the target, and the best one of all. The gradient is +1 for
+    segments of the first path only, -1 for those of the second path only, and 0 for shared ones. The loss is
+    0 as soon as the answer is right: there is no margin.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
@@ -90,7 +91,8 @@ def forward_loss(
 ) -> Tensor:
     r"""Compute the loss of forward training (section VI.C): :math:`E_{forw} = C_{cforw}`.
 
-    Its gradient is the posterior of each segment given the target. It collapses as :func:`viterbi_loss` does.
+    Its gradient for a segment is the posterior of the segment, given the target. It collapses as
+    :func:`viterbi_loss` does.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
@@ -112,8 +114,8 @@ def discriminative_forward_loss(
 ) -> Tensor:
     r"""Compute the loss of discriminative forward training (VI.E): :math:`E_{dforw} = C_{cforw} - C_{forw}`.
 
-    It is -log P(target) >= 0, with P over all label strings: prefer this criterion. Its gradient is the
-    posterior of each segment given the target minus the posterior without.
+    It is -log P(target) >= 0, where P is over all label strings. Prefer this criterion. Its gradient for a
+    segment is a difference: the posterior if the target is known, minus the posterior if it is not.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 

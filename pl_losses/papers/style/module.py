@@ -44,20 +44,22 @@ def lbfgs(parameters: ParamsT) -> LBFGS:
 class StyleTransfer(PaperModule):
     """An image [B, 3, H, W] that takes the content of one image and the style of another.
 
-    The image, in 0..255, is the only parameter; the loss is eq. 7, alpha L_content + beta L_style, of
-    VGG-19's features. The images come from the Trainer's DataModule, which must have ``pictures(rank,
-    ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, whose losses are added
-    up. On several ranks, with ``strategy="each_for_itself"``, every rank has its own contents; with
-    ``"tiles_together"`` they share the tiles of the same contents.
+    The image is the only parameter. Its pixels are in 0..255. The loss is eq. 7, alpha L_content + beta
+    L_style, of VGG-19's features. The images come from the Trainer's DataModule. It must have a method
+    ``pictures(rank, ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, and
+    their losses are added up. On several ranks there are two strategies. With ``strategy="each_for_itself"``
+    each rank has contents of its own. With ``"tiles_together"`` the ranks share the tiles of the same
+    contents.
 
-    Logs :attr:`KEYS`, for the last evaluation of the loss in an optimizer's step. An evaluation is a forward
-    and a backward pass; L-BFGS makes about 20 of them in a step.
+    It logs :attr:`KEYS` once for each step of the optimizer, of the last evaluation of the loss in that step.
+    An evaluation is a forward and a backward pass. L-BFGS makes about 20 of them in a step.
 
     Args:
         alpha: Factor of the content loss, eq. 1. Default: the preset's, 1e-3 for the paper.
         beta: Factor of the style loss, eq. 5.
-        preset: Whose loss, see :data:`~pl_losses.papers.style.presets.PRESETS`. It sets the weights of the
-            layers, and the defaults of alpha, weights, normalize, pooling and layers, which belong together.
+        preset: Whose loss to use, see :data:`~pl_losses.papers.style.presets.PRESETS`. It sets the weights of
+            the layers. It also sets the defaults of alpha, weights, normalize, pooling and layers, since
+            these belong together.
         weights: Weights of VGG-19: "oxford", "torchvision" or a file, see
             :func:`~pl_losses.papers.style.vgg.load_weights`.
         inputs: Input of a file's network, "bgr" or "rgb"; "auto" if the file's keys imply it.
@@ -72,8 +74,9 @@ class StyleTransfer(PaperModule):
             faster and gives larger strokes. Later epochs have the last one.
         preserve_colour: "histogram" gives the style image the content's colours first; "luminance" transfers
             the luminance only and takes the colours from the content.
-        tile: Compute the loss in tiles of this height and width in pixels, for images whose features do not
-            fit into memory; the result is the same but for rounding. Takes twice the time and more.
+        tile: Compute the loss in tiles of this height and width in pixels. Use it if the features of the
+            image do not fit into memory. The result is the same except for rounding. It takes twice the time
+            or more.
         seed: Seed of the noise.
         optimizer: Parameters to optimizer.
 
