@@ -83,8 +83,9 @@ PAGES = {name: f"{module}.{name}" for module, names in autosummary_context["own"
 
 @cache
 def methods(paper):
-    """Return the methods of a paper's modules, without Lightning's: its page names them without their class."""
-    public = [getattr(import_module("pl_losses"), name) for name, page in PAGES.items() if page.count(".") == 1]
+    """Return the methods of a paper's modules, without Lightning's: its page leaves out their class."""
+    package = import_module("pl_losses")
+    public = [getattr(package, name) for name, page in PAGES.items() if page.count(".") == 1]
     bases = [base for one in public if f".papers.{paper}." in one.__module__ for base in one.__mro__]
     shown = [(base, name) for base in bases if base.__name__ in PAGES for name in vars(base)]
     return {

@@ -33,7 +33,7 @@ def dropout_objective(
 ) -> Tensor:
     r"""Compute the objective of dropout training, eq. 1.
 
-    .. math:: L_{dropout} = \frac{1}{N} \sum_n E_n + \sum_l \lambda_l (|W_l|^2 + |b_l|^2)
+    .. math:: L_\text{dropout} = \frac{1}{N} \sum_n E_n + \sum_l \lambda_l (|W_l|^2 + |b_l|^2)
 
     lambda is the weight decay of the paper. The ``weight_decay`` d of a torch optimizer is another number: it
     adds the gradient d W, and lambda adds 2 lambda W. So d = 2 lambda.

@@ -91,7 +91,7 @@ def style_loss(
     r"""Compute the style loss of a layer, E in eq. 4, or of several layers, eq. 5.
 
     .. math:: E_l = \frac{1}{4 N_l^2 M_l^2} \sum_{ij} (G_{ij} - A_{ij})^2, \qquad
-        L_{style} = \sum_l w_l E_l
+        L_\text{style} = \sum_l w_l E_l
 
     A is the Gram matrix of the style image. G and A are each divided by the number of positions of their own
     image. So you can compare images of different sizes. If both have M positions, this is eq. 4 as printed.
