@@ -33,12 +33,12 @@ class PReLU(nn.PReLU):
 
     .. math:: f(y_i) = \max(0, y_i) + a_i \min(0, y_i)
 
-    Parameters, outputs, gradients and ``state_dict`` are those of ``nn.PReLU``, under autocast too; the
+    Parameters, outputs, gradients and ``state_dict`` are those of ``nn.PReLU``, under autocast too. The
     slopes' gradient is added up in float32. The first forward pass of a size that pays waits for the
-    compiler, about ten seconds; one loop serves all layers and sizes of a dtype and memory layout. Torch's
-    own backward pass serves where there is no compiler, where nothing is trained, for inputs that are not
-    dense, float64, second and forward-mode derivatives, ``torch.func``, and within ``torch.compile``, which
-    compiles it anyway.
+    compiler, about ten seconds. One compiled loop works for all layers and sizes of a dtype and memory
+    layout. Torch's own backward pass is used if there is no compiler, if nothing is trained, for inputs of
+    float64 and inputs that are not dense, for second and forward-mode derivatives, and for ``torch.func``. It
+    is also used within ``torch.compile``, which compiles it anyway.
 
     Args:
         num_parameters: 1 for one slope, or the number of channels (dimension 1 of the input).
