@@ -1,0 +1,310 @@
+"""LeCun et al. 1998, section VI.C: penalties of segments and their gradients on a CPU, compiled by Numba.
+
+They are those of `recursions.py`, which on small lattices spends most of its time between its operations.
+Here a sample is one pass over its penalties, in native code. Only the exponentials over classes are torch's,
+which takes many at a time. Second derivatives are left to `recursions.py`.
+
+``potential[j, m]`` is the score of all paths to cut j that have spelled m labels, or of the best one. Without
+labels, m is 0. A segment adds ``step`` labels, 1 or 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeAlias
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pl_losses.core.autograd import Context
+from pl_losses.papers.gtn.lattices.recursions import CERTAIN, IMPOSSIBLE
+
+Floats: TypeAlias = NDArray[np.float64]  # or of np.float32
+Integers: TypeAlias = NDArray[np.int64]
+ByTensors = Callable[[Tensor, bool], Tensor]
+# From so many penalties on, another thread gains more than its start takes.
+SHARE = 500_000
+
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@numba.njit(cache=True, error_model="numpy")
+def clamp(penalty: float, low: float, high: float) -> float:
+    """Make a penalty finite; NaN stays."""
+    return high if penalty > high else low if penalty < low else penalty
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def least(row: Floats, start: float) -> float:
+    """Return the smallest number of a row without NaN, or ``start``."""
+    for c in range(len(row)):
+        start = min(start, row[c])
+    return start  # type: ignore[no-any-return]
+
+
+@numba.njit(cache=True, error_model="numpy", fastmath={"reassoc"})
+def total(row: Floats) -> float:
+    """Add up a row in any order."""
+    added = row[0]
+    for c in range(1, len(row)):
+        added += row[c]
+    return added
+
+
+@numba.njit(cache=True, error_model="numpy")
+def has_nan(row: Floats) -> bool:
+    """Look at all numbers without a branch, so that they are read many at a time."""
+    found = False
+    for c in range(len(row)):
+        found |= row[c] != row[c]
+    return found
+
+
+@compiled
+def least_of_classes(
+    penalties: Floats,
+    lengths: Integers,
+    reduced: Floats,
+    relative: Floats,
+    tropical: bool,
+    start: int,
+    stop: int,
+) -> None:
+    """Take the least penalty of each segment, [B, N, K, 1], and what the others are above it, negated."""
+    number = penalties.dtype.type
+    low, high, nan = number(-CERTAIN), number(-IMPOSSIBLE), number(math.nan)
+    for b in range(start, stop):
+        for j in range(lengths[b]):
+            for k in range(min(penalties.shape[2], j + 1)):
+                row = penalties[b, j, k]
+                smallest = nan if has_nan(row) else clamp(least(row, number(math.inf)), low, high)
+                reduced[b, j, k, 0] = smallest
+                if not tropical:
+                    for c in range(len(row)):
+                        relative[b, j, k, c] = smallest - clamp(row[c], low, high)
+
+
+@compiled
+def join_classes(
+    relative: Floats, lengths: Integers, reduced: Floats, totals: Floats, start: int, stop: int
+) -> None:
+    """Make the least penalty that of all classes; ``relative`` are exponentials now."""
+    for b in range(start, stop):
+        for j in range(lengths[b]):
+            for k in range(min(relative.shape[2], j + 1)):
+                totals[b, j, k, 0] = total(relative[b, j, k])
+                reduced[b, j, k, 0] -= math.log(totals[b, j, k, 0])
+
+
+@compiled
+def share_among_classes(
+    penalties: Floats,
+    relative: Floats,
+    totals: Floats,
+    shares: Floats,
+    grad: Floats,
+    tropical: bool,
+    start: int,
+    stop: int,
+) -> None:
+    """Give the gradient of a segment, in ``shares``, to its classes, or to the first of the best ones."""
+    number = penalties.dtype.type
+    low, high = number(-CERTAIN), number(-IMPOSSIBLE)
+    for b in range(start, stop):
+        for j in range(penalties.shape[1]):
+            for k in range(penalties.shape[2]):
+                share, row = shares[b, j, k, 0], grad[b, j, k]
+                if share == 0:
+                    row[:] = 0
+                elif tropical:
+                    row[:] = 0
+                    found, smallest = 0, clamp(penalties[b, j, k, 0], low, high)
+                    for c in range(1, len(row)):
+                        penalty = clamp(penalties[b, j, k, c], low, high)
+                        if penalty < smallest:
+                            found, smallest = c, penalty
+                    row[found] = share
+                else:
+                    share /= totals[b, j, k, 0]
+                    for c in range(len(row)):
+                        row[c] = relative[b, j, k, c] * share
+
+
+@numba.njit(cache=True, error_model="numpy")
+def sources(j: int, m: int, longest: int, pieces: int, labels: int, step: int) -> tuple[int, int]:
+    """Range of k whose segments, from (j - k, m) to (j + 1, m + step), can be on a path."""
+    if step == 0:
+        return 0, min(longest, j + 1)
+    missing, left = labels - m - 1, pieces - j - 1
+    if missing < 0 or left < missing or left > missing * longest:
+        return 0, 0
+    return max(0, j - m * longest), min(longest, j - m + 1)
+
+
+@compiled
+def path_penalties(
+    penalties: Floats,
+    labels: Integers,
+    lengths: Integers,
+    label_lengths: Integers,
+    step: int,
+    tropical: bool,
+    weights: Floats,
+    result: Floats,
+    start: int,
+    stop: int,
+) -> None:
+    """Compute the penalty of all paths, or of the best one, [B], and each segment's weight in its node."""
+    number = penalties.dtype.type
+    impossible, zero, one = number(IMPOSSIBLE), number(0), number(1)
+    low, high = number(-CERTAIN), number(-IMPOSSIBLE)
+    _, pieces, longest, width = weights.shape
+    potential = np.empty((pieces + 1, width + 1), penalties.dtype)
+    sums = np.empty(longest, penalties.dtype)
+    for b in range(start, stop):
+        potential[:] = impossible
+        potential[0, 0] = zero
+        for j in range(lengths[b]):
+            for m in range(width):
+                first, end = sources(j, m, longest, lengths[b], label_lengths[b], step)
+                if first >= end:
+                    continue
+                best = first
+                for k in range(first, end):
+                    sums[k] = potential[j - k, m] - clamp(penalties[b, j, k, labels[b, m]], low, high)
+                    # NaN comes first, so that it stays.
+                    if sums[k] > sums[best] or sums[k] != sums[k]:
+                        best = k
+                if tropical:
+                    potential[j + 1, m + step] = sums[best]
+                    for k in range(first, end):
+                        weights[b, j, k, m] = one if k == best else zero
+                    continue
+                most, added = sums[best], zero
+                for k in range(first, end):
+                    sums[k] = math.exp(sums[k] - most)
+                    added += sums[k]
+                potential[j + 1, m + step] = most + math.log(added)
+                for k in range(first, end):
+                    weights[b, j, k, m] = sums[k] / added
+        found = potential[lengths[b], label_lengths[b] * step]
+        if found <= impossible / 2:
+            result[b] = math.inf
+        elif found >= -low / 2:
+            result[b] = -math.inf
+        else:
+            result[b] = -found
+
+
+@compiled
+def path_gradient(
+    weights: Floats,
+    labels: Integers,
+    lengths: Integers,
+    label_lengths: Integers,
+    step: int,
+    penalties: Floats,
+    worth_of_paths: Floats,
+    grad: Floats,
+    start: int,
+    stop: int,
+) -> None:
+    """Add to ``grad`` how much the penalties, each times its worth, grow with those of the segments."""
+    _, pieces, longest, width = weights.shape
+    worth = np.empty((pieces + 1, width + 1), weights.dtype)
+    for b in range(start, stop):
+        if math.isinf(penalties[b]) or worth_of_paths[b] == 0:
+            continue
+        worth[:] = 0
+        worth[lengths[b], label_lengths[b] * step] = worth_of_paths[b]
+        for j in range(lengths[b] - 1, -1, -1):
+            for m in range(width):
+                first, end = sources(j, m, longest, lengths[b], label_lengths[b], step)
+                for k in range(first, end):
+                    share = weights[b, j, k, m] * worth[j + 1, m + step]
+                    worth[j - k, m] += share
+                    grad[b, j, k, labels[b, m]] += share
+
+
+class _PenaltyContext(Context, Protocol):
+    by_tensors: ByTensors
+    arguments: tuple[Integers, Integers, Integers, int]
+    tropical: bool
+
+
+class CompiledPenalty(torch.autograd.Function):
+    """The penalty of all paths of a lattice, or of the best one, as a function of penalties [B, N, K, C]."""
+
+    @staticmethod
+    def forward(
+        ctx: _PenaltyContext,
+        penalties: Tensor,
+        lengths: Tensor | None,
+        targets: Tensor | None,
+        target_lengths: Tensor | None,
+        tropical: bool,
+        by_tensors: ByTensors,
+    ) -> Tensor:
+        """Return it, [B], of the paths that spell ``targets`` [B, L], or of all; so does ``by_tensors``."""
+        samples, pieces, longest, _ = penalties.shape
+        dense = reduced = penalties.detach().contiguous()
+        long = _numbers(lengths, samples, pieces)
+        relative = totals = dense.new_empty(0, 0, 0, 0)
+        if targets is None:
+            labels, spelled, step = np.zeros((samples, 1), np.int64), np.zeros(samples, np.int64), 0
+            reduced = dense.new_empty(samples, pieces, longest, 1)
+            if not tropical:
+                totals, relative = torch.empty_like(reduced), torch.zeros_like(dense)
+            _over_samples(least_of_classes, dense, long, reduced, relative, tropical)
+            if not tropical:
+                relative.exp_()
+                _over_samples(join_classes, relative, long, reduced, totals)
+        else:
+            labels, step = targets.numpy(), 1
+            spelled = _numbers(target_lengths, samples, targets.shape[1])
+        result = dense.new_empty(samples)
+        weights = dense.new_empty(samples, pieces, longest, labels.shape[1])
+        arguments = (labels, long, spelled, step)
+        _over_samples(path_penalties, reduced, *arguments, tropical, weights, result)
+        ctx.by_tensors, ctx.arguments, ctx.tropical = by_tensors, arguments, tropical
+        ctx.save_for_backward(penalties, weights, relative, totals, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: _PenaltyContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Give each segment the part of the paths that take it; none where the penalty is infinite."""
+        penalties, weights, relative, totals, result = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            again = ctx.by_tensors(penalties, ctx.tropical)
+            return torch.autograd.grad(again, penalties, grad, create_graph=True)[0], *(5 * [None])
+        found = torch.zeros_like(penalties, memory_format=torch.contiguous_format)
+        step = ctx.arguments[3]
+        shares = found if step else weights.new_zeros(*weights.shape[:3], 1)
+        _over_samples(path_gradient, weights, *ctx.arguments, result, grad.contiguous(), shares)
+        if not step:
+            dense = penalties.detach().contiguous()
+            _over_samples(share_among_classes, dense, relative, totals, shares, found, ctx.tropical)
+        return found, *(5 * [None])
+
+
+def _numbers(counts: Tensor | None, samples: int, default: int) -> Integers:
+    return np.full(samples, default) if counts is None else counts.numpy()
+
+
+def _over_samples(kernel: Callable[..., None], first: Tensor, *others: object) -> None:
+    """Run a kernel over all samples, in several threads where there is much to do."""
+    arguments = [one.numpy() if isinstance(one, Tensor) else one for one in (first, *others)]
+    samples = len(first)
+    threads = max(1, min(torch.get_num_threads(), first.numel() // SHARE, samples))
+    if threads == 1:
+        kernel(*arguments, 0, samples)
+        return
+    bounds = [samples * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda i: kernel(*arguments, bounds[i], bounds[i + 1]), range(threads)):
+            pass
