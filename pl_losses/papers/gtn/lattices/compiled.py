@@ -44,7 +44,7 @@ def least(row: Floats, start: float) -> float:
     """Return the smallest number of a row without NaN, or ``start``."""
     for c in range(len(row)):
         start = min(start, row[c])
-    return start  # type: ignore[no-any-return]
+    return start
 
 
 @numba.njit(cache=True, error_model="numpy", fastmath={"reassoc"})
@@ -53,7 +53,7 @@ def total(row: Floats) -> float:
     added = row[0]
     for c in range(1, len(row)):
         added += row[c]
-    return added
+    return added  # type: ignore[no-any-return]
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -97,42 +97,37 @@ def join_classes(
     for b in range(start, stop):
         for j in range(lengths[b]):
             for k in range(min(relative.shape[2], j + 1)):
-                totals[b, j, k, 0] = total(relative[b, j, k])
-                reduced[b, j, k, 0] -= math.log(totals[b, j, k, 0])
+                totals[b, j, k] = total(relative[b, j, k])
+                reduced[b, j, k, 0] -= math.log(totals[b, j, k])
 
 
 @compiled
 def share_among_classes(
-    penalties: Floats,
-    relative: Floats,
-    totals: Floats,
-    shares: Floats,
-    grad: Floats,
-    tropical: bool,
-    start: int,
-    stop: int,
+    penalties: Floats, totals: Floats, shares: Floats, grad: Floats, tropical: bool, start: int, stop: int
 ) -> None:
-    """Give the gradient of a segment, in ``shares``, to its classes, or to the first of the best ones."""
+    """Give the gradient of a segment, in ``shares``, to its classes, or to the first of the best ones.
+
+    ``grad`` is the result, and holds the exponentials before.
+    """
     number = penalties.dtype.type
     low, high = number(-CERTAIN), number(-IMPOSSIBLE)
     for b in range(start, stop):
         for j in range(penalties.shape[1]):
             for k in range(penalties.shape[2]):
-                share, row = shares[b, j, k, 0], grad[b, j, k]
+                share, row, shared = shares[b, j, k, 0], penalties[b, j, k], grad[b, j, k]
                 if share == 0:
-                    row[:] = 0
+                    shared[:] = 0
                 elif tropical:
-                    row[:] = 0
-                    found, smallest = 0, clamp(penalties[b, j, k, 0], low, high)
+                    shared[:] = 0
+                    found, smallest = 0, clamp(row[0], low, high)
                     for c in range(1, len(row)):
-                        penalty = clamp(penalties[b, j, k, c], low, high)
-                        if penalty < smallest:
-                            found, smallest = c, penalty
-                    row[found] = share
+                        if clamp(row[c], low, high) < smallest:
+                            found, smallest = c, clamp(row[c], low, high)
+                    shared[found] = share
                 else:
-                    share /= totals[b, j, k, 0]
+                    share /= totals[b, j, k]
                     for c in range(len(row)):
-                        row[c] = relative[b, j, k, c] * share
+                        shared[c] *= share
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -154,19 +149,24 @@ def path_penalties(
     label_lengths: Integers,
     step: int,
     tropical: bool,
-    weights: Floats,
+    differentiate: bool,
+    grad: Floats,
     result: Floats,
     start: int,
     stop: int,
 ) -> None:
-    """Compute the penalty of all paths, or of the best one, [B], and each segment's weight in its node."""
+    """Compute the penalty of all paths, or of the best one, [B], and add its gradient to ``grad``."""
     number = penalties.dtype.type
     impossible, zero, one = number(IMPOSSIBLE), number(0), number(1)
     low, high = number(-CERTAIN), number(-IMPOSSIBLE)
-    _, pieces, longest, width = weights.shape
+    _, pieces, longest, _ = penalties.shape
+    width = labels.shape[1]
     potential = np.empty((pieces + 1, width + 1), penalties.dtype)
-    sums = np.empty(longest, penalties.dtype)
+    worth = np.empty((pieces + 1, width + 1), penalties.dtype)
+    # Of a segment in its node: the part of the paths into the node that come by this segment.
+    weights = np.empty((pieces, width, longest), penalties.dtype)
     for b in range(start, stop):
+        rows = penalties[b]
         potential[:] = impossible
         potential[0, 0] = zero
         for j in range(lengths[b]):
@@ -174,24 +174,25 @@ def path_penalties(
                 first, end = sources(j, m, longest, lengths[b], label_lengths[b], step)
                 if first >= end:
                     continue
+                c, sums = labels[b, m], weights[j, m]
                 best = first
                 for k in range(first, end):
-                    sums[k] = potential[j - k, m] - clamp(penalties[b, j, k, labels[b, m]], low, high)
+                    sums[k] = potential[j - k, m] - clamp(rows[j, k, c], low, high)
                     # NaN comes first, so that it stays.
                     if sums[k] > sums[best] or sums[k] != sums[k]:
                         best = k
-                if tropical:
-                    potential[j + 1, m + step] = sums[best]
-                    for k in range(first, end):
-                        weights[b, j, k, m] = one if k == best else zero
-                    continue
                 most, added = sums[best], zero
+                if tropical:
+                    potential[j + 1, m + step] = most
+                    for k in range(first, end):
+                        sums[k] = one if k == best else zero
+                    continue
                 for k in range(first, end):
                     sums[k] = math.exp(sums[k] - most)
                     added += sums[k]
                 potential[j + 1, m + step] = most + math.log(added)
                 for k in range(first, end):
-                    weights[b, j, k, m] = sums[k] / added
+                    sums[k] /= added
         found = potential[lengths[b], label_lengths[b] * step]
         if found <= impossible / 2:
             result[b] = math.inf
@@ -199,41 +200,38 @@ def path_penalties(
             result[b] = -math.inf
         else:
             result[b] = -found
-
-
-@compiled
-def path_gradient(
-    weights: Floats,
-    labels: Integers,
-    lengths: Integers,
-    label_lengths: Integers,
-    step: int,
-    penalties: Floats,
-    worth_of_paths: Floats,
-    grad: Floats,
-    start: int,
-    stop: int,
-) -> None:
-    """Add to ``grad`` how much the penalties, each times its worth, grow with those of the segments."""
-    _, pieces, longest, width = weights.shape
-    worth = np.empty((pieces + 1, width + 1), weights.dtype)
-    for b in range(start, stop):
-        if math.isinf(penalties[b]) or worth_of_paths[b] == 0:
+        if not differentiate or math.isinf(result[b]):
             continue
-        worth[:] = 0
-        worth[lengths[b], label_lengths[b] * step] = worth_of_paths[b]
+        # From the end back to the start: how much the result grows with each potential.
+        grown = grad[b]
+        worth[:] = zero
+        worth[lengths[b], label_lengths[b] * step] = one
         for j in range(lengths[b] - 1, -1, -1):
             for m in range(width):
                 first, end = sources(j, m, longest, lengths[b], label_lengths[b], step)
+                c, reached = labels[b, m], worth[j + 1, m + step]
                 for k in range(first, end):
-                    share = weights[b, j, k, m] * worth[j + 1, m + step]
+                    share = weights[j, m, k] * reached
                     worth[j - k, m] += share
-                    grad[b, j, k, labels[b, m]] += share
+                    grown[j, k, c] += share
+
+
+@compiled
+def times_worth(
+    grad: Floats, worth: Floats, penalties: Floats, result: Floats, start: int, stop: int
+) -> None:
+    """Multiply the gradient of each sample; there is none where the penalty is infinite."""
+    for b in range(start, stop):
+        if math.isinf(penalties[b]):
+            result[b] = 0
+            continue
+        for j in range(grad.shape[1]):
+            for i in range(grad.shape[2]):
+                result[b, j, i] = grad[b, j, i] * worth[b]
 
 
 class _PenaltyContext(Context, Protocol):
     by_tensors: ByTensors
-    arguments: tuple[Integers, Integers, Integers, int]
     tropical: bool
 
 
@@ -250,45 +248,49 @@ class CompiledPenalty(torch.autograd.Function):
         tropical: bool,
         by_tensors: ByTensors,
     ) -> Tensor:
-        """Return it, [B], of the paths that spell ``targets`` [B, L], or of all; so does ``by_tensors``."""
+        """Return it, [B], of the paths that spell ``targets`` [B, L], or of all; so does ``by_tensors``.
+
+        The gradient is made at once: what a sample needs of it is still at hand.
+        """
         samples, pieces, longest, _ = penalties.shape
-        dense = reduced = penalties.detach().contiguous()
+        differentiate = ctx.needs_input_grad[0]
+        dense = penalties.detach().contiguous()
         long = _numbers(lengths, samples, pieces)
-        relative = totals = dense.new_empty(0, 0, 0, 0)
-        if targets is None:
-            labels, spelled, step = np.zeros((samples, 1), np.int64), np.zeros(samples, np.int64), 0
-            reduced = dense.new_empty(samples, pieces, longest, 1)
-            if not tropical:
-                totals, relative = torch.empty_like(reduced), torch.zeros_like(dense)
-            _over_samples(least_of_classes, dense, long, reduced, relative, tropical)
-            if not tropical:
-                relative.exp_()
-                _over_samples(join_classes, relative, long, reduced, totals)
-        else:
-            labels, step = targets.numpy(), 1
-            spelled = _numbers(target_lengths, samples, targets.shape[1])
         result = dense.new_empty(samples)
-        weights = dense.new_empty(samples, pieces, longest, labels.shape[1])
-        arguments = (labels, long, spelled, step)
-        _over_samples(path_penalties, reduced, *arguments, tropical, weights, result)
-        ctx.by_tensors, ctx.arguments, ctx.tropical = by_tensors, arguments, tropical
-        ctx.save_for_backward(penalties, weights, relative, totals, result)
+        if targets is not None:
+            grad = torch.zeros_like(dense) if differentiate else dense
+            spelled = _numbers(target_lengths, samples, targets.shape[1])
+            paths = (targets.numpy(), long, spelled, 1, tropical, differentiate)
+            _over_samples(path_penalties, dense, *paths, grad, result)
+        else:
+            reduced = dense.new_empty(samples, pieces, longest, 1)
+            totals = dense.new_empty(samples, pieces, longest)
+            grad = torch.zeros_like(dense) if differentiate or not tropical else dense
+            _over_samples(least_of_classes, dense, long, reduced, grad, tropical)
+            if not tropical:
+                grad.exp_()
+                _over_samples(join_classes, grad, long, reduced, totals)
+            shares = torch.zeros_like(reduced)
+            nothing = np.zeros(samples, np.int64)
+            paths = (nothing[:, None], long, nothing, 0, tropical, differentiate)
+            _over_samples(path_penalties, reduced, *paths, shares, result)
+            if differentiate:
+                _over_samples(share_among_classes, dense, totals, shares, grad, tropical)
+        if differentiate:
+            ctx.by_tensors, ctx.tropical = by_tensors, tropical
+            ctx.save_for_backward(penalties, grad, result)
         return result
 
     @staticmethod
-    def backward(ctx: _PenaltyContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _PenaltyContext, worth: Tensor) -> tuple[Tensor | None, ...]:
         """Give each segment the part of the paths that take it; none where the penalty is infinite."""
-        penalties, weights, relative, totals, result = ctx.saved_tensors
+        penalties, grad, result = ctx.saved_tensors
         if torch.is_grad_enabled():
             again = ctx.by_tensors(penalties, ctx.tropical)
-            return torch.autograd.grad(again, penalties, grad, create_graph=True)[0], *(5 * [None])
-        found = torch.zeros_like(penalties, memory_format=torch.contiguous_format)
-        step = ctx.arguments[3]
-        shares = found if step else weights.new_zeros(*weights.shape[:3], 1)
-        _over_samples(path_gradient, weights, *ctx.arguments, result, grad.contiguous(), shares)
-        if not step:
-            dense = penalties.detach().contiguous()
-            _over_samples(share_among_classes, dense, relative, totals, shares, found, ctx.tropical)
+            return torch.autograd.grad(again, penalties, worth, create_graph=True)[0], *(5 * [None])
+        found = torch.empty_like(grad)
+        flat = [tensor.view(*grad.shape[:2], -1) for tensor in (grad, found)]
+        _over_samples(times_worth, flat[0], worth.contiguous(), result, flat[1])
         return found, *(5 * [None])
 
 
@@ -299,9 +301,8 @@ def _numbers(counts: Tensor | None, samples: int, default: int) -> Integers:
 def _over_samples(kernel: Callable[..., None], first: Tensor, *others: object) -> None:
     """Run a kernel over all samples, in several threads where there is much to do."""
     arguments = [one.numpy() if isinstance(one, Tensor) else one for one in (first, *others)]
-    samples = len(first)
-    threads = max(1, min(torch.get_num_threads(), first.numel() // SHARE, samples))
-    if threads == 1:
+    samples, parts = first.shape[0], first.numel() // SHARE
+    if parts < 2 or (threads := min(torch.get_num_threads(), parts, samples)) == 1:
         kernel(*arguments, 0, samples)
         return
     bounds = [samples * i // threads for i in range(threads + 1)]
