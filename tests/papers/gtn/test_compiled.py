@@ -10,7 +10,7 @@ from pl_losses.papers.gtn import SegmentLattice
 from pl_losses.papers.gtn.lattices import segmental
 
 NAME = "pl_losses.papers.gtn.lattices.compiled"
-compiled = pytest.importorskip(NAME, reason="no Numba: install the extra `fast`", exc_type=ImportError)
+pytest.importorskip(NAME, reason="no Numba: install the extra `fast`", exc_type=ImportError)
 
 
 def drawn(seed, dtype=torch.float64):
@@ -54,7 +54,7 @@ def test_infinite_ragged_and_infeasible(seed, dtype, monkeypatch):
 
 def test_threads_share_the_samples(monkeypatch):
     one = penalties_and_gradients(0)
-    monkeypatch.setattr(compiled, "SHARE", 1)
+    monkeypatch.setattr("pl_losses.core.kernels.SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     torch.testing.assert_close(penalties_and_gradients(0), one, rtol=0, atol=0)
 

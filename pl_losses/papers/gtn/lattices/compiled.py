@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeAlias
 
 import numba
@@ -22,14 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pl_losses.core.autograd import Context
+from pl_losses.core.kernels import over_samples
 from pl_losses.papers.gtn.lattices.recursions import CERTAIN, IMPOSSIBLE
 
 Floats: TypeAlias = NDArray[np.float64]  # or of np.float32
 Integers: TypeAlias = NDArray[np.int64]
 ByTensors = Callable[[Tensor, bool], Tensor]
-# From so many penalties on, another thread gains more than its start takes.
-SHARE = 500_000
-
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -261,21 +258,21 @@ class CompiledPenalty(torch.autograd.Function):
             grad = torch.zeros_like(dense) if differentiate else dense
             spelled = _numbers(target_lengths, samples, targets.shape[1])
             paths = (targets.numpy(), long, spelled, 1, tropical, differentiate)
-            _over_samples(path_penalties, dense, *paths, grad, result)
+            over_samples(path_penalties, dense, *paths, grad, result)
         else:
             reduced = dense.new_empty(samples, pieces, longest, 1)
             totals = dense.new_empty(samples, pieces, longest)
             grad = torch.zeros_like(dense) if differentiate or not tropical else dense
-            _over_samples(least_of_classes, dense, long, reduced, grad, tropical)
+            over_samples(least_of_classes, dense, long, reduced, grad, tropical)
             if not tropical:
                 grad.exp_()
-                _over_samples(join_classes, grad, long, reduced, totals)
+                over_samples(join_classes, grad, long, reduced, totals)
             shares = torch.zeros_like(reduced)
             nothing = np.zeros(samples, np.int64)
             paths = (nothing[:, None], long, nothing, 0, tropical, differentiate)
-            _over_samples(path_penalties, reduced, *paths, shares, result)
+            over_samples(path_penalties, reduced, *paths, shares, result)
             if differentiate:
-                _over_samples(share_among_classes, dense, totals, shares, grad, tropical)
+                over_samples(share_among_classes, dense, totals, shares, grad, tropical)
         if differentiate:
             ctx.by_tensors, ctx.tropical = by_tensors, tropical
             ctx.save_for_backward(penalties, grad, result)
@@ -290,22 +287,9 @@ class CompiledPenalty(torch.autograd.Function):
             return torch.autograd.grad(again, penalties, worth, create_graph=True)[0], *(5 * [None])
         found = torch.empty_like(grad)
         flat = [tensor.view(*grad.shape[:2], -1) for tensor in (grad, found)]
-        _over_samples(times_worth, flat[0], worth.contiguous(), result, flat[1])
+        over_samples(times_worth, flat[0], worth.contiguous(), result, flat[1])
         return found, *(5 * [None])
 
 
 def _numbers(counts: Tensor | None, samples: int, default: int) -> Integers:
     return np.full(samples, default) if counts is None else counts.numpy()
-
-
-def _over_samples(kernel: Callable[..., None], first: Tensor, *others: object) -> None:
-    """Run a kernel over all samples, in several threads where there is much to do."""
-    arguments = [one.numpy() if isinstance(one, Tensor) else one for one in (first, *others)]
-    samples, parts = first.shape[0], first.numel() // SHARE
-    if parts < 2 or (threads := min(torch.get_num_threads(), parts, samples)) == 1:
-        kernel(*arguments, 0, samples)
-        return
-    bounds = [samples * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda i: kernel(*arguments, bounds[i], bounds[i + 1]), range(threads)):
-            pass
