@@ -382,8 +382,10 @@ def race(actions: dict[str, Action], turns: int) -> dict[str, list[float]]:
     """Ratio of each contestant's time to that of ours, turn by turn, and ours in ms."""
     mine = actions["ours"]
     for name, action in actions.items():
+        # A chain's scores are large, so that in float32 its gradient is off by up to 1e-3, ours by 1e-6.
+        near = {"atol": 5e-3, "rtol": 5e-3} if name == "gtn, expert" else {"atol": 2e-5, "rtol": 1e-4}
         if name != "floor":
-            torch.testing.assert_close(action(), mine(), atol=2e-5, rtol=1e-4, msg=f"{name} differs")
+            torch.testing.assert_close(action(), mine(), **near, msg=f"{name} differs")
     found: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(turns):
         for name, action in actions.items():

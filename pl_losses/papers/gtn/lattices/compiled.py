@@ -94,18 +94,23 @@ def join_classes(
     for b in range(start, stop):
         for j in range(lengths[b]):
             for k in range(min(relative.shape[2], j + 1)):
-                totals[b, j, k] = total(relative[b, j, k])
-                reduced[b, j, k, 0] -= math.log(totals[b, j, k])
+                totals[b, j, k, 0] = total(relative[b, j, k])
+                reduced[b, j, k, 0] -= math.log(totals[b, j, k, 0])
 
 
 @compiled
 def share_among_classes(
-    penalties: Floats, totals: Floats, shares: Floats, grad: Floats, tropical: bool, start: int, stop: int
+    penalties: Floats,
+    relative: Floats,
+    totals: Floats,
+    shares: Floats,
+    worth: Floats,
+    grad: Floats,
+    tropical: bool,
+    start: int,
+    stop: int,
 ) -> None:
-    """Give the gradient of a segment, in ``shares``, to its classes, or to the first of the best ones.
-
-    ``grad`` is the result, and holds the exponentials before.
-    """
+    """Give what each segment has of the paths, times their worth, to all classes or the first best."""
     number = penalties.dtype.type
     low, high = number(-CERTAIN), number(-IMPOSSIBLE)
     for b in range(start, stop):
@@ -120,11 +125,26 @@ def share_among_classes(
                     for c in range(1, len(row)):
                         if clamp(row[c], low, high) < smallest:
                             found, smallest = c, clamp(row[c], low, high)
-                    shared[found] = share
+                    shared[found] = share * worth[b]
                 else:
-                    share /= totals[b, j, k]
+                    share *= worth[b] / totals[b, j, k, 0]
                     for c in range(len(row)):
-                        shared[c] *= share
+                        shared[c] = relative[b, j, k, c] * share
+
+
+@compiled
+def give_to_labels(
+    shares: Floats, labels: Integers, worth: Floats, grad: Floats, start: int, stop: int
+) -> None:
+    """Add what each segment has of the paths, times their worth, to the labels that it spells."""
+    _, pieces, longest, width = shares.shape
+    for b in range(start, stop):
+        found, rows = grad[b], shares[b]
+        for j in range(pieces):
+            for k in range(longest):
+                for m in range(width):
+                    if rows[j, k, m] != 0:
+                        found[j, k, labels[b, m]] += rows[j, k, m] * worth[b]
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -147,12 +167,12 @@ def path_penalties(
     step: int,
     tropical: bool,
     differentiate: bool,
-    grad: Floats,
+    shares: Floats,
     result: Floats,
     start: int,
     stop: int,
 ) -> None:
-    """Compute the penalty of all paths, or of the best one, [B], and add its gradient to ``grad``."""
+    """Compute the penalty of all paths, or of the best one, [B], and what each segment has of the paths."""
     number = penalties.dtype.type
     impossible, zero, one = number(IMPOSSIBLE), number(0), number(1)
     low, high = number(-CERTAIN), number(-IMPOSSIBLE)
@@ -200,36 +220,21 @@ def path_penalties(
         if not differentiate or math.isinf(result[b]):
             continue
         # From the end back to the start: how much the result grows with each potential.
-        grown = grad[b]
         worth[:] = zero
         worth[lengths[b], label_lengths[b] * step] = one
         for j in range(lengths[b] - 1, -1, -1):
             for m in range(width):
                 first, end = sources(j, m, longest, lengths[b], label_lengths[b], step)
-                c, reached = labels[b, m], worth[j + 1, m + step]
                 for k in range(first, end):
-                    share = weights[j, m, k] * reached
+                    share = weights[j, m, k] * worth[j + 1, m + step]
                     worth[j - k, m] += share
-                    grown[j, k, c] += share
-
-
-@compiled
-def times_worth(
-    grad: Floats, worth: Floats, penalties: Floats, result: Floats, start: int, stop: int
-) -> None:
-    """Multiply the gradient of each sample; there is none where the penalty is infinite."""
-    for b in range(start, stop):
-        if math.isinf(penalties[b]):
-            result[b] = 0
-            continue
-        for j in range(grad.shape[1]):
-            for i in range(grad.shape[2]):
-                result[b, j, i] = grad[b, j, i] * worth[b]
+                    shares[b, j, k, m] = share
 
 
 class _PenaltyContext(Context, Protocol):
     by_tensors: ByTensors
     tropical: bool
+    labels: Integers | None
 
 
 class CompiledPenalty(torch.autograd.Function):
@@ -247,48 +252,47 @@ class CompiledPenalty(torch.autograd.Function):
     ) -> Tensor:
         """Return it, [B], of the paths that spell ``targets`` [B, L], or of all; so does ``by_tensors``.
 
-        The gradient is made at once: what a sample needs of it is still at hand.
+        What each segment has of the paths is computed at once, while the sample's potentials are at hand.
         """
         samples, pieces, longest, _ = penalties.shape
-        differentiate = ctx.needs_input_grad[0]
-        dense = penalties.detach().contiguous()
+        dense = reduced = penalties.detach().contiguous()
+        relative = totals = dense.new_empty(0, 0, 0, 0)
         long = _numbers(lengths, samples, pieces)
-        result = dense.new_empty(samples)
         if targets is not None:
-            grad = torch.zeros_like(dense) if differentiate else dense
-            spelled = _numbers(target_lengths, samples, targets.shape[1])
-            paths = (targets.numpy(), long, spelled, 1, tropical, differentiate)
-            over_samples(path_penalties, dense, *paths, grad, result)
+            labels, spelled = targets.numpy(), _numbers(target_lengths, samples, targets.shape[1])
         else:
+            spelled = np.zeros(samples, np.int64)
+            labels = spelled[:, None]
             reduced = dense.new_empty(samples, pieces, longest, 1)
-            totals = dense.new_empty(samples, pieces, longest)
-            grad = torch.zeros_like(dense) if differentiate or not tropical else dense
-            over_samples(least_of_classes, dense, long, reduced, grad, tropical)
+            totals = torch.empty_like(reduced)
             if not tropical:
-                grad.exp_()
-                over_samples(join_classes, grad, long, reduced, totals)
-            shares = torch.zeros_like(reduced)
-            nothing = np.zeros(samples, np.int64)
-            paths = (nothing[:, None], long, nothing, 0, tropical, differentiate)
-            over_samples(path_penalties, reduced, *paths, shares, result)
-            if differentiate:
-                over_samples(share_among_classes, dense, totals, shares, grad, tropical)
-        if differentiate:
-            ctx.by_tensors, ctx.tropical = by_tensors, tropical
-            ctx.save_for_backward(penalties, grad, result)
+                relative = torch.zeros_like(dense)
+            over_samples(least_of_classes, dense, long, reduced, relative, tropical)
+            if not tropical:
+                relative.exp_()
+                over_samples(join_classes, relative, long, reduced, totals)
+        result = dense.new_empty(samples)
+        shares = dense.new_zeros(samples, pieces, longest, labels.shape[1])
+        paths = (labels, long, spelled, int(targets is not None), tropical, ctx.needs_input_grad[0])
+        over_samples(path_penalties, reduced, *paths, shares, result)
+        ctx.by_tensors, ctx.tropical, ctx.labels = by_tensors, tropical, None if targets is None else labels
+        ctx.save_for_backward(penalties, relative, totals, shares)
         return result
 
     @staticmethod
     def backward(ctx: _PenaltyContext, worth: Tensor) -> tuple[Tensor | None, ...]:
         """Give each segment the part of the paths that take it; none where the penalty is infinite."""
-        penalties, grad, result = ctx.saved_tensors
+        penalties, relative, totals, shares = ctx.saved_tensors
         if torch.is_grad_enabled():
             again = ctx.by_tensors(penalties, ctx.tropical)
             return torch.autograd.grad(again, penalties, worth, create_graph=True)[0], *(5 * [None])
-        found = torch.empty_like(grad)
-        flat = [tensor.view(*grad.shape[:2], -1) for tensor in (grad, found)]
-        over_samples(times_worth, flat[0], worth.contiguous(), result, flat[1])
-        return found, *(5 * [None])
+        grad = torch.zeros_like(penalties, memory_format=torch.contiguous_format)
+        if ctx.labels is None:
+            reduced = (penalties.detach().contiguous(), relative, totals)
+            over_samples(share_among_classes, *reduced, shares, worth.contiguous(), grad, ctx.tropical)
+        else:
+            over_samples(give_to_labels, shares, ctx.labels, worth.contiguous(), grad)
+        return grad, *(5 * [None])
 
 
 def _numbers(counts: Tensor | None, samples: int, default: int) -> Integers:
