@@ -1,9 +1,10 @@
 """What a lattice costs, forward and backward: beside gtn, torch-struct, a Python loop and bare PyTorch.
 
-Run with ``python -m benchmarks.lattices``; libraries that can be imported take part. Everything is computed
-on the CPU in one thread, on the same penalties [B, N, K, C], and every contestant's gradient is compared with
-ours first. The contestants take turns; each is timed beside ours, and the ratio taken. Medians of the ratios
-over the turns are printed. Times are those of the processor in this thread, which other jobs disturb least.
+Run with ``python -m benchmarks.lattices [--picture FILE]``; libraries that can be imported take part.
+Everything is computed on the CPU in one thread, on the same penalties [B, N, K, C], and every contestant's
+gradient is compared with ours first. The contestants take turns; each is timed beside ours, and the ratio
+taken. Medians of the ratios over the turns are printed. Times are those of the processor in this thread,
+which other jobs disturb least.
 
 gtn takes part three times. "Usual": the graphs are built anew for each batch, and intersected with the
 target's. "Kept": graphs of the right shape are built once; for each batch only their weights are set, through
@@ -16,6 +17,7 @@ favour of gtn: its chains tell no penalty of a single sample, and it checks no t
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from time import thread_time
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.sampling import peak, table
@@ -365,8 +368,9 @@ WANTED = {
 }
 # N, K, C and L, and the numbers of samples.
 GRID = [(10, 4, 10, 5), (10, 4, 100, 5), (100, 8, 10, 25), (100, 8, 100, 25)]
+KINDS = ("free, log", "target, log", "free, max", "target, max")
 SAMPLES = [1, 8, 64, 512, 4096]
-MOST = 20_000_000  # Penalties: more takes too long.
+MOST = 6_000_000  # Penalties: more takes too long.
 
 
 def seconds(action: Action, repeats: int) -> float:
@@ -423,15 +427,33 @@ def table_of(samples: int, names: list[str], turns: int) -> None:
         missing = (name.startswith("gtn") and not gtn) or (name.startswith("struct") and not torch_struct)
         cells = ["not installed" if missing else cell(column, name, wanted) for column in columns]
         rows.append([LABEL[name] + (f" (at least {wanted:g}x)" if wanted else ""), *cells])
-    table([f"B = {samples}", "free, log", "target, log", "free, max", "target, max"], *rows)
+    table([f"B = {samples}", *KINDS], *rows)
 
 
-def grid() -> None:
+def draw(best: dict[tuple[int, ...], list[list[float]]], path: str) -> None:
+    """Draw the time of the best other over ours along B, one panel for each N, K and C."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    for panel, (shape, rows) in zip(panels, best.items(), strict=True):
+        panel.axhline(1, color="0.6", linewidth=1)
+        for name, ratios in zip(KINDS, zip(*rows, strict=True), strict=True):
+            panel.loglog(SAMPLES[: len(ratios)], ratios, "o-", label=name, markersize=4)
+        panel.set_title("N = {}, K = {}, C = {}".format(*shape), fontsize=10)
+        panel.set_xticks(SAMPLES, [str(samples) for samples in SAMPLES])
+        panel.set_yticks([1, 2, 5], ["1x", "2x", "5x"])
+    figure.axes[0].legend(fontsize=8)
+    figure.supxlabel("samples in a batch")
+    figure.supylabel("time of the best other way, over ours")
+    figure.savefig(path, dpi=120)
+
+
+def grid(picture: str | None) -> None:
     """Ours beside the best of the others, at many sizes."""
     global PIECES, LONGEST, CLASSES, LABELS
     before = PIECES, LONGEST, CLASSES, LABELS
     names = ["ours", "gtn, expert", "recurrence", "floor"]
     rows = []
+    best: dict[tuple[int, ...], list[list[float]]] = {}
     for shape, samples in product(GRID, SAMPLES):
         PIECES, LONGEST, CLASSES, LABELS = shape
         if samples * PIECES * LONGEST * CLASSES > MOST:
@@ -439,17 +461,22 @@ def grid() -> None:
         batch = batch_of(samples)
         wanted = 1 / 3 if samples == 1 else 1.0 if samples < 64 else 1.5
         cells = []
+        ratios = best.setdefault(shape[:3], [])
+        ratios.append([])
         for kind, target in product(("forward", "viterbi"), (False, True)):
             chosen = contestants(batch, kind, target)
             turns = 9 if samples * PIECES * LONGEST * CLASSES < 1_000_000 else 3
             found = race({name: action for name in names if (action := chosen[name])}, turns)
+            ratios[-1].append(min(median(found[name]) for name in names[1:3] if name in found))
             rivals = [cell(found, "gtn, expert", wanted), cell(found, "recurrence", 1.0)]
             cells.append(" / ".join([*rivals, cell(found, "floor", 1 / 2.5)]))
         rows.append([" x ".join(map(str, (samples, PIECES, LONGEST, CLASSES))), *cells])
         print(rows[-1], file=sys.stderr)
     PIECES, LONGEST, CLASSES, LABELS = before
+    if picture:
+        draw(best, picture)
     head = "B x N x K x C: gtn, an expert's / recurrence / floor"
-    table([head, "free, log", "target, log", "free, max", "target, max"], *rows)
+    table([head, *KINDS], *rows)
 
 
 def table_of_pair(samples: int, turns: int) -> None:
@@ -499,12 +526,15 @@ def table_of_memory() -> None:
 
 def main() -> None:
     """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--picture", help="where the grid is drawn, too")
+    picture = parser.parse_args().picture
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     table_of(64, list(LABEL), turns=15)
     table_of(512, [name for name in LABEL if name not in SLOW and name != "gtn, usual"], turns=7)
     table_of_pair(64, turns=15)
-    grid()
+    grid(picture)
     table_of_memory()
 
 
