@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from traceback import walk_tb
@@ -171,6 +171,7 @@ class PLLossesCLI(LightningCLI):
             self.check.path,
             str(self.subcommand),
             self.saved.get(TRAINED_BY),
+            self.saved.get("global_step", 0),
         )
         self.predicted = PredictedSamples()
         section = self._get(self.config_init, "trainer")
@@ -296,8 +297,14 @@ def run(args: list[str] | None = None) -> int:
     # A fit without a named recipe resumes the same fit.
     known = sections(saved, command == "fit" and recipe_of(recipes) is None)
     own = own_packages(flags)
-    Checker(command, "the checkpoint", own=own).config(known)
-    check_files(known, flags, " in the checkpoint")
+
+    def check_known(config: Config) -> None:
+        Checker(command, "the checkpoint", own=own).config(config)
+        check_files(config, flags, " in the checkpoint")
+
+    check_known(known)
+    if command != "fit":
+        known["trainer"] = {"callbacks": callbacks_of(saved, check_known)}
     config = merge(known, {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
@@ -328,6 +335,27 @@ def run(args: list[str] | None = None) -> int:
     finally:
         finish_wandb(status)
     return status
+
+
+def callbacks_of(saved: Config, check: Callable[[Config], None]) -> list[Config]:
+    """Return the callbacks of a checkpoint's run, without those that save checkpoints, for another command.
+
+    Args:
+        saved: The checkpoint.
+        check: Refuses a config; a callback that it refuses is left out, and told.
+    """
+    found = []
+    for one in (sections(saved, whole=True).get("trainer") or {}).get("callbacks") or []:
+        name = str(one.get("class_path") if isinstance(one, dict) else one)
+        if name.endswith("Checkpoint"):
+            continue
+        try:
+            check({"trainer": {"callbacks": [one]}})
+        except UsageError as error:
+            print_message(f"Without the run's {name.rpartition('.')[2]}: {error}")
+        else:
+            found.append(one)
+    return found
 
 
 def spelt_out(value: Any) -> Any:
