@@ -43,6 +43,7 @@ from pl_losses.cli.loggers import (
     check_log_model,
     check_writable,
     fill_logger,
+    goes_online,
     loggers,
     prepare_wandb,
     quiet_wandb,
@@ -56,6 +57,7 @@ from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import causes
 from pl_losses.core.metrics import headline_text
 from pl_losses.core.random_state import RandomState
+from pl_losses.core.refusals import sign_in
 from pl_losses.core.run_folders import RUNS, choose, recipe_of
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.signatures import OWN, public
@@ -149,6 +151,8 @@ class PLLossesCLI(LightningCLI):
                 check_id(logger)
                 check_log_model(logger)
                 quiet_wandb(logger)
+                if goes_online(logger) and not resolved["trainer"].get("fast_dev_run"):
+                    rank_zero_only(sign_in)()
 
     def resolved(self) -> Config:
         """Return the whole config as plain data, without what concerns a single call."""
