@@ -63,6 +63,7 @@ from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.signatures import OWN, public
 from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages, roots_of
 from pl_losses.data.module import TensorDataModule
+from pl_losses.monitoring.artifacts import ArtifactRecord
 from pl_losses.monitoring.interruption import InterruptionCheckpoint
 from pl_losses.monitoring.record import RECORDED, TRAINED_BY, RunRecord, folder_of, run_folder
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value, visible
@@ -187,7 +188,9 @@ class PLLossesCLI(LightningCLI):
             always += [InterruptionCheckpoint(self.record, print_message), RandomState(), ScheduleLength()]
         if self.subcommand == "predict":
             always += [self.predicted]
-        trainer = super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
+        # After the callback that saves a checkpoint at an interruption, which is to be recorded.
+        callbacks = sorted([*given, *always], key=lambda one: isinstance(one, ArtifactRecord))
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         io: Any = trainer.strategy.checkpoint_io
         while (inner := getattr(io, "checkpoint_io", None)) is not None:
             io = inner  # A plugin hands on to it, and lets it not be replaced.
