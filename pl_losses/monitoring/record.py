@@ -222,11 +222,29 @@ class RunRecord(Callback):
             when = f"  (saved at step {step} of {final})" if step != final else ""
             # Without a logger, later runs share the folder.
             name = named_by(self.run) if trainer.loggers else self.run.newest()
-            command = shlex.join(["pl-losses", "test", "--ckpt_path", name, *self.trust])
+            there = wandb_options(self.config.get("trainer"))
+            command = shlex.join(["pl-losses", "test", "--ckpt_path", name, *there, *self.trust])
             lines.append(f"Test it:    {command}{when}")
         for logger in trainer.loggers:
             lines += how_to_look(logger)
         return "\n".join(lines)
+
+
+def wandb_options(trainer: Any) -> list[str]:
+    """Return the options by which another run goes to the same place on W&B, where it is not the usual one.
+
+    >>> logger = {"class_path": "WandbLogger", "init_args": {"offline": False, "project": "pl_losses"}}
+    >>> wandb_options({"logger": logger})
+    ['--trainer.logger.offline', 'false']
+    """
+    logger = trainer.get("logger") if isinstance(trainer, dict) else None
+    if not isinstance(logger, dict) or "WandbLogger" not in logger["class_path"]:
+        return []
+    usual = {"offline": True, "project": "pl_losses", "entity": None}
+    given = {key: logger.get("init_args", {}).get(key, value) for key, value in usual.items()}
+    told = {key: value for key, value in given.items() if value != usual[key]}
+    words = [(f"--trainer.logger.{key}", str(value or "false")) for key, value in told.items()]
+    return [word for pair in words for word in pair]
 
 
 def how_to_look(logger: Logger) -> list[str]:

@@ -206,7 +206,7 @@ def test_the_page_has_what_was_uploaded(runs, folder, name, job_type):
     assert page.count("data:image/png;base64,") >= 102
 
 
-def test_what_the_user_says_wins(online, monkeypatch):
+def test_what_the_user_says_wins(online, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
     monkeypatch.setenv("WANDB_TAGS", "a,b")
@@ -225,6 +225,9 @@ def test_what_the_user_says_wins(online, monkeypatch):
     assert (told["displayName"], told["groupName"], told["notes"]) == ("mine", "ours", "see below")
     assert told["tags"] == ["a", "b"]
     assert told["jobType"] == "fit"
+    # The test of an online run is one, too.
+    printed = re.search("Test it: +(.*?)  ", capsys.readouterr().out + "  ")[1]
+    assert printed == "pl-losses test --ckpt_path runs/pl_losses/own --trainer.logger.offline false"
 
 
 def test_push_makes_a_view_and_updates_it(online, capsys):
