@@ -226,7 +226,7 @@ def test_what_the_user_says_wins(online, monkeypatch, capsys):
     assert told["tags"] == ["a", "b"]
     assert told["jobType"] == "fit"
     # The test of an online run is one, too.
-    printed = re.search("Test it: +(.*?)  ", capsys.readouterr().out + "  ")[1]
+    printed = re.search("Test it: +(pl-losses .*?)(  .*)?$", capsys.readouterr().out, re.M)[1]
     assert printed == "pl-losses test --ckpt_path runs/pl_losses/own --trainer.logger.offline false"
 
 
