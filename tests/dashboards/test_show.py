@@ -349,6 +349,9 @@ def test_watching_a_run_until_it_ends(folder, monkeypatch, capsys):
     ]
     assert lines == [[], [2], [2], [4]]
     assert "Run x: finished; 4 rows" in capsys.readouterr().out
+    assert main(["show", "--watch"]) == 0
+    assert "This run has ended; of one that is starting, give" in capsys.readouterr().out
+    assert len(pages) == 4
 
 
 def test_watching_ends_where_nothing_is_written(folder, monkeypatch, capsys):
