@@ -3,7 +3,7 @@
 import time
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -58,6 +58,13 @@ class Stepped(Line):
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class Told(Callback):
+    """A callback that has a name."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
 
 
 class Plain(LightningModule):

@@ -238,12 +238,14 @@ class CheckpointCheck(Callback):
         self.path, self.show = path, show
         self.optimizers = len(saved["optimizer_states"]) if "optimizer_states" in saved else None
         self.names = set(saved.get("state_dict") or ())
-        fit: Any = (saved.get("loops") or {}).get("fit_loop") or {}
-        progress = fit.get("epoch_loop.batch_progress", {}).get("total", {})
+        self.progress: Any = (saved.get("loops") or {}).get("fit_loop") or {}
+        progress = self.progress.get("epoch_loop.batch_progress", {}).get("total", {})
         self.untrained = progress.get("ready") == 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse different checkpoints on different ranks, as each rank has looked it up by itself.
+
+        A test, and the like, is logged at the checkpoint's step and epoch; Lightning restores them in a fit.
 
         Raises:
             UsageError: If they differ.
@@ -254,6 +256,9 @@ class CheckpointCheck(Callback):
         if self.untrained:
             self.show("The checkpoint was saved before the first batch: its weights are untrained.")
             self.untrained = False
+        if stage != "fit" and self.progress:
+            trainer.fit_loop.load_state_dict(self.progress)
+        self.progress = {}
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say which weights a model with ``strict_loading`` off keeps from its initialisation.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pl_losses.cli.arguments import options, positional, split
 from pl_losses.core.manifests import reproduced
-from pl_losses.core.refusals import SIGN_IN
+from pl_losses.core.refusals import sign_in
 from pl_losses.core.trust import TRUST, own_packages
 from pl_losses.core.version import EXTRA
 from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
@@ -51,18 +51,6 @@ def dashboard(args: Sequence[str]) -> int:
     else:
         print(json.dumps(spec(build_workspace(name, chosen.get("entity", ""), project)), indent=2))
     return 0
-
-
-def sign_in() -> None:
-    """Have wandb look for an API key and try it.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    import wandb
-
-    if not wandb.login(prompt=False):
-        raise UsageError(SIGN_IN)
 
 
 def check(given: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from traceback import walk_tb
@@ -43,6 +43,7 @@ from pl_losses.cli.loggers import (
     check_log_model,
     check_writable,
     fill_logger,
+    goes_online,
     loggers,
     prepare_wandb,
     quiet_wandb,
@@ -56,11 +57,13 @@ from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import causes
 from pl_losses.core.metrics import headline_text
 from pl_losses.core.random_state import RandomState
+from pl_losses.core.refusals import sign_in
 from pl_losses.core.run_folders import RUNS, choose, recipe_of
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.signatures import OWN, public
 from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages, roots_of
 from pl_losses.data.module import TensorDataModule
+from pl_losses.monitoring.artifacts import ArtifactRecord
 from pl_losses.monitoring.interruption import InterruptionCheckpoint
 from pl_losses.monitoring.record import RECORDED, TRAINED_BY, RunRecord, folder_of, run_folder
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value, visible
@@ -149,6 +152,8 @@ class PLLossesCLI(LightningCLI):
                 check_id(logger)
                 check_log_model(logger)
                 quiet_wandb(logger)
+                if goes_online(logger) and not resolved["trainer"].get("fast_dev_run"):
+                    rank_zero_only(sign_in)()
 
     def resolved(self) -> Config:
         """Return the whole config as plain data, without what concerns a single call."""
@@ -171,6 +176,7 @@ class PLLossesCLI(LightningCLI):
             self.check.path,
             str(self.subcommand),
             self.saved.get(TRAINED_BY),
+            self.saved.get("global_step", 0),
         )
         self.predicted = PredictedSamples()
         section = self._get(self.config_init, "trainer")
@@ -182,7 +188,9 @@ class PLLossesCLI(LightningCLI):
             always += [InterruptionCheckpoint(self.record, print_message), RandomState(), ScheduleLength()]
         if self.subcommand == "predict":
             always += [self.predicted]
-        trainer = super().instantiate_trainer(callbacks=[*given, *always], **kwargs)
+        # After the callback that saves a checkpoint at an interruption, which is to be recorded.
+        callbacks = sorted([*given, *always], key=lambda one: isinstance(one, ArtifactRecord))
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         io: Any = trainer.strategy.checkpoint_io
         while (inner := getattr(io, "checkpoint_io", None)) is not None:
             io = inner  # A plugin hands on to it, and lets it not be replaced.
@@ -296,8 +304,14 @@ def run(args: list[str] | None = None) -> int:
     # A fit without a named recipe resumes the same fit.
     known = sections(saved, command == "fit" and recipe_of(recipes) is None)
     own = own_packages(flags)
-    Checker(command, "the checkpoint", own=own).config(known)
-    check_files(known, flags, " in the checkpoint")
+
+    def check_known(config: Config) -> None:
+        Checker(command, "the checkpoint", own=own).config(config)
+        check_files(config, flags, " in the checkpoint")
+
+    check_known(known)
+    if command != "fit":
+        known["trainer"] = {"callbacks": callbacks_of(saved, check_known)}
     config = merge(known, {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
@@ -328,6 +342,27 @@ def run(args: list[str] | None = None) -> int:
     finally:
         finish_wandb(status)
     return status
+
+
+def callbacks_of(saved: Config, check: Callable[[Config], None]) -> list[Config]:
+    """Return the callbacks of a checkpoint's run, without those that save checkpoints, for another command.
+
+    Args:
+        saved: The checkpoint.
+        check: Refuses a config; a callback that it refuses is left out, and told.
+    """
+    found = []
+    for one in (sections(saved, whole=True).get("trainer") or {}).get("callbacks") or []:
+        name = str(one.get("class_path") if isinstance(one, dict) else one)
+        if name.endswith("Checkpoint"):
+            continue
+        try:
+            check({"trainer": {"callbacks": [one]}})
+        except UsageError as error:
+            print_message(f"Without the run's {name.rpartition('.')[2]}: {error}")
+        else:
+            found.append(one)
+    return found
 
 
 def spelt_out(value: Any) -> Any:

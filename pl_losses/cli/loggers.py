@@ -99,18 +99,25 @@ def quiet_wandb(logger: Config) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
 
 
-def prepare_wandb(loggers: Any, about: Callable[[], Config]) -> None:
+def goes_online(logger: Config) -> bool:
+    """Return whether a W&B run goes to the server at once, as far as the config says."""
+    given = logger.get("init_args", {})
+    return not given.get("offline") and given.get("mode") in (None, "online", "shared")
+
+
+def prepare_wandb(loggers: Any, about: Callable[[str | None], Config]) -> None:
     """Say what the run is, where no option has; and nothing of ``anonymous``, of which wandb only warns.
 
     Args:
         loggers: A logger, a list of them, or something else.
-        about: Returns arguments of ``wandb.init``.
+        about: Returns arguments of ``wandb.init`` for a run with this id.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if is_wandb(logger):
             given = of_lightning.wandb_arguments(logger)
             # The parser passes None for Lightning's "allow": a run would overwrite the one of the same id.
-            said = about() | ({} if "WANDB_RESUME" in os.environ else {"resume": "allow"})
+            said = about(given.get("id") or os.environ.get("WANDB_RUN_ID"))
+            said |= {} if "WANDB_RESUME" in os.environ else {"resume": "allow"}
             if of_lightning.is_offline(logger):
                 # Lightning sets a variable, which wandb does not read again after another run of the process.
                 said |= {"mode": "offline"}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pl_losses.cli.arguments import TRACEBACK, Flags, check, first_line, split
-from pl_losses.core.refusals import refusals_told
+from pl_losses.core.refusals import refusal, refusals_told
 from pl_losses.core.version import __version__
 from pl_losses.recipes import (
     UsageError,
@@ -35,6 +35,12 @@ COMMANDS = {
     "dashboard": "print a recipe's W&B workspace, or save it to W&B",
     "recipes": "list the recipes, or print the one that is named",
     "completion": "print a completion script for bash, zsh or fish",
+}
+# What does without W&B where it refuses.
+INSTEAD = dict.fromkeys(TRAINER_COMMANDS, "`--trainer.logger.offline true` keeps the run on this machine")
+INSTEAD |= {
+    "reproduce": "`--wandb offline` keeps the run on this machine",
+    "dashboard": "`pl-losses dashboard json` and `pl-losses show` do without it",
 }
 SHELLS = ("bash", "zsh", "fish")
 
@@ -80,11 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        with refusals_told():
+        with refusals_told(INSTEAD.get("".join(args[:1]), "")):
             return dispatch(args)
     except UsageError as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
+        if error.__cause__ and refusal(error.__cause__):
+            import wandb
+
+            wandb.teardown(exit_code=2)  # It writes a last line of its own.
         print(visible(f"pl-losses: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

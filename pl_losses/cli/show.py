@@ -30,11 +30,12 @@ the machine and the terminal. Several runs are compared on one page.
   --out FILE               where to write (default: show.html in the first run's folder)
   --open BOOL              open it in the browser (default: if this is a desktop)
   --terminal BOOL          show the runs in the terminal too, by `wandb leet` (default: false)
-  --watch                  write the page again and again, and have it load itself, until the run ends or
-                           Ctrl-C
+  --watch                  write the page again and again, and have it load itself, until the run ends, or
+                           writes nothing for half an hour, or Ctrl-C
 """
 
 EVERY = 5  # seconds
+IDLE = 1800  # seconds after which a run without a new row is over: one that was killed, or of CSVLogger
 
 
 def show(args: Sequence[str]) -> int:
@@ -88,13 +89,16 @@ def write_page(runs: Sequence[Run], out: Path, refresh: bool) -> None:
 
 
 def follow(runs: list[Run], out: Path) -> list[Run]:
-    """Write the page anew whenever the runs' files grow, until all have ended or Ctrl-C; return them."""
+    """Write the page anew whenever the runs' files grow, until all are over or Ctrl-C; return them."""
     from pl_losses.dashboards.offline.runs import read_run
 
-    print(visible(f"Page: {out}, written anew every {EVERY} s until the run ends or Ctrl-C"))
+    told = f"Page: {out}, written anew every {EVERY} s until the run ends or Ctrl-C"
+    if all(run.ended for run in runs):
+        told = "This run has ended; of one that is starting, give the command again once it has begun"
+    print(visible(told))
     seen, took = changed(runs), 0.0
     with contextlib.suppress(KeyboardInterrupt):
-        while not all(run.ended for run in runs):
+        while not all(run.ended or time.time() - run.path.stat().st_mtime > IDLE for run in runs):
             time.sleep(max(EVERY, 2 * took))
             if (now := changed(runs)) != seen:
                 seen, started = now, time.monotonic()

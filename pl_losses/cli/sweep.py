@@ -59,6 +59,9 @@ def sweep(args: Sequence[str]) -> int:
     cut = rest.index("--") if "--" in rest else len(rest)
     chosen = options(split(rest[:cut]), OPTIONS)
     asked = read_sweep(look_up(given[0]))
+    if not asked.program:
+        told = f"{given[0]} has no `program`, which `wandb sweep` asks for; here its `command` is enough"
+        print(visible(told), file=sys.stderr)
     numbers = {"seed": 0, "failures": 3} | {
         key: integer(key, chosen[key], 0 if key == "seed" else 1)
         for key in ("count", "seed", "failures")
@@ -145,9 +148,8 @@ class Runner:
 
     def run(self, count: int, retry: bool, opened: bool) -> int:
         """Run what is missing of the first ``count`` trials, and return the exit status."""
-        arguments = {
-            name: getattr(self.sweep, name) for name in ("method", "metric", "goal", "command", "program")
-        }
+        arguments = {name: getattr(self.sweep, name) for name in ("method", "metric", "goal", "command")}
+        arguments["program"] = self.sweep.program if "${program}" in self.sweep.command else ""
         spaces = {
             name: {key: value for key, value in vars(one).items() if value}
             for name, one in self.sweep.parameters.items()
@@ -155,7 +157,7 @@ class Runner:
         arguments |= {"parameters": spaces, "seed": self.seed, "more": self.more}
         with alone(self.folder) as self.locks:
             try:
-                self.kept = PlainExperiment(self.folder, plain(arguments))
+                self.kept = Trials(self.folder, plain(arguments))
             except ValueError as error:
                 raise UsageError(str(error)) from None
             trials = self.kept.results
@@ -264,6 +266,30 @@ class Runner:
                 webbrowser.open(page.resolve().as_uri())
 
 
+class Trials(PlainExperiment):
+    """What is kept of a sweep's trials."""
+
+    def differs(self, name: str, before: Any, now: Any) -> str:
+        """Say how a sweep is another one than that of the trials in the folder."""
+        if name == "parameters":
+            words = {
+                "changed": [key for key in now if key in before and now[key] != before[key]],
+                "new": [key for key in now if key not in before],
+                "gone": [key for key in before if key not in now],
+            }
+            told = "; ".join(f"{word}: {', '.join(keys)}" for word, keys in words.items() if keys)
+            what = f"other parameters ({told})"
+        elif name == "more":
+            what = (
+                f"other options after `--` ({shlex.join(before) or 'none'}, not {shlex.join(now) or 'none'})"
+            )
+        elif name == "command":
+            what = "another `command`"
+        else:
+            what = f"another `{name}` ({before}, not {now})"
+        return f"The trials in {self.folder} are of {what}: take another --folder, or delete that one"
+
+
 def plain(value: Any) -> Any:
     """Return what JSON makes of a value."""
     return json.loads(json.dumps(value))
@@ -295,6 +321,8 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str], lock
             )
         except OSError as error:
             raise UsageError(f"The sweep's command cannot be run: {command[0]}: {error.strerror}") from None
+        for lock in locks:
+            os.pwrite(lock, f"{os.getpid()} {process.pid}\n".encode(), 0)
         try:
             return process.wait()
         except BaseException:
@@ -320,15 +348,42 @@ def alone(folder: Path) -> Iterator[list[int]]:
         yield []
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    lock = folder / ".lock"
+    lock.touch()
+    with lock.open("r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(
-                f"Another sweep, or a trial that one left behind, is running in {folder}: wait for it, or"
-                " take another --folder"
-            ) from None
+            raise UsageError(holder(file.read(), folder)) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
         yield [file.fileno()]
+
+
+def holder(text: str, folder: Path) -> str:
+    """Say who holds the lock of a folder, and what to do.
+
+    Args:
+        text: Of the lock's file: the process of the sweep, then that of its trial.
+        folder: The sweep's.
+    """
+    sweep, trial = [*text.split(), "", ""][:2]
+    if trial and not is_running(int(sweep)):
+        todo = f"wait for it, or end it by `kill {trial}`, then give the same command again"
+        return f"A trial (process {trial}) of a sweep that was killed is running on in {folder}: {todo}"
+    return f"Another sweep (process {sweep}) is running in {folder}: wait for it, or take another --folder"
+
+
+def is_running(process: int) -> bool:
+    """Return whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # It is another user's.
+    return True
 
 
 @contextlib.contextmanager

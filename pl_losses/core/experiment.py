@@ -59,11 +59,15 @@ class Experiment:
         for name in dict.fromkeys([*self.arguments, *known["arguments"]]):
             before, now = known["arguments"].get(name), self.arguments.get(name)
             if before != now:
-                raise ValueError(
-                    f"Expected `{name}` to be {before}, as for the results in {folder}, but got {now}: choose"
-                    " another `folder`, or delete that one"
-                )
+                raise ValueError(self.differs(name, before, now))
         self.results, self.unfinished = known["results"], known["unfinished"]
+
+    def differs(self, name: str, before: Any, now: Any) -> str:
+        """Say that an argument is another one than that of the results in the folder."""
+        return (
+            f"Expected `{name}` to be {before}, as for the results in {self.folder}, but got {now}: choose"
+            " another `folder`, or delete that one"
+        )
 
     def _read(self, file: Path) -> dict[str, Any]:
         try:

@@ -122,16 +122,8 @@ class TensorDataModule(OfLightning, LightningDataModule):
             Split to "name", "source" (the class and what its docstring begins with), "samples", the "shapes"
             of its tensors without the first dimension, and the "checksum" of the tensors, SHA-256.
         """
-        about = (type(self).__doc__ or "").strip().partition("\n")[0]
-        source = f"{type(self).__module__}.{type(self).__qualname__}: {about}"
         return {
-            split: {
-                "name": type(self).__name__,
-                "source": source,
-                "samples": len(tensors[0]),
-                "shapes": [list(tensor.shape[1:]) for tensor in tensors],
-                "checksum": _checksum(tensors),
-            }
+            split: identity_of(self, len(tensors[0]), [list(one.shape[1:]) for one in tensors], tensors)
             for split, tensors in self.tensors.items()
         }
 
@@ -201,6 +193,20 @@ class TensorDataModule(OfLightning, LightningDataModule):
                 )
         if self.num_classes is not None:
             _check_labels(split, tensors[-1], self.num_classes)
+
+
+def identity_of(
+    module: LightningDataModule, samples: int, shapes: list[list[int]], tensors: Batch
+) -> dict[str, Any]:
+    """Return what a split is, see :meth:`TensorDataModule.identity`."""
+    about = (type(module).__doc__ or "").strip().partition("\n")[0]
+    return {
+        "name": type(module).__name__,
+        "source": f"{type(module).__module__}.{type(module).__qualname__}: {about}",
+        "samples": samples,
+        "shapes": shapes,
+        "checksum": _checksum(tensors),
+    }
 
 
 def _checksum(tensors: Batch) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,6 +19,7 @@ from pl_losses.core.names import distinct
 from pl_losses.core.validation import check_counts, check_init, check_integer
 from pl_losses.data.image_files import read_image, resized, to_tensor
 from pl_losses.data.loader import BatchLoader
+from pl_losses.data.module import identity_of
 
 # Images that are installed with the suite or with scikit-learn, by name.
 PACKAGED = {
@@ -150,6 +152,19 @@ class Pictures(OfLightning, LightningDataModule):
             masks,
             [names[index] for index in chosen],
         )
+
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """Return what the images are, plain data: as :meth:`~pl_losses.data.TensorDataModule.identity`.
+
+        Returns:
+            "train" to the same entries; a sample is a content, and the "shapes" are those of the first
+            content, its styles and the masks, as they are worked on.
+        """
+        sets = [self.pictures(index, len(self.content)) for index in range(len(self.content))]
+        masks = [one.masks for one in sets[:1] if one.masks is not None]
+        tensors = [image for one in sets for image in (one.contents[0], *one.styles[0])] + masks
+        shapes = [list(image.shape) for image in (sets[0].contents[0], *sets[0].styles[0], *masks)]
+        return {"train": identity_of(self, len(sets), shapes, tuple(tensors))}
 
     def open(self, argument: str, name: str, size: int | tuple[int, int] | None) -> Tensor:
         """Open an image by name, as [3, H, W] in [0, 1]; override it for images from elsewhere.

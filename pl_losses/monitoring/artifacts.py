@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from pl_losses.core.compat import of_wandb
@@ -19,15 +20,16 @@ from pl_losses.core.validation import typed
 class ArtifactRecord(Callback):
     """Gives W&B a run's data and checkpoints as artifacts; offline runs keep them for ``wandb sync``.
 
-    Each split of the data becomes an input of the run. This is an artifact ``<class>-<split>`` of type
+        Each split of the data becomes an input of the run. This is an artifact ``<class>-<split>`` of type
     "dataset". It has the :meth:`~pl_losses.data.TensorDataModule.identity` of the data, and not the data. So
-    runs on the same samples share its version. When a fit ends, its checkpoints become outputs of the run.
-    They are versions of ``model-<run id>``, of type "model". "last" is the newest one. "best" is the choice
-    of the first ``ModelCheckpoint`` with a ``monitor``. The run's folder has a copy of these.
+    runs on the same samples share its version. When a fit ends or is interrupted, its checkpoints become
+    outputs of the run. They are versions of ``model-<run id>``, of type "model". "last" is the newest one.
+    "best" is the choice of the first ``ModelCheckpoint`` with a ``monitor``. The run's folder has a copy of
+    these.
 
-    Args:
-        data: Whether to record the data.
-        checkpoints: Whether to record checkpoints; W&B's ``log_model`` does so for runs online only.
+        Args:
+            data: Whether to record the data.
+            checkpoints: Whether to record checkpoints; W&B's ``log_model`` does so for runs online only.
     """
 
     @typed
@@ -65,12 +67,18 @@ class ArtifactRecord(Callback):
             facts = {"file": path.name, **scores(trainer, path)}
             _record(trainer, "model-{id}", "model", facts, aliases, path)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Record what there is of a fit that was interrupted, or failed."""
+        if trainer.state.fn == TrainerFn.FITTING and any(map(is_wandb, trainer.loggers)):
+            self.on_fit_end(trainer, pl_module)
+
 
 def checkpoints_of(trainer: Trainer) -> dict[Path, list[str]]:
     """Return the best and the last checkpoint of a fit with these words; one file may be both."""
     files: list[Path] = []
     best: list[Path] = []
-    for callback in trainer.checkpoint_callbacks:
+    known: Any = trainer
+    for callback in known.callbacks:
         found: Any = callback
         own = [getattr(found, name, "") for name in ("best_model_path", "last_model_path")]
         paths = [Path(path).resolve() for path in (*own, *getattr(found, "best_k_models", ())) if path]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pl_losses.core.experiment import staged_in
 from pl_losses.core.kinds import is_wandb
+from pl_losses.core.names import file_stem
 from pl_losses.core.refusals import or_left_out
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def log_samples(
 ) -> None:
     """Log a table with a row for each sample, its picture first, if there is any. For rank zero only.
 
+    The pictures of the latest table of a key stay in the run's folder, too: wandb deletes its own copies once
+    they are uploaded.
+
     Args:
         trainer: Its W&B loggers are used.
         key: Such as "test/errors_table".
@@ -88,13 +92,26 @@ def log_samples(
         rows: What there is beside each image.
     """
 
+    small = [thumbnail(image) for image in images]
+
     def table(wandb: Any) -> Any:
-        pairs = zip(images, rows, strict=True)
-        cells = [[wandb.Image(thumbnail(image)), *row] for image, row in pairs]
+        cells = [[wandb.Image(picture), *row] for picture, row in zip(small, rows, strict=True)]
         return wandb.Table(["image", *columns], cells)
 
-    if len(images):
-        _log(trainer, key, table)
+    if not small:
+        return
+    for logger in trainer.loggers:
+        if is_wandb(logger) and not logger.experiment.disabled:
+            folder = Path(logger.experiment.dir).parent / row_pictures(key)
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, picture in enumerate(small):
+                picture.save(folder / f"{number}.png")
+    _log(trainer, key, table)
+
+
+def row_pictures(key: str) -> str:
+    """Return the folder, within the one of a W&B run, of the pictures in a table's rows: 0.png, 1.png ..."""
+    return f"row_pictures/{file_stem(key)}"
 
 
 def thumbnail(image: Tensor) -> Any:

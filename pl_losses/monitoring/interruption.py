@@ -53,6 +53,9 @@ class InterruptionCheckpoint(Callback):
         show: Prints one message.
         every: Least seconds between checkpoints, of which the newest two are kept; more if saving would take
             over 1 % of the time.
+
+    Attributes:
+        last_model_path: The newest of these checkpoints, as ``ModelCheckpoint`` calls it.
     """
 
     def __init__(self, record: RunRecord, show: Callable[[str], None] = print, every: float = EVERY) -> None:
@@ -69,6 +72,7 @@ class InterruptionCheckpoint(Callback):
         self._saved = time.monotonic()
         self._cost: float | None = None  # Seconds of a save.
         self._recent: list[Path] = []
+        self.last_model_path = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print where the run is and how to resume it, in case it is killed."""
@@ -190,6 +194,7 @@ class InterruptionCheckpoint(Callback):
         if folder is not None and trainer.checkpoint_callbacks:
             path = folder / "checkpoints" / f"recent-step={trainer.global_step}.ckpt"
             trainer.save_checkpoint(path)
+            self.last_model_path = str(path)
             self.record.keep(trainer, str(path))
             self._recent = [*(one for one in self._recent if one != path), path]
             self._forget(trainer, self._recent[:-2])
@@ -251,6 +256,7 @@ class InterruptionCheckpoint(Callback):
             self.show(f"Interrupted at once: nothing was saved.{self._newest()}")
             return
         self._forget(trainer, list(self._recent))
+        self.last_model_path = str(path)
         self.record.keep(trainer, str(path))
         self.show(f"Interrupted at step {trainer.global_step}. Go on with:\n  {self._command(path)}")
 

@@ -60,6 +60,7 @@ class RunRecord(Callback):
         origin: The checkpoint that the run goes on from, if any.
         command: "fit", "validate", "test" or "predict"; the first and last write into the run's folder.
         trained_by: What the checkpoint says of the run that made it.
+        step: The checkpoint's step.
 
     Attributes:
         folder: The run's folder, the same on all ranks, once the run is set up.
@@ -75,10 +76,12 @@ class RunRecord(Callback):
         origin: str | None = None,
         command: str = "fit",
         trained_by: Any = None,
+        step: int = 0,
     ) -> None:
         self.config = config
         self.origin = origin or ""
         self.command = command
+        self.step = step
         known = trained_by if isinstance(trained_by, dict) else {}
         # A file may come from anyone: labels, and nothing else.
         self.trained_by = {key: str(known[key])[:200] for key in ("recipe", "seed", "id") if known.get(key)}
@@ -124,14 +127,24 @@ class RunRecord(Callback):
         own = f"seed {seed}" if seed else ""
         return own if self.command == "fit" else self.trained_by.get("seed", own)
 
-    def about(self) -> Config:
-        """Return what W&B is told of the run, unless the user tells it."""
+    def about(self, run: str | None = None) -> Config:
+        """Return what W&B is told of the run, unless the user tells it.
+
+        A fit is named by what it is of. A test of it, and a fit that goes on from its checkpoint as another
+        run, say so: W&B's table of runs has all of them.
+
+        Args:
+            run: W&B's id of the run, if it was given.
+        """
         named = [name for name in self.names if "{" not in name and "\n" not in name]
         own = [name for name in named if not name.startswith(f"{OVERLAYS}/")]
         group = (own or [self._model().rpartition(".")[2]])[0]
         # A recipe's name alone would tell nothing of one's own class in it.
         parts = [own_class(self._model()), *named] if own else [group, *named]
-        label = ", ".join(filter(None, [*parts, self._seed()]))
+        what = "" if self.command == "fit" else self.command
+        if self.command == "fit" and self.origin and (run or "") != self.trained_by.get("id"):
+            what = f"from step {self.step}" if self.step else "resumed"
+        label = ", ".join(filter(None, [*parts, self._seed(), what]))
         return about(label, group, self.command, papers_of(class_paths(self.config)))
 
     def checkpoint(self) -> Config:
@@ -209,11 +222,29 @@ class RunRecord(Callback):
             when = f"  (saved at step {step} of {final})" if step != final else ""
             # Without a logger, later runs share the folder.
             name = named_by(self.run) if trainer.loggers else self.run.newest()
-            command = shlex.join(["pl-losses", "test", "--ckpt_path", name, *self.trust])
+            there = wandb_options(self.config.get("trainer"))
+            command = shlex.join(["pl-losses", "test", "--ckpt_path", name, *there, *self.trust])
             lines.append(f"Test it:    {command}{when}")
         for logger in trainer.loggers:
             lines += how_to_look(logger)
         return "\n".join(lines)
+
+
+def wandb_options(trainer: Any) -> list[str]:
+    """Return the options by which another run goes to the same place on W&B, where it is not the usual one.
+
+    >>> logger = {"class_path": "WandbLogger", "init_args": {"offline": False, "project": "pl_losses"}}
+    >>> wandb_options({"logger": logger})
+    ['--trainer.logger.offline', 'false']
+    """
+    logger = trainer.get("logger") if isinstance(trainer, dict) else None
+    if not isinstance(logger, dict) or "WandbLogger" not in logger["class_path"]:
+        return []
+    usual = {"offline": True, "project": "pl_losses", "entity": None}
+    given = {key: logger.get("init_args", {}).get(key, value) for key, value in usual.items()}
+    told = {key: value for key, value in given.items() if value != usual[key]}
+    words = [(f"--trainer.logger.{key}", str(value or "false")) for key, value in told.items()]
+    return [word for pair in words for word in pair]
 
 
 def how_to_look(logger: Logger) -> list[str]:

@@ -13,6 +13,7 @@ cli_modules = pytest.importorskip("cli_modules")
 from lightning.pytorch import Trainer  # noqa: E402
 
 from pl_losses.cli.checkpoints import CheckpointCheck  # noqa: E402
+from pl_losses.cli.lightning_cli import callbacks_of  # noqa: E402
 from pl_losses.cli.main import main  # noqa: E402
 from pl_losses.recipes import UsageError, load  # noqa: E402
 
@@ -128,6 +129,35 @@ def test_a_checkpoint_alone_goes_on_with_its_own_trainer(capsys):
     Path("mine.yaml").write_text("model: cli_modules.Stepped")
     succeeds(capsys, "fit", "--config=mine", f"--ckpt_path={path}", CSV, "--trainer.max_steps=4")
     assert load(Path("runs/pl_losses/version_2/config.yaml"))["trainer"]["callbacks"] is None
+
+
+def test_a_test_takes_the_callbacks_of_the_run(capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli_modules.Told, "on_test_start", lambda *args: seen.append(args[0].name))
+    own = ["--trainer.callbacks+=cli_modules.Told", "--trainer.callbacks.name=fit"]
+    fit = [*MODEL, CSV, "--test_after_fit=false", "--trainer.max_epochs=2", *own]
+    succeeds(capsys, "fit", *fit, *BEST, "--trainer.callbacks.dirpath=kept")
+    assert not seen
+    tested = succeeds(capsys, "test", CSV, "--ckpt_path=best", "--trust=cli_modules")
+    assert "Without" not in tested.err  # What saves checkpoints has nothing to do.
+    succeeds(capsys, "validate", CSV, "--ckpt_path=best", "--trust=cli_modules")
+    assert seen == ["fit"]
+    succeeds(capsys, "test", CSV, "--ckpt_path=best", *own[:1], "--trainer.callbacks.name=test", *MODEL)
+    succeeds(capsys, "test", CSV, "--ckpt_path=best", "--trainer.callbacks=null", *MODEL)
+    assert seen == ["fit", "fit", "test"]
+    # At the checkpoint's epoch and step, as its name has them.
+    assert Path("runs/pl_losses/version_1/metrics.csv").read_text().splitlines()[1].startswith("1,4,")
+
+
+def test_a_callback_that_is_not_trusted_is_left_out_and_told(capsys):
+    def check(config):
+        if "Told" in str(config):
+            raise UsageError("`Told` is not trusted")
+
+    callbacks = [{"class_path": name} for name in ("cli_modules.Told", "ClassifierReport", "ModelCheckpoint")]
+    saved = {"pl_losses": {"trainer": {"callbacks": callbacks}}}
+    assert callbacks_of(saved, check) == callbacks[1:2]
+    assert capsys.readouterr().err == "Without the run's Told: `Told` is not trusted\n"
 
 
 def test_a_fit_without_a_batch_is_not_tested(capsys):

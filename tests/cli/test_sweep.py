@@ -119,8 +119,26 @@ def test_a_seed_draws_the_same(sweep, tmp_path, capsys):
     capsys.readouterr()
     assert main([*args, "--count", "4", "--dry_run", "true"]) == 0
     assert [line.split("--x=")[1] for line in capsys.readouterr().out.splitlines()] == drawn
-    assert main([*args, "--count", "4", "--seed", "1"]) == 2
-    assert "Expected `seed` to be 0, as for the results in runs/sweeps/mine" in capsys.readouterr().err
+    args = [*args, "--count", "4"]
+    told = "pl-losses: The trials in runs/sweeps/mine are of {}: take another --folder, or delete that one"
+    for change, what in (
+        (["--seed", "1"], "another `seed` (0, not 1)"),
+        (["--", "--y=2"], "other options after `--` (none, not --y=2)"),
+    ):
+        capsys.readouterr()
+        assert main([*args, *change]) == 2
+        assert told.format(what) in capsys.readouterr().err
+    file = tmp_path / "mine.yaml"
+    for old, new, what in (
+        ("  x: {", "  x: {value: 3}\n  y: {", "other parameters (changed: x; new: y)"),
+        ("  x: {", "  y: {", "other parameters (new: y; gone: x)"),
+        ("-IS", "-I", "another `command`"),
+    ):
+        text = file.read_text()
+        file.write_text(text.replace(old, new))
+        assert main(args) == 2
+        file.write_text(text)
+        assert told.format(what) in capsys.readouterr().err
 
 
 def test_it_stops_after_failures_in_a_row(sweep, tmp_path, capsys):
@@ -150,12 +168,23 @@ def test_interrupted_it_goes_on(sweep, tmp_path, capsys, number):
     while not waiting.exists():
         assert running.poll() is None
         time.sleep(0.02)
+    assert main(args) == 2
+    told = (
+        f"Another sweep (process {running.pid}) is running in runs/sweeps/mine: wait for it, or take another"
+    )
+    assert told in capsys.readouterr().err
     running.send_signal(number)
     told = running.communicate(timeout=60)
     if number == signal.SIGKILL:
         # The trial lives on, and no other sweep comes in between.
         assert main(args) == 2
-        assert "a trial that one left behind, is running in runs/sweeps/mine" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        found = re.search(
+            r"A trial \(process (\d+)\) of a sweep that was killed is running on in (\S+): ", told
+        )
+        assert found[2] == "runs/sweeps/mine"
+        assert f"end it by `kill {found[1]}`, then give the same command again" in told
+        os.kill(int(found[1]), 0)  # There is such a process.
     else:
         assert running.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
         assert "x=2 interrupted" in told[0]
@@ -268,6 +297,16 @@ def test_a_grid_has_all_points(tmp_path):
         {"a": 1, "b": "x", "c": 7, "d/q": 0.0},
     ]
     assert len({str(point) for point in points}) == 8
+
+
+def test_a_file_without_a_program_is_told(sweep, capsys):
+    args = sweep("{values: [1]}")
+    assert main([*args, "--dry_run", "true"]) == 0
+    assert capsys.readouterr().err == (
+        "mine.yaml has no `program`, which `wandb sweep` asks for; here its `command` is enough\n"
+    )
+    assert main(["sweep", "lenet-learning-rate", "--count", "1", "--dry_run", "true"]) == 0
+    assert not capsys.readouterr().err
 
 
 def test_the_command_is_the_agents(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,8 @@ from wandb_server import ENTITY, KEY, Server
 from pl_losses.cli.main import main
 from pl_losses.core.files import checksum
 from pl_losses.core.wandb_run import settings
-from pl_losses.dashboards import read_run
+from pl_losses.dashboards import build_page, read_run
+from pl_losses.dashboards.page.drawing import read_table
 from pl_losses.dashboards.workspace import build_workspace
 from pl_losses.recipes import HERE
 
@@ -87,9 +89,9 @@ def runs(server, folder):
         again = ["--config", "runs/pl_losses/whole/config.yaml", "--ckpt_path", "runs/pl_losses/whole"]
         pl_losses("test", "--ckpt_path", "runs/pl_losses/whole", *ONLINE, logger, "tested")
         whole = deepcopy(server.runs["whole"])
-        pl_losses(
-            "fit", *again, "--trainer.max_epochs", "3", *ONLINE, logger, "whole", "--test_after_fit", "false"
-        )
+        again += ["--test_after_fit", "false", *ONLINE, logger]
+        pl_losses("fit", *again, "whole", "--trainer.max_epochs", "3")
+        pl_losses("fit", *again, "another")
         wandb.teardown()
     return {**server.runs, "whole": whole, "resumed": server.runs["whole"]}
 
@@ -151,12 +153,13 @@ def test_a_fit_resumes_under_its_id(runs):
     assert [row["trainer/global_step"] for row in rows if "val/error" in row] == [37, 75, 113]
     assert runs["resumed"].config["checkpoint"]["run"] == "whole"
     assert runs["resumed"].told["displayName"] == "lenet/digits, seed 0"
+    assert runs["another"].told["displayName"] == "lenet/digits, seed 0, from step 114"
 
 
 def test_a_run_says_what_it_is(runs, folder):
     for name, job_type in (("whole", "fit"), ("synced", "fit"), ("tested", "test")):
         told = runs[name].told
-        assert told["displayName"] == "lenet/digits, seed 0"
+        assert told["displayName"] == "lenet/digits, seed 0" + ("" if job_type == "fit" else ", test")
         assert (told["groupName"], told["jobType"], told["tags"]) == ("lenet/digits", job_type, ["lenet"])
         assert told["notes"].startswith("LeCun, Bottou, Bengio and Haffner 1998")
         assert len(told["commit"]) == 40
@@ -175,7 +178,35 @@ def test_a_test_names_its_checkpoint_and_the_run_that_made_it(runs, folder):
     assert "checkpoint" not in runs["synced"].config
 
 
-def test_what_the_user_says_wins(online, monkeypatch):
+def test_a_test_has_what_the_fits_test_has(runs):
+    def shown(run):
+        keys = {key for row in run.rows for key in row if key.startswith("test/")}
+        return keys, {re.sub(r"_\d+_\w+", "", name) for name in run.files if name.startswith("media/")}
+
+    assert shown(runs["tested"]) == shown(runs["whole"])
+    assert len(shown(runs["tested"])[1]) == 4
+    for row in runs["tested"].rows:
+        assert row.get("trainer/global_step", 76) == 76
+        assert row.get("epoch", 1) == 1  # As in the checkpoint's name.
+
+
+@pytest.mark.parametrize(("name", "job_type"), [("whole", "fit"), ("synced", "fit"), ("tested", "test")])
+def test_the_page_has_what_was_uploaded(runs, folder, name, job_type):
+    """The pictures in a table, too, of which wandb keeps none."""
+    record = min(folder.glob(f"runs/wandb/*-{name}/*.wandb"))
+    run = read_run(record)
+    assert run.job_type == job_type
+    columns, rows = read_table(run, "test/errors_table", run.items["table"]["test/errors_table"][-1])
+    assert columns == ["image", "right", "predicted", "confidence"]
+    assert len(rows) == 100
+    for number, (picture, *_) in enumerate(rows):
+        assert picture.read_bytes().startswith(b"\x89PNG"), number
+    page = build_page([run])
+    assert f"<td>{job_type}</td>" in page
+    assert page.count("data:image/png;base64,") >= 102
+
+
+def test_what_the_user_says_wins(online, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
     monkeypatch.setenv("WANDB_TAGS", "a,b")
@@ -194,6 +225,9 @@ def test_what_the_user_says_wins(online, monkeypatch):
     assert (told["displayName"], told["groupName"], told["notes"]) == ("mine", "ours", "see below")
     assert told["tags"] == ["a", "b"]
     assert told["jobType"] == "fit"
+    # The test of an online run is one, too.
+    printed = re.search("Test it: +(pl-losses .*?)(  .*)?$", capsys.readouterr().out, re.M)[1]
+    assert printed == "pl-losses test --ckpt_path runs/pl_losses/own --trainer.logger.offline false"
 
 
 def test_push_makes_a_view_and_updates_it(online, capsys):
@@ -213,14 +247,16 @@ def test_push_makes_a_view_and_updates_it(online, capsys):
     assert "summary:test/error" in view["spec"]
 
 
-def refusal(capsys, *args):
-    """The one line of the suite; wandb's own begin with its name."""
-    capsys.readouterr()
+def refusal(capfd, *args):
+    """The one line of the suite, the last one; those of wandb and its other process begin with its name."""
+    capfd.readouterr()
     status = main([*args])
-    told = capsys.readouterr().err
+    wandb.teardown()
+    told = capfd.readouterr().err
     assert status == 2, told
     assert "Traceback" not in told
     (line,) = (line for line in told.splitlines() if line.startswith("pl-losses: "))
+    assert told.splitlines()[-1] == line
     return line
 
 
@@ -228,37 +264,46 @@ FIT = ["fit", "--config", "lenet/digits", *ONLINE, *QUIET]
 PUSH = ["dashboard", "push", "lenet/digits", "--entity", "nobody"]
 
 
-@pytest.mark.parametrize("command", [FIT, PUSH])
-def test_without_a_login(online, monkeypatch, capsys, command):
-    monkeypatch.delenv("WANDB_API_KEY")
-    assert "`wandb login` asks for an API key, or set WANDB_API_KEY" in refusal(capsys, *command)
+FIGURE = ["reproduce", "adam/fig4", "--wandb", "online", "--dataset", "digits"]
+INSTEAD = {
+    "fit": "; `--trainer.logger.offline true` keeps the run on this machine",
+    "dashboard": "; `pl-losses dashboard json` and `pl-losses show` do without it",
+    "reproduce": "; `--wandb offline` keeps the run on this machine",
+}
 
 
-@pytest.mark.parametrize("command", [FIT, PUSH])
-def test_with_a_wrong_key(online, monkeypatch, capsys, command):
-    monkeypatch.setenv("WANDB_API_KEY", "b" * 40)
-    assert "not logged in" in refusal(capsys, *command)
-
-
-@pytest.mark.parametrize("command", [FIT, PUSH])
-def test_where_nobody_listens(online, monkeypatch, capsys, command):
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
-    assert "W&B refused, or cannot be reached: " in refusal(capsys, *command)
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("KEY", None, "Not signed in to W&B: `wandb login` asks for an API key, or set WANDB_API_KEY"),
+        ("KEY", "b" * 40, "user is not logged in): `wandb login --relogin` asks for another one, or set"),
+        ("KEY", "short", "API key must have 40+ characters, has 5): `wandb login --relogin` asks for"),
+        ("URL", "http://127.0.0.1:9", "cannot be reached: http://127.0.0.1:9: Connection refused"),
+    ],
+)
+@pytest.mark.parametrize("command", [FIT, PUSH, FIGURE])
+def test_refused_before_any_work(online, monkeypatch, capfd, command, variable, value, told):
+    name = {"KEY": "WANDB_API_KEY", "URL": "WANDB_BASE_URL"}[variable]
+    monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    line = refusal(capfd, *command)
+    assert told in line
+    assert line.endswith(INSTEAD[command[0]])
+    assert "{" not in line
+    assert not any(Path().glob("runs/wandb/run-*"))
 
 
 @pytest.mark.parametrize(
     ("message", "status"), [("permission denied", 403), ("entity nobody not found", 404)]
 )
-def test_refused_by_the_server(online, capsys, runs, folder, message, status):
+def test_refused_by_the_server(online, capfd, runs, folder, message, status):
     online.refusals = dict.fromkeys(("upsertBucket", "upsertView"), (message, status))
     shutil.copytree(folder / "runs", "runs", symlinks=True)
     for command in ("fit", "validate", "test", "predict"):
         given = ["--ckpt_path", "runs/pl_losses/whole", "--config", "lenet/digits"]
-        assert message in refusal(
-            capsys, command, *given, *ONLINE, *QUIET, "--trainer.logger.entity", "nobody"
-        )
-    assert message in refusal(capsys, *PUSH)
+        line = refusal(capfd, command, *given, *ONLINE, *QUIET, "--trainer.logger.entity", "nobody")
+        assert f": {message} (are entity and project right" in line
+        assert line.endswith(INSTEAD["fit"])
+    assert message in refusal(capfd, *PUSH)
 
 
 @pytest.mark.slow  # Most of it is waiting.
@@ -284,12 +329,12 @@ def test_a_fit_goes_on_where_the_server_goes_away(tmp_path, monkeypatch, capfd):
     assert list(steps) == [37, 75]
 
 
-def test_a_reproduction_is_refused_and_then_arrives(online, capsys):
+def test_a_reproduction_is_refused_and_then_arrives(online, capfd):
     command = ["reproduce", "adam/fig4", "--wandb", "online", "--dataset", "digits", "--device", "cpu"]
     command += ["--steps", "2", "--hidden", "4", "--latent", "2", "--folder", "kept"]
     command += ["--beta1", "[0.5]", "--beta2", "[0.9]", "--log_alpha", "[-3]"]
     online.refusals = {"upsertBucket": ("permission denied", 403)}
-    assert "permission denied" in refusal(capsys, *command)
+    assert "permission denied" in refusal(capfd, *command)
     assert Path("kept/losses.csv").is_file()
     online.refusals = {}
     assert main(command) == 0  # The results are there.

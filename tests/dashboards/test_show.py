@@ -325,6 +325,7 @@ def test_the_latest_run_is_read_once(folder, monkeypatch):
 def test_watching_a_run_until_it_ends(folder, monkeypatch, capsys):
     """Whose page is written when its file has grown, and stays when it ends."""
     monkeypatch.setattr("pl_losses.cli.show.EVERY", 3)
+    monkeypatch.setattr("pl_losses.cli.show.IDLE", float("inf"))
     rows = [history(_step=step, loss=step / 2) for step in range(4)]
     file = folder / "runs" / "wandb" / "offline-run-x" / "run-x.wandb"
     file.parent.mkdir(parents=True)
@@ -348,6 +349,25 @@ def test_watching_a_run_until_it_ends(folder, monkeypatch, capsys):
     ]
     assert lines == [[], [2], [2], [4]]
     assert "Run x: finished; 4 rows" in capsys.readouterr().out
+    assert main(["show", "--watch"]) == 0
+    assert "This run has ended; of one that is starting, give" in capsys.readouterr().out
+    assert len(pages) == 4
+
+
+def test_watching_ends_where_nothing_is_written(folder, monkeypatch, capsys):
+    """As of CSVLogger, which records no end."""
+    file = folder / "metrics.csv"
+    file.write_text("step,loss\n0,1.5\n")
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        os.utime(file, (0, 0))
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert main(["show", "--watch", "metrics.csv"]) == 0
+    assert len(slept) == 1
+    assert "not recorded by CSVLogger; 1 rows" in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_watching_in_a_line(folder, monkeypatch, capsys):

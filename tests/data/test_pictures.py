@@ -360,3 +360,15 @@ def test_sizes_that_do_not_go_together(tmp_path):
         ValueError, match=r"`content` of at least 16 pixels each way .*strip.png becomes 64 x 3"
     ):
         Pictures(names["strip"], "starry-night", 64).pictures()
+
+
+def test_an_identity_tells_pictures_apart():
+    given = ["china", "starry-night", 32]
+    one = Pictures(*given).identity()["train"]
+    assert (one["name"], one["samples"]) == ("Pictures", 1)
+    assert one["shapes"] == [[3, 21, 32], [3, 25, 32]]
+    assert Pictures(*given, steps=3).identity()["train"] == one
+    two = Pictures(["china", "flower"], "starry-night", [32, 32], masks=["china"]).identity()["train"]
+    assert (two["samples"], len(two["shapes"])) == (2, 3)
+    for other in (Pictures("flower", *given[1:]), Pictures(*given[:2], 40), Pictures(*given, style_size=20)):
+        assert other.identity()["train"]["checksum"] != one["checksum"]

@@ -1,7 +1,9 @@
 """What `ArtifactRecord` leaves in an offline run: the data's identity as inputs, checkpoints as outputs."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -63,6 +65,25 @@ def test_checkpoints_are_outputs_with_aliases(found):
         assert re.fullmatch("model-[a-z0-9]+", one.name)
         (file,) = one.manifest.contents
         assert "state_dict" in torch.load(file.local_path, weights_only=True)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_fit_leaves_its_last_checkpoint(tmp_path, monkeypatch, number, status):
+    monkeypatch.chdir(tmp_path)
+    original = LeNet5.training_step
+
+    def interrupted(self, batch, index):
+        if self.global_step == 2:
+            os.kill(os.getpid(), number)
+        return original(self, batch, index)
+
+    monkeypatch.setattr(LeNet5, "training_step", interrupted)
+    assert main(["fit", "--config", "lenet/digits", *FLAGS, "--trainer.callbacks+=ArtifactRecord"]) == status
+    wandb.teardown()
+    (model,) = (one for one in artifacts(tmp_path) if one.type == "model")
+    assert set(model.aliases) - {"latest"} == {"last"}
+    (file,) = model.manifest.contents
+    assert torch.load(file.local_path, weights_only=True)["global_step"] == 3
 
 
 def test_an_identity_tells_data_apart():

@@ -53,6 +53,7 @@ class Run:
         files: The folder that pictures' and tables' paths are relative to.
         stage: Whether it finished or failed, or that neither is recorded.
         recipe: Names of the recipes and files it came from.
+        job_type: The command that made it, such as "fit" or "test", as far as that is recorded.
         config: Everything that was configured, by key.
         facts: When it began and how long it took, versions.
         columns: All numbers.
@@ -73,6 +74,7 @@ class Run:
     files: Path
     stage: str = "no end was recorded: it is running, or was killed"
     recipe: str = ""
+    job_type: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     columns: Columns = field(default_factory=Columns)
@@ -118,6 +120,10 @@ class Run:
         """Return the run's copy of a file in an artifact; ``None`` as for :meth:`file`."""
         copy = self.staged.get(str(name))
         return self._within(self.path.parent / "artifacts" / "staging", copy) if copy else None
+
+    def beside(self, name: str) -> Path | None:
+        """Return a file that the suite keeps beside wandb's; ``None`` as for :meth:`file`."""
+        return self._within(self.path.parent, name)
 
     def _within(self, folder: Path, name: str) -> Path | None:
         found = folder / name
@@ -194,6 +200,7 @@ def _take(run: Run, name: str, message: bytes) -> None:
     elif name == "run":
         found = wire.select(message, wire.RUN)
         run.name = wire.text(found.get("display_name")) or run.name
+        run.job_type = wire.text(found.get("job_type")) or run.job_type
         if seconds := wire.seconds(found.get("start_time")):
             run.began = seconds
             run.facts["began"] = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

@@ -20,7 +20,7 @@ RECORD = {
     "environment": 26,
 }
 CONFIG = {"update": 1}
-RUN = {"run_id": 1, "display_name": 8, "config": 4, "start_time": 17}
+RUN = {"run_id": 1, "job_type": 7, "display_name": 8, "config": 4, "start_time": 17}
 EXIT = {"exit_code": 1, "runtime": 2}
 METRIC = {"name": 1, "glob_name": 2, "step_metric": 4}
 ENVIRONMENT = {"python": 2, "args": 5}

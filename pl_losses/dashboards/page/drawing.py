@@ -15,7 +15,7 @@ from pl_losses.core.panels import STAGES, Kind, Panel
 from pl_losses.dashboards.offline.columns import Array, thin_out
 from pl_losses.dashboards.offline.runs import MINUTES, ODD, Item, Run, as_number
 from pl_losses.dashboards.page.images import THUMBNAIL, THUMBNAILS, embedded, fair, files, size
-from pl_losses.monitoring.charts import CONFUSION, FIELDS, LINES
+from pl_losses.monitoring.charts import CONFUSION, FIELDS, LINES, row_pictures
 
 Data = dict[str, Any]
 CODES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\a]*\a)|[\x00-\x08\x0e-\x1a]")  # A terminal's.
@@ -242,7 +242,7 @@ def read_table(run: Run, key: str, item: Item) -> tuple[list[str], list[list[Any
 
     A cell is a number, a text, empty, or a picture's file; any other value is converted to text.
     """
-    # Only the copy in the artifact has pictures.
+    # Only the copy in the artifact has pictures; wandb deletes it once it is uploaded.
     path = run.copied(f"{key}.table.json") or run.file(item.value.get("path", ""))
     if path is None:
         return [], []
@@ -252,6 +252,9 @@ def read_table(run: Run, key: str, item: Item) -> tuple[list[str], list[list[Any
         rows = [[_cell(run, cell) for cell in row] for row in found["data"]]
     except ODD:
         return [], []
+    for number, row in enumerate(rows):
+        if picture := run.beside(f"{row_pictures(key)}/{number}.png"):
+            row[:1] = [picture]
     return (columns, rows) if all(len(row) == len(columns) for row in rows) else ([], [])
 
 

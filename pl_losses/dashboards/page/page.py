@@ -206,12 +206,12 @@ def _keyed(key: str, kind: str = "") -> str:
 
 
 def _run_table(runs: Sequence[Run], names: list[str], metric: str) -> str:
-    head = ["run", "made from", "state", "rows", "began", "took", "final values"]
+    head = ["run", "job type", "made from", "state", "rows", "began", "took", "final values"]
     rows = [_row([*head, "what differs"] if len(runs) > 1 else head, "th")]
     for number, (run, name, own) in enumerate(zip(runs, names, differences(runs), strict=True)):
         final = ", ".join(f"{key} {value:.4g}" for key, value in finals(run, metric))
         began, took = (run.facts.get(fact, "") for fact in ("began", "took"))
-        cells = [name, origin(run), run.stage, run.columns.count, began, took, final, own]
+        cells = [name, run.job_type, origin(run), run.stage, run.columns.count, began, took, final, own]
         rows.append(_row(cells, kind=f" data-switch={number}" if len(runs) > 1 else ""))
     notes = [
         f"<p class='note'>{escape(name)}: {escape(note)}</p>"
