@@ -50,7 +50,7 @@ def single(run, steps):
     return torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
 
 
-def test_gradient_is_that_of_autograd():
+def test_gradient_is_that_of_each_network_alone():
     vaes = [start() for _ in range(3)]
     generator = torch.Generator().manual_seed(2)
     stack = BatchedVAE(list(vaes[0].parameters()), RUNS[:3])
