@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
+from pl_losses.core.figures import Figure, new_axes, new_figure
 from pl_losses.core.mosaic import mosaic
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, title: str = "") -> Figure:
@@ -27,10 +23,8 @@ def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, titl
 
 def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int], title: str = "") -> Figure:
     """Draw rows of images in [0, 1], [N, D] each, with their names on the left."""
-    from matplotlib.figure import Figure
-
     count = len(rows[0][1])
-    figure = Figure(figsize=(1.6 + 0.6 * count, 0.3 + 0.68 * len(rows)), layout="constrained")
+    figure = new_figure(1.6 + 0.6 * count, 0.3 + 0.68 * len(rows))
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for one, (name, images) in zip(axes, rows, strict=True):
@@ -49,9 +43,7 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int
         boundaries: The first epoch of each stage except the first.
         layers: Number of stages that are pre-training.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for name, points in curves.items():
         fine = "reconstruction" not in name
@@ -72,11 +64,8 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int
 
 
 def _show(picture: Tensor, title: str) -> Figure:
-    from matplotlib.figure import Figure
-
     height, width = picture.shape
-    figure = Figure(figsize=(7, 7 * height / width + 0.3), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(7, 7 * height / width + 0.3)
     axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
