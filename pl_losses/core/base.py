@@ -83,11 +83,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None = None) -> None:
         super().__init__()
-        if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
-            raise TypeError(
-                "Expected `optimizer` to be a function of the parameters, such as"
-                f" `lambda parameters: torch.optim.Adam(parameters)`, but got {optimizer!r:.80}"
-            )
+        expected.builder("optimizer", optimizer)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._sharded = False

@@ -13,6 +13,7 @@ from torch import Tensor
 from pl_losses.core.compat.of_lightning import OfLightning
 from pl_losses.core.files import checksum
 from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.loaders import rank_of
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch, BatchLoader
 
@@ -171,9 +172,7 @@ class TensorDataModule(OfLightning, LightningDataModule):
                 " `setup()` first, or pass the DataModule to a Trainer"
             )
         train = split == "train"
-        # The strategy knows which ranks share a model and so must see the same samples.
-        share = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        share = share or {"num_replicas": 1, "rank": 0}
+        rank, ranks = rank_of(self.trainer)
         return BatchLoader(
             self._placed(self.tensors[split]),
             self.batch_size if train else self.eval_batch_size,
@@ -182,8 +181,8 @@ class TensorDataModule(OfLightning, LightningDataModule):
             order=self.train_order if train else None,
             transform=self.train_transform if train else self.eval_transform,
             pad=pad,
-            rank=share["rank"],
-            world_size=share["num_replicas"],
+            rank=rank,
+            world_size=ranks,
         )
 
     def _placed(self, tensors: Batch) -> Batch:
@@ -201,6 +200,16 @@ class TensorDataModule(OfLightning, LightningDataModule):
                 )
         if self.num_classes is not None:
             _check_labels(split, tensors[-1], self.num_classes)
+
+
+def train_and_val(samples: int, val_size: int, limit: int | None, seed: int) -> dict[str, Tensor]:
+    """Draw which samples are for validation, and return the indices of both splits.
+
+    Those to train on stay in order, so that ``limit`` takes the first ones whatever the seed.
+    """
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    rows = {"train": order[: samples - val_size].sort().values[:limit]}
+    return rows | {"val": order[samples - val_size :]} if val_size else rows
 
 
 def _checksum(tensors: Batch) -> str:
