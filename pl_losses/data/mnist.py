@@ -17,7 +17,7 @@ from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.download import data_root, download
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident
+from pl_losses.data.module import Resident, train_and_val
 
 # MD5 of the four unpacked files, which are published for the packed ones' contents.
 UNPACKED = {
@@ -133,14 +133,8 @@ class MNIST(ImageDataModule):
         images, labels = self._read("train", 60_000)
         if self.val_size >= len(labels):
             raise ValueError(f"Expected `val_size` below the {len(labels)} images but got {self.val_size}")
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
-        # In the files' order, so that `limit` takes the first images whatever the seed.
-        train = order[: len(order) - self.val_size].sort().values[: self.limit]
-        splits: dict[str, Batch] = {"train": (images[train], labels[train])}
-        if self.val_size:
-            val = order[-self.val_size :]
-            splits["val"] = (images[val], labels[val])
-        return splits
+        rows = train_and_val(len(labels), self.val_size, self.limit, self.seed)
+        return {split: (images[chosen], labels[chosen]) for split, chosen in rows.items()}
 
     def _read(self, part: str, samples: int) -> Batch:
         names = (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz")
