@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from papers.dropout.called import Called
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,17 +31,6 @@ def small_network(p=P):
 
 def inputs(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-class Called(nn.Module):
-    """A module that is one function of its input, and of itself."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def encoder():
