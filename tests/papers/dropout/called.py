@@ -1,6 +1,13 @@
-"""A module made of a function, as the tests of sampling write theirs."""
+"""A module made of a function, and its inputs, as the tests of sampling have theirs."""
 
+import torch
 from torch import nn
+
+P = 0.3
+
+
+def inputs(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
 class Called(nn.Module):
