@@ -186,13 +186,7 @@ class RotationReport(Callback):
         self._image = None
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, *_: object
     ) -> None:
         """Keep the first image of the class."""
         if self._image is None:

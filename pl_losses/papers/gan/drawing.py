@@ -7,18 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pl_losses.core.figures import Figure, new_axes
-from pl_losses.core.mosaic import mosaic
+from pl_losses.core.figures import Figure, grid_of, new_axes
 
 
 def draw_samples(images: Tensor, columns: int, title: str = "") -> Figure:
     """Draw a grid of images [N, 1 or 3, H, W] with pixels in [-1, 1]."""
-    picture = mosaic((images.clamp(-1, 1) + 1) / 2, columns).permute(1, 2, 0)
+    picture = grid_of((images.clamp(-1, 1) + 1) / 2, columns).permute(1, 2, 0)
     height, width = picture.shape[:2]
     inches = 6 * max(1.0, columns / 10)
     figure, axes = new_axes(inches, inches * height / width + (0.3 if title else 0))
-    shown = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0} if picture.shape[2] == 1 else {}
-    axes.imshow(picture.squeeze(-1).numpy(), **shown)  # type: ignore[arg-type]
+    axes.imshow(picture.numpy())
     axes.set_axis_off()
     if title:
         axes.set_title(title, fontsize=9)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pl_losses.core.figures import Figure, new_axes, new_figure
-from pl_losses.core.mosaic import mosaic
+from pl_losses.core.figures import Figure, grid_of, new_axes, new_figure
 
 
 def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, title: str = "") -> Figure:
@@ -18,7 +17,13 @@ def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, titl
         title: Title above the picture.
     """
     scale = 2 * weights.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
-    return _show(mosaic((0.5 + weights / scale).view(-1, *side), columns), title)
+    picture = grid_of((0.5 + weights / scale).view(-1, 1, *side), columns)[0]
+    height, width = picture.shape
+    figure, axes = new_axes(7, 7 * height / width + 0.3)
+    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    return figure
 
 
 def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int], title: str = "") -> Figure:
@@ -28,7 +33,7 @@ def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int], title: str 
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for one, (name, images) in zip(axes, rows, strict=True):
-        one.imshow(mosaic(images.view(-1, *side), count).numpy(), cmap="gray", vmin=0, vmax=1)
+        one.imshow(grid_of(images.view(-1, 1, *side), count)[0].numpy(), cmap="gray", vmin=0, vmax=1)
         one.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         one.set(xticks=[], yticks=[])
         one.spines[:].set_visible(False)
@@ -60,13 +65,4 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int
             axes.text(epoch - 0.4, 0.03, name, transform=axes.get_xaxis_transform(), fontsize=8)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, loc="upper right")
-    return figure
-
-
-def _show(picture: Tensor, title: str) -> Figure:
-    height, width = picture.shape
-    figure, axes = new_axes(7, 7 * height / width + 0.3)
-    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()
     return figure
