@@ -7,17 +7,16 @@ from torch import Tensor
 from pl_losses.core.figures import Figure, grid_of, new_axes, new_figure
 
 
-def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, title: str = "") -> Figure:
+def draw_filters(weights: Tensor, side: tuple[int, int], title: str) -> Figure:
     """Draw filters, each scaled by its own largest weight; grey is 0.
 
     Args:
         weights: [N, D].
         side: Height and width of an input, H W = D.
-        columns: Filters in a row.
         title: Title above the picture.
     """
     scale = 2 * weights.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
-    picture = grid_of((0.5 + weights / scale).view(-1, 1, *side), columns)[0]
+    picture = grid_of((0.5 + weights / scale).view(-1, 1, *side), 16)[0]
     height, width = picture.shape
     figure, axes = new_axes(7, 7 * height / width + 0.3)
     axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
@@ -26,11 +25,10 @@ def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, titl
     return figure
 
 
-def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int], title: str = "") -> Figure:
+def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int]) -> Figure:
     """Draw rows of images in [0, 1], [N, D] each, with their names on the left."""
     count = len(rows[0][1])
     figure = new_figure(1.6 + 0.6 * count, 0.3 + 0.68 * len(rows))
-    figure.suptitle(title, fontsize=9)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for one, (name, images) in zip(axes, rows, strict=True):
         one.imshow(grid_of(images.view(-1, 1, *side), count)[0].numpy(), cmap="gray", vmin=0, vmax=1)

@@ -66,9 +66,8 @@ def test_gradient_is_that_of_each_network_alone():
         torch.testing.assert_close(gradient, torch.cat([g.flatten() for g in grads]), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_stack_is_its_runs_one_after_the_other(fused):
-    stack = BatchedVAE(list(start().parameters()), RUNS, fused)
+def test_a_stack_is_its_runs_one_after_the_other():
+    stack = BatchedVAE(list(start().parameters()), RUNS)
     for index, batch in enumerate(batches(6)):
         stack.step(*batch)
         if index == 2:  # Some leave, the others go on as if nothing had happened.

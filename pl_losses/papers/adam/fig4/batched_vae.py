@@ -42,7 +42,6 @@ class BatchedVAE:
     Args:
         start: The parameters of a ``VAE`` in their order, which all of them start from.
         settings: Adam's settings of each run.
-        fused: Whether Adam uses its fused kernel.
 
     Example:
         >>> from pl_losses.papers.adam import VAE
@@ -53,10 +52,9 @@ class BatchedVAE:
         torch.Size([2])
     """
 
-    def __init__(self, start: Sequence[Tensor], settings: Sequence[Settings], fused: bool = True) -> None:
+    def __init__(self, start: Sequence[Tensor], settings: Sequence[Settings]) -> None:
         self.shapes = [tensor.shape for tensor in start]
         self.settings = list(settings)
-        self.fused = fused
         row = torch.cat([tensor.detach().flatten() for tensor in start])
         self.weights = row.repeat(len(self.settings), 1)
         self._build()
@@ -77,7 +75,7 @@ class BatchedVAE:
             betas = (run.beta1, run.beta2)
             own = {"lr": run.alpha, "betas": betas, "bias_correction": run.bias_correction}
             groups.append({"params": [parameter], **own})
-        self.optimizer = Adam(groups, fused=self.fused)
+        self.optimizer = Adam(groups, fused=True)
 
     def _split(self, rows: Tensor) -> list[Tensor]:
         parts = torch.split(rows, [prod(shape) for shape in self.shapes], dim=1)
