@@ -16,7 +16,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
 from torchvision import datasets, transforms
 
 from pl_losses.data import MNIST, BatchLoader
@@ -62,13 +62,34 @@ def ours(padded: Tensor, labels: Tensor, **kwargs: bool) -> BatchLoader:
     return data.train_dataloader()
 
 
-def floor(padded: Tensor, labels: Tensor) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
-    order = torch.randperm(len(padded))
+def chosen_of(padded: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    batch = padded.index_select(0, chosen).float().mul_((HIGH - LOW) / 255).add_(LOW)
+    return batch, labels.index_select(0, chosen)
 
+
+class WholeBatches(Dataset[tuple[Tensor, Tensor]]):
+    """What an expert gives to a DataLoader: tensors that are asked for whole batches."""
+
+    def __init__(self, padded: Tensor, labels: Tensor) -> None:
+        self.padded, self.labels = padded, labels
+
+    def __len__(self) -> int:
+        return len(self.padded)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return chosen_of(self.padded, self.labels, torch.tensor(indices))
+
+
+def by_batch(padded: Tensor, labels: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    whole = WholeBatches(padded, labels)
+    sampler = BatchSampler(RandomSampler(whole), BATCH, drop_last=False)
+    return DataLoader(whole, batch_size=None, sampler=sampler)
+
+
+def floor(padded: Tensor, labels: Tensor) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
-        for chosen in order.split(BATCH):
-            batch = padded.index_select(0, chosen).float().mul_((HIGH - LOW) / 255).add_(LOW)
-            yield batch, labels.index_select(0, chosen)
+        for chosen in torch.randperm(len(padded)).split(BATCH):
+            yield chosen_of(padded, labels, chosen)
 
     return batches
 
@@ -96,10 +117,12 @@ def rows() -> list[tuple[str, float, float]]:
     padded = pad(pixels[:, None], (2, 2, 2, 2))
     loader, distorting = ours(padded, labels), ours(padded, labels, distort=True)
     alone, workers = (per_sample(pixels, labels, count) for count in (0, 2))
+    batched = by_batch(padded, labels)
     contestants: dict[str, Callable[[], Iterable[tuple[Tensor, Tensor]]]] = {
         f"BatchLoader ({which})": lambda: loader,
-        "bare index_select and conversion": floor(padded, labels),
+        "bare randperm, index_select and conversion (floor)": floor(padded, labels),
         "BatchLoader with distort=True": lambda: distorting,
+        "DataLoader, tensors by a BatchSampler": lambda: batched,
         "torchvision + DataLoader(num_workers=0)": lambda: alone,
         "torchvision + DataLoader(num_workers=2)": lambda: workers,
     }

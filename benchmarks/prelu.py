@@ -39,6 +39,9 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return perf_counter() - start
 
 
+SIZES = [(256, 64), (1024, 64), (16, 64, 8, 8), (16, 64, 32, 32), (64, 64, 16, 16), (64, 64, 56, 56)]
+
+
 def contestants(dtype: torch.dtype) -> dict[str, nn.Module]:
     return {
         "nn.ReLU (floor)": nn.ReLU(),
@@ -49,13 +52,18 @@ def contestants(dtype: torch.dtype) -> dict[str, nn.Module]:
     }
 
 
-def ratios(case: str, device: str) -> tuple[dict[str, float], float]:
+def ratios(
+    case: str, device: str, shape: tuple[int, ...] = SHAPE, compiled: bool = False
+) -> tuple[dict[str, float], float]:
     """Of each contestant's time to the ReLU's, and the ReLU's time in seconds."""
     dtype, memory = CASES[case]
+    memory = memory if len(shape) == 4 else torch.contiguous_format
     inputs, gradient = (
-        torch.randn(SHAPE, device=device).to(dtype).contiguous(memory_format=memory) for _ in range(2)
+        torch.randn(shape, device=device).to(dtype).contiguous(memory_format=memory) for _ in range(2)
     )
     layers = {name: layer.to(device) for name, layer in contestants(dtype).items()}
+    if compiled:
+        layers["torch.compile(nn.PReLU)"] = torch.compile(nn.PReLU(64, dtype=dtype).to(device))
 
     def work(layer: nn.Module) -> Callable[[], None]:
         def run() -> None:
@@ -69,7 +77,11 @@ def ratios(case: str, device: str) -> tuple[dict[str, float], float]:
     for warm in works.values():
         warm()
         warm()
-    turns = [{name: seconds(run, device) for name, run in works.items()} for _ in range(TURNS)]
+    repeats = max(1, 2_000_000 // inputs.numel())
+    turns = [
+        {name: median(seconds(run, device) for _ in range(repeats)) for name, run in works.items()}
+        for _ in range(TURNS)
+    ]
     floor = next(iter(works))
     return (
         {name: median(turn[name] / turn[floor] for turn in turns) for name in works},
@@ -100,6 +112,12 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |")
     floors = (f"{1e3 * floor:.1f}" for _, floor in columns.values())
     print(f"| the ReLU's time, ms | {' | '.join(floors)} |")
+    print("\n| float32, over the ReLU's time | PReLU here | nn.PReLU | torch.compile(nn.PReLU) |")
+    print("| --- | ---: | ---: | ---: |")
+    for shape in SIZES:
+        found, _ = ratios("float32", device, shape, compiled=True)
+        names = ("PReLU here", "nn.PReLU", "torch.compile(nn.PReLU)")
+        print(f"| {list(shape)} | {' | '.join(f'{found[name]:.2f}x' for name in names)} |")
     print(f"\nThe first large layer waited {waited:.1f} s for its loop, from the compiler or its cache.")
 
 

@@ -3,11 +3,13 @@
 import inspect
 import os
 import re
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from docutils import nodes
+from lightning.pytorch import LightningModule
 from sphinx import addnodes
 from sphinx.ext import autosummary
 from sphinx.transforms import SphinxTransform
@@ -79,6 +81,20 @@ autosummary_context = {"own": {module: own_names(module) for module in LISTED}}
 PAGES = {name: f"{module}.{name}" for module, names in autosummary_context["own"].items() for name in names}
 
 
+@cache
+def methods(paper):
+    """Return the methods of a paper's modules, without Lightning's: its page leaves out their class."""
+    package = import_module("pl_losses")
+    public = [getattr(package, name) for name, page in PAGES.items() if page.count(".") == 1]
+    bases = [base for one in public if f".papers.{paper}." in one.__module__ for base in one.__mro__]
+    shown = [(base, name) for base in bases if base.__name__ in PAGES for name in vars(base)]
+    return {
+        name: f"{PAGES[base.__name__]}.{name}"
+        for base, name in reversed(shown)
+        if inspect.isfunction(vars(base)[name]) and name[0] != "_" and not hasattr(LightningModule, name)
+    }
+
+
 class LinkNames(SphinxTransform):
     """Names of the suite in backticks lead to their page of the reference."""
 
@@ -87,7 +103,8 @@ class LinkNames(SphinxTransform):
     def apply(self, **options):
         """Put a reference around each literal that is a public name, with or without its brackets."""
         for literal in list(self.document.findall(nodes.literal)):
-            target = PAGES.get(re.sub(r"\(.*\)$", "", literal.astext()))
+            name = re.sub(r"\(.*\)$", "", literal.astext())
+            target = PAGES.get(name) or methods(self.env.docname).get(name)
             inside = (nodes.reference, nodes.title, addnodes.pending_xref, addnodes.desc_signature)
             if target is None or any(isinstance(one, inside) for one in parents(literal)):
                 continue
@@ -136,8 +153,24 @@ def link_to_site(app, docname, source):
     source[0] = SOURCE.sub(to_reference, source[0].replace("../benchmarks/RESULTS.md", "results.md"))
 
 
+def find_elsewhere(app, env, node, contnode):
+    """Lead a name to its page, by whatever module it is named, and a method to the base class that has it."""
+    if node.get("refdomain") != "py":
+        return None
+    name = node["reftarget"].rpartition(".")[2]
+    target = PAGES.get(name)
+    if target is None and (inside := PAGES.get((node.get("py:class") or "").rpartition(".")[2])):
+        module, _, own = inside.rpartition(".")
+        bases = (one for one in getattr(import_module(module), own).__mro__ if name in vars(one))
+        target = next((f"{PAGES[one.__name__]}.{name}" for one in bases if one.__name__ in PAGES), None)
+    if target is None:
+        return None
+    return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
+
+
 def setup(app):
     """Before docstrings and pages are parsed."""
     app.connect("source-read", link_to_site)
+    app.connect("missing-reference", find_elsewhere)
     app.add_transform(LinkNames)
     app.connect("autodoc-process-docstring", escape, priority=1)

@@ -24,6 +24,8 @@ TUTORIAL = re.sub(r"^~~~.*?^~~~$", "", (ROOT / "CONTRIBUTING.md").read_text(), f
 COMMANDS = PAGES | {"CONTRIBUTING.md": TUTORIAL}
 # What else is called: the checks of the project itself, other programs, and comments to SLURM.
 OTHERS = r"uv run (pytest|ruff|mypy)|pip install \W?\.|\.ci/run|wandb (sweep recipes/|login)|#"
+# How to get the suite, on the first page and in the README.
+OTHERS += r"|git clone <|cd <|uv sync$|source \.venv/bin/activate$"
 SMALL = {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False}
 LIMITS = {f"limit_{stage}_batches": 2 for stage in ("train", "val", "test", "predict")}
 
@@ -88,7 +90,10 @@ def here(folder, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(PAGES[page], "python")])
 def test_python(page, here, monkeypatch, request):
-    text = "\n".join(blocks(PAGES[page], "python")).replace("size=512", "size=32")
+    shown = blocks(PAGES[page].replace("size=512", "size=32"), "python")
+    # The answers of howto.md are pasted one by one, a page's other blocks one after another.
+    texts = shown if page == "howto.md" else ["\n".join(shown)]
+    text = "\n".join(texts)
     if re.search(r"MNIST\(|\"mnist\"", text):
         request.getfixturevalue("mnist_root")
     if "StyleTransfer(" in text and find_oxford() is None:
@@ -109,7 +114,8 @@ def test_python(page, here, monkeypatch, request):
         return {split: tuple(rows[:300] for rows in batch) for split, batch in load(self, stage).items()}
 
     monkeypatch.setattr(MNIST, "load", little)
-    exec(compile(text, page, "exec"), {"__name__": "__main__"})
+    for text in texts:
+        exec(compile(text, page, "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("page", COMMANDS)

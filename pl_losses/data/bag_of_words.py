@@ -22,11 +22,11 @@ Labels = NDArray[np.int64]
 class BagOfWords(TensorDataModule):
     """Zeros and ones that say which of the most frequent words a document has: [B, vocabulary], two classes.
 
-    IMDB's reviews (Maas et al. 2011), 25 000 to train on and 25 000 to test, are read from
-    ``labeledBow.feat`` of ``root/aclImdb/train`` and ``root/aclImdb/test`` (or ``root/train`` and
-    ``root/test``), which are not downloaded. Ratings above 5 are class 1. The generated set has 4 000
-    documents to train on and 1 000 to test. Its words are as frequent as Zipf's law says, up to a factor that
-    depends on the class. In memory a document is the list of its words.
+    There are two sets. IMDB's reviews (Maas et al. 2011) have 25 000 documents for training and 25 000 for
+    the test. They are read from ``labeledBow.feat`` of ``root/aclImdb/train`` and ``root/aclImdb/test`` (or
+    ``root/train`` and ``root/test``), and never downloaded. Ratings above 5 are class 1. The generated set
+    has 4 000 documents for training and 1 000 for the test. The frequencies of its words follow Zipf's law,
+    up to a factor that depends on the class. In memory a document is the list of its words.
 
     Attributes:
         found: "imdb" or "synthetic", whichever is read.

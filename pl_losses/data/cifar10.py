@@ -26,9 +26,9 @@ ADVICE = "delete it and run again, or copy the original file there"
 class CIFAR10(TensorDataModule):
     """The 50 000 training and 10 000 test images of ten classes, 32x32 in colour, normalised per channel.
 
-    Looked for in ``root`` and ``root/cifar10``: the folder ``cifar-10-batches-py`` of the original Python
-    version, or its archive, each checked by the published checksums. If none is there, the archive is
-    downloaded when a Trainer (or you) calls ``prepare_data``.
+    The files are looked for in ``root`` and ``root/cifar10``: the folder ``cifar-10-batches-py`` of the
+    original Python version, or its archive. Each is checked by the published checksums. If none is there, the
+    archive is downloaded when a Trainer (or you) calls ``prepare_data``.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else

@@ -62,12 +62,12 @@ class Characters(NamedTuple):
 class LineImages(TensorDataModule):
     """Your own line images: a folder of pictures and a CSV file with the columns ``file`` and ``label``.
 
-    A third column, ``split``, may say "train", "val" or "test" (or "predict", whose labels may be empty);
-    without it ``seed`` draws the parts. Blanks after commas are skipped, unless ``alphabet`` has the blank:
-    then they belong to the labels. Images are read as grey (white where they are transparent, upright by
-    their EXIF data), stretched so that their paper is 0 and their fullest ink is 1, cropped to their ink, and
-    scaled so that a character is ``ink_height`` pixels high, in the middle of ``height`` rows. Paper is what
-    most of an image's border shows, and must be of one shade: even out uneven light before.
+    A third column, ``split``, may say "train", "val", "test" or "predict". Labels of "predict" may be empty.
+    Without this column ``seed`` draws the parts. Blanks after commas are skipped. If ``alphabet`` has the
+    blank, they belong to the labels. Images are read as grey, white where they are transparent, and upright
+    by their EXIF data. Their paper becomes 0 and their fullest ink 1. They are cropped to their ink and
+    scaled: a character is ``ink_height`` pixels high, in the middle of ``height`` rows. Paper is what most of
+    the border shows. It must have one shade, so even out uneven light before.
 
     Args:
         root: Folder with the images and the CSV file.

@@ -49,10 +49,11 @@ class PictureSet:
 class Pictures(OfLightning, LightningDataModule):
     """Content and style images, read from files, for :class:`~pl_losses.StyleTransfer`.
 
-    The files may be of any size and kind that Pillow reads: images are turned upright (EXIF), converted from
-    their colour profiles to sRGB, put on white where they are transparent, and made coloured if they are
-    grey. A name is looked for in the current folder, then in ``root`` and its folder ``images``; "china" and
-    "flower" are scikit-learn's photographs, "starry-night" is van Gogh's painting, packaged small.
+    The files may be of any size and kind that Pillow reads. Images are turned upright (EXIF) and converted
+    from their colour profiles to sRGB. Transparent parts become white. Grey images get three channels. A name
+    is looked for in the current folder, then in ``root`` and its folder ``images``. "china" and "flower" are
+    scikit-learn's photographs. "starry-night" is a small copy of van Gogh's painting, which is in the
+    package.
 
     Args:
         content: Content image, or a list of several of one size, which are worked on together.

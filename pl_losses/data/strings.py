@@ -28,10 +28,10 @@ SPECKS, SPECK = 2, 5  # Most pieces of clutter, and their side in pixels.
 class DigitStrings(TensorDataModule):
     """Strings of scikit-learn's packaged digits, which need no download, or of MNIST's.
 
-    A string depends only on the seed, the epoch and its number: it is the same, up to rounding, for any batch
-    size, number of ranks and order, and every epoch of training has new ones. Validation and test strings
-    stay the same, and have digits of their own: from MNIST the 10 000 of the test set. No digit occurs twice
-    in an epoch as long as there are enough.
+    A string depends only on the seed, the epoch and its number. It is the same, up to rounding, for any batch
+    size, number of ranks and order. Each epoch of training has new strings. Validation and test strings stay
+    the same, and have digits of their own: from MNIST these are the 10 000 of the test set. If there are
+    enough digits, none occurs twice in an epoch.
 
     To take other characters, override :meth:`configure_digits` and ``class_names``.
 

@@ -82,15 +82,16 @@ SETS = {
 class UCI(TensorDataModule):
     """One split of a UCI set: features [B, Q] and targets [B, 1], float32, not normalised.
 
-    Nine in ten samples are for training, the others for the test. The published splits are drawn anew, see
-    :func:`split_rows`. A set's file is looked for in ``root/uci/<folder>``, then ``root/<folder>``; a
-    published file that is missing is downloaded into the former when a Trainer (or you) calls
+    Nine in ten samples are for training, the others for the test. :func:`split_rows` draws the published
+    splits again. The file of a set is looked for in ``root/uci/<folder>``, then in ``root/<folder>``. If a
+    published file is missing, it is downloaded into the first of these when a Trainer (or you) calls
     ``prepare_data``.
 
-    A folder of your own needs a ``data.txt`` with one sample per line, numbers between blanks, the target
-    last. As in the published folders, ``index_target.txt`` may name another column, ``index_features.txt``
-    those of the features (without it all that are not the target), and ``index_train_<k>.txt`` with
-    ``index_test_<k>.txt`` the rows of split k, all counted from 0.
+    A folder of your own needs a ``data.txt`` with one sample per line. Its numbers have blanks between them,
+    and the target is the last one. More files are possible, as in the published folders. ``index_target.txt``
+    names another column of the target. ``index_features.txt`` names the columns of the features; without it
+    they are all but the target. ``index_train_<k>.txt`` and ``index_test_<k>.txt`` name the rows of split k.
+    All are counted from 0.
 
     Attributes:
         samples: Number of samples N of the whole set.

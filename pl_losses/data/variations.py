@@ -49,11 +49,11 @@ CONTRAST = 16.0
 class Variations(ImageDataModule):
     """Generated variations of the digits and of simple shapes, 28x28, always the same for a ``data_seed``.
 
-    "basic-gen" is a subset of the digits; "rot-gen" turns them by an angle uniform in [0, 2 pi).
-    "bg-rand-gen" puts uniform noise behind them, "bg-img-gen" patches of scikit-learn's two photographs, and
-    "bg-img-rot-gen" has both the turns and the patches. "rect-gen" has outlines of tall and of wide
-    rectangles, "rect-img-gen" such rectangles of one patch on another; "convex-gen" has regions that are
-    convex or not. No digit is in two splits.
+    "basic-gen" is a subset of the digits. "rot-gen" turns them by an angle that is uniform in [0, 2 pi).
+    "bg-rand-gen" puts uniform noise behind them. "bg-img-gen" puts patches of scikit-learn's two photographs
+    there. "bg-img-rot-gen" has both the turns and the patches. "rect-gen" has outlines of tall and of wide
+    rectangles. "rect-img-gen" has rectangles that are filled with one patch, on another patch. "convex-gen"
+    has regions that are convex or not. No digit is in two splits.
 
     Args:
         name: Which one.

@@ -89,10 +89,10 @@ def _pixels(figure: Figure) -> Any:
 class ClassifierReport(Callback):
     """Draws, after a test, the most confident errors as images, and the confusion matrix.
 
-    Works on any module whose ``test_step`` returns a dict with ``predicted`` [B] and ``target`` [B], and
-    optionally ``confidence`` [B], which orders the errors, and ``galleries``, name to
-    :class:`~pl_losses.core.classifier.Gallery`: other samples to show. Inputs are the first element of the
-    batch: images [B, 1 or 3, H, W], or anything else, for which only the matrix is drawn. Logs
+    It works on any module whose ``test_step`` returns a dict with ``predicted`` [B] and ``target`` [B]. If
+    the dict has ``confidence`` [B], it orders the errors. If it has ``galleries``, name to
+    :class:`~pl_losses.core.classifier.Gallery`, these are other samples to show. Inputs are the first element
+    of the batch: images [B, 1 or 3, H, W]. If they are something else, only the matrix is drawn. Logs
     ``test/errors``, ``test/<gallery>`` and ``test/confusion_matrix``, and to W&B the chart ``test/confusion``
     and the table ``test/errors_table``. Exact over any number of ranks.
 

@@ -26,11 +26,12 @@ class TemporalAveraging(WeightAveraging):
     .. math:: \bar\theta_t = \beta_2 \bar\theta_{t-1} + (1 - \beta_2) \theta_t, \qquad
         \hat\theta_t = \bar\theta_t / (1 - \beta_2^t)
 
-    after each batch t in which an optimizer stepped, whoever asked it to. Validation, the test after training
-    and ``state_dict`` of checkpoints have :math:`\hat\theta_t`; training goes on with :math:`\theta_t`, also
-    after a resume. A fit that is not resumed begins an average of its own. The same average moves by
-    :math:`\hat\theta_t - \hat\theta_{t-1} = w_t (\theta_t - \hat\theta_{t-1})` with :math:`w_t = (1 -
-    \beta_2) / (1 - \beta_2^t)`, which is computed. Buffers of floating point are averaged too, others copied.
+    This is done after each batch t in which an optimizer took a step. Validation, the test after training and
+    the ``state_dict`` of checkpoints have :math:`\hat\theta_t`. Training goes on with :math:`\theta_t`, also
+    when it is resumed. A fit that is not resumed begins a new average. The same average moves by
+    :math:`\hat\theta_t - \hat\theta_{t-1} = w_t (\theta_t - \hat\theta_{t-1})` with
+    :math:`w_t = (1 - \beta_2) / (1 - \beta_2^t)`, which is computed. Buffers of floating point are averaged
+    too. Other buffers are copied.
 
     Args:
         beta2: Decay rate of the average.

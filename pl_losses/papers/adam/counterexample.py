@@ -21,17 +21,17 @@ from pl_losses.papers.adam.optimizer import Adam
 class AMSGradCounterexample(PaperModule):
     """One weight x in [-1, 1] with the loss f_t(x) = C x at every third step t = 1, 4, ... and -x at others.
 
-    The sum over three steps, (C - 2) x, is least at x = -1. But with beta1 = 0, beta2 = 1 / (1 + C^2) and
-    steps of alpha / sqrt(t), Adam divides the rare large gradient by its own size, so that the small ones
-    win: x goes to +1. AMSGrad, whose denominator does not forget, goes to -1. The module brings its own data,
-    the numbers of the steps. Logs ``train/loss``, ``train/x`` and the average regret ``train/regret``; at the
-    test ``test/loss``, the mean loss over three steps, from -(C - 2) / 3 at the best point to (C - 2) / 3 at
-    the worst, and ``test/x``.
+    The sum over three steps is (C - 2) x. It is least at x = -1. But Adam with beta1 = 0, beta2 = 1 / (1 +
+    C^2) and steps of alpha / sqrt(t) goes to +1. It divides the rare large gradient by its own size, so the
+    small ones win. AMSGrad goes to -1, since its denominator never gets smaller. The module brings its own
+    data, the numbers of the steps. It logs ``train/loss``, ``train/x`` and the average regret
+    ``train/regret``. In the test it logs ``test/x`` and ``test/loss``, the mean loss over three steps. That
+    is -(C - 2) / 3 at the best point and (C - 2) / 3 at the worst.
 
     Args:
         slope: C.
         steps: Number of steps of an epoch.
-        optimizer: Parameters to optimizer; ``amsgrad=True`` makes the difference.
+        optimizer: Parameters to optimizer. With ``amsgrad=True`` x goes to -1.
         lr_scheduler: Optimizer to scheduler; the paper's is
             :class:`~pl_losses.papers.adam.schedule.InverseSqrtLR`.
 

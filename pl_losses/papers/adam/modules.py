@@ -36,7 +36,7 @@ class _Experiment(Classifier):
 class LogisticRegression(_Experiment):
     """Multi-class logistic regression (section 6.1), on pixels or on a sparse bag of words.
 
-    The weights start at 0, so that the loss starts at log(num_classes) whatever the seed. Logs what
+    The weights start at 0, so the loss starts at log(num_classes) with any seed. Logs what
     :class:`~pl_losses.core.classifier.Classifier` does.
 
     Args:
@@ -131,10 +131,11 @@ class MLP(_Experiment):
 class ConvNet(_Experiment):
     """The c64-c64-c128-1000 network of section 6.3.
 
-    Three times a 5x5 convolution, ReLU and 3x3 max-pooling of stride 2; then a fully connected layer of ReLU
-    units. Dropout is on the image and on the fully connected layer. The paper leaves borders and
-    probabilities open: here convolutions keep the size, pooling rounds it up, and a fifth of the pixels and
-    half of the units are dropped. Logs what :class:`~pl_losses.core.classifier.Classifier` does.
+    There are three blocks: a 5x5 convolution, a ReLU, and 3x3 max-pooling of stride 2. Then comes a fully
+    connected layer of ReLU units. Dropout is on the image and on the fully connected layer. The paper does
+    not say what happens at the borders, or how much is dropped. Here convolutions keep the size, and pooling
+    rounds it up. A fifth of the pixels and half of the units are dropped. Logs what
+    :class:`~pl_losses.core.classifier.Classifier` does.
 
     Args:
         num_classes: Number of classes.

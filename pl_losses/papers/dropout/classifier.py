@@ -52,9 +52,9 @@ KEYS = {
 class DropoutClassifier(DropoutModule, Classifier):
     """Classes with their uncertainty, from passes with dropout (section 5.2).
 
-    It is trained by :func:`~pl_losses.papers.dropout.dropout_objective` of the cross-entropy, with the weight
-    decay that follows from ``length_scale``, N and each layer's p (tau is 1). Logs the keys of :attr:`KEYS`,
-    exact over ranks and uneven batches.
+    The loss is :func:`~pl_losses.papers.dropout.dropout_objective` of the cross-entropy. Its weight decay
+    follows from ``length_scale``, N and the p of each layer, where tau is 1. The module logs the keys of
+    :attr:`KEYS`, exact over ranks and uneven batches.
 
     To change it, override :meth:`configure_network`, :meth:`scores`, :meth:`errors`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.

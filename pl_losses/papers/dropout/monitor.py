@@ -42,30 +42,30 @@ from pl_losses.papers.dropout.sampling.sampling import Found, find_dropout, mc_s
 class DropoutUncertaintyMonitor(Reading, Callback):
     """Makes T passes with dropout in validation, test and prediction, and logs their uncertainty and quality.
 
-    Works on any LightningModule with dropout, of whatever kind, see
-    :func:`~pl_losses.papers.dropout.mc_samples`. Without dropout it warns once and costs nothing more.
-    Training is not affected: with and without this callback its weights are the same to the last bit, unless
-    a module draws from a generator that is neither global nor an attribute of it or its parts. The keys of
-    :attr:`KEYS` are added to the rows of validation and test, exact over ranks and uneven batches; with
-    several dataloaders each has its own keys, ending in ``/dataloader_idx_0`` and so on. Predictions have no
-    targets, so only quantities without targets are logged for them. Pictures are drawn after the last
-    validation of a fit, and after each ``validate``, ``test`` and ``predict``.
+    It works with any LightningModule and any kind of dropout, see
+    :func:`~pl_losses.papers.dropout.mc_samples`. If there is no dropout, it warns once and does no more. It
+    does not change the training: the weights are the same to the last bit. There is one exception, a module
+    that draws from a generator which is not global and not an attribute of it or its parts. The keys of
+    :attr:`KEYS` are added to the rows of validation and test. They are exact over ranks and uneven batches.
+    Each of several dataloaders has its own keys, ending in ``/dataloader_idx_0`` and so on. In prediction
+    there are no targets, so only keys that need none are logged. Pictures are drawn after the last validation
+    of a fit, and after each ``validate``, ``test`` and ``predict``.
 
-    A batch is taken for ``(inputs, target)``, or for a mapping of keyword arguments with "labels". The module
-    is taken to map inputs to logits [B, C] (one logit [B] or [B, 1] is that of class 1 of 2, whose targets
-    may be booleans or floating point), to values [B] or [B, Q], or to a mapping with such "logits". A module
-    that returns anything else may define ``class_probabilities(outputs)`` or ``predicted_values(outputs)``;
-    or override :meth:`get_inputs`, :meth:`get_target`, :meth:`call`, :meth:`to_probabilities` or
-    :meth:`to_values` here. The sanity check already refuses what does not fit.
+    A batch is ``(inputs, target)``, or a mapping of keyword arguments with "labels". The module returns
+    logits [B, C], values [B] or [B, Q], or a mapping with such "logits". One logit, [B] or [B, 1], is that of
+    class 1 of 2. Then targets may be booleans or floating point. If a module returns something else, it can
+    define ``class_probabilities(outputs)`` or ``predicted_values(outputs)``. Or override :meth:`get_inputs`,
+    :meth:`get_target`, :meth:`call`, :meth:`to_probabilities` or :meth:`to_values` here. What does not fit is
+    an error in the sanity check already.
 
-    Rows of outputs may be pixels, tokens or nodes, more than the samples of a batch: flatten them, and the
-    targets, too. Samples that a ``DistributedSampler`` repeats, to give all ranks equally many, count once,
-    with all their rows; so do samples that every rank has. If no tensor of a batch shows that each sample has
-    equally many rows, a warning says that repetitions are counted. Repetitions of an iterable dataset itself
-    cannot be detected.
+    Outputs may have more rows than the batch has samples: pixels, tokens or nodes. Then flatten the outputs
+    and the targets. A ``DistributedSampler`` repeats samples, so that all ranks have equally many. Such a
+    sample counts once, with all its rows. So does a sample that all ranks have. For this, a tensor of the
+    batch must show that each sample has equally many rows. If none does, repetitions count too, and a warning
+    says so. If an iterable dataset itself repeats samples, nobody can tell.
 
-    "Without dropout" means an evaluation in which also dropout with ``training=True`` is off. For a network
-    that is random nevertheless ``..._deterministic`` is NaN, and a warning says so.
+    "Without dropout" means an evaluation where even dropout with ``training=True`` is off. If a network is
+    random even then, ``..._deterministic`` is NaN, and a warning says so.
 
     Args:
         samples: T, the passes for each batch.
@@ -79,7 +79,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         masks: "independent", or "shared": one draw of T functions for all inputs, batches and ranks.
         chunk: Largest number of samples computed at once, see ``mc_samples``.
         train: Names of classes whose own ``training`` is on in the passes, see ``mc_samples``. Default: those
-            that are random in training, found by a trial in each pass over the data.
+            that are random in training. They are tried out in each pass over the data.
         pictures: Number of most uncertain images to show; 0 draws no pictures at all.
         target: Position of the target in a tuple, or its name in a mapping, if a batch is not a pair.
         ignore_index: Target of a classification's rows that are not counted.

@@ -33,10 +33,10 @@ def dropout_objective(
 ) -> Tensor:
     r"""Compute the objective of dropout training, eq. 1.
 
-    .. math:: L_{dropout} = \frac{1}{N} \sum_n E_n + \sum_l \lambda_l (|W_l|^2 + |b_l|^2)
+    .. math:: L_\text{dropout} = \frac{1}{N} \sum_n E_n + \sum_l \lambda_l (|W_l|^2 + |b_l|^2)
 
-    The decay is that of the paper, not of torch's optimizers: their ``weight_decay`` d adds the gradient d W,
-    and lambda adds 2 lambda W, so that d = 2 lambda.
+    lambda is the weight decay of the paper. The ``weight_decay`` d of a torch optimizer is another number: it
+    adds the gradient d W, and lambda adds 2 lambda W. So d = 2 lambda.
 
     Args:
         errors: E of each example, such as half the squared error or the cross-entropy of a pass with dropout,
@@ -94,17 +94,17 @@ def weight_decay_of(
 
     .. math:: \lambda = \frac{l^2 (1 - p)}{2 N \tau}
 
-    for weights (eq. 7). For biases, which are not dropped, give ``p=0``.
+    for weights (eq. 7, where the paper writes p for the probability of keeping). Biases are not dropped: for
+    them, give ``p=0``.
 
     The paper approximates the posterior of a network with weights ~ N(0, l^-2) and noise of variance 1/tau.
-    Its q draws W = diag(z) M, z_i = 0 with probability p, else 1 (up to a vanishing variance), and biases
-    b = m that are not dropped. The bound to maximise is
+    Its q draws the weights W = diag(z) M, where z_i is 0 with probability p and otherwise 1 (up to a
+    vanishing variance). The biases b = m are not dropped. The bound to maximise is
 
     .. math:: \sum_n \mathrm{E}_q \log N(y_n; \hat y_n, \tau^{-1}) - \mathrm{KL}(q, prior)
 
-    where -log N is tau E + constant, and the KL is, up to constants, minus the expected log of the prior,
-    l^2/2 E_q (|W|^2 + |b|^2) = l^2/2 ((1 - p) |M|^2 + |m|^2). Dividing by -N tau gives L_dropout with the
-    lambda above.
+    Here -log N is tau E + constant. Up to constants, the KL is minus the expected log of the prior: l^2/2 E_q
+    (|W|^2 + |b|^2) = l^2/2 ((1 - p) |M|^2 + |m|^2). Divide by -N tau to get L_dropout with the lambda above.
 
     Conventions:
 
@@ -115,8 +115,9 @@ def weight_decay_of(
       only, not biases. For E with the 1/2, that is half the lambda that the derivation asks for with a
       ``target_std`` of 1; ``target_std`` is not looked at, and biases are left to the caller to leave out.
 
-    PyTorch's dropout has masks of 0 and 1/(1 - p), so that it stores (1 - p) M rather than M. Neither
-    convention, nor the authors' code, takes this into account: it amounts to a length-scale of (1 - p) l.
+    PyTorch's dropout has masks of 0 and 1/(1 - p). So the stored weights are (1 - p) M and not M. Neither
+    convention takes this into account, nor does the authors' code. It is as if the length-scale were (1 - p)
+    l.
 
     Args:
         precision: tau, in the units of 1/y^2; of a classification 1.

@@ -51,14 +51,13 @@ _NO_PRECISION = "There is no `precision`, as none was given and no validation ha
 class DropoutRegressor(DropoutModule):
     """Values with their uncertainty, from passes with dropout (sections 4 and 5.3).
 
-    Inputs and targets are in their own units, and so are predictions: when the first fit starts, means and
-    standard deviations of the training data are read, exactly over all ranks, and kept in checkpoints.
-    Training minimises :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of
-    standardised targets, with the weight decay that follows from ``length_scale``, the precision tau, N and
-    each layer's p.
+    Inputs, targets and predictions are in their own units. When the first fit starts, the module computes the
+    means and standard deviations of the training data, exactly over all ranks. They are kept in checkpoints.
+    The loss is :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of standardised
+    targets. Its weight decay follows from ``length_scale``, the precision tau, N and the p of each layer.
 
-    Logs the keys of :attr:`KEYS`, exact over ranks and uneven batches. Inputs that are repeated to give all
-    ranks equally many are counted once, and trained on once.
+    The module logs the keys of :attr:`KEYS`, exact over ranks and uneven batches. Some inputs may be
+    repeated, so that all ranks have equally many. They count once, in training too.
 
     To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.
@@ -71,10 +70,11 @@ class DropoutRegressor(DropoutModule):
         p: Probability of dropping an input of a layer, from the network's own inputs on: one number, or one
             for each layer of weights.
         precision: tau > 0, in the units of 1/y^2. With ``None`` or a list it is chosen at the end of each
-            validation of a fit: the value with the highest log-likelihood of the validation data under T
-            passes, from the list, or from 141 values between 0.1 and 10^6 over the targets' variance, 20 a
-            decade. It is kept in checkpoints. The weight decay then has tau = 1 / variance of the targets
-            throughout. ``Trainer.validate`` chooses only if nothing has been chosen yet.
+            validation of a fit. The value with the highest log-likelihood of the validation data under T
+            passes is taken. ``None`` stands for 141 values between 0.1 and 10^6 over the variance of the
+            targets, 20 a decade. The choice is kept in checkpoints. In this case the weight decay always has
+            tau = 1 / variance of the targets. ``Trainer.validate`` chooses only if nothing has been chosen
+            yet.
         length_scale: l of the weights' prior N(0, l^-2), for standardised inputs.
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
         samples: T, the passes for each input in validation, test and prediction.

@@ -142,10 +142,10 @@ def draw_extrapolation(
 class RotationReport(Callback):
     """Draws Fig. 4 after a test: a digit turned step by step, with the passes' softmax inputs and outputs.
 
-    It turns the first test image of a class about its centre. A network may be sure of a wrong class (the
-    third panel's dashed line is the probability without dropout) while the passes disagree. It works on any
-    classifier with dropout whose batches are (images [B, C, H, W], labels [B]) and whose ``forward`` returns
-    logits [B, C], or outputs that its ``scores`` turns into logits. Logs the picture ``test/rotation``.
+    It turns the first test image of a class about its centre. A network may be sure of a wrong class while
+    the passes disagree. The dashed line of the third panel is the probability without dropout. It works on
+    any classifier with dropout. Batches are (images [B, C, H, W], labels [B]). ``forward`` returns logits [B,
+    C], or outputs that ``scores`` turns into logits. Logs the picture ``test/rotation``.
 
     Args:
         digit: The class to turn.

@@ -18,10 +18,10 @@ class FullBasicModel(Classifier):
 
     As printed, the listing does not run. These are the corrections:
 
-    - the linear layer gets the ReLU's output, not that of the convolution;
-    - the maps [B, 128, H, W] are averaged over the image, which makes them the 128 features of that layer;
-    - its weights start scaled by one over the square root of 128;
-    - the model returns logits, as the cross-entropy needs them: the softmax is in
+    - the linear layer gets the output of the ReLU, not that of the convolution;
+    - the maps [B, 128, H, W] are averaged over the image, so that the linear layer gets 128 features;
+    - its first weights are divided by the square root of 128;
+    - the model returns logits, since the cross-entropy needs them. The softmax is in
       :meth:`~pl_losses.core.classifier.Classifier.class_probabilities`, over the classes.
 
     It logs what :class:`~pl_losses.core.classifier.Classifier` does.

@@ -47,17 +47,17 @@ def dcgan_adam(parameters: ParamsT) -> Adam:
 class GAN(PaperModule):
     """A generator and a discriminator, trained by the paper's step.
 
-    A step takes a batch of N images. N images are generated once; the discriminator steps on its loss on
-    both, through which no gradient reaches the generator; then the generator steps on the loss of the same
-    images under the updated discriminator. In this part the discriminator's parameters are frozen, so that
-    the generator's loss leaves no gradients in them. A batch counts as one step (``max_steps``,
-    ``trainer.global_step``), although two optimizers step. The noise is that of the joined batch on any
-    number of ranks; in evaluation it depends on the image's position in the data set. On several ranks, train
-    with ``strategy="ddp_per_module"`` or FSDP2.
+    A step takes a batch of N images, and generates N images once. First the discriminator takes a step on
+    both. No gradient of its loss reaches the generator. Then the generator takes a step on the same images,
+    judged by the new discriminator. For this the parameters of the discriminator are frozen, so that the
+    generator's loss leaves no gradients in them. A batch counts as one step (``max_steps``,
+    ``trainer.global_step``), although there are two optimizers. The noise is the same on any number of ranks.
+    In evaluation it depends on the place of an image in the data set. On several ranks, train with
+    ``strategy="ddp_per_module"`` or FSDP2.
 
-    Logs :attr:`KEYS`. Batches are images [B, C, S, S], or start with them, their pixels in [-1, 1]; give
-    ``mean`` and ``std`` if they are normalised otherwise. Validation, test and prediction use the averaged
-    generator if there is one.
+    The module logs :attr:`KEYS`. A batch is images [B, C, S, S], or a tuple that starts with them. Their
+    pixels are in [-1, 1]. If they are normalised in another way, give ``mean`` and ``std``. Validation, test
+    and prediction use the averaged generator, if there is one.
 
     To change it, override :meth:`configure_generator`, :meth:`configure_discriminator`,
     :meth:`compute_discriminator_loss`, :meth:`compute_generator_loss` or :meth:`sample_noise`.
@@ -68,21 +68,23 @@ class GAN(PaperModule):
         image_size: S: 28, 32 or 64; any for the MLP.
         architecture: The networks' architecture, "dcgan" or "mlp", see :mod:`~pl_losses.papers.gan.networks`.
         width: Channels (MLP: units) of the networks' narrowest layer.
-        generator: Function that makes the generator instead: noise [B, Z] -> images [B, C, S, S].
-        discriminator: Function that makes the discriminator instead: images -> logits [B], or several each.
+        generator: Function that makes another generator: noise [B, Z] -> images [B, C, S, S].
+        discriminator: Function that makes another discriminator: images -> logits [B], or several for each
+            image.
         generator_optimizer: Parameters to optimizer.
         discriminator_optimizer: Parameters to optimizer.
         smoothing: One-sided label smoothing: real images have the label 1 minus this.
         discriminator_steps: Steps of the discriminator for each step of the generator.
-        ema: Decay of the generator's moving average, such as 0.999; None for none. It is shorter at the
-            start: after t steps, at most (1 + t) / (10 + t).
+        ema: Decay of the generator's moving average, such as 0.999; None for none. At the start the decay is
+            smaller: after t steps it is at most (1 + t) / (10 + t).
         gradient_clip: Largest norm of each network's gradient; None for no limit. (The Trainer's
             ``gradient_clip_val`` is only for modules with one optimizer.)
-        accumulate: Batches whose gradients make one step, as those of one large batch would, except for batch
-            normalisation; the last step of an epoch has the remaining batches. (The Trainer's
-            ``accumulate_grad_batches`` is only for modules with one optimizer.) The generator's images are
-            then generated twice, to save memory.
-        mean: Means of the data's normalisation, by channel: an image x is seen as 2 (x std + mean) - 1.
+        accumulate: Number of batches whose gradients are added up for one step. The step is that of one large
+            batch, except for batch normalisation. The last step of an epoch has the batches that are left.
+            (The Trainer's ``accumulate_grad_batches`` is only for modules with one optimizer.) To save
+            memory, images are then generated twice.
+        mean: Means of the data's normalisation, by channel: the networks see an image x as 2 (x std + mean) -
+            1.
         std: Standard deviations of the data's normalisation, by channel.
         seed: Seed of the noise.
 

@@ -32,18 +32,18 @@ ROWS, STEPS = 6, 12
 class GANReport(Callback):
     """Shows samples of the same noise through training, and measures generated samples against held-out ones.
 
-    It is for a :class:`~pl_losses.GAN`. Through training it logs ``train/samples``. After each validation it
-    logs histograms of the discriminator's outputs with their quantiles. After validation and test, if there
-    are ``features``, it logs figures by them, of as many generated samples as there are real ones. After a
-    test it also logs the pictures ``test/samples``, ``test/interpolation``, ``test/outputs`` and
-    ``test/classes``. All is exact over any number of ranks; with several dataloaders the figures are those of
-    all samples together.
+    It is for a :class:`~pl_losses.GAN`. During training it logs ``train/samples``. After each validation it
+    logs histograms of the discriminator's outputs, with their quantiles. If there are ``features``, it
+    compares real and generated samples by them, after each validation and test. It takes equally many of
+    both. After a test it also logs the pictures ``test/samples``, ``test/interpolation``, ``test/outputs``
+    and ``test/classes``. All numbers are exact over any number of ranks. With several dataloaders they are
+    about all samples together.
 
     Args:
-        features: Function that makes a module whose ``forward`` turns images [B, C, S, S] with pixels in
-            [-1, 1] into features [B, F]. The module's ``name`` starts the keys, so that the figures are not
-            mistaken for those by other features. If it has ``scores``, from features to scores of the classes
-            [B, K], classes are counted.
+        features: Function that makes a module whose ``forward`` turns images [B, C, S, S] with pixels in [-1,
+            1] into features [B, F]. The module's ``name`` begins the keys, so that you see which features
+            they are from. If it has ``scores``, from features to scores of the classes [B, K], the classes
+            are counted.
         metric: Function that makes another metric of images, such as torchmetrics'
             ``FrechetInceptionDistance`` with ``normalize=True``. ``update(images, real=...)`` gets images in
             [0, 1] with three channels. The metric is logged by the name of its class.

@@ -94,7 +94,7 @@ class StringReader(PaperModule, Generic[L]):
         criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
         alphabet: The characters, in the order of the classes.
         penalty_scale: Factor of the recogniser's penalties. Squared distances are of the order of 100 before
-            training: unscaled, posteriors are certain of anything, and training is slow.
+            training. Without a factor one class always has a posterior near 1, and training is slow.
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
         decoder: Answer with the best path ("viterbi"), or with the best segment at each step from the left
             ("greedy").

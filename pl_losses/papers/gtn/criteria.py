@@ -30,10 +30,11 @@ def viterbi_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Compute the loss of Viterbi training (section VI.B, Fig. 19): :math:`E_{vit} = C_{cvit}`.
+    r"""Compute the loss of Viterbi training (section VI.B, Fig. 19): :math:`E_\text{vit} = C_\text{cvit}`.
 
-    Its gradient is 1 for the segments of the best path that spells the target. Nothing penalises other
-    answers: with adaptable centres, or any recogniser that can make all penalties low, it collapses.
+    Its gradient is 1 for the segments of the best path that spells the target, and 0 for others. Nothing
+    pushes wrong answers away. So it collapses if the recogniser can make all penalties low, for example with
+    adaptable centres.
 
     Args:
         lattice: Lattice of B samples.
@@ -63,11 +64,13 @@ def discriminative_viterbi_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Compute discriminative Viterbi training's loss (VI.D): :math:`E_{dvit} = C_{cvit} - C_{vit} \ge 0`.
+    r"""Compute the loss of discriminative Viterbi training, section VI.D.
 
-    Its gradient is +1 for segments that only the best path that spells the target has, -1 for those that only
-    the best path of all has, and 0 for shared ones. It is 0 as soon as the answer is right: there is no
-    margin.
+    .. math:: E_\text{dvit} = C_\text{cvit} - C_\text{vit} \ge 0
+
+    Two paths matter: the best one that spells the target, and the best one of all. The gradient is +1 for
+    segments of the first path only, -1 for those of the second path only, and 0 for shared ones. The loss is
+    0 as soon as the answer is right: there is no margin.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
@@ -88,9 +91,10 @@ def forward_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Compute the loss of forward training (section VI.C): :math:`E_{forw} = C_{cforw}`.
+    r"""Compute the loss of forward training (section VI.C): :math:`E_\text{forw} = C_\text{cforw}`.
 
-    Its gradient is the posterior of each segment given the target. It collapses as :func:`viterbi_loss` does.
+    Its gradient for a segment is the posterior of the segment, given the target. It collapses as
+    :func:`viterbi_loss` does.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
@@ -110,10 +114,12 @@ def discriminative_forward_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Compute the loss of discriminative forward training (VI.E): :math:`E_{dforw} = C_{cforw} - C_{forw}`.
+    r"""Compute the loss of discriminative forward training, section VI.E.
 
-    It is -log P(target) >= 0, with P over all label strings: prefer this criterion. Its gradient is the
-    posterior of each segment given the target minus the posterior without.
+    .. math:: E_\text{dforw} = C_\text{cforw} - C_\text{forw}
+
+    It is -log P(target) >= 0, where P is over all label strings. Prefer this criterion. Its gradient for a
+    segment is a difference: the posterior if the target is known, minus the posterior if it is not.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 

@@ -25,31 +25,32 @@ LOW, HIGH = -0.1, 1.175  # LeNet-5's values of background and ink.
 class LatticeReader(StringReader[SegmentLattice]):
     """Reads lines by heuristic over-segmentation, LeNet-5 and a lattice of all segments (Fig. 19).
 
-    The recogniser sees every segment of a batch in one pass. A segment's penalty for a class is the
-    recogniser's plus ``segment_penalty``. There is no class for segments that are not characters: the
-    discriminative criteria teach the recogniser to give them a high penalty for all classes.
+    The recogniser sees all segments of a batch in one pass. It gives each segment a penalty for each class,
+    and ``segment_penalty`` is added. There is no class for a segment that is no character. The discriminative
+    criteria teach the recogniser to give such a segment high penalties.
 
     To change it, override :meth:`configure_recogniser`, :meth:`cut`, :meth:`segment_penalties` or
     :meth:`compute_loss`.
 
     Args:
         criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).
-        alphabet: The characters, in the order of the classes; other characters than the ten digits need a
-            ``recogniser``.
+        alphabet: The characters, in the order of the classes. If they are not the ten digits, a
+            ``recogniser`` is needed.
         max_pieces: K, the most pieces of a segment.
         max_width: The widest segment, in columns; the widest slanted digits have 28.
         radius: See :func:`~pl_losses.papers.gtn.segmentation.candidate_cuts`.
         projection_radius: See there.
         max_ink: See there.
         deslant: Whether to remove each segment's slant, by the second moments of its ink.
-        segment_penalty: Penalty of every segment: above 0 it favours readings of fewer characters.
+        segment_penalty: Added to the penalty of each segment. Above 0, it makes readings of fewer characters
+            better.
         centres: LeNet-5's, see :class:`~pl_losses.LeNet5`: "fixed", "adaptable" or "random".
         recogniser: Segments [M, 1, 32, 32], from -0.1 to 1.175, to penalties [M, C]; default: LeNet-5. It is
             not plain data: pass it to ``load_from_checkpoint`` again.
         start_from: Checkpoint whose weights the fit starts with, of a ``LeNet5`` with the same ``centres`` or
             of another ``LatticeReader``.
         penalty_scale: Factor of the recogniser's penalties. Squared distances are of the order of 100 before
-            training: unscaled, posteriors are certain of anything, and training is slow.
+            training. Without a factor one class always has a posterior near 1, and training is slow.
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
         decoder: Answer with the best path ("viterbi"), or with the best segment at each step from the left
             ("greedy").

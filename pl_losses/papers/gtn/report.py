@@ -45,9 +45,9 @@ class ReadLine(NamedTuple):
 class ReadingReport(Callback):
     """Draws, after a test, the best segmentations, the worst errors and the error-reject curve.
 
-    It works on :class:`~pl_losses.LatticeReader` and :class:`~pl_losses.papers.gtn.SDNN`. Logs the pictures
-    ``test/segmentation`` (the first lines with the best path over the segmentation graph), ``test/errors``
-    (the most confident wrong answers) and ``test/error_reject``, and to W&B the chart
+    It works on :class:`~pl_losses.LatticeReader` and :class:`~pl_losses.papers.gtn.SDNN`. It logs three
+    pictures. ``test/segmentation`` has the first lines with their best path. ``test/errors`` has the most
+    confident wrong answers. ``test/error_reject`` is the error-reject curve. To W&B it also logs the chart
     ``test/error_reject_curve`` and the table ``test/strings_table``. Exact over any number of ranks.
 
     Args:
@@ -173,11 +173,11 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
             axes.axvline(column - 0.5, color="C3", linewidth=1.1)
         for left, right, character in zip(line.columns, line.columns[1:], line.answer, strict=False):
             middle = (left + right) / 2 - 0.5
-            axes.text(middle, len(line.image) + 1, character, ha="center", va="top", color="C3", fontsize=9)
+            axes.text(middle, len(line.image) + 1, character, ha="center", va="top", color="C3", fontsize=12)
         right_one = line.answer == line.right
         reading = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
         color = "black" if right_one else "firebrick"
-        axes.set_title(f"{reading}   (confidence {line.confidence:.1%})", fontsize=8, color=color)
+        axes.set_title(f"{reading}   (confidence {line.confidence:.1%})", fontsize=11, color=color)
         axes.set_axis_off()
     return figure
 

@@ -145,8 +145,9 @@ class SpelledFrames:
 class SDNN(StringReader[FrameLattice]):
     """Reads lines by LeNet-5 swept over them: C5 is a convolution, so that one pass gives every position.
 
-    Every fourth column has a penalty per class and one of the blank, an RBF unit whose code is an empty
-    bitmap. Trained by "discriminative_forward" it is CTC: the loss equals ``torch.nn.functional.ctc_loss``.
+    Each fourth column has a penalty for each class, and one for the blank. The blank is an RBF unit whose
+    code is an empty bitmap. The loss "discriminative_forward" is that of CTC: it equals
+    ``torch.nn.functional.ctc_loss``.
 
     Args:
         criterion: "viterbi", "discriminative_viterbi", "forward" or "discriminative_forward" (section VI).

@@ -45,7 +45,8 @@ def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
     r"""Compute the maximum likelihood criterion, eq. 8: :math:`E = \frac{1}{P} \sum_p y_{D_p}`.
 
     It only pulls the right class closer. With adaptable centres it collapses: all centres and features become
-    equal, and the loss is 0 at chance accuracy. Use :func:`map_loss` unless the centres are fixed.
+    equal. Then the loss is 0, and the network can only guess. Use :func:`map_loss` unless the centres are
+    fixed.
 
     Args:
         penalties: Penalty of each class, shape [B, C], lower is better.
@@ -72,9 +73,10 @@ def map_loss(penalties: Tensor, target: Tensor, rubbish_penalty: float = 1.0) ->
 
     .. math:: E = \frac{1}{P} \sum_p \left( y_{D_p} + \log(e^{-j} + \sum_i e^{-y_i}) \right)
 
-    The bracket is minus the log-posterior of the right class among the classes and a "rubbish" class of
-    constant penalty j: hence E >= 0. Its gradient, :math:`[i = D] - e^{-y_i} / (e^{-j} + \sum_k e^{-y_k})`,
-    pushes wrong classes away, which keeps adaptable centres from collapsing.
+    The bracket is minus the log-posterior of the right class. Besides the classes there is a "rubbish" class
+    with the constant penalty j. So E >= 0. The gradient is
+    :math:`[i = D] - e^{-y_i} / (e^{-j} + \sum_k e^{-y_k})`. It pushes wrong classes away, and so keeps
+    adaptable centres from collapsing.
 
     Args:
         penalties: Penalty of each class, shape [B, C], lower is better.

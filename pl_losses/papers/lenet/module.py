@@ -43,15 +43,15 @@ class LeNet5(Classifier):
     """LeNet-5 as published: 60 000 trainable parameters, RBF outputs, trained by eq. 9.
 
     Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` with its
-    95 % interval ``test/error_low`` and ``test/error_high``. With ``reject_above`` also ``test/rejected`` and
-    ``test/error_accepted``. With adaptable centres also the distances between them, ``centres/closest`` and
-    ``centres/farthest``. Errors are shares in [0, 1].
+    95 % interval ``test/error_low`` and ``test/error_high``. With ``reject_above`` it also logs
+    ``test/rejected`` and ``test/error_accepted``. With adaptable centres it also logs the distances between
+    them, ``centres/closest`` and ``centres/farthest``. Errors are shares in [0, 1].
 
     To change it, override :meth:`configure_network`, :meth:`configure_output`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`configure_optimizers`.
 
     Args:
-        num_classes: Number of classes C. With RBF outputs other than the ten digits, give ``codes`` too.
+        num_classes: Number of classes C. If they are not the ten digits, RBF outputs need ``codes`` too.
         criterion: "map" (eq. 9) or "mle" (eq. 8); with ``head="linear"`` both are the cross-entropy.
         head: "rbf", or "linear" for the modern variant: a linear layer and the cross-entropy.
         centres: "fixed" RBF centres as in the paper, "adaptable" ones that start at the codes, or "random":

@@ -28,9 +28,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     r"""Build parameter groups for any optimizer: the slopes of PReLUs apart, without weight decay.
 
-    A parameter is a slope if it belongs to an ``nn.PReLU`` or a subclass, or to a parametrisation of it
-    (``torch.nn.utils.parametrize``), whatever it is called and whichever shape it has; a shared one is taken
-    once. With SGD the slopes then follow the paper's update,
+    A parameter is a slope if it belongs to an ``nn.PReLU``, to a subclass, or to a parametrisation of one
+    (``torch.nn.utils.parametrize``). Its name and its shape do not matter. A shared one is taken once. With
+    SGD the slopes then follow the paper's update,
     :math:`\Delta a := \mu \Delta a + \epsilon\, \partial E / \partial a` (eq. 4), with their own mu and eps
     if these are given.
 

@@ -116,9 +116,10 @@ def he_normal_(
 
     .. math:: \mathrm{Var}[w] = \frac{2}{(1 + a^2)\, n}
 
-    ``torch.nn.init.kaiming_normal_`` differs where a convolution is grouped (its fan-out is ``groups`` times
-    too large), strided (likewise ``stride`` squared) or transposed (its fans are taken from the wrong sides,
-    and ignore groups and stride); and it ignores ``a`` with ``nonlinearity="relu"``.
+    ``torch.nn.init.kaiming_normal_`` is different for some convolutions. For a grouped one its fan-out is
+    ``groups`` times too large, and for a strided one ``stride`` squared times. For a transposed one it takes
+    the fans from the wrong sides, and ignores groups and stride. With ``nonlinearity="relu"`` it ignores
+    ``a``.
 
     Args:
         tensor: The weight of a linear layer or a convolution.
@@ -184,9 +185,9 @@ def he_init_(
 ) -> nn.Module:
     """Draw all weights of a network by eq. 15, each with the slope of its own rectifier; biases become 0.
 
-    Weights are those of linear layers and of convolutions, transposed ones too, frozen or not; all else stays
-    as it is. Parametrised weights (``torch.nn.utils.parametrizations``) are assigned what was drawn.
-    Which rectifier counts, and how it is found: :func:`~pl_losses.papers.prelu.dataflow.feeding_slopes`.
+    Weights are those of linear layers and of convolutions, transposed ones too, frozen or not. All else stays
+    as it is. Parametrised weights (``torch.nn.utils.parametrizations``) are assigned what was drawn. Which
+    rectifier counts, and how it is found: :func:`~pl_losses.papers.prelu.dataflow.feeding_slopes`.
 
     Args:
         module: The network.

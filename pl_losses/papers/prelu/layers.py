@@ -1,7 +1,8 @@
 """He et al. 2015, section 2.1: the PReLU, its training at nearly the cost of a ReLU's.
 
 f(y) = max(0, y) + a min(0, y). Torch's backward pass writes dE/df * min(0, y) for every position before it
-adds these up; here one compiled loop writes dE/dy and adds up dE/da.
+adds these up; here one compiled loop writes dE/dy and adds up dE/da. On a CPU it is Numba's, which needs no
+compiler on the machine and keeps what it compiled; else it is torch.compile's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from types import ModuleType
 from typing import Literal, Protocol
 
 import torch
@@ -17,10 +19,12 @@ from torch import Tensor, nn
 
 from pl_losses.core.autograd import Context
 from pl_losses.core.compat import of_torch
+from pl_losses.core.kernels import is_plain, kernels
 from pl_losses.core.validation import typed
 
-# Compiling takes ten seconds of a processor: more than a short run of small layers gains.
+# torch.compile takes ten seconds of a processor: more than a short run of small layers gains.
 LEAST_ELEMENTS = {"auto": 2**22, True: 0, False: math.inf}
+LEAST_NATIVE = 2**15  # Below, calling Numba's loop from Python takes longer than torch's own pass.
 LONG = 4096  # From here on the compiler adds up in parts.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -33,19 +37,21 @@ class PReLU(nn.PReLU):
 
     .. math:: f(y_i) = \max(0, y_i) + a_i \min(0, y_i)
 
-    Parameters, outputs, gradients and ``state_dict`` are those of ``nn.PReLU``, under autocast too; the
-    slopes' gradient is added up in float32. The first forward pass of a size that pays waits for the
-    compiler, about ten seconds; one loop serves all layers and sizes of a dtype and memory layout. Torch's
-    own backward pass serves where there is no compiler, where nothing is trained, for inputs that are not
-    dense, float64, second and forward-mode derivatives, ``torch.func``, and within ``torch.compile``, which
-    compiles it anyway.
+    Parameters, outputs, gradients and ``state_dict`` are those of ``nn.PReLU``, under autocast too. The
+    slopes' gradient is added up in float32. For float32 on a CPU Numba compiles the loop, with the extra
+    ``fast``: in about a second, and keeps it. In other cases the first forward pass of a size that pays waits
+    for ``torch.compile``, about ten seconds. One loop works for all layers and sizes of a dtype and memory
+    layout. Torch's own backward pass is used if there is no compiler, if nothing is trained, for inputs of
+    float64 and inputs that are not dense, for second and forward-mode derivatives, and for ``torch.func``. It
+    is also used within ``torch.compile``, which compiles it anyway.
 
     Args:
         num_parameters: 1 for one slope, or the number of channels (dimension 1 of the input).
         init: Where the slopes start.
         device: Where they lie.
         dtype: Of the slopes.
-        compiled: "auto" compiles for inputs of at least 2**22 elements, ``True`` for all, ``False`` for none.
+        compiled: "auto" compiles for inputs of at least 2**22 elements, 2**15 with Numba, ``True`` for all,
+            ``False`` for none.
 
     Raises:
         ValueError: If ``compiled`` is none of its choices.
@@ -70,20 +76,34 @@ class PReLU(nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the rectifier: [B, C, ...] -> [B, C, ...]."""
-        if not _pays(input, self.weight, LEAST_ELEMENTS[self.compiled]):
+        native = _native(input, self.weight)
+        least = LEAST_NATIVE if native and self.compiled == "auto" else LEAST_ELEMENTS[self.compiled]
+        if not _pays(input, self.weight, least):
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))  # As autocast does for torch's.
         shape = _folded(input, self.weight)
         if shape is None:
             return super().forward(input)
-        kinds = tuple((size == 1, size > LONG) for size in shape)
         side_by_side = self.weight.numel() > 1 and _is_last(input)
-        backward = _compiled(input.device, input.dtype, self.weight.dtype, side_by_side, kinds)
+        backward: Backward | None
+        if native:
+            backward = partial(native.derivatives, side_by_side=side_by_side)
+        else:
+            kinds = tuple((size == 1, size > LONG) for size in shape)
+            backward = _compiled(input.device, input.dtype, self.weight.dtype, side_by_side, kinds)
         if backward is None:
             return super().forward(input)
         output: Tensor = _Rectified.apply(input, self.weight, backward)
         return output
+
+
+def _native(input: Tensor, slopes: Tensor) -> ModuleType | None:
+    """Return Numba's loop if it can serve: for plain float32 tensors on a CPU."""
+    alike = is_plain(input) and is_plain(slopes) and input.dtype == slopes.dtype == torch.float32
+    if not alike or torch.is_autocast_enabled("cpu"):
+        return None
+    return kernels("pl_losses.papers.prelu.compiled")
 
 
 def _pays(input: Tensor, slopes: Tensor, least: float) -> bool:

@@ -39,14 +39,15 @@ STAGES = [[32, 32], [64, 64], [96, 96]]
 class RectifierNet(Classifier):
     """A plain network of the paper, or one in its shape for images of about 32 pixels.
 
-    With ``architecture``: the 14-layer model E of Table 1, the 19- and 22-layer models A, B and C of Table 3,
-    "depth22" (Fig. 2; it is B) or "depth30" (Fig. 3). Else ``stages`` of 3x3 convolutions, with 2x2
-    max-pooling after each. A rectifier follows every convolution; then come spatial pyramid pooling, two
-    fully connected layers with rectifier and dropout, and a linear classifier.
+    ``architecture`` names a network of the paper: the 14-layer model E of Table 1, the 19- and 22-layer
+    models A, B and C of Table 3, "depth22" (Fig. 2, which is B) or "depth30" (Fig. 3). Without it, the
+    network has ``stages`` of 3x3 convolutions, and 2x2 max-pooling after each stage. A rectifier follows each
+    convolution. Then come spatial pyramid pooling, two fully connected layers with rectifier and dropout, and
+    a linear classifier.
 
-    Logs what :class:`~pl_losses.core.classifier.Classifier` does, and where there are more than five
-    classes the share of images whose class is not among the five likeliest, ``val/error_top5`` and
-    ``test/error_top5``. Weight decay does not reach the slopes of PReLUs, whatever the optimizer is given.
+    Logs what :class:`~pl_losses.core.classifier.Classifier` does. With more than five classes it also logs
+    ``val/error_top5`` and ``test/error_top5``, the share of images whose class is not among the five
+    likeliest. The slopes of PReLUs have no weight decay, with any optimizer.
 
     Args:
         num_classes: Number of classes C.
@@ -55,8 +56,8 @@ class RectifierNet(Classifier):
         pyramid: Bins per side of each level of the spatial pyramid; default 4, 2, 1, or the architecture's.
         hidden: Units of each fully connected layer; default 128, or the architecture's times ``width``.
         rectifier: "prelu" (a slope per channel), "prelu_shared" (one per layer), "leaky_relu" or "relu".
-        slope: The initial slope of a PReLU, or the fixed one of a leaky ReLU; default, as in the paper, 0.25
-            and 0.01.
+        slope: The initial slope of a PReLU, or the fixed one of a leaky ReLU. The defaults are the paper's,
+            0.25 and 0.01.
         dropout: Probability of dropping a unit of the fully connected layers.
         architecture: "E", "A", "B", "C", "depth22" or "depth30".
         stem: "paper", or "small" for images of about 32 pixels, which goes with the pyramid 4, 2, 1.

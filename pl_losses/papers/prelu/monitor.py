@@ -43,19 +43,20 @@ POOLED = ("mean", "min", "max", "below_0", "above_1")
 class PReLUSlopeMonitor(Monitor):
     """Shows the slopes of every ``nn.PReLU``, also of subclasses, of any LightningModule.
 
-    A layer is named by its module path, as in ``prelu/network.3/mean``. One that is shared, or that shares
-    its slopes, appears once, by its first name. Layers that are added during training appear from then on,
-    lazy ones when they know their size; frozen ones are shown, too. Slopes are those after the step (with
-    several
-    optimizers: after the last step of the batch). Gradients and momenta are those of the step of their own
-    optimizer: after clipping, without the scale of mixed precision. Under a parametrisation
-    (``torch.nn.utils.parametrize``, weight norm, pruning) slopes are its result, and gradients and momenta
-    those of its parameters. Slopes that are passed to ``torch.nn.functional.prelu`` directly are not found.
+    A layer is named by its module path, as in ``prelu/network.3/mean``. If a layer or its slopes are shared,
+    it appears once, by its first name. A layer that is added during training appears from then on. A lazy
+    layer appears when it knows its size. Frozen layers are shown too. Slopes are those after the step. With
+    several optimizers they are those after the last step of the batch. Gradients and momenta are those of the
+    step of their own optimizer, after clipping, and without the scale of mixed precision. With a
+    parametrisation (``torch.nn.utils.parametrize``, weight norm, pruning) the slopes are its result.
+    Gradients and momenta are then those of its parameters. Slopes that your code passes to
+    ``torch.nn.functional.prelu`` itself are not found.
 
-    At the end of training, and when it is interrupted, draws a heat map of the mean slopes over the steps and
-    a bar chart of the final slopes by depth, as in the paper's Table 1. The history is kept in checkpoints.
+    At the end of training, and when it is interrupted, the monitor draws two pictures: a heat map of the mean
+    slopes over the steps, and a bar chart of the final slopes by depth, as in the paper's Table 1. The
+    history is kept in checkpoints.
 
-    Warns once if a weight decay reaches the slopes: it draws them to 0, that is to a ReLU.
+    It warns once if the slopes have weight decay, which pulls them to 0. A PReLU with the slope 0 is a ReLU.
 
     Args:
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.

@@ -260,9 +260,9 @@ class Denoising(PaperModule):
 class DenoisingAutoencoder(Denoising):
     """One denoising autoencoder: an encoder and a decoder, trained to undo a corruption.
 
-    Batches are inputs [B, ...], or tuples that start with them. Logs ``<stage>/loss``, the reconstruction
-    error of corrupted inputs in nats per example, for the stages train, val and test. The noise is that of
-    the joined batch on any number of ranks; in validation and test an input always has the same noise.
+    A batch is inputs [B, ...], or a tuple that starts with them. The module logs ``<stage>/loss`` for the
+    stages train, val and test. This is the reconstruction error of corrupted inputs, in nats per example. The
+    noise is the same on any number of ranks. In validation and test an input always has the same noise.
 
     Args:
         in_features: Elements D of an input.
@@ -270,8 +270,8 @@ class DenoisingAutoencoder(Denoising):
         corruption: "masking", "gaussian" or "salt_and_pepper".
         level: The fraction of masked or set elements, or the standard deviation of Gaussian noise; 0 gives a
             plain autoencoder.
-        mode: "exact" touches the same number of elements in each example, "bernoulli" each element by itself;
-            not for Gaussian noise.
+        mode: "exact" touches the same number of elements in each example. "bernoulli" draws for each element
+            whether to touch it. Gaussian noise has no mode.
         visible: "cross_entropy" for inputs in [0, 1], "squared" for real ones with a linear decoder.
         sigma: Standard deviation of the Gaussian p(x|z) of "squared".
         alpha: Weight of touched elements.

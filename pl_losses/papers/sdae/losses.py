@@ -26,15 +26,15 @@ def reconstruction_loss(
     alpha: float = 1.0,
     beta: float = 1.0,
 ) -> Tensor:
-    r"""Compute minus the log-likelihood of clean inputs x given their reconstruction z, without a constant.
+    r"""Compute minus the log-likelihood of clean inputs x, given their reconstruction z, up to a constant.
 
     Gaussian p(x|z), ``kind="squared"``: :math:`L = C(\sigma^2) \|x - z\|^2` with
     :math:`C(\sigma^2) = 1 / (2 \sigma^2)`. Bernoulli p(x|z), ``kind="cross_entropy"``:
     :math:`L = -\sum_j [x_j \log z_j + (1 - x_j) \log(1 - z_j)]` with :math:`z` the sigmoid of ``decoded``.
-    With emphasis the terms of touched elements are weighted by alpha, the others by beta.
+    For emphasis, the terms of touched elements are multiplied by alpha, and the others by beta.
 
-    The loss is summed over the elements of an example and averaged over examples, as in the paper: a mean
-    over all elements would be d times smaller, and published learning rates would not fit.
+    The loss is a sum over the elements of an example, and a mean over examples, as in the paper. A mean over
+    all d elements would be d times smaller. Then the published learning rates would not fit.
 
     Args:
         decoded: The reconstruction, [B, ...]: z itself, or its logits for the cross-entropy.

@@ -28,15 +28,14 @@ from pl_losses.papers.sdae.stages import StagedClassifier
 class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
     """Layers pre-trained one by one as denoising autoencoders, then fine-tuned as one classifier.
 
-    The first ``pretrain_epochs`` of the Trainer's ``max_epochs`` train the first layer, and so on; the
-    remaining epochs fine-tune all encoders and the output layer on clean inputs. Layer k is trained on the
-    clean codes of the layers below, computed once when its stage begins; only its own inputs are corrupted.
-    After the fit the model has the weights with the lowest validation error.
+    The first ``pretrain_epochs`` of the Trainer's ``max_epochs`` train the first layer, the next ones the
+    second layer, and so on. The other epochs fine-tune all encoders and the output layer on clean inputs. The
+    inputs of layer k are the clean codes of the layers below. They are computed once, when the stage begins,
+    and then corrupted. After the fit the model has the weights with the lowest validation error.
 
-    Logs ``train/reconstruction_<k>`` and ``val/reconstruction_<k>`` while layer k is trained, in nats per
-    example; in fine-tuning it logs what :class:`~pl_losses.core.classifier.Classifier` does. ``train/stage``
-    is k, and in fine-tuning the number of layers + 1. The noise is that of the joined batch on any number of
-    ranks.
+    While layer k is trained, it logs ``train/reconstruction_<k>`` and ``val/reconstruction_<k>``, in nats per
+    example. In fine-tuning it logs what :class:`~pl_losses.core.classifier.Classifier` does. ``train/stage``
+    is k, and in fine-tuning the number of layers + 1. The noise is the same on any number of ranks.
 
     To change it, override :meth:`configure_layer` (for convolutions, with :meth:`prepare_input`),
     :meth:`configure_corruption`, :meth:`compute_reconstruction_loss`, :meth:`configure_head`,
@@ -49,19 +48,20 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         corruption: "masking", "gaussian" or "salt_and_pepper".
         level: The fraction of masked or set elements, or the standard deviation of Gaussian noise; 0 gives
             stacked autoencoders without noise (SAE).
-        mode: "exact" touches the same number of elements in each example, "bernoulli" each element by itself;
-            not for Gaussian noise.
+        mode: "exact" touches the same number of elements in each example. "bernoulli" draws for each element
+            whether to touch it. Gaussian noise has no mode.
         visible: "cross_entropy" for inputs in [0, 1], "squared" for real ones with a linear decoder. The
-            layers above have codes in [0, 1] for inputs, and the cross-entropy.
+            inputs of the layers above are codes in [0, 1]. So they always have the cross-entropy.
         sigma: Standard deviation of the Gaussian p(x|z) of "squared".
         alpha: Weight of touched elements.
         beta: Weight of the others.
         tied: Whether the decoders' weights are the encoders' transposed.
         pretrain_epochs: Epochs of each layer, or one number for all; 0 is a random start.
-        patience: Validations in a row without a lower error after which the fit ends. Default: it does not.
+        patience: The fit ends after so many validations in a row without a lower error. Default: it never
+            does.
         cache_codes: Whether to compute the codes of the layers below once for a stage. They take 4 N H bytes.
-            If the loader is not a :class:`~pl_losses.data.BatchLoader`, or has random transforms, codes are
-            computed with each batch.
+            Codes are always computed for each batch if the loader is not a
+            :class:`~pl_losses.data.BatchLoader`, or has random transforms.
         start_from: Checkpoint of the same layers whose weights the fit starts with.
         seed: Seed of the noise.
         pretrain_optimizer: Parameters of a layer to optimizer.

@@ -29,12 +29,12 @@ class AutoencoderReport(Callback):
     """Shows a denoising autoencoder, or a stack of them, through training.
 
     It is for :class:`~pl_losses.DenoisingAutoencoder` and :class:`~pl_losses.StackedDenoisingAutoencoder` on
-    images of the DataModule's ``input_shape``, or square ones. It logs ``pretrain/filters``, the first
-    layer's weights, before the first step and after every ``every_n_epochs`` of its epochs. After
-    pre-training it logs ``pretrain/reconstructions``, corrupted inputs beside the first layer's
-    reconstructions, and ``pretrain/samples``, samples by the paper's procedure (section 7.3) with the
-    standard deviation of each pixel over 100 of them. After the fit it logs ``finetune/filters``, and
-    ``fit/curves``, the criteria of all stages with lines where stages begin.
+    images of the DataModule's ``input_shape``, or square ones. ``pretrain/filters`` are the weights of the
+    first layer. They are logged before the first step, and then every ``every_n_epochs`` epochs of this
+    layer. Two pictures are logged after pre-training. ``pretrain/reconstructions`` has corrupted inputs
+    beside what the first layer makes of them. ``pretrain/samples`` has samples by the paper's procedure
+    (section 7.3), and the standard deviation of each pixel over 100 of them. Two more come after the fit:
+    ``finetune/filters``, and ``fit/curves``, the losses of all stages with a line where each stage begins.
 
     Args:
         every_n_epochs: How often to show the filters.

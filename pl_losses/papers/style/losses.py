@@ -25,7 +25,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
 
     Args:
         features: F, of the generated image: [N, M], [N, H, W] or [B, N, H, W].
-        target: P, of the content image, of the same shape; a batch may have one target for all.
+        target: P, of the content image, of the same shape. All images of a batch may share one target.
 
     Returns:
         Scalar, in float32 at least.
@@ -50,8 +50,8 @@ def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
 
     .. math:: G_{ij} = \sum_k m_k F_{ik} F_{jk}
 
-    G is symmetric. The backward pass therefore needs one matrix product, F^T (S + S^T) for the gradient S of
-    G, and not two, as autograd would.
+    G is symmetric. So the backward pass needs only one matrix product, F^T (S + S^T) for the gradient S of G.
+    Autograd would need two.
 
     Args:
         features: F: N channels at M = H W positions, [N, M], [N, H, W] or [B, N, H, W].
@@ -91,16 +91,15 @@ def style_loss(
     r"""Compute the style loss of a layer, E in eq. 4, or of several layers, eq. 5.
 
     .. math:: E_l = \frac{1}{4 N_l^2 M_l^2} \sum_{ij} (G_{ij} - A_{ij})^2, \qquad
-        L_{style} = \sum_l w_l E_l
+        L_\text{style} = \sum_l w_l E_l
 
-    G and A, the Gram matrix of the style image, are each divided by the number of positions of their own
-    image. If both images have M positions this is eq. 4 as printed, and images of different sizes can be
-    compared.
+    A is the Gram matrix of the style image. G and A are each divided by the number of positions of their own
+    image. So you can compare images of different sizes. If both have M positions, this is eq. 4 as printed.
 
     Args:
         features: F of the generated image, [N, M], [N, H, W] or [B, N, H, W], or a sequence of such, by
             layer.
-        target: The same of the style image; positions may be more or fewer, and B may be 1.
+        target: The same of the style image. It may have more or fewer positions, and B may be 1.
         weights: w_l of the layers. Default: 1 over their number.
 
     Returns:

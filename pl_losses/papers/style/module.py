@@ -44,20 +44,22 @@ def lbfgs(parameters: ParamsT) -> LBFGS:
 class StyleTransfer(PaperModule):
     """An image [B, 3, H, W] that takes the content of one image and the style of another.
 
-    The image, in 0..255, is the only parameter; the loss is eq. 7, alpha L_content + beta L_style, of
-    VGG-19's features. The images come from the Trainer's DataModule, which must have ``pictures(rank,
-    ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, whose losses are added
-    up. On several ranks, with ``strategy="each_for_itself"``, every rank has its own contents; with
-    ``"tiles_together"`` they share the tiles of the same contents.
+    The image is the only parameter. Its pixels are in 0..255. The loss is eq. 7, alpha L_content + beta
+    L_style, of VGG-19's features. The images come from the Trainer's DataModule. It must have a method
+    ``pictures(rank, ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, and
+    their losses are added up. On several ranks there are two strategies. With ``strategy="each_for_itself"``
+    each rank has contents of its own. With ``"tiles_together"`` the ranks share the tiles of the same
+    contents.
 
-    Logs :attr:`KEYS`, for the last evaluation of the loss in an optimizer's step. An evaluation is a forward
-    and a backward pass; L-BFGS makes about 20 of them in a step.
+    It logs :attr:`KEYS` once for each step of the optimizer, of the last evaluation of the loss in that step.
+    An evaluation is a forward and a backward pass. L-BFGS makes about 20 of them in a step.
 
     Args:
         alpha: Factor of the content loss, eq. 1. Default: the preset's, 1e-3 for the paper.
         beta: Factor of the style loss, eq. 5.
-        preset: Whose loss, see :data:`~pl_losses.papers.style.presets.PRESETS`. It sets the weights of the
-            layers, and the defaults of alpha, weights, normalize, pooling and layers, which belong together.
+        preset: Whose loss to use, see :data:`~pl_losses.papers.style.presets.PRESETS`. It sets the weights of
+            the layers. It also sets the defaults of alpha, weights, normalize, pooling and layers, since
+            these belong together.
         weights: Weights of VGG-19: "oxford", "torchvision" or a file, see
             :func:`~pl_losses.papers.style.vgg.load_weights`.
         inputs: Input of a file's network, "bgr" or "rgb"; "auto" if the file's keys imply it.
@@ -72,8 +74,9 @@ class StyleTransfer(PaperModule):
             faster and gives larger strokes. Later epochs have the last one.
         preserve_colour: "histogram" gives the style image the content's colours first; "luminance" transfers
             the luminance only and takes the colours from the content.
-        tile: Compute the loss in tiles of this height and width in pixels, for images whose features do not
-            fit into memory; the result is the same but for rounding. Takes twice the time and more.
+        tile: Compute the loss in tiles of this height and width in pixels. Use it if the features of the
+            image do not fit into memory. The result is the same except for rounding. It takes twice the time
+            or more.
         seed: Seed of the noise.
         optimizer: Parameters to optimizer.
 
@@ -91,16 +94,16 @@ class StyleTransfer(PaperModule):
         return without(super().logged_keys(part, recipe), left_out)
 
     KEYS: ClassVar[Keys] = {
-        "train/loss": "eq. 7, alpha L_content + beta L_style, what the optimizer sees",
-        "train/content_loss": "L_content, eq. 1, summed over the content layers, as the preset weights it",
-        "train/style_loss": "L_style, eq. 5, sum of w_l E_l, as the preset weights it",
+        "train/loss": "eq. 7, alpha L_content + beta L_style. The optimizer makes this small",
+        "train/content_loss": "L_content, eq. 1, summed over content layers, with the weights of the preset",
+        "train/style_loss": "L_style, eq. 5, the sum of w_l E_l, with the weights of the preset",
         "train/content_<layer>": "the content loss of a layer",
         "train/style_<layer>": "E_l, eq. 4, of a layer",
         "train/total_variation": "squared differences of neighbouring pixels, if `tv_weight` is not 0",
-        "train/evaluations": "evaluations of the loss so far: forward and backward passes",
-        "test/loss": "eq. 7 of the image as it is",
-        "test/content_loss": "L_content of it",
-        "test/style_loss": "L_style of it",
+        "train/evaluations": "number of evaluations of the loss so far, each with a backward pass",
+        "test/loss": "eq. 7 of the final picture",
+        "test/content_loss": "L_content of the final picture",
+        "test/style_loss": "L_style of the final picture",
     }
     best: ClassVar[dict[str, Literal["min", "max"]]] = {"train/loss": "min", "test/loss": "min"}
     image: nn.Parameter

@@ -23,13 +23,13 @@ from pl_losses.papers.style.ranks import TilesTogether
 class StyleReport(Callback):
     """Writes the image to a file and shows it through training, with content and style beside it.
 
-    It is for a :class:`~pl_losses.StyleTransfer`, and logs ``train/image`` (of rank zero's first images). The
-    file is written when training ends, and when it stops early: interrupted, or at a loss that is not finite,
-    with the last good image. ``predict`` writes the image of a checkpoint.
+    It is for a :class:`~pl_losses.StyleTransfer`. It logs ``train/image``, of rank zero's first images. The
+    file is written when training ends, also if it is interrupted. If the loss is not finite, training stops,
+    and the last good image is written. ``predict`` writes the image of a checkpoint.
 
     Args:
-        output: File to write to, in the format of its suffix. With several contents, their names are inserted
-            before the suffix. Default: ``<content>-<style>.png`` in the run's folder.
+        output: File to write. Its suffix says the format. With several contents, their names are put before
+            the suffix. Default: ``<content>-<style>.png`` in the run's folder.
         every_n_steps: Show the image after every n-th optimizer step; 0 for never.
 
     Raises:

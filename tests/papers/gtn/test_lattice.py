@@ -4,11 +4,22 @@ import pytest
 import torch
 from papers.gtn.lattices import all_paths, expected, random_penalties
 
+from pl_losses.core.kernels import kernels
 from pl_losses.papers.gtn import ArcLattice, SegmentLattice, lexicon
+from pl_losses.papers.gtn.lattices import segmental
 
 INF = float("inf")
 EXACT = {"atol": 1e-12, "rtol": 1e-12}
 SHAPES = [(n, k, c) for n in range(6) for k in (1, 2, 3) for c in (1, 2, 3) if c**n <= 32 or (k, c) == (3, 3)]
+
+
+@pytest.fixture(autouse=True, params=["compiled", "tensors"])
+def engine(request, monkeypatch):
+    """Both ways to the same numbers, the second for a GPU and where Numba is missing."""
+    if request.param == "tensors":
+        monkeypatch.setattr(segmental, "kernels", lambda name: None)
+    elif kernels("pl_losses.papers.gtn.lattices.compiled") is None:
+        pytest.skip("no Numba: install the extra `fast`")
 
 
 def spelling(paths, target):

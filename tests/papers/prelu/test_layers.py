@@ -1,5 +1,6 @@
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from torch.fx import symbolic_trace
 from pl_losses.papers.prelu import PReLU, layers
 
 
-@pytest.fixture
-def as_written(monkeypatch):
-    """Runs what would be compiled as it is written: the same numbers, without waiting for a compiler."""
+@pytest.fixture(params=["torch.compile", "numba"])
+def as_written(request, monkeypatch):
+    """The names of the loops that run: those for torch.compile as they are written, or Numba's."""
     calls = []
 
     def compile_(function, **options):
@@ -23,6 +24,17 @@ def as_written(monkeypatch):
 
     layers._compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", compile_)
+    if request.param == "torch.compile":
+        monkeypatch.setattr(layers, "kernels", lambda name: None)
+    else:
+        native = pytest.importorskip(
+            "pl_losses.papers.prelu.compiled", reason="no Numba: install the extra `fast`"
+        )
+        for name in ("channels_first", "channels_last"):
+            run = partial(
+                lambda loop, name, *given: [calls.append(name), loop(*given)], getattr(native, name)
+            )
+            monkeypatch.setattr(native, name, partial(run, f"_{name}"))
     yield calls
     layers._compiled.cache_clear()
 
@@ -108,8 +120,10 @@ def test_first_and_second_derivatives(as_written, channels):
 def test_slopes_of_zero_and_one_are_a_relu_and_the_identity(as_written):
     x = inputs((3, 2, 4))
     assert torch.equal(PReLU(2, 0.0, compiled=True)(x), x.relu())
-    assert torch.equal(PReLU(2, 1.0, compiled=True)(x), x)
-    assert len(as_written) == 1
+    output = PReLU(2, 1.0, compiled=True)(x)
+    assert torch.equal(output, x)
+    output.sum().backward()
+    assert as_written
 
 
 def derivative(layer, x):
@@ -146,11 +160,12 @@ def test_everything_else_is_torchs(as_written, use):
     assert not as_written
 
 
-def test_small_inputs_are_not_compiled(as_written):
-    gradients(PReLU(2), inputs((3, 2, 4)))
-    gradients(PReLU(2, compiled=False), torch.empty(1, 2, 2**21 + 1, requires_grad=True))
+def test_small_inputs_are_not_compiled(as_written, request):
+    least = 2**14 if "numba" in request.node.name else 2**21
+    gradients(PReLU(2), torch.empty(1, 2, least - 1, requires_grad=True))
+    gradients(PReLU(2, compiled=False), torch.empty(1, 2, least + 1, requires_grad=True))
     assert not as_written
-    gradients(PReLU(2), torch.empty(1, 2, 2**21, requires_grad=True))
+    gradients(PReLU(2), torch.empty(1, 2, least, requires_grad=True))
     assert as_written
 
 
@@ -159,6 +174,7 @@ def test_without_a_compiler_torchs_own_serves(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *args, **options: broken)
+    monkeypatch.setattr(layers, "kernels", lambda name: None)
     layers._compiled.cache_clear()
     x = inputs((3, 2, 4))
     found, wanted = gradients(PReLU(2, compiled=True), x), gradients(nn.PReLU(2), x)
@@ -182,7 +198,8 @@ def test_bad_arguments_are_named():
 
 
 @pytest.mark.slow
-def test_compiled_loops_give_torchs_gradients():
+def test_compiled_loops_give_torchs_gradients(monkeypatch):
+    monkeypatch.setattr(layers, "kernels", lambda name: None)
     layers._compiled.cache_clear()
     for shape, channels, memory, _ in CASES:
         x = inputs(shape, memory=memory)

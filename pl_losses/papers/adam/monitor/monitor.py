@@ -65,19 +65,20 @@ class _Watched:
 class AdamBiasCorrectionMonitor(Monitor):
     r"""Shows what Adam's bias correction does and how far Adam steps, for any module.
 
-    Watches torch's Adam, AdamW, NAdam, RAdam and Adamax in all their variants, this suite's, and subclasses
-    and similar optimizers whose first step agrees with the closed form; of several optimizers, those of this
-    kind. Everything is computed from the state after a step, the step itself in closed form, over the
-    parameters that the step changed. If a step changed nothing, since no gradient came or mixed precision
-    skipped it, only ``skipped_steps`` is logged. Keys begin with ``adam/`` and the optimizer's name, followed
-    by the parameter group's if there are several, as ``LearningRateMonitor`` names them; :attr:`KEYS` says
-    what is logged. At the end of training, a picture shows the effective and the largest steps over time.
+    It works with torch's Adam, AdamW, NAdam, RAdam and Adamax, and with those of this suite. It also takes a
+    subclass or a similar optimizer, if its first step agrees with the formula. Other optimizers of the module
+    are left out. All numbers are computed from the state after a step, and from the formula of the step. They
+    are about the parameters that the step changed. A step may change nothing: there was no gradient, or mixed
+    precision skipped it. Then only ``skipped_steps`` is logged. Keys begin with ``adam/`` and the name of the
+    optimizer. If it has several parameter groups, the name of the group follows, as in
+    ``LearningRateMonitor``. :attr:`KEYS` says what is logged. At the end of training, a picture shows the
+    effective and the largest steps over time.
 
     Args:
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
-        level: ``"full"``, or ``"aggregate"`` for what can be said without visiting every coordinate.
-        tensors: Pattern, such as ``"encoder.*.weight"``, of the names of parameters that get the same
-            statistics of their own.
+        level: ``"full"``, or ``"aggregate"`` to leave out what needs a pass over all coordinates.
+        tensors: Pattern, such as ``"encoder.*.weight"``, of the names of parameters. Each of them is logged
+            by itself, too.
 
     Raises:
         ValueError: If ``level`` is neither, or, when training starts, if ``tensors`` matches no parameter.

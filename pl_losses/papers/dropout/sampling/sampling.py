@@ -49,29 +49,29 @@ def mc_samples(
 ) -> Any:
     """Make T stochastic passes with dropout on and everything else as in evaluation.
 
-    Everything that is random in training is random here: ``nn.Dropout`` and its relatives, dropout in
-    attention, Transformer and recurrent layers, ``F.dropout(x, p, self.training)`` and its like,
-    ``nn.RReLU``, and parts that draw random numbers of their own, or choose a probability, ``if
-    self.training``: drop path (StochasticDepth, DropBlock), skipped layers, noise that is added or
-    multiplied. Such parts are found by trials: a part that asks for its mode is run in both, and is on if it
-    is more random in training. A part that is random there but returns something else, or fails without
-    targets, stays as it is in evaluation, and a warning says so. A flag other than ``training`` is not seen.
-    Everything else runs in eval mode, without gradients. There are no side effects, even after an exception:
-    modes, running statistics, gradients and random streams are as before. The streams are the global ones
-    (torch's, NumPy's, Python's) and generators that are attributes of the module or its parts, or in a list,
-    tuple or dict that is an attribute; generators that are kept elsewhere are not restored.
+    All that is random in training is random here. This means all kinds of dropout: ``nn.Dropout`` and its
+    relatives, ``F.dropout(x, p, self.training)`` and its like, and dropout in attention, Transformer and
+    recurrent layers. It means ``nn.RReLU``. It also means parts that draw random numbers, or choose a
+    probability, ``if self.training``: drop path (StochasticDepth, DropBlock), skipped layers, and noise. Such
+    parts are found by trials. A part that asks for its mode is run in both modes, and is on if it is more
+    random in training. Some of these return something else in training, or fail without targets. They stay as
+    in evaluation, and a warning says so. A flag other than ``training`` is not seen. All other parts run in
+    eval mode, without gradients. There are no side effects, even after an exception: modes, running
+    statistics, gradients and random streams are as before. The streams are the global ones of torch, NumPy
+    and Python. They are also the generators that are attributes of the module or its parts, or in a list,
+    tuple or dict that is an attribute. A generator that is kept elsewhere is not restored.
 
     The part before the first dropout is computed once. The rest is computed for many samples at a time, by
-    ``torch.func.vmap``, if possible. Otherwise passes are made one by one: for a module that decides by
-    values (``if x.sum() > 0``), writes into a new tensor, draws random numbers beside its dropout, changes
-    what it holds (buffers, attributes), or is sharded over ranks. A log message says so once for each class
-    of modules, with the reason. Forward hooks see many samples at once.
+    ``torch.func.vmap``. Some modules do not allow this. They decide by values (``if x.sum() > 0``), write
+    into a new tensor, draw random numbers beside their dropout, change their buffers or attributes, or are
+    sharded over ranks. Then each sample is a pass of its own. A log message says so once for each class of
+    modules, with the reason. Forward hooks see many samples at once.
 
-    Each dropout has its own random stream, seeded by ``seed`` and its position, from which sample after
-    sample draws. The same seed gives the same bits on the same kind of device, the first 50 of 100 samples
-    have the masks of 50 samples, and ``chunk`` changes no mask. Sums over other sizes may be rounded
-    differently in the last bits. p is kept to 0.2 % of min(p, 1 - p), and means are exact. Masks may differ
-    between kinds of devices and between releases.
+    Each dropout has its own random stream, seeded by ``seed`` and its position. One sample after the other
+    draws from it. The same seed gives the same bits on the same kind of device. The first 50 of 100 samples
+    have the masks of 50 samples. ``chunk`` changes no mask. Sums over other sizes may be rounded differently
+    in the last bits. p is kept to 0.2 % of min(p, 1 - p), and means are exact. Masks may differ between kinds
+    of devices and between releases.
 
     Args:
         module: The module. Compiled ones run uncompiled here. A scripted or traced one must not hold dropout.
@@ -86,14 +86,14 @@ def mc_samples(
         masks: "independent": a mask for each input. "shared": one draw of the function for all inputs of the
             batch, masks [1, ...] that depend neither on the batch's size nor on its content. Each input has
             the same distribution either way. Shared masks are for Dropout, Dropout1d, 2d and 3d on inputs
-            with the batch first. The batch dimension is recognised by its size alone: a first dimension that
-            has this size by chance (B time steps before B inputs) is taken for the batch.
+            with the batch first. The batch dimension is known by its size alone. If a first dimension has
+            this size by chance (B time steps before B inputs), it is taken for the batch.
         forward: Called with the batch instead of the module, such as a method of it or a function that turns
             its outputs into probabilities.
         train: Classes, or their names, of parts whose own flag ``training``, not that of their children, is
-            on during the passes. With ``None`` parts that are random in training are found, which takes about
-            five more passes for a module with parts that ask for their mode, ten if some are not random; with
-            an empty list only dropout functions are on.
+            on during the passes. With ``None`` the parts that are random in training are found. If parts ask
+            for their mode, this takes about five more passes, or ten if some of them are not random. With an
+            empty list only dropout functions are on.
 
     Returns:
         [T, B, ...], or the structure (tuple, list, dict) that the module returns, of such tensors. ``None``

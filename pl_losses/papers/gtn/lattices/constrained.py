@@ -39,6 +39,10 @@ class TargetLattice(DenseLattice):
     def _whole(self) -> bool:
         return self.lengths is None and self.target_lengths is None
 
+    @property
+    def _counts(self) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        return self.lengths, self.targets, self.target_lengths
+
     def _index(self) -> Tensor:
         return self.targets[:, None, None].expand(-1, self.sweep.pieces, self.sweep.longest, -1)
 

@@ -68,6 +68,10 @@ class SegmentLattice(DenseLattice):
     def _whole(self) -> bool:
         return self.lengths is None
 
+    @property
+    def _counts(self) -> tuple[Tensor | None, None, None]:
+        return self.lengths, None, None
+
     def _scores(self, tropical: bool) -> Tensor:
         scores: Tensor = _ClassScores.apply(self.penalties, self._ignored, tropical)
         return scores

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pl_losses.core.kernels import is_plain, kernels
 from pl_losses.core.validation import typed
 from pl_losses.papers.gtn.lattices.arcs import ArcLattice
 from pl_losses.papers.gtn.lattices.paths import NO_PATH, Path, SegmentPosteriors
@@ -48,6 +50,8 @@ def outside(pieces: int, longest: int, lengths: Tensor | None, device: torch.dev
 class DenseLattice(ABC):
     """A lattice of segments of at most K pieces, all samples of the batch in one recurrence."""
 
+    penalties: Tensor
+
     def __init__(self, sweep: SegmentRecursion, samples: int, device: torch.device) -> None:
         self.sweep, self.samples, self.device = sweep, samples, device
 
@@ -55,6 +59,11 @@ class DenseLattice(ABC):
     @abstractmethod
     def _whole(self) -> bool:
         """Whether all samples have all N pieces, and all L labels."""
+
+    @property
+    @abstractmethod
+    def _counts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the numbers of pieces, the targets if there are any, and their lengths."""
 
     @abstractmethod
     def _scores(self, tropical: bool) -> Tensor:
@@ -103,6 +112,19 @@ class DenseLattice(ABC):
         return self._penalty(tropical=True)
 
     def _penalty(self, tropical: bool) -> Tensor:
+        compiled = kernels("pl_losses.papers.gtn.lattices.compiled") if is_plain(self.penalties) else None
+        if compiled is None:
+            return self._penalty_by_tensors(tropical)
+        penalty: Tensor = compiled.CompiledPenalty.apply(self.penalties, *self._counts, tropical, self._again)
+        return penalty
+
+    def _again(self, penalties: Tensor, tropical: bool) -> Tensor:
+        """Compute the penalty of the same paths by operations that can be differentiated twice."""
+        other = copy(self)
+        other.penalties = penalties
+        return other._penalty_by_tensors(tropical)
+
+    def _penalty_by_tensors(self, tropical: bool) -> Tensor:
         potentials = ForwardScores.apply(self.sweep, self._scores(tropical), tropical)
         if self._whole:  # a slice is cheaper than indices
             return penalties_of(potentials[0, potentials.shape[1] - self.samples :])

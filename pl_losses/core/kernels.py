@@ -1,0 +1,58 @@
+"""Kernels for a CPU that Numba compiles. It is an extra: without it, operations on tensors do the work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from pl_losses.core.compat import of_torch
+
+log = logging.getLogger(__name__)
+# From so many numbers on, another thread gains more than its start takes.
+SHARE = 500_000
+
+
+@cache
+def kernels(name: str) -> ModuleType | None:
+    """Import a module of kernels; ``None`` where Numba is not installed or does not work."""
+    try:
+        return import_module(name)
+    except (
+        Exception
+    ) as error:  # Numba refuses what it does not know: a version of NumPy, a folder without a cache.
+        log.info("%s is not used: %s", name, error)
+        return None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a kernel may read the memory: float32 or float64 on a CPU, not traced."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)  # No DTensor, nor what torch.fx puts there.
+        and tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not of_torch.is_transformed()
+    )
+
+
+def over_samples(kernel: Callable[..., None], first: Tensor, *others: object) -> None:
+    """Run a kernel over all samples of its arguments, in several threads where there is much to do.
+
+    A kernel takes the arguments, tensors as arrays, and the range of its samples.
+    """
+    arguments = [one.numpy() if isinstance(one, Tensor) else one for one in (first, *others)]
+    samples, parts = first.shape[0], first.numel() // SHARE
+    if parts < 2 or (threads := min(torch.get_num_threads(), parts, samples)) == 1:
+        kernel(*arguments, 0, samples)
+        return
+    bounds = [samples * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda i: kernel(*arguments, bounds[i], bounds[i + 1]), range(threads)):
+            pass
