@@ -193,16 +193,6 @@ class TensorDataModule(OfLightning, LightningDataModule):
             _check_labels(split, tensors[-1], self.num_classes)
 
 
-def train_and_val(samples: int, val_size: int, limit: int | None, seed: int) -> dict[str, Tensor]:
-    """Draw which samples are for validation, and return the indices of both splits.
-
-    Those to train on stay in order, so that ``limit`` takes the first ones whatever the seed.
-    """
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
-    rows = {"train": order[: samples - val_size].sort().values[:limit]}
-    return rows | {"val": order[samples - val_size :]} if val_size else rows
-
-
 def _checksum(tensors: Batch) -> str:
     parts = []
     for tensor in tensors:
@@ -222,3 +212,13 @@ def _has_room(device: torch.device, tensors: Batch) -> bool:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return sum(tensor.nbytes for tensor in tensors) < free // 4
+
+
+def train_and_val(samples: int, val_size: int, limit: int | None, seed: int) -> dict[str, Tensor]:
+    """Draw which samples are for validation, and return the indices of both splits.
+
+    Those to train on stay in order, so that ``limit`` takes the first ones whatever the seed.
+    """
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    rows = {"train": order[: samples - val_size].sort().values[:limit]}
+    return rows | {"val": order[samples - val_size :]} if val_size else rows
