@@ -83,11 +83,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None = None) -> None:
         super().__init__()
-        if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
-            raise TypeError(
-                "Expected `optimizer` to be a function of the parameters, such as"
-                f" `lambda parameters: torch.optim.Adam(parameters)`, but got {optimizer!r:.80}"
-            )
+        expected.builder("optimizer", optimizer)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._sharded = False
@@ -300,19 +296,10 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
 
     def on_validation_end(self) -> None:
         """Note the metrics' updates, and forget the modes: Lightning restores them."""
-        self._end_evaluation()
-
-    def on_test_end(self) -> None:
-        """Note the metrics' updates, and forget the modes: Lightning restores them."""
-        self._end_evaluation()
-
-    def on_predict_end(self) -> None:
-        """Note the metrics' updates, and forget the modes: Lightning restores them."""
-        self._end_evaluation()
-
-    def _end_evaluation(self) -> None:
         self._note_updates()
         self._modes = []
+
+    on_test_end = on_predict_end = on_validation_end
 
     def restore_modes(self) -> None:
         """Restore the modes from before the current evaluation, if there is one."""
@@ -332,9 +319,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
         """Note which samples this rank sees."""
         self._note(batch, dataloader_idx)
 
-    def on_test_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Note which samples this rank sees."""
-        self._note(batch, dataloader_idx)
+    on_test_batch_start = on_validation_batch_start
 
     def on_predict_batch_start(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Note which dataloader this is."""

@@ -183,6 +183,19 @@ def several(owner: object, method: str, value: object, count: int) -> tuple[obje
     return tuple(value)
 
 
+def builder(name: str, value: object) -> None:
+    """Refuse an argument that is no function from parameters to an optimizer.
+
+    Raises:
+        TypeError: If it cannot be called, or is an optimizer already.
+    """
+    if isinstance(value, Optimizer) or not callable(value):
+        raise TypeError(
+            f"Expected `{name}` to be a function of the parameters, such as"
+            f" `lambda parameters: torch.optim.Adam(parameters)`, but got {value!r:.80}"
+        )
+
+
 def makers(
     owner: object, method: str, value: object
 ) -> tuple[Callable[..., Optimizer], Callable[..., Any] | None]:

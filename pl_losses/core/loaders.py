@@ -64,6 +64,15 @@ def evaluation_loaders(trainer: Trainer, stage: Stage) -> list[object]:
     return flat
 
 
+def rank_of(trainer: Trainer | None) -> tuple[int, int]:
+    """Return this rank among those that share the samples out, and their number.
+
+    The strategy knows which ranks share a model and so must see the same samples.
+    """
+    share = None if trainer is None else trainer.distributed_sampler_kwargs
+    return (share["rank"], share["num_replicas"]) if share else (0, 1)
+
+
 def refuse_hidden(trainer: Trainer, loader: object, training: bool = False) -> None:
     """Refuse repeated samples of Lightning's sampler if a batch sampler hides which ones they are.
 
@@ -72,7 +81,7 @@ def refuse_hidden(trainer: Trainer, loader: object, training: bool = False) -> N
         loader: A dataloader.
         training: Whether to warn instead.
     """
-    ranks = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    _, ranks = rank_of(trainer)
     given = ranks > 1 and of_lightning.shares_samples(trainer)
     if not given or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return

@@ -312,22 +312,3 @@ def _sequence(origin: type, inner: tuple[object, ...]) -> _Kind:
         lambda value: has_elements(value, "is_type"),
         lambda value: has_elements(value, "fits") and long in (None, len(value)),
     )
-
-
-__all__ = [
-    "check_classes",
-    "check_counts",
-    "check_init",
-    "check_integer",
-    "check_integers",
-    "check_least",
-    "check_number",
-    "check_positive",
-    "check_real",
-    "check_shape",
-    "check_share",
-    "check_types",
-    "has_values",
-    "in_words",
-    "typed",
-]

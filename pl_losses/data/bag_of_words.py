@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.download import data_root
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule
+from pl_losses.data.module import TensorDataModule
 
-Counts = NDArray[np.int64]
-Documents = tuple[Counts, Counts, Counts]  # document, word and count of each entry
+Labels = NDArray[np.int64]
 
 
 class BagOfWords(TensorDataModule):
@@ -40,7 +40,6 @@ class BagOfWords(TensorDataModule):
         eval_batch_size: Documents per step and rank in evaluation. Default: 1000, or ``batch_size`` if that
             is larger.
         seed: Seed of the order; the generated set does not depend on it.
-        resident: Where the documents lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range, or a file is damaged.
@@ -66,11 +65,10 @@ class BagOfWords(TensorDataModule):
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         seed: int = 0,
-        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         check_counts(vocabulary=vocabulary)
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
         self.root = data_root(root)
         self.vocabulary = vocabulary
         self.input_shape = (vocabulary,)
@@ -95,17 +93,15 @@ class BagOfWords(TensorDataModule):
             ValueError: If a file is damaged.
         """
         if self.found == "imdb":
-            parts = {part: read_labelled(self._file(part)) for part in ("train", "test")}
+            parts = [read_labelled(self._file(part)) for part in ("train", "test")]
         else:
-            parts = {
-                part: generate(documents, 20_000, seed)
-                for part, documents, seed in (("train", 4000, 0), ("test", 1000, 1))
-            }
-        frequent = most_frequent(parts["train"][0], self.vocabulary)
-        return {
-            part: (_lists(documents, len(labels), frequent), torch.from_numpy(labels))
-            for part, (documents, labels) in parts.items()
-        }
+            parts = [generate(4000, 20_000, 0), generate(1000, 20_000, 1)]
+        largest = max(documents.shape[1] for documents, _ in parts)
+        for documents, labels in parts:
+            documents.resize(len(labels), largest)
+        frequent = most_frequent(parts[0][0], self.vocabulary)
+        found = [(_lists(documents[:, frequent]), torch.from_numpy(labels)) for documents, labels in parts]
+        return dict(zip(("train", "test"), found, strict=True))
 
     def eval_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Turn lists of words [B, L], padded with -1, into zeros and ones [B, vocabulary]."""
@@ -134,18 +130,17 @@ def _find(root: Path, part: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def read_labelled(path: Path) -> tuple[Documents, Counts]:
+def read_labelled(path: Path) -> tuple[Any, Labels]:
     """Read a ``labeledBow.feat``: on each line a rating of 1 to 10 and ``word:count`` for each word in it.
 
     Returns:
-        The documents' entries, and their labels [N]: 1 for ratings above 5, else 0.
+        The counts of words in documents, sparse [N, V], and labels [N]: 1 for ratings above 5, else 0.
 
     Raises:
         ValueError: If a line has another format.
     """
     labels: list[int] = []
-    rows: list[Counts] = []
-    entries: list[Counts] = []
+    entries: list[Any] = []
     with path.open(encoding="ascii", errors="replace") as file:
         for number, line in enumerate(file):
             rating, _, rest = line.partition(" ")
@@ -159,34 +154,34 @@ def read_labelled(path: Path) -> tuple[Documents, Counts]:
                     f" got {line.strip()[:60]!r}"
                 ) from None
             labels.append(int(int(rating) > 5))
-            rows.append(np.full(len(pairs), number))
             entries.append(pairs)
     if not labels:
         raise ValueError(f"Expected {path} to hold documents but it is empty")
     if len({*labels}) < 2:
         raise ValueError(f"Expected ratings of both classes, up to 5 and above, in {path} but all are of one")
-    joined = np.concatenate(entries)
-    return (np.concatenate(rows), joined[:, 0], joined[:, 1]), np.array(labels)
+    rows = np.repeat(np.arange(len(labels)), list(map(len, entries)))
+    words, counts = np.concatenate(entries).T
+    return csr_array((counts, (rows, words))), np.array(labels)
 
 
-def generate(documents: int, words: int, seed: int) -> tuple[Documents, Counts]:
+def generate(documents: int, words: int, seed: int) -> tuple[Any, Labels]:
     """Draw documents of about 120 words, half in each class, whose word frequencies follow Zipf's law.
 
     The word of rank k has a probability proportional to exp(+-s_k) / (k + 2.7), with the sign of the class;
     s_k is normal with standard deviation 0.25, the same for all seeds.
 
     Args:
-        documents: Their number.
-        words: Size of the language.
+        documents: Their number N.
+        words: Size of the language V.
         seed: Seed of the draw.
 
     Returns:
-        The documents' entries, and their labels.
+        The counts of words in documents, sparse [N, V], and labels [N].
 
     Example:
-        >>> (rows, words, counts), labels = generate(4, 1000, seed=0)
-        >>> labels.tolist(), int(rows.max()), bool(words.max() < 1000), bool(counts.min() >= 1)
-        ([0, 1, 0, 1], 3, True, True)
+        >>> counts, labels = generate(4, 1000, seed=0)
+        >>> counts.shape, labels.tolist()
+        ((4, 1000), [0, 1, 0, 1])
     """
     tilt = np.random.default_rng(0).normal(scale=0.25, size=words)
     labels = np.arange(documents) % 2
@@ -198,33 +193,23 @@ def generate(documents: int, words: int, seed: int) -> tuple[Documents, Counts]:
         cumulated = np.cumsum(np.exp(sign * tilt) / (np.arange(1, words + 1) + 2.7))
         own = labels[rows] == label
         drawn[own] = np.searchsorted(cumulated, random.random(own.sum()) * cumulated[-1], side="right")
-    places, counts = np.unique(rows * words + drawn, return_counts=True)
-    return (places // words, places % words, counts), labels
+    return csr_array((np.ones(len(rows)), (rows, drawn)), shape=(documents, words)), labels
 
 
-def most_frequent(documents: Documents, most: int) -> Counts:
+def most_frequent(documents: Any, most: int) -> Labels:
     """Find the words that occur most often in all documents together, the most frequent first.
 
-    >>> most_frequent((np.array([0, 0, 1]), np.array([4, 2, 2]), np.array([3, 1, 1])), 2).tolist()
+    >>> most_frequent(csr_array([[0, 0, 1, 0, 3], [0, 0, 1, 0, 0]]), 2).tolist()
     [4, 2]
     """
-    _, words, counts = documents
-    totals = np.bincount(words, weights=counts)
+    totals = np.asarray(documents.sum(axis=0)).ravel()
     order = np.argsort(-totals, kind="stable")[:most]
     return order[totals[order] > 0]
 
 
-def _lists(documents: Documents, number: int, frequent: Counts) -> Tensor:
-    """List the frequent words of each document by rank, int32 [N, L], padded with -1."""
-    rows, words, _ = documents
-    ranks = np.full(max(words.max(), frequent.max()) + 1, -1)
-    ranks[frequent] = np.arange(len(frequent))
-    known = ranks[words] >= 0
-    rows, words = rows[known], ranks[words[known]]
-    order = np.argsort(rows, kind="stable")
-    rows, words = rows[order], words[order]
-    lengths = np.bincount(rows, minlength=number)
-    position = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    lists = np.full((number, max(lengths.max(), 1)), -1, dtype=np.int32)
-    lists[rows, position] = words
+def _lists(documents: Any) -> Tensor:
+    """List the words of each document, sparse [N, V], as int32 [N, L], padded with -1."""
+    lengths = np.diff(documents.indptr)
+    lists = np.full((len(lengths), max(lengths.max(), 1)), -1, dtype=np.int32)
+    lists[np.arange(lists.shape[1]) < lengths[:, None]] = documents.indices
     return torch.from_numpy(lists)

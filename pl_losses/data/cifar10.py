@@ -16,30 +16,19 @@ from pl_losses.core.files import checksum
 from pl_losses.core.validation import check_counts, check_init, check_integer
 from pl_losses.data.download import data_root
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule
+from pl_losses.data.module import TensorDataModule, train_and_val
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # Of the training pixels, scaled to 0..1.
-SAMPLES = {"train": 50_000, "test": 10_000}
 ADVICE = "delete it and run again, or copy the original file there"
-# SHA-1 of the files of the binary version, as MXNet publishes them.
-BINARY = {
-    "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
-    "data_batch_2.bin": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
-    "data_batch_3.bin": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
-    "data_batch_4.bin": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
-    "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
-    "test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c",
-}
 
 
 class CIFAR10(TensorDataModule):
     """The 50 000 training and 10 000 test images of ten classes, 32x32 in colour, normalised per channel.
 
-    The files are looked for in ``root`` and ``root/cifar10``. First comes the original Python version: the
-    folder ``cifar-10-batches-py`` or its archive. Then comes the binary version, ``cifar-10-batches-bin``.
-    Each is checked by the published checksums. If none is there, the Python version is downloaded when a
-    Trainer (or you) calls ``prepare_data``.
+    The files are looked for in ``root`` and ``root/cifar10``: the folder ``cifar-10-batches-py`` of the
+    original Python version, or its archive. Each is checked by the published checksums. If none is there, the
+    archive is downloaded when a Trainer (or you) calls ``prepare_data``.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
@@ -54,7 +43,6 @@ class CIFAR10(TensorDataModule):
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the crops.
-        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -76,14 +64,13 @@ class CIFAR10(TensorDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         seed: int = 0,
-        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         check_integer("val_size", val_size, 0, 49_999)
         check_integer("pad", pad, 0)
         check_integer("crop", crop, 1, 32 + 2 * pad)
         check_counts(limit=limit)
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
         self.root = data_root(root)
         self.download = download
         self.val_size = val_size
@@ -91,7 +78,6 @@ class CIFAR10(TensorDataModule):
         self.crop = crop
         self.pad = pad
         self.limit = limit
-        self._source: Source | None = None
         self.input_shape = (3, crop, crop) if augment else (3, 32, 32)
 
     def prepare_data(self) -> None:
@@ -116,7 +102,7 @@ class CIFAR10(TensorDataModule):
 
     def complete(self) -> bool:
         """Tell whether there are files; damage shows when they are read."""
-        return _found(self.root) is not None
+        return self._found() is not None
 
     def load(self, stage: str) -> dict[str, Batch]:
         """Return the images and labels of a stage.
@@ -125,19 +111,14 @@ class CIFAR10(TensorDataModule):
             FileNotFoundError: If there are no files.
             ValueError: If a file is damaged, or images are missing.
         """
-        self._source = self._source or _found(self.root)
-        if self._source is None:
+        path = self._found()
+        if path is None:
             raise FileNotFoundError(self._missing())
-        source = self._source
         if stage in ("test", "predict"):
-            return {"test": source.read("test", torch.arange(SAMPLES["test"]))}
-        order = torch.randperm(SAMPLES["train"], generator=torch.Generator().manual_seed(self.seed))
-        # In the files' order, so that `limit` takes the first images whatever the seed.
-        train = order[: len(order) - self.val_size].sort().values[: self.limit]
-        splits = {"train": source.read("train", train)}
-        if self.val_size:
-            splits["val"] = source.read("train", order[-self.val_size :])
-        return splits
+            return {"test": _read(path, "test")}
+        images, labels = _read(path, "train")
+        rows = train_and_val(len(labels), self.val_size, self.limit, self.seed)
+        return {split: (images[chosen], labels[chosen]) for split, chosen in rows.items()}
 
     def train_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Crop and mirror the images if ``augment`` is set, then normalise them."""
@@ -151,6 +132,11 @@ class CIFAR10(TensorDataModule):
         images, labels = batch
         mean, std = (torch.tensor(of, device=images.device).view(3, 1, 1) * 255 for of in (MEAN, STD))
         return images.float().sub_(mean).div_(std), labels
+
+    def _found(self) -> Path | None:
+        names = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+        places = (folder / name for folder in (self.root, self.root / "cifar10") for name in names)
+        return next((place for place in places if place.exists()), None)
 
     def _missing(self) -> str:
         return (
@@ -183,81 +169,34 @@ def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tenso
     return images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-class Source:
-    """A place with the images.
+def _read(path: Path, split: str) -> Batch:
+    """Read images uint8 [N, 3, 32, 32] and labels [N] of "train" or "test" from a folder or an archive.
 
-    Args:
-        path: A folder or an archive.
+    They are pickles, which are opened only if their checksums are right.
     """
+    from torchvision.datasets import CIFAR10 as Published
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self, split: str, rows: Tensor) -> Batch:
-        """Read images uint8 [N, 3, 32, 32] and labels [N] of some rows of "train" or "test"."""
-        raise NotImplementedError
-
-
-class _Python(Source):
-    """The pickles of the original Python version, opened only if their checksums are right."""
-
-    def read(self, split: str, rows: Tensor) -> Batch:
-        from torchvision.datasets import CIFAR10 as Published
-
-        published = dict(Published.train_list if split == "train" else Published.test_list)
-        images, labels = [], []
-        for name, data in self._files(list(published)):
-            _verify(self.path / name, data, "md5", published[name])
-            content = pickle.loads(data, encoding="latin1")
-            images.append(content["data"])
-            labels += content["labels"]
-        pixels = torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32)
-        return pixels[rows], torch.tensor(labels)[rows]
-
-    def _files(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
-        if self.path.is_dir():
-            yield from ((name, _bytes(self.path / name)) for name in names)
-            return
-        with tarfile.open(self.path) as archive:
-            for name in names:
-                member = archive.extractfile(f"cifar-10-batches-py/{name}")
-                yield name, member.read() if member else b""
+    published = dict(Published.train_list if split == "train" else Published.test_list)
+    images, labels = [], []
+    for name, data in _files(path, list(published)):
+        if (found := checksum(data, "md5")) != published[name]:
+            raise ValueError(
+                f"Expected {path / name} with the published MD5 {published[name]} but got {found}: {ADVICE}"
+            )
+        content = pickle.loads(data, encoding="latin1")
+        images.append(content["data"])
+        labels += content["labels"]
+    return torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32), torch.tensor(labels)
 
 
-class _Binary(Source):
-    """The binary version: for each sample a byte for the label, then the pixels."""
-
-    def read(self, split: str, rows: Tensor) -> Batch:
-        parts = []
-        for name in BINARY:
-            if name.startswith("test") != (split == "test"):
-                continue
-            data = _bytes(self.path / name)
-            _verify(self.path / name, data, "sha1", BINARY[name])
-            parts.append(torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, 3073))
-        samples = torch.cat(parts)[rows]
-        return samples[:, 1:].reshape(-1, 3, 32, 32), samples[:, 0].long()
-
-
-def _found(root: Path) -> Source | None:
-    for folder in (root, root / "cifar10"):
-        if (path := folder / "cifar-10-batches-py").is_dir():
-            return _Python(path)
-        if (path := folder / "cifar-10-python.tar.gz").is_file():
-            return _Python(path)
-        if (path := folder / "cifar-10-batches-bin").is_dir():
-            return _Binary(path)
-    return None
-
-
-def _verify(path: Path, data: bytes, algorithm: str, published: str) -> None:
-    if (found := checksum(data, algorithm)) != published:
-        raise ValueError(
-            f"Expected {path} with the published {algorithm.upper()} {published} but got {found}: {ADVICE}"
-        )
-
-
-def _bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected {path.parent} to hold {path.name}: copy the original file there")
-    return path.read_bytes()
+def _files(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for name in names:
+            if not (path / name).is_file():
+                raise FileNotFoundError(f"Expected {path} to hold {name}: copy the original file there")
+            yield name, (path / name).read_bytes()
+        return
+    with tarfile.open(path) as archive:
+        for name in names:
+            member = archive.extractfile(f"cifar-10-batches-py/{name}")
+            yield name, member.read() if member else b""

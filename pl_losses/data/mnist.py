@@ -17,7 +17,7 @@ from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.download import data_root, download
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident
+from pl_losses.data.module import train_and_val
 
 # MD5 of the four unpacked files, which are published for the packed ones' contents.
 UNPACKED = {
@@ -53,7 +53,6 @@ class MNIST(ImageDataModule):
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the distortions.
-        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
         source: "mnist" for MNIST's own files only; "any" to read another set of 28x28 images in ten
             classes under the same names, such as Fashion-MNIST, without checksums or downloads.
 
@@ -78,7 +77,6 @@ class MNIST(ImageDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         seed: int = 0,
-        resident: Resident = "auto",
         source: Literal["mnist", "any"] = "mnist",
     ) -> None:
         check_init(locals())
@@ -92,7 +90,6 @@ class MNIST(ImageDataModule):
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             seed=seed,
-            resident=resident,
         )
         self.root = data_root(root)
         self.source = source
@@ -133,14 +130,8 @@ class MNIST(ImageDataModule):
         images, labels = self._read("train", 60_000)
         if self.val_size >= len(labels):
             raise ValueError(f"Expected `val_size` below the {len(labels)} images but got {self.val_size}")
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
-        # In the files' order, so that `limit` takes the first images whatever the seed.
-        train = order[: len(order) - self.val_size].sort().values[: self.limit]
-        splits: dict[str, Batch] = {"train": (images[train], labels[train])}
-        if self.val_size:
-            val = order[-self.val_size :]
-            splits["val"] = (images[val], labels[val])
-        return splits
+        rows = train_and_val(len(labels), self.val_size, self.limit, self.seed)
+        return {split: (images[chosen], labels[chosen]) for split, chosen in rows.items()}
 
     def _read(self, part: str, samples: int) -> Batch:
         names = (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz")

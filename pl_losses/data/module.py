@@ -13,10 +13,9 @@ from torch import Tensor
 from pl_losses.core.compat.of_lightning import OfLightning
 from pl_losses.core.files import checksum
 from pl_losses.core.hparams import save_plain_hyperparameters
+from pl_losses.core.loaders import rank_of
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch, BatchLoader
-
-Resident = Literal["auto", "host", "device"]
 
 
 class TensorDataModule(OfLightning, LightningDataModule):
@@ -31,14 +30,14 @@ class TensorDataModule(OfLightning, LightningDataModule):
         num_classes: Number of classes; None when the targets are no classes.
         class_names: Name of each class.
         input_shape: Shape of one input as the model sees it, without the batch.
+        resident: Where the tensors lie: on the "host", on the Trainer's "device", or, with "auto", on the
+            device when it is a GPU of whose free memory they take less than a quarter.
 
     Args:
         batch_size: Training samples per step and rank.
         eval_batch_size: Samples per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the training transform.
-        resident: Where the tensors lie: on the "host", on the Trainer's "device", or, with "auto", on the
-            device when it is a GPU of whose free memory they take less than a quarter.
 
     Raises:
         TypeError: If an argument that counts is no integer.
@@ -48,15 +47,9 @@ class TensorDataModule(OfLightning, LightningDataModule):
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
     input_shape: tuple[int, ...] = ()
+    resident: Literal["auto", "host", "device"] = "auto"
 
-    def __init__(
-        self,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        *,
-        seed: int = 0,
-        resident: Resident = "auto",
-    ) -> None:
+    def __init__(self, batch_size: int = 64, eval_batch_size: int | None = None, *, seed: int = 0) -> None:
         check_init(locals())
         super().__init__()
         eval_size = max(1000, batch_size) if eval_batch_size is None else eval_batch_size
@@ -66,7 +59,6 @@ class TensorDataModule(OfLightning, LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_size
         self.seed = seed
-        self.resident = resident
         self.tensors: dict[str, Batch] = {}
         self._loaded: set[str] = set()
 
@@ -163,9 +155,7 @@ class TensorDataModule(OfLightning, LightningDataModule):
                 " `setup()` first, or pass the DataModule to a Trainer"
             )
         train = split == "train"
-        # The strategy knows which ranks share a model and so must see the same samples.
-        share = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        share = share or {"num_replicas": 1, "rank": 0}
+        rank, ranks = rank_of(self.trainer)
         return BatchLoader(
             self._placed(self.tensors[split]),
             self.batch_size if train else self.eval_batch_size,
@@ -174,8 +164,8 @@ class TensorDataModule(OfLightning, LightningDataModule):
             order=self.train_order if train else None,
             transform=self.train_transform if train else self.eval_transform,
             pad=pad,
-            rank=share["rank"],
-            world_size=share["num_replicas"],
+            rank=rank,
+            world_size=ranks,
         )
 
     def _placed(self, tensors: Batch) -> Batch:
@@ -228,3 +218,13 @@ def _has_room(device: torch.device, tensors: Batch) -> bool:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return sum(tensor.nbytes for tensor in tensors) < free // 4
+
+
+def train_and_val(samples: int, val_size: int, limit: int | None, seed: int) -> dict[str, Tensor]:
+    """Draw which samples are for validation, and return the indices of both splits.
+
+    Those to train on stay in order, so that ``limit`` takes the first ones whatever the seed.
+    """
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    rows = {"train": order[: samples - val_size].sort().values[:limit]}
+    return rows | {"val": order[samples - val_size :]} if val_size else rows

@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from pl_losses.data import CIFAR10
-from pl_losses.data.cifar10 import BINARY, random_crops
+from pl_losses.data.cifar10 import random_crops
 
 Published = torchvision.datasets.CIFAR10
 
@@ -20,7 +20,6 @@ def pixels(rows, seed):
 @pytest.fixture
 def small(monkeypatch):
     """A set of 50 and 10 images, ten a file, with checksums of its own."""
-    monkeypatch.setattr("pl_losses.data.cifar10.SAMPLES", {"train": 50, "test": 10})
     names = [f"data_batch_{part}" for part in range(1, 6)] + ["test_batch"]
     contents = {
         name: {"data": pixels(10, seed), "labels": [(3 * row + seed) % 10 for row in range(10)]}
@@ -69,29 +68,6 @@ def test_a_damaged_file_is_refused_before_it_is_opened(tmp_path, small):
     (tmp_path / "cifar-10-batches-py" / "data_batch_2").unlink()
     with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py to hold data_batch_2"):
         load(tmp_path)
-
-
-def test_the_binary_version(tmp_path, monkeypatch):
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    samples = pixels(10, 0)
-    data = np.hstack([np.arange(10, dtype=np.uint8)[:, None], samples]).tobytes()
-    (folder / "test_batch.bin").write_bytes(data)
-    monkeypatch.setattr("pl_losses.data.cifar10.SAMPLES", {"train": 50, "test": 10})
-    # Of a set of the right form, but not the published one.
-    with pytest.raises(
-        ValueError, match=r"test_batch.bin with the published SHA1 67eb016d.* but got .*delete"
-    ):
-        CIFAR10(str(tmp_path), download=False).setup("test")
-    monkeypatch.setitem(BINARY, "test_batch.bin", hashlib.sha1(data).hexdigest())
-    module = CIFAR10(str(tmp_path), download=False)
-    module.setup("test")
-    images, found = module.tensors["test"]
-    assert np.array_equal(images.numpy().reshape(10, -1), samples)
-    assert found.tolist() == [*range(10)]
-    (folder / "data_batch_1.bin").write_bytes(data[:3073])
-    with pytest.raises(ValueError, match=r"data_batch_1.bin with the published SHA1 aadd24ac.* but got"):
-        module.setup("fit")
 
 
 def test_splits_follow_the_seed_and_the_limit(tmp_path, small):

@@ -33,10 +33,10 @@ def classes_of(config: Any) -> list[str]:
     """
     trainer = config.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
-    return list(dict.fromkeys(class_paths([config.get("model"), callbacks, config])))
+    return list(dict.fromkeys(nested_class_paths([config.get("model"), callbacks, config])))
 
 
-def class_paths(config: Any) -> Iterator[str]:
+def nested_class_paths(config: Any) -> Iterator[str]:
     """Yield the paths of the classes in a config, with repetitions."""
     if isinstance(config, dict):
         if "class_path" in config:
@@ -44,7 +44,7 @@ def class_paths(config: Any) -> Iterator[str]:
         config = list(config.values())
     if isinstance(config, list):
         for one in config:
-            yield from class_paths(one)
+            yield from nested_class_paths(one)
 
 
 def finals(run: Run, metric: str = "") -> list[tuple[str, float]]:

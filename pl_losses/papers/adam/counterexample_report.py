@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pl_losses.core.declared import Keys
+from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.panels import Sections
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.papers.adam import manifest
 from pl_losses.papers.adam.counterexample import AMSGradCounterexample
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST = 2000  # points of a curve
 
@@ -67,9 +65,7 @@ def draw_path(rows: list[tuple[int, float, float]], name: str) -> Figure:
         rows: Step, average regret and coordinate.
         name: Of the optimizer.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = new_figure(9, 3.8)
     regret, path = figure.subplots(1, 2)
     steps, regrets, places = zip(*rows, strict=True)
     regret.plot(steps, regrets)

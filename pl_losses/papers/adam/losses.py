@@ -7,10 +7,10 @@ With a Gaussian posterior q(z|x) = N(mu, diag(sigma^2)), a standard normal prior
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import typed
 
 
@@ -31,6 +31,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
         ValueError: If the shapes differ.
 
     Example:
+        >>> import torch
         >>> kl_to_standard_normal(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2))
         tensor([2.])
     """
@@ -38,7 +39,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
         raise ValueError(
             f"Expected `log_variance` of shape {list(mean.shape)} but got {list(log_variance.shape)}"
         )
-    mean, log_variance = _wide(mean), _wide(log_variance)
+    mean, log_variance = at_least_float32(mean), at_least_float32(log_variance)
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
 
 
@@ -57,15 +58,11 @@ def bernoulli_error(logits: Tensor, target: Tensor) -> Tensor:
         ValueError: If the shapes differ.
 
     Example:
+        >>> import torch
         >>> bernoulli_error(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 1.0]]))  # 3 log 2
         tensor([2.0794])
     """
     if logits.shape != target.shape:
         raise ValueError(f"Expected `target` of shape {list(logits.shape)} but got {list(target.shape)}")
-    logits = _wide(logits)
+    logits = at_least_float32(logits)
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").sum(dim=1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Convert to float32 at least, also under autocast."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

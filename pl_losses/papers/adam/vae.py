@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -12,18 +11,15 @@ from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
 from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
-from pl_losses.core.loaders import BLOCK, drawn_at
+from pl_losses.core.loaders import BLOCK, drawn_at, rank_of
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
-from pl_losses.core.rng import keyed_generator
+from pl_losses.core.rng import standard_normal
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.papers.adam import manifest
 from pl_losses.papers.adam.losses import bernoulli_error, kl_to_standard_normal
 from pl_losses.papers.adam.optimizer import Adam
-
-# Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
-ROWS = 64
 
 
 class VAE(PaperModule):
@@ -47,6 +43,7 @@ class VAE(PaperModule):
         ValueError: If an argument is out of range.
 
     Example:
+        >>> import torch
         >>> VAE()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 784])
         >>> [list(parameter.shape) for parameter in VAE().parameters()][:4]
@@ -138,12 +135,9 @@ class VAE(PaperModule):
             like: The batch [B, ...], whose device and type it gets.
             key: What tells this batch from others, beside the seed.
         """
-        share = self.trainer_or_none.distributed_sampler_kwargs if self.trainer_or_none is not None else None
-        ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
-        # Ranks take every `ranks`-th sample, and may have one less than others.
-        rows = -(-len(like) * ranks // ROWS) * ROWS
-        noise = standard_normal(rows, self.latent, like.dtype, self.seed, *key)
-        return noise[rank::ranks][: len(like)].to(like.device, non_blocking=True)
+        rank, ranks = rank_of(self.trainer_or_none)
+        noise = standard_normal(len(like) * ranks, self.latent, self.seed, *key, dtype=like.dtype)
+        return noise[rank::ranks].to(like.device, non_blocking=True)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute and log the negative bound of a batch of images, per image."""
@@ -161,8 +155,10 @@ class VAE(PaperModule):
     def _evaluate(self, stage: str, images: Tensor, batch_idx: int) -> None:
         target = self.prepare_target(images)
         places = self.places(batch_idx, len(target))
-        key = (self.latent, target.dtype, self.seed, stage)
-        (noise,) = drawn_at(places, lambda block: (standard_normal(BLOCK, *key, block),))
+        key, dtype = (self.seed, stage), target.dtype
+        (noise,) = drawn_at(
+            places, lambda block: (standard_normal(BLOCK, self.latent, *key, block, dtype=dtype),)
+        )
         reconstruction, kl = self._terms(target, noise.to(target.device, non_blocking=True))
         parts = {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
         own = self.num_unpadded(batch_idx, len(target))
@@ -189,13 +185,3 @@ class VAE(PaperModule):
         mean, log_variance = self.encode(self.prepare_target(images))
         reconstruction = self.decode(mean).sigmoid()
         return {"mean": mean, "log_variance": log_variance, "reconstruction": reconstruction}
-
-
-def standard_normal(rows: int, columns: int, dtype: torch.dtype, *key: object) -> Tensor:
-    """Draw noise [rows, columns] from the key, on the host; 64 rows are the first 64 of 128.
-
-    >>> few, more = (standard_normal(rows, 3, torch.float32, "key") for rows in (64, 128))
-    >>> torch.equal(few, more[:64])
-    True
-    """
-    return torch.randn(rows, columns, generator=keyed_generator(*key), dtype=dtype)

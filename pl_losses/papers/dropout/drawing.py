@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch import Tensor
 
+from pl_losses.core.figures import Figure, new_axes, new_figure
 from pl_losses.monitoring.pictures import draw_samples
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def draw_reliability(tables: dict[str, Tensor]) -> Figure:
@@ -19,9 +15,7 @@ def draw_reliability(tables: dict[str, Tensor]) -> Figure:
     Args:
         tables: Name to a table [3, bins] like ``ClassificationScores.reliability``.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    figure = new_figure(5, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     for position, (name, table) in enumerate(tables.items()):
@@ -46,10 +40,7 @@ def draw_entropy(counts: Tensor) -> Figure:
     Args:
         counts: [2, bins] over [0, 1] in units of log C, right predictions first.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(5, 3.6)
     edges = np.linspace(0, 1, counts.shape[1] + 1)
     for name, color, row in zip(("right", "wrong"), ("C0", "C3"), counts.cpu().numpy(), strict=True):
         share = row / max(row.sum(), 1)
@@ -78,10 +69,7 @@ def draw_coverage(coverage: Tensor) -> Figure:
     Args:
         coverage: Coverage of intervals with probabilities 1/L, 2/L, ..., 1, shape [L].
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(4.4, 4.2)
     found = np.concatenate([[0], coverage.cpu().numpy()])
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     axes.plot(np.linspace(0, 1, len(found)), found, marker="o", markersize=4)
@@ -98,10 +86,7 @@ def draw_predictions(points: Tensor) -> Figure:
     Args:
         points: Target, mean and standard deviation, [N, 3].
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(4.8, 4.4)
     target, mean, deviation = points.double().cpu().numpy().T
     ends = [min(target.min(), mean.min()), max(target.max(), mean.max())]
     axes.plot(ends, ends, color="0.6", linestyle="--", linewidth=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
+from pl_losses.core.figures import Figure, new_axes
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, num_unpadded
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_integer, typed
@@ -19,9 +20,6 @@ from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.drawing import draw_coverage, draw_predictions
 from pl_losses.papers.dropout.metrics import RegressionScores
 from pl_losses.papers.dropout.table1.published import SETTINGS, numbers
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SCORES = {"rmse": "RMSE, units of the target", "log_likelihood": "log-likelihood, nats"}
 
@@ -153,10 +151,7 @@ def draw_error_by_deviation(points: Tensor, most: int = 500) -> Figure:
         points: Target, mean and standard deviation, [N, 3].
         most: How many are drawn as dots; the bins have all of them.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(4.8, 4.4)
     target, mean, deviation = points.double().unbind(1)
     error = (target - mean).abs()
     few = slice(None, None, -(-len(points) // most))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import radians
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pl_losses.core import expected
 from pl_losses.core.declared import Keys
+from pl_losses.core.figures import Axes, Figure, new_axes, new_figure
 from pl_losses.core.panels import Sections
 from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_counts, check_not_negative, typed
@@ -22,10 +23,6 @@ from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.sampling.isolation import isolated_eval
 from pl_losses.papers.dropout.sampling.sampling import mc_samples, without_dropout
 from pl_losses.papers.dropout.uncertainty import mutual_information, predictive_entropy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SHADES = (2.0, 1.5, 1.0, 0.5)
 SHADE = 0.13  # opacity of each
@@ -108,11 +105,9 @@ def draw_extrapolation(
         xlabel: Name of the inputs.
         ylabel: Name of the targets.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(8, 4.2)
     x, mean, deviation = curve.double().numpy().T
     shades = []
     for layers, share in enumerate(SHADES, 1):
@@ -191,13 +186,7 @@ class RotationReport(Callback):
         self._image = None
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, *_: object
     ) -> None:
         """Keep the first image of the class."""
         if self._image is None:
@@ -255,11 +244,9 @@ def draw_rotation(
         single: Logits without dropout, [A, C].
         classes: Number of classes to show.
     """
-    from matplotlib.figure import Figure
-
     probabilities = logits.softmax(dim=-1)
     shown = sorted(probabilities.mean(dim=0).amax(dim=0).argsort(descending=True)[:classes].tolist())
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = new_figure(9, 8)
     rows = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 2.2, 1))
     places = torch.arange(len(angles)).double()
     for row, values, name in zip(rows, (logits, probabilities), ("input", "output"), strict=False):

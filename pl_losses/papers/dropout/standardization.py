@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -118,17 +118,12 @@ def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:
     """
     seen = SeenSamples()
     own: list[Moments] = []
-    with isolate_rng():
-        # A copy, so that the epoch about to begin starts at its own first batch.
-        for index, batch in enumerate(copy(loader)):
-            _refuse_batch(batch)
-            seen.add(loader, batch)
-            count = num_unpadded(loader, index, len(batch[0]), training=True)
-            if not count:
-                continue
-            inputs, target = (rows[:count] for rows in batch)
-            new = [Moments.of(inputs), Moments.of(target.flatten(1) if target.ndim > 1 else target[:, None])]
-            own = [Moments.merged(pair) for pair in zip(own, new, strict=True)] if own else new
+    for batch, count in _own_batches(loader, seen):
+        if not count:
+            continue
+        inputs, target = (rows[:count] for rows in batch)
+        new = [Moments.of(inputs), Moments.of(target.flatten(1) if target.ndim > 1 else target[:, None])]
+        own = [Moments.merged(pair) for pair in zip(own, new, strict=True)] if own else new
     ranks = [part for part in gather_objects(own if seen.counts() else []) if part]
     if not ranks:
         raise ValueError("Expected training samples to standardise by but got none")
@@ -159,19 +154,19 @@ def count_samples(loader: Any) -> int:
     """Count the training samples over all ranks, by a pass only if there is no other way: a collective."""
     own, seen = own_samples(loader), SeenSamples()
     if own is None:
-        own = 0
-        with isolate_rng():
-            for index, batch in enumerate(copy(loader)):
-                _refuse_batch(batch)
-                seen.add(loader, batch)
-                own += num_unpadded(loader, index, len(batch[0]), training=True)
-        own *= seen.counts()
+        own = sum(count for _, count in _own_batches(loader, seen)) * seen.counts()
     return sum(gather_objects(own))
 
 
-def _refuse_batch(batch: Any) -> None:
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    if not pair or not all(isinstance(rows, Tensor) and rows.ndim for rows in batch):
-        raise TypeError(
-            f"Expected a batch to be a pair of tensors (inputs, targets) but got {in_words(batch)}"
-        )
+def _own_batches(loader: Any, seen: SeenSamples) -> Iterator[tuple[Any, int]]:
+    """Yield the batches of a pass, noted in ``seen``, and how many samples of each are no repetitions."""
+    with isolate_rng():
+        # A copy, so that the epoch about to begin starts at its own first batch.
+        for index, batch in enumerate(copy(loader)):
+            pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+            if not pair or not all(isinstance(rows, Tensor) and rows.ndim for rows in batch):
+                raise TypeError(
+                    f"Expected a batch to be a pair of tensors (inputs, targets) but got {in_words(batch)}"
+                )
+            seen.add(loader, batch)
+            yield batch, num_unpadded(loader, index, len(batch[0]), training=True)

@@ -72,21 +72,6 @@ def strategy(used: Strategy) -> None:
         )
 
 
-def images_of(batch: object) -> Tensor:
-    """Return the images of a batch: the batch itself, or its first item.
-
-    Raises:
-        TypeError: If it is not a tensor.
-    """
-    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(images, Tensor):
-        raise TypeError(
-            "Expected batches of images [B, C, S, S], or tuples that start with them, but got"
-            f" {type(batch).__name__}: override `images` of the GAN"
-        )
-    return images
-
-
 def same_shape(real: Tensor, fake: Tensor) -> None:
     """Refuse images of another shape than the generator's.
 

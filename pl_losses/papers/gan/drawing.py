@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pl_losses.core.mosaic import mosaic
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pl_losses.core.figures import Figure, grid_of, new_axes
 
 
 def draw_samples(images: Tensor, columns: int, title: str = "") -> Figure:
     """Draw a grid of images [N, 1 or 3, H, W] with pixels in [-1, 1]."""
-    from matplotlib.figure import Figure
-
-    picture = mosaic((images.clamp(-1, 1) + 1) / 2, columns).permute(1, 2, 0)
+    picture = grid_of((images.clamp(-1, 1) + 1) / 2, columns).permute(1, 2, 0)
     height, width = picture.shape[:2]
     inches = 6 * max(1.0, columns / 10)
-    figure = Figure(figsize=(inches, inches * height / width + (0.3 if title else 0)), layout="constrained")
-    axes = figure.add_subplot()
-    shown = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0} if picture.shape[2] == 1 else {}
-    axes.imshow(picture.squeeze(-1).numpy(), **shown)  # type: ignore[arg-type]
+    figure, axes = new_axes(inches, inches * height / width + (0.3 if title else 0))
+    axes.imshow(picture.numpy())
     axes.set_axis_off()
     if title:
         axes.set_title(title, fontsize=9)
@@ -33,10 +25,7 @@ def draw_samples(images: Tensor, columns: int, title: str = "") -> Figure:
 
 def draw_outputs(real: Tensor, fake: Tensor) -> Figure:
     """Draw histograms of the discriminator's outputs D = sigmoid(logits), real [N] and generated [M]."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(6, 3)
     edges = torch.linspace(0, 1, 41).tolist()
     for values, name, colour in ((real, "real", "C0"), (fake, "generated", "C1")):
         outputs = values.float().sigmoid().flatten()
@@ -50,12 +39,9 @@ def draw_outputs(real: Tensor, fake: Tensor) -> Figure:
 
 def draw_classes(shares: Tensor, names: Sequence[str] = ()) -> Figure:
     """Draw the shares of the classes among real and generated samples, [2, K], by a classifier."""
-    from matplotlib.figure import Figure
-
     classes = shares.shape[1]
     labels = list(names) if len(names) == classes else [str(label) for label in range(classes)]
-    figure = Figure(figsize=(max(5, 0.5 * classes), 2.8), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(max(5, 0.5 * classes), 2.8)
     for row, (name, colour) in enumerate((("real", "C0"), ("generated", "C1"))):
         places = [place + 0.4 * row - 0.2 for place in range(classes)]
         axes.bar(places, 100 * shares[row].numpy(), width=0.4, color=colour, label=name)

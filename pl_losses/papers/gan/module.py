@@ -18,15 +18,15 @@ from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
 from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
-from pl_losses.core.loaders import BLOCK, drawn_at
+from pl_losses.core.loaders import BLOCK, drawn_at, rank_of
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
+from pl_losses.core.rng import standard_normal
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init, check_number, check_share
 from pl_losses.papers.gan import checks, manifest, networks
 from pl_losses.papers.gan.averaging import MovingAverage, fit_average
 from pl_losses.papers.gan.losses import discriminator_loss, generator_loss
-from pl_losses.papers.gan.noise import standard_normal
 from pl_losses.papers.gan.passes import frozen, scale_gradients, unsynchronised
 from pl_losses.strategies import step_uncounted
 
@@ -143,9 +143,9 @@ class GAN(PaperModule):
             check_number("gradient_clip", gradient_clip, "to be positive or None", lambda norm: norm > 0)
         checks.normalisation(mean, std, channels)
         checks.makers(generator=generator, discriminator=discriminator)
+        expected.builder("generator_optimizer", generator_optimizer)
+        expected.builder("discriminator_optimizer", discriminator_optimizer)
         super().__init__(discriminator_optimizer)
-        if not callable(generator_optimizer):
-            raise TypeError(f"Expected a callable `generator_optimizer` but got {generator_optimizer!r:.80}")
         save_plain_hyperparameters(self)
         self.automatic_optimization = False
         self._generator_optimizer = generator_optimizer
@@ -221,8 +221,7 @@ class GAN(PaperModule):
         Returns:
             [count, Z], on the module's device.
         """
-        share = self.trainer_or_none.distributed_sampler_kwargs if self.trainer_or_none is not None else None
-        ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
+        rank, ranks = rank_of(self.trainer_or_none)
         return self.fixed_noise(count * ranks, self.seed, *key)[rank::ranks]
 
     def fixed_noise(self, count: int, *key: object) -> Tensor:
@@ -279,7 +278,7 @@ class GAN(PaperModule):
         Raises:
             TypeError: If the batch is no tensor and does not start with one.
         """
-        images = checks.images_of(batch).to(next(self.generator.parameters()).dtype)
+        images = expected.first(self, batch).to(next(self.generator.parameters()).dtype)
         if self.mean is None or self.std is None:
             return images
         mean, std = (images.new_tensor(part)[:, None, None] for part in (self.mean, self.std))

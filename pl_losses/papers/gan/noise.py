@@ -1,33 +1,9 @@
-"""Noise that depends on a key only: the same on any number of ranks, and in every draw."""
+"""Paths between the noise of two samples."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from pl_losses.core.rng import keyed_generator
-
-# Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
-ROWS = 64
-
-
-def standard_normal(rows: int, columns: int, *key: object) -> Tensor:
-    """Draw independent standard normal numbers on the host.
-
-    Args:
-        rows: Number of rows.
-        columns: Numbers in each row.
-        key: What determines the numbers.
-
-    Returns:
-        Shape [rows, columns], float32.
-
-    Example:
-        >>> torch.equal(standard_normal(100, 3, "key")[:7], standard_normal(7, 3, "key"))
-        True
-    """
-    generator = keyed_generator(*key)
-    return torch.randn(-(-rows // ROWS) * ROWS, columns, generator=generator)[:rows]
 
 
 def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:

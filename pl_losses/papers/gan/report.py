@@ -136,35 +136,32 @@ class GANReport(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start new measurements."""
-        self._start(pl_module)
+        assert isinstance(pl_module, GAN)
+        self._logits, self._begun = {}, []
+        self._measures = Measures(self._features, self._make_metric, pl_module.sample(2).float())
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start new measurements."""
-        self._start(pl_module)
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: object,
+        outputs: Any,
         batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch."""
-        self._update(outputs, dataloader_idx)
+        assert self._measures is not None
+        if dataloader_idx not in self._logits:
+            self._logits[dataloader_idx] = {"real": [], "fake": []}
+            states = {name: states_of(metric) for name, metric in self._measures.metrics().items()}
+            self._begun.append((dataloader_idx, states))
+        for part, kept in self._logits[dataloader_idx].items():
+            kept.append(outputs[f"{part}_logits"].flatten().float().cpu())
+            self._measures.update(outputs[part].float(), real=part == "real")
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add a batch."""
-        self._update(outputs, dataloader_idx)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the figures, and the distribution of the discriminator's outputs."""
@@ -193,21 +190,6 @@ class GANReport(Callback):
             if shares is not None:
                 names = getattr(trainer.datamodule, "class_names", ())  # type: ignore[attr-defined]
                 log_figure(trainer, "test/classes", draw_classes(shares.cpu(), names))
-
-    def _start(self, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, GAN)
-        self._logits, self._begun = {}, []
-        self._measures = Measures(self._features, self._make_metric, pl_module.sample(2).float())
-
-    def _update(self, outputs: Any, dataloader_idx: int) -> None:
-        assert self._measures is not None
-        if dataloader_idx not in self._logits:
-            self._logits[dataloader_idx] = {"real": [], "fake": []}
-            states = {name: states_of(metric) for name, metric in self._measures.metrics().items()}
-            self._begun.append((dataloader_idx, states))
-        for part, kept in self._logits[dataloader_idx].items():
-            kept.append(outputs[f"{part}_logits"].flatten().float().cpu())
-            self._measures.update(outputs[part].float(), real=part == "real")
 
     def _log_quality(self, pl_module: LightningModule, stage: str) -> Tensor | None:
         assert self._measures is not None

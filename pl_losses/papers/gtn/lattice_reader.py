@@ -11,8 +11,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from pl_losses.core.hparams import save_plain_hyperparameters
-from pl_losses.core.sharding import load_whole
 from pl_losses.core.validation import check_counts, check_init
+from pl_losses.core.weights import load_start
 from pl_losses.papers.gtn.base import Criterion, StringReader
 from pl_losses.papers.gtn.lattices.lattice import SegmentLattice
 from pl_losses.papers.gtn.lattices.paths import NO_PATH, Path
@@ -135,20 +135,7 @@ class LatticeReader(StringReader[SegmentLattice]):
         """
         super().setup(stage)
         if stage == "fit" and self.start_from is not None:
-            try:
-                weights = torch.load(self.start_from, map_location="cpu", weights_only=True)["state_dict"]
-            except FileNotFoundError:
-                raise ValueError(
-                    f"Expected `start_from` to be a checkpoint but got {self.start_from}"
-                ) from None
-            weights = {key.removeprefix("recogniser."): value for key, value in weights.items()}
-            try:
-                load_whole(self.recogniser, weights)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"Expected `start_from` to be a checkpoint that fits the recogniser but {self.start_from}"
-                    f" does not: {error}"
-                ) from None
+            load_start(self.recogniser, self.start_from, "recogniser.")
 
     def cut(self, images: Tensor) -> Cuts:
         """Choose where to cut lines [B, 1, H, W] into pieces."""

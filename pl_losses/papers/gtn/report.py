@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from pl_losses.core.declared import Keys
+from pl_losses.core.figures import Figure, new_axes, new_figure
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.lines import Lines
@@ -19,9 +20,6 @@ from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.gtn import manifest
 from pl_losses.papers.gtn.base import Reading, StringReader
 from pl_losses.papers.gtn.metrics import error_reject_curve
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class ReadLine(NamedTuple):
@@ -163,10 +161,8 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
 
     Titles are the right string and the confidence, in red if the answer is wrong.
     """
-    from matplotlib.figure import Figure
-
     rows = -(-len(lines) // per_row)
-    figure = Figure(figsize=(4.2 * per_row, 1.5 * rows), layout="constrained")
+    figure = new_figure(4.2 * per_row, 1.5 * rows)
     for position, line in enumerate(lines, start=1):
         axes = figure.add_subplot(rows, per_row, position)
         axes.imshow(line.image.numpy(), cmap="gray_r", vmin=0, vmax=1)
@@ -188,11 +184,8 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
 
 def draw_error_reject(confidence: Tensor, wrong: Tensor, threshold: float | None = None) -> Figure:
     """Draw the error-reject curve: confidence [N], whether the answer is wrong [N], a threshold to mark."""
-    from matplotlib.figure import Figure
-
     thresholds, rejected, error = error_reject_curve(confidence, wrong)
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(5, 3.2)
     axes.step(100 * rejected, 100 * error, where="post")
     at = None if threshold is None else int(torch.searchsorted(thresholds, threshold))
     if at is not None and at < len(error):

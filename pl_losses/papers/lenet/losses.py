@@ -64,7 +64,7 @@ def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
         tensor(1.5000)
     """
     _check(penalties, target)
-    return _of_target(at_least_float32(penalties), target).mean()
+    return at_least_float32(penalties).gather(1, target.long()[:, None]).mean()
 
 
 @typed
@@ -121,12 +121,8 @@ def rubbish_posterior(penalties: Tensor, rubbish_penalty: float = 1.0) -> Tensor
         >>> rubbish_posterior(torch.tensor([[0.0, 50.0], [1.0, 50.0], [40.0, 50.0]]), rubbish_penalty=1.0)
         tensor([0.2689, 0.5000, 1.0000])
     """
-    _check_penalties(penalties)
+    check_shape("penalties", penalties, "B", "C")
     return _with_rubbish(at_least_float32(penalties), rubbish_penalty).softmax(dim=1)[:, -1]
-
-
-def _of_target(penalties: Tensor, target: Tensor) -> Tensor:
-    return penalties.gather(1, target.long()[:, None]).squeeze(1)
 
 
 def _with_rubbish(penalties: Tensor, rubbish_penalty: float) -> Tensor:
@@ -135,12 +131,8 @@ def _with_rubbish(penalties: Tensor, rubbish_penalty: float) -> Tensor:
     return torch.nn.functional.pad(-penalties, (0, 1), value=-rubbish_penalty)
 
 
-def _check_penalties(penalties: Tensor) -> None:
-    check_shape("penalties", penalties, "B", "C")
-
-
 def _check(penalties: Tensor, target: Tensor) -> None:
-    _check_penalties(penalties)
+    check_shape("penalties", penalties, "B", "C")
     check_classes("target", target, *penalties.shape)
     if not len(target):
         raise ValueError("Expected `target` of at least one pattern but got an empty batch")

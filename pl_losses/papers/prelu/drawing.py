@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from pl_losses.core.figures import Axes, Figure, new_axes
 
 INITIAL = 0.25  # Where the paper starts all slopes, and torch does.
 
@@ -110,12 +106,9 @@ def draw_final_slopes(slopes: dict[str, tuple[float, float, float]]) -> Figure:
 
 
 def _one_row_per_layer(paths: list[str], title: str) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
     labels = [shorten(path) for path in paths]
     width = 7 + 0.07 * max(map(len, labels))
-    figure = Figure(figsize=(width, 1.3 + 0.27 * max(2, len(paths))), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(width, 1.3 + 0.27 * max(2, len(paths)))
     axes.set_ylim(len(paths) - 0.5, -0.5)
     axes.set_yticks(range(len(paths)), labels, fontsize=8)
     axes.set_title(title, loc="left", pad=16, fontsize=11)

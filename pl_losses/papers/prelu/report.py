@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from pl_losses.core.declared import Keys
+from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.panels import Sections
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.papers.prelu import manifest
 from pl_losses.papers.prelu.dataflow import weighted_layers
 from pl_losses.papers.prelu.drawing import shorten
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Signal = dict[str, list[float]]
 
@@ -103,9 +101,7 @@ def draw_signal(first: Signal, last: Signal | None = None) -> Figure:
         first: Both by the layer's path, in the order of definition.
         last: The same later, if there was more than one epoch.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = new_figure(9, 4.2)
     titles = ("Responses y of each layer", "Gradients with respect to y")
     depth = range(1, len(first) + 1)
     for place, (axes, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):

@@ -12,11 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pl_losses.core.rng import ROWS
 from pl_losses.core.validation import check_integer, check_not_negative, check_real, typed
 
 Mode = Literal["exact", "bernoulli"]
-# Noise is drawn in multiples of this many rows, so that fewer rows are the first of more.
-ROWS = 64
 
 
 class Corruption(ABC):

@@ -14,7 +14,7 @@ from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
 from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
-from pl_losses.core.loaders import BLOCK, drawn_at
+from pl_losses.core.loaders import BLOCK, drawn_at, rank_of
 from pl_losses.core.metrics import computed
 from pl_losses.core.rng import keyed_generator
 from pl_losses.core.sums import Mean
@@ -178,10 +178,8 @@ class Denoising(PaperModule):
 
             corrupted, touched = noise.apply(rows, *drawn_at(places, draw))
             return corrupted.view_as(clean), touched.view_as(clean)
-        share = self.trainer_or_none.distributed_sampler_kwargs if self.trainer_or_none is not None else None
-        ranks, rank = (share["num_replicas"], share["rank"]) if share else (1, 0)
         generator = keyed_generator(self.seed, index, *key, device=clean.device)
-        return self.noise[index](clean, generator, rank, ranks)
+        return self.noise[index](clean, generator, *rank_of(self.trainer_or_none))
 
     def denoising_loss(
         self, clean: Tensor, index: int, own: int, *key: object, places: range | None = None

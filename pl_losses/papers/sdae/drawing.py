@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from pl_losses.core.mosaic import mosaic
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pl_losses.core.figures import Figure, grid_of, new_axes, new_figure
 
 
-def draw_filters(weights: Tensor, side: tuple[int, int], columns: int = 16, title: str = "") -> Figure:
+def draw_filters(weights: Tensor, side: tuple[int, int], title: str) -> Figure:
     """Draw filters, each scaled by its own largest weight; grey is 0.
 
     Args:
         weights: [N, D].
         side: Height and width of an input, H W = D.
-        columns: Filters in a row.
         title: Title above the picture.
     """
     scale = 2 * weights.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
-    return _show(mosaic((0.5 + weights / scale).view(-1, *side), columns), title)
+    picture = grid_of((0.5 + weights / scale).view(-1, 1, *side), 16)[0]
+    height, width = picture.shape
+    figure, axes = new_axes(7, 7 * height / width + 0.3)
+    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    return figure
 
 
-def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int], title: str = "") -> Figure:
+def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int]) -> Figure:
     """Draw rows of images in [0, 1], [N, D] each, with their names on the left."""
-    from matplotlib.figure import Figure
-
     count = len(rows[0][1])
-    figure = Figure(figsize=(1.6 + 0.6 * count, 0.3 + 0.68 * len(rows)), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure = new_figure(1.6 + 0.6 * count, 0.3 + 0.68 * len(rows))
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for one, (name, images) in zip(axes, rows, strict=True):
-        one.imshow(mosaic(images.view(-1, *side), count).numpy(), cmap="gray", vmin=0, vmax=1)
+        one.imshow(grid_of(images.view(-1, 1, *side), count)[0].numpy(), cmap="gray", vmin=0, vmax=1)
         one.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         one.set(xticks=[], yticks=[])
         one.spines[:].set_visible(False)
@@ -49,9 +46,7 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int
         boundaries: The first epoch of each stage except the first.
         layers: Number of stages that are pre-training.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for name, points in curves.items():
         fine = "reconstruction" not in name
@@ -68,16 +63,4 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int
             axes.text(epoch - 0.4, 0.03, name, transform=axes.get_xaxis_transform(), fontsize=8)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, loc="upper right")
-    return figure
-
-
-def _show(picture: Tensor, title: str) -> Figure:
-    from matplotlib.figure import Figure
-
-    height, width = picture.shape
-    figure = Figure(figsize=(7, 7 * height / width + 0.3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9)
-    axes.set_axis_off()
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,14 +15,14 @@ from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
-from pl_losses.core.sharding import load_whole
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init
+from pl_losses.core.weights import load_start
 from pl_losses.papers.sdae import manifest
 from pl_losses.papers.sdae.corruption import Mode
 from pl_losses.papers.sdae.denoising import CorruptionName, Denoising
 from pl_losses.papers.sdae.losses import Kind
-from pl_losses.papers.sdae.stages import StagedClassifier, refuse_other_weights
+from pl_losses.papers.sdae.stages import StagedClassifier
 
 
 class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
@@ -119,11 +118,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
             raise ValueError("Expected `hidden` of at least one layer but got none")
         check_counts(num_classes=num_classes)
         super().__init__(optimizer, lr_scheduler)
-        if isinstance(pretrain_optimizer, torch.optim.Optimizer) or not callable(pretrain_optimizer):
-            raise TypeError(
-                "Expected `pretrain_optimizer` to be a function of the parameters but got"
-                f" {pretrain_optimizer!r:.80}"
-            )
+        expected.builder("pretrain_optimizer", pretrain_optimizer)
         self.pretrain_epochs = _epochs(pretrain_epochs, len(hidden))
         check_counts(patience=patience)
         save_plain_hyperparameters(self)
@@ -158,9 +153,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         if stage == "fit":
             self._refuse_more_classes()
         if stage == "fit" and self.start_from is not None:
-            weights = _weights(self.start_from)
-            refuse_other_weights(self, weights, "start_from")
-            load_whole(self, weights)
+            load_start(self, self.start_from)
         super().setup(stage)
 
     def _refuse_more_classes(self) -> None:
@@ -232,16 +225,3 @@ def _epochs(given: int | list[int], layers: int) -> list[int]:
             f" {layers} (`hidden`), but got {given!r}"
         )
     return epochs
-
-
-def _weights(path: str) -> dict[str, Tensor]:
-    """Read the weights in a checkpoint's file."""
-    try:
-        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"Expected `start_from` to be a checkpoint but of {path} got"
-            f" {type(error).__name__}: {reason:.100}"
-        ) from None
-    return weights

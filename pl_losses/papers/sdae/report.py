@@ -129,7 +129,7 @@ class AutoencoderReport(Callback):
         if trainer.is_global_zero and trainer.loggers:
             title = f"first layer after {logged_step(trainer)} steps"
             side = _side(trainer, weight.shape[1])
-            log_figure(trainer, key, draw_filters(weight.float().cpu(), side, title=title))
+            log_figure(trainer, key, draw_filters(weight.float().cpu(), side, title))
 
     def _show_layers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Denoising)

@@ -8,7 +8,7 @@ stage's optimizer.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import accumulate, islice
 from math import ceil
 from pathlib import Path
@@ -27,6 +27,7 @@ from pl_losses.core import expected
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.loaders import num_unpadded
 from pl_losses.core.sharding import shard_like, whole_tensor
+from pl_losses.core.weights import refuse_other_weights
 from pl_losses.data.loader import Batch, BatchLoader
 from pl_losses.monitoring.monitor import Monitor
 from pl_losses.strategies import DDPPerModule
@@ -349,26 +350,3 @@ class StagedClassifier(Classifier):
                     f"The checkpoint is of stage {stage + 1} of {last + 1}: the output layer at least"
                     " is untrained"
                 )
-
-
-def refuse_other_weights(model: nn.Module, weights: Mapping[str, object], argument: str) -> None:
-    """Name the first weight of a checkpoint that does not fit the model, instead of all of them.
-
-    Args:
-        model: The model to load into.
-        weights: Weights by name; none to check nothing.
-        argument: The argument that named the checkpoint.
-
-    Raises:
-        ValueError: If a name or a shape differs.
-    """
-    if not weights:
-        return
-    own = {name: list(getattr(value, "shape", ())) for name, value in model.state_dict().items()}
-    found = {name: list(getattr(value, "shape", ())) for name, value in weights.items()}
-    for name in (*own, *found):
-        if own.get(name) != found.get(name):
-            raise ValueError(
-                f"Expected `{argument}` to be a checkpoint of the same architecture but of {name!r} the model"
-                f" has {own.get(name, 'none')} and the checkpoint {found.get(name, 'none')}"
-            )

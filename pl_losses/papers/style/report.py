@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pl_losses.core.declared import Keys
+from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.image_files import image_format, to_image, write_image
@@ -17,9 +18,6 @@ from pl_losses.monitoring.record import run_folder
 from pl_losses.papers.style import manifest
 from pl_losses.papers.style.module import StyleTransfer
 from pl_losses.papers.style.ranks import TilesTogether
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class StyleReport(Callback):
@@ -119,10 +117,8 @@ class StyleReport(Callback):
 
 def draw_panels(panels: list[tuple[str, Tensor]]) -> Figure:
     """Draw images [3, H, W] of one height side by side, each with a title."""
-    from matplotlib.figure import Figure
-
     shares = [float(image.shape[2] / image.shape[1]) for _, image in panels]
-    figure = Figure(figsize=(3.2 * sum(shares), 3.5), layout="constrained")
+    figure = new_figure(3.2 * sum(shares), 3.5)
     row = figure.subplots(1, len(panels), squeeze=False, width_ratios=shares)[0]
     for axes, (title, image) in zip(row, panels, strict=True):
         axes.imshow(to_image(image))

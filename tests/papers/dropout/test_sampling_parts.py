@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from papers.dropout.called import Called
 from torch import nn
 from torch.nn import functional as F
 
@@ -9,24 +10,13 @@ from pl_losses.papers.dropout.sampling import mask_sampler as dropout_masks, vec
 from pl_losses.papers.dropout.sampling.dropout_mode import attention
 from pl_losses.papers.dropout.sampling.linear_fusion import LinearFusion
 from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, MaskSampler, _word
-from pl_losses.papers.dropout.sampling.sampling import mc_samples
+from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples, without_dropout
 
 P = 0.3
 
 
 def inputs(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-class Called(nn.Module):
-    """A module that is one function of itself and its input, with two layers to use."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function, self.first, self.second = function, nn.Linear(8, 8), nn.Linear(8, 2)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def within_vmap(m, x):
@@ -56,7 +46,12 @@ SHARED = {
 def test_shared_masks_are_folded_into_the_weights_where_nothing_else_sees_them(kind, monkeypatch):
     function, folds = SHARED[kind]
     torch.manual_seed(0)
-    module, x, folded, chunks = Called(function).double(), inputs(5, 8), [], []
+    module, x, folded, chunks = (
+        Called(function, first=nn.Linear(8, 8), second=nn.Linear(8, 2)).double(),
+        inputs(5, 8),
+        [],
+        [],
+    )
     real, chunk = LinearFusion.placeholder, module_under_test.VectorizedSampler._chunk
     monkeypatch.setattr(LinearFusion, "placeholder", lambda *args: (folded.append(1), real(*args))[1])
     monkeypatch.setattr(
@@ -141,7 +136,9 @@ def test_a_dropout_may_drop_few_places_in_one_pass_and_many_in_another():
         rows = x[: 20 if len(seen) % 3 else 64]
         return F.dropout(rows, 0.05 if len(seen) % 2 else 0.2).mean()
 
-    samples = mc_samples(Called(function), torch.ones(64, 100), 12, seed=0)
+    samples = mc_samples(
+        Called(function, first=nn.Linear(8, 8), second=nn.Linear(8, 2)), torch.ones(64, 100), 12, seed=0
+    )
     assert samples.unique().numel() == 12
     assert (samples - 1).abs().max() < 0.05
 
@@ -162,4 +159,37 @@ def test_everything_dropped():
 )
 def test_what_dropout_refuses_is_refused(function, error):
     with pytest.raises((ValueError, RuntimeError), match=error):
-        mc_samples(Called(function), inputs(2, 3, 4, 4), 3, seed=0)
+        mc_samples(
+            Called(function, first=nn.Linear(8, 8), second=nn.Linear(8, 2)), inputs(2, 3, 4, 4), 3, seed=0
+        )
+
+
+def vmapped(randomness, levels=1):
+    def dropped(row):
+        return F.dropout(row, P)
+
+    for _ in range(levels):
+        dropped = torch.vmap(dropped, randomness=randomness)
+    return Called(lambda m, x: m.part(dropped(m.part(x))), part=nn.Identity())
+
+
+@pytest.mark.parametrize(("randomness", "levels"), [("different", 1), ("different", 2), ("same", 1)])
+def test_dropout_within_a_vmap_drops_as_that_says(randomness, levels):
+    module, x = vmapped(randomness, levels), torch.ones(6, 40)
+    samples = mc_samples(module, x, 50, seed=0)
+    assert torch.equal(samples, mc_samples(module, x, 50, seed=0, chunk=1))
+    assert samples.unique().tolist() == pytest.approx([0, 1 / (1 - P)])
+    assert (samples == 0).double().mean().item() == pytest.approx(P, abs=0.06)
+    alike = [(samples[:, :1] == samples).all(), (samples[..., :1] == samples).all()]
+    assert alike == [randomness == "same", False]
+    single, is_random = without_dropout(module, x)
+    assert torch.equal(single, x)
+    assert not is_random
+
+
+def test_dropout_within_a_vmap_that_cannot_be_had_is_refused():
+    for look in (find_dropout, lambda *args: mc_samples(*args, 3)):
+        with pytest.raises(ValueError, match=r"`randomness` of the torch.vmap around `dropout` to be 'diff"):
+            look(vmapped("error"), inputs(4, 8))
+    with pytest.raises(ValueError, match=r"'independent' for a module that drops within `torch.vmap` but"):
+        mc_samples(vmapped("different"), inputs(4, 8), 3, masks="shared")

@@ -10,33 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from papers.dropout.called import Called
+from papers.dropout.switched import P, inputs, rows
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
-from pl_losses import DropoutClassifier, DropoutRegressor
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
 from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples, without_dropout
-
-P = 0.3
-
-
-def inputs(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) - 0.2
-
-
-class Called(nn.Module):
-    """A module that is one function of itself and its input."""
-
-    def __init__(self, function, **parts):
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 class DropPath(nn.Module):
@@ -206,71 +188,6 @@ def test_what_is_random_in_training_is_on_in_samples_and_off_without_dropout(kin
         assert torch.equal(single, module.eval()(x))
 
 
-# Dropout that says training=True, and what is left without it.
-FIXED = {
-    "F.dropout": (lambda x: F.dropout(x, P, training=True), None),
-    "F.dropout by default": (lambda x: F.dropout(x, P), None),
-    "F.dropout2d": (lambda x: F.dropout2d(x[..., None, None], P)[..., 0, 0], None),
-    "F.dropout3d": (lambda x: F.dropout3d(x[..., None, None, None], P)[..., 0, 0, 0], None),
-    "F.alpha_dropout": (lambda x: F.alpha_dropout(x, P, True), None),
-    "F.feature_alpha_dropout": (lambda x: F.feature_alpha_dropout(x, P, True), None),
-    "torch.dropout": (lambda x: torch.dropout(x, P, True), None),
-    "torch.native_dropout": (lambda x: torch.native_dropout(x, P, True)[0], None),
-    "aten::dropout": (lambda x: torch.ops.aten.dropout(x, P, True), None),
-    "aten::dropout.default": (lambda x: torch.ops.aten.dropout.default(x, P, train=True), None),
-    "aten::native_dropout": (lambda x: torch.ops.aten.native_dropout(x, P, True)[0], None),
-    "aten::alpha_dropout_": (lambda x: torch.ops.aten.alpha_dropout_(x + 0, P, True), None),
-    "aten::feature_dropout": (lambda x: torch.ops.aten.feature_dropout(x, P, True), None),
-    "attention": (
-        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=P),
-        lambda x: F.scaled_dot_product_attention(x, x, x),
-    ),
-    "F.rrelu": (lambda x: F.rrelu(x, training=True), F.rrelu),
-}
-
-
-@pytest.mark.parametrize("kind", FIXED)
-def test_dropout_that_says_training_is_off_without_dropout(kind):
-    function, expected = FIXED[kind]
-    module, x = Called(lambda m, x: function(x)), inputs(4, 8)
-    single, is_random = without_dropout(module, x)
-    assert torch.equal(single, expected(x) if expected else x)
-    assert not is_random
-    samples = mc_samples(module, x, 5, seed=0)
-    assert (samples != samples[0]).any()
-
-
-def vmapped(randomness, levels=1):
-    def dropped(row):
-        return F.dropout(row, P)
-
-    for _ in range(levels):
-        dropped = torch.vmap(dropped, randomness=randomness)
-    return Called(lambda m, x: m.part(dropped(m.part(x))), part=nn.Identity())
-
-
-@pytest.mark.parametrize(("randomness", "levels"), [("different", 1), ("different", 2), ("same", 1)])
-def test_dropout_within_a_vmap_drops_as_that_says(randomness, levels):
-    module, x = vmapped(randomness, levels), torch.ones(6, 40)
-    samples = mc_samples(module, x, 50, seed=0)
-    assert torch.equal(samples, mc_samples(module, x, 50, seed=0, chunk=1))
-    assert samples.unique().tolist() == pytest.approx([0, 1 / (1 - P)])
-    assert (samples == 0).double().mean().item() == pytest.approx(P, abs=0.06)
-    alike = [(samples[:, :1] == samples).all(), (samples[..., :1] == samples).all()]
-    assert alike == [randomness == "same", False]
-    single, is_random = without_dropout(module, x)
-    assert torch.equal(single, x)
-    assert not is_random
-
-
-def test_dropout_within_a_vmap_that_cannot_be_had_is_refused():
-    for look in (find_dropout, lambda *args: mc_samples(*args, 3)):
-        with pytest.raises(ValueError, match=r"`randomness` of the torch.vmap around `dropout` to be 'diff"):
-            look(vmapped("error"), inputs(4, 8))
-    with pytest.raises(ValueError, match=r"'independent' for a module that drops within `torch.vmap` but"):
-        mc_samples(vmapped("different"), inputs(4, 8), 3, masks="shared")
-
-
 def test_a_part_with_batch_normalisation_and_noise_keeps_its_statistics():
     class Both(nn.BatchNorm1d):
         def forward(self, x):
@@ -422,90 +339,6 @@ def test_samples_that_differ_without_dropout_are_not_said_to_be_equal():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             mc_samples(module, inputs(4, 8), samples, seed=0)
-
-
-class Regressor(pl.LightningModule):
-    def __init__(self, function, **parts):
-        super().__init__()
-        self.network = Called(function, **parts)
-
-    def forward(self, x):
-        return self.network(x)
-
-    def validation_step(self, batch):
-        pass
-
-
-def rows(function, target, **parts):
-    """What the monitor logs of a regression."""
-    x = inputs(60, 1)
-    run = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[DropoutUncertaintyMonitor(samples=4, task="regression")],
-    )  # fmt: skip
-    run.validate(Regressor(function, **parts), DataLoader(TensorDataset(x, target(x)), 20), verbose=False)
-    return {key.removeprefix("val/dropout/"): value.item() for key, value in run.callback_metrics.items()}
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda m, x: F.dropout(2 * x, P, training=True),
-        lambda m, x: 2 * F.alpha_dropout(x, P, training=True),
-        lambda m, x: 2 * x * (torch.rand_like(x) > P) if m.training else 2 * x,
-    ],
-)
-def test_the_exact_pass_without_dropout_has_no_error(function):
-    found = rows(function, lambda x: 2 * x)
-    assert found["rmse_deterministic"] == 0
-    assert found["rmse"] > 0.1
-
-
-def test_without_dropout_there_is_no_number_of_a_network_that_stays_random():
-    stream = np.random.default_rng(0)
-    for noise in (torch.rand_like, lambda x: torch.from_numpy(stream.random(x.shape)).float()):
-        with pytest.warns(
-            UserWarning, match="no numbers without dropout: Regressor is random in eval"
-        ) as warned:
-            found = rows(lambda m, x, noise=noise: F.dropout(x, P) + noise(x), lambda x: x)
-        assert sum("no numbers" in str(one.message) for one in warned) == 1
-        assert np.isnan(found["rmse_deterministic"])
-        assert found["rmse"] > 0.1
-    # No dropout at all, but its samples differ.
-    with pytest.warns(UserWarning, match="no numbers without dropout"):
-        assert rows(lambda m, x: x + torch.rand_like(x), lambda x: x)["inputs"] == 60
-
-
-def fit(model, *data):
-    run = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1,
-        enable_checkpointing=False,
-    )  # fmt: skip
-    loader = DataLoader(TensorDataset(*data), 30)
-    run.fit(model, loader, loader)
-    return {key: value.item() for key, value in run.callback_metrics.items()}
-
-
-def test_the_papers_modules_know_what_is_without_dropout():
-    class Fixed(nn.Sequential):
-        def forward(self, x):
-            return F.dropout(super().forward(x), P, training=True)
-
-    torch.manual_seed(0)
-    x = inputs(60, 2)
-    network = Fixed(nn.Linear(2, 1))
-    regressor = DropoutRegressor(network=network, precision=1.0, samples=3)
-    found = fit(regressor, x, x.sum(dim=1, keepdim=True))
-    exact = regressor.target_scale.inverse(network[0](regressor.input_scale(x)))[:, 0]
-    error = (exact - x.sum(dim=1)).square().mean().sqrt().item()
-    assert found["val/rmse_deterministic"] == pytest.approx(error, rel=1e-5)
-    target = (x.sum(dim=1) > 0).long()
-    network = Fixed(nn.Linear(2, 2))
-    found = fit(DropoutClassifier(network=network, samples=3), x, target)
-    assert found["val/loss"] == pytest.approx(F.cross_entropy(network[0](x), target).item(), rel=1e-5)
-    noisy = Called(lambda m, x: m.part(x) + torch.randn(1), part=nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="`network` of DropoutClassifier to be random by dropout only"):
-        fit(DropoutClassifier(network=noisy), x, target)
 
 
 class Images(pl.LightningModule):

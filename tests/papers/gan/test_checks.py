@@ -49,7 +49,7 @@ def test_refused(options, message):
 
 
 def test_optimizers_are_refused_if_they_are_no_functions():
-    with pytest.raises(TypeError, match="callable `generator_optimizer`"):
+    with pytest.raises(TypeError, match="`generator_optimizer` to be a function of the parameters"):
         make(generator_optimizer=0.1)
 
 
@@ -85,7 +85,7 @@ def test_images_are_compared_with_those_of_the_generator():
 
 def test_batches_of_other_kinds():
     images = torch.rand(6, 1, 32, 32)
-    with pytest.raises(TypeError, match=r"batches of images .* but got dict"):
+    with pytest.raises(TypeError, match=r"`batch` of GAN to be a tensor .* but got a dict of .image."):
         trainer().fit(make(), DataLoader([{"image": image} for image in images], 2))
     with pytest.raises(ValueError, match=r"pixels in \[-1, 1\] but got \[0, 2"):
         trainer().fit(make(), DataLoader((255 * images).to(torch.uint8), 2))

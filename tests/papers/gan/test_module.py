@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from pl_losses import GAN
 from pl_losses.callbacks import GANReport
+from pl_losses.core.rng import standard_normal
 from pl_losses.data import Digits
-from pl_losses.papers.gan.noise import standard_normal
 from pl_losses.papers.gan.passes import frozen
 
 SMALL = {"architecture": "mlp", "width": 8, "latent_size": 8}

@@ -7,9 +7,9 @@ from torch import nn
 
 from pl_losses import GAN, PretrainedLeNet5
 from pl_losses.callbacks import GANReport
-from pl_losses.core.mosaic import mosaic
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.gan import frechet_distance, precision_recall
+from pl_losses.papers.gan.drawing import draw_samples
 from pl_losses.papers.gan.noise import spherical
 from pl_losses.papers.gan.quality import ClassShares, FrechetDistance, PrecisionRecall
 from pl_losses.papers.lenet.features import WEIGHTS, package
@@ -138,12 +138,13 @@ def test_spherical_interpolation_keeps_the_length():
     torch.testing.assert_close(points[:, -1], unit[1])
 
 
-def test_tiles_are_in_reading_order():
+def test_samples_are_drawn_in_reading_order():
     images = torch.arange(5.0)[:, None, None, None].expand(5, 1, 2, 2) / 5
-    grid = mosaic((images + 1) / 2, 3)
-    assert grid.shape == (1, 5, 8)
-    torch.testing.assert_close(grid[0, 0, ::3], (torch.tensor([0, 0.2, 0.4]) + 1) / 2)
-    torch.testing.assert_close(grid[0, 3, ::3], (torch.tensor([0.6, 0.8, 0]) + 1) / 2)
+    grid = torch.as_tensor(draw_samples(images, 3).axes[0].images[0].get_array())
+    assert grid.shape == (7, 10, 3)
+    assert (grid == grid[..., :1]).all()
+    torch.testing.assert_close(grid[1, 1::3, 0], (torch.tensor([0, 0.2, 0.4]) + 1) / 2)
+    torch.testing.assert_close(grid[4, 1:7:3, 0], (torch.tensor([0.6, 0.8]) + 1) / 2)
 
 
 def test_pretrained_lenet_reads_mnist(mnist_root):

@@ -320,7 +320,9 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
         ValueError, match="`alphabet` to be that of the data, '0123456789', but got '1023456789'"
     ):
         fit.fit(LatticeReader(alphabet="1023456789"), data)
-    with pytest.raises(ValueError, match=r"`start_from` to be a checkpoint but got none\.ckpt"):
+    with pytest.raises(
+        ValueError, match=r"`start_from` to be a checkpoint but of none\.ckpt got FileNotFound"
+    ):
         fit.fit(LatticeReader(start_from="none.ckpt"), data)
     with pytest.raises(ValueError, match=r"to give \[M, 10\], a penalty for each character .* \[\d+, 7\]"):
         fit.fit(Narrow(), data)

@@ -1,12 +1,7 @@
 """Kingma and Ba 2015, Fig. 4: many autoencoders trained at once, each with its own Adam settings.
 
 The weights of G autoencoders are the rows of one tensor, so that a layer of all of them is one batched matrix
-product. The gradient of the bound is written out, which spares autograd's bookkeeping and copies: with the
-logits l, the binary images x and z = mu + sigma * noise,
-
-    d/dl = sigmoid(l) - x,    d/dmu = d/dz + mu,    d/dlog sigma^2 = (d/dz noise sigma + sigma^2 - 1) / 2
-
-per image, and softplus' = sigmoid.
+product.
 """
 
 from __future__ import annotations
@@ -47,7 +42,6 @@ class BatchedVAE:
     Args:
         start: The parameters of a ``VAE`` in their order, which all of them start from.
         settings: Adam's settings of each run.
-        fused: Whether Adam uses its fused kernel.
 
     Example:
         >>> from pl_losses.papers.adam import VAE
@@ -58,10 +52,9 @@ class BatchedVAE:
         torch.Size([2])
     """
 
-    def __init__(self, start: Sequence[Tensor], settings: Sequence[Settings], fused: bool = True) -> None:
+    def __init__(self, start: Sequence[Tensor], settings: Sequence[Settings]) -> None:
         self.shapes = [tensor.shape for tensor in start]
         self.settings = list(settings)
-        self.fused = fused
         row = torch.cat([tensor.detach().flatten() for tensor in start])
         self.weights = row.repeat(len(self.settings), 1)
         self._build()
@@ -73,6 +66,8 @@ class BatchedVAE:
         """Build the gradient, the views by layer and the optimizer for the current weights."""
         self.gradient = torch.zeros_like(self.weights)
         self._layers, self._slopes = self._split(self.weights), self._split(self.gradient)
+        for layer in self._layers:
+            layer.requires_grad_()
         groups: list[dict[str, object]] = []
         for row, gradient, run in zip(self.weights, self.gradient, self.settings, strict=True):
             parameter = nn.Parameter(row)
@@ -80,7 +75,7 @@ class BatchedVAE:
             betas = (run.beta1, run.beta2)
             own = {"lr": run.alpha, "betas": betas, "bias_correction": run.bias_correction}
             groups.append({"params": [parameter], **own})
-        self.optimizer = Adam(groups, fused=self.fused)
+        self.optimizer = Adam(groups, fused=True)
 
     def _split(self, rows: Tensor) -> list[Tensor]:
         parts = torch.split(rows, [prod(shape) for shape in self.shapes], dim=1)
@@ -106,45 +101,27 @@ class BatchedVAE:
     @torch.no_grad()
     def losses(self, inputs: Tensor, noise: Tensor) -> Tensor:
         """Compute the negative bound, in nats per image: images [B, D], noise [B, J] -> [G]."""
-        return self._forward(inputs, noise)[0]
+        return self._losses(inputs, noise)
 
-    def _forward(self, inputs: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    def _losses(self, inputs: Tensor, noise: Tensor) -> Tensor:
         w1, b1, w2, b2, w3, b3, w4, b4 = self._layers
-        encoder = torch.baddbmm(b1, inputs.expand(len(self), -1, -1), w1.mT)
-        encoded = F.softplus(encoder)
+        encoded = F.softplus(torch.baddbmm(b1, inputs.expand(len(self), -1, -1), w1.mT))
         mean, log_variance = torch.baddbmm(b2, encoded, w2.mT).chunk(2, dim=2)
         deviation = (0.5 * log_variance).exp()
-        latent = torch.addcmul(mean, deviation, noise)
-        decoder = torch.baddbmm(b3, latent, w3.mT)
-        decoded = F.softplus(decoder)
+        decoded = F.softplus(torch.baddbmm(b3, torch.addcmul(mean, deviation, noise), w3.mT))
         logits = torch.baddbmm(b4, decoded, w4.mT)
         divergence = (mean.square() + deviation.square() - log_variance - 1).sum((1, 2)) / 2
         error = F.softplus(logits).sum((1, 2)) - (inputs * logits).sum((1, 2))
-        loss = (error + divergence) / len(inputs)
-        return loss, encoder, encoded, mean, deviation, latent, decoder, decoded, logits
+        return (error + divergence) / len(inputs)
 
     def differentiate(self, inputs: Tensor, noise: Tensor) -> Tensor:
         """Write the gradient of :meth:`losses` into ``gradient``; return the losses, [G]."""
-        _, _, w2, _, w3, _, w4, _ = self._layers
-        loss, *between = self._forward(inputs, noise)
-        encoder, encoded, mean, deviation, latent, decoder, decoded, logits = between
-        slope = logits.sigmoid_().sub_(inputs).div_(len(inputs))
-        self._store(6, slope, decoded)
-        slope = torch.bmm(slope, w4).mul_(decoder.sigmoid_())
-        self._store(4, slope, latent)
-        slope = torch.bmm(slope, w3)
-        variance = deviation.square().sub_(1).div_(len(inputs))
-        spread = (slope * noise).mul_(deviation).add_(variance).div_(2)
-        slope = torch.cat([slope.add_(mean, alpha=1 / len(inputs)), spread], dim=2)
-        self._store(2, slope, encoded)
-        slope = torch.bmm(slope, w2).mul_(encoder.sigmoid_())
-        self._store(0, slope, inputs.expand(len(self), -1, -1))
-        return loss
-
-    def _store(self, index: int, slope: Tensor, inputs: Tensor) -> None:
-        """Compute the gradient of a layer from that of its outputs."""
-        torch.bmm(slope.mT, inputs, out=self._slopes[index])
-        torch.sum(slope, 1, keepdim=True, out=self._slopes[index + 1])
+        with torch.enable_grad():
+            losses = self._losses(inputs, noise)
+            found = torch.autograd.grad(losses.sum(), self._layers)
+        for slope, own in zip(self._slopes, found, strict=True):
+            slope.copy_(own)
+        return losses.detach()
 
     def keep(self, chosen: Sequence[int]) -> None:
         """Keep only some of the runs, by their numbers, at least one."""

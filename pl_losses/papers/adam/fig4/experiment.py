@@ -8,19 +8,16 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pl_losses.core.experiment import progress_bar
+from pl_losses.core.figures import Axes, Figure, new_figure
 from pl_losses.core.validation import typed
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.adam.fig4.grid import Grid, Plan, Results, rows
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLOURS = {True: "tab:red", False: "tab:green"}
 NAMES = {True: "with bias correction", False: "without"}
@@ -147,12 +144,8 @@ def draw(plan: Plan, results: Results, chance: float) -> Figure:
 
     Losses up to a little above that of guessing are drawn in place, higher ones as off the scale.
     """
-    from matplotlib.figure import Figure
-
     steps = sorted(plan.at)
-    figure = Figure(
-        figsize=(2.6 * len(plan.beta2) * len(steps) + 0.6, 2.5 * len(plan.beta1) + 0.9), layout="constrained"
-    )
+    figure = new_figure(2.6 * len(plan.beta2) * len(steps) + 0.6, 2.5 * len(plan.beta1) + 0.9)
     scale = _scale(results, chance)
     blocks = figure.subfigures(1, len(steps), squeeze=False)[0]
     for block, step in zip(blocks, steps, strict=True):

@@ -17,7 +17,7 @@ from pl_losses.core.experiment import Experiment
 from pl_losses.core.rng import keyed_generator
 from pl_losses.core.validation import check_counts
 from pl_losses.papers.adam.fig4.batched_vae import BatchedVAE, Settings
-from pl_losses.papers.adam.vae import VAE, standard_normal
+from pl_losses.papers.adam.vae import VAE
 
 # Steps between readings of the losses, which wait for an accelerator.
 LOOK = 10
@@ -212,7 +212,8 @@ class Grid:
         return self._binary(self.images[rows]), self._noise(size, step)
 
     def _noise(self, rows: int, key: object) -> Tensor:
-        return standard_normal(rows, self.plan.latent, torch.float32, self.plan.seed, key).to(self.device)
+        generator = keyed_generator(self.plan.seed, key)
+        return torch.randn(rows, self.plan.latent, generator=generator).to(self.device)
 
     def _binary(self, images: Tensor) -> Tensor:
         return (images > 127).float()

@@ -88,7 +88,7 @@ class DropoutMode(TorchFunctionMode):
         calls: Number of dropouts that were called in the last pass.
         active: How many of them had p > 0.
         sites: What the dropouts draw whose masks came from ``masks``.
-        asked: Watches which parts are asked for their mode.
+        watcher: Gets notice of each call, to tell which parts read their mode.
         parts: Parts that are on, because they are random in training in another way.
         left: Why other parts are not on, as the end of a sentence.
         largest: Bytes of the largest result since the first dropout.
@@ -97,7 +97,7 @@ class DropoutMode(TorchFunctionMode):
     def __init__(self, masks: MaskSampler, shared_over: int | None = None, on: bool = True) -> None:
         super().__init__()
         self.masks, self.shared_over, self.on = masks, shared_over, on
-        self.asked: Watcher | None = None
+        self.watcher: Watcher | None = None
         self.parts: list[nn.Module] = []
         self.left = ""
         self.folding = LinearFusion()
@@ -131,8 +131,8 @@ class DropoutMode(TorchFunctionMode):
     ) -> object:
         """Call the function, with its dropout switched on if it has one."""
         kwargs = kwargs or {}
-        if self.asked is not None:
-            self.asked.called(func, args, kwargs)
+        if self.watcher is not None:
+            self.watcher.called(func, args, kwargs)
         if self.shared_over is not None and self.drawn is None:
             self.folding.on_call(func, args, kwargs)
         # p is the probability to drop. A function that is no dropout, or is called as none, leaves here.
@@ -175,7 +175,7 @@ class DropoutMode(TorchFunctionMode):
             if func is F.scaled_dot_product_attention:
                 return attention(*args, **kwargs)
             if func is F.multi_head_attention_forward:
-                args, kwargs = _switched_on(13, "training", args, kwargs)
+                args, kwargs = _switched(13, "training", True, args, kwargs)
                 return _multi_head_attention(*args, **kwargs)
             return layered(func, args)
 
@@ -214,8 +214,7 @@ class DropoutMode(TorchFunctionMode):
         floating = type(inputs) in PLAIN and inputs.is_floating_point()
         if vmapped or not (floating and 0.0 <= p <= 1.0 and inputs.ndim > kind.features):
             # The function itself refuses this; or vmap or a tensor subclass handles it, with global masks.
-            place = 2, kind.flag
-            args, kwargs = _switched_on(*place, args, kwargs)
+            args, kwargs = _switched(2, kind.flag, True, args, kwargs)
             return func(*args, **kwargs)
         if kind.features:
             args, kwargs = _switched(2, kind.flag, False, args, kwargs)
@@ -357,7 +356,3 @@ def _switched(position: int, name: str, flag: float, args: Args, kwargs: Kwargs)
     if len(args) > position:
         return (*args[:position], flag, *args[position + 1 :]), kwargs
     return args, kwargs | {name: flag}
-
-
-def _switched_on(position: int, name: str, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-    return _switched(position, name, True, args, kwargs)

@@ -2,7 +2,7 @@
 
 Dropout functions are switched by their arguments, see :mod:`.dropout_mode`. Other parts draw random numbers
 of their own, or choose a probability, ``if self.training``: drop path, skipped layers, noise. A pass shows
-which parts are asked for their mode. Each of them then runs, alone and on its own inputs, in both modes. If
+of which parts the mode is read. Each of them then runs, alone and on its own inputs, in both modes. If
 that shows nothing, as for a part whose methods are called but not its forward, or which another part asks,
 the whole module runs with the part in both modes.
 """
@@ -33,8 +33,8 @@ R = TypeVar("R")
 _GO_BETWEENS = {handle_torch_function.__code__}
 
 
-class Asked:
-    """Watches which parts of a module are asked for ``training``.
+class ModeReads:
+    """Notes which parts of a module have their ``training`` read.
 
     A flag that goes straight to a function that :class:`.DropoutMode` switches by itself, as in
     ``F.dropout(x, p, self.training)``, does not count.
@@ -67,7 +67,7 @@ class Asked:
             self._settle()
 
     def read(self, part: nn.Module, reader: FrameType) -> None:
-        """Note that a part is asked."""
+        """Note that the mode of a part is read."""
         self._settle()
         if id(part) not in self._own or part.__dict__["training"]:
             return
@@ -101,13 +101,13 @@ class Asked:
 class _Flag:
     """The attribute ``training`` of a class whose instances are watched."""
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
+    def __init__(self, reads: ModeReads) -> None:
+        self.reads = reads
 
     def __get__(self, part: nn.Module | None, kind: type[nn.Module]) -> bool:
         if part is None:
             raise AttributeError("training")
-        self.asked.read(part, sys._getframe(1))
+        self.reads.read(part, sys._getframe(1))
         flag: bool = part.__dict__["training"]
         return flag
 
@@ -157,13 +157,13 @@ class _Verdict(NamedTuple):
     lacking: bool = False
 
 
-def random_parts(asked: Asked, call: Callable[[], object], streams: Streams) -> Parts:
-    """Find the parts that are random in training, more than in evaluation, among those that were asked.
+def random_parts(reads: ModeReads, call: Callable[[], object], streams: Streams) -> Parts:
+    """Find the parts that are random in training, more than in evaluation, among those that read their mode.
 
     A part that returns something else in training, such as losses, is left out.
 
     Args:
-        asked: The parts that were asked.
+        reads: The parts that read their mode.
         call: Makes a pass.
         streams: The streams that they may draw from.
     """
@@ -186,17 +186,17 @@ def random_parts(asked: Asked, call: Callable[[], object], streams: Streams) -> 
         return tried
 
     with ExitStack() as stack:
-        for part in asked.parts.values():
+        for part in reads.parts.values():
             # In the instance, where calls that bypass the hooks find it, too.
             stack.callback(_set_forward, part, part.__dict__.get("forward"))
             part.__dict__["forward"] = through(part, part.forward)
         call()
     # An empty verdict shows nothing: the part's own forward was not called, or another part asks it. These
     # are tried through the whole module, first together, which mostly ends the search.
-    rest = [part for key, part in asked.parts.items() if verdicts.get(key, _Verdict()) == _Verdict()]
-    if rest and _try(rest, asked.module, call, streams) != _Verdict():
-        verdicts |= {id(part): _try([part], asked.module, call, streams) for part in rest}
-    kept = [(asked.parts[key], verdict) for key, verdict in verdicts.items()]
+    rest = [part for key, part in reads.parts.items() if verdicts.get(key, _Verdict()) == _Verdict()]
+    if rest and _try(rest, reads.module, call, streams) != _Verdict():
+        verdicts |= {id(part): _try([part], reads.module, call, streams) for part in rest}
+    kept = [(reads.parts[key], verdict) for key, verdict in verdicts.items()]
     found = [part for part, verdict in kept if verdict.random]
     left = {
         f"{type(part).__name__} {verdict.left}": verdict.lacking for part, verdict in kept if verdict.left

@@ -30,7 +30,7 @@ from pl_losses.papers.dropout.sampling.isolation import (
     tensors_in,
 )
 from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler, stream_seed as stream_seed
-from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_parts
+from pl_losses.papers.dropout.sampling.random_parts import ModeReads, Parts, random_parts
 from pl_losses.papers.dropout.sampling.vectorized import VectorizedSampler, why_not_many
 
 Train = Sequence[type[nn.Module] | str]
@@ -204,12 +204,12 @@ def find_dropout(
     _refuse_scripted(module)
     call = forward or (lambda inputs: call_module(module, inputs))
     parts = _named(module, train)
-    mode, asked = DropoutMode(MaskSampler(0), on=False), Asked(module)
+    mode, reads = DropoutMode(MaskSampler(0), on=False), ModeReads(module)
     with isolated_eval(module, batch) as streams:
         streams.start(0)
         if parts is None:
-            mode.asked = asked
-            with asked.watching(), mode:
+            mode.watcher = reads
+            with reads.watching(), mode:
                 output = call(copied(batch))
         else:
             with mode:
@@ -217,11 +217,11 @@ def find_dropout(
         random = not streams.untouched(0)
         if parts is None:
             parts = Parts([], False)
-            if asked.parts:
-                parts = random_parts(asked, lambda: call(copied(batch)), streams)
+            if reads.parts:
+                parts = random_parts(reads, lambda: call(copied(batch)), streams)
     mode.parts, mode.left = parts.found, parts.left
     reason = "" if random else mode.reason
-    return Found(output, random, mode.calls, mode.active, parts, reason, not mode.calls and not asked.parts)
+    return Found(output, random, mode.calls, mode.active, parts, reason, not mode.calls and not reads.parts)
 
 
 def without_dropout(

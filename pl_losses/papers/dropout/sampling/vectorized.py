@@ -19,7 +19,7 @@ from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import Streams, as_dict, copied, held, state, tensors_in
 from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, stream_seed
 from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, PrefixDiffersError, PrefixTrace
-from pl_losses.papers.dropout.sampling.random_parts import Asked, Parts, random_parts
+from pl_losses.papers.dropout.sampling.random_parts import ModeReads, Parts, random_parts
 
 Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
@@ -141,16 +141,16 @@ class VectorizedSampler(Generic[Batch]):
 
     def _searched(self, make: Callable[[], Found]) -> Found:
         """Make the first pass, and repeat it if it shows parts that are random in training in other ways."""
-        if not self.search or not (asked := Asked(self.module)).kinds:
+        if not self.search or not (reads := ModeReads(self.module)).kinds:
             return make()
         masks = self.mode.masks.state()
-        self.mode.asked = asked
-        with asked.watching():
+        self.mode.watcher = reads
+        with reads.watching():
             result = make()
-        self.mode.asked = None
+        self.mode.watcher = None
         parts = None
-        if asked.parts:
-            parts = random_parts(asked, lambda: self.call(copied(self.batch)), self.streams)
+        if reads.parts:
+            parts = random_parts(reads, lambda: self.call(copied(self.batch)), self.streams)
             self.mode.left, self.lacking = parts.left, parts.lacking
         if not parts or not parts.found:
             return result

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from pl_losses.core.figures import Figure, new_figure
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Row
 from pl_losses.papers.dropout.table1.published import Numbers, numbers, scores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 TABLES = ("table1.csv", "per_split.csv")
 
@@ -180,14 +177,13 @@ def from_result(result: dict[str, Any], scale: float = 1.0) -> Entry:
 
 def draw(entries: Sequence[Entry]) -> Figure:
     """Draw our and the published numbers with their standard errors: a panel per set and score."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     names = list(dict.fromkeys(entry.name for entry in entries))
     colours = {"ours": "C0", "published, the same splits": "0.5"}
     if all(entry.published is None for entry in entries):
         colours = {"ours": "C0"}
-    figure = Figure(figsize=(max(4.2, 1.5 * len(names) + 1), 5.2), layout="constrained")
+    figure = new_figure(max(4.2, 1.5 * len(names) + 1), 5.2)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[call-arg, union-attr]
     panels = figure.subplots(2, len(names), squeeze=False)
     for score, label in enumerate(("RMSE (lower is better)", "log-likelihood, nats (higher is better)")):
