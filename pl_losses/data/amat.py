@@ -11,7 +11,7 @@ import torch
 from pl_losses.core.files import checksum, written_whole
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule
 
 # In these sets images lie on their side; bg-img-rot, whose names have both words, is not one of them.
 SIDEWAYS = ("all_rotation_normalized", "background_random", "background_images")
@@ -37,6 +37,7 @@ class Amat(TensorDataModule):
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the order.
+        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range, or the files' names do not belong together.
@@ -56,9 +57,10 @@ class Amat(TensorDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         check_counts(0, val_size=val_size)
         self.files = {"train_file": Path(train_file).expanduser(), "test_file": Path(test_file).expanduser()}
         train, test = self.files.values()

@@ -14,7 +14,7 @@ from torch import Tensor
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.download import data_root
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule
 
 Labels = NDArray[np.int64]
 
@@ -40,6 +40,7 @@ class BagOfWords(TensorDataModule):
         eval_batch_size: Documents per step and rank in evaluation. Default: 1000, or ``batch_size`` if that
             is larger.
         seed: Seed of the order; the generated set does not depend on it.
+        resident: Where the documents lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range, or a file is damaged.
@@ -65,10 +66,11 @@ class BagOfWords(TensorDataModule):
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         check_counts(vocabulary=vocabulary)
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = data_root(root)
         self.vocabulary = vocabulary
         self.input_shape = (vocabulary,)

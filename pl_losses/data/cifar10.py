@@ -16,7 +16,7 @@ from pl_losses.core.files import checksum
 from pl_losses.core.validation import check_counts, check_init, check_integer
 from pl_losses.data.download import data_root
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import TensorDataModule, train_and_val
+from pl_losses.data.module import Resident, TensorDataModule, train_and_val
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # Of the training pixels, scaled to 0..1.
@@ -43,6 +43,7 @@ class CIFAR10(TensorDataModule):
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the crops.
+        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -64,13 +65,14 @@ class CIFAR10(TensorDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         check_integer("val_size", val_size, 0, 49_999)
         check_integer("pad", pad, 0)
         check_integer("crop", crop, 1, 32 + 2 * pad)
         check_counts(limit=limit)
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = data_root(root)
         self.download = download
         self.val_size = val_size

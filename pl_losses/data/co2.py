@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pl_losses.core.validation import check_init, check_integer, check_share
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule
 
 
 class SyntheticCO2(TensorDataModule):
@@ -31,6 +31,7 @@ class SyntheticCO2(TensorDataModule):
         eval_batch_size: Samples per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the noise, the validation months and the order.
+        resident: Where the series lies, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         TypeError: If a year is no integer.
@@ -55,13 +56,14 @@ class SyntheticCO2(TensorDataModule):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         check_integer("start", start, 1000, 9000)
         check_integer("until", until, start + 1, 9000)
         check_integer("end", end, until + 1, 9000)
         check_share("val_share", val_share)
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.start, self.until, self.end = start, until, end
         self.val_share = val_share
 

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate, pad
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
+from pl_losses.data.module import Resident
 
 
 class Digits(ImageDataModule):
@@ -28,6 +29,7 @@ class Digits(ImageDataModule):
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the distortions.
+        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -56,6 +58,7 @@ class Digits(ImageDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         check_integer("test_size", test_size, 10, 1777)
@@ -74,6 +77,7 @@ class Digits(ImageDataModule):
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             seed=seed,
+            resident=resident,
         )
         self.val_size = val_size
         self.test_size = test_size

@@ -8,7 +8,7 @@ import torch
 
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule
 from pl_losses.data.transforms import RandomAffine
 
 
@@ -27,6 +27,7 @@ class ImageDataModule(TensorDataModule):
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the distortions.
+        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range or ``distort`` names an unknown one. ``setup`` raises a
@@ -43,12 +44,13 @@ class ImageDataModule(TensorDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         if not low < high:
             raise ValueError(f"Expected `low` to be less than `high` but got {low} and {high}")
         check_counts(limit=limit)
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.low = low
         self.high = high
         self.limit = limit

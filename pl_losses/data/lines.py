@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate, pad
 from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.image_files import read_grey
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule
 
 DIGITS = tuple("0123456789")
 PARTS = ("train", "val", "test", "predict")
@@ -82,6 +82,7 @@ class LineImages(TensorDataModule):
         batch_size: Training lines per step and rank.
         eval_batch_size: Lines per step and rank in evaluation.
         seed: Seed of the split and the order.
+        resident: Where the lines lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -102,9 +103,10 @@ class LineImages(TensorDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = 250,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         if not alphabet or len(set(alphabet)) < len(alphabet):
             raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
         check_integer("height", height, 1)

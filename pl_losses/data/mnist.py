@@ -17,7 +17,7 @@ from pl_losses.core.validation import check_init, check_integer
 from pl_losses.data.download import data_root, download
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import train_and_val
+from pl_losses.data.module import Resident, train_and_val
 
 # MD5 of the four unpacked files, which are published for the packed ones' contents.
 UNPACKED = {
@@ -53,6 +53,7 @@ class MNIST(ImageDataModule):
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the distortions.
+        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
         source: "mnist" for MNIST's own files only; "any" to read another set of 28x28 images in ten
             classes under the same names, such as Fashion-MNIST, without checksums or downloads.
 
@@ -77,6 +78,7 @@ class MNIST(ImageDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
         source: Literal["mnist", "any"] = "mnist",
     ) -> None:
         check_init(locals())
@@ -90,6 +92,7 @@ class MNIST(ImageDataModule):
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             seed=seed,
+            resident=resident,
         )
         self.root = data_root(root)
         self.source = source

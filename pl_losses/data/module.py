@@ -17,6 +17,8 @@ from pl_losses.core.loaders import rank_of
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.loader import Batch, BatchLoader
 
+Resident = Literal["auto", "host", "device"]
+
 
 class TensorDataModule(OfLightning, LightningDataModule):
     """Serves the tensors that :meth:`load` returns, in batches.
@@ -30,14 +32,14 @@ class TensorDataModule(OfLightning, LightningDataModule):
         num_classes: Number of classes; None when the targets are no classes.
         class_names: Name of each class.
         input_shape: Shape of one input as the model sees it, without the batch.
-        resident: Where the tensors lie: on the "host", on the Trainer's "device", or, with "auto", on the
-            device when it is a GPU of whose free memory they take less than a quarter.
 
     Args:
         batch_size: Training samples per step and rank.
         eval_batch_size: Samples per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the training transform.
+        resident: Where the tensors lie: on the "host", on the Trainer's "device", or, with "auto", on the
+            device when it is a GPU of whose free memory they take less than a quarter.
 
     Raises:
         TypeError: If an argument that counts is no integer.
@@ -47,9 +49,15 @@ class TensorDataModule(OfLightning, LightningDataModule):
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
     input_shape: tuple[int, ...] = ()
-    resident: Literal["auto", "host", "device"] = "auto"
 
-    def __init__(self, batch_size: int = 64, eval_batch_size: int | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        *,
+        seed: int = 0,
+        resident: Resident = "auto",
+    ) -> None:
         check_init(locals())
         super().__init__()
         eval_size = max(1000, batch_size) if eval_batch_size is None else eval_batch_size
@@ -59,6 +67,7 @@ class TensorDataModule(OfLightning, LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_size
         self.seed = seed
+        self.resident = resident
         self.tensors: dict[str, Batch] = {}
         self._loaded: set[str] = set()
 

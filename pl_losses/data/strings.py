@@ -16,7 +16,7 @@ from pl_losses.data.images import ImageDataModule
 from pl_losses.data.lines import DIGITS, Characters, Lines
 from pl_losses.data.loader import Batch, BatchLoader
 from pl_losses.data.mnist import MNIST
-from pl_losses.data.module import TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule
 from pl_losses.data.transforms import smooth_field, warp
 
 INK = 0.2  # Pixels darker than this are ink, as a share of full ink.
@@ -61,6 +61,7 @@ class DigitStrings(TensorDataModule):
         batch_size: Training strings per step and rank.
         eval_batch_size: Strings per step and rank in evaluation.
         seed: Seed of the strings, the split and the order.
+        resident: Where the digits lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         TypeError: If an argument that counts is no integer.
@@ -100,9 +101,10 @@ class DigitStrings(TensorDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = 250,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.source, self.root, self.download = source, root, download
         self.val_size = {"digits": 300, "mnist": 5000}[source] if val_size is None else val_size
         self.test_size = test_size

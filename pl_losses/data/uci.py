@@ -14,7 +14,7 @@ from pl_losses.core.files import checksum
 from pl_losses.core.validation import check_init, check_integer, check_share
 from pl_losses.data.download import data_root, download as fetch
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -111,6 +111,7 @@ class UCI(TensorDataModule):
         eval_batch_size: Samples per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the order; the splits do not depend on it.
+        resident: Where the tensors lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range, or the file of a set of your own is damaged.
@@ -127,10 +128,11 @@ class UCI(TensorDataModule):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         check_share("val_share", val_share)
-        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = data_root(root)
         self.dataset = name
         self.download = download

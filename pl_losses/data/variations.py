@@ -21,6 +21,7 @@ from pl_losses.data.image_files import LUMA
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch
 from pl_losses.data.mnist import MNIST
+from pl_losses.data.module import Resident
 from pl_losses.data.transforms import turned
 
 Name = Literal[
@@ -72,6 +73,7 @@ class Variations(ImageDataModule):
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the order.
+        resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.
@@ -102,6 +104,7 @@ class Variations(ImageDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         seed: int = 0,
+        resident: Resident = "auto",
     ) -> None:
         check_init(locals())
         super().__init__(
@@ -110,6 +113,7 @@ class Variations(ImageDataModule):
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             seed=seed,
+            resident=resident,
         )
         check_integer("data_seed", data_seed, 0)
         self.variation, self.source, self.root, self.download = name, source, root, download

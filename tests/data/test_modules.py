@@ -103,6 +103,8 @@ def test_bad_data_and_arguments_are_named():
         Points(labels=torch.arange(20) % 4 - 1).setup("fit")
     with pytest.raises(ValueError, match="`eval_batch_size` to be at least 1 but got 0"):
         Points(eval_batch_size=0)
+    with pytest.raises(ValueError, match='`resident` to be "auto", "host" or "device" but got \'gpu\''):
+        Points(resident="gpu")
     with pytest.raises(
         RuntimeError, match="'train' split to be loaded but there is nothing: call `prepare_data"
     ):
@@ -172,7 +174,7 @@ def test_bad_image_arguments_are_named():
 def test_hyper_parameters_are_plain_data():
     assert dict(Digits(distort={"shear": 0.1}).hparams) == {
         "val_size": 300, "test_size": 300, "low": -0.1, "high": 1.175, "distort": {"shear": 0.1},
-        "limit": None, "batch_size": 64, "eval_batch_size": None, "seed": 0,
+        "limit": None, "batch_size": 64, "eval_batch_size": None, "seed": 0, "resident": "auto",
     }  # fmt: skip
 
 
