@@ -49,7 +49,6 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from pl_losses.callbacks import AdamBiasCorrectionMonitor, DropoutUncertaintyMonitor, PReLUSlopeMonitor
-from pl_losses.cli.lightning_cli import forget_anonymous
 from pl_losses.monitoring.monitor import Monitor
 from pl_losses.strategies import FSDP2Strategy
 
@@ -512,7 +511,6 @@ def main() -> None:
         peaks = [memory(case, folder) for case in CASES]
         same = [identical(case) for case in CASES]
         logger = WandbLogger(offline=True, save_dir=folder)
-        forget_anonymous(logger)
         found = [race(case, logger) for case in CASES]
         logger.experiment.finish()
     table_of_shares(found)
