@@ -337,3 +337,17 @@ def test_selected_tensors_have_what_they_have_alone(look):
         assert found(row, alone, f"AdamW/{index}") == pytest.approx(alone, rel=1e-6)
     parameters[1].grad = None
     assert "adam/AdamW/1/m_norm" not in look(optimizer, module=module, tensors="*")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_many_tensors_are_those_of_each(dtype):
+    """So many that they are joined, across the places where a line of them ends, with one left out."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(size, generator=generator).to(dtype) for size in (8000, 3, 1, 8192) * 12]
+    rule = Rule("adam", 1e-3, 0.9, 0.999, 1e-8)
+    moments = [Moments(1.0, 1.0, one, 2 * one, 2 * one, one) for one in tensors]
+    expected = [one.double().square().sum().item() for one in tensors]
+    expected += [4 * square for square in expected]
+    assert list(squares(moments, rule, CPU)) == pytest.approx(expected, rel=1e-6)
+    moments[5], expected[5], expected[53] = None, 0.0, 0.0
+    assert list(squares(moments, rule, CPU)) == pytest.approx(expected, rel=1e-6)

@@ -25,6 +25,7 @@ Squares = dict[int, float]  # Sums of squares by the id of their tensors.
 
 EXACT = (torch.float32, torch.float64)
 SMALL = 2**13  # Elements up to which a CPU takes longer to be called than to work.
+FEW = 32  # Tensors up to which a call for each takes less than to join them.
 LONG = 2**16  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
 
 
@@ -90,6 +91,9 @@ def squares(
 
 def _squares_of_small(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[float]:
     """Compute the sum of squares of each tensor on the CPU, none empty, many in one call."""
+    if len(tensors) <= FEW:
+        lines = [one.float().numpy() if one.dtype not in EXACT else one.numpy() for one in tensors]
+        return [float(np.vdot(line, line)) for line in lines]
     ends = np.cumsum(sizes)
     cuts = np.flatnonzero(np.diff(ends // LONG)) + 1
     sums: list[float] = []
