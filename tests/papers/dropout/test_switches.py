@@ -441,7 +441,7 @@ def rows(function, target, **parts):
     x = inputs(60, 1)
     run = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[DropoutUncertaintyMonitor(samples=4, task="regression")],
+        callbacks=[DropoutUncertaintyMonitor(samples=4, max_batches=8, task="regression")],
     )  # fmt: skip
     run.validate(Regressor(function, **parts), DataLoader(TensorDataset(x, target(x)), 20), verbose=False)
     return {key.removeprefix("val/dropout/"): value.item() for key, value in run.callback_metrics.items()}
@@ -537,7 +537,7 @@ def test_networks_of_torchvision_whose_randomness_is_drop_path(name):
     target = torch.arange(4)
     run = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[DropoutUncertaintyMonitor(samples=2)],
+        callbacks=[DropoutUncertaintyMonitor(samples=2, max_batches=8)],
     )  # fmt: skip
     (found,) = run.validate(Images(network), DataLoader(TensorDataset(images, target), 4), verbose=False)
     assert found["val/dropout/nll_deterministic"] == pytest.approx(
