@@ -10,7 +10,13 @@ Hook time is what the monitors' hooks take, measured from the outside: the post-
 A step is from ``on_train_batch_start`` to ``on_train_batch_end``, without callbacks. ``wandb.watch`` works
 within forward and backward: its cost is how much longer a step takes than without it. Times are those of the
 processor in this thread, which other jobs disturb least; with W&B, which has a thread that sends, in all
-threads of this process. W&B's service is another process and not counted in.
+threads of this process. Costs "by the step" are differences of whole steps' means, for both sides alike.
+What leaves the process is counted in two more rows: W&B's service, another process, takes time for each row,
+and its file grows.
+
+What is unequal: ``wandb.watch`` logs two histograms of each weight and no statistics of Adam, and a call for
+each; ours logs one row, mostly scalars. So there are also an expert's callback, with the same histograms in
+one row, and the naive callback with our statistics.
 """
 
 from __future__ import annotations
@@ -28,14 +34,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
-from time import perf_counter, process_time, thread_time
+from statistics import mean, median
+from time import perf_counter, process_time, sleep, thread_time
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
+import wandb
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -49,7 +56,6 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from pl_losses.callbacks import AdamBiasCorrectionMonitor, DropoutUncertaintyMonitor, PReLUSlopeMonitor
-from pl_losses.cli.lightning_cli import forget_anonymous
 from pl_losses.monitoring.monitor import Monitor
 from pl_losses.strategies import FSDP2Strategy
 
@@ -60,6 +66,7 @@ except ImportError:
     OptimizerMonitor = None
 
 Seconds = dict[str, float]
+BY = "wandb, all, by steps"
 
 
 def mlp() -> nn.Module:
@@ -145,7 +152,7 @@ class Net(pl.LightningModule):
 def fit(net: Net, data: Any, callbacks: list[Any], logger: Any = None, **options: Any) -> None:
     options = {"accelerator": "cpu", "devices": 1, "limit_val_batches": 0, "log_every_n_steps": 1} | options
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    options |= {"callbacks": callbacks, "logger": logger or DummyLogger(), "max_epochs": 1}
+    options = {"max_epochs": 1} | options | {"callbacks": callbacks, "logger": logger or DummyLogger()}
     pl.Trainer(**options, **quiet).fit(net, data, data)
 
 
@@ -191,6 +198,7 @@ class Clock(pl.Callback):
         self.steps: list[float] = []
         self.beginnings: list[float] = []
         self.hooks: list[float] = []
+        self.outside = (0.0, 0.0)
 
     def on_train_batch_start(self, *_: object, **__: object) -> None:
         self.hooks.append(0.0)
@@ -207,7 +215,35 @@ class Clock(pl.Callback):
         self.hooks[-1] += own if self.all_threads else min(wall, own)
 
     def whole(self) -> float:
-        return median(after - before for before, after in pairwise(self.beginnings[1:]))
+        return mean(after - before for before, after in pairwise(self.beginnings[1:]))
+
+
+class Histograms(pl.Callback):
+    """What ``wandb.watch(log="all")`` shows as an expert would: all gradients and weights in one row."""
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        row = {}
+        for name, weight in module.named_parameters():
+            for kind, tensor in (("parameters", weight), ("gradients", weight.grad)):
+                low, high = (bound.item() for bound in torch.aminmax(tensor))
+                counts = torch.histc(tensor, 64, low, high).tolist()
+                edges = torch.linspace(low, high, 65).tolist()
+                row[f"{kind}/{name}"] = wandb.Histogram(np_histogram=(counts, edges))
+        trainer.logger.log_metrics(row, trainer.global_step)
+
+
+class TwoNorms(pl.Callback):
+    """An expert's: the norms of both of Adam's moments over all weights, by ``torch._foreach_norm``."""
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: object) -> None:
+        states = module.kept.state.values()
+        row = {}
+        for key in ("exp_avg", "exp_avg_sq"):
+            norms = torch._foreach_norm([state[key] for state in states])
+            row[f"{key}_norm"] = torch.stack(norms).norm().item()
+        trainer.logger.log_metrics(row, trainer.global_step)
 
 
 class Naive(pl.Callback):
@@ -303,10 +339,36 @@ class Contestant:
 
     def fit(self, case: Case, net: Net, logger: WandbLogger) -> Clock:
         clock = Clock(all_threads=self.wandb)
+        outside = Outside()
         callbacks = [clock, *fenced(self.callbacks(), clock.enter, clock.leave)]
         with self.around(net, logger):
             fit(net, case.batches(case.steps * self.times), callbacks, logger if self.wandb else None)
+        if self.wandb:
+            clock.outside = outside.since(case.steps)
         return clock
+
+
+class Outside:
+    """What has left the process: processor time of W&B's service, and bytes of the run's file."""
+
+    def __init__(self) -> None:
+        self.before = self.now()
+
+    def now(self) -> tuple[float, float]:
+        mine, seconds = str(os.getpid()), 0
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if (folder / "stat").read_text().rpartition(")")[2].split()[1] == mine:
+                    for thread in (folder / "task").iterdir():
+                        seconds += int((thread / "schedstat").read_text().split()[0])
+            except OSError:
+                continue  # It has ended.
+        files = Path().rglob("*.wandb")
+        return seconds / 1e9, float(sum(file.stat().st_size for file in files))
+
+    def since(self, steps: int) -> tuple[float, float]:
+        sleep(0.3)  # The service works behind.
+        return tuple((after - before) / steps for after, before in zip(self.now(), self.before, strict=True))
 
 
 CONTESTANTS = {
@@ -323,6 +385,7 @@ CONTESTANTS = {
     "wandb, constant": Contestant(lambda: [Constant(True)], wandb=True),
     "wandb, all": Contestant(everything, wandb=True),
     "wandb, watch": Contestant(wandb=True, around=watching),
+    "wandb, expert": Contestant(lambda: [Histograms()], wandb=True),
     "watch": Contestant(around=partial(watching, logs=False)),
 } | ({"composer": Contestant(lambda: [Composer()])} if OptimizerMonitor else {})
 
@@ -336,8 +399,12 @@ def turn(clocks: dict[str, Clock]) -> Seconds:
     found["all, every 50"] = (median(pairs[3::2]) + 49 * found["not logged"]) / 50
     found["all, every 50, net"] = found["all, every 50"] - found["nothing"]
     found["watch"] = clocks["watch"].whole() - clocks["bare"].whole()
-    for name in ("watch", "all", "empty", "constant"):
-        found[f"wandb, {name}, by steps"] = clocks[f"wandb, {name}"].whole() - clocks["wandb"].whole()
+    bare = clocks["wandb"]
+    for name in ("watch", "all", "empty", "constant", "expert"):
+        one = clocks[f"wandb, {name}"]
+        found[f"wandb, {name}, by steps"] = one.whole() - bare.whole()
+        for number, key in enumerate(("service", "bytes")):
+            found[f"wandb, {name}, {key}"] = one.outside[number] - bare.outside[number]
     return found
 
 
@@ -406,6 +473,65 @@ def identical(case: Case) -> bool:
         states = net.configure_optimizers().state_dict()["state"].values()
         results.append([*net.state_dict().values(), *(t for state in states for t in state.values())])
     return all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def many() -> nn.Module:
+    return nn.Sequential(*(nn.Linear(16, 16) for _ in range(500)))
+
+
+def of_many(logger: WandbLogger) -> dict[str, tuple[float, float]]:
+    """Ms of the hooks for a thousand tensors, and how many times those of an expert's two norms."""
+    case = Case("1000 tensors", many, lambda: torch.randn(16, 16), 5, 15, (1, 1, 1))
+    contestants = {
+        "an expert's two norms": TwoNorms,
+        "Adam, aggregates": partial(AdamBiasCorrectionMonitor, 1, level="aggregate"),
+        "Adam, full": partial(AdamBiasCorrectionMonitor, 1),
+        'Adam, full, `tensors="*"`': partial(AdamBiasCorrectionMonitor, 1, tensors="*"),
+    }
+    net, turns = Net(case.build()), []
+    for _ in range(case.turns):
+        fits = {
+            name: Contestant(lambda make=make: [make()]).fit(case, net, logger)
+            for name, make in contestants.items()
+        }
+        turns.append({name: median(clock.hooks[1:]) for name, clock in fits.items()})
+    first = next(iter(contestants))
+    return {
+        name: (1e3 * median(one[name] for one in turns), median(one[name] / one[first] for one in turns))
+        for name in contestants
+    }
+
+
+class Validations(pl.Callback):
+    """Processor time of each validation of a fit."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_validation_start(self, *_: object) -> None:
+        self.began = process_time()
+
+    def on_validation_end(self, *_: object) -> None:
+        self.seconds.append(process_time() - self.began)
+
+
+def of_dropout(case: Case, validations: int) -> tuple[float, float, float]:
+    """How many times a fit's validations of 16 batches the looks make them: by default, fixed; the first."""
+    torch.manual_seed(0)
+    net, found = Net(case.build()), {}
+    options = {"limit_val_batches": 16, "max_epochs": validations, "limit_train_batches": 1}
+    data = case.batches(16)
+    for name, monitors in (
+        ("bare", []),
+        ("default", [DropoutUncertaintyMonitor(pictures=0)]),
+        ("fixed", [DropoutUncertaintyMonitor(pictures=0, max_batches=8)]),
+    ):
+        clock = Validations()
+        few = {"max_epochs": 2} if name == "fixed" else {}
+        fit(net, data, [clock, *monitors], **options | {"num_sanity_val_steps": 1} | few)
+        found[name] = clock.seconds[1:]
+    bare = mean(found["bare"])
+    return mean(found["default"]) / bare, mean(found["fixed"]) / bare, found["default"][0] / bare
 
 
 def count_collectives(rank: int, folder: str) -> None:
@@ -483,14 +609,20 @@ def table_of_peers(found: list[list[Seconds]]) -> None:
         ("Composer's OptimizerMonitor", "composer", "all"),
         ('`wandb.watch(log="all")`, its log calls left out', "watch", "all"),
         ("all three with W&B", "wandb, all", "wandb, all"),
-        ("all three with W&B, by the step", "wandb, all, by steps", "wandb, all"),
-        ("an empty row with W&B, by the step", "wandb, empty, by steps", "wandb, all"),
-        ("a constant row of the same scalars, by the step", "wandb, constant, by steps", "wandb, all"),
-        ('`wandb.watch(log="all")` with W&B, by the step', "wandb, watch, by steps", "wandb, all"),
+        ("all three with W&B, by the step", "wandb, all, by steps", BY),
+        ("an empty row with W&B, by the step", "wandb, empty, by steps", BY),
+        ("a constant row of the same scalars, by the step", "wandb, constant, by steps", BY),
+        ('`wandb.watch(log="all")` with W&B, by the step', "wandb, watch, by steps", BY),
+        ("its histograms in one row of an expert, by the step", "wandb, expert, by steps", BY),
+        ("all three, W&B's service", "wandb, all, service", "wandb, all, service"),
+        ('`wandb.watch(log="all")`, W&B\'s service', "wandb, watch, service", "wandb, all, service"),
+        ("all three, MB of the run's file", "wandb, all, bytes", "wandb, all, bytes"),
+        ('`wandb.watch(log="all")`, MB of the run\'s file', "wandb, watch, bytes", "wandb, all, bytes"),
     ):
         cells = ["not installable here"] * len(found)
         if name in found[0][0]:
-            times = [1e3 * median(one[name] for one in turns) for turns in found]
+            unit = 1e-6 if name.endswith("bytes") else 1e3
+            times = [unit * median(one[name] for one in turns) for turns in found]
             ratios = [median(one[name] / one[to] for one in turns) for turns in found]
             cells = [f"{ms:.3g} ({ratio:.2g}x)" for ms, ratio in zip(times, ratios, strict=True)]
         rows.append([label, *cells])
@@ -512,11 +644,20 @@ def main() -> None:
         peaks = [memory(case, folder) for case in CASES]
         same = [identical(case) for case in CASES]
         logger = WandbLogger(offline=True, save_dir=folder)
-        forget_anonymous(logger)
         found = [race(case, logger) for case in CASES]
+        adam = of_many(logger)
+        looks = [of_dropout(case, 40 if case is TINY else 16) for case in CASES]
         logger.experiment.finish()
     table_of_shares(found)
     table_of_peers(found)
+    rows = [[name, f"{ms:.3g} ({ratio:.2g}x)"] for name, (ms, ratio) in adam.items()]
+    table(["ms of the hooks (times the expert's), 1000 tensors", "Adam's monitor"], *rows)
+    table(
+        ["times the fit's validations without it, 16 batches each", *(case.name for case in CASES)],
+        ["dropout monitor by default (at most 1.25)"] + [f"{default:.2f}x" for default, _, _ in looks],
+        ["the first look"] + [f"{first:.2g}x" for _, _, first in looks],
+        ["dropout monitor, `max_batches=8`"] + [f"{fixed:.2g}x" for _, fixed, _ in looks],
+    )
     table(["collectives per logged step", *counts], ["all three"] + [f"{one:g}" for one in counts.values()])
     rows = [
         ["peak of memory, torch's and NumPy's, kB (at most 1000)"] + [f"{peak / 1e3:.3g}" for peak in peaks]

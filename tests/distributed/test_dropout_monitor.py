@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pl_losses.data import TensorDataModule
 from pl_losses.papers.dropout import monitor_metrics as summaries
+from pl_losses.papers.dropout.budget import Budget
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
 from pl_losses.papers.dropout.sampling.sampling import mc_samples
 
@@ -194,13 +195,33 @@ def test_pictures_of_two_ranks_are_drawn_once_from_all_inputs(make_trainer, tmp_
 
 def test_training_of_two_ranks_is_the_same_to_the_last_bit(make_trainer, tmp_path):
     weights = []
-    for callbacks in ([], [DropoutUncertaintyMonitor(samples=3)]):
+    for callbacks in ([], [DropoutUncertaintyMonitor(samples=3, max_batches=8)]):
         pl.seed_everything(0)
         trainer = make_trainer(2, callbacks=callbacks, max_epochs=2)
         trainer.fit(Network(tmp_path, "classification"), Data(batch_size=8, eval_batch_size=8))
         weights.append([torch.load(f"{tmp_path}/fit2-{rank}.pt") for rank in (0, 1)])
     for plain, monitored in zip(*weights, strict=True):
         assert all(torch.equal(plain[key], monitored[key]) for key in plain)
+
+
+def test_ranks_look_at_as_many_batches_as_rank_zero_has_time_for(make_trainer, tmp_path, monkeypatch):
+    """By their own clocks the other would look at three of its batches, then at none while zero gathers."""
+    plans = {0: iter([2, 1, 0]), 1: iter([3, 0, 2])}
+    own = lambda budget, most: next(plans[torch.distributed.get_rank()])  # noqa: E731
+    monkeypatch.setattr(Budget, "batches", own)
+    looks = []
+
+    class Looks(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            looks.append(trainer.callback_metrics.get("val/dropout/inputs", torch.tensor(0.0)).item())
+
+        def on_fit_end(self, trainer, pl_module):
+            pl_module.write("looks", looks)
+
+    callbacks = [DropoutUncertaintyMonitor(samples=3, pictures=0), Looks()]
+    trainer = make_trainer(2, callbacks=callbacks, max_epochs=3, num_sanity_val_steps=0)
+    trainer.fit(Network(tmp_path, "classification"), Data(batch_size=8, eval_batch_size=5))
+    assert [torch.load(path) for path in sorted(tmp_path.glob("looks*"))] == [[20, 10, 10]] * 2
 
 
 class Uneven(IterableDataset):
@@ -217,7 +238,7 @@ def test_a_rank_without_batches_is_waited_for(make_trainer, tmp_path, dropout):
     network = Network(tmp_path, "classification")
     if not dropout:
         network.network[4] = nn.Identity()
-    trainer = make_trainer(2, callbacks=[DropoutUncertaintyMonitor(samples=3), Watch()])
+    trainer = make_trainer(2, callbacks=[DropoutUncertaintyMonitor(samples=3, max_batches=8), Watch()])
     trainer.validate(network, DataLoader(Uneven(), 10), verbose=False)
     found = read(tmp_path, "metrics", 2)
     if dropout:

@@ -71,7 +71,7 @@ def run(package, folder, *loggers, callbacks=None):
     callbacks = callbacks or [
         PReLUSlopeMonitor(),
         AdamBiasCorrectionMonitor(),
-        DropoutUncertaintyMonitor(samples=4, pictures=4),
+        DropoutUncertaintyMonitor(samples=4, max_batches=8, pictures=4),
         ClassifierReport(samples=4),
     ]
     trainer = package.Trainer(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
@@ -22,6 +24,7 @@ from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step
 from pl_losses.papers.dropout import manifest
+from pl_losses.papers.dropout.budget import SHARE, Budget
 from pl_losses.papers.dropout.metrics import IGNORED
 from pl_losses.papers.dropout.monitor_metrics import (
     CLASSIFICATION,
@@ -37,6 +40,8 @@ from pl_losses.papers.dropout.sampling.isolation import tensors_in
 from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
 from pl_losses.papers.dropout.sampling.random_parts import differ
 from pl_losses.papers.dropout.sampling.sampling import Found, find_dropout, mc_samples, without_dropout
+
+MOST = 8  # Batches, unless told otherwise.
 
 
 class DropoutUncertaintyMonitor(Reading, Callback):
@@ -64,13 +69,21 @@ class DropoutUncertaintyMonitor(Reading, Callback):
     batch must show that each sample has equally many rows. If none does, repetitions count too, and a warning
     says so. If an iterable dataset itself repeats samples, nobody can tell.
 
+    By default, looking at the validations of a fit takes at most a fifth of the time that these take without
+    it. Times are measured, after a first look at one batch. So a look may have fewer than 8 batches, and some
+    validations have none. A line says so once. All ranks do what rank zero measures. So the number of inputs
+    depends on the machine. What is computed of them does not. Give ``max_batches`` to compare runs number by
+    number. ``inputs`` says how many there were. A share p of n inputs has a standard error of
+    sqrt(p (1 - p) / n).
+
     "Without dropout" means an evaluation where even dropout with ``training=True`` is off. If a network is
     random even then, ``..._deterministic`` is NaN, and a warning says so.
 
     Args:
         samples: T, the passes for each batch.
         task: "classification" or "regression".
-        max_batches: Largest number of batches of each dataloader and rank, from the first on.
+        max_batches: Largest number of batches of each dataloader and rank, from the first on. ``None`` for 8,
+            and in a fit for as many as are within a fifth of the time of its validations.
         precision: tau, the precision of a regression's noise in the units of 1/y^2. ``None`` for no noise and
             no likelihood.
         every_n_epochs: Look at the validations of every n-th training epoch.
@@ -109,7 +122,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         samples: int = 20,
         *,
         task: Literal["classification", "regression"] = "classification",
-        max_batches: int = 8,
+        max_batches: int | None = None,
         precision: float | None = None,
         every_n_epochs: int = 1,
         seed: int = 0,
@@ -145,6 +158,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         self._hopeless = False
         self._warned: set[str] = set()
         self._beside = False
+        self._limit = MOST
+        self._budget = Budget()
+        self._told = False
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out what a pass over the data has found."""
@@ -174,11 +190,28 @@ class DropoutUncertaintyMonitor(Reading, Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING
         skipped = fitting and (trainer.current_epoch + 1) % self.every_n_epochs != 0
-        self._open = trainer.sanity_checking or not skipped
+        self._limit = self.max_batches or MOST
+        if self._budgeted(trainer) and not skipped:
+            # A module's passes may be collectives, as the results are: all ranks look at equally many.
+            self._limit = trainer.strategy.broadcast(self._budget.batches(self._most(trainer)))
+        self._open = trainer.sanity_checking or (not skipped and self._limit > 0)
         self._found = None
         if self._open:
             self._loaders, self._given = evaluation_loaders(trainer, stage), SeenSamples()
             self._summaries = [self._summary(stage).to(pl_module.device) for _ in self._loaders]
+
+    def _timed(
+        self, trainer: Trainer, pl_module: LightningModule, batch: int | None = None
+    ) -> AbstractContextManager[None]:
+        return self._budget.spending(pl_module.device, batch) if self._budgeted(trainer) else nullcontext()
+
+    def _most(self, trainer: Trainer) -> int:
+        return int(min(MOST, max(trainer.num_val_batches, default=MOST)))
+
+    def _budgeted(self, trainer: Trainer) -> bool:
+        """Return whether measured times say how many batches to look at: the same on all ranks."""
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        return self.max_batches is None and fitting and not trainer.sanity_checking
 
     def _summary(self, stage: Stage) -> Summary:
         labelled = stage != "predict"
@@ -196,7 +229,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         loader: int,
     ) -> None:
         # A sanity check refuses, before any training, what cannot be monitored.
-        most = 1 if trainer.sanity_checking else self.max_batches
+        most = 1 if trainer.sanity_checking else self._limit
         if not self._open or self._hopeless or index >= most:
             return
         inputs = self.get_inputs(batch)
@@ -311,7 +344,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new pass; in a sanity check, to try one batch."""
-        self._begin(trainer, pl_module, "val")
+        self._budget.begin()
+        with self._timed(trainer, pl_module):
+            self._begin(trainer, pl_module, "val")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new pass."""
@@ -331,7 +366,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Sample, if this batch is one of the first."""
-        self._sample_batch(trainer, pl_module, "val", batch, batch_idx, dataloader_idx)
+        if self._open and batch_idx < self._limit:
+            with self._timed(trainer, pl_module, batch_idx):
+                self._sample_batch(trainer, pl_module, "val", batch, batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -359,7 +396,18 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the results in Lightning's row of the validation."""
-        self._end(trainer, pl_module, "val")
+        with self._timed(trainer, pl_module):
+            self._end(trainer, pl_module, "val")
+        if not self._budgeted(trainer):
+            return
+        self._budget.end()
+        most = self._most(trainer)
+        if not self._told and not self._hopeless and (words := self._budget.words(most)):
+            self._told = True
+            rank_zero_info(
+                f"{type(self).__name__} {words}, to take at most {SHARE:.0%} of their time: with"
+                f" `max_batches={most}` it looks at as many in each"
+            )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the results in Lightning's row of the test."""

@@ -212,15 +212,14 @@ def test_norms_of_long_tensors_are_accurate():
     sums = squares([moments, None], rule, CPU)
     second, fourth = (long.double().pow(power).sum().item() for power in (2, 4))
     assert list(sums) == pytest.approx([second, 0, fourth, 0], rel=5e-6)
-    assert coordinates([moments], rule, CPU)[0][0] == pytest.approx(second, rel=5e-6)
+    ((_, weight, *_),), _ = coordinates([moments], rule, CPU)
+    assert weight == pytest.approx(second, rel=5e-6)
 
 
 def test_nothing_to_tell():
     rule = Rule("adam", 1e-3, 0.9, 0.999, 1e-8)
     assert describe(rule, [-math.inf], [[0.0], [0.0]], [3]) == {}
-    sums, largest, _ = coordinates([], rule, CPU)
-    assert sums == [0] * 6
-    assert largest == [-math.inf]
+    assert coordinates([], rule, CPU) == ([[-math.inf, *[0] * 6]], {})
 
 
 class Peak(TorchDispatchMode):
@@ -319,3 +318,36 @@ def test_nothing_waits_for_the_device(make, options, level):
         assert part.maxima == [1] if level == "aggregate" and not on_device else part.maxima.is_cuda
         with pytest.raises(DataDependentOutputException):
             part.sums.sum().item()
+
+
+def test_selected_tensors_have_what_they_have_alone(look):
+    """Joined ones of equal and other steps, and large ones: each as in an optimizer of its own."""
+    optimizer = stepped(AdamW, [(3,), (7, 5), (9000,), (2,), (70_000,), (1,)], weight_decay=0.1)
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.step()
+    optimizer.state[parameters[3]]["step"] += 3
+    module = nn.ParameterList(parameters)
+    whole, row = look(optimizer), look(optimizer, module=module, tensors="*")
+    assert {key: row[key] for key in whole} == pytest.approx(whole, rel=1e-6)
+    for index, parameter in enumerate(parameters):
+        single = AdamW([parameter], weight_decay=0.1)
+        single.state[parameter] = optimizer.state[parameter]
+        alone = {key.rpartition("/")[2]: value for key, value in look(single).items()}
+        del alone["skipped_steps"]
+        assert found(row, alone, f"AdamW/{index}") == pytest.approx(alone, rel=1e-6)
+    parameters[1].grad = None
+    assert "adam/AdamW/1/m_norm" not in look(optimizer, module=module, tensors="*")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_many_tensors_are_those_of_each(dtype):
+    """So many that they are joined, across the places where a line of them ends, with one left out."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(size, generator=generator).to(dtype) for size in (8000, 3, 1, 8192) * 12]
+    rule = Rule("adam", 1e-3, 0.9, 0.999, 1e-8)
+    moments = [Moments(1.0, 1.0, one, 2 * one, 2 * one, one) for one in tensors]
+    expected = [one.double().square().sum().item() for one in tensors]
+    expected += [4 * square for square in expected]
+    assert list(squares(moments, rule, CPU)) == pytest.approx(expected, rel=1e-6)
+    moments[5], expected[5], expected[53] = None, 0.0, 0.0
+    assert list(squares(moments, rule, CPU)) == pytest.approx(expected, rel=1e-6)

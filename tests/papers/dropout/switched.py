@@ -31,7 +31,7 @@ def rows(function, target, **parts):
     x = inputs(60, 1)
     run = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[DropoutUncertaintyMonitor(samples=4, task="regression")],
+        callbacks=[DropoutUncertaintyMonitor(samples=4, max_batches=8, task="regression")],
     )  # fmt: skip
     run.validate(Regressor(function, **parts), DataLoader(TensorDataset(x, target(x)), 20), verbose=False)
     return {key.removeprefix("val/dropout/"): value.item() for key, value in run.callback_metrics.items()}

@@ -81,7 +81,7 @@ def look(network, batch, stage="validate", **options):
 
     run = pl.Trainer(
         accelerator="cpu", logger=Logger("."), enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[DropoutUncertaintyMonitor(**{"samples": 4, "pictures": 0} | options)],
+        callbacks=[DropoutUncertaintyMonitor(**{"samples": 4, "pictures": 0, "max_batches": 8} | options)],
     )  # fmt: skip
     getattr(run, stage)(network, DataLoader(Whole(batch), batch_size=None))
     return {key.split("/", 2)[2]: value for key, value in logged.items() if "dropout/" in key}

@@ -104,7 +104,7 @@ def drawn(monkeypatch):
 def test_validation_of_real_digits(tmp_path, model):
     pl.seed_everything(0)
     logger = CSVLogger(tmp_path, "csv")
-    monitor = DropoutUncertaintyMonitor(samples=10)
+    monitor = DropoutUncertaintyMonitor(samples=10, max_batches=8)
     fit = trainer(tmp_path, monitor, max_epochs=3, logger=logger)
     fit.fit(model, data := Digits(batch_size=16))
     found = {key.removeprefix("val/dropout/"): value.item() for key, value in fit.logged_metrics.items()}
@@ -157,7 +157,7 @@ def test_training_is_the_same_to_the_last_bit(tmp_path):
         trainer(tmp_path, *callbacks, max_epochs=2, val_check_interval=5).fit(model, Digits(batch_size=64))
         return model.state_dict()
 
-    plain, monitored = weights(), weights(DropoutUncertaintyMonitor(samples=3))
+    plain, monitored = weights(), weights(DropoutUncertaintyMonitor(samples=3, max_batches=8))
     assert all(torch.equal(plain[key], monitored[key]) for key in plain)
 
 
@@ -170,14 +170,16 @@ def test_every_key_has_one_pattern_and_every_pattern_is_logged(tmp_path, model, 
             logged.update(key for key in metrics if "dropout" in key)
 
     options = {"logger": Recorder(tmp_path), "max_epochs": 2}
-    run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, masks=masks), **options)
+    run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, max_batches=8, masks=masks), **options)
     data = Digits(limit=64)
     run.fit(model, data)
     run.validate(model, data, verbose=False)
     run.test(model, data, verbose=False)
     run.predict(model, data)
     of_classifier = set(logged)
-    regression = DropoutUncertaintyMonitor(samples=2, task="regression", precision=4.0, masks=masks)
+    regression = DropoutUncertaintyMonitor(
+        samples=2, max_batches=8, task="regression", precision=4.0, masks=masks
+    )
     run = trainer(tmp_path, regression, **options)
     loader = regression_data()
     run.fit(Regressor(), loader, loader)
@@ -212,7 +214,7 @@ def test_only_some_batches_of_some_epochs(tmp_path, model):
 
 
 def test_a_sanity_check_tries_one_batch_without_sampling(tmp_path, model):
-    monitor = DropoutUncertaintyMonitor(samples=4)
+    monitor = DropoutUncertaintyMonitor(samples=4, max_batches=8)
     trainer(tmp_path, monitor, limit_train_batches=1, num_sanity_val_steps=2, limit_val_batches=3).fit(
         model, Digits(eval_batch_size=60)
     )
@@ -239,7 +241,9 @@ def test_a_dense_regression_is_refused_before_it_is_scored(tmp_path, monkeypatch
     )
     monkeypatch.setattr(Regressor, "training_step", lambda self, batch: self.network[0].weight.sum())
     data = DataLoader(TensorDataset(torch.randn(8, 5, 6), torch.randn(8, 1, 5, 6)), 4)
-    run = trainer(tmp_path, DropoutUncertaintyMonitor(task="regression"), num_sanity_val_steps=checks)
+    run = trainer(
+        tmp_path, DropoutUncertaintyMonitor(task="regression", max_batches=8), num_sanity_val_steps=checks
+    )
     words = r"`target` of shape \[B\] or \[B, Q\].*flattened to rows, but got \[4, 1, 5, 6\]: override `get_t"
     with pytest.raises(ValueError, match=words):
         run.fit(Regressor(), data, data)
@@ -265,7 +269,10 @@ def test_a_module_without_dropout_is_told_once_and_costs_nothing(tmp_path, drawn
     model.network[2] = nn.Identity()
     model.forward = lambda x: (setattr(model, "passes", model.passes + 1), model.network(x))[1]
     run = trainer(
-        tmp_path, DropoutUncertaintyMonitor(task="regression"), max_epochs=3, logger=CSVLogger(tmp_path)
+        tmp_path,
+        DropoutUncertaintyMonitor(task="regression", max_batches=8),
+        max_epochs=3,
+        logger=CSVLogger(tmp_path),
     )
     with pytest.warns(UserWarning, match="measures nothing of Regressor: it calls no dropout") as caught:
         run.fit(model, regression_data(), regression_data())
@@ -288,7 +295,9 @@ def test_a_probability_may_rise_from_zero(tmp_path, model):
         def on_validation_epoch_end(self, trainer, pl_module):
             found.append("val/dropout/nll" in trainer.callback_metrics)
 
-    run = trainer(tmp_path, Schedule(), DropoutUncertaintyMonitor(samples=2), Watch(), max_epochs=3)
+    run = trainer(
+        tmp_path, Schedule(), DropoutUncertaintyMonitor(samples=2, max_batches=8), Watch(), max_epochs=3
+    )
     with pytest.warns(UserWarning, match="every dropout that it calls has p = 0") as caught:
         run.fit(model, Digits(limit=64))
     assert sum("p = 0" in str(warning.message) for warning in caught) == 1
@@ -296,12 +305,14 @@ def test_a_probability_may_rise_from_zero(tmp_path, model):
 
 
 def test_without_a_logger_there_are_metrics_and_no_pictures(tmp_path, model, drawn):
-    run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2))
+    run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, max_batches=8))
     (result,) = run.test(model, Digits(), verbose=False)
     assert result["test/dropout/inputs"] == 300
     assert not drawn
     assert not list(tmp_path.iterdir())
-    none = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, pictures=0), logger=CSVLogger(tmp_path))
+    none = trainer(
+        tmp_path, DropoutUncertaintyMonitor(samples=2, max_batches=8, pictures=0), logger=CSVLogger(tmp_path)
+    )
     none.test(model, Digits(), verbose=False)
     assert not drawn
 
@@ -346,10 +357,10 @@ def test_modules_may_say_what_their_outputs_mean(tmp_path, model, monkeypatch):
     monkeypatch.setattr(
         Classifier, "class_probabilities", lambda self, out: (-out["penalties"]).softmax(1), raising=False
     )
-    run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, seed=3))
+    run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, max_batches=8, seed=3))
     (found,) = run.validate(model, Digits(), verbose=False)
     monkeypatch.undo()
-    (expected,) = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, seed=3)).validate(
+    (expected,) = trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, max_batches=8, seed=3)).validate(
         model, Digits(), verbose=False
     )
     assert found["val/dropout/nll"] == pytest.approx(expected["val/dropout/nll"])
@@ -362,7 +373,7 @@ def test_a_regressor_may_say_what_its_outputs_mean(tmp_path):
 
     torch.manual_seed(0)
     model = Scaled()
-    monitor = DropoutUncertaintyMonitor(samples=3, task="regression")
+    monitor = DropoutUncertaintyMonitor(samples=3, max_batches=8, task="regression")
     (found,) = trainer(tmp_path, monitor).validate(model, regression_data(), verbose=False)
     x, y = regression_data().dataset.tensors
     with torch.no_grad():
@@ -413,7 +424,7 @@ class Wrapped(torch.utils.data.Dataset):
 )
 def test_batches_that_do_not_fit(tmp_path, model, monkeypatch, form, options, error, words):
     monkeypatch.setattr(Classifier, "validation_step", lambda self, batch: None)
-    run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=50, **options))
+    run = trainer(tmp_path, DropoutUncertaintyMonitor(samples=50, max_batches=8, **options))
     with pytest.raises(error, match=words):
         run.validate(model, DataLoader(Wrapped(form), 4), verbose=False)
     # Before any sampling: one pass to look for dropout, one without.
@@ -467,7 +478,10 @@ def test_refused_arguments(options, words):
 
 
 def test_two_of_a_task_are_refused(tmp_path, model):
-    two = [DropoutUncertaintyMonitor(samples=2), DropoutUncertaintyMonitor(samples=3)]
+    two = [
+        DropoutUncertaintyMonitor(samples=2, max_batches=8),
+        DropoutUncertaintyMonitor(samples=3, max_batches=8),
+    ]
     with pytest.raises(ValueError, match="one DropoutUncertaintyMonitor for classification but got 2"):
         trainer(tmp_path, *two).validate(model, Digits(), verbose=False)
 
@@ -480,7 +494,7 @@ def test_it_is_pickled_in_the_middle_of_a_validation(tmp_path, model):
             (monitor,) = (c for c in trainer.callbacks if isinstance(c, DropoutUncertaintyMonitor))
             copies.append(pickle.loads(pickle.dumps(monitor)))
 
-    trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, seed=5), Copy()).validate(
+    trainer(tmp_path, DropoutUncertaintyMonitor(samples=2, max_batches=8, seed=5), Copy()).validate(
         model, Digits(), verbose=False
     )
     with warnings.catch_warnings():

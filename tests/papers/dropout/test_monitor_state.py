@@ -62,7 +62,7 @@ def found(run, stage):
 
 def test_each_call_counts_its_own_inputs_only(make):
     """Right, wrong and right again, by one trainer, by another one, and in between a test that fails."""
-    monitor, model = DropoutUncertaintyMonitor(samples=2), Fixed()
+    monitor, model = DropoutUncertaintyMonitor(samples=2, max_batches=8), Fixed()
     run, other = make(monitor), make(monitor)
     for each in (run, run, other, run):
         for right in (True, False, False, True):
@@ -89,7 +89,7 @@ def test_a_fit_that_fails_leaves_nothing_for_the_next_call(make, tmp_path, monke
     monkeypatch.setattr(
         "pl_losses.papers.dropout.monitor.log_figure", lambda trainer, key, figure: drawn.append(key)
     )
-    monitor, model = DropoutUncertaintyMonitor(samples=2), Fixed()
+    monitor, model = DropoutUncertaintyMonitor(samples=2, max_batches=8), Fixed()
     run = make(monitor, logger=CSVLogger(tmp_path), max_epochs=2, num_sanity_val_steps=0)
 
     class Stop(pl.Callback):
@@ -117,7 +117,10 @@ class Values(DropoutUncertaintyMonitor):
 
 def test_monitors_of_two_tasks_have_keys_of_their_own(make):
     """Also the number of inputs, of which the second looks at fewer."""
-    both = DropoutUncertaintyMonitor(samples=2), Values(samples=2, task="regression", max_batches=1)
+    both = (
+        DropoutUncertaintyMonitor(samples=2, max_batches=8),
+        Values(samples=2, task="regression", max_batches=1),
+    )
     for callbacks in (both, both[::-1]):
         run = make(*callbacks)
         run.test(Fixed(), loader(True), verbose=False)
@@ -130,7 +133,7 @@ def test_monitors_of_two_tasks_have_keys_of_their_own(make):
 
 
 def test_monitors_of_one_task_have_names_of_their_own(make, tmp_path):
-    first = DropoutUncertaintyMonitor(samples=2)
+    first = DropoutUncertaintyMonitor(samples=2, max_batches=8)
     second = DropoutUncertaintyMonitor(samples=3, max_batches=2, name="few")
     run = make(first, second, logger=CSVLogger(tmp_path, "csv"))
     run.test(Fixed(), loader(True), verbose=False)

@@ -370,7 +370,7 @@ def test_networks_of_torchvision_whose_randomness_is_drop_path(name):
     target = torch.arange(4)
     run = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[DropoutUncertaintyMonitor(samples=2)],
+        callbacks=[DropoutUncertaintyMonitor(samples=2, max_batches=8)],
     )  # fmt: skip
     (found,) = run.validate(Images(network), DataLoader(TensorDataset(images, target), 4), verbose=False)
     assert found["val/dropout/nll_deterministic"] == pytest.approx(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,41 +16,47 @@ from pl_losses.monitoring.monitor import Numbers, vector
 from pl_losses.papers.adam.monitor.statistics import SMALL, Moments, Squares, in_lines
 from pl_losses.papers.adam.monitor.update_rule import Rule, coefficients
 
-SUMS = ("weight", "direction", "cross", "signal", "trusted", "small")
-
+NOTHING: list[float] = [-math.inf] + [0.0] * 6  # A row of no coordinates.
 BLOCK = 2**18  # Bytes of a buffer: few enough for the processor's cache and for a megabyte in all.
 PACK = BLOCK // 8  # Bytes of small tensors that are joined: calls cost more than the work, NumPy's least.
 
 
 def coordinates(
-    moments: Sequence[Moments], rule: Rule, device: torch.device
-) -> tuple[Numbers, Numbers, Squares]:
+    moments: Sequence[Moments | None], rule: Rule, device: torch.device, selected: Sequence[int] = ()
+) -> tuple[list[Numbers], Squares]:
     """Visit every coordinate, block by block, and add up.
 
     It needs next to no memory: two small buffers, which on an accelerator grow with large models, to 1/512
     of their size.
 
     Args:
-        moments: Tensors that this rank answers for; may be none.
+        moments: Tensors that this rank answers for, else None; may be none.
         rule: How they are stepped.
         device: For the results, if they are tensors.
+        selected: Which of them get a row of their own.
 
     Returns:
-        With the weight w after the step, and d, the step of a coordinate without decoupled decay in units of
-        -alpha: the sums of w^2, d^2, d w and (m^/sqrt(v^))^2, and the numbers of coordinates with d beyond
-        0.9 and with sqrt(v^) < 10 eps, shape [6]; the largest d, signs aside, shape [1]; and sums of squares
-        of moments that were in the processor's cache anyway, those of small tensors with equal steps as if
-        they were all the first one's.
+        A row of all and of each selected tensor, shape [7]. With the weight w after the step, and d, the step
+        of a coordinate without decoupled decay in units of -alpha: the largest d, signs aside; the sums of
+        w^2, d^2, d w and (m^/sqrt(v^))^2, and the numbers of coordinates with d beyond 0.9 and with
+        sqrt(v^) < 10 eps. And, if none is selected, sums of squares of moments that were in the processor's
+        cache anyway, those of small tensors with equal steps as if they were all the first one's.
     """
     known: Squares = {}
-    runs: dict[Any, list[Moments]] = {}
-    for one in moments:
-        if one.m.numel():  # A shard may be empty.
+    own: dict[int, Numbers] = dict.fromkeys(selected, NOTHING)
+    runs: dict[Any, list[int]] = {}
+    for index, one in enumerate(moments):
+        if one is not None and one.m.numel():  # A shard may be empty.
             alike = None if isinstance(one.step, Tensor) else (one.step, one.mu_product)
-            runs.setdefault((alike, one.m.dtype, one.m.device), []).append(one)
-    rows = [_visit_run(run, rule, known) for run in runs.values()]
-    row = _together(rows, device) if rows else [-math.inf] + [0.0] * len(SUMS)
-    return row[1:], row[:1], known
+            runs.setdefault((alike, one.m.dtype, one.m.device, index in own), []).append(index)
+    rows: list[Numbers] = []
+    for (*_, apart), indices in runs.items():
+        found = _visit_run([moments[index] for index in indices], rule, known, apart)  # type: ignore[misc]
+        rows += found
+        if apart:
+            own |= zip(indices, found, strict=True)
+    everything = _together(rows, device) if rows else NOTHING
+    return [everything, *own.values()], {} if selected else known
 
 
 def _together(rows: list[Any], device: torch.device) -> Numbers:
@@ -64,10 +71,10 @@ def _together(rows: list[Any], device: torch.device) -> Numbers:
     return torch.cat([both[:, :1].amax(0), both[:, 1:].sum(0)])
 
 
-def _visit_run(run: list[Moments], rule: Rule, known: Squares) -> Numbers:
-    """Return the largest direction and the sums, shape [7]; the steps are equal or on a device."""
+def _visit_run(run: list[Moments], rule: Rule, known: Squares, apart: bool) -> list[Numbers]:
+    """Return one row of tensors whose steps are equal or on a device; if ``apart``, a row of each."""
     if not isinstance(run[0].step, Tensor):
-        return _visit_alike(run, rule, coefficients(rule, run[0].step, run[0].mu_product), known)
+        return _visit_alike(run, rule, coefficients(rule, run[0].step, run[0].mu_product), known, apart)
     step, product = (
         torch.stack([getattr(one, name).reshape(()) for one in run])
         if isinstance(getattr(run[0], name), Tensor)
@@ -77,28 +84,46 @@ def _visit_run(run: list[Moments], rule: Rule, known: Squares) -> Numbers:
     terms = coefficients(rule, step, product)
     vectors = {key: term.unbind() for key, term in terms.items() if isinstance(term, Tensor) and term.ndim}
     rows = [
-        _visit_alike([one], rule, terms | {key: own[i] for key, own in vectors.items()}, known)
+        row
         for i, one in enumerate(run)
+        for row in _visit_alike(
+            [one], rule, terms | {key: own[i] for key, own in vectors.items()}, known, apart
+        )
     ]
-    return _together(rows, run[0].m.device)
+    return rows if apart else [_together(rows, run[0].m.device)]
 
 
-def _visit_alike(run: list[Moments], rule: Rule, terms: dict[str, Any], known: Squares) -> Numbers:
+def _visit_alike(
+    run: list[Moments], rule: Rule, terms: dict[str, Any], known: Squares, apart: bool
+) -> list[Numbers]:
     """Do as :func:`_visit_run` if all tensors have the same coefficients."""
     ratio, signal = terms["ratio"], terms.get("signal", 1.0)
     scales = [ratio, 1.0, ratio**2, ratio, signal**2, 1.0, 1.0]
     device, dtype = run[0].m.device, torch.promote_types(run[0].m.dtype, torch.float32)
     # Tiny is added to v, so that 0/0 is 0.
     terms = {"zero": 0.0, "one": 1.0, "tiny": torch.finfo(dtype).tiny, "level": 0.9 / ratio, **terms}
-    packs, large = _packed(run, PACK // dtype.itemsize)
     if device.type != "cpu" or isinstance(ratio, Tensor):
-        row = _together(_visit_blocks(packs, large, rule, terms, dtype), device)
-        return row * vector(scales, device, dtype)
+        scale = vector(scales, device, dtype)
+        return [
+            _together(_visit_blocks(*_packed(part, PACK // dtype.itemsize), rule, terms, dtype), device)
+            * scale
+            for part in ([[one] for one in run] if apart else [run])
+        ]
+    packs, large = _packed(run, PACK // dtype.itemsize)
     with np.errstate(all="ignore"):
-        rows = [_visit_pack(pack, rule, terms, dtype, known) for pack in packs]
-        if large:
-            rows += _visit_large(large, rule, terms, dtype, known)
-    return [number * scale for number, scale in zip(_together(rows, device), scales, strict=True)]
+        rows: list[Any] = []
+        for pack in packs:
+            rows += _visit_pack(pack, rule, terms, dtype, known, apart)
+        size = min(BLOCK // dtype.itemsize, max((one.m.numel() for one in large), default=0))
+        buffers = torch.empty(2, size, dtype=dtype).numpy()
+        for one in large:
+            found = _visit_large(one, rule, terms, dtype, known, buffers)
+            rows += [_together(found, device)] if apart else found
+    if not apart:
+        row = _together(rows, device)
+        return [[number * scale for number, scale in zip(row, scales, strict=True)]]
+    order = dict(zip(map(id, [*chain(*packs), *large]), (np.array(rows) * scales).tolist(), strict=True))
+    return [order[id(one)] for one in run]
 
 
 def _packed(run: list[Moments], most: int) -> tuple[list[list[Moments]], list[Moments]]:
@@ -134,33 +159,41 @@ def _joined(pack: list[Moments], dtype: torch.dtype) -> Tensor:
 
 
 def _visit_pack(
-    pack: list[Moments], rule: Rule, terms: dict[str, object], dtype: torch.dtype, known: Squares
-) -> list[float]:
-    """Do as :func:`_visit` for small tensors on the CPU."""
+    pack: list[Moments],
+    rule: Rule,
+    terms: dict[str, object],
+    dtype: torch.dtype,
+    known: Squares,
+    apart: bool,
+) -> list[list[float]]:
+    """Do as :func:`_visit` for small tensors on the CPU: one row, or a row of each."""
     parts = _joined(pack, dtype).numpy()
-    for part, tensors in zip(parts, _columns(pack)[:2], strict=False):
-        known.update(dict.fromkeys(map(id, tensors), 0.0))
-        known[id(tensors[0])] = float(np.dot(part, part))
-    return [float(number) for number in _visit(np, rule, terms, parts, *np.empty_like(parts[:2]))]
+    buffers = np.empty_like(parts[:2])
+    if apart:
+        starts = [0, *accumulate(one.m.numel() for one in pack[:-1])]
+        rows: list[list[float]] = np.stack(_visit(each(starts), rule, terms, parts, *buffers), 1).tolist()
+        return rows
+    for part, tensor in zip(parts, (pack[0].m, pack[0].largest), strict=False):
+        known[id(tensor)] = float(np.dot(part, part))
+    for one in pack[1:]:
+        known[id(one.m)] = known[id(one.largest)] = 0.0
+    return [[*map(float, _visit(WHOLE, rule, terms, parts, *buffers))]]
 
 
 def _visit_large(
-    large: list[Moments], rule: Rule, terms: dict[str, object], dtype: torch.dtype, known: Squares
+    one: Moments, rule: Rule, terms: dict[str, object], dtype: torch.dtype, known: Squares, buffers: Any
 ) -> list[list[float]]:
-    """Do as :func:`_visit` for large tensors on the CPU, cut into blocks."""
+    """Do as :func:`_visit` for a large tensor on the CPU, cut into blocks."""
     block = BLOCK // dtype.itemsize
-    size = min(block, max(one.m.numel() for one in large))
-    buffers = torch.empty(2, size, dtype=dtype).numpy()
-    rows = []
-    for one in large:
-        m_square = v_square = 0.0
-        lines = in_lines([tensor for column in _columns([one]) for tensor in column])
-        for parts in zip(*(_pieces(line, block, dtype) for line in lines), strict=True):
-            # First, so that the visit finds them in the processor's cache.
-            v_square += float(np.dot(parts[1], parts[1]))
-            m_square += float(np.dot(parts[0], parts[0]))
-            rows.append([float(number) for number in _visit(np, rule, terms, parts, *buffers)])
-        known[id(one.m)], known[id(one.largest)] = m_square, v_square
+    rows: list[list[float]] = []
+    m_square = v_square = 0.0
+    lines = in_lines([tensor for column in _columns([one]) for tensor in column])
+    for parts in zip(*(_pieces(line, block, dtype) for line in lines), strict=True):
+        # First, so that the visit finds them in the processor's cache.
+        v_square += float(np.dot(parts[1], parts[1]))
+        m_square += float(np.dot(parts[0], parts[0]))
+        rows.append([*map(float, _visit(WHOLE, rule, terms, parts, *buffers))])
+    known[id(one.m)], known[id(one.largest)] = m_square, v_square
     return rows
 
 
@@ -189,32 +222,83 @@ def _visit_blocks(
             terms[key] = torch.full((), terms[key], device=device, dtype=dtype)
     size = min(block, max([PACK // dtype.itemsize, *sizes]))
     buffers = torch.empty(2, size, device=device, dtype=dtype)
-    rows = [torch.stack(_visit(torch, rule, terms, _joined(pack, dtype), *buffers)) for pack in packs]
+    rows = [torch.stack(_visit(DEVICE, rule, terms, _joined(pack, dtype), *buffers)) for pack in packs]
     for one in large:
         lines = in_lines([tensor for column in _columns([one]) for tensor in column])
         for pieces in zip(*(torch.split(line, block) for line in lines), strict=True):
             parts = [piece.to(dtype) for piece in pieces]
-            rows.append(torch.stack(_visit(torch, rule, terms, parts, *buffers)))
+            rows.append(torch.stack(_visit(DEVICE, rule, terms, parts, *buffers)))
     return rows
 
 
+class Sums(NamedTuple):
+    """How blocks are summed up.
+
+    Attributes:
+        xp: NumPy or torch, whichever the blocks are of.
+        dot: The sum of the products of two blocks.
+        most: The largest number of a block, signs aside.
+        above: How many numbers of a block are above a level, signs aside; with a block for that.
+    """
+
+    xp: Any
+    dot: Callable[[Any, Any], Any]
+    most: Callable[[Any], Any]
+    above: Callable[[Any, Any, Any], Any]
+
+
+def _most(numbers: Any) -> Any:
+    return max(numbers.max(), -numbers.min())
+
+
+def _count(numbers: Any, level: Any, buffer: Any) -> Any:
+    # Mostly none is: to see this takes less than to count.
+    if not _most(numbers) > level:
+        return 0
+    return np.count_nonzero(np.abs(numbers, out=buffer) > level)
+
+
+WHOLE = Sums(np, np.dot, _most, _count)
+DEVICE = Sums(
+    torch,
+    torch.dot,
+    lambda numbers: numbers.abs_().max(),
+    # Faster than torch's count_nonzero.
+    lambda numbers, level, buffer: torch.gt(numbers, level, out=buffer).sum(),
+)
+
+
+def each(starts: list[int]) -> Sums:
+    """Return sums of each tensor of joined ones, by where they begin."""
+    return Sums(
+        np,
+        lambda one, other: np.add.reduceat(one * other, starts),
+        lambda numbers: np.maximum.reduceat(np.abs(numbers), starts),
+        lambda numbers, level, buffer: np.add.reduceat(
+            (np.abs(numbers) > level).astype(buffer.dtype), starts
+        ),
+    )
+
+
 def _visit(
-    xp: Any, rule: Rule, terms: dict[str, object], parts: Any, inverse: Any, direction: Any
+    sums: Sums, rule: Rule, terms: dict[str, object], parts: Any, inverse: Any, direction: Any
 ) -> list[Any]:
     """Return the largest direction and the sums of a block, seven numbers, except for their scale.
 
     Args:
-        xp: NumPy or torch, whichever the parts and the buffers are of.
+        sums: How to sum up.
         rule: The update rule.
         terms: Terms of the closed form.
         parts: m, v, weight and, for NAdam, gradient, shape [N] each.
         inverse: A buffer, at least [N].
         direction: Another buffer.
     """
+    xp, dot, most, above = sums
     m, v, weight = parts[:3]
     if len(m) < len(direction):
         inverse, direction = inverse[: len(m)], direction[: len(m)]
-    signal = small = cross = terms["zero"]
+    square = dot(weight, weight)
+    signal = small = cross = terms["zero"] if xp is torch else 0.0 * square
     if rule.kind == "adamax":
         xp.divide(m, v, out=direction)
     else:
@@ -225,9 +309,9 @@ def _visit(
             torch.from_numpy(inverse).rsqrt_()  # NumPy has none.
         else:
             np.divide(1.0, np.sqrt(inverse, out=inverse), out=inverse)
-        small = _count_above(xp, inverse, terms["small"], direction)
+        small = above(inverse, terms["small"], direction)
         xp.multiply(m, inverse, out=direction)
-        signal = xp.dot(direction, direction)
+        signal = dot(direction, direction)
         if rule.kind == "nadam":
             _nadam_top(rule, terms, parts, direction)
             xp.multiply(direction, inverse, out=direction)
@@ -236,18 +320,11 @@ def _visit(
         xp.divide(direction, inverse, out=direction)
         if rule.kind == "radam":
             _rectify(terms["rectified"], m, direction)
-    square = xp.dot(direction, direction)
+    step = dot(direction, direction)
     if rule.decay:
-        cross = xp.dot(direction, weight)
-    largest = xp.abs(direction, out=direction).max()
-    trusted = _count_above(xp, direction, terms["level"], inverse)
-    return [largest, xp.dot(weight, weight), square, cross, signal, trusted, small]
-
-
-def _count_above(xp: object, numbers: Any, level: Any, buffer: Any) -> Any:
-    if xp is np:
-        return np.count_nonzero(numbers > level)
-    return torch.gt(numbers, level, out=buffer).sum()  # Faster than torch's count_nonzero.
+        cross = dot(direction, weight)
+    largest = most(direction)
+    return [largest, square, step, cross, signal, above(direction, terms["level"], inverse), small]
 
 
 def _nadam_top(rule: Rule, terms: dict[str, Any], parts: Any, out: Any) -> None:

@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import repeat
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -310,17 +311,40 @@ class AdamBiasCorrectionMonitor(Monitor):
         group = Group(name, rule)
         states = _states(optimizer)
         partial = self._sharded and states is optimizer.state  # Else only this rank has these states.
-        for index, parameter in enumerate(parameters):
-            state, gradient = states.get(parameter), parameter.grad
-            shard = own_shard(parameter, True, rank) if partial else parameter
-            moments = self._moments(state, shard, gradient, rule) if state and shard is not None else None
-            stepped = gradient is not None
-            group.steps.append(moments.step if moments else -math.inf)
-            group.moments.append(moments if stepped else None)
-            group.sizes.append(parameter.numel() * (1 + parameter.is_complex()) if stepped else 0)
-            if self._selected and id(parameter) in self._selected:
-                group.selected[index] = self._selected[id(parameter)]
+        known = [states.get(parameter) for parameter in parameters]
+        if not partial and rule.kind != "nadam" and all(known) and (columns := self._columns(known, rule)):
+            steps, m, v, largest = columns
+            # Without calls for each tensor, of which there may be a thousand.
+            moments = map(Moments, steps, repeat(1.0), m, v, largest, parameters)
+            group.steps, group.sizes = steps, [*map(Tensor.numel, m)]
+            group.moments = [*moments]
+            for index in [i for i, parameter in enumerate(parameters) if parameter.grad is None]:
+                group.moments[index], group.sizes[index] = None, 0
+        else:
+            for parameter, state in zip(parameters, known, strict=True):
+                gradient = parameter.grad
+                shard = own_shard(parameter, True, rank) if partial else parameter
+                one = self._moments(state, shard, gradient, rule) if state and shard is not None else None
+                group.steps.append(-math.inf if one is None else one.step)
+                group.moments.append(None if gradient is None else one)
+                group.sizes.append(0 if gradient is None else parameter.numel() << parameter.is_complex())
+        if selected := self._selected:
+            group.selected = {i: selected[id(p)] for i, p in enumerate(parameters) if id(p) in selected}
         return group
+
+    def _columns(self, states: list[Any], rule: Rule) -> tuple[list[Any], ...] | None:
+        """Return t, m, v and the largest v of plain tensors of real numbers; None if some are not."""
+        second = "exp_inf" if rule.kind == "adamax" else "exp_avg_sq"
+        try:
+            m, v = [one["exp_avg"] for one in states], [one[second] for one in states]
+            largest = [one["max_exp_avg_sq"] for one in states] if rule.amsgrad else v
+            steps = [number(one["step"]) for one in states]
+        except KeyError:
+            return None
+        plain = {*map(type, m)} == {Tensor} and not any(
+            dtype.is_complex for dtype in {one.dtype for one in m}
+        )
+        return (steps, m, v, largest) if plain else None
 
     def _moments(
         self, state: dict[str, Any], shard: Tensor, gradient: Tensor | None, rule: Rule
@@ -335,10 +359,10 @@ class AdamBiasCorrectionMonitor(Monitor):
             return None
         if rule.kind != "nadam":
             gradient = None
-        tensors = [m, v, largest, shard] + ([] if gradient is None else [gradient])
         if isinstance(shard, DTensor) or isinstance(m, DTensor) or shard.is_complex():
-            tensors = [_local(tensor) for tensor in tensors]
-        return Moments(number(step), product, *tensors)
+            m, v, largest, shard = map(_local, (m, v, largest, shard))
+            gradient = None if gradient is None else _local(gradient)
+        return Moments(number(step), product, m, v, largest, shard, gradient)
 
     def _warn_once(self, what: str) -> None:
         if not self._warned:

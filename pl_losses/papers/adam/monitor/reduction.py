@@ -71,19 +71,16 @@ class GroupReduction:
         self.groups.append(group)
         group.unknown = group.rule.unknown
         numbers = [getattr(group.rule, name) for name in group.unknown]
-        on_device = any(isinstance(step, Tensor) for step in group.steps)
+        on_device = not {*map(type, group.steps)} <= {float}
         if self.sharded or on_device:
             numbers += group.steps
         self.maxima.append(vector(numbers, self.device) if group.unknown or on_device else numbers)
-        visits = []
-        if self.full:
-            for _, chosen in group.entries():
-                here = [one for one in group.moments[chosen] if one is not None]
-                visits.append(coordinates(here, group.rule, self.device))
-        known = visits[0][2] if visits and not group.selected else None
+        rows, known = (
+            coordinates(group.moments, group.rule, self.device, [*group.selected]) if self.full else ([], {})
+        )
         self.sums.append(squares(group.moments, group.rule, self.device, known))
-        self.sums += [sums for sums, _, _ in visits]
-        self.maxima += [largest for _, largest, _ in visits]
+        self.sums += [row[1:] for row in rows]
+        self.maxima += [row[:1] for row in rows]
         group.moments = []  # They would keep gradients alive until the row is logged.
 
     def vectors(self) -> tuple[Numbers, Numbers]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ from pl_losses.papers.adam.monitor.update_rule import Number, Rule, effective_st
 Squares = dict[int, float]  # Sums of squares by the id of their tensors.
 
 EXACT = (torch.float32, torch.float64)
-SMALL = 2**13  # Elements that NumPy sums up in less time than a call of torch takes.
+SMALL = 2**13  # Elements up to which a CPU takes longer to be called than to work.
+FEW = 32  # Tensors up to which a call for each takes less than to join them.
 LONG = 2**16  # Elements that a CPU sums up in one go: float32 rounds off longer sums.
 
 
@@ -64,22 +66,43 @@ def squares(
         Shape [2 T] or [3 T].
     """
     names = ("m", "v", "largest") if rule.amsgrad else ("m", "v")
-    tensors = [None if one is None else getattr(one, name) for name in names for one in moments]
+    tensors: list[Any] = [None if one is None else getattr(one, name) for name in names for one in moments]
+    sizes = [0 if one is None else one.numel() for one in tensors]
+    if not known and sizes and min(sizes) > 0 and max(sizes) <= SMALL and tensors[0].is_cpu:
+        return _squares_of_small(tensors, sizes)
     found: dict[int, Any] = {**(known or {})}
-    unknown = [one for one in tensors if one is not None and id(one) not in found and one.numel()]
-    small = [one for one in unknown if one.is_cpu and one.numel() <= SMALL and one.dtype in EXACT]
+    pairs = zip(tensors, sizes, strict=True)
+    unknown = {id(one): one for one, size in pairs if size and id(one) not in found}
+    small = {key: one for key, one in unknown.items() if one.is_cpu and one.numel() <= SMALL}
     if small:
-        found |= {id(one): float(np.vdot(one.numpy(), one.numpy())) for one in small}
-        unknown = [one for one in unknown if id(one) not in found]
-    if unknown:
-        norms = _norms(unknown)
+        some = [*small.values()]
+        found |= zip(small, _squares_of_small(some, [*map(Tensor.numel, some)]), strict=True)
+    large = [one for key, one in unknown.items() if key not in small] if len(small) < len(unknown) else []
+    if large:
+        norms = _norms(large)
         here = [norm if norm.device == device else norm.to(device, non_blocking=True) for norm in norms]
-        sums = torch.stack(here).square_()
-        if len(sums) == len(tensors):
-            return sums
-        found |= zip(map(id, unknown), sums.tolist() if sums.is_cpu else sums.unbind(), strict=True)
+        whole = torch.stack(here).square_()
+        if len(whole) == len(tensors):
+            return whole
+        found |= zip(map(id, large), whole.tolist() if whole.is_cpu else whole.unbind(), strict=True)
     numbers = [found.get(id(one), 0.0) for one in tensors]
-    return vector(numbers, device) if unknown and device.type != "cpu" else numbers
+    return vector(numbers, device) if large and device.type != "cpu" else numbers
+
+
+def _squares_of_small(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[float]:
+    """Compute the sum of squares of each tensor on the CPU, none empty, many in one call."""
+    if len(tensors) <= FEW:
+        lines = [one.float().numpy() if one.dtype not in EXACT else one.numpy() for one in tensors]
+        return [float(np.vdot(line, line)) for line in lines]
+    ends = np.cumsum(sizes)
+    cuts = np.flatnonzero(np.diff(ends // LONG)) + 1
+    sums: list[float] = []
+    for start, stop in pairwise([0, *cuts.tolist(), len(tensors)]):
+        joined: Tensor = of_torch.flatten_dense(tensors[start:stop])  # type: ignore[no-untyped-call]
+        line = joined.to(torch.promote_types(joined.dtype, torch.float32)).numpy()
+        begins = ends[start:stop] - sizes[start:stop]
+        sums += np.add.reduceat(line * line, begins - begins[0]).tolist()
+    return sums
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -134,13 +157,16 @@ def describe(
         "effective_step": factor,
         "effective_lr": lr * factor,
     }
-    m = v = m_hat = v_hat = 0.0
     stepped = [index for index, step in enumerate(steps) if sizes[index] and step > 0]
-    for index in stepped:
-        step = steps[index]
-        m, v = m + found[0][index], v + found[1][index]
-        m_hat += found[0][index] / (1 - beta1**step) ** 2
-        v_hat += found[-1][index] / (1 - beta2**step) ** 2
+    m, v, m_hat, v_hat = (sum([row[i] for i in stepped]) for row in (found[0], found[1], found[0], found[-1]))
+    # Mostly there is one: a power for each of a thousand tensors takes as long as their norms.
+    corrections = {step: ((1 - beta1**step) ** 2, (1 - beta2**step) ** 2) for step in {*steps} if step > 0}
+    if len(corrections) == 1:
+        ((first, second),) = corrections.values()
+        m_hat, v_hat = m_hat / first, v_hat / second
+    else:
+        m_hat = sum(found[0][i] / corrections[steps[i]][0] for i in stepped)
+        v_hat = sum(found[-1][i] / corrections[steps[i]][1] for i in stepped)
     if stepped:
         statistics["coordinates"] = float(sum(sizes[index] for index in stepped))
         names = ("m_norm", "v_norm", "m_hat_norm", "v_hat_norm")
