@@ -65,6 +65,8 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
         headline: Name of the metric that a validation or test is summed up in, without its stage.
         best: Logged key to "min" or "max", whichever is the best. That of a validation's key, such as
             "val/error", is "val/error/best" in W&B's summary.
+        compiled: Names of the methods and children that ``torch.compile`` of the module compiles. Steps run
+            as they are written.
 
     Args:
         optimizer: Parameters to optimizer.
@@ -80,6 +82,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
     panels: ClassVar[Sections] = ()
     headline: ClassVar[str] = "loss"
     best: ClassVar[dict[str, Literal["min", "max"]]] = {}
+    compiled: ClassVar[tuple[str, ...]] = ("forward",)
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None = None) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
         return [kind() for kind in kinds if not any(isinstance(one, kind) for one in callbacks)]
 
     def configure_model(self) -> None:
-        """Shard the parameters when the strategy has a device mesh (FSDP2), else leave them as they are.
+        """Shard the parameters when the strategy has a device mesh (FSDP2); compile what is to be compiled.
 
         Steps and ``forward`` see whole parameters, whatever they call; for hooks see :meth:`whole`. Under
         manual optimization every child is sharded by itself, and is whole in its own ``forward`` only.
@@ -115,6 +118,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
         Raises:
             ValueError: If a parameter is a scalar, or under manual optimization in no child.
         """
+        of_lightning.compile_only(self, self.compiled)
         if self.device_mesh is None or self._sharded:
             return
         from torch.distributed.fsdp import fully_shard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +24,23 @@ from torchmetrics import Metric
 ASKING = {
     "_maybe_unwrap_optimized", "is_overridden", "_fit_impl", "_validate_impl", "_test_impl", "_predict_impl"
 }  # fmt: skip
+
+
+def compile_only(module: LightningModule, names: Iterable[str]) -> None:
+    """Let ``torch.compile(module)`` compile these methods and children, and run steps as they are written.
+
+    Lightning compiles whole steps. Most of a step is Python that breaks graphs: checks, random streams, logs.
+    """
+    if (compiled := module._compiler_ctx) is None:
+        return
+    for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+        setattr(module, name, compiled[f"original_{name}"])
+    for name in names:
+        part = getattr(module, name)
+        if isinstance(part, nn.Module):
+            part._compiled_call_impl = compiled["dynamo_ctx"](part._call_impl)
+        else:
+            setattr(module, name, compiled["dynamo_ctx"](getattr(type(module), name).__get__(module)))
 
 
 class OfLightning:

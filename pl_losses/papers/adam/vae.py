@@ -50,6 +50,7 @@ class VAE(PaperModule):
         [[500, 784], [500], [100, 500], [100]]
     """
 
+    compiled = ("forward", "compute_loss")
     KEYS: ClassVar[Keys] = {
         "<stage>/loss": "the negative variational bound, nats per image",
         "<stage>/reconstruction": "its part of the pixels, nats per image",

@@ -99,6 +99,7 @@ class GAN(PaperModule):
     """
 
     panels: ClassVar[Sections] = manifest.GAN
+    compiled = ("generator", "discriminator")
     KEYS: ClassVar[Keys] = {
         "train/discriminator_loss": "the discriminator's loss on real and generated images, in nats",
         "train/generator_loss": "the generator's loss under the discriminator after its step, in nats",

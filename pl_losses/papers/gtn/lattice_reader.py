@@ -63,6 +63,8 @@ class LatticeReader(StringReader[SegmentLattice]):
         ValueError: If an argument is out of range or none of its choices.
     """
 
+    compiled = ("recogniser",)
+
     def __init__(
         self,
         criterion: Criterion = "discriminative_forward",

@@ -165,6 +165,8 @@ class SDNN(StringReader[FrameLattice]):
         torch.Size([1, 9, 11])
     """
 
+    compiled = ("frame_penalties",)
+
     def __init__(
         self,
         criterion: Criterion = "discriminative_forward",

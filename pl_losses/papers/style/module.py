@@ -93,6 +93,7 @@ class StyleTransfer(PaperModule):
         left_out = () if part.argument("tv_weight") else ("train/total_variation",)
         return without(super().logged_keys(part, recipe), left_out)
 
+    compiled = ()
     KEYS: ClassVar[Keys] = {
         "train/loss": "eq. 7, alpha L_content + beta L_style. The optimizer makes this small",
         "train/content_loss": "L_content, eq. 1, summed over content layers, with the weights of the preset",

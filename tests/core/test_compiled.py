@@ -1,0 +1,40 @@
+"""torch.compile of whole modules: the same weights, in few graphs."""
+
+from functools import partial
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fsdp2_table import TABLE
+
+QUICK = ("lenet5", "vae", "gan", "sdae fine-tuned", "reader")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TABLE]
+
+
+def fitted(name, compile_=lambda module: module):
+    make, data, options = TABLE[name]
+    options = {key: value for key, value in options.items() if key not in ("monitor", "epochs")}
+    torch.manual_seed(0)
+    module = make()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=TABLE[name][2].get("epochs", (0, 2))[1], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=0, **options,
+    )  # fmt: skip
+    trainer.fit(compile_(module), data(1))
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_weights_in_few_graphs(name):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    found = fitted(name, partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    assert 1 <= len(graphs) <= 3
+    torch.testing.assert_close(found, fitted(name), rtol=1e-5, atol=1e-7)
