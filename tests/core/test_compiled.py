@@ -8,7 +8,12 @@ import torch
 from fsdp2_table import TABLE
 
 QUICK = ("lenet5", "vae", "gan", "sdae fine-tuned", "reader")
-NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TABLE]
+# One needs a validation, one trains nothing.
+NAMES = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in TABLE
+    if name not in ("regressor", "dropout")
+]
 
 
 def fitted(name, compile_=lambda module: module):
@@ -36,5 +41,6 @@ def test_the_same_weights_in_few_graphs(name):
     torch._dynamo.reset()
     found = fitted(name, partial(torch.compile, backend=backend))
     torch._dynamo.reset()
-    assert 1 <= len(graphs) <= 3
+    # Batches of a GAN that accumulates are of two sizes.
+    assert 1 <= len(graphs) <= (4 if name == "gan accumulating" else 3)
     torch.testing.assert_close(found, fitted(name), rtol=1e-5, atol=1e-7)

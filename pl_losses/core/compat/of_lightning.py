@@ -38,7 +38,8 @@ def compile_only(module: LightningModule, names: Iterable[str]) -> None:
     for name in names:
         part = getattr(module, name)
         if isinstance(part, nn.Module):
-            part._compiled_call_impl = compiled["dynamo_ctx"](part._call_impl)
+            for child in part if isinstance(part, nn.ModuleList) else [part]:
+                child._compiled_call_impl = compiled["dynamo_ctx"](child._call_impl)
         else:
             setattr(module, name, compiled["dynamo_ctx"](getattr(type(module), name).__get__(module)))
 

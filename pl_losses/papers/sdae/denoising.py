@@ -39,6 +39,7 @@ class Denoising(PaperModule):
     :meth:`compute_reconstruction_loss` or :meth:`prepare_input` to change it.
     """
 
+    compiled = ("forward", "layers")
     layers: nn.ModuleList
 
     def build(
