@@ -7,6 +7,7 @@ import errno
 import importlib
 import linecache
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -43,7 +44,9 @@ from pl_losses.cli.loggers import (
     check_log_model,
     check_writable,
     fill_logger,
+    go_on,
     goes_online,
+    keep_rows,
     loggers,
     prepare_wandb,
     quiet_wandb,
@@ -51,14 +54,16 @@ from pl_losses.cli.loggers import (
 )
 from pl_losses.cli.parser import Parser, shorten
 from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
+from pl_losses.cli.ranks import Ranks, join, tells_of_loss
 from pl_losses.cli.trusted_objects import check_objects
 from pl_losses.core import expected
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import causes
+from pl_losses.core.jobs import by_slurm, jobs
 from pl_losses.core.metrics import headline_text
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.refusals import sign_in
-from pl_losses.core.run_folders import RUNS, choose, recipe_of
+from pl_losses.core.run_folders import RUNS, Run, choose, recipe_of, told
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.signatures import OWN, public
 from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages, roots_of
@@ -82,6 +87,10 @@ class PLLossesCLI(LightningCLI):
         path: The checkpoint.
         own: Packages of the user's own that are trusted.
         roots: Folders out of which no link leads.
+        jobs: Those that the command is of, see :class:`~pl_losses.core.run_folders.Run`.
+        resumed: The run that goes on itself.
+        ranks: The other ranks that a launcher has started.
+        closing: Takes what is to be done after the command.
         kwargs: Passed on to ``LightningCLI``.
     """
 
@@ -94,9 +103,15 @@ class PLLossesCLI(LightningCLI):
         path: str | None = None,
         own: frozenset[str] = frozenset(),
         roots: Sequence[str] = (RUNS,),
+        jobs: Sequence[str] = (),
+        resumed: Run | None = None,
+        ranks: Ranks | None = None,
+        closing: contextlib.ExitStack | None = None,
         **kwargs: Any,
     ) -> None:
         self.merged = config
+        self.jobs, self.resumed, self.ranks = jobs, resumed, ranks
+        self.closing = closing or contextlib.ExitStack()
         self.roots = roots
         self.own = own
         self.recipes = list(recipes)
@@ -144,9 +159,6 @@ class PLLossesCLI(LightningCLI):
         if self.subcommand != "fit":
             # Irrelevant if no checkpoint is written.
             warnings.filterwarnings("ignore", message="The dirpath has changed")
-        if self.subcommand in RECORDED and not resolved["trainer"].get("fast_dev_run"):
-            for folder in save_dirs(resolved["trainer"]):
-                check_writable(folder)
         for logger in loggers(resolved["trainer"]):
             if "WandbLogger" in logger["class_path"]:
                 check_id(logger)
@@ -166,6 +178,8 @@ class PLLossesCLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException) as error:
             text = shorten(str(error)) + own_place(error, self.own | always())
             raise UsageError(text + hardware(error, self._get(self.config, "trainer"))) from error
+        if self.ranks is not None:
+            self.ranks.agree(path=self.check.path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
@@ -177,6 +191,8 @@ class PLLossesCLI(LightningCLI):
             str(self.subcommand),
             self.saved.get(TRAINED_BY),
             self.saved.get("global_step", 0),
+            self.jobs,
+            self.resumed,
         )
         self.predicted = PredictedSamples()
         section = self._get(self.config_init, "trainer")
@@ -184,13 +200,23 @@ class PLLossesCLI(LightningCLI):
         given = section["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         always: list[Callback] = [self.check, self.record]
+        interruption = InterruptionCheckpoint(self.record, print_message)
         if self.subcommand == "fit":
-            always += [InterruptionCheckpoint(self.record, print_message), RandomState(), ScheduleLength()]
+            always += [interruption, RandomState(), ScheduleLength()]
         if self.subcommand == "predict":
             always += [self.predicted]
         # After the callback that saves a checkpoint at an interruption, which is to be recorded.
         callbacks = sorted([*given, *always], key=lambda one: isinstance(one, ArtifactRecord))
+        root = str(section["default_root_dir"])
+        if by_slurm() and any(Path(root).glob("hpc_ckpt_*.ckpt")):
+            # Lightning would load it into any model: it is of some other job.
+            section["default_root_dir"] = os.path.join(root, "slurm")
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        if self.subcommand == "fit":
+            interruption.take_over(trainer)
+            self.closing.callback(interruption.close)
+        else:
+            of_lightning.leave_signals(trainer)
         io: Any = trainer.strategy.checkpoint_io
         while (inner := getattr(io, "checkpoint_io", None)) is not None:
             io = inner  # A plugin hands on to it, and lets it not be replaced.
@@ -198,18 +224,23 @@ class PLLossesCLI(LightningCLI):
             io.__class__ = WholeCheckpointIO
             vars(io).update(roots=self.roots)
         if not getattr(trainer, "fast_dev_run", False):
-            self.check_links(trainer)
+            self.check_folders(trainer)
         return trainer
 
     @rank_zero_only
-    def check_links(self, trainer: Trainer) -> None:
-        """Refuse links that lead out of the runs' folder, before a logger follows them."""
+    def check_folders(self, trainer: Trainer) -> None:
+        """Refuse folders that cannot be written to, and links out of that of the runs; for rank zero."""
+        if self.subcommand in RECORDED:
+            for place in save_dirs(self.resolved()["trainer"]):
+                check_writable(place)
         folder = run_folder(trainer)
         places = [folder / "checkpoints"]
         for logger in trainer.loggers:
             places += [folder_of(logger, trainer), Path(logger.save_dir or "", "wandb")]
             places += folder_of(logger, trainer).rglob("*")
         check_links(places, self.roots)
+        if self.resumed is not None:
+            list(map(keep_rows, trainer.loggers))
 
     def after_fit(self) -> None:
         """Test with the final weights, and say where the run is."""
@@ -287,12 +318,44 @@ def run(args: list[str] | None = None) -> int:
         args: The command and its options; ``sys.argv`` if not given.
 
     Raises:
-        UsageError: If the arguments do not fit.
+        UsageError: If the arguments do not fit, on this rank or another one.
     """
-    command, *options = sys.argv[1:] if args is None else args
+    ranks = join()
+    with contextlib.ExitStack() as closing:
+        try:
+            return run_one(sys.argv[1:] if args is None else args, ranks, closing)
+        except Exception as error:
+            told = told_to_all(error, ranks)
+            if told is not error:
+                raise told from error
+            raise
+
+
+def told_to_all(error: Exception, ranks: Ranks | None) -> BaseException:
+    """Tell the other ranks of an error, or hear which of them is gone; return what this one ends with."""
+    lost = tells_of_loss(error)
+    if ranks is None:
+        return UsageError("Another process of this command is gone") if lost else error
+    refused = isinstance(error, UsageError)
+    text = str(error) if refused else f"{type(error).__name__}: {first_line(error)}"
+    if not ranks.ready:
+        try:
+            ranks.agree(text)
+        except (UsageError, SystemExit) as told:
+            return told if refused else error
+    if lost:
+        return ranks.lost()
+    ranks.end(text)
+    return error
+
+
+def run_one(args: list[str], ranks: Ranks | None, closing: contextlib.ExitStack) -> int:
+    """Run a command on one of the ranks that a launcher has started."""
+    known_jobs = jobs() if ranks is None else ranks.jobs()  # First: the ranks wait for one another.
+    command, *options = args
     flags = split(options)
     effective = check(command, flags)
-    checkpoint = choose(command, flags, effective)
+    checkpoint = choose(command, flags, effective, known_jobs)
     if checkpoint.message:
         print_message(checkpoint.message)
     recipes = [value for name, value in flags if name == "config" and value]
@@ -320,6 +383,8 @@ def run(args: list[str] | None = None) -> int:
             named = named.get("class_path") if isinstance(named, dict) else named
             config[section] = {**({"class_path": named} if named else {}), **config[section]}
     fill_logger(config, effective)
+    if checkpoint.run is not None:
+        go_on(config["trainer"], checkpoint.run.versions)
     config = spelt_out(config)
     kept = [flag for flag in flags if flag[0] not in ("config", "ckpt_path", "trust")]
     kept += [("ckpt_path", checkpoint.path)] if checkpoint.path else []
@@ -330,7 +395,19 @@ def run(args: list[str] | None = None) -> int:
         config["weights_only"] = True
     status = 1
     try:
-        PLLossesCLI([command, *rest], config, recipes, saved, checkpoint.path, own, roots_of(flags))
+        PLLossesCLI(
+            [command, *rest],
+            config,
+            recipes,
+            saved,
+            checkpoint.path,
+            own,
+            roots_of(flags),
+            [told(job, command, flags) for job in known_jobs],
+            checkpoint.run,
+            ranks,
+            closing,
+        )
         status = 0
     except (
         *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError, ImportError),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from pl_losses.core.compat import of_lightning
-from pl_losses.core.kinds import is_wandb
+from pl_losses.core.files import written_whole
+from pl_losses.core.kinds import is_csv, is_wandb
 from pl_losses.core.run_folders import LOGGERS, RUNS
 from pl_losses.recipes import Config, UsageError, merge
 
@@ -46,6 +48,27 @@ def filled(logger: Any) -> Any:
         arguments["offline"] = mode not in ("online", "disabled", "shared")
     defaults = {"class_path": path, "init_args": arguments}
     return merge(defaults, {**logger, "class_path": path})
+
+
+def go_on(trainer: Config, versions: Iterable[str]) -> None:
+    """Have the loggers of a trainer section go on with the run that had these versions."""
+    named = trainer.get("logger")
+    for logger, version in zip(named if isinstance(named, list) else [named], versions, strict=False):
+        name = str(logger.get("class_path")).rpartition(".")[2] if isinstance(logger, dict) else ""
+        if name in DEFAULTS and Path(version).name == version:
+            logger["init_args"] |= {"id" if name == "WandbLogger" else "version": version}
+
+
+def keep_rows(logger: Any) -> None:
+    """Have a CSVLogger add to the table of the run that goes on: Lightning would begin it anew."""
+    file = Path(logger.log_dir, "metrics.csv") if is_csv(logger) else None
+    if file is not None and file.is_file():
+        rows = file.read_bytes()
+        with warnings.catch_warnings(action="ignore"):
+            writer = logger.experiment
+        with written_whole(file) as stream:
+            stream.write(rows)
+        writer.metrics_keys = rows.decode().partition("\n")[0].strip().split(",")
 
 
 def loggers(trainer: Config) -> list[Config]:

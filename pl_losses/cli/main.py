@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -140,6 +141,7 @@ def dispatch(args: list[str]) -> int:
 
 def run(command: str, args: list[str]) -> int:
     """Check the arguments of a trainer command, then load torch and run it."""
+    from pl_losses.core.jobs import by_slurm, has_peers, jobs
     from pl_losses.core.run_folders import choose
 
     if not {"", os.getcwd()} & set(sys.path):
@@ -149,7 +151,11 @@ def run(command: str, args: list[str]) -> int:
     if answer := help_for(command, flags):
         print(answer, end="")
         return 0
-    choose(command, flags, check(command, flags))
+    if not has_peers():  # They have to wait for one another, or one would wait for another that is refused.
+        choose(command, flags, check(command, flags), jobs())
+    if command == "fit" and by_slurm():
+        # It waits until a Trainer can save and queue the job again.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     load_torch()
     from pl_losses.cli.lightning_cli import run as run_cli
 

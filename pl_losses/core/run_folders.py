@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pl_losses.core.files import written_whole
+from pl_losses.core.jobs import Job
 from pl_losses.core.signatures import canonical
 from pl_losses.recipes import OVERLAYS, Config, UsageError, find, nearest, resolve, roots
 
@@ -20,7 +21,7 @@ LOGGERS = ("WandbLogger", "TensorBoardLogger", "CSVLogger")  # They save under R
 RECORD = re.compile(r"record(-\d+)?\.json")
 DEPTH = 4  # How deep a run's folder lies within that of all runs: <project>/<id>, and some more.
 UNTRAINED = ("none", "null")
-WORDS = ("last", "best", "hpc", "none")
+WORDS = ("last", "best", "none")
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Run:
         files: Its checkpoints, oldest first as far as it is known.
         best: Monitored quantity, its value and the checkpoint, for each ``ModelCheckpoint`` that monitors.
         origin: The checkpoint that it went on from itself; empty if it began anew.
+        jobs: The jobs that it is of, each with the command, as :func:`told` writes them.
+        versions: Of its loggers, as text; by them a run goes on where it was.
     """
 
     folder: Path
@@ -45,6 +48,8 @@ class Run:
     files: list[str]
     best: list[tuple[str, float | None, str]]
     origin: str = ""
+    jobs: Sequence[str] = ()
+    versions: Sequence[str] = ()
 
     def newest(self) -> str:
         """Return the checkpoint that was written last."""
@@ -82,10 +87,12 @@ class Checkpoint:
     Attributes:
         path: A file or folder that exists, or an address; ``None`` to start without one.
         message: Which one was taken, in a line; empty where the user named it.
+        run: The run that goes on itself, as its job was started again; ``None`` for a new run.
     """
 
     path: str | None
     message: str = ""
+    run: Run | None = None
 
 
 def recipe_of(values: Iterable[str]) -> str | None:
@@ -135,6 +142,7 @@ def write_record(config: Path, run: Run) -> None:
     record = {"started": run.started, "recipes": list(run.recipes), "model": run.model}
     record |= {"checkpoints": [kept(file) for file in run.files]}
     record |= {"origin": kept(run.origin) if run.origin else ""}
+    record |= {"jobs": list(run.jobs), "versions": list(run.versions)}
     record |= {"best": [(monitor, score, kept(file)) for monitor, score, file in run.best]}
     path = config.with_name(re.sub("^config", "record", config.stem) + ".json")
     with written_whole(path) as file:
@@ -189,7 +197,8 @@ def _read(folder: Path) -> Iterator[Run]:
             config = str((folder / (re.sub("^record", "config", path.stem) + ".yaml")).resolve())
             recipes, origin = [*record["recipes"], config], str(record.get("origin") or "")
             origin = str(folder / origin) if origin and "://" not in origin else origin
-            yield Run(folder, record["started"], recipes, record["model"], files, best, origin)
+            kept = [list(map(str, record.get(key, ()))) for key in ("jobs", "versions")]
+            yield Run(folder, record["started"], recipes, record["model"], files, best, origin, *kept)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # Not a record of this suite.
         known = True
@@ -212,8 +221,8 @@ def exists(file: str) -> bool:
     return "://" in file or os.path.exists(file)
 
 
-def places_of(config: Config, given: dict[str, str | None]) -> tuple[list[str], str]:
-    """Return the folders in which a command's trainer keeps its runs, and its ``default_root_dir``.
+def places_of(config: Config, given: dict[str, str | None]) -> list[str]:
+    """Return the folders in which a command's trainer keeps its runs.
 
     Args:
         config: The merged config.
@@ -231,16 +240,25 @@ def places_of(config: Config, given: dict[str, str | None]) -> tuple[list[str], 
         place = options.get("trainer.logger.save_dir") if logger is not False else None
         found.append(place or (whole.get("init_args") or {}).get("save_dir") or own)
     places = dict.fromkeys(str(place) for place in (*found, root) if place and "://" not in str(place))
-    return list(places), str(root or RUNS)
+    return list(places)
 
 
-def choose(command: str, flags: Sequence[tuple[str, str | None]], config: Config) -> Checkpoint:
+def told(job: Job, command: str, flags: Iterable[tuple[str, str | None]]) -> str:
+    """Name a command of a job: one job may run several."""
+    return f"{job.name}: {shlex.join([command, *words(flags)])}"
+
+
+def choose(
+    command: str, flags: Sequence[tuple[str, str | None]], config: Config, jobs: Iterable[Job] = ()
+) -> Checkpoint:
     """Look up the checkpoint that a command starts from.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         flags: The options.
         config: What the files and options say, as :func:`pl_losses.cli.arguments.check` returns it.
+        jobs: Those that the command is of. If one was started again, its fit goes on, whatever
+            ``ckpt_path`` says: there it began.
 
     Raises:
         UsageError: If there is none, or none is named although the command makes no sense without.
@@ -250,33 +268,37 @@ def choose(command: str, flags: Sequence[tuple[str, str | None]], config: Config
     path = given["ckpt_path"] if "ckpt_path" in given else config.get("ckpt_path")
     if path == "":
         raise UsageError("Expected `ckpt_path` to name a checkpoint but got an empty text")
-    places, root = places_of(config, given)
+    places = places_of(config, given)
     model = config.get("model")
     model = str(model.get("class_path") or "") if isinstance(model, dict) else str(model or "")
     wanted = Wanted(recipe_of(value for name, value in flags if name == "config" and value), model)
-    held = slurm_checkpoint(root) if by_slurm() else None
+    for job in jobs if command == "fit" else ():
+        mine = (
+            [run for run in _all_runs(places) if told(job, command, flags) in run.jobs] if job.again else []
+        )
+        if mine:
+            return started_again(mine[0], job)
     if not named:
         if command == "fit":
-            return Checkpoint(held, f"Checkpoint: {held} (of a job that SLURM stopped)" if held else "")
+            return Checkpoint(None)
         if "print_config" in given:
             return Checkpoint(None)
         raise UsageError(missing(command, flags, wanted, places))
     if path is None or str(path).lower() in UNTRAINED:
-        if held:
-            raise UsageError(
-                f"Under SLURM, Lightning loads {held} if no checkpoint is named: move this file away first"
-            )
         return Checkpoint(None, "" if command == "fit" else "Checkpoint: none, the weights are untrained")
-    if path == "hpc":
-        if not (held := slurm_checkpoint(root)):
-            raise UsageError(f"No checkpoint for `--ckpt_path hpc`: no hpc_ckpt_*.ckpt in `{root}`")
-        return Checkpoint(held, f"Checkpoint: {held}")
     try:
         return look_up(str(path), wanted, places)
     except UsageError:
         if run := without_checkpoint(str(path), wanted, places):
             return before_the_first(run, str(path), wanted, command)
         raise
+
+
+def started_again(run: Run, job: Job) -> Checkpoint:
+    """Choose what the run of a job goes on from: its newest checkpoint, or what it began with."""
+    path = run.newest() if run.files else run.origin if run.origin and exists(run.origin) else None
+    what = f"Checkpoint: {path}" if path else "No checkpoint yet: the fit starts anew"
+    return Checkpoint(path, f"{what} (the run {run.folder} goes on, as {job.name} was started again)", run)
 
 
 def without_checkpoint(given: str, wanted: Wanted, places: list[str]) -> Run | None:
@@ -424,18 +446,3 @@ def of_id(given: str, wanted: Wanted, places: list[str]) -> Checkpoint:
     near += [str(run.folder) for run in known]
     hint = nearest(given, near) or f": no such file, nor a run of that id in {', '.join(places)}"
     raise UsageError(f"No checkpoint `{given}` (--ckpt_path){hint}")
-
-
-def slurm_checkpoint(root: str) -> str | None:
-    """Find the newest checkpoint that Lightning wrote when SLURM stopped a job."""
-    found = [
-        (int(number[1]), str(path))
-        for path in Path(root).glob("hpc_ckpt_*.ckpt")
-        if (number := re.fullmatch(r"hpc_ckpt_(\d+)", path.stem))
-    ]
-    return max(found)[1] if found else None
-
-
-def by_slurm() -> bool:
-    """Return whether Lightning loads such a checkpoint if none is named."""
-    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ EVERY = 30.0  # Least seconds between checkpoints during training,
 SHARE = 100  # and least multiple of the time that saving takes.
 SPEED = 250e6  # Bytes a second: an estimate for the first one, of which no time is known yet.
 DUE = 1  # Lower than all signals that are handled.
+REQUEUE = 128  # Higher: where one rank is to be queued again and another to end, both is done.
 
 
 def bytes_of(trainer: Trainer) -> int:
@@ -46,7 +48,7 @@ class InterruptionCheckpoint(Callback):
     The first Ctrl-C or SIGTERM lets the batch end (with several accelerators also the next one), and a
     validation that has begun. Then weights, optimizers, schedules, loader and callbacks belong to one step.
     All ranks end at the same step; they agree without waiting for accelerators. A second Ctrl-C ends at once
-    and saves nothing.
+    and saves nothing. SLURM's signal before it stops a job (SIGUSR1) does the same, and queues the job again.
 
     Args:
         record: The record of the same run, which knows its folder.
@@ -67,12 +69,46 @@ class InterruptionCheckpoint(Callback):
         self._validated = -1  # The batch after which the last validation came.
         self._training = self._telling = False
         self._handlers: dict[int, Any] = {}
+        self._requeue = 0  # SLURM's signal.
+        self._before: dict[int, Any] = {}
+        self._zero = self._over = False
         self._group: Any = None
         self._pending: Any = None  # The ranks' request that is being reduced.
         self._saved = time.monotonic()
         self._cost: float | None = None  # Seconds of a save.
         self._recent: list[Path] = []
         self.last_model_path = ""
+
+    def take_over(self, trainer: Trainer) -> None:
+        """Take over SLURM's signal, as soon as there is a Trainer: it may come long before the first step.
+
+        Until then it may be blocked, so that it does not end the process. :meth:`close` gives it back.
+        """
+        of_lightning.leave_signals(trainer)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._requeue = of_lightning.requeue_signal(trainer)
+        taken = [signal.SIGINT, signal.SIGTERM, *([self._requeue] if self._requeue else [])]
+        self._before = {number: signal.getsignal(number) for number in taken}
+        if self._requeue:
+            signal.signal(self._requeue, self._note)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [self._requeue])
+            self._zero = trainer.is_global_zero
+
+    def close(self) -> None:
+        """Give the signals back; queue a job again whose end SLURM has announced."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if REQUEUE not in (self._noted, self._agreed) or not self._zero:
+            return
+        job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        command = ["scontrol", "requeue", f"{job}_{task}" if job else os.environ["SLURM_JOB_ID"]]
+        try:
+            subprocess.run(command, check=True, timeout=20)
+        except (OSError, subprocess.SubprocessError) as error:
+            self.show(f"The job is not queued again: {error}")
+        else:
+            self.show(f"SLURM's job {command[-1]} is queued again, and goes on in this run by itself.")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print where the run is and how to resume it, in case it is killed."""
@@ -98,10 +134,14 @@ class InterruptionCheckpoint(Callback):
     def _note(self, number: int, frame: Any) -> None:
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
+        asked = REQUEUE if number == self._requeue else number
+        if self._over:
+            self._noted = asked
+            raise SIGTERMException
         if not self._noted and self._telling:
             # Not with `print`, which must not be entered twice.
             os.write(2, b"\nEnding after this batch; Ctrl-C once more ends at once and saves nothing.\n")
-        self._noted = self._noted or number
+        self._noted = max(self._noted, asked)
 
     def _let_go(self) -> None:
         for number, handler in self._handlers.items():
@@ -209,7 +249,7 @@ class InterruptionCheckpoint(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the signal handlers: what comes after training cannot be resumed."""
         self._agree_at_once(trainer)
-        self._training = False
+        self._training, self._over = False, True
         self._let_go()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,15 +258,17 @@ class InterruptionCheckpoint(Callback):
         if trainer.global_step in steps:
             self._forget(trainer, list(self._recent))
         if self._agreed:
-            raise KeyboardInterrupt
+            raise SIGTERMException if self._agreed == REQUEUE else KeyboardInterrupt
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save if all ranks have ended at the same step; print how to resume."""
         if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
-            self._let_go()
+            if not self._before:  # With them, SIGTERM waits: where a rank is gone, one of the others says so.
+                self._let_go()
             return
         if isinstance(exception, SIGTERMException):
-            exception.code = 128 + (self._agreed or signal.SIGTERM)
+            number = self._agreed or self._noted or signal.SIGTERM
+            exception.code = 128 + (self._requeue if number == REQUEUE else number)
         if trainer.state.fn != TrainerFn.FITTING:
             return
         if not self._training:

@@ -7,6 +7,8 @@ import os
 import shlex
 import subprocess
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,8 @@ class RunRecord(Callback):
         command: "fit", "validate", "test" or "predict"; the first and last write into the run's folder.
         trained_by: What the checkpoint says of the run that made it.
         step: The checkpoint's step.
+        jobs: Those that the run is of, see :class:`~pl_losses.core.run_folders.Run`.
+        resumed: The run that goes on itself; then no other record is made.
 
     Attributes:
         folder: The run's folder, the same on all ranks, once the run is set up.
@@ -77,6 +81,8 @@ class RunRecord(Callback):
         command: str = "fit",
         trained_by: Any = None,
         step: int = 0,
+        jobs: Sequence[str] = (),
+        resumed: Run | None = None,
     ) -> None:
         self.config = config
         self.origin = origin or ""
@@ -85,6 +91,7 @@ class RunRecord(Callback):
         known = trained_by if isinstance(trained_by, dict) else {}
         # A file may come from anyone: labels, and nothing else.
         self.trained_by = {key: str(known[key])[:200] for key in ("recipe", "seed", "id") if known.get(key)}
+        self.jobs, self.resumed = jobs, resumed
         self.given = recipe or []
         self.names = self._names()
         used = sorted((own - always()) & {path.split(".")[0] for path in class_paths(config)})
@@ -101,11 +108,19 @@ class RunRecord(Callback):
         folder = run_folder(trainer) if trainer.is_global_zero else None
         self.folder = trainer.strategy.broadcast(folder)
         if trainer.is_global_zero and self.folder is not None:
-            if self.command in RECORDED:
+            if self.resumed is not None and self.resumed.folder.resolve() == self.folder.resolve():
+                *recipes, config = self.resumed.recipes
+                self.run = replace(self.resumed, recipes=recipes)
+                self.saved = self.folder / Path(config).name
+            elif self.command in RECORDED:
                 self.saved = save_config(self.config, self.folder)
             if stage == "fit":
-                model = self._model()
-                self.run = Run(self.folder, time.time(), lineage(self.given), model, [], [], self.origin)
+                known = self.run or Run(
+                    self.folder, time.time(), lineage(self.given), self._model(), [], [], self.origin
+                )
+                versions = [str(logger.version) for logger in trainer.loggers]
+                named = list(dict.fromkeys([*known.jobs, *self.jobs]))
+                self.run = replace(known, jobs=named, versions=versions)
                 self.keep(trainer)
             for logger in trainer.loggers:
                 if is_wandb(logger):

@@ -5,13 +5,15 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pl_losses.cli.arguments import check, split
 from pl_losses.cli.main import main
-from pl_losses.core.run_folders import Run, choose, lineage, runs, write_record
+from pl_losses.core.jobs import Job
+from pl_losses.core.run_folders import Run, choose, lineage, runs, told, write_record
 from pl_losses.recipes import UsageError
 
 PICKLED = b"\x80\x02}."  # torch's format before 1.6 begins so.
@@ -287,18 +289,31 @@ def test_many_runs_are_searched_quickly():
     assert time.process_time() - begun < 1
 
 
-def test_what_slurm_left(monkeypatch):
-    """Lightning loads it where no checkpoint is named: told, or refused where none is wanted."""
-    for number in (2, 10):
-        file(f"runs/hpc_ckpt_{number}.ckpt")
-    newest = "runs/hpc_ckpt_10.ckpt"
-    assert taken(f"{DIGITS} --ckpt_path hpc", "fit") == newest
-    assert taken(DIGITS, "fit") is None
+def test_what_lightning_left_for_slurm_is_taken_by_name_only(monkeypatch):
+    path = file("runs/hpc_ckpt_2.ckpt")
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
-    assert chosen("fit", DIGITS).message == f"Checkpoint: {newest} (of a job that SLURM stopped)"
-    assert f"loads {newest}" in refused(f"{DIGITS} --ckpt_path none")
-    assert "needs --ckpt_path" in refused(DIGITS)
-    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
     assert taken(DIGITS, "fit") is None
-    assert "no hpc_ckpt_*.ckpt in `out`" in refused("--ckpt_path hpc --trainer.default_root_dir out")
+    assert taken(f"{DIGITS} --ckpt_path none") is None
+    assert taken(f"{DIGITS} --ckpt_path {path}", "fit") == path
+
+
+def test_a_job_goes_on_only_if_it_was_started_again_by_the_same_command():
+    (path,) = made("runs/pl_losses/a")
+    job = Job("SLURM's job 7", True)
+    (run,) = runs(["runs"])
+    mine = told(job, "fit", split(shlex.split(DIGITS)))
+    run = replace(run, recipes=run.recipes[:-1], jobs=[mine], versions=["a"])
+    write_record(Path("runs/pl_losses/a/config.yaml"), run)
+    made("runs/pl_losses/b")
+
+    def found(line, job):
+        flags = split(shlex.split(line))
+        return choose("fit", flags, check("fit", flags), [job])
+
+    assert found(DIGITS, job).path == path
+    assert found(DIGITS, job).run.versions == ["a"]
+    others = [(DIGITS, replace(job, again=False)), (DIGITS, Job("SLURM's job 77", True))]
+    for line, other in [*others, (f"{DIGITS} --seed_everything 1", job)]:
+        assert found(line, other).path is None
+        assert found(line, other).run is None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningCLI
@@ -137,6 +138,23 @@ def end_soon(trainer: Trainer, ending: bool) -> None:
     Without it: ``trainer.should_stop``, which runs a last validation first.
     """
     trainer._signal_connector.received_sigterm = ending
+
+
+def leave_signals(trainer: Trainer) -> None:
+    """Have Lightning leave the signals alone.
+
+    Its handlers communicate and save wherever a rank happens to be, and so wait for ranks that are
+    elsewhere. Without it: ranks that hang after SIGTERM or SLURM's SIGUSR1.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
+def requeue_signal(trainer: Trainer) -> int:
+    """Return the signal by which SLURM announces the end of a job that is to be queued again; 0 if none."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return int(environment.requeue_signal or 0)
+    return 0
 
 
 def restores(at: TracebackType) -> bool:
