@@ -81,6 +81,18 @@ def forward_pre_hooks(module: nn.Module) -> dict[int, Callable[..., object]]:
     return module._forward_pre_hooks
 
 
+def has_hooks(module: nn.Module | None = None) -> bool:
+    """Return whether anything runs before or after a module's forward pass; ``None``: after that of any."""
+    if module is None:
+        return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def pruned_name(hook: Any) -> str:
     """Return the parameter's name of a hook of torch.nn.utils.prune."""
     return str(hook._tensor_name)

@@ -21,6 +21,7 @@ from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
+_NO_GENERATORS = (Tensor, int, float, str, type(None))
 _EVERY_MODULE_HAS = nn.Module().__dict__.keys()
 
 
@@ -129,6 +130,8 @@ class Streams:
 def _generators(module: nn.Module) -> Iterator[Generator]:
     kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
     for value in held(module):
+        if isinstance(value, _NO_GENERATORS):  # Asking these for their kind is slow.
+            continue
         inner: Iterable[object] = ()
         if isinstance(value, dict):
             inner = value.values()
@@ -182,7 +185,7 @@ def isolated_eval(module: nn.Module, batch: object, train: Sequence[nn.Module] =
     Yields:
         The random streams, to be started.
     """
-    parts = list(module.modules())
+    parts = parts_of(module)
     flags = [part.training for part in parts]
     streams = Streams(module, batch)
     with ExitStack() as stack:
@@ -193,12 +196,17 @@ def isolated_eval(module: nn.Module, batch: object, train: Sequence[nn.Module] =
             # Compiled code has no dropout any more.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
-            for part in parts:
-                part.training = part in train
+            on = set(map(id, train))
+            _set_modes(parts, [id(part) in on for part in parts])
             yield streams
         finally:
-            for part, flag in zip(parts, flags, strict=True):
-                part.training = flag
+            _set_modes(parts, flags)
+
+
+def _set_modes(parts: Iterable[nn.Module], flags: Iterable[bool]) -> None:
+    for part, flag in zip(parts, flags, strict=True):
+        if part.training is not flag:  # To set an attribute of a module takes far longer than to read it.
+            part.training = flag
 
 
 def _accelerators(module: nn.Module, batch: object) -> list[torch.device]:
@@ -209,9 +217,20 @@ def _accelerators(module: nn.Module, batch: object) -> list[torch.device]:
     return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
 
 
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """List the module and its parts, several times as fast as ``module.modules()`` does."""
+    found, ahead = dict[int, nn.Module](), [module]
+    while ahead:
+        part = ahead.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            ahead += [child for child in reversed(of_torch.own_children(part).values()) if child is not None]
+    return list(found.values())
+
+
 def held(module: nn.Module) -> Iterator[object]:
     """Yield parameters, buffers, and the attributes of the module and of its parts."""
-    for part in module.modules():
+    for part in parts_of(module):
         yield from of_torch.own_parameters(part).values()
         yield from of_torch.own_buffers(part).values()
         for name in part.__dict__.keys() - _EVERY_MODULE_HAS:

@@ -83,11 +83,24 @@ class LinearFusion:
             if func is not F.linear or inputs is not self._results[index]() or index not in self._products:
                 raise PrefixDiffersError("it does not always call the same functions after a dropout")
             inputs, mask = self._products.pop(index)
+        if func is F.batch_norm:
+            return self._batch_norm(args, kwargs)
         if func is not F.linear or inputs is None:
             return None
         if of_torch.maybe_current_level() != self._level:  # Within a transform of the module's own.
             return None if mask is None else F.linear(inputs * mask, *args[1:], **kwargs)
         return _linear(inputs, mask, *args[1:], **kwargs)
+
+    def _batch_norm(self, args: Args, kwargs: Kwargs) -> Tensor | None:
+        """Normalise by running statistics: samples join the batch; vmap would copy them to channels."""
+        others = (*args[1:], *kwargs.values())
+        if len(args) < 2 or of_torch.maybe_current_level() != self._level or any(map(_is_batched, others)):
+            return None
+        rows = _of_all(args[0])
+        if rows is None or args[1] is None:
+            return None
+        found = F.batch_norm(rows.flatten(0, 1), *args[1:], **kwargs)
+        return _for_each(found.view(rows.shape), 0)
 
     def finish(self) -> None:
         """Finish a later pass, and check that no stand-in is left."""
@@ -125,6 +138,10 @@ def _linear(inputs: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | 
     biases = bias if bias is None else bias.repeat(len(masks))
     product = F.linear(inputs, weights.flatten(0, 1), biases)
     return _for_each(product.view(len(inputs), len(masks), -1), 1)
+
+
+def _is_batched(value: object) -> bool:
+    return isinstance(value, Tensor) and of_torch.is_batched(value)
 
 
 def _of_all(tensor: Tensor | None) -> Tensor | None:

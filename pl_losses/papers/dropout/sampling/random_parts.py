@@ -24,7 +24,7 @@ from torch.overrides import handle_torch_function
 from pl_losses.core.compat import of_torch
 from pl_losses.papers.dropout.sampling.calls import Args, Function, Kwargs
 from pl_losses.papers.dropout.sampling.dropout_mode import KNOWN, DropoutMode
-from pl_losses.papers.dropout.sampling.isolation import Streams, copied, version
+from pl_losses.papers.dropout.sampling.isolation import Streams, copied, parts_of, version
 from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
 
 P = ParamSpec("P")
@@ -44,12 +44,13 @@ class ModeReads:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        kinds = {type(part) for part in module.modules()}
+        parts = parts_of(module)
+        kinds = {type(part) for part in parts}
         self.module = module
         # A part that has `training` itself, such as a scripted module, is left alone.
         self.kinds = [kind for kind in kinds if not _is_torchs(kind) and not hasattr(kind, "training")]
         self.parts: dict[int, nn.Module] = {}
-        self._own = {id(part) for part in module.modules()} if self.kinds else set()
+        self._own = set(map(id, parts)) if self.kinds else set()
         self._last: tuple[nn.Module, FrameType] | None = None
 
     @contextmanager

@@ -27,10 +27,12 @@ from pl_losses.papers.dropout.sampling.isolation import (
     call_module,
     copied,
     isolated_eval,
+    parts_of,
     tensors_in,
 )
 from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler, stream_seed as stream_seed
 from pl_losses.papers.dropout.sampling.random_parts import ModeReads, Parts, random_parts
+from pl_losses.papers.dropout.sampling.rows import in_rows
 from pl_losses.papers.dropout.sampling.vectorized import VectorizedSampler, why_not_many
 
 Train = Sequence[type[nn.Module] | str]
@@ -117,9 +119,13 @@ def mc_samples(
     """
     check_counts(samples=samples, chunk=chunk)
     check_counts(0, seed=seed)
+    seed = secrets.randbits(63) if seed is None else seed
+    if forward is None and not train and masks == "independent":
+        stack = in_rows(module, batch, seed, samples, chunk)
+        if stack is not None:
+            return stack
     _refuse_scripted(module)
     parts = _named(module, train)
-    seed = secrets.randbits(63) if seed is None else seed
     call = forward or (lambda inputs: call_module(module, inputs))
     shared_over = _batch_size(batch) if masks == "shared" else None
 
@@ -263,6 +269,8 @@ def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
 
 
 def _refuse_scripted(module: nn.Module) -> None:
+    if not any(isinstance(part, torch.jit.ScriptModule) for part in parts_of(module)):
+        return
     for name, part in module.named_modules():
         graph = getattr(part, "inlined_graph", "") if isinstance(part, torch.jit.ScriptModule) else ""
         if re.search(r"aten::\w*(dropout|bernoulli)", str(graph)):

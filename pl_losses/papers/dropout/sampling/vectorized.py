@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,36 @@ from pl_losses.core.compat import of_torch
 from pl_losses.core.compat.of_torch import TreeSpec
 from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
-from pl_losses.papers.dropout.sampling.isolation import Streams, as_dict, copied, held, state, tensors_in
+from pl_losses.papers.dropout.sampling.isolation import (
+    Streams,
+    as_dict,
+    copied,
+    held,
+    parts_of,
+    state,
+    tensors_in,
+)
 from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, stream_seed
 from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, PrefixDiffersError, PrefixTrace
 from pl_losses.papers.dropout.sampling.random_parts import ModeReads, Parts, random_parts
+from pl_losses.papers.dropout.sampling.sizes import at_a_time, prepare
 
 Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
 _logged: set[type[nn.Module]] = set()
 
-# Bytes of masks and results that are worked on at a time: enough to make the overhead of a round small,
-# and on a CPU no more than its caches hold.
-_AT_A_TIME = {"cpu": 1 << 24}
-_AT_A_TIME_ELSEWHERE = 1 << 28
+
+class _Plan(NamedTuple):
+    """What a pass showed of a module, so that the next call needs no pass for one sample: see `_planned`."""
+
+    sites: list[DropoutCall]
+    largest: int
+    folded: frozenset[int]
+
+
+# By the kind of call. A pass checks all that it takes from here: no plan is out of date in silence.
+_plans: WeakKeyDictionary[nn.Module, dict[object, _Plan]] = WeakKeyDictionary()
+_KEPT = 8  # Plans of one module.
 
 
 def why_not_many(module: nn.Module, batch: object) -> str:
@@ -37,9 +54,12 @@ def why_not_many(module: nn.Module, batch: object) -> str:
         if isinstance(value, Tensor) and (type(value) not in PLAIN or hasattr(value, "ds_id")):
             # Such as sharded parameters, which all ranks gather together, equally often.
             return f"it holds a {type(value).__name__} that is not plain"
-    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
-        return "it was made in inference mode"
-    for part in module.modules():
+    parts = parts_of(module)
+    for part in parts:
+        own = (*of_torch.own_parameters(part).values(), *of_torch.own_buffers(part).values())
+        if any(tensor is not None and tensor.is_inference() for tensor in own):
+            return "it was made in inference mode"
+    for part in parts:
         if type(part).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
             return f"its ranks work together in {type(part).__name__}"
     return ""
@@ -55,15 +75,9 @@ def _log_once(kind: type[nn.Module], reason: str) -> None:
     )
 
 
-@cache
-def _prepare() -> None:
-    """Load the rules of vmap, and let the C library reuse memory instead of giving back each tensor's, once.
-
-    Clearing new pages again and again takes longer than the sums. After a single large block, which is never
-    touched, was freed, glibc raises its thresholds for giving back: to 31 MB at a time and 62 MB in all.
-    """
-    torch.func.vmap(torch.neg)(torch.zeros(1))
-    torch.empty(31 << 20, dtype=torch.uint8)
+def _plans_of(module: nn.Module) -> dict[object, _Plan]:
+    # A module that compares by value may be the key of another one.
+    return _plans.setdefault(module, {}) if type(module).__hash__ is object.__hash__ else {}
 
 
 class VectorizedSampler(Generic[Batch]):
@@ -109,20 +123,29 @@ class VectorizedSampler(Generic[Batch]):
             The leaves [T, ...] of the output, and its structure.
         """
         self.samples, self.done = samples, 0
-        prefix = None
+        prefix, start = None, self.mode.masks.state()
         if reason:
             self._searched(lambda: self._one(None))
         else:
-            prefix, reason = self._searched(self._first)
+            self.plan, self.chunk = _plans_of(self.module).get(self._kind()), chunk
+            prefix, reason = self._searched(self._planned if self.plan else self._first)
         # The ways to make the other samples, the fastest first. If one fails, the next one starts again from
         # the same sample and the same masks; T whole passes come last.
         ways: list[Callable[[], None]] = []
+        found: _Plan | None = None
         if not reason and self.done < samples:
             sites, largest = list(self.mode.sites), self.mode.largest
             if chunk != 1:
+                # In one pass without a record, nothing copies what the rest changes in place.
+                if not (prefix and prefix.changing):
+                    found = _Plan(sites, largest, self.mode.folding.found)
                 ways.append(lambda: self._many(prefix, chunk, sites, largest))
             if prefix:
                 ways.append(lambda: self._one_by_one(prefix))
+            if found and self._size(chunk, sites, largest, self.samples) >= self.samples:
+                # From the start, as `_planned` does it: so that the first call gives the same bits as others.
+                self.mode.masks.rewind(start)
+                self.done = 0
         masks, done = self.mode.masks.state(), self.done
         for way in ways:
             try:
@@ -135,6 +158,11 @@ class VectorizedSampler(Generic[Batch]):
                 self.done = done
         else:
             self._one_by_one(None)
+        if found and not reason and not self.mode.parts:
+            plans = _plans_of(self.module)
+            if len(plans) == _KEPT:
+                plans.clear()
+            plans[self._kind()] = found
         if reason and (self.mode.active or self.mode.parts) and samples > 1:
             _log_once(type(self.module), reason)
         return self.stacks, self.structure
@@ -166,6 +194,39 @@ class VectorizedSampler(Generic[Batch]):
         self.mode.masks.rewind(masks)
         self.done, self.stacks = 0, []
         return make()
+
+    def _kind(self) -> object:
+        """Return what calls with the same plan have in common."""
+        tensors = tensors_in(self.batch)
+        return self.mode.shared_over, *((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+
+    def _planned(self) -> tuple[PrefixTrace | None, str]:
+        """Make all passes at a time, if an earlier call with this module shows how; else as `_first` does.
+
+        Nothing is taken on trust: the dropouts are compared with those of the plan, a folded mask with the
+        layer that takes it, the random streams and what the module holds with before.
+        """
+        assert self.plan is not None
+        sites, largest, folded = self.plan
+        if self._size(self.chunk, sites, largest, self.samples) < self.samples:
+            return self._first()
+        masks, before = self.mode.masks.state(), state(self.module)
+        self.mode.folding.found = folded
+        try:
+            self._many(None, self.chunk, sites, largest)
+            if self._draw or state(self.module) != before:
+                raise PrefixDiffersError("it changes what it holds")
+            return None, ""
+        except Exception:  # Whatever it is, the first pass shows it.
+            _plans_of(self.module).clear()
+            self.mode.masks.rewind(masks)
+            self.mode.folding.found = frozenset()
+            self.done, self.stacks = 0, []
+            return self._first()
+
+    def _size(self, chunk: int | None, sites: list[DropoutCall], largest: int, left: int) -> int:
+        each = 3 * largest + sum(site.dtype.itemsize * torch.Size(site.shape).numel() for site in sites)
+        return at_a_time(left, chunk, each, sites[0].device)
 
     def _first(self) -> tuple[PrefixTrace | None, str]:
         """Make one or two passes that record the part before the first dropout.
@@ -239,16 +300,9 @@ class VectorizedSampler(Generic[Batch]):
         self, prefix: PrefixTrace | None, chunk: int | None, sites: list[DropoutCall], largest: int
     ) -> None:
         """Make the remaining passes, many at a time."""
-        left = self.samples - self.done
-        if chunk is None:
-            # Bytes of one sample: its masks, and a few results that exist at a time.
-            each = 3 * largest + sum(site.dtype.itemsize * torch.Size(site.shape).numel() for site in sites)
-            chunk = max(1, _AT_A_TIME.get(sites[0].device.type, _AT_A_TIME_ELSEWHERE) // max(1, each))
-        # As many rounds as needed, all of about one size: a small last one would be slow.
-        rounds = -(-left // chunk) if left else 0
-        size = -(-left // rounds) if rounds else 0
+        size = self._size(chunk, sites, largest, self.samples - self.done)
         room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
-        _prepare()
+        prepare()
         seed = stream_seed(self.seed, self.done)
         self.streams.start(seed)
         while self.done < self.samples:
@@ -275,11 +329,21 @@ class VectorizedSampler(Generic[Batch]):
                 output = self.call(inputs)
             self.mode.folding.finish()
             leaves, structure = _flat(output)
+            if not self.stacks:
+                self.structure = structure
+                _refuse_packed(output)
+                for leaf in leaves:
+                    _refuse_others(leaf)
             if structure != self.structure:
                 raise PrefixDiffersError("its output has not always the same structure")
+            leaves = [
+                None if leaf is None else of_torch.remove_batch_dim(leaf, level, count, 0) for leaf in leaves
+            ]
+            self.stacks = self.stacks or [
+                None if leaf is None else leaf.new_empty((self.samples, *leaf.shape[1:])) for leaf in leaves
+            ]
             for stack, leaf in zip(self.stacks, leaves, strict=True):
                 if stack is not None:
-                    leaf = of_torch.remove_batch_dim(leaf, level, count, 0)
                     stack[self.done : self.done + count] = leaf
 
 
@@ -309,13 +373,17 @@ def _refuse_packed(output: object) -> None:
     """Refuse packed sequences, whose sizes are not a result that differs between samples."""
     for leaf in of_torch.tree_leaves(output, is_leaf=lambda part: isinstance(part, PackedSequence)):
         if isinstance(leaf, PackedSequence):
-            _room(leaf, 1)
+            _refuse_others(leaf)
 
 
-def _room(leaf: object, samples: int) -> Tensor | None:
-    if leaf is None or isinstance(leaf, Tensor):
-        return None if leaf is None else leaf.new_empty((samples, *leaf.shape))
-    raise TypeError(
-        "Expected the module's output to be a tensor, or a tuple, list or dict of tensors, but got a"
-        f" {type(leaf).__name__} in it: pass a `forward` that returns tensors"
-    )
+def _refuse_others(leaf: object) -> None:
+    if leaf is not None and not isinstance(leaf, Tensor):
+        raise TypeError(
+            "Expected the module's output to be a tensor, or a tuple, list or dict of tensors, but got a"
+            f" {type(leaf).__name__} in it: pass a `forward` that returns tensors"
+        )
+
+
+def _room(leaf: Any, samples: int) -> Tensor | None:
+    _refuse_others(leaf)
+    return None if leaf is None else leaf.new_empty((samples, *leaf.shape))

@@ -1,0 +1,111 @@
+"""The samples as further rows of the batch, and plans of modules seen before, held against the other ways."""
+
+import pytest
+import torch
+from papers.dropout.called import Called
+from papers.dropout.fast import P, counted, inputs, linear
+from papers.dropout.test_sampling_fast import make
+from torch import nn
+from torch.nn import functional as F
+
+from pl_losses.papers.dropout.sampling.rows import in_rows
+from pl_losses.papers.dropout.sampling.sampling import mc_samples
+
+
+def network():
+    return nn.Sequential(linear(), nn.ReLU(inplace=True), nn.Dropout(P), linear(), nn.Dropout(0.02)).double()
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+@pytest.mark.parametrize(
+    "kind", ["Dropout", "input in place", "Dropout1d", "2d and BatchNorm", "Dropout3d", "TransformerEncoder"]
+)
+def test_rows_are_the_same_as_the_other_ways(kind, chunk, monkeypatch):
+    module, x = make(kind)
+    before = x.clone()
+    rows = in_rows(module.train(), x, 3, 9, chunk)
+    assert torch.equal(x, before)
+    assert torch.equal(rows, mc_samples(module, x, 9, chunk=chunk, seed=3))
+    counted(monkeypatch)  # It switches this way off.
+    torch.testing.assert_close(rows, mc_samples(module, x, 9, chunk=chunk, seed=3), rtol=1e-12, atol=1e-12)
+
+
+class Own(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m[0].register_forward_hook(lambda *_: None),
+        lambda m: m[3].register_forward_pre_hook(lambda *_: None),
+        lambda m: setattr(m[3], "forward", lambda x: x.flip(0)),
+        lambda m: m.append(Own(8, 8).double()),
+        lambda m: m.append(nn.LayerNorm((4, 8)).double()),
+        lambda m: m.append(nn.Flatten(0)),
+        lambda m: m.append(nn.BatchNorm1d(8, track_running_stats=False).double()),
+        lambda m: m.append(nn.RReLU()),
+        lambda m: (setattr(m[2], "p", 0.0), setattr(m[4], "p", 0.0)),
+    ],
+)
+def test_a_change_after_the_first_call_ends_the_way_of_rows(change):
+    module, x = network(), inputs(4, 8)
+    assert in_rows(module, x, 0, 5, None) is not None
+    change(module)
+    assert in_rows(module, x, 0, 5, None) is None
+
+
+def planned():
+    return Called(
+        lambda m, x: m.second(F.dropout(m.first(x), m.p, m.training)), first=linear(), second=linear()
+    )
+
+
+def test_a_module_seen_before_takes_one_pass_and_gives_the_same_bits(monkeypatch):
+    counts, module, x = counted(monkeypatch), planned().double(), inputs(4, 8)
+    module.p = P
+    first = mc_samples(module, x, 9, seed=0)
+    recorded = []
+    monkeypatch.setattr(
+        "pl_losses.papers.dropout.sampling.vectorized.PrefixTrace", lambda *_: recorded.append(1)
+    )
+    assert torch.equal(first, mc_samples(module, x, 9, seed=0))
+    assert counts == {"many": 2, "replayed": 0, "whole": 0}
+    assert not recorded
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "p", 0.5),
+        lambda m: (
+            setattr(m, "first", nn.Linear(8, 16).double()) or setattr(m, "second", nn.Linear(16, 8).double())
+        ),
+        lambda m: setattr(m, "function", lambda m, x: F.dropout(F.dropout(m.first(x), P), P)),
+        lambda m: m.float(),
+        lambda m: setattr(m, "function", lambda m, x: x + setattr(m, "p", m.p / 2) if m.p else x),
+        lambda m: setattr(m, "function", lambda m, x: F.dropout(x, P) * torch.rand(())),
+        lambda m: m.first.weight.data.mul_(2),
+        lambda m: m.first.register_forward_hook(lambda m, x, y: y * 2),
+    ],
+)
+def test_no_plan_is_out_of_date(change):
+    module, fresh, x = planned().double(), planned().double(), inputs(4, 8)
+    fresh.load_state_dict(module.state_dict())
+    module.p = fresh.p = P
+    mc_samples(module, x, 9, seed=0)
+    torch.manual_seed(0)
+    change(module)
+    torch.manual_seed(0)
+    change(fresh)
+    if module.first.weight.dtype == torch.float32:
+        x = x.float()
+
+    def samples(module):
+        try:
+            return mc_samples(module, x, 9, seed=0)
+        except TypeError as error:
+            return str(error)
+
+    assert type(found := samples(module)) is type(expected := samples(fresh))
+    assert found == expected if isinstance(found, str) else torch.equal(found, expected)
