@@ -108,6 +108,7 @@ SUITE += [
     "recipes/test_run.py",
     "distributed/test_modules.py",
     "core/test_states.py",
+    "test_constructors.py",
 ]
 
 
