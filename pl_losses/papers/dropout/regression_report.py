@@ -19,7 +19,7 @@ from pl_losses.monitoring.pictures import gather_objects, log_figure
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.drawing import draw_coverage, draw_predictions
 from pl_losses.papers.dropout.metrics import RegressionScores
-from pl_losses.papers.dropout.table1.published import SETTINGS, numbers
+from pl_losses.papers.dropout.published import SETTINGS, numbers
 
 SCORES = {"rmse": "RMSE, units of the target", "log_likelihood": "log-likelihood, nats"}
 

@@ -7,7 +7,7 @@ from pl_losses import DropoutClassifier, DropoutRegressor
 from pl_losses.callbacks import RegressionReport
 from pl_losses.data import UCI, SyntheticCO2
 from pl_losses.papers.dropout import regression_report
-from pl_losses.papers.dropout.table1.published import scores
+from pl_losses.papers.dropout.published import scores
 
 
 def trainer(tmp_path, callback, **options):

@@ -10,16 +10,16 @@ import torch
 
 from pl_losses.cli.main import main
 from pl_losses.data import uci
+from pl_losses.papers.dropout import published
+from pl_losses.papers.dropout.published import SETTINGS, Numbers, Settings, numbers
 from pl_losses.papers.dropout.table1 import (
     columns as table1_columns,
     experiment as table1,
-    published,
     report as table1_report,
 )
 from pl_losses.papers.dropout.table1.batched_mlp import BatchedMLP, Standardised, train
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Case, Choice, Row, Schedule, reproduce_column
 from pl_losses.papers.dropout.table1.experiment import reproduce
-from pl_losses.papers.dropout.table1.published import SETTINGS, Numbers, Settings, numbers
 from pl_losses.papers.dropout.table1.report import Entry
 from pl_losses.papers.dropout.uncertainty import mc_log_likelihood
 

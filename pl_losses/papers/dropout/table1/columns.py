@@ -22,9 +22,9 @@ from torch import Tensor
 from pl_losses.core.files import checksum
 from pl_losses.data import uci
 from pl_losses.papers.dropout.objective import weight_decay_of
+from pl_losses.papers.dropout.published import SETTINGS, Settings
 from pl_losses.papers.dropout.table1.batched_mlp import Array, BatchedMLP, Standardised, train
 from pl_losses.papers.dropout.table1.batched_scores import mc_scores
-from pl_losses.papers.dropout.table1.published import SETTINGS, Settings
 
 # Members trained at once: more hardly lower the overhead of a step, and take memory.
 TOGETHER = 60

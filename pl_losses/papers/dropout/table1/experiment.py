@@ -14,9 +14,9 @@ from pl_losses.core.experiment import Experiment, names_of, progress_bar
 from pl_losses.core.validation import check_counts, check_integer, check_positive, typed
 from pl_losses.data import uci
 from pl_losses.data.download import data_root
+from pl_losses.papers.dropout.published import SETTINGS
 from pl_losses.papers.dropout.table1 import report
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Case, reproduce_column
-from pl_losses.papers.dropout.table1.published import SETTINGS
 from pl_losses.papers.dropout.table1.report import Entry
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pl_losses.core.figures import Figure, new_figure
+from pl_losses.papers.dropout.published import Numbers, numbers, scores
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Row
-from pl_losses.papers.dropout.table1.published import Numbers, numbers, scores
 
 TABLES = ("table1.csv", "per_split.csv")
 
