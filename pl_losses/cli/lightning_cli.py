@@ -499,9 +499,11 @@ def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None
         # Keep the value of an argument of any type as data.
         instantiate_subclass_spec_in_any=False,
     )
-    # Lightning's own warnings: it calls what torch has deprecated, and recommends its other products.
+    # Lightning's own warnings: it calls what torch has deprecated, recommends its other products, and tells a
+    # default with each checkpoint.
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*", category=FutureWarning)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(is_no_tip)
     for module in PUBLIC_MODULES:
         for name in set(public(module)) & set(wanted):
             try:
@@ -512,7 +514,8 @@ def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None
 
 def is_no_tip(record: logging.LogRecord) -> bool:
     """Return whether a log record is about the run."""
-    return "Tip: For seamless cloud" not in record.getMessage()
+    ignored = ("Tip: For seamless cloud", "`weights_only` was not set")
+    return not any(text in record.getMessage() for text in ignored)
 
 
 @contextlib.contextmanager
