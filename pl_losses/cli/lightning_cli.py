@@ -499,11 +499,9 @@ def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None
         # Keep the value of an argument of any type as data.
         instantiate_subclass_spec_in_any=False,
     )
-    # Lightning's own warnings: it calls what torch has deprecated, recommends its other products, and tells a
-    # default with each checkpoint.
+    # Lightning's own warnings: it calls what torch has deprecated, and recommends its other products.
     warnings.filterwarnings("ignore", message=".*isinstance.*LeafSpec.*", category=FutureWarning)
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(is_no_tip)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_tip)
     for module in PUBLIC_MODULES:
         for name in set(public(module)) & set(wanted):
             try:
@@ -514,8 +512,7 @@ def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None
 
 def is_no_tip(record: logging.LogRecord) -> bool:
     """Return whether a log record is about the run."""
-    ignored = ("Tip: For seamless cloud", "`weights_only` was not set")
-    return not any(text in record.getMessage() for text in ignored)
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 @contextlib.contextmanager
