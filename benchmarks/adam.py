@@ -76,7 +76,8 @@ def ratios(ours: list[Callable[[], object]], theirs: Callable[[], object], turns
 
 
 def steps() -> None:
-    print("| step time over torch.optim.Adam's (at most 1.03) | kernel | True | False | denominator |")
+    first = "step time divided by torch.optim.Adam's (at most 1.03), for each `bias_correction`"
+    print(f"| {first} | kernel | True | False | denominator |")
     print("| --- | --- | ---: | ---: | ---: |")
     for model, kernel in product(MODELS, KERNELS):
         ours = [prepared(Adam, model, bias_correction=switch, **KERNELS[kernel]) for switch in SWITCH]
@@ -138,7 +139,8 @@ def grid(turns: int = 5) -> None:
             if turn:  # The first one warms up.
                 found[name].append(spent)
     best = found["10 at once"]
-    print("\n| a step of Fig. 4's 60 autoencoders | processor ms | over 10 at once |\n| --- | ---: | ---: |")
+    print("\n| a step of Fig. 4's 60 autoencoders | processor ms | divided by that of 10 at once |")
+    print("| --- | ---: | ---: |")
     for name, values in found.items():
         ratio = median(other / own for own, other in zip(best, values, strict=True))
         print(f"| {name} | {1000 * median(values):.0f} | {ratio:.2f} |", flush=True)

@@ -112,7 +112,7 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |")
     floors = (f"{1e3 * floor:.1f}" for _, floor in columns.values())
     print(f"| the ReLU's time, ms | {' | '.join(floors)} |")
-    print("\n| float32, over the ReLU's time | PReLU here | nn.PReLU | torch.compile(nn.PReLU) |")
+    print("\n| float32, time divided by the ReLU's | PReLU here | nn.PReLU | torch.compile(nn.PReLU) |")
     print("| --- | ---: | ---: | ---: |")
     for shape in SIZES:
         found, _ = ratios("float32", device, shape, compiled=True)

@@ -153,6 +153,16 @@ def link_to_site(app, docname, source):
     source[0] = SOURCE.sub(to_reference, source[0].replace("../benchmarks/RESULTS.md", "results.md"))
 
 
+# A link from a source page to a page of the reference, and to the name there.
+BACK = re.compile(r"(api/([\w.]+\.)(\w+)\.html)#[\w.]+?\.\3\b")
+
+
+def link_back(app, page, template, context, doctree):
+    """Source pages link to the names of one module; the reference shows some under another one."""
+    if page.startswith("_modules/") and "body" in context:
+        context["body"] = BACK.sub(r"\1#\2\3", context["body"])
+
+
 def find_elsewhere(app, env, node, contnode):
     """Lead a name to its page, by whatever module it is named, and a method to the base class that has it."""
     if node.get("refdomain") != "py":
@@ -172,5 +182,6 @@ def setup(app):
     """Before docstrings and pages are parsed."""
     app.connect("source-read", link_to_site)
     app.connect("missing-reference", find_elsewhere)
+    app.connect("html-page-context", link_back)
     app.add_transform(LinkNames)
     app.connect("autodoc-process-docstring", escape, priority=1)

@@ -35,22 +35,21 @@ def lenet() -> Figure:
     features = PretrainedLeNet5()
     found = features(image)
     penalties = -features.scores(found)[0]
-    figure = Figure(figsize=(9, 2.4), layout="constrained")
-    rows = figure.subfigures(1, 2, width_ratios=[1, 2.4])
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    rows = figure.subfigures(1, 2, width_ratios=[1, 1.3])
     left = rows[0].subplots(1, 2)
     left[0].imshow(image[0, 0], cmap="gray_r")
-    left[0].set_title("the image", fontsize=10)
+    left[0].set_title("the image", fontsize=14)
     left[1].imshow(found.view(12, 7), cmap="gray_r", vmin=-1.2, vmax=1.2)
-    left[1].set_title("84 outputs", fontsize=10)
-    right = rows[1].subplots(1, 10)
+    left[1].set_title("84 outputs", fontsize=14)
+    right = list(rows[1].subplots(2, 5).flat)
     for digit, axes in enumerate(right):
         axes.imshow(digit_codes()[digit].view(12, 7), cmap="gray_r", vmin=-1.2, vmax=1.2)
         best = digit == penalties.argmin()
-        axes.set_title(f"{penalties[digit]:.0f}", fontsize=11, color=RED if best else "black")
-        axes.set_xlabel(f"{digit}", fontsize=11, color=RED if best else "black")
+        axes.set_xlabel(f"{digit}: {penalties[digit]:.0f}", fontsize=14, color=RED if best else "black")
     for axes in (*left, *right):
         axes.set(xticks=[], yticks=[])
-    rows[1].suptitle("squared distance of the 84 outputs from the bitmap of each class", fontsize=10)
+    rows[1].suptitle("class: squared distance from its bitmap", fontsize=14)
     return figure
 
 

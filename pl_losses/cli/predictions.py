@@ -154,7 +154,8 @@ def _places(loader: Any, batches: Sequence[object], shared: bool, alone: bool) -
     Args:
         loader: Of the prediction.
         batches: Its answers.
-        shared: Whether a DistributedSampler shares the samples out: then it is known, but for batch samplers.
+        shared: Whether a DistributedSampler shares the samples out: it is then known, except for batch
+            samplers.
         alone: Whether this is the only rank.
     """
     wrapper = getattr(loader, "batch_sampler", None)  # Lightning's, which notes what it gives.

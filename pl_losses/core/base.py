@@ -411,7 +411,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
         counts, kinds = gathered.T
         if (kinds != kind).any():
             raise ValueError(
-                f"Expected `rows` [B, ...] of one shape and type but for B on all ranks but got"
+                f"Expected `rows` [B, ...] of one shape and type (except for B) on all ranks but got"
                 f" {list(rows.shape)} of {rows.dtype}, and others elsewhere"
             )
         padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])

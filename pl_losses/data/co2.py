@@ -13,14 +13,16 @@ from pl_losses.data.module import Resident, TensorDataModule
 
 
 class SyntheticCO2(TensorDataModule):
-    """A made-up series of monthly carbon dioxide, in the shape of the Mauna Loa record; not a measurement.
+    r"""A made-up series of monthly carbon dioxide, in the shape of the Mauna Loa record; not a measurement.
 
     It has a rising and accelerating trend, a yearly season of two harmonics, and a little noise:
 
-        y(t) = 315 + 0.9 t + 0.015 t^2 + 2.9 sin(2 pi t + 0.4) + 0.8 sin(4 pi t - 0.6) + 0.25 e,
+    .. math:: y(t) &= 315 + 0.9 t + 0.015 t^2 \\
+        &+ 2.9 \sin(2 \pi t + 0.4) + 0.8 \sin(4 \pi t - 0.6) + 0.25 e
 
-    in ppm, t in years since 1960, e ~ N(0, 1). The months before ``until`` are for training, the later ones
-    for the test, in which a model extrapolates. Inputs are years [B, 1], targets ppm [B, 1].
+    Here y is in ppm, t is in years since 1960, and e is drawn from :math:`N(0, 1)`. The months before
+    ``until`` are for training, the later ones for the test, in which a model extrapolates. Inputs are years
+    [B, 1], targets ppm [B, 1].
 
     Args:
         start: Year in which the series begins.

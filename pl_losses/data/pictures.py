@@ -220,7 +220,7 @@ class Pictures(OfLightning, LightningDataModule):
             fitting += [(height, width) for height, width in whole if len(whole) == 1]
         for name in names:
             h, w = self.open("masks", name, None).shape[1:]
-            # In proportion, but for a pixel of rounding.
+            # In proportion, except for a pixel of rounding.
             if not any(abs(h * width - w * height) <= max(h, w, height, width) for height, width in fitting):
                 wanted = " or ".join(f"{width} x {height}" for height, width in dict.fromkeys(fitting))
                 raise ValueError(

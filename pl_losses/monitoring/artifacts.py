@@ -20,16 +20,16 @@ from pl_losses.core.validation import typed
 class ArtifactRecord(Callback):
     """Gives W&B a run's data and checkpoints as artifacts; offline runs keep them for ``wandb sync``.
 
-        Each split of the data becomes an input of the run. This is an artifact ``<class>-<split>`` of type
+    Each split of the data becomes an input of the run. This is an artifact ``<class>-<split>`` of type
     "dataset". It has the :meth:`~pl_losses.data.TensorDataModule.identity` of the data, and not the data. So
     runs on the same samples share its version. When a fit ends or is interrupted, its checkpoints become
     outputs of the run. They are versions of ``model-<run id>``, of type "model". "last" is the newest one.
     "best" is the choice of the first ``ModelCheckpoint`` with a ``monitor``. The run's folder has a copy of
     these.
 
-        Args:
-            data: Whether to record the data.
-            checkpoints: Whether to record checkpoints; W&B's ``log_model`` does so for runs online only.
+    Args:
+        data: Whether to record the data.
+        checkpoints: Whether to record checkpoints; W&B's ``log_model`` does so for runs online only.
     """
 
     @typed

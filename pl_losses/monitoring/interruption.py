@@ -233,7 +233,7 @@ class InterruptionCheckpoint(Callback):
         began = time.monotonic()
         if folder is not None and trainer.checkpoint_callbacks:
             path = folder / "checkpoints" / f"recent-step={trainer.global_step}.ckpt"
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             self.last_model_path = str(path)
             self.record.keep(trainer, str(path))
             self._recent = [*(one for one in self._recent if one != path), path]
@@ -293,7 +293,7 @@ class InterruptionCheckpoint(Callback):
             # Lightning skips its validation when it goes on, and counts the batch again.
             of_lightning.count_step_again(trainer)
         try:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
         except KeyboardInterrupt:
             self.show(f"Interrupted at once: nothing was saved.{self._newest()}")
             return

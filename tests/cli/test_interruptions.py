@@ -253,7 +253,7 @@ def test_two_ranks_end_a_batch_later_where_accelerators_are_not_waited_for(place
     assert alike((None, whole), (None, again))
 
 
-def test_checkpoints_in_the_course_of_training(monkeypatch):
+def test_checkpoints_in_the_course_of_training(monkeypatch, caplog):
     """A fit that is killed anywhere goes on from the newest; two are kept."""
     monkeypatch.setattr(interruption, "SHARE", 0)
     seen = []
@@ -265,9 +265,11 @@ def test_checkpoints_in_the_course_of_training(monkeypatch):
                 (Path("kept") / path.name).write_bytes(path.read_bytes())
 
     Path("kept").mkdir()
+    caplog.set_level("INFO")
     whole = fit("whole")
     assert alike(fit("often", every=0.0, callbacks=[Watch]), whole)
     assert max(map(len, seen)) == 2
+    assert caplog.text.count("`weights_only` was not set") == 2  # For the two files that `fit` here saves.
     assert not list(Path("often").rglob("recent-*.ckpt"))  # The last epoch's replaces them.
     kept = sorted(Path("kept").iterdir())
     assert len(kept) > 5

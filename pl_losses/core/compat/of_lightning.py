@@ -48,7 +48,8 @@ def compile_only(module: LightningModule, names: Iterable[str]) -> None:
 class OfLightning:
     """Base of what only the Trainer of `lightning` takes: that of `pytorch_lightning` says what to do.
 
-    A Trainer asks nothing of a module or DataModule before it refuses it, but for ``isinstance``, which looks
+    A Trainer asks nothing of a module or DataModule before it refuses it, except for ``isinstance``, which
+    looks
     at ``__class__`` where the type does not fit. Without it: an error that a LightningModule is none.
     """
 

@@ -25,16 +25,19 @@ def step_bounds(betas: tuple[float, float]) -> StepBounds:
     r"""Compute the bounds of Adam's step :math:`|\Delta_t| / \alpha`, without weight decay.
 
     Section 2.1 prints :math:`(1-\beta_1)/\sqrt{1-\beta_2}` if :math:`1-\beta_1 > \sqrt{1-\beta_2}`, and 1
-    otherwise. An erratum: this is the step after a lone gradient that follows zeros, not the largest one.
-    By Cauchy and Schwarz
+    otherwise. Here the paper is wrong: a step has this length if all gradients before the last one are 0, but
+    other steps are longer. By the inequality of Cauchy and Schwarz
 
-    .. math:: |m_t| = (1-\beta_1) \Big|\sum_k \beta_1^k g_{t-k}\Big| \le
-        (1-\beta_1) \sqrt{\sum_k \frac{\beta_1^{2k}}{\beta_2^k}} \sqrt{\sum_k \beta_2^k g_{t-k}^2},
-        \qquad \frac{|m_t|}{\sqrt{v_t}} \le \frac{1-\beta_1}{\sqrt{(1-\beta_2)(1-\beta_1^2/\beta_2)}}
+    .. math:: |m_t| &= (1-\beta_1) \Big|\sum_k \beta_1^k g_{t-k}\Big| \\
+        &\le (1-\beta_1) \sqrt{\sum_k \frac{\beta_1^{2k}}{\beta_2^k}} \sqrt{\sum_k \beta_2^k g_{t-k}^2}
 
-    where gradients that shrink as :math:`g_{t-k} \propto (\beta_1/\beta_2)^k` into the past reach equality
-    when t is large. Bias correction, AMSGrad and eps do not exceed the right-hand side at any t. If
-    :math:`\beta_1^2 \ge \beta_2`, nothing bounds the step. Both bounds are equal if :math:`\beta_1 = 0`.
+    The last root is :math:`\sqrt{v_t / (1-\beta_2)}`. So the tight bound is
+
+    .. math:: \frac{|m_t|}{\sqrt{v_t}} \le \frac{1-\beta_1}{\sqrt{(1-\beta_2)(1-\beta_1^2/\beta_2)}}
+
+    If t is large, the gradients :math:`g_{t-k} = (\beta_1/\beta_2)^k g_t` reach it. With bias correction,
+    AMSGrad or eps, no step is longer than this either. If :math:`\beta_1^2 \ge \beta_2`, a step can be of any
+    length. If :math:`\beta_1 = 0`, both bounds are equal.
 
     Args:
         betas: Decay rates of both moments, each in [0, 1).

@@ -16,13 +16,13 @@ from pl_losses.core.validation import typed
 
 @typed
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    r"""Compute the KL divergence of N(mu, diag(sigma^2)) from the standard normal distribution, in nats.
+    r"""Compute the KL divergence of :math:`N(\mu, \mathrm{diag}(\sigma^2))` from :math:`N(0, 1)`, in nats.
 
     .. math:: -\frac{1}{2} \sum_j \left(1 + \log \sigma_j^2 - \mu_j^2 - \sigma_j^2\right)
 
     Args:
-        mean: mu, [B, J].
-        log_variance: log sigma^2, [B, J].
+        mean: :math:`\mu`, [B, J].
+        log_variance: :math:`\log \sigma^2`, [B, J].
 
     Returns:
         [B].

@@ -27,9 +27,9 @@ class Adam(torch.optim.Adam):
 
     .. math:: \theta_t = \theta_{t-1} - \alpha \frac{m_t / c_1}{\sqrt{v_t / c_2} + \epsilon}
 
-    with c_1 = 1 - beta1^t and c_2 = 1 - beta2^t (section 3) as far as they are switched on. All options of
-    ``torch.optim.Adam`` mean what they mean there, its kernels (foreach, fused) do the work, and each of the
-    two loads the other's ``state_dict``.
+    with :math:`c_1 = 1 - \beta_1^t` and :math:`c_2 = 1 - \beta_2^t` (section 3) as far as they are switched
+    on. All options of ``torch.optim.Adam`` mean what they mean there, its kernels (foreach, fused) do the
+    work, and each of the two loads the other's ``state_dict``.
 
     Args:
         params: Parameters or parameter groups; a group may have a ``bias_correction`` of its own.
@@ -188,8 +188,8 @@ class AdaMax(torch.optim.Adamax):
     .. math:: u_t = \max(\beta_2 u_{t-1}, |g_t|), \qquad
         \theta_t = \theta_{t-1} - \frac{\alpha}{1 - \beta_1^t} \frac{m_t}{u_t}
 
-    ``torch.optim.Adamax`` with the algorithm's denominator: without an epsilon, but for the least number that
-    keeps 0 / 0 away. Steps of parameters whose gradients have all been 0 are 0.
+    ``torch.optim.Adamax`` with the algorithm's denominator: without an epsilon, except for the least number
+    that keeps 0 / 0 away. Steps of parameters whose gradients have all been 0 are 0.
 
     Args:
         params: Parameters or parameter groups.

@@ -36,7 +36,7 @@ class DropoutModule(PaperModule):
     Args:
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
-        length_scale: l of the weights' prior N(0, l^-2).
+        length_scale: l, 1 divided by the standard deviation of the weights' prior.
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
         samples: T, the passes for each input.
         masks: "independent" or "shared", see :func:`~pl_losses.papers.dropout.mc_samples`.

@@ -21,9 +21,9 @@ class Budget:
 
     Attributes:
         validations: Their number.
-        others: Seconds of all validations but for the looks.
+        others: Seconds of all validations without the looks.
         own: Seconds of all looks.
-        first: Seconds of the latest look, but for its further batches; NaN before there is one.
+        first: Seconds of the latest look, without its further batches; NaN before there is one.
         further: Seconds of each further batch of it.
     """
 

@@ -66,7 +66,7 @@ class DropoutClassifier(DropoutModule, Classifier):
         p: Probability of dropping.
         dropout: For the default network, "last" for dropout before the last layer as in section 5.2, or "all"
             for dropout after the convolutions, too.
-        length_scale: l of the weights' prior N(0, l^-2).
+        length_scale: l, 1 divided by the standard deviation of the weights' prior.
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
         samples: T, the passes for each input in test and prediction.
         masks: "independent" masks for each input, or "shared" ones: the same functions for all inputs of all

@@ -65,9 +65,10 @@ class DropoutUncertaintyMonitor(Reading, Callback):
 
     Outputs may have more rows than the batch has samples: pixels, tokens or nodes. Then flatten the outputs
     and the targets. A ``DistributedSampler`` repeats samples, so that all ranks have equally many. Such a
-    sample counts once, with all its rows. So does a sample that all ranks have. For this, a tensor of the
-    batch must show that each sample has equally many rows. If none does, repetitions count too, and a warning
-    says so. If an iterable dataset itself repeats samples, nobody can tell.
+    sample counts once, with all its rows. So does a sample that all ranks have. For this, the shape of a
+    tensor in the batch must show how many rows each sample has: [B, T] or [B, C, T] for T rows each. If none
+    does, repetitions count too, and a warning says so. If an iterable dataset itself repeats samples, nobody
+    can tell.
 
     By default, looking at the validations of a fit takes at most a fifth of the time that these take without
     it. Times are measured, after a first look at one batch. So a look may have fewer than 8 batches, and some
@@ -84,8 +85,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         task: "classification" or "regression".
         max_batches: Largest number of batches of each dataloader and rank, from the first on. ``None`` for 8,
             and in a fit for as many as are within a fifth of the time of its validations.
-        precision: tau, the precision of a regression's noise in the units of 1/y^2. ``None`` for no noise and
-            no likelihood.
+        precision: tau, 1 divided by the variance of a regression's noise. ``None`` for no
+            noise and no likelihood.
         every_n_epochs: Look at the validations of every n-th training epoch.
         seed: Seed of the masks. They are the same at each validation, so that curves show the network's
             changes and not those of the masks.

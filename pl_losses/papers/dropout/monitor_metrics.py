@@ -36,7 +36,8 @@ INPUTS = {"<stage>/dropout/inputs": "number of inputs that the rest is about"}
 CLASSIFICATION = {
     "<stage>/dropout/predictive_entropy": "mean entropy of the mean of the passes, nats",
     "<stage>/dropout/expected_entropy": "mean entropy of the passes, nats",
-    "<stage>/dropout/mutual_information": "mean difference of the two (BALD), nats",
+    "<stage>/dropout/mutual_information": "mean difference of the two, how much the passes disagree (called"
+    " BALD), nats",
     "<stage>/dropout/variation_ratio": "mean share of passes against the majority, 0 to 1",
     "<stage>/dropout/max_probability": "mean probability of the predicted class, 0 to 1",
     "<stage>/dropout/error": "share of wrong predictions of the mean of the passes, 0 to 1",
@@ -47,7 +48,7 @@ CLASSIFICATION = {
     "<stage>/dropout/brier_deterministic": "the same of the pass without dropout, 0 to 2",
     "<stage>/dropout/ece": "expected calibration error of the mean of the passes, 15 bins, 0 to 1",
     "<stage>/dropout/ece_deterministic": "the same of the pass without dropout, 0 to 1",
-    "<stage>/dropout/reliability": "picture: accuracy over confidence, with and without dropout",
+    "<stage>/dropout/reliability": "picture: accuracy for each confidence, with and without dropout",
     "<stage>/dropout/entropy": "picture: predictive entropy of right and of wrong predictions",
     "<stage>/dropout/most_uncertain": "picture: the images of highest mutual information",
     "<stage>/dropout/most_uncertain_table": "table: the same, an image in each row, in nats",
@@ -61,8 +62,8 @@ REGRESSION = {
     "<stage>/dropout/coverage_90": "share of targets in the central 90 % interval, 0 to 1",
     "<stage>/dropout/coverage_95": "share of targets in the central 95 % interval, 0 to 1",
     "<stage>/dropout/calibration_error": "mean distance of coverage and probability, 0 to 1",
-    "<stage>/dropout/calibration": "picture: coverage of the central intervals over their probability",
-    "<stage>/dropout/predictions": "picture: predictive mean and standard deviation over the target",
+    "<stage>/dropout/calibration": "picture: coverage of the central intervals for each probability",
+    "<stage>/dropout/predictions": "picture: predictive mean and standard deviation for each target",
 }
 KEYS = {**INPUTS, **CLASSIFICATION, **REGRESSION}
 POINTS = 200  # points of a regression that each rank keeps for a picture

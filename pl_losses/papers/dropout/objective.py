@@ -35,8 +35,9 @@ def dropout_objective(
 
     .. math:: L_\text{dropout} = \frac{1}{N} \sum_n E_n + \sum_l \lambda_l (|W_l|^2 + |b_l|^2)
 
-    lambda is the weight decay of the paper. The ``weight_decay`` d of a torch optimizer is another number: it
-    adds the gradient d W, and lambda adds 2 lambda W. So d = 2 lambda.
+    :math:`\lambda` is the weight decay of the paper. The ``weight_decay`` d of a torch optimizer is another
+    number. It adds :math:`d W` to the gradient, and :math:`\lambda` adds :math:`2 \lambda W`. So
+    :math:`d = 2 \lambda`.
 
     Args:
         errors: E of each example, such as half the squared error or the cross-entropy of a pass with dropout,
@@ -94,33 +95,40 @@ def weight_decay_of(
 
     .. math:: \lambda = \frac{l^2 (1 - p)}{2 N \tau}
 
-    for weights (eq. 7, where the paper writes p for the probability of keeping). Biases are not dropped: for
-    them, give ``p=0``.
+    This is eq. 7 for the weights of a layer. There the paper writes p for the probability of keeping. Biases
+    are not dropped: for them, give ``p=0``.
 
-    The paper approximates the posterior of a network with weights ~ N(0, l^-2) and noise of variance 1/tau.
-    Its q draws the weights W = diag(z) M, where z_i is 0 with probability p and otherwise 1 (up to a
-    vanishing variance). The biases b = m are not dropped. The bound to maximise is
+    The derivation: a weight has the prior :math:`N(0, l^{-2})`, and the noise has the variance
+    :math:`\tau^{-1}`. The paper approximates the posterior by a distribution q, which draws :math:`W =
+    \mathrm{diag}(z) M`. A :math:`z_i` is 0 with probability p, and otherwise 1 (nearly: its variance goes to
+    0). The biases :math:`b = m` are not dropped. This bound is made as large as possible:
 
-    .. math:: \sum_n \mathrm{E}_q \log N(y_n; \hat y_n, \tau^{-1}) - \mathrm{KL}(q, prior)
+    .. math:: \sum_n \mathrm{E}_q \log N(y_n; \hat y_n, \tau^{-1}) - \mathrm{KL}(q, \text{prior})
 
-    Here -log N is tau E + constant. Up to constants, the KL is minus the expected log of the prior: l^2/2 E_q
-    (|W|^2 + |b|^2) = l^2/2 ((1 - p) |M|^2 + |m|^2). Divide by -N tau to get L_dropout with the lambda above.
+    In it, :math:`-\log N` is :math:`\tau E` plus a constant. The KL divergence is, again up to a constant,
 
-    Conventions:
+    .. math:: \frac{l^2}{2} \mathrm{E}_q \big( |W|^2 + |b|^2 \big)
+        = \frac{l^2}{2} \big( (1 - p) |M|^2 + |m|^2 \big)
 
-    - "paper": as derived. If the network is trained on targets divided by ``target_std``, sigma, their noise
-      has the precision tau sigma^2, which takes the place of tau.
-    - "authors": what their published code does. It adds l^2 (1 - p) / (2 N tau) to the squared error without
-      the 1/2, takes tau in the units of the data though the targets are standardised, and decays weights
-      only, not biases. For E with the 1/2, that is half the lambda that the derivation asks for with a
-      ``target_std`` of 1; ``target_std`` is not looked at, and biases are left to the caller to leave out.
+    Divide the bound by :math:`-N \tau`. This gives the loss of :func:`dropout_objective`, with the
+    :math:`\lambda` above.
 
-    PyTorch's dropout has masks of 0 and 1/(1 - p). So the stored weights are (1 - p) M and not M. Neither
-    convention takes this into account, nor does the authors' code. It is as if the length-scale were (1 - p)
-    l.
+    There are two conventions:
+
+    - "paper": as derived. If the targets of the training are divided by ``target_std``, called
+      :math:`\sigma`, then their noise has the precision :math:`\tau \sigma^2`. It takes the place of
+      :math:`\tau`.
+    - "authors": what their published code does. It has the same :math:`\lambda`, but its error is the squared
+      error without the factor 1/2. For an E with this factor, that is half of :math:`\lambda`. The code does
+      not use ``target_std``: its :math:`\tau` is in the units of the data, although the targets are
+      standardised. It decays weights only. So do not call this function for biases.
+
+    PyTorch's dropout has masks of 0 and :math:`1 / (1 - p)`. So the stored weights are :math:`(1 - p) M` and
+    not M. Neither convention takes this into account, nor does the authors' code. It is as if the
+    length-scale were :math:`(1 - p) l`.
 
     Args:
-        precision: tau, in the units of 1/y^2; of a classification 1.
+        precision: :math:`\tau`, in the units of :math:`1 / y^2`; of a classification 1.
         length_scale: l, the inverse of the standard deviation of the weights' prior.
         size: N, the number of training examples.
         p: Probability of dropping an input of the layer.
@@ -166,7 +174,7 @@ def precision_of(
         target_std: Divisor of the targets in training.
 
     Returns:
-        tau, in the units of 1/y^2.
+        tau, in the units of :math:`1 / y^2`.
 
     Raises:
         TypeError: If ``size`` is no integer.

@@ -69,13 +69,13 @@ class DropoutRegressor(DropoutModule):
         activation: "relu" or "tanh".
         p: Probability of dropping an input of a layer, from the network's own inputs on: one number, or one
             for each layer of weights.
-        precision: tau > 0, in the units of 1/y^2. With ``None`` or a list it is chosen at the end of each
-            validation of a fit. The value with the highest log-likelihood of the validation data under T
-            passes is taken. ``None`` stands for 141 values between 0.1 and 10^6 over the variance of the
-            targets, 20 a decade. The choice is kept in checkpoints. In this case the weight decay always has
-            tau = 1 / variance of the targets. ``Trainer.validate`` chooses only if nothing has been chosen
-            yet.
-        length_scale: l of the weights' prior N(0, l^-2), for standardised inputs.
+        precision: tau, 1 divided by the variance of the noise. With ``None`` or a list it is chosen at
+            the end of each validation of a fit. The value with the highest log-likelihood of the validation
+            data under T passes is taken. ``None`` stands for 141 values, 20 a decade. They go from 0.1 to
+            a million, divided by the variance of the targets. The choice is kept in checkpoints. In this
+            case the weight decay always has the tau that is 1 divided by the variance of the targets.
+            ``Trainer.validate`` chooses only if nothing has been chosen yet.
+        length_scale: l, 1 divided by the standard deviation of the weights' prior, for standardised inputs.
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
         samples: T, the passes for each input in validation, test and prediction.
         masks: "independent" masks for each input, or "shared" ones: the same functions for all inputs of all

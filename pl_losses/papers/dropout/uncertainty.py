@@ -102,7 +102,7 @@ def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple
 
     Args:
         samples: [T, ...].
-        precision: tau > 0, in the units of 1/y^2; ``None`` leaves out 1/tau.
+        precision: :math:`\tau > 0`, in the units of :math:`1 / y^2`; ``None`` leaves out :math:`\tau^{-1}`.
 
     Returns:
         Mean and variance, [...]. The variance is that of the passes themselves (divided by T), so that it is
@@ -131,7 +131,7 @@ def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
     Args:
         samples: [T, B] or [T, B, Q].
         target: [B] or [B, Q].
-        tau: Precision of the noise, in the units of 1/y^2.
+        tau: Precision of the noise, in the units of :math:`1 / y^2`.
 
     Returns:
         [B]; with Q outputs the joint log-likelihood.

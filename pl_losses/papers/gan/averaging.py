@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class MovingAverage(nn.Module):
     """A copy of a network whose weights and statistics follow it by an exponential moving average.
 
-    After t steps the decay is at most (1 + t) / (10 + t), so that the average soon forgets the start.
+    After t steps the decay is at most :math:`(1 + t) / (10 + t)`, so that the average soon forgets the start.
 
     Args:
         network: The network to copy and follow.

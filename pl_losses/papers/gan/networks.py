@@ -141,7 +141,7 @@ def stages(image_size: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def init_dcgan_(network: nn.Module) -> None:
-    """Draw Radford et al.'s initial weights: N(0, 0.02^2), and N(1, 0.02^2) in batch normalisation."""
+    """Draw Radford et al.'s initial weights: mean 0 (in batch normalisation 1), standard deviation 0.02."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.normal_(module.weight, 0.0, 0.02)

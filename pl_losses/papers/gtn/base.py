@@ -51,11 +51,11 @@ KEYS = {
 
 
 class Reading(NamedTuple):
-    """The answers for B lines.
+    r"""The answers for B lines.
 
     Attributes:
         paths: The answer's path for each line; without labels if there is none.
-        confidence: Probability of the answer given the line, exp(-E_dforw), in [0, 1], [B]: among all
+        confidence: Probability of the answer given the line, :math:`\exp(-E_\text{dforw})`, [B]: among all
             strings, or among those of the lexicon.
     """
 

@@ -30,11 +30,11 @@ CURVATURE_PATTERNS = 500
 
 
 def levenberg_marquardt(parameters: ParamsT) -> StochasticDiagonalLM:
-    """Build the default optimizer: that of Appendix C, for a batch size of 1.
+    r"""Build the default optimizer: that of Appendix C, for a batch size of 1.
 
-    Its mu is ten times the paper's 0.02. The step is eps g / (mu + h), so that mu depends on the scale of the
-    loss, which the paper does not give. With eq. 9 as printed, 0.02 drives the units into saturation in the
-    first pass.
+    Its mu is ten times the paper's 0.02. The step is :math:`\eta g / (\mu + h)`. So mu depends on the
+    scale of the loss, which the paper does not give. With eq. 9 as printed, 0.02 drives the units into
+    saturation in the first pass.
     """
     return StochasticDiagonalLM(parameters, lr=5e-4, mu=0.2)
 

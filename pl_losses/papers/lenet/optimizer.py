@@ -336,7 +336,7 @@ def _through(node: Node, seconds: list[Tensor | None]) -> Seconds:
 
 
 def _copy(node: of_torch.Saved, *seconds: Tensor | None) -> Seconds:
-    """Return magnitudes: with coefficients -1, 0 and 1, the ordinary backward pass is right but for signs."""
+    """Return magnitudes: with coefficients -1, 0 and 1 the ordinary backward pass errs only in signs."""
     sources = node(*seconds)
     return [None if h is None else h.abs() for h in (sources if isinstance(sources, tuple) else [sources])]
 

@@ -35,14 +35,23 @@ def fan(
     stride: int | Sequence[int] = 1,
     transposed: bool = False,
 ) -> float:
-    """Count the products that add up to an output ("fan_in") or to an input's gradient ("fan_out").
+    r"""Count the products that add up to an output ("fan_in") or to an input's gradient ("fan_out").
 
-    A convolution's weight has shape [out, in / groups, *kernel]. Each output adds up in / groups channels
-    times K = prod(kernel) positions. Each input reaches out / groups channels, and as the outputs are S =
-    prod(stride) times fewer than the inputs, K / S positions on average: n = K / S * out / groups. A
-    transposed convolution, of weight [in, out / groups, *kernel], is the backward pass of a convolution: the
-    two change places, n = K / S * in / groups going forward and K * out / groups going back. Borders are
-    left out, as in the paper.
+    Let K be the product of the kernel's sizes, and S that of the strides. A convolution has the weight
+    [out, in / groups, \*kernel]. Each output is a sum over in / groups channels and K positions. Each input
+    goes to out / groups channels. There are S times fewer outputs than inputs, so it goes to K / S positions
+    on average:
+
+    .. math:: n_\text{in} = K \frac{\text{in}}{\text{groups}}, \qquad
+        n_\text{out} = \frac{K}{S} \frac{\text{out}}{\text{groups}}
+
+    A transposed convolution is the backward pass of a convolution. Its weight is
+    [in, out / groups, \*kernel], and S changes its place:
+
+    .. math:: n_\text{in} = \frac{K}{S} \frac{\text{in}}{\text{groups}}, \qquad
+        n_\text{out} = K \frac{\text{out}}{\text{groups}}
+
+    Borders are left out, as in the paper.
 
     Args:
         tensor: The weight, at least two dimensions.
@@ -156,7 +165,7 @@ def he_uniform_(
     transposed: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Fill a weight uniformly in +-sqrt(3) standard deviations: the variance is :func:`he_normal_`'s.
+    r"""Fill a weight uniformly in :math:`\pm \sqrt{3}` standard deviations: :func:`he_normal_`'s variance.
 
     Example:
         >>> bool(he_uniform_(torch.empty(10, 6)).abs().max() <= 1)  # sqrt(3) * sqrt(2 / 6)

@@ -171,7 +171,7 @@ class SaltAndPepper(_SubsetCorruption):
 
 
 class GaussianNoise(Corruption):
-    """Adds N(0, sigma^2) to every element; all count as touched.
+    r"""Adds :math:`N(0, \sigma^2)` to every element; all count as touched.
 
     Args:
         sigma: Standard deviation.

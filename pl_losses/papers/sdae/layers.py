@@ -51,7 +51,8 @@ class DenseLayer(AutoencoderLayer):
 
     .. math:: y = s(W x + b), \qquad \textrm{decoded to} \quad W' y + b'
 
-    Weights start uniform in +-4 sqrt(6 / (D + H)) (Glorot and Bengio 2010, for the sigmoid), biases at 0.
+    Weights start uniform in :math:`\pm 4 \sqrt{6 / (D + H)}` (Glorot and Bengio 2010, for the sigmoid),
+    biases at 0.
 
     Args:
         in_features: D.

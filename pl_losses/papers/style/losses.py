@@ -50,8 +50,8 @@ def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
 
     .. math:: G_{ij} = \sum_k m_k F_{ik} F_{jk}
 
-    G is symmetric. So the backward pass needs only one matrix product, F^T (S + S^T) for the gradient S of G.
-    Autograd would need two.
+    G is symmetric. So the backward pass needs only one matrix product: with S the gradient of G, this is
+    :math:`F^T (S + S^T)`. Autograd would need two.
 
     Args:
         features: F: N channels at M = H W positions, [N, M], [N, H, W] or [B, N, H, W].
@@ -139,7 +139,9 @@ def style_loss(
 
 
 def gram_loss(gram: Tensor, target: Tensor) -> Tensor:
-    """Compute eq. 4 from Gram matrices per position: 1/(4 N^2) sum_ij (G_ij / M - A_ij / M)^2.
+    r"""Compute eq. 4 from Gram matrices per position.
+
+    .. math:: \frac{1}{4 N^2} \sum_{ij} \Big( \frac{G_{ij}}{M} - \frac{A_{ij}}{M} \Big)^2
 
     Args:
         gram: G / M, [N, N] or [B, N, N].

@@ -104,18 +104,22 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/<group>/m_norm": "Euclidean norm of the first moment, in units of the gradient.",
         "adam/<group>/m_hat_norm": "The same, its bias corrected.",
         "adam/<group>/v_norm": "Norm of the second moment, in squared units of the gradient (AdaMax: of u).",
-        "adam/<group>/v_hat_norm": "The same, its bias corrected; of AMSGrad's largest (not AdaMax).",
+        "adam/<group>/v_hat_norm": "The same, its bias corrected; with AMSGrad, of the largest v so far"
+        " (not AdaMax).",
         "adam/<group>/update_norm": "Norm of the last step, weight decay included, in units of the weights.",
         "adam/<group>/update_rms": "Root mean square of the last step.",
-        "adam/<group>/update_to_weight": "Norm of the last step over the norm of the weights after it.",
-        "adam/<group>/max_update": "Largest step of a coordinate, but for decoupled decay, over alpha.",
-        "adam/<group>/share_of_paper_bound": "The same over the paper's bound, no limit: see step_bounds.",
-        "adam/<group>/share_of_tight_bound": "The same over the tight bound: at most 1 (not NAdam, RAdam).",
+        "adam/<group>/update_to_weight": "Norm of the last step, divided by that of the weights after it.",
+        "adam/<group>/max_update": "Largest step of a coordinate, divided by alpha; without the part of"
+        " decoupled weight decay.",
+        "adam/<group>/share_of_paper_bound": "`max_update`, divided by the paper's bound. It can be above 1:"
+        " see `step_bounds`.",
+        "adam/<group>/share_of_tight_bound": "`max_update`, divided by the tight bound: at most 1"
+        " (not NAdam, RAdam).",
         "adam/<group>/trust_region_share": "Share of coordinates that step by more than 0.9 alpha.",
         "adam/<group>/eps_share": "Share of coordinates with sqrt(v^) < 10 eps (not AdaMax).",
         "adam/<group>/snr": "Signal to noise, the root mean square of m^ / sqrt(v^) (not AdaMax).",
-        "adam/<group>/measured_step": "RMS of the step over that of alpha m / sqrt(v): `effective_step`"
-        " or, where eps counts, less (Adam, AdamW).",
+        "adam/<group>/measured_step": "Root mean square of the step, divided by that of alpha m / sqrt(v). It"
+        " is `effective_step`, or less where eps counts (Adam, AdamW).",
         "adam/<optimizer>/skipped_steps": "Steps so far that changed nothing, such as those AMP skipped.",
         "adam/bias_correction": "Picture: effective and largest steps over time, beside the closed forms.",
     }

@@ -82,7 +82,7 @@ class ModeReads:
         """Note that the caller of this method's caller calls a torch function."""
         if self._last is None:
             return
-        # Whoever calls the function is whoever read the flag, but for torch's own frames between.
+        # Whoever calls the function is whoever read the flag, except for torch's own frames between.
         frame: FrameType | None = sys._getframe(2)
         between = {*_GO_BETWEENS, getattr(func, "__code__", None)}
         while frame is not None and frame.f_code in between:

@@ -10,6 +10,7 @@ from pl_losses.papers.dropout.published import Numbers, numbers, scores
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Row
 
 TABLES = ("table1.csv", "per_split.csv")
+ACROSS = 3  # Panels in a row of the picture: more could not be read on a page.
 
 
 class Entry(NamedTuple):
@@ -183,12 +184,15 @@ def draw(entries: Sequence[Entry]) -> Figure:
     colours = {"ours": "C0", "published, the same splits": "0.5"}
     if all(entry.published is None for entry in entries):
         colours = {"ours": "C0"}
-    figure = new_figure(max(4.2, 1.5 * len(names) + 1), 5.2)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[call-arg, union-attr]
-    panels = figure.subplots(2, len(names), squeeze=False)
-    for score, label in enumerate(("RMSE (lower is better)", "log-likelihood, nats (higher is better)")):
+    across = min(len(names), ACROSS)
+    rows = 2 * -(-len(names) // across)
+    figure = new_figure(max(4.2, 2.5 * across), 2 * rows + 1)
+    panels = figure.subplots(rows, across, squeeze=False)
+    for axes in panels[-2:, len(names) - across * (rows // 2 - 1) :].flat:
+        axes.remove()
+    for score, label in enumerate(("RMSE", "log-likelihood, nats")):
         for position, name in enumerate(names):
-            axes = panels[score][position]
+            axes = panels[2 * (position // across) + score][position % across]
             own = [
                 entry
                 for column in COLUMNS
@@ -204,20 +208,21 @@ def draw(entries: Sequence[Entry]) -> Figure:
                         axes.errorbar(
                             place + shift, mean, error, fmt="o", color=colour, markersize=4, capsize=2
                         )
-            axes.set_xticks(range(len(own)), [entry.column for entry in own], fontsize=7)
+            axes.set_xticks(range(len(own)), [entry.column for entry in own], fontsize=9)
             axes.set_xlim(-0.6, len(own) - 0.4)
             axes.margins(y=0.15)
-            axes.tick_params(axis="y", labelsize=6)
+            axes.tick_params(axis="y", labelsize=9)
             if score == 0:
-                axes.set_title(name, fontsize=9)
-        panels[score][0].set_ylabel(label, fontsize=8)
+                axes.set_title(name, fontsize=11)
+            if position % across == 0:
+                axes.set_ylabel(label, fontsize=9)
     marks = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
-    title = "mean and standard error over splits"
+    title = "mean and standard error over splits\nRMSE: lower is better, log-likelihood: higher is better"
     if any(entry.scale != 1 for entry in entries):
         title += "\na trial with another number of epochs"
     figure.legend(
-        marks, list(colours), loc="outside upper center", ncols=2, fontsize=8, frameon=False, title=title,
-        title_fontsize=9,
+        marks, list(colours), loc="outside upper center", ncols=2, fontsize=10, frameon=False, title=title,
+        title_fontsize=10,
     )  # fmt: skip
     return figure
 

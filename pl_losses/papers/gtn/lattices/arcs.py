@@ -160,7 +160,10 @@ class ArcLattice:
             return self.viterbi_penalty() < float("inf")
 
     def forward_penalty(self) -> Tensor:
-        """Return -log sum over all paths of exp(-penalty), shape [B]; ``inf`` without gradient if none."""
+        r"""Return :math:`-\log \sum_\text{paths} e^{-\text{penalty}}`, [B].
+
+        It is ``inf``, without gradient, if there is no path.
+        """
         return self._penalty(tropical=False)
 
     def viterbi_penalty(self) -> Tensor:

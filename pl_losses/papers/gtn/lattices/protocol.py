@@ -25,7 +25,7 @@ class PathPenalties(Protocol):
         """Whether a path exists, bool, shape [B]."""
 
     def forward_penalty(self) -> Tensor:
-        """Return -log sum over all paths of exp(-penalty), shape [B]."""
+        r"""Return :math:`-\log \sum_\text{paths} e^{-\text{penalty}}`, shape [B]."""
 
     def viterbi_penalty(self) -> Tensor:
         """Return the smallest penalty of a path, shape [B]."""

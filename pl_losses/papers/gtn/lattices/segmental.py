@@ -98,7 +98,7 @@ class DenseLattice(ABC):
             return self.viterbi_penalty() < float("inf")
 
     def forward_penalty(self) -> Tensor:
-        """Return -log sum over all paths of exp(-penalty), shape [B]; ``inf`` without gradient if none.
+        r"""Return :math:`-\log \sum_\text{paths} e^{-\text{penalty}}`, [B]; ``inf`` without gradient if none.
 
         Its gradient is the posterior of each segment.
         """
