@@ -52,6 +52,7 @@ class Server(ThreadingHTTPServer):
         views: Workspaces by internal name.
         trials: Parameters that the sweep hands out, each once.
         refusals: Messages by GraphQL field, each with a status.
+        portal: Status, type and content of each answer, if it is not W&B's at all.
     """
 
     daemon_threads = True
@@ -64,7 +65,7 @@ class Server(ThreadingHTTPServer):
 
     def forget(self):
         self.runs, self.views = {}, {}
-        self.trials, self.sweep, self.refusals = [], "{}", {}
+        self.trials, self.sweep, self.refusals, self.portal = [], "{}", {}, None
 
     @contextmanager
     def serving(self):
@@ -163,8 +164,11 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body, status=200):
         if self.server.gone:
             raise ConnectionAbortedError
-        content = json.dumps(body).encode()
+        content, kind = json.dumps(body).encode(), "application/json"
+        if self.server.portal:
+            status, kind, content = self.server.portal
         self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -46,9 +46,21 @@ def split(args: Sequence[str]) -> Flags:
 
 
 def positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments before the first option, and the rest."""
-    first = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
-    return list(args[:first]), list(args[first:])
+    """Return the arguments that belong to no option, and the rest, in which each option takes one.
+
+    >>> positional(["--out", "a.html", "run", "--open=false", "other", "--", "more"])
+    (['run', 'other'], ['--out', 'a.html', '--open=false', '--', 'more'])
+    """
+    given, rest, left = [], [], list(args)
+    while left and left[0] != "--":
+        arg = left.pop(0)
+        if not arg.startswith("-"):
+            given.append(arg)
+            continue
+        rest.append(arg)
+        if arg not in ("--help", "-h") and "=" not in arg and left and not left[0].startswith("-"):
+            rest.append(left.pop(0))
+    return given, [*rest, *left]
 
 
 def options(flags: Sequence[tuple[str, str | None]], known: Sequence[str]) -> dict[str, str]:

@@ -43,7 +43,11 @@ def dashboard(args: Sequence[str]) -> int:
     if given[0] == "push":
         if not chosen.get("entity"):
             raise UsageError("`dashboard push` takes --entity: W&B's user or team")
-        sign_in()
+        if not sign_in():
+            raise UsageError(
+                "`dashboard push` sends to W&B, and WANDB_MODE or `wandb offline` says that nothing is sent;"
+                " `dashboard json` prints the workspace"
+            )
     from pl_losses.dashboards.workspace import build_workspace, push, spec
 
     if given[0] == "push":

@@ -88,7 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         with refusals_told(INSTEAD.get("".join(args[:1]), "")):
-            return dispatch(args)
+            status = dispatch(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # As by `pl-losses recipes | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end.
+        return 141
     except UsageError as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ from typing import Any
 from pl_losses.cli.arguments import options, positional, split
 from pl_losses.cli.bayes import check_optuna
 from pl_losses.cli.show import opens, truth
-from pl_losses.cli.sweep_file import Sweep, read_sweep, words
+from pl_losses.cli.sweep_file import Sweep, nested, read_sweep, words
 from pl_losses.core.experiment import PlainExperiment
 from pl_losses.core.files import written_whole
 from pl_losses.core.run_folders import RUNS
@@ -82,7 +83,10 @@ def sweep(args: Sequence[str]) -> int:
     runner.check_first()
     if dry:
         for number in range(1, count + 1 if asked.method != "bayes" else 2):
-            print(visible(shlex.join(runner.command(asked.draw(number, runner.seed, [])[1]))))
+            values = asked.draw(number, runner.seed, [])[1]
+            # Without `${args}`, the command does not tell them.
+            beside = "" if asked.gives_arguments() else f"  # {json.dumps(nested(values))}"
+            print(visible(shlex.join(runner.command(values)) + beside))
         return 0
     try:
         return runner.run(count, retry, wanted)
@@ -186,6 +190,7 @@ class Runner:
         )
         print(visible(f"Trial {number} of {count}: {told}"), end=" ", flush=True)
         run, log = secrets.token_hex(4), self.folder / "logs" / f"trial-{number:04}.log"
+        self.write_parameters(number, values)
         began = time.monotonic()
         try:
             status = execute(self.command(values), log, self.environment(run, number), self.locks)
@@ -195,7 +200,7 @@ class Runner:
             raise
         seconds = round(time.monotonic() - began, 1)
         file = run_file(run, (RUNS, str(self.folder)))
-        metric, error = (None, last_line(log, status)) if status else read_metric(file, self.sweep.metric)
+        metric, error = (None, last_line(log, status)) if status else self.outcome(file, values)
         state = "failed" if error else "finished"
         entry = {"trial": number, "places": places, "parameters": values, "state": state, "metric": metric}
         entry |= {"seconds": seconds, "run": str(file.parent if file else ""), "error": error}
@@ -218,6 +223,46 @@ class Runner:
         print(visible(f"-> {result} ({'; '.join(rest)})"), flush=True)
         return not error
 
+    def parameters_of(self, number: int) -> Path:
+        """Return the file of a trial's parameters, which ``wandb.init`` puts into its config."""
+        return self.folder / "parameters" / f"trial-{number:04}.yaml"
+
+    def write_parameters(self, number: int, values: dict[str, Any]) -> None:
+        """Write a trial's parameters as W&B's agent does."""
+        import yaml
+
+        told = {key: {"value": value} for key, value in nested(values).items()}
+        with written_whole(self.parameters_of(number)) as file:
+            file.write(yaml.safe_dump({"wandb_version": 1, **told}, sort_keys=False).encode())
+
+    def outcome(self, file: Path | None, values: dict[str, Any]) -> tuple[float | None, str]:
+        """Return the last value of a trial's metric, and what is wrong if there is none.
+
+        Args:
+            file: Of the trial's run.
+            values: That were drawn, and that the run's config must have if it has them at all.
+        """
+        from pl_losses.dashboards.offline.runs import read_run
+
+        if file is None:
+            return None, "it made no W&B run: the metric is read from the file of a WandbLogger"
+        try:
+            run = read_run(file)
+        except UsageError as error:
+            return None, str(error)
+        for key, value in nested(values).items():
+            if key in run.config and not same(run.config[key], value):
+                return None, f"its run has {key}={run.config[key]!r:.80}, and {value!r:.80} was drawn"
+            if key not in run.config and not self.sweep.gives_arguments():
+                return None, f"its `command` has no `${{args}}`, and its run takes no `wandb.config.{key}`"
+        name = self.sweep.metric
+        if not name:
+            return None, ""
+        points = run.columns.pairs("_step", name)[1]
+        if not len(points):
+            return None, f"`{name}` was not logged{nearest(name, run.curves())}"
+        return float(points[-1]), ""
+
     def environment(self, run: str, number: int) -> dict[str, str]:
         """Return the environment of a trial: W&B offline, and a run with this id."""
         own = {
@@ -225,6 +270,7 @@ class Runner:
         }
         own |= {"WANDB_MODE": "offline", "WANDB_RUN_ID": run, "WANDB_RUN_GROUP": self.sweep.name}
         own |= {"WANDB_NAME": f"{self.sweep.name} {number}"}
+        own |= {"WANDB_SWEEP_PARAM_PATH": str(self.parameters_of(number).resolve())}
         own.setdefault("WANDB_DIR", str(self.folder.resolve()))  # Of a program that does not choose one.
         return own
 
@@ -248,17 +294,22 @@ class Runner:
         trials = self.kept.results
         if best := self.sweep.best(trials):
             print(f"Best: trial {best['trial']}, {self.sweep.metric} {best['metric']:.6g}")
-            print(visible(f"Run it again: WANDB_MODE=offline {shlex.join(self.command(best['parameters']))}"))
+            variables = "WANDB_MODE=offline"
+            if not self.sweep.gives_arguments():
+                path = self.parameters_of(best["trial"]).resolve()
+                variables += f" WANDB_SWEEP_PARAM_PATH={shlex.quote(str(path))}"
+            print(visible(f"Run it again: {variables} {shlex.join(self.command(best['parameters']))}"))
         print(visible(f"Table: {self.folder / 'trials.csv'}"))
-        files = [
-            file
+        files = {
+            file: {name.replace("/", "."): value for name, value in one["parameters"].items()}
             for one in trials
             if one["state"] == "finished" and one["run"]
             for file in Path(one["run"]).glob("run-*.wandb")
-        ]
+        }
         if files:
             page = self.folder / "show.html"
-            text = build_page([read_run(file) for file in files], metric=self.sweep.metric or "")
+            runs = [read_run(file) for file in files]
+            text = build_page(runs, 0, self.sweep.metric, self.sweep.name, list(files.values()))
             with written_whole(page) as stream:
                 stream.write(text.encode())
             print(visible(f"Page: {page}") + f" ({page.stat().st_size / 1e6:.1f} MB)")
@@ -408,29 +459,29 @@ def run_file(run: str, places: Sequence[str]) -> Path | None:
     return next(found, None)
 
 
-def read_metric(file: Path | None, name: str) -> tuple[float | None, str]:
-    """Return the last value of a trial's metric, and what is wrong if there is none."""
-    from pl_losses.dashboards.offline.runs import read_run
+def same(found: Any, drawn: Any) -> bool:
+    """Return whether a run's config has the value that was drawn; it may have read it from a command line.
 
-    if file is None:
-        return None, "it made no W&B run: the metric is read from the file of a WandbLogger"
+    >>> same("0.1", 0.1), same([1, "a"], [1.0, "a"]), same(0.1, 0.2)
+    (True, True, False)
+    """
+    if isinstance(drawn, dict) and isinstance(found, dict):
+        return all(key in found and same(found[key], value) for key, value in drawn.items())
+    if isinstance(drawn, list) and isinstance(found, list):
+        return len(found) == len(drawn) and all(map(same, found, drawn))
+    if str(found) == str(drawn):
+        return True
     try:
-        run = read_run(file)
-    except UsageError as error:
-        return None, str(error)
-    if not name:
-        return None, ""
-    values = run.columns.pairs("_step", name)[1]
-    if not len(values):
-        return None, f"`{name}` was not logged{nearest(name, run.curves())}"
-    return float(values[-1]), ""
+        return math.isclose(float(found), float(drawn), rel_tol=1e-6)
+    except (TypeError, ValueError):
+        return str(found).lower() == str(drawn).lower()  # "true" and "none" of command lines.
 
 
 def last_line(log: Path, status: int) -> str:
     """Return the line with which a failed trial ended, its usage error if there is one, without W&B's."""
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", log.read_text(errors="replace"))
+    text = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("wandb: ")] or lines
+    lines = [line for line in lines if not line.startswith("wandb:")] or lines
     told = [line for line in lines if line.startswith("pl-losses: ")] or lines
     return told[-1].removeprefix("pl-losses: ")[:300] if told and status > 0 else f"exit status {status}"
 

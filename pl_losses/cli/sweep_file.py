@@ -64,6 +64,10 @@ class Sweep:
         )
         return min((one for one in (points, self.cap) if one is not None), default=None)
 
+    def gives_arguments(self) -> bool:
+        """Return whether the command gets the parameters; if not, the program reads W&B's config."""
+        return any(part.startswith("${args") for part in self.command)
+
     def draw(
         self, number: int, seed: int, before: Sequence[Trial]
     ) -> tuple[dict[str, float], dict[str, Any]]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pl_losses.core.compat import of_wandb
 from pl_losses.core.files import damage, save_sealed, write_table, written_whole
 from pl_losses.core.wandb_run import about
 
@@ -162,7 +163,7 @@ class Experiment:
         shown: dict[str, object] = {key: wandb.Image(figure) for key, figure in pictures.items()}
         for key, rows in tables.items():
             shown[key] = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
-        with staged_in(Path(run.dir).parent):
+        with kept_by(run):
             run.log(shown)
         run.summary.update(dict(summary))
         run.finish()
@@ -236,12 +237,19 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def staged_in(folder: Path) -> Iterator[None]:
-    """Have wandb keep its copy of a table, for ``wandb sync``, with the run and not in the home directory."""
+def kept_by(run: Any) -> Iterator[None]:
+    """Have wandb keep its copy of a table or an artifact, for ``wandb sync``, with the run.
+
+    By default it is kept in the home directory, and lost where a server has gone away.
+
+    Args:
+        run: Of wandb.
+    """
     before = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = before or str(folder.resolve())
+    os.environ["WANDB_DATA_DIR"] = before or str(Path(run.dir).parent.resolve())
     try:
-        yield
+        with of_wandb.handed_over(run):
+            yield
     finally:
         if before is None:
             del os.environ["WANDB_DATA_DIR"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,35 +13,51 @@ SIGN_IN = "Not signed in to W&B: `wandb login` asks for an API key, or set WANDB
 SECONDS = 10  # That a server has to answer at all.
 
 
-def sign_in() -> None:
+def sign_in() -> bool:
     """Try whether W&B answers and knows the API key, before any work: its client goes on trying for minutes.
 
-    Nothing is tried where W&B's settings say that runs stay offline.
+    Returns:
+        False where W&B's settings say that nothing is sent; nothing is tried then.
 
     Raises:
-        wandb.Error: If not; :func:`refusals_told` puts it in a line.
+        wandb.Error: If W&B does not answer, or not with the key; :func:`refusals_told` puts it in a line.
     """
-    from http.client import HTTPException
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
     import wandb
 
     settings = wandb.setup().settings
     if settings.mode not in ("online", "shared"):
-        return
-    try:
-        urlopen(Request(settings.base_url, method="HEAD"), timeout=SECONDS).close()
-    except HTTPError:
-        pass  # It answers.
-    except (OSError, HTTPException) as error:
-        # wandb has certificates of its own.
-        if "CERTIFICATE" not in str(error):
-            reason = getattr(error, "reason", error)
-            fault = getattr(reason, "strerror", None) or reason
-            raise wandb.errors.CommError(f"{settings.base_url}: {fault}") from error
+        return False
+    if told := fault(settings.base_url):
+        raise wandb.errors.CommError(told)
     if not wandb.login(prompt=False):
         raise wandb.errors.UsageError("No API key")
+    return True
+
+
+def fault(url: str) -> str:
+    """Ask a W&B server for nothing, and say what is wrong with its answer; "" if it is W&B's."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    asked = Request(f"{url}/graphql", b'{"query": "query {serverInfo {__typename}}"}')
+    asked.add_header("Content-Type", "application/json")
+    asked.add_header("User-Agent", "pl-losses")
+    try:
+        with urlopen(asked, timeout=SECONDS) as answer:
+            status, kind = answer.status, answer.headers.get_content_type()
+    except HTTPError as error:
+        status, kind = error.code, ""  # Without a key, a refusal is as good as an answer.
+        error.close()
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        # wandb has certificates of its own.
+        return "" if "CERTIFICATE" in str(error) else f"{url}: {getattr(reason, 'strerror', None) or reason}"
+    if status >= 500:
+        return f"W&B at {url} answers with an error (HTTP {status})"
+    if "html" in kind:
+        return f"W&B at {url} answers with a web page (HTTP {status}): is the address right?"
+    return ""
 
 
 def refusal(error: BaseException, instead: str = "") -> str:
@@ -54,17 +69,24 @@ def refusal(error: BaseException, instead: str = "") -> str:
         error: What was raised.
         instead: What can be done without W&B.
     """
-    if type(error).__module__.split(".")[0] not in ("wandb", "requests"):
+    package, found = type(error).__module__.split(".")[0], getattr(error, "errors", None)
+    if package == "pydantic_core" and getattr(error, "title", "") == "Settings" and found:
+        first = found()[0]
+        name = "".join(f"WANDB_{part}".upper() for part in first["loc"][:1])
+        return f"W&B does not take its setting `{name}`: {first['msg']}, but got {first['input']!r:.80}"
+    if package not in ("wandb", "requests"):
         return ""
     lines = (line.strip() for line in str(error).splitlines())
     told = next(filter(None, lines), type(error).__name__).rstrip(".")[:300]
-    if found := re.search(r'"message": ?"([^"]+)"', told):
-        told = found[1]
+    if message := re.search(r'"message": ?"([^"]+)"', told):
+        told = message[1]
     if told.startswith("No API key"):
         told = SIGN_IN
-    elif type(error).__name__ == "AuthenticationError" or "not logged in" in told or "API key" in told:
+    elif re.search(r"API key|not logged in|error 40[13]\b", told):
         told = f"W&B does not take the API key ({told}): {KEY}"
-    else:
+    elif "service process is busy" in told:
+        told = f"W&B does not answer ({told})"
+    elif not told.startswith("W&B at "):
         told = f"W&B refused, or cannot be reached: {told}"
         if re.search("permission|denied|forbidden|not found", told, re.IGNORECASE):
             told += " (are entity and project right, and may you write there?)"
@@ -87,18 +109,3 @@ def refusals_told(instead: str = "") -> Iterator[None]:
         if told := refusal(error, instead):
             raise UsageError(told) from error
         raise
-
-
-@contextmanager
-def or_left_out(what: str) -> Iterator[None]:
-    """Go on with a run whose server has gone away or refuses a table: wandb asks it before it keeps one.
-
-    Args:
-        what: Is left out of the run, which a warning says.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not (told := refusal(error)):
-            raise
-        warnings.warn(f"{told}; {what} is left out of the run", stacklevel=3)

@@ -43,12 +43,16 @@ def settings() -> Any:
     """Return wandb's settings of the suite, less those that the environment has.
 
     W&B keeps the commit and the changes since, as ``diff.patch``, of the checkout that the current folder
-    lies in, else of the suite's own, if it is one. A run that has ended waits ten minutes at most for a
+    lies in, else of the suite's own, if it is one. A run that begins waits a minute at most for a server that
+    answers with errors. A run that has ended waits ten minutes at most for a
     server that has gone away, where wandb would for hours; its record stays on the disk, for ``wandb sync``.
     """
     import wandb
 
-    found: dict[str, Any] = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": 600}
+    limits = {"finish_timeout": 600, "init_timeout": 60}
+    found: dict[str, Any] = {
+        key: seconds for key, seconds in limits.items() if f"WANDB_{key.upper()}" not in os.environ
+    }
     here = Path.cwd()
     within = any((at / ".git").exists() for at in (here, *here.parents))
     if "WANDB_SAVE_CODE" not in os.environ and (within or (HERE.parent / ".git").exists()):

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from pl_losses.core.compat import of_wandb
-from pl_losses.core.experiment import staged_in
+from pl_losses.core.experiment import kept_by
 from pl_losses.core.kinds import is_wandb
 from pl_losses.core.validation import typed
 
@@ -114,7 +114,7 @@ def _record(
         import wandb
 
         run = logger.experiment
-        with staged_in(Path(run.dir).parent):
+        with kept_by(run):
             artifact = wandb.Artifact(name.format(id=run.id), kind, metadata=facts)
             if path is None:
                 with artifact.new_file("identity.json", encoding="utf-8") as file:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pl_losses.core.experiment import staged_in
+from pl_losses.core.experiment import kept_by
 from pl_losses.core.kinds import is_wandb
 from pl_losses.core.names import file_stem
-from pl_losses.core.refusals import or_left_out
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -139,5 +138,5 @@ def _log(trainer: Trainer, key: str, make: Callable[[Any], Any]) -> None:
         if is_wandb(logger):
             import wandb
 
-            with staged_in(Path(logger.experiment.dir).parent), or_left_out(f"`{key}`"):
+            with kept_by(logger.experiment):
                 logger.experiment.log({key: make(wandb)})

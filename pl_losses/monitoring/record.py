@@ -22,6 +22,7 @@ from pl_losses.core.files import checksum
 from pl_losses.core.kinds import is_csv, is_tensorboard, is_wandb
 from pl_losses.core.manifests import papers_of
 from pl_losses.core.names import own_class
+from pl_losses.core.refusals import fault
 from pl_losses.core.run_folders import Run, exists, lineage, modified, named_by, write_record
 from pl_losses.core.trust import always, class_paths
 from pl_losses.core.version import __version__
@@ -271,7 +272,10 @@ def how_to_look(logger: Logger) -> list[str]:
         if of_lightning.is_offline(logger):
             page = f"As a page:  pl-losses show {folder}"
             return [f"Look at it: wandb leet {folder}", page, f"Upload it:  wandb sync {folder}"]
-        return [f"Look at it: {getattr(logger.experiment, 'url', None) or f'wandb leet {folder}'}"]
+        if not fault(logger.experiment.settings.base_url):
+            return [f"Look at it: {getattr(logger.experiment, 'url', None) or f'wandb leet {folder}'}"]
+        upload = f"Upload it:  wandb sync --no-skip-online {folder}  (W&B does not answer now)"
+        return [f"Look at it: wandb leet {folder}", f"As a page:  pl-losses show {folder}", upload]
     if is_tensorboard(logger):
         return [f"Look at it: tensorboard --logdir {shlex.quote(str(logger.save_dir))}"]
     if is_csv(logger):

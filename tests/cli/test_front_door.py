@@ -310,3 +310,11 @@ def test_only_classes_of_the_kind_are_offered(capsys):
     assert "`Digits`" in refused(capsys, "fit", "--data", "Digit")
     assert main(["fit", "--help"]) == 0
     assert "BatchLoader" not in capsys.readouterr().out
+
+
+def test_a_closed_pipe_ends_it_quietly():
+    command = [sys.executable, "-m", "pl_losses", "recipes"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

@@ -23,6 +23,7 @@ from pl_losses.cli.distributions import Parameter
 from pl_losses.cli.main import main
 from pl_losses.cli.sweep import Runner, last_line
 from pl_losses.cli.sweep_file import Sweep, read_sweep, words
+from pl_losses.dashboards import read_run
 
 # A trial's program: it logs (x - 3)^2, fails for x = 5 and waits for x = 2 while there is a file "hold".
 PROGRAM = """
@@ -48,11 +49,13 @@ parameters:
 """
 
 
-def wandb_file(*rows):
-    """A W&B file of a few rows."""
+def wandb_file(*rows, config=None):
+    """A W&B file of a few rows, and of a config."""
     data = b":W&B\xe1\xbe\0"
-    for row in rows:
+    for row in [{}, *rows]:
         record = proto.Record()
+        for key, value in ({} if row else config or {}).items():
+            record.config.update.add(key=key, value_json=json.dumps(value))
         for key, value in row.items():
             record.history.item.add(nested_key=[key], value_json=json.dumps(value))
         piece = record.SerializeToString()
@@ -203,11 +206,68 @@ def test_interrupted_it_goes_on(sweep, tmp_path, capsys, number):
 
 def test_a_failed_trial_is_told_by_its_own_last_line(tmp_path):
     log = tmp_path / "log"
-    log.write_text("no good\n\x1b[1;34mwandb\x1b[0m: Find logs at: runs\n")
+    log.write_text("no good\n\x1b[1;34mwandb\x1b[0m: Find logs at: runs\n\x1b[1;34mwandb\x1b[0m: \n")
     assert last_line(log, 3) == "no good"
     log.write_text("wandb: ERROR of wandb\n")
     assert last_line(log, 3) == "wandb: ERROR of wandb"
     assert last_line(log, -9) == "exit status -9"
+
+
+SCRIPT = """
+import sys
+import wandb
+with wandb.init(project="p", config={"lr": 0.5, "model": {"width": 1}}) as run:
+    run.log({"loss": run.config.lr + run.config.model["width"]})
+"""
+
+
+def test_a_program_that_reads_wandbs_config(tmp_path, monkeypatch, capsys):
+    """The command has no `${args}`: the parameters are where W&B's agent puts them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trial.py").write_text(SCRIPT)
+    (tmp_path / "mine.yaml").write_text(
+        "method: grid\nmetric: {name: loss}\n"
+        "parameters: {lr: {values: [0.25]}, model: {parameters: {width: {values: [2]}}}}\n"
+        f"command: [{sys.executable}, trial.py]\n"
+    )
+    assert main(["sweep", "mine.yaml"]) == 0, capsys.readouterr().out
+    (row,) = csv.DictReader((tmp_path / "runs/sweeps/mine/trials.csv").open())
+    assert (row["lr"], row["model.width"], row["loss"]) == ("0.25", "2", "2.25")
+    told = capsys.readouterr().out
+    (again,) = re.findall("^Run it again: (.*)$", told, re.M)
+    env = {"WANDB_DIR": str(tmp_path / "again"), "WANDB_SILENT": "true"}
+    (tmp_path / "again").mkdir()
+    subprocess.run(again, shell=True, check=True, env=os.environ | env)
+    (file,) = tmp_path.glob("again/**/*.wandb")
+    assert list(read_run(file).columns.pairs("_step", "loss")[1]) == [2.25]
+    assert main(["sweep", "mine.yaml", "--dry_run", "true"]) == 0
+    assert capsys.readouterr().out.endswith('trial.py  # {"lr": 0.25, "model": {"width": 2}}\n')
+
+
+def test_a_trial_that_does_not_take_its_parameters_failed(sweep, tmp_path):
+    args = sweep("{values: [1, 3]}")
+    file = tmp_path / "mine.yaml"
+    file.write_text(file.read_text().replace('"${args}"', "--x=3"))
+    assert main(args) == 1
+    told = "its `command` has no `${args}`, and its run takes no `wandb.config.x`"
+    assert column(tmp_path, "error") == [told] * 2
+    sweep("{values: [1, 3]}")
+    (tmp_path / "1.wandb").write_bytes(wandb_file({"_step": 0, "val/error": 1.0}, config={"x": 2}))
+    (tmp_path / "3.wandb").write_bytes(wandb_file({"_step": 0, "val/error": 1.0}, config={"x": "3.0"}))
+    assert main([*args, "--folder", "other"]) == 0
+    with (tmp_path / "other/trials.csv").open() as file:
+        assert [row["error"] for row in csv.DictReader(file)] == ["its run has x=2, and 1 was drawn", ""]
+
+
+def test_a_page_shows_what_was_drawn(sweep, tmp_path):
+    """The runs of this program have no config."""
+    assert main(sweep("{values: [1, 4, 3]}")) == 0
+    page = (tmp_path / "runs/sweeps/mine/show.html").read_text()
+    assert "<h1>mine</h1>" in page
+    data = json.loads(re.search('id="page">(.*?)</script>', page)[1])
+    (compared,) = (one for one in data["sections"] if one["name"] == "Runs compared")
+    axes = {axis["name"]: axis["values"] for axis in compared["panels"][0]["axes"]}
+    assert axes == {"x": [1, 4, 3], "val/error": [4, 1, 0]}
 
 
 def test_a_real_recipe(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from base64 import b64decode
 
 import numpy as np
@@ -11,6 +13,8 @@ from PIL import Image
 from pl_losses.core.panels import Panel
 from pl_losses.dashboards import build_page, read_run
 from pl_losses.dashboards.offline.runs import Chart, Item, Run
+from pl_losses.dashboards.page.page import d3
+from pl_losses.recipes import HERE
 
 
 def sections_of(*runs):
@@ -234,3 +238,18 @@ def test_a_panel_shows_what_it_is_for():
     panel = Panel("Right and predicted", ("test/confusion_table",), "chart")
     assert panel.shown({"test/confusion_table": "table", "test/error": "table"}) == {"test/confusion_table"}
     assert not panel.shown({"test/confusion_table": "lines"})
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node on the PATH")
+@pytest.mark.parametrize(
+    ("domain", "ticks"),
+    [([2.1, 4.5], [2.5, 3, 3.5, 4, 4.5]), ([0.3, 6], [0.5, 1, 2, 5]), ([0.01, 20], [0.01, 0.1, 1, 10])],
+)
+def test_a_log_scale_has_ticks(domain, ticks):
+    charts = (HERE / "dashboards/page/charts.js").read_text()
+    (function,) = re.findall(r"^function logTicks.*?^}", charts, re.M | re.S)
+    tell = f"console.log(JSON.stringify(logTicks(d3.scaleLog().domain({domain}))))"
+    library = f"const d3 = {{}}; (function (exports, module, define) {{{d3()}}}).call({{d3}})"
+    script = f"{library}\n{function}\n{tell}"
+    done = subprocess.run(["node", "-"], input=script, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == ticks

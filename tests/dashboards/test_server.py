@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 import wandb
+from lightning.pytorch.loggers import WandbLogger
 from wandb_server import ENTITY, KEY, Server
 
 from pl_losses.cli.main import main
@@ -25,6 +26,8 @@ from pl_losses.core.wandb_run import settings
 from pl_losses.dashboards import build_page, read_run
 from pl_losses.dashboards.page.drawing import read_table
 from pl_losses.dashboards.workspace import build_workspace
+from pl_losses.monitoring.charts import log_table
+from pl_losses.monitoring.record import how_to_look
 from pl_losses.recipes import HERE
 
 ONLINE = ["--trainer.logger.offline", "false"]
@@ -292,6 +295,38 @@ def test_refused_before_any_work(online, monkeypatch, capfd, command, variable, 
     assert not any(Path().glob("runs/wandb/run-*"))
 
 
+@pytest.mark.parametrize("command", [FIT, PUSH])
+@pytest.mark.parametrize(
+    ("portal", "told"),
+    [
+        ((500, "text/plain", b"oops"), "answers with an error (HTTP 500)"),
+        (
+            (200, "text/html", b"<html></html>"),
+            "answers with a web page (HTTP 200): is the address right?",
+        ),
+    ],
+)
+def test_a_server_that_is_not_well_is_not_about_the_key(online, capfd, command, portal, told):
+    online.portal = portal
+    line = refusal(capfd, *command)
+    assert line == f"pl-losses: W&B at {online.url} {told}{INSTEAD[command[0]]}"
+
+
+@pytest.mark.parametrize("command", [FIT, PUSH])
+@pytest.mark.parametrize("url", ["", "nonsense"])
+def test_a_malformed_address_is_refused(online, monkeypatch, capfd, command, url):
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    line = refusal(capfd, *command)
+    assert "W&B does not take its setting `WANDB_BASE_URL`: Input should be a valid URL" in line
+    assert line.endswith(f"but got {url!r}")
+
+
+def test_nothing_is_pushed_where_nothing_is_to_be_sent(online, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert "WANDB_MODE or `wandb offline` says that nothing is sent" in refusal(capfd, *PUSH)
+    assert not online.views
+
+
 @pytest.mark.parametrize(
     ("message", "status"), [("permission denied", 403), ("entity nobody not found", 404)]
 )
@@ -304,6 +339,30 @@ def test_refused_by_the_server(online, capfd, runs, folder, message, status):
         assert f": {message} (are entity and project right" in line
         assert line.endswith(INSTEAD["fit"])
     assert message in refusal(capfd, *PUSH)
+
+
+def test_a_table_is_kept_where_the_server_has_gone_away(online, tmp_path, monkeypatch):
+    with Server().serving() as server:
+        signed_in(monkeypatch, server, tmp_path)
+        logger = WandbLogger(project="pl_losses", id="one", settings=wandb.Settings(finish_timeout=1))
+        assert how_to_look(logger)[0].startswith("Look at it: http")
+        # wandb's service asks once what the server can do, for minutes if it does not answer.
+        trainer = SimpleNamespace(loggers=[logger])
+        log_table(trainer, "val/rows", [{"a": 0}])
+        while not server.runs["one"].artifacts:
+            time.sleep(0.02)
+    began = time.monotonic()
+    log_table(trainer, "test/rows", [{"a": 1}, {"a": 2}])
+    assert time.monotonic() - began < 5
+    command, told = how_to_look(logger)[2].removeprefix("Upload it:  ").split("  ")
+    assert told == "(W&B does not answer now)"
+    logger.experiment.finish()
+    signed_in(monkeypatch, online, tmp_path)
+    done = subprocess.run(f"{sys.executable} -m {command}", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = online.runs["one"]
+    assert run.rows[-1]["test/rows"]["nrows"] == 2
+    assert [one["artifactTypeName"] for one in run.artifacts] == ["run_table"] * 2
 
 
 @pytest.mark.slow  # Most of it is waiting.
@@ -323,10 +382,13 @@ def test_a_fit_goes_on_where_the_server_goes_away(tmp_path, monkeypatch, capfd):
     told = capfd.readouterr()
     assert "Test error: " in told.out
     assert "Use `wandb sync`" in told.err
+    assert re.search("^Upload it:  wandb sync --no-skip-online runs/wandb/run-", told.out, re.M)
+    assert "left out" not in told.err
     assert "Traceback" not in told.err
     (record,) = tmp_path.glob("runs/wandb/run-*/*.wandb")
     steps, _, _ = read_run(record).curve("val/error")
     assert list(steps) == [37, 75]
+    assert {"test/confusion_table", "test/errors_table"} <= read_run(record).items["table"].keys()
 
 
 def test_a_reproduction_is_refused_and_then_arrives(online, capfd):

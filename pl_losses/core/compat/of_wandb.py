@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+
+@contextmanager
+def handed_over(run: Any) -> Iterator[None]:
+    """Have a run hand artifacts and tables to wandb's service as offline runs do: without a server's answer.
+
+    Online, ``log`` asks the server first, and raises after a while where it has gone away. The service goes
+    on trying, and keeps what it could not send for ``wandb sync``.
+    """
+    log = run._log_artifact
+
+    def hand_over(*args: Any, **kwargs: Any) -> Any:
+        settings = run._settings
+        run._settings = settings.model_copy(update={"mode": "offline"})
+        try:
+            return log(*args, **kwargs)
+        finally:
+            run._settings = settings
+
+    if run.disabled:
+        yield
+        return
+    run._log_artifact = hand_over
+    try:
+        yield
+    finally:
+        del run._log_artifact
 
 
 def use_artifact(run: Any, artifact: Any) -> None:

@@ -52,14 +52,18 @@ function scaleOf(domain, range, log) {
   return (log ? d3.scaleLog() : d3.scaleLinear()).domain(domain).range(range)
 }
 
+// D3 makes a tick for each digit, without asking how many there is room for; of less than a decade, as a
+// linear scale does.
+function logTicks(scale) {
+  const beginning = digits => scale.ticks(5).filter(value => digits.includes(value.toExponential()[0]))
+  const tens = beginning("1"), every = Math.ceil(tens.length / 6), few = beginning("125")
+  if (tens.length > 1) return tens.filter((_, i) => i % every === 0)
+  return few.length > 1 ? few : d3.ticks(...d3.extent(scale.domain()), 5)
+}
+
 function axis(svg, made, scale, at, label) {
   const ticks = made.scale(scale).tickFormat(short).tickSizeOuter(0)
-  // A log scale makes a tick for each digit, without asking how many there is room for.
-  if (scale.base) {
-    const beginning = digits => scale.ticks(5).filter(value => digits.includes(value.toExponential()[0]))
-    const tens = beginning("1"), every = Math.ceil(tens.length / 6)
-    ticks.tickValues(tens.length > 1 ? tens.filter((_, i) => i % every === 0) : beginning("125"))
-  }
+  if (scale.base) ticks.tickValues(logTicks(scale))
   const group = svg.append("g").attr("transform", at).call(ticks)
   if (label) group.append("text").attr("class", "label").attr("fill", "currentColor").text(label)
   return group

@@ -87,9 +87,8 @@ def differs(key: str, configs: Sequence[dict[str, object]]) -> bool:
     return len({str(config.get(key)) for config in configs}) > 1
 
 
-def differences(runs: Sequence[Run]) -> list[str]:
-    """Describe in short how each run's config differs from the others'."""
-    flat = [flatten(run.config) for run in runs]
+def differences(flat: Sequence[dict[str, object]]) -> list[str]:
+    """Describe in short how each run's flat config differs from the others'."""
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if differs(key, flat)]
     # What all have says more than what only some have, such as a callback.
     keys.sort(key=lambda key: not all(key in one for one in flat))
@@ -120,7 +119,7 @@ def parallel(
         # A text that each run has for itself, such as a folder, tells nothing.
         told = several <= TEXTS and (several < len(configs) or several <= 3)
         if several > 1 and (told or all(isinstance(one, (int, float)) for one in values)):
-            axes.append({"name": key, "values": values})
+            axes.append({"name": key.replace("init_args.", ""), "values": values})
     finite = [{key: value for key, value in end if math.isfinite(value)} for end in ends]
     found = Counter(key for end in finite for key in end)
     if len(configs) < 3 or not axes or not found:

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import zip_longest
 from pathlib import Path
@@ -32,6 +32,7 @@ from pl_losses.dashboards.page.comparison import (
 from pl_losses.dashboards.page.drawing import Data, Drawing
 from pl_losses.recipes import UsageError
 
+Configs = Sequence[dict[str, object]]
 HERE = Path(__file__).parent
 SCRIPTS = ("charts.js", "panels.js", "page.js")
 KINDS: dict[str, Kind] = {"picture": "pictures", "histogram": "histogram", "table": "table"}
@@ -64,22 +65,31 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 """
 
 
-def build_page(runs: Sequence[Run], refresh: int = 0, metric: str = "") -> str:
+def build_page(
+    runs: Sequence[Run],
+    refresh: int = 0,
+    metric: str = "",
+    title: str = "",
+    drawn: Sequence[Mapping[str, object]] = (),
+) -> str:
     """Build the page of one run, or of several to compare.
 
     Args:
         runs: At least one.
         refresh: Seconds after which the page loads itself again; never by default.
         metric: The key by which runs are compared; by default the headline of their modules.
+        title: Of the page; by default what the runs are of.
+        drawn: What each run of a sweep was given, by which they are compared; by default their configs.
 
     Returns:
         HTML of 5 MB at most; it says what was left out for that. Curves are thinned out, but keep the
         smallest and the largest value of every stretch.
     """
     names = distinct([run.name for run in runs])
-    title = " · ".join(dict.fromkeys(origin(run) or run.name for run in runs))
+    title = title or " · ".join(dict.fromkeys(origin(run) or run.name for run in runs))
+    configs = [dict(one) for one in drawn] or [flatten(run.config) for run in runs]
     drawing = Drawing(runs, names)
-    sections = [*_comparison(runs, metric), *_sections(runs, drawing)]
+    sections = [*_comparison(runs, configs, metric), *_sections(runs, drawing)]
     if system := list(drawing.system()):
         sections.append({"name": "System", "panels": system, "open": False})
     data = {"runs": names, "sections": sections, "refresh": refresh}
@@ -92,7 +102,7 @@ def build_page(runs: Sequence[Run], refresh: int = 0, metric: str = "") -> str:
     return HTML.format(
         title=escape(title),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
-        runs=_run_table(runs, names, metric),
+        runs=_run_table(runs, names, configs, metric),
         tables="".join(_folded(name, body) for name, body in folded.items()),
         # Escape "<", which could end the element.
         data=json.dumps(plain(data), separators=(",", ":")).replace("<", "\\u003c"),
@@ -143,9 +153,9 @@ def d3() -> str:
     return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
-def _comparison(runs: Sequence[Run], metric: str) -> Iterator[Data]:
+def _comparison(runs: Sequence[Run], configs: Configs, metric: str) -> Iterator[Data]:
     """Yield a section that compares three runs or more by their configs."""
-    if panel := parallel([flatten(run.config) for run in runs], [finals(run, metric) for run in runs]):
+    if panel := parallel(configs, [finals(run, metric) for run in runs]):
         yield {"name": "Runs compared", "panels": [panel], "open": True}
 
 
@@ -205,10 +215,10 @@ def _keyed(key: str, kind: str = "") -> str:
     return f' data-key="{escape(key)}"' + (f" class='{kind}'" if kind else "")
 
 
-def _run_table(runs: Sequence[Run], names: list[str], metric: str) -> str:
+def _run_table(runs: Sequence[Run], names: list[str], configs: Configs, metric: str) -> str:
     head = ["run", "job type", "made from", "state", "rows", "began", "took", "final values"]
     rows = [_row([*head, "what differs"] if len(runs) > 1 else head, "th")]
-    for number, (run, name, own) in enumerate(zip(runs, names, differences(runs), strict=True)):
+    for number, (run, name, own) in enumerate(zip(runs, names, differences(configs), strict=True)):
         final = ", ".join(f"{key} {value:.4g}" for key, value in finals(run, metric))
         began, took = (run.facts.get(fact, "") for fact in ("began", "took"))
         cells = [name, run.job_type, origin(run), run.stage, run.columns.count, began, took, final, own]
