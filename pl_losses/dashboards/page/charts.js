@@ -199,7 +199,8 @@ function drawParallel(body, axes, runs, light) {
   axes.forEach(({name}, i) => {
     const side = i === axes.length - 1 ? d3.axisRight() : d3.axisLeft()
     const group = axis(svg, side.ticks(6), scales[i], `translate(${across(i)},0)`)
-    group.append("text").attr("fill", "currentColor").attr("text-anchor", "middle").attr("y", top - (i % 2 ? 20 : 8))
+    const anchor = i === 0 ? "start" : i === axes.length - 1 ? "end" : "middle" // Within the panel.
+    group.append("text").attr("fill", "currentColor").attr("text-anchor", anchor).attr("y", top - (i % 2 ? 20 : 8))
       .attr("font-weight", 600).text(name.split(".").slice(-2).join(".")).append("title").text(name)
   })
 }
