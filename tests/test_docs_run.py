@@ -79,7 +79,7 @@ def here(folder, monkeypatch):
         "data": {"class_path": "pl_losses.data.DigitStrings"},
     }
     torch.save({"state_dict": {}, "pl_losses": known}, folder / "reader.ckpt")
-    monkeypatch.setattr("pl_losses.cli.dashboard.sign_in", lambda: None)
+    monkeypatch.setattr("pl_losses.cli.dashboard.sign_in", lambda: True)
     # A run in a CSV file records no end, so that `--watch` would go on for ever.
     monkeypatch.setattr("pl_losses.cli.show.follow", lambda runs, out: runs)
     monkeypatch.setattr(Workspace, "save", lambda self: self)

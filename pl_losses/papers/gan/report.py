@@ -73,7 +73,7 @@ class GANReport(Callback):
         "test/classes": "picture: share of each class",
         "val/real_outputs": "histogram of the discriminator's outputs on real images",
         "val/fake_outputs": "histogram of the same on generated ones",
-        "val/real_output_<quantile>": "quantile of the same on real images, such as q50",
+        "val/real_output_<quantile>": "quantile of the discriminator's outputs on real images, such as q50",
         "val/fake_output_<quantile>": "the same on generated ones",
     }
     panels: ClassVar[Sections] = manifest.GAN_REPORT
