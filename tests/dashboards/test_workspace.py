@@ -138,6 +138,7 @@ REFUSED = [
 @pytest.mark.parametrize(("args", "message"), REFUSED)
 def test_refusals(args, message, capsys, monkeypatch):
     monkeypatch.setattr(wandb, "login", lambda **_: False)
+    monkeypatch.setattr("pl_losses.core.refusals.fault", lambda url: "")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     assert main(["dashboard", *args]) == 2
     printed = capsys.readouterr().err
