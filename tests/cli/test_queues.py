@@ -150,7 +150,9 @@ def folders():
     return sorted(path.name for path in Path("runs/pl_losses").iterdir())
 
 
-@pytest.mark.parametrize(("place", "step"), [("step", 4), ("validation", 2)])
+@pytest.mark.parametrize(
+    ("place", "step"), [("step", 4), pytest.param("validation", 2, marks=pytest.mark.slow)]
+)
 def test_a_job_that_is_queued_again_goes_on_in_its_run(place, step):
     output, _ = one([*DIGITS, "--trainer.logger.save_dir=whole"], number="1")
     _, errors = one(DIGITS, place, step, status=138)
@@ -182,6 +184,7 @@ def test_nothing_else_goes_on_from_what_a_job_left():
         assert torch.load(newest("runs"), weights_only=True)["global_step"] == 6
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_in_its_wandb_run():
     one(BY_WANDB, "step", 4, status=138)
     one(BY_WANDB, again=1)
@@ -190,6 +193,7 @@ def test_a_job_goes_on_in_its_wandb_run():
     assert torch.load(newest("runs"), weights_only=True)["global_step"] == 6
 
 
+@pytest.mark.slow
 def test_a_job_that_had_saved_nothing_goes_on_from_where_it_began():
     one([*DIGITS, "--trainer.max_epochs=1"], number="1")
     (begun,) = Path().rglob("*.ckpt")
@@ -200,6 +204,7 @@ def test_a_job_that_had_saved_nothing_goes_on_from_where_it_began():
     assert folders() == ["version_0", "version_1"]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_queued_again_after_its_fit_tests():
     one(DIGITS, "test", status=138)
     assert called() == ["requeue 7"]
@@ -254,8 +259,8 @@ def test_sigterm_to_one_rank_ends_both(place):
 
 @pytest.mark.parametrize(
     ("rank", "launch"),
-    [(1, by_torchrun), (0, by_slurm), *(pytest.param(*known, marks=pytest.mark.slow) for known in
-     ((0, by_torchrun), (1, by_slurm)))],
+    [(0, by_slurm), *(pytest.param(*known, marks=pytest.mark.slow) for known in
+     ((0, by_torchrun), (1, by_torchrun), (1, by_slurm)))],
 )  # fmt: skip
 def test_a_rank_that_dies_is_named(rank, launch):
     statuses, errors = two(DIGITS, "backward", 4, signal.SIGKILL, whom=(rank,), launch=launch, kill=False)
@@ -300,6 +305,7 @@ def test_a_checkpoint_that_one_node_lacks_is_told_before_training():
     assert "No checkpoint `x.ckpt` (--ckpt_path): no such file" in line
 
 
+@pytest.mark.slow
 def test_ranks_that_find_other_checkpoints_are_told():
     for name in nodes():
         one([*DIGITS, "--trainer.max_epochs=1"], "", 4, signal.SIGTERM, True, name, number="1")
@@ -329,6 +335,7 @@ def test_only_the_first_node_has_a_folder_of_runs():
     assert not list(Path("b").iterdir())
 
 
+@pytest.mark.slow
 def test_a_group_that_torchrun_starts_again_goes_on(monkeypatch):
     args = [*DIGITS, "--trainer.max_epochs=3"]
     two(args, "start", 4, signal.SIGKILL, whom=(1,))

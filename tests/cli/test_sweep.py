@@ -270,6 +270,7 @@ def test_a_page_shows_what_was_drawn(sweep, tmp_path):
     assert axes == {"x": [1, 4, 3], "val/error": [4, 1, 0]}
 
 
+@pytest.mark.slow
 def test_a_real_recipe(tmp_path, monkeypatch, capsys):
     """The command line's own trial, as the agent would start it, with what only W&B's server would need."""
     monkeypatch.chdir(tmp_path)
