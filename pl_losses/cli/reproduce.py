@@ -51,7 +51,8 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     Raises:
         UsageError: If an option's value does not fit.
     """
-    from pl_losses.cli.lightning_cli import in_a_line, status_of
+    from pl_losses.cli.errors import in_a_line
+    from pl_losses.cli.lightning_cli import status_of
     from pl_losses.cli.parser import Parser
 
     module, _, attribute = reproduced()[name].function.rpartition(".")

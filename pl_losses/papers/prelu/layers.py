@@ -39,8 +39,8 @@ class PReLU(nn.PReLU):
 
     Parameters, outputs, gradients and ``state_dict`` are those of ``nn.PReLU``, under autocast too. The
     slopes' gradient is added up in float32. For float32 on a CPU Numba compiles the loop, with the extra
-    ``fast``: in about a second, and keeps it. In other cases the first forward pass of a size that pays waits
-    for ``torch.compile``, about ten seconds. One loop works for all layers and sizes of a dtype and memory
+    ``fast``, in a second or two. Elsewhere the first forward pass of a size that pays waits for
+    ``torch.compile``, about ten seconds. One loop works for all layers and sizes of a dtype and memory
     layout. Torch's own backward pass is used if there is no compiler, if nothing is trained, for inputs of
     float64 and inputs that are not dense, for second and forward-mode derivatives, and for ``torch.func``. It
     is also used within ``torch.compile``, which compiles it anyway.

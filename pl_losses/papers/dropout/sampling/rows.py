@@ -140,9 +140,8 @@ class _Passes:
     def __init__(self, masks: MaskSampler, samples: int, chunk: int | None) -> None:
         self.masks, self.samples, self.chunk = masks, samples, chunk
         self.done = self.count = self.site = self.bytes = self.largest = 0
-        self.ready: list[
-            list[Tensor]
-        ] = []  # For each site, masks [K, ...] of the next passes, the last first.
+        # For each site, masks [K, ...] of the next passes, the last first.
+        self.ready: list[list[Tensor]] = []
 
     def run(self, before: list[nn.Module], after: list[nn.Module], x: Tensor) -> Tensor:
         """Return the samples of a batch, whose layers are split at the first dropout."""
