@@ -52,7 +52,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Set the size of the data-parallel group to the number of ranks."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        of_lightning.shard_over(self, self.num_nodes * self.num_processes)
         super().setup_environment()
         if of_lightning.syncs_batch_norm(self):
             raise ValueError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pl_losses.core import random_state
 from pl_losses.core.base import COUNTED
+from pl_losses.core.compat.names import CLASS_PATH, INSTANTIATOR, STEPPED, without_wrappers
 from pl_losses.core.files import damage, save_sealed
 from pl_losses.core.signatures import canonical
 from pl_losses.core.trust import leads_out
@@ -31,9 +31,8 @@ FIELDS: dict[str, type] = {
     **dict.fromkeys(("epoch", "global_step"), int),
     "pytorch-lightning_version": str,
 }
-COUNTS = ("ready", "started", "processed", "completed", "_batches_that_stepped")
+COUNTS = ("ready", "started", "processed", "completed", STEPPED)
 BEST = "best_k_models"  # Of a `ModelCheckpoint`.
-WRAPPERS = r"_fsdp_wrapped_module\.|_orig_mod\."
 # Files that a `ModelCheckpoint` had saved, and deletes when it replaces them.
 REPLACED = ("best_model_path", "kth_best_model_path", "last_model_path")
 
@@ -178,8 +177,8 @@ def load(path: str) -> Any:
 def as_config(hparams: Any) -> Config:
     """Convert Lightning's hyper-parameters to ``class_path`` and ``init_args``."""
     arguments = {key: value for key, value in dict(hparams).items() if is_written(value)}
-    class_path = arguments.pop("_class_path", None)
-    arguments.pop("_instantiator", None)
+    class_path = arguments.pop(CLASS_PATH, None)
+    arguments.pop(INSTANTIATOR, None)
     return {**({"class_path": class_path} if class_path else {}), "init_args": arguments}
 
 
@@ -268,7 +267,7 @@ class CheckpointCheck(Callback):
         """
         if pl_module.strict_loading or not self.names:
             return
-        own = [re.sub(WRAPPERS, "", name) for name, _ in pl_module.named_parameters()]
+        own = [without_wrappers(name) for name, _ in pl_module.named_parameters()]
         left = [name for name in own if name not in self.names]
         self.names = set()
         if left and len(left) == len(own):

@@ -17,7 +17,7 @@ from typing import Any
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -70,7 +70,7 @@ from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value, vi
 PUBLIC_MODULES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
 
 
-class PLLossesCLI(LightningCLI):
+class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
     """LightningCLI for any model and data, whose runs keep a record and can be resumed.
 
     Args:
@@ -139,14 +139,11 @@ class PLLossesCLI(LightningCLI):
         with config_file(self.merged) as path:
             self.config = parser.parse_args([command, f"--config={path}", *options])
 
-    def _parse_ckpt_path(self) -> None:
-        """Do nothing: the checkpoint's values are in the merged config already, below the user's."""
-
     def before_instantiate_classes(self) -> None:
         """Refuse wrong objects, another model's checkpoint, and folders that cannot be written to."""
-        check_objects(self._get(self.config, "model"), self.own, "model")
-        check_objects(self._get(self.config, "data"), self.own, "data")
-        check_objects(self._get(self.config, "trainer"), self.own, "trainer")
+        check_objects(self.argument("model"), self.own, "model")
+        check_objects(self.argument("data"), self.own, "data")
+        check_objects(self.argument("trainer"), self.own, "trainer")
         resolved = self.resolved()
         for line in compare(sections(self.saved), resolved):
             print_message(line)
@@ -161,6 +158,10 @@ class PLLossesCLI(LightningCLI):
                 if goes_online(logger) and not resolved["trainer"].get("fast_dev_run"):
                     rank_zero_only(sign_in)()
 
+    def argument(self, name: str) -> Any:
+        """Return an argument of the command, not built yet; ``None`` if the command has none of this name."""
+        return self.config[str(self.subcommand)].get(name)
+
     def resolved(self) -> Config:
         """Return the whole config as plain data, without what concerns a single call."""
         return of_lightning.written_config(self)
@@ -171,7 +172,7 @@ class PLLossesCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             text = shorten(str(error)) + own_place(error, self.own | always())
-            raise UsageError(text + hardware(error, self._get(self.config, "trainer"))) from error
+            raise UsageError(text + hardware(error, self.argument("trainer"))) from error
         if self.ranks is not None:
             self.ranks.agree(path=self.check.path)
 
@@ -189,7 +190,7 @@ class PLLossesCLI(LightningCLI):
             self.resumed,
         )
         self.predicted = PredictedSamples()
-        section = self._get(self.config_init, "trainer")
+        section = self.config_init[str(self.subcommand)]["trainer"]
         prepare_wandb(section["logger"], self.record.about)
         given = section["callbacks"] or []
         given = given if isinstance(given, list) else [given]
@@ -238,7 +239,7 @@ class PLLossesCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test with the final weights, and say where the run is."""
-        asked = self._get(self.config, "test_after_fit") and can_test(self.model, self.datamodule)
+        asked = self.argument("test_after_fit") and can_test(self.model, self.datamodule)
         seen = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         if 0 not in (self.trainer.max_epochs, self.trainer.max_steps):
             self._expect_batches("train", seen)

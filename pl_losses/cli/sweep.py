@@ -23,6 +23,7 @@ from pl_losses.cli.arguments import options, positional, split
 from pl_losses.cli.bayes import check_optuna
 from pl_losses.cli.show import opens, truth
 from pl_losses.cli.sweep_file import Sweep, nested, read_sweep, words
+from pl_losses.core.compat.names import STEP
 from pl_losses.core.experiment import PlainExperiment
 from pl_losses.core.files import written_whole
 from pl_losses.core.run_folders import RUNS
@@ -258,7 +259,7 @@ class Runner:
         name = self.sweep.metric
         if not name:
             return None, ""
-        points = run.columns.pairs("_step", name)[1]
+        points = run.columns.pairs(STEP, name)[1]
         if not len(points):
             return None, f"`{name}` was not logged{nearest(name, run.curves())}"
         return float(points[-1]), ""

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-LENGTH = ("total_steps", "_schedule_phases")  # Entries of OneCycleLR's state that depend on its length.
+from pl_losses.core.compat.names import CYCLE
 
 
 class ScheduleLength(Callback):
@@ -24,7 +24,7 @@ class ScheduleLength(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the schedules of this fit, before a checkpoint replaces them."""
         schedulers = [vars(config.scheduler) for config in trainer.lr_scheduler_configs]
-        self._own = [{name: state[name] for name in LENGTH if name in state} for state in schedulers]
+        self._own = [{name: state[name] for name in CYCLE if name in state} for state in schedulers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with this fit's schedules.
@@ -34,7 +34,7 @@ class ScheduleLength(Callback):
         """
         for config, own in zip(trainer.lr_scheduler_configs, self._own, strict=True):
             scheduler: Any = config.scheduler
-            if len(own) < len(LENGTH):
+            if len(own) < len(CYCLE):
                 continue
             name, steps, before = type(scheduler).__name__, own["total_steps"], scheduler.total_steps
             needed = getattr(pl_module, "schedule_steps", lambda: trainer.estimated_stepping_batches)()

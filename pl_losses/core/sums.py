@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.validation import typed
 
 
-class Sums(Metric):
+class Sums(of_lightning.MovedMetric):
     """Base of metrics whose states are sums: float64 where the device has it, compensated everywhere.
 
     A float32 sum of a million numbers near 1 stops growing by the smaller ones. Each sum has what its
@@ -48,21 +46,16 @@ class Sums(Metric):
 
     @property
     def _sum_dtype(self) -> torch.dtype:
-        states: Iterator[Tensor] = (getattr(self, name) for name in self._defaults)
+        states = (state for state in self.metric_state.values() if isinstance(state, Tensor))
         return next(state.dtype for state in states if state.is_floating_point())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
-        """Move the sums to another device; they keep their type if the model becomes bfloat16."""
-
-        @wraps(fn)
-        def moved(tensor: Tensor) -> Tensor:
-            device = fn(torch.zeros((), dtype=torch.long, device=tensor.device)).device
-            try:
-                return tensor.to(device)
-            except TypeError:  # which is what MPS has for float64
-                return tensor.float().to(device)
-
-        return super()._apply(moved, *args, **kwargs)
+    def moved(self, state: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """Move a sum to another device; it keeps its type if the model becomes bfloat16."""
+        device = fn(torch.zeros((), dtype=torch.long, device=state.device)).device
+        try:
+            return state.to(device)
+        except TypeError:  # which is what MPS has for float64
+            return state.float().to(device)
 
 
 class Sum(Sums):

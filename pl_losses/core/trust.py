@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from pl_losses.core.compat.names import ANNOTATIONS
 from pl_losses.core.run_folders import RUNS
 from pl_losses.core.signatures import (
     OWN,
@@ -67,8 +68,7 @@ IMPORTED = (OWN, "lightning.pytorch", "lightning.fabric", "torch.nn", "torch.opt
 ALIASES = {
     "OptimizerCallable": ("Optimizer",),
     "LRSchedulerCallable": ("LRScheduler", "ReduceLROnPlateau"),
-    "_PRECISION_INPUT": ("Precision",),
-    "_PLUGIN_INPUT": ("Precision", "ClusterEnvironment", "CheckpointIO", "LayerSync"),
+    **ANNOTATIONS,
 }
 # Never to be trusted as a whole: they start processes, reach files and the network, or call what they get.
 DENIED = frozenset(sys.stdlib_module_names) | {

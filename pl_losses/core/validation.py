@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeGuard, TypeVar, Unio
 import torch
 from torch import Tensor
 
+from pl_losses.core.compat import of_python
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -265,8 +267,8 @@ def _kind(annotation: Any) -> _Kind | None:
         return _simple(
             "a sequence", lambda value: isinstance(value, Iterable) and not isinstance(value, (str, Tensor))
         )
-    if getattr(annotation, "_is_protocol", False):
-        bases = [base for base in annotation.__mro__ if getattr(base, "_is_protocol", False)]
+    if of_python.is_protocol(annotation):
+        bases = [base for base in annotation.__mro__ if of_python.is_protocol(base)]
         methods = [name for base in bases for name in vars(base) if name[0] != "_"]
         return _simple(
             f"a {annotation.__name__}", lambda value: all(hasattr(type(value), name) for name in methods)

@@ -1,33 +1,59 @@
 """Private names of other packages: only in core/compat, and there in the versions that are installed."""
 
 import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import signal
+import sys
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import SupportsIndex
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import wandb
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.compile import from_compiled
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 from torch.nn.utils import prune
+from torchmetrics import SumMetric
 from torchmetrics.utilities import dim_zero_sum
 
 import pl_losses
-from pl_losses.core.compat import of_lightning, of_torch, of_wandb
+from pl_losses.core.compat import names, of_lightning, of_python, of_torch, of_wandb
 from pl_losses.core.metrics import ErrorRate
 
 ROOT = Path(pl_losses.__file__).parent
-# Python's own, which are documented or part of what a named tuple offers.
-PYTHONS = {"_asdict", "_fields", "_getframe", "_is_protocol", "_replace"}
+# Python's own that are documented.
+PYTHONS = {"_asdict", "_fields", "_getframe", "_replace"}
+# Text that looks like a private name: ends of the suite's keys and of others' documented ones, folders.
+ENDINGS = {
+    *("_recipes", "_pl_losses", "_values", "_FN", "_size", "_conv", "_1", "_low", "_high"),
+    *("_frechet_distance", "_precision", "_recall", "_output_", "_outputs", "_classes_covered"),
+    *("_smallest_class", "_largest_class", "_real_classes_covered", "_real_smallest_class"),
+    "_real_largest_class",
+}
+# What every class of its kind has: Python writes them, and torch.autograd.Function.
+MADE = {"_abc_impl", "_backward_cls", "_is_protocol", "_is_runtime_protocol"}
 
 
 def sources():
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
 
 
-def own_names(trees):
-    """What the suite itself defines: functions, classes, variables and attributes."""
-    for node in (node for tree in trees for node in ast.walk(tree)):
+def own_names(tree):
+    """What a module itself defines: functions, classes, variables and attributes."""
+    for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -37,33 +63,87 @@ def own_names(trees):
 
 
 def private(name):
-    return name.startswith("_") and not name.startswith("__") and name not in PYTHONS
+    return re.fullmatch("_[a-zA-Z0-9][a-zA-Z0-9_]*", name) and name not in PYTHONS
 
 
 def names_in(tree):
-    """Private names that a module reads of others."""
+    """Private names that a module reads of others, as attributes, imports or text."""
+    # Neither docstrings nor parts of f-strings, which make the suite's own names.
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    prose |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and private(node.attr):
-            yield node.attr
+        if isinstance(node, ast.Attribute):
+            found = [node.attr]
+        elif isinstance(node, ast.Import):
+            found = [part for one in node.names for part in one.name.split(".")]
         elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("pl_losses"):
-            yield from (part for part in str(node.module).split(".") if private(part))
-            yield from (one.name for one in node.names if private(one.name))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-            yield from (
-                one.value for one in node.args[1:2] if isinstance(one, ast.Constant) and private(one.value)
-            )
+            found = [*str(node.module).split("."), *(one.name for one in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            found = [part for part in re.split(r"\W+", node.value) if part not in ENDINGS]
+        else:
+            continue
+        yield from filter(private, found)
+
+
+@cache
+def names_of(kind):
+    """Private names that a class defines, or reads or writes of itself."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # Of C, or made as a program runs.
+        source = ""
+    return {*re.findall(r"\bself\.(_\w+)", source), *vars(kind)} - MADE
+
+
+def own_classes():
+    """All classes of the suite."""
+    for info in pkgutil.walk_packages(pl_losses.__path__, "pl_losses."):
+        if not re.search("_recipes|__main__", info.name):
+            importlib.import_module(info.name)
+    for name in [name for name in sys.modules if name.startswith("pl_losses.")]:
+        for kind in vars(sys.modules[name]).values():
+            if isinstance(kind, type) and kind.__module__ == name:
+                yield kind
+
+
+def shared_with_bases(kind):
+    """Private names that a class shares with its bases from elsewhere: hooks it overrides and state."""
+    others = (base for base in kind.__mro__[:-1] if not base.__module__.startswith("pl_losses"))
+    return {name for base in others for name in names_of(kind) & names_of(base) if private(name)}
 
 
 def test_no_other_module_has_foreign_private_names():
     trees = sources()
-    own = set(own_names(trees.values()))
+    own = {path: set(own_names(tree)) for path, tree in trees.items()}
+    everywhere = set().union(*own.values())
     foreign = {
         str(path.relative_to(ROOT)): found
         for path, tree in trees.items()
-        if "compat" not in path.parts and (found := set(names_in(tree)) - own)
+        if "compat" not in path.parts and (found := set(names_in(tree)) - everywhere)
     }
     assert not foreign
-    assert set(names_in(trees[ROOT / "core/compat/of_torch.py"])) - own  # They are seen where they are.
+
+
+def test_no_class_overrides_a_private_hook_of_another_package():
+    shared = {kind: shared_with_bases(kind) for kind in own_classes() if ".compat" not in kind.__module__}
+    assert {kind: names for kind, names in shared.items() if names} == {}
+
+
+def test_each_way_to_a_private_name_is_seen():
+    code = """
+import a._module
+from b import _function
+x._attribute
+getattr(x, "_read")
+vars(x)["_entry"]
+TABLE = {"_orig"}, r"_one\\.|_other\\."
+f"{x}_end"
+"""
+    assert set(names_in(ast.parse(code))) == {
+        *("_module", "_function", "_attribute", "_read", "_entry", "_orig", "_one", "_other")
+    }
+    assert shared_with_bases(of_lightning.MovedMetric) == {"_apply"}
+    assert shared_with_bases(of_lightning.CLIWithoutCheckpoint) == {"_parse_ckpt_path"}
 
 
 def test_torch():
@@ -173,6 +253,183 @@ def test_lightning_without_a_fit(tmp_path):
     assert of_lightning.is_offline(logger)
     assert of_lightning.reduction_of(ErrorRate(), "wrong") is dim_zero_sum
     assert of_lightning.own_batch_sampler(batches := object()) is batches
+
+
+class AsGiven(of_lightning.OfLightning, Model):
+    """What pytorch_lightning's Trainer would take for a stranger."""
+
+
+def test_each_says_what_happens_without_its_names():
+    for module in (of_lightning, of_python, of_torch, of_wandb):
+        for name, one in vars(module).items():
+            if getattr(one, "__module__", "") == module.__name__:
+                assert "Without" in one.__doc__, name
+
+
+def test_the_other_trainer_is_told_whose_module_it_is(monkeypatch):
+    theirs = pytest.importorskip("pytorch_lightning")
+    trainer = theirs.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(TypeError, match="is a LightningModule of `lightning`, not of `pytorch_lightning`"):
+        trainer.fit(AsGiven())
+    monkeypatch.setattr(of_lightning, "ASKING", {"gone"})
+    with pytest.raises(TypeError, match="must be a `LightningModule`"):
+        trainer.fit(AsGiven())
+
+
+def test_what_lightning_keeps_of_loaders(monkeypatch):
+    batches = _IndexBatchSamplerWrapper(torch.utils.data.BatchSampler(range(4), 2, False))
+    assert of_lightning.own_batch_sampler(batches) is batches._batch_sampler
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, fast_dev_run=True)
+    trainer.fit(model := Model())
+    (loader,) = of_lightning.given_loaders(trainer, "train")
+    assert (type(loader), len(loader)) == (torch.utils.data.DataLoader, len(model.train_dataloader()))
+    assert of_lightning.requeue_signal(trainer) == 0
+    slurm = SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGUSR2)
+    monkeypatch.setattr(trainer._accelerator_connector, "cluster_environment", slurm)
+    assert of_lightning.requeue_signal(trainer) == signal.SIGUSR2
+    before = signal.getsignal(signal.SIGTERM)
+    of_lightning.leave_signals(trainer)
+    trainer._signal_connector.register_signal_handlers()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_error_while_lightning_restores_is_told_from_others(tmp_path):
+    def passed(error):
+        at = error.__traceback__
+        while at is not None:
+            yield of_lightning.restores(at)
+            at = at.tb_next
+
+    torch.save({}, path := tmp_path / "empty.ckpt")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        trainer.fit(Model(), ckpt_path=path)
+    assert any(passed(caught.value))
+    with pytest.raises(ZeroDivisionError) as caught:
+        1 / 0  # noqa: B018
+    assert not any(passed(caught.value))
+
+
+def test_compiled_methods_are_those_asked_for():
+    model = from_compiled(torch.compile(Model(), backend="eager"))
+    assert model.training_step is not model._compiler_ctx["original_training_step"]
+    of_lightning.compile_only(model, ["layer"])
+    assert model.training_step is model._compiler_ctx["original_training_step"]
+    assert model.layer._compiled_call_impl is not None
+
+
+def test_average(tmp_path):
+    average, model = WeightAveraging(avg_fn=lambda old, new, n: old), Model()
+    average.setup(pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), model, "fit")
+    first = model.layer.weight.detach().clone()
+    with torch.no_grad():
+        model.layer.weight += 1
+    of_lightning.swap_average(average, model)
+    torch.testing.assert_close(model.layer.weight.detach(), first)
+    of_lightning.note_averaged(average, 7, epoch=3)
+    assert average.state_dict() == {"latest_update_step": 7}
+
+
+class Sized(Model):
+    def __init__(self, size: int = 1):
+        super().__init__()
+        self.save_hyperparameters()
+        self.built = of_lightning.parses_arguments()
+
+
+class Reading(of_lightning.CLIWithoutCheckpoint):
+    def before_fit(self):
+        self.written = of_lightning.written_config(self)
+
+
+def test_command_line_without_the_checkpoints_arguments(tmp_path):
+    torch.save({"hyper_parameters": {"size": 5}}, path := tmp_path / "other.ckpt")
+    trainer = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    command = ["fit", f"--ckpt_path={path}", "--model=Sized", "--model.size=2"]
+
+    class Trainer(pl.Trainer):
+        def fit(self, model, ckpt_path=None, weights_only=None):
+            """Not what is tested."""
+
+    cli = Reading(
+        Sized,
+        trainer_class=Trainer,
+        trainer_defaults=trainer,
+        subclass_mode_model=True,
+        save_config_callback=None,
+        args=command,
+    )
+    assert cli.model.built
+    assert cli.model.hparams["size"] == 2
+    assert {names.CLASS_PATH, names.INSTANTIATOR} <= cli.model.hparams.keys()
+    assert cli.written["model"]["init_args"] == {"size": 2}
+    assert "ckpt_path" not in cli.written
+
+
+def test_ddp_as_its_options_say(tmp_path):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        strategy = DDPStrategy(
+            parallel_devices=[torch.device("cpu")],
+            cluster_environment=LightningEnvironment(),
+            ddp_comm_hook=default_hooks.allreduce_hook,
+            find_unused_parameters=True,
+        )
+        wrapped = of_lightning.in_ddp(strategy, torch.nn.Linear(1, 1))
+        assert wrapped.find_unused_parameters
+        assert len(wrapped._comm_hooks) == 1
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_states_move_as_the_metric_says():
+    class Counted(of_lightning.MovedMetric, SumMetric):
+        def moved(self, state, fn):
+            return state + 1
+
+    counted = Counted()
+    assert counted.to("cpu").sum_value == 1
+    assert counted.half().sum_value == 1  # Only the type: torchmetrics leaves the states alone.
+
+
+def test_names_in_files_and_annotations():
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(torch.optim.SGD([torch.ones(1)]), 0.1, total_steps=4)
+    assert {*names.CYCLE} <= scheduler.state_dict().keys()
+    assert names.STEPPED in pl.Trainer(accelerator="cpu").fit_loop.epoch_loop.on_save_checkpoint()
+    layer = torch.compile(torch.nn.Linear(1, 1), backend="eager")
+    paths = [path for path, _ in torch.nn.Sequential(checkpoint_wrapper(layer)).named_modules()]
+    assert paths[-1] == "0._checkpoint_wrapped_module._orig_mod"
+    assert names.without_wrappers(paths[-1]) == "0"
+    assert FSDP_WRAPPED_MODULE in names.WRAPPERS
+    annotations = inspect.getsource(pl.Trainer.__init__)
+    assert all(one in annotations for one in names.ANNOTATIONS)
+    assert of_python.is_protocol(SupportsIndex)
+    assert not of_python.is_protocol(int)
+
+
+def test_a_run_hands_over_as_if_offline():
+    seen = []
+
+    class Run:
+        disabled, _settings = False, wandb.Settings(mode="online")
+
+        def _log_artifact(self, artifact):
+            seen.append(self._settings.mode)
+
+    run = Run()
+    with of_wandb.handed_over(run):
+        run._log_artifact("table")
+    run._log_artifact("table")
+    assert seen == ["offline", "online"]
+    given = inspect.signature(wandb.Run._log_artifact)
+    of_wandb.use_artifact(SimpleNamespace(_log_artifact=partial(given.bind, None)), "artifact")
+    assert "self._settings." in inspect.getsource(wandb.Run)
 
 
 def test_wandb():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -45,44 +46,65 @@ foreach_sub_ = torch._foreach_sub_
 
 
 def vmap_randomness() -> list[str]:
-    """Return the `randomness` of the torch.vmaps that are under way: "error", "same" or "different"."""
+    """Return the `randomness` of the torch.vmaps that are under way: "error", "same" or "different".
+
+    Without the names: an error in dropout under ``torch.func``.
+    """
     stack = _functorch.get_interpreter_stack() or []
     vmaps = [one for one in stack if one.key() == _functorch.TransformType.Vmap]
     return [_functorch.CVmapInterpreterPtr(one).randomness().name.lower() for one in vmaps]
 
 
 def is_transformed() -> bool:
-    """Return whether a transform of torch.func or forward-mode differentiation is under way."""
+    """Return whether a transform of torch.func or forward-mode differentiation is under way.
+
+    Without the names: an error in what runs compiled kernels, and in PReLU.
+    """
     return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
 
 
 def version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place; -1 in inference mode, where nobody counts."""
+    """Return how often a tensor was changed in place; -1 in inference mode, where nobody counts.
+
+    Without the name: an error when a network is sampled.
+    """
     return -1 if tensor.is_inference() else tensor._version
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """Return what a module has registered as parameters, without its children's: the dict itself."""
+    """Return what a module has registered as parameters, without its children's: the dict itself.
+
+    Without the name: an error; ``dict(module.named_parameters(recurse=False))`` is the same to read.
+    """
     return module._parameters
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """Return what a module has registered as buffers, without its children's: the dict itself."""
+    """Return what a module has registered as buffers, without its children's: the dict itself.
+
+    Without the name: an error; ``dict(module.named_buffers(recurse=False))`` is the same to read.
+    """
     return module._buffers
 
 
 def own_children(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Return a module's children by name: the dict itself."""
+    """Return a module's children by name: the dict itself.
+
+    Without the name: an error; ``dict(module.named_children())`` leaves out repetitions, and is slower.
+    """
     return module._modules
 
 
 def forward_pre_hooks(module: nn.Module) -> dict[int, Callable[..., object]]:
-    """Return what runs before a module's forward pass."""
+    """Return what runs before a module's forward pass. Without it: an error if slopes are pruned."""
     return module._forward_pre_hooks
 
 
 def has_hooks(module: nn.Module | None = None) -> bool:
-    """Return whether anything runs before or after a module's forward pass; ``None``: after that of any."""
+    """Return whether anything runs before or after a module's forward pass; ``None``: after that of any.
+
+    Without the names: an error; with true each layer runs as it is, more slowly.
+    """
     if module is None:
         return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
     return bool(
@@ -93,28 +115,33 @@ def has_hooks(module: nn.Module | None = None) -> bool:
     )
 
 
+def may_be_compiled() -> bool:
+    """Return whether torch's compiler is loaded. Without the name: compiled modules keep dropout off."""
+    return "torch._dynamo" in sys.modules
+
+
 def pruned_name(hook: Any) -> str:
-    """Return the parameter's name of a hook of torch.nn.utils.prune."""
+    """Return the parameter's name of a hook of torch.nn.utils.prune. Without it: an error if there is one."""
     return str(hook._tensor_name)
 
 
 def counts_steps(optimizer: object) -> bool:
-    """Return whether hooks run after an optimizer's steps."""
+    """Return whether hooks run after an optimizer's steps. Without it: none do, and steps go uncounted."""
     return hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
 def init_group(optimizer: torch.optim.Optimizer, group: dict[str, object], *lists: list[Tensor]) -> Any:
-    """Fill lists with what Adam's kernels take, as its ``step`` does."""
+    """Fill lists with what Adam's kernels take, as its ``step`` does. Without it: an error in a step."""
     return optimizer._init_group(group, *lists)  # type: ignore[attr-defined]
 
 
 def forget_size(optimizer: torch.optim.LBFGS) -> None:
-    """Have L-BFGS count its parameters again: without it, a change of their shape is an error."""
+    """Have L-BFGS count its parameters again. Without it: an error if their shape has changed."""
     optimizer._numel_cache = None
 
 
 def input_shapes(node: Node) -> list[torch.Size]:
-    """Return the shapes of the results of an autograd node's operation."""
+    """Return the shapes of an autograd node's results. Without it: an error in Appendix C's curvature."""
     return [one.shape for one in node._input_metadata]
 
 

@@ -12,7 +12,8 @@ def handed_over(run: Any) -> Iterator[None]:
     """Have a run hand artifacts and tables to wandb's service as offline runs do: without a server's answer.
 
     Online, ``log`` asks the server first, and raises after a while where it has gone away. The service goes
-    on trying, and keeps what it could not send for ``wandb sync``.
+    on trying, and keeps what it could not send for ``wandb sync``. Without the names: an error where the
+    first table is logged.
     """
     log = run._log_artifact
 
@@ -35,12 +36,18 @@ def handed_over(run: Any) -> Iterator[None]:
 
 
 def use_artifact(run: Any, artifact: Any) -> None:
-    """Make a new artifact an input of a run, offline or not; the public method refuses offline runs."""
+    """Make a new artifact an input of a run, offline or not; the public method refuses offline runs.
+
+    Without it: an error where a run notes its data.
+    """
     run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
 
 def as_view(workspace: Any) -> Any:
-    """Return what W&B is sent, a model of pydantic, without a connection."""
+    """Return what W&B is sent, a model of pydantic, without a connection.
+
+    Without it: an error of ``pl-losses dashboard``.
+    """
     return workspace._to_model()
 
 

@@ -12,17 +12,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from pl_losses.core.compat.names import ABOUT, KIND, STEP, TIMES
 from pl_losses.dashboards.offline import wire
 from pl_losses.dashboards.offline.columns import SUMMARY, Array, Columns, plain_numbers
 from pl_losses.dashboards.offline.records import read_payloads
 from pl_losses.recipes import UsageError, load
 
-STEP, X_AXIS = "_step", "trainer/global_step"
+X_AXIS = "trainer/global_step"
 LARGEST = 50_000_000  # Bytes of a picture or table; larger ones are left out of a page.
 HUGE = 10**300  # Larger integers are not converted to floats.
 # Exceptions that damaged or forged records raise.
 ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, RecursionError)
-NOT_CURVES = {STEP, "_timestamp", "_runtime"}
+NOT_CURVES = {STEP, *TIMES}
 MINUTES = "minutes"
 
 
@@ -237,11 +238,11 @@ def _config(run: Run, message: bytes) -> None:
     for update in wire.select(message, wire.CONFIG).get("update", []):
         if isinstance(update, bytes):
             (key, *rest), text = wire.item(update)
-            if (key, *rest[:1]) == ("_wandb", "visualize"):
+            if (key, *rest[:1]) == (ABOUT, "visualize"):
                 panel = json.loads(text).get("panel_config", {})
                 texts = {str(name): str(text) for name, text in panel.get("stringSettings", {}).items()}
                 run.charts[f"{rest[-1]}_table"] = Chart(str(panel.get("panelDefId")), texts)
-            elif key != "_wandb" and not rest:
+            elif key != ABOUT and not rest:
                 run.config[key] = json.loads(text)
 
 
@@ -279,7 +280,7 @@ def as_number(value: Any) -> float | None:
 
 def kind_of(value: dict[str, Any]) -> str:
     """Return the kind that wandb logged: "histogram", "picture" or "table"; "" if unknown or malformed."""
-    kind = str(value.get("_type", ""))
+    kind = str(value.get(KIND, ""))
     if kind.startswith("image"):
         return "picture" if isinstance(value.get("filenames", []), list) else ""
     if kind == "histogram":

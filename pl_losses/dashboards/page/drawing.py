@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pl_losses.core.compat.names import KIND
 from pl_losses.core.panels import STAGES, Kind, Panel
 from pl_losses.dashboards.offline.columns import Array, thin_out
 from pl_losses.dashboards.offline.runs import MINUTES, ODD, Item, Run, as_number
@@ -259,7 +260,7 @@ def read_table(run: Run, key: str, item: Item) -> tuple[list[str], list[list[Any
 
 
 def _cell(run: Run, cell: Any) -> Any:
-    picture = cell.get("path") if isinstance(cell, dict) and cell.get("_type") == "image-file" else None
+    picture = cell.get("path") if isinstance(cell, dict) and cell.get(KIND) == "image-file" else None
     if picture and (file := run.copied(picture) or run.file(picture)):
         return file
     return cell if isinstance(cell, CELL) else str(cell)

@@ -81,7 +81,7 @@ class TemporalAveraging(WeightAveraging):
                     " true: such a file has the weights of the last step, not their average"
                 )
             # Those of an earlier fit are dropped; those of a checkpoint to resume are loaded later.
-            self._latest_update_step, self._latest_update_epoch = trainer.global_step, -1
+            of_lightning.note_averaged(self, trainer.global_step, epoch=-1)
             self._swapped, self._lost = False, {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,38 +112,38 @@ class TemporalAveraging(WeightAveraging):
         average = of_lightning.average_of(self)
         if stepped and average is not None and self.should_update(step_idx=logged_step(trainer)):
             average.update_parameters(pl_module)
-            self._latest_update_step = trainer.global_step
+            of_lightning.note_averaged(self, trainer.global_step)
 
     def _release(self) -> None:
         for steps in self._steps:
             steps.remove()
         self._steps, self._stepped = [], False
 
-    def _swap_models(self, pl_module: LightningModule) -> None:
-        super()._swap_models(pl_module)
+    def _swap(self, pl_module: LightningModule) -> None:
+        of_lightning.swap_average(self, pl_module)
         self._swapped = not self._swapped
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the model to evaluate it; after the fit it is there already."""
         if trainer.state.fn == TrainerFn.FITTING:
-            super().on_validation_epoch_start(trainer, pl_module)
+            self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back into the model."""
         if trainer.state.fn == TrainerFn.FITTING:
-            super().on_validation_epoch_end(trainer, pl_module)
+            self._swap(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the hooks; if a fit stops within a validation, put the weights back into the model."""
         self._release()
         if self._swapped and trainer.state.fn == TrainerFn.FITTING and trainer.evaluating:
-            self._swap_models(pl_module)
+            self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the model, and keep the weights for a checkpoint saved after the fit."""
         self._release()
         if not self._swapped:
-            self._swap_models(pl_module)
+            self._swap(pl_module)
 
     # A fit without any training left does not end its training.
     on_fit_end = on_train_end

@@ -69,6 +69,7 @@ class Standardization(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
+        self.register_load_state_dict_pre_hook(Standardization.make_room)  # type: ignore[no-untyped-call]
 
     def fit(self, moments: Moments, common: bool = False) -> None:
         """Set mean and population standard deviation; a deviation of 0, up to float32's precision, becomes 1.
@@ -95,12 +96,11 @@ class Standardization(nn.Module):
         """Convert z to x: [B, ...] -> [B, ...]."""
         return rows * self.std + self.mean
 
-    def _load_from_state_dict(self, state_dict: dict[str, object], prefix: str, *rest: object) -> None:
-        # Before a fit the shape of a row is unknown.
+    def make_room(self, state_dict: dict[str, object], prefix: str, *_: object) -> None:
+        """Take over the shapes of a state to be loaded: before a fit that of a row is unknown."""
         for name in ("mean", "std"):
             if isinstance(stored := state_dict.get(prefix + name), Tensor):
                 setattr(self, name, torch.empty_like(stored, device=self.mean.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def read_moments(loader: Iterable[Any]) -> tuple[Moments, Moments]:

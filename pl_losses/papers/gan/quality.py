@@ -5,12 +5,13 @@ The numbers depend on the features, and can be compared only with numbers by the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.metrics import ListMetric
 from pl_losses.core.precision import has_float64, in_float64
 from pl_losses.core.validation import check_counts, check_shape, typed
@@ -114,7 +115,7 @@ def _within(samples: Tensor, members: Tensor, neighbours: int) -> Tensor:
     return torch.cat(inside).float().mean()
 
 
-class FrechetDistance(Metric):
+class FrechetDistance(of_lightning.MovedMetric):
     """The Fréchet distance of two sets of features, exact over any number of ranks.
 
     Args:
@@ -142,9 +143,9 @@ class FrechetDistance(Metric):
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:
-        # The sums stay on the host if the device has no float64.
-        return self if not has_float64(fn(torch.zeros(()))) else super()._apply(fn, exclude_state)
+    def moved(self, state: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """Move a sum; all of them stay on the host if the device has no float64."""
+        return fn(state) if has_float64(fn(torch.zeros(()))) else state
 
     @typed
     def update(self, features: Tensor, real: bool) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pl_losses.core.compat.names import without_wrappers
 from pl_losses.core.declared import Keys
 from pl_losses.core.kinds import is_a
 from pl_losses.core.panels import Sections
@@ -34,7 +35,7 @@ from pl_losses.monitoring.pictures import log_figure
 from pl_losses.monitoring.steps import logged_step, torch_optimizers
 from pl_losses.papers.prelu import manifest
 from pl_losses.papers.prelu.drawing import History, draw_final_slopes, draw_heat_map
-from pl_losses.papers.prelu.slopes import Trained, clean, find_slopes, gather, members, parameters_of
+from pl_losses.papers.prelu.slopes import Trained, find_slopes, gather, members, parameters_of
 
 QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}
 POOLED = ("mean", "min", "max", "below_0", "above_1")
@@ -114,7 +115,8 @@ class PReLUSlopeMonitor(Monitor):
         self._latest, self._warned = {}, False
         if logged_step(trainer) == 0:  # The global step is 0, too, of optimizers that Lightning does not see.
             self._history = History()
-        paths = [clean(path) for path, layer in pl_module.named_modules() if isinstance(layer, nn.PReLU)]
+        layers = pl_module.named_modules()
+        paths = [without_wrappers(path) for path, layer in layers if isinstance(layer, nn.PReLU)]
         if not any(fnmatchcase(path, self.modules) for path in paths):
             rank_zero_warn(
                 f"PReLUSlopeMonitor found no nn.PReLU in {type(pl_module).__name__}"

@@ -17,23 +17,12 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from pl_losses.core.compat import of_torch
+from pl_losses.core.compat.names import WRAPPERS
 from pl_losses.core.names import distinct
 from pl_losses.monitoring.monitor import Numbers, own_shard, vector
 from pl_losses.papers.prelu.groups import slope_parameters
 
-# torch's wrappers of modules: their names would make a compiled run's keys differ from a plain one's.
-WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module"}
 Trained = dict[str, list[Tensor]]  # By the layer's path.
-
-
-def clean(path: str) -> str:
-    """Remove the names that ``torch.compile`` and activation checkpointing put into a module's path.
-
-    Example:
-        >>> clean("network._orig_mod.3")
-        'network.3'
-    """
-    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
 
 
 def find_slopes(module: nn.Module, pattern: str = "*") -> dict[str, Tensor]:

@@ -147,6 +147,7 @@ class StyleTransfer(PaperModule):
         self._check()
         save_plain_hyperparameters(self)
         self.image = nn.Parameter(torch.zeros(0, 3, 0, 0))
+        self.register_load_state_dict_pre_hook(StyleTransfer.make_room)  # type: ignore[no-untyped-call]
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))
         self.pictures: PictureSet | None = None
         self.objective: Objective | None = None
@@ -285,12 +286,11 @@ class StyleTransfer(PaperModule):
             return image
         return colour.with_chroma(image, scaled(self.pictures.contents, self._shape()).to(image))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def make_room(self, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
         """Make room for a checkpoint's image of another size, from an earlier scale or run."""
         loaded = state_dict.get(f"{prefix}image")
         if loaded is not None and loaded.shape != self.image.shape:
             self.image.data = torch.zeros_like(loaded, device=self.image.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _make_targets(self) -> None:
         """Make the targets at the size of the image, unless they are there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -192,7 +191,7 @@ def isolated_eval(module: nn.Module, batch: object, train: Sequence[nn.Module] =
         # Not inference mode: parts may need gradients inside, and samples may be used in a loss.
         stack.enter_context(torch.no_grad())
         stack.enter_context(streams.restored())
-        if "torch._dynamo" in sys.modules:
+        if of_torch.may_be_compiled():
             # Compiled code has no dropout any more.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
