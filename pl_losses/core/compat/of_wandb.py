@@ -1,4 +1,4 @@
-"""What wandb and wandb-workspaces keep to themselves. Tried with 0.31, and with 0.3 and 0.4."""
+"""What wandb and wandb-workspaces keep to themselves. Tried with 0.31, and with 0.4.4 to 0.4.13."""
 
 from __future__ import annotations
 
