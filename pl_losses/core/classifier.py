@@ -12,6 +12,7 @@ from pl_losses.core.base import PaperModule
 from pl_losses.core.declared import Keys
 from pl_losses.core.metrics import ErrorRate, binomial_interval, computed
 from pl_losses.core.panels import Sections
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_classes
 
@@ -77,7 +78,7 @@ class Classifier(PaperModule):
 
     def compute_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute the loss, by default the cross-entropy: outputs [B, C], target [B] -> scalar."""
-        scores = self.scores(outputs).float()
+        scores = at_least_float32(self.scores(outputs))
         check_classes("target", target, *scores.shape)
         return F.cross_entropy(scores, target.long())
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
 WITHOUT_FLOAT64 = {"mps"}  # Types of devices.
+
+
+def wide_type(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the type to compute in with tensors of these types: float32, or float64 if one of them is that.
+
+    Example:
+        >>> wide_type(torch.bfloat16, torch.float16), wide_type(torch.float16, torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +19,12 @@ def fold_in(*key: object) -> int:
         key: What determines it, such as a seed, an epoch and a rank: numbers and texts.
 
     Example:
-        >>> fold_in(0, 1) == fold_in(0, 1), fold_in(0, 1) == fold_in(1, 0)
+        >>> fold_in(0, 1) == fold_in(np.int64(0), 1), fold_in(0, 1) == fold_in(1, 0)
         (True, False)
     """
-    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+    # NumPy writes its integers otherwise.
+    plain = tuple(int(one) if isinstance(one, np.integer) else one for one in key)
+    return int.from_bytes(blake2b(repr(plain).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def keyed_generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from pl_losses.core.kinds import is_a, is_aim, is_tensorboard, is_wandb
 from pl_losses.core.names import distinct
+from pl_losses.core.validation import check_counts
 from pl_losses.monitoring.steps import OptimizerSteps, is_hookable, logged_step, torch_optimizers
 
 Array = npt.NDArray[np.float64]
@@ -65,16 +66,12 @@ class Monitor(Callback):
         every_n_steps: Look at every n-th step; the trainer's ``log_every_n_steps`` if ``None``.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a positive integer.
+        TypeError: If ``every_n_steps`` is no integer.
+        ValueError: If ``every_n_steps`` is not positive.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and (
-            isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1
-        ):
-            raise ValueError(
-                f"Expected `every_n_steps` to be a positive integer or None but got {every_n_steps!r}"
-            )
+        check_counts(every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self._handles: list[OptimizerSteps] = []
         self._parts: list[Part] = []

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pl_losses.core.compat import of_lightning, of_torch
+from pl_losses.core.precision import wide_type
 from pl_losses.core.validation import check_share, typed
 from pl_losses.monitoring.steps import OptimizerSteps, logged_step
 
@@ -179,7 +180,7 @@ class TemporalAveraging(WeightAveraging):
             return
         weight = (1 - self.beta2) / (1 - self.beta2 ** (int(averaged) + 1))
         # A small share of the difference is mostly rounded off: added up over the steps, it is not lost.
-        dtype = torch.promote_types(averages[0].dtype, torch.float32)
+        dtype = wide_type(averages[0].dtype)
         before = [average.to(dtype) for average in averages]
         lost = []
         for one in averages:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from pl_losses.core import expected
 from pl_losses.core.base import PaperModule
+from pl_losses.core.rng import fold_in
 from pl_losses.core.validation import check_counts, check_init, check_positive
 from pl_losses.papers.dropout.networks import drop_probabilities
 from pl_losses.papers.dropout.objective import Convention, dropout_objective, weight_decay_of
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import isolated_eval
 from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
-from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples, stream_seed
+from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples
 from pl_losses.papers.dropout.standardization import count_samples
 
 MaskSharing = Literal["independent", "shared"]
@@ -172,7 +173,7 @@ class DropoutModule(PaperModule):
         """
         seed = self.seed
         if self.masks == "independent":
-            seed = stream_seed(self.seed, self.places(0, 1)[0], *key)
+            seed = fold_in(self.seed, self.places(0, 1)[0], *key)
         # Sample the network: the module's metrics hold tensors of inference mode, which slow sampling down.
         call = forward or self.__call__
         found: Tensor = mc_samples(self.network, inputs, self.samples, self.chunk, seed, self.masks, call)

@@ -18,6 +18,8 @@ from torch import Tensor
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
 from pl_losses.core.panels import Sections
+from pl_losses.core.precision import wide_type
+from pl_losses.core.rng import fold_in
 from pl_losses.core.validation import check_counts, check_positive, typed
 from pl_losses.monitoring.charts import log_samples
 from pl_losses.monitoring.monitor import Row, log_row
@@ -37,7 +39,6 @@ from pl_losses.papers.dropout.monitor_metrics import (
 )
 from pl_losses.papers.dropout.reading import Reading
 from pl_losses.papers.dropout.sampling.isolation import tensors_in
-from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
 from pl_losses.papers.dropout.sampling.random_parts import differ
 from pl_losses.papers.dropout.sampling.sampling import Found, find_dropout, mc_samples, without_dropout
 
@@ -261,7 +262,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
                 return
             seed = self.seed
             if self.masks == "independent":
-                seed = stream_seed(self.seed, trainer.global_rank, loader, index)
+                seed = fold_in(self.seed, trainer.global_rank, loader, index)
             samples = mc_samples(
                 pl_module, inputs, self.samples, self.chunk, seed, self.masks, forward, found.parts
             )
@@ -314,7 +315,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             if not self._given.counts(position):
                 summary = self._summary(stage).to(pl_module.device)
             values = summary.values()
-            wide = torch.promote_types(torch.float32, next(iter(values.values())).dtype)
+            wide = wide_type(next(iter(values.values())).dtype)
             numbers = torch.stack([value.to(wide) for value in values.values()]).tolist()  # one copy
             row = dict(zip(values, numbers, strict=True))
             if not row["inputs"]:

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
-class MovingAverage(nn.Module):
+class MovingAverage(AveragedModel):
     """A copy of a network whose weights and statistics follow it by an exponential moving average.
 
-    After t steps the decay is at most :math:`(1 + t) / (10 + t)`, so that the average soon forgets the start.
+    The first update copies the network. After t updates the decay is at most :math:`(1 + t) / (10 + t)`, so
+    that the average soon forgets the start.
 
     Args:
         network: The network to copy and follow.
-        decay: Share of the average that each step keeps, in [0, 1).
+        decay: Share of the average that each update keeps, in [0, 1).
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
-        >>> average = MovingAverage(layer, decay=0.5)
-        >>> before = average.network.weight.clone()
-        >>> _ = nn.init.ones_(layer.weight)
-        >>> average.update(layer, step=100)
-        >>> torch.equal(average.network.weight, (before + 1) / 2)
-        True
+        >>> average = MovingAverage(layer, decay=0.1)
+        >>> for value in (0.0, 1.0):
+        ...     _ = nn.init.constant_(layer.weight, value)
+        ...     average.update_parameters(layer)
+        >>> average.module.weight
+        Parameter containing:
+        tensor([[0.9000]])
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.network = deepcopy(network).requires_grad_(False)
+        super().__init__(network, multi_avg_fn=self.move, use_buffers=True)
+        self.requires_grad_(False)
         self.decay = decay
 
-    def forward(self, *args: Tensor) -> Tensor:
-        """Return the averaged network's output."""
-        outputs: Tensor = self.network(*args)
-        return outputs
-
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Follow a network after a step, whose number sets the decay."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True):
+    def move(self, averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+        """Move averages of one type towards the network's tensors; what counts is copied."""
+        decay = min(self.decay, (1 + int(updates)) / (10 + int(updates)))
+        for mine, theirs in zip(averages, current, strict=True):
             if mine.is_floating_point():
                 mine.lerp_(theirs, 1 - decay)
             else:
@@ -57,15 +55,12 @@ def fit_average(state: dict[str, object], wanted: bool) -> None:
         state: Tensors by name.
         wanted: Whether the model has an average.
     """
-    prefix = "average.network."
-    saved = [key for key in state if key.startswith(prefix)]
+    prefix = "average.module."
+    saved = [key for key in state if key.startswith("average.")]
     if not wanted:
         for key in saved:
             del state[key]
     elif not saved:
         weights = {key: value for key, value in state.items() if key.startswith("generator.")}
         state |= {prefix + key.removeprefix("generator."): value for key, value in weights.items()}
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+        state["average.n_averaged"] = torch.tensor(0)

@@ -21,6 +21,7 @@ from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.loaders import BLOCK, drawn_at, rank_of
 from pl_losses.core.metrics import computed
 from pl_losses.core.panels import Sections
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.rng import standard_normal
 from pl_losses.core.sums import Mean
 from pl_losses.core.validation import check_counts, check_init, check_number, check_share
@@ -76,7 +77,7 @@ class GAN(PaperModule):
         smoothing: One-sided label smoothing: real images have the label 1 minus this.
         discriminator_steps: Steps of the discriminator for each step of the generator.
         ema: Decay of the generator's moving average, such as 0.999; None for none. At the start the decay is
-            smaller: after t steps it is at most (1 + t) / (10 + t).
+            smaller: after t updates it is at most (1 + t) / (10 + t).
         gradient_clip: Largest norm of each network's gradient; None for no limit. (The Trainer's
             ``gradient_clip_val`` is only for modules with one optimizer.)
         accumulate: Number of batches whose gradients are added up for one step. The step is that of one large
@@ -316,7 +317,8 @@ class GAN(PaperModule):
         real_logits, fake_logits = self.discriminator(real)[:rows], self.discriminator(fake.detach())[:rows]
         loss = self._loss("compute_discriminator_loss", real_logits, fake_logits)
         self._backward(loss, self._own[-1], synchronise=last)
-        outputs = real_logits.detach().float().sigmoid().mean(), fake_logits.detach().float().sigmoid().mean()
+        logits = (real_logits, fake_logits)
+        outputs = [at_least_float32(one.detach()).sigmoid().mean() for one in logits]
         self.log("train/discriminator_loss", loss.detach(), prog_bar=True)
         self.log_dict({"train/real_output": outputs[0], "train/fake_output": outputs[1]})
         if last:
@@ -342,7 +344,7 @@ class GAN(PaperModule):
         self._even_out(self.generator)
         step_uncounted(self, optimizer)
         if self.average is not None:
-            self.average.update(self.generator, self.global_step)
+            self.average.update_parameters(self.generator)
         return loss.detach()
 
     def _loss(self, method: str, *logits: Tensor) -> Tensor:
@@ -404,7 +406,7 @@ class GAN(PaperModule):
         # Repeated samples are not counted, nor are as many of the generated images.
         own = self.num_unpadded(batch_idx, len(real))
         # All ranks call the network, even without samples: a sharded network is gathered there.
-        real_logits, fake_logits = (self.discriminator(part)[:own].float() for part in (real, fake))
+        real_logits, fake_logits = (at_least_float32(self.discriminator(part)[:own]) for part in (real, fake))
         real, fake = real[:own], fake[:own]
         means: Any = self.means
         if own:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pl_losses.core.autograd import Context
 from pl_losses.core.compat import of_torch
 from pl_losses.core.kernels import is_plain, kernels
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import typed
 
 # torch.compile takes ten seconds of a processor: more than a short run of small layers gains.
@@ -194,9 +195,9 @@ def _channels_first(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Te
 
 def _terms(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     positive = input > 0
-    wide = gradient.float()
-    by_input = torch.where(positive, gradient, (slopes.float() * wide).to(input.dtype))
-    return by_input, torch.where(positive, 0.0, input.float() * wide)
+    wide = at_least_float32(gradient)
+    by_input = torch.where(positive, gradient, (at_least_float32(slopes) * wide).to(input.dtype))
+    return by_input, torch.where(positive, 0.0, at_least_float32(input) * wide)
 
 
 @cache

@@ -64,7 +64,7 @@ class PReLUSlopeMonitor(Monitor):
         modules: Show only layers whose path fits this pattern, such as ``"backbone.*"``.
 
     Raises:
-        ValueError: If ``every_n_steps`` is not a positive integer.
+        ValueError: If ``every_n_steps`` is not positive.
         TypeError: If ``modules`` is not a string.
 
     Example:

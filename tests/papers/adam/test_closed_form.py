@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, SparseAdam
 
+from pl_losses.papers.adam import AdaMax
 from pl_losses.papers.adam.monitor.update_rule import Rule, effective_step, kind_of
 
 
@@ -202,7 +203,7 @@ def test_kinds():
         RAdam: ("radam", False),
         Adamax: ("adamax", False),
         OwnAdam: ("adam", False),
-        type("AdaMax", (OwnAdam,), {}): ("adamax", False),
+        AdaMax: ("adamax", False),
         type("Mine", (AdamW,), {}): ("adam", True),
         SGD: None,
         SparseAdam: None,

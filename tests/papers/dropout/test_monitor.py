@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from pl_losses.core.rng import fold_in
 from pl_losses.data import Digits
 from pl_losses.papers.dropout import monitor as module_under_test
 from pl_losses.papers.dropout.metrics import ClassificationScores
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor
 from pl_losses.papers.dropout.monitor_metrics import ClassificationSummary, RegressionSummary
-from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
 from pl_losses.papers.dropout.sampling.sampling import mc_samples
 from pl_losses.papers.dropout.uncertainty import mutual_information
 
@@ -115,7 +115,7 @@ def test_validation_of_real_digits(tmp_path, model):
     assert 0 < found["mutual_information"] < 1
     # The same from the metrics by hand.
     images, target = next(iter(data.val_dataloader()))
-    seed = stream_seed(0, 0, 0, 0)
+    seed = fold_in(0, 0, 0, 0)
     samples = mc_samples(model, images, 10, seed=seed, forward=lambda x: model(x).softmax(dim=1))
     scores = ClassificationScores()
     scores.update(samples.mean(dim=0), target)

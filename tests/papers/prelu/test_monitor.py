@@ -531,9 +531,7 @@ def test_a_model_without_prelu(tmp_path):
 def test_refused_arguments():
     with pytest.raises(TypeError, match=r"`modules` to be a text but got \['a'\]"):
         PReLUSlopeMonitor(modules=["a"])
-    with pytest.raises(
-        (TypeError, ValueError), match="`every_n_steps` to be a positive integer or None but got 0"
-    ):
+    with pytest.raises((TypeError, ValueError), match="`every_n_steps` to be at least 1 but got 0"):
         PReLUSlopeMonitor(every_n_steps=0)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.compat import of_torch
+from pl_losses.core.precision import wide_type
 from pl_losses.monitoring.monitor import Numbers, vector
 from pl_losses.papers.adam.monitor.statistics import SMALL, Moments, Squares, in_lines
 from pl_losses.papers.adam.monitor.update_rule import Rule, coefficients
@@ -99,7 +100,7 @@ def _visit_alike(
     """Do as :func:`_visit_run` if all tensors have the same coefficients."""
     ratio, signal = terms["ratio"], terms.get("signal", 1.0)
     scales = [ratio, 1.0, ratio**2, ratio, signal**2, 1.0, 1.0]
-    device, dtype = run[0].m.device, torch.promote_types(run[0].m.dtype, torch.float32)
+    device, dtype = run[0].m.device, wide_type(run[0].m.dtype)
     # Tiny is added to v, so that 0/0 is 0.
     terms = {"zero": 0.0, "one": 1.0, "tiny": torch.finfo(dtype).tiny, "level": 0.9 / ratio, **terms}
     if device.type != "cpu" or isinstance(ratio, Tensor):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.compat import of_torch
+from pl_losses.core.precision import at_least_float32, wide_type
 from pl_losses.monitoring.monitor import Numbers, vector
 from pl_losses.papers.adam.monitor.update_rule import Number, Rule, effective_step
 
@@ -92,14 +92,14 @@ def squares(
 def _squares_of_small(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[float]:
     """Compute the sum of squares of each tensor on the CPU, none empty, many in one call."""
     if len(tensors) <= FEW:
-        lines = [one.float().numpy() if one.dtype not in EXACT else one.numpy() for one in tensors]
+        lines = [at_least_float32(one).numpy() for one in tensors]
         return [float(np.vdot(line, line)) for line in lines]
     ends = np.cumsum(sizes)
     cuts = np.flatnonzero(np.diff(ends // LONG)) + 1
     sums: list[float] = []
     for start, stop in pairwise([0, *cuts.tolist(), len(tensors)]):
         joined: Tensor = of_torch.flatten_dense(tensors[start:stop])  # type: ignore[no-untyped-call]
-        line = joined.to(torch.promote_types(joined.dtype, torch.float32)).numpy()
+        line = at_least_float32(joined).numpy()
         begins = ends[start:stop] - sizes[start:stop]
         sums += np.add.reduceat(line * line, begins - begins[0]).tolist()
     return sums
@@ -107,7 +107,7 @@ def _squares_of_small(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[f
 
 def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     short = [one for one in tensors if one.numel() <= LONG or not one.is_cpu]
-    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in short}, torch.float32)
+    dtype = wide_type(*{tensor.dtype for tensor in short})
     norms = list(of_torch.foreach_norm(short, 2, dtype)) if short else []
     if len(short) == len(tensors):
         return norms

@@ -96,8 +96,8 @@ class Rule(NamedTuple):
 def kind_of(optimizer: Optimizer) -> tuple[Kind, bool] | None:
     """Return an optimizer's closed form, and whether its weight decay is decoupled by default.
 
-    It knows torch's optimizers and their subclasses, this suite's own (groups with ``bias_correction``, and
-    ``AdaMax``), those of DeepSpeed with such groups (and ``adam_w_mode``) if they keep torch's states, and
+    It knows torch's optimizers and their subclasses, this suite's own among them; those whose groups have
+    ``bias_correction``, such as DeepSpeed's (with ``adam_w_mode``), if they keep torch's states; and
     ZeroRedundancyOptimizer around one of them. For others it returns ``None``.
     """
     optimizer = getattr(optimizer, "optim", optimizer)
@@ -105,12 +105,9 @@ def kind_of(optimizer: Optimizer) -> tuple[Kind, bool] | None:
     for kind, known in classes.items():
         if isinstance(optimizer, known):
             return kind, isinstance(optimizer, AdamW)
-    if isinstance(optimizer, AdamW):  # Not a subclass of Adam in older versions.
-        return "adam", True
     if any("bias_correction" in group and "betas" in group for group in optimizer.param_groups):
-        decoupled = bool(getattr(optimizer, "adam_w_mode", False))
-        return ("adamax" if type(optimizer).__name__ == "AdaMax" else "adam"), decoupled
-    return ("adamax", False) if type(optimizer).__name__ == "AdaMax" else None
+        return "adam", bool(getattr(optimizer, "adam_w_mode", False))
+    return None
 
 
 def number(value: Any) -> Number:

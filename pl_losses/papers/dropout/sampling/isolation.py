@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pl_losses.core.compat import of_torch
 from pl_losses.core.compat.of_torch import version as version
+from pl_losses.core.rng import fold_in
 from pl_losses.papers.dropout.sampling.calls import Batch
-from pl_losses.papers.dropout.sampling.mask_sampler import stream_seed
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
@@ -109,7 +109,7 @@ class Streams:
             generators = getattr(backend, "default_generators", ())
             (generators[device.index or 0] if generators else backend).manual_seed(seed)
         for place, one in enumerate(self._held):
-            _seed(one, stream_seed(seed, 2, place))
+            _seed(one, fold_in(seed, 2, place))
 
     def untouched(self, seed: int) -> bool:
         """Return whether nothing was drawn since :meth:`start`, to which it resets them."""

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pl_losses.core.rng import fold_in
+
 _BLOCK = 1 << 18  # Elements that are drawn at a time, so that words and mask stay in the cache.
 _RARE = 0.1  # Up to this p, drawing places takes less time than drawing words,
 # in masks of so many elements. In larger ones, 32 bits do not make all places equally likely.
@@ -62,15 +64,6 @@ def _word(p: float) -> tuple[int, int, float]:
             break
     top = 2 ** (bits - 1) - 1
     return bits, min(count - 2 ** (bits - 1), top), count / 2**bits
-
-
-def stream_seed(seed: int, *key: int) -> int:
-    """Return the seed of one of the streams that belong to ``seed``.
-
-    >>> stream_seed(0, 1) == stream_seed(0, 1), stream_seed(0, 1) == stream_seed(1, 0)
-    (True, False)
-    """
-    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
 # Of the dropout's index, its device, and whether places are drawn; see `MaskSampler._stream`.
@@ -143,7 +136,7 @@ class MaskSampler:
                 self._streams[key] = None  # There is nothing to draw.
             else:
                 generator = torch.Generator(device)
-                self._streams[key] = generator.manual_seed(stream_seed(self.seed, 1, index))
+                self._streams[key] = generator.manual_seed(fold_in(self.seed, 1, index))
         return self._streams[key]
 
 

@@ -30,7 +30,7 @@ from pl_losses.papers.dropout.sampling.isolation import (
     parts_of,
     tensors_in,
 )
-from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler, stream_seed as stream_seed
+from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
 from pl_losses.papers.dropout.sampling.random_parts import ModeReads, Parts, random_parts
 from pl_losses.papers.dropout.sampling.rows import in_rows
 from pl_losses.papers.dropout.sampling.vectorized import VectorizedSampler, why_not_many

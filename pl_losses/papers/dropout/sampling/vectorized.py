@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pl_losses.core.compat import of_torch
 from pl_losses.core.compat.of_torch import TreeSpec
+from pl_losses.core.rng import fold_in
 from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import (
@@ -25,7 +26,7 @@ from pl_losses.papers.dropout.sampling.isolation import (
     state,
     tensors_in,
 )
-from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, stream_seed
+from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall
 from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN, PrefixDiffersError, PrefixTrace
 from pl_losses.papers.dropout.sampling.random_parts import ModeReads, Parts, random_parts
 from pl_losses.papers.dropout.sampling.sizes import at_a_time, prepare
@@ -235,7 +236,7 @@ class VectorizedSampler(Generic[Batch]):
             The record, if later passes can use it, and why all of them must be whole and one by one.
         """
         before = state(self.module)
-        seed = stream_seed(self.seed, self.done)
+        seed = fold_in(self.seed, self.done)
         self.streams.start(seed)
         prefix = self._record(frozenset())
         if not self.streams.untouched(seed) or self._draw:
@@ -283,7 +284,7 @@ class VectorizedSampler(Generic[Batch]):
         self.done += 1
 
     def _one(self, prefix: PrefixTrace | None) -> None:
-        self.streams.start(stream_seed(self.seed, self.done))
+        self.streams.start(fold_in(self.seed, self.done))
         inputs = self._inputs(prefix)
         self.mode.begin(prefix)
         with self.mode:
@@ -303,7 +304,7 @@ class VectorizedSampler(Generic[Batch]):
         size = self._size(chunk, sites, largest, self.samples - self.done)
         room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
         prepare()
-        seed = stream_seed(self.seed, self.done)
+        seed = fold_in(self.seed, self.done)
         self.streams.start(seed)
         while self.done < self.samples:
             count = min(size, self.samples - self.done)

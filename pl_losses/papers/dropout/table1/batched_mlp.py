@@ -317,5 +317,6 @@ class _Adam:
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:
+    # Not by `keyed_generator`: the measured tables were made so.
     state = np.random.SeedSequence((seed, purpose)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

@@ -361,4 +361,5 @@ def _length_scale(p: float, precision: float, weight_decay: float, size: int) ->
 
 def _seed(case: Case, *parts: str | int) -> int:
     """Return a member's own seed, whatever else is trained."""
+    # With one bit more than `fold_in`: the measured tables were made so.
     return int.from_bytes(blake2b(repr((case.seed, case.name, *parts)).encode(), digest_size=8).digest())
