@@ -71,7 +71,7 @@ def segments() -> gtn.SegmentLattice:
 
 
 def arcs() -> gtn.ArcLattice:
-    return gtn.ArcLattice([0, 1, 0], [1, 2, 2], [3, 4, 5], torch.tensor([0.1, 0.6, 0.8]))
+    return gtn.ArcLattice([0, 1, 0], [1, 2, 2], [3, 4, 5], penalty=torch.tensor([0.1, 0.6, 0.8]))
 
 
 def weights() -> list[nn.Parameter]:

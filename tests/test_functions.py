@@ -90,7 +90,7 @@ def test_only_dense_real_tensors_are_taken(how):
             )
             for lattice in (
                 SegmentLattice(torch.full((1, 2, 1, 2), torch.nan)),
-                ArcLattice([0, 0], [1, 1], [0, 1], torch.tensor([torch.nan, 1.0])),
+                ArcLattice([0, 0], [1, 1], [0, 1], penalty=torch.tensor([torch.nan, 1.0])),
             )
             for ask in (
                 lambda lattice: lattice.best_path(),

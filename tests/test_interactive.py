@@ -36,7 +36,7 @@ def of_string(criterion):
 
     def loss(p):
         penalty = torch.stack([p["first"], p["second"], p["wrong"]])
-        return criterion(ArcLattice([0, 0, 0], [1, 1, 1], [0, 0, 1], penalty), torch.tensor([[0]]))
+        return criterion(ArcLattice([0, 0, 0], [1, 1, 1], [0, 0, 1], penalty=penalty), torch.tensor([[0]]))
 
     return loss
 

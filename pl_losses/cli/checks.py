@@ -254,11 +254,12 @@ def check_flag(checker: Checker, config: Config, name: str, value: str | None) -
         if isinstance(node, dict):
             if path[1] in (*LEAST, "devices", "val_check_interval"):
                 node[path[1]] = inline_number(value)
-            walk(checker, node, path[1], path[2:], f"trainer.{path[1]}", (trainer_kind(path[1]), name, value))
+            flag = trainer_kind(path[1]), name, value
+            walk(checker, node, path[1], rest=path[2:], at=f"trainer.{path[1]}", flag=flag)
     elif path[0] == "seed_everything":
         config["seed_everything"] = inline_number(value)
     elif path[0] in ("model", "data"):
-        walk(checker, config, path[0], path[1:], path[0], (path[0], name, value))
+        walk(checker, config, path[0], rest=path[1:], at=path[0], flag=(path[0], name, value))
 
 
 def elsewhere(
@@ -304,7 +305,7 @@ def class_of(checker: Checker, node: object, kind: str, usual: str) -> tuple[Cla
 
 
 def walk(
-    checker: Checker, parent: Config, key: str, rest: list[str], at: str, flag: tuple[str, str, str | None]
+    checker: Checker, parent: Config, key: str, *, rest: list[str], at: str, flag: tuple[str, str, str | None]
 ) -> None:
     """Follow the parts of an option's name through the classes that the config names."""
     kind, name, value = flag
@@ -338,7 +339,7 @@ def walk(
     inner = node.setdefault("init_args", {})
     if isinstance(inner, dict):
         kind = kind_of(known.parameters.get(rest[0], ""))
-        walk(checker, inner, rest[0], rest[1:], f"{at}.{rest[0]}", (kind, name, value))
+        walk(checker, inner, rest[0], rest=rest[1:], at=f"{at}.{rest[0]}", flag=(kind, name, value))
 
 
 def inline(value: str | None, strict: bool = True, name: str = "the value") -> Any:

@@ -92,6 +92,7 @@ class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
         self,
         args: list[str],
         config: Config,
+        *,
         recipes: Sequence[str] = (),
         saved: Config | None = None,
         path: str | None = None,
@@ -181,13 +182,13 @@ class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
         self.record = RunRecord(
             self.resolved(),
             self.recipes,
-            self.own,
-            self.check.path,
-            str(self.subcommand),
-            self.saved.get(TRAINED_BY),
-            self.saved.get("global_step", 0),
-            self.jobs,
-            self.resumed,
+            own=self.own,
+            origin=self.check.path,
+            command=str(self.subcommand),
+            trained_by=self.saved.get(TRAINED_BY),
+            step=self.saved.get("global_step", 0),
+            jobs=self.jobs,
+            resumed=self.resumed,
         )
         self.predicted = PredictedSamples()
         section = self.config_init[str(self.subcommand)]["trainer"]
@@ -393,15 +394,15 @@ def run_one(args: list[str], ranks: Ranks | None, closing: contextlib.ExitStack)
         PLLossesCLI(
             [command, *rest],
             config,
-            recipes,
-            saved,
-            checkpoint.path,
-            own,
-            roots_of(flags),
-            [told(job, command, flags) for job in known_jobs],
-            checkpoint.run,
-            ranks,
-            closing,
+            recipes=recipes,
+            saved=saved,
+            path=checkpoint.path,
+            own=own,
+            roots=roots_of(flags),
+            jobs=[told(job, command, flags) for job in known_jobs],
+            resumed=checkpoint.run,
+            ranks=ranks,
+            closing=closing,
         )
         status = 0
     except (

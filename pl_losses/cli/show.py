@@ -80,7 +80,7 @@ def write_page(runs: Sequence[Run], out: Path, refresh: bool) -> None:
     """
     from pl_losses.dashboards.page.page import build_page
 
-    page = build_page(runs, EVERY if refresh else 0)
+    page = build_page(runs, refresh=EVERY if refresh else 0)
     try:
         with written_whole(out) as file:
             file.write(page.encode())

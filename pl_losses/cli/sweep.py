@@ -80,7 +80,7 @@ def sweep(args: Sequence[str]) -> int:
     if asked.method == "bayes":
         check_optuna()
     folder = Path(chosen.get("folder") or Path(RUNS, SWEEPS, asked.name))
-    runner = Runner(asked, folder, numbers["seed"], rest[cut + 1 :], numbers["failures"])
+    runner = Runner(asked, folder, seed=numbers["seed"], more=rest[cut + 1 :], failures=numbers["failures"])
     runner.check_first()
     if dry:
         for number in range(1, count + 1 if asked.method != "bayes" else 2):
@@ -130,7 +130,7 @@ class Runner:
         failures: Failed trials in a row after which it stops.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, seed: int, more: Sequence[str], failures: int) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, *, seed: int, more: Sequence[str], failures: int) -> None:
         self.sweep, self.folder, self.seed = sweep, folder, seed
         self.more, self.failures = list(more), failures
 
@@ -310,7 +310,9 @@ class Runner:
         if files:
             page = self.folder / "show.html"
             runs = [read_run(file) for file in files]
-            text = build_page(runs, 0, self.sweep.metric, self.sweep.name, list(files.values()))
+            text = build_page(
+                runs, refresh=0, metric=self.sweep.metric, title=self.sweep.name, drawn=list(files.values())
+            )
             with written_whole(page) as stream:
                 stream.write(text.encode())
             print(visible(f"Page: {page}") + f" ({page.stat().st_size / 1e6:.1f} MB)")

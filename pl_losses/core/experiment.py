@@ -127,6 +127,7 @@ class Experiment:
         self,
         name: str,
         mode: Recording,
+        *,
         tables: Mapping[str, Sequence[Mapping[str, object]]],
         pictures: Mapping[str, Figure],
         summary: Mapping[str, object],
@@ -185,7 +186,7 @@ class PlainExperiment(Experiment):
 
 
 def names_of(
-    argument: str, given: str | Sequence[str], known: Sequence[str], others: bool = False
+    argument: str, given: str | Sequence[str], known: Sequence[str], *, others: bool = False
 ) -> list[str]:
     """Read names from text between commas or from a list, each once; "all" are the known ones.
 

@@ -75,7 +75,7 @@ def check_init(arguments: Mapping[str, Any]) -> None:
     check_types(arguments["__class__"].__init__, arguments)
 
 
-def check_integer(name: str, value: int, least: int, most: int | None = None, also: str = "") -> None:
+def check_integer(name: str, value: int, least: int, *, most: int | None = None, also: str = "") -> None:
     """Refuse an argument that is no integer in ``least``..``most``; ``also`` names what else would do."""
     if not _INT.fits(value):
         raise TypeError(f"Expected `{name}` to be an integer but got {in_words(value)}")

@@ -197,7 +197,7 @@ def patterns_of(built: Any) -> list[str]:
     return found
 
 
-def push(name: str, entity: str, project: str, save: Callable[[Any], Any] | None = None) -> str:
+def push(name: str, entity: str, project: str, *, save: Callable[[Any], Any] | None = None) -> str:
     """Save a recipe's workspace to W&B: a new one, or over the one that was pushed earlier.
 
     Args:

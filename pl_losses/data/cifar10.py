@@ -68,9 +68,9 @@ class CIFAR10(TensorDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        check_integer("val_size", val_size, 0, 49_999)
+        check_integer("val_size", val_size, 0, most=49_999)
         check_integer("pad", pad, 0)
-        check_integer("crop", crop, 1, 32 + 2 * pad)
+        check_integer("crop", crop, 1, most=32 + 2 * pad)
         check_counts(limit=limit)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = data_root(root)
@@ -119,7 +119,7 @@ class CIFAR10(TensorDataModule):
         if stage in ("test", "predict"):
             return {"test": _read(path, "test")}
         images, labels = _read(path, "train")
-        rows = train_and_val(len(labels), self.val_size, self.limit, self.seed)
+        rows = train_and_val(len(labels), self.val_size, limit=self.limit, seed=self.seed)
         return {split: (images[chosen], labels[chosen]) for split, chosen in rows.items()}
 
     def train_transform(self, batch: Batch, generator: torch.Generator) -> Batch:

@@ -61,9 +61,9 @@ class SyntheticCO2(TensorDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        check_integer("start", start, 1000, 9000)
-        check_integer("until", until, start + 1, 9000)
-        check_integer("end", end, until + 1, 9000)
+        check_integer("start", start, 1000, most=9000)
+        check_integer("until", until, start + 1, most=9000)
+        check_integer("end", end, until + 1, most=9000)
         check_share("val_share", val_share)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.start, self.until, self.end = start, until, end

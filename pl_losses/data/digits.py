@@ -61,9 +61,9 @@ class Digits(ImageDataModule):
         resident: Resident = "auto",
     ) -> None:
         check_init(locals())
-        check_integer("test_size", test_size, 10, 1777)
+        check_integer("test_size", test_size, 10, most=1777)
         if val_size != 0:
-            check_integer("val_size", val_size, 10, 1777, "0, or ")
+            check_integer("val_size", val_size, 10, most=1777, also="0, or ")
         if val_size + test_size > 1787:
             raise ValueError(
                 "Expected `val_size` and `test_size` to leave 10 of 1797 images to train on but got"

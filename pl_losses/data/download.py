@@ -16,7 +16,7 @@ def data_root(root: str | None) -> Path:
     return Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
 
 
-def download(addresses: Sequence[str], path: Path, algorithm: str, checksum: str, contents: str) -> None:
+def download(addresses: Sequence[str], path: Path, *, algorithm: str, checksum: str, contents: str) -> None:
     """Download a file from the first address that gives it undamaged.
 
     Args:

@@ -110,7 +110,7 @@ class LineImages(TensorDataModule):
         if not alphabet or len(set(alphabet)) < len(alphabet):
             raise ValueError(f"Expected `alphabet` of different characters but got {alphabet!r}")
         check_integer("height", height, 1)
-        check_integer("ink_height", ink_height, 1, height)
+        check_integer("ink_height", ink_height, 1, most=height)
         if not 0 < threshold < 1:
             raise ValueError(f"Expected `threshold` in (0, 1) but got {threshold}")
         if min(val_share, test_share) < 0 or val_share + test_share >= 1:
@@ -206,7 +206,9 @@ class LineImages(TensorDataModule):
     def _read(self, path: Path) -> Tensor:
         light = read_grey(path, "file")
         try:
-            return normalised(ink_of(light, self.ink), self.height, self.ink_height, self.threshold)
+            return normalised(
+                ink_of(light, self.ink), self.height, ink_height=self.ink_height, threshold=self.threshold
+            )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -272,7 +274,7 @@ def ink_of(light: Tensor, ink: Literal["auto", "dark", "bright"] = "auto") -> Te
     return (stroke / full).clamp(min=0).float()
 
 
-def normalised(ink: Tensor, height: int = 32, ink_height: int = 20, threshold: float = 0.25) -> Tensor:
+def normalised(ink: Tensor, height: int = 32, *, ink_height: int = 20, threshold: float = 0.25) -> Tensor:
     """Crop a line to its ink and scale it: characters of ``ink_height`` in the middle of ``height`` rows.
 
     Args:

@@ -85,7 +85,7 @@ class BatchLoader:
         self.samples = _common_length(self.tensors)
         check_counts(batch_size=batch_size, world_size=world_size)
         check_counts(0, seed=seed)
-        check_integer("rank", rank, 0, world_size - 1)
+        check_integer("rank", rank, 0, most=world_size - 1)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed

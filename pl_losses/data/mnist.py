@@ -82,7 +82,7 @@ class MNIST(ImageDataModule):
         source: Literal["mnist", "any"] = "mnist",
     ) -> None:
         check_init(locals())
-        check_integer("val_size", val_size, 0, 59_999 if source == "mnist" else None)
+        check_integer("val_size", val_size, 0, most=59_999 if source == "mnist" else None)
         check_integer("pad", pad, 0)
         super().__init__(
             low=low,
@@ -115,7 +115,9 @@ class MNIST(ImageDataModule):
         for name in missing:
             addresses = [mirror + name for mirror in mirrors]
             path = self.root / "MNIST" / "raw" / name
-            download(addresses, path, "md5", resources[name], "the four MNIST files")
+            download(
+                addresses, path, algorithm="md5", checksum=resources[name], contents="the four MNIST files"
+            )
 
     def complete(self) -> bool:
         """Tell whether all four files are there; damage shows when they are read."""
@@ -133,7 +135,7 @@ class MNIST(ImageDataModule):
         images, labels = self._read("train", 60_000)
         if self.val_size >= len(labels):
             raise ValueError(f"Expected `val_size` below the {len(labels)} images but got {self.val_size}")
-        rows = train_and_val(len(labels), self.val_size, self.limit, self.seed)
+        rows = train_and_val(len(labels), self.val_size, limit=self.limit, seed=self.seed)
         return {split: (images[chosen], labels[chosen]) for split, chosen in rows.items()}
 
     def _read(self, part: str, samples: int) -> Batch:

@@ -229,7 +229,7 @@ def _has_room(device: torch.device, tensors: Batch) -> bool:
     return sum(tensor.nbytes for tensor in tensors) < free // 4
 
 
-def train_and_val(samples: int, val_size: int, limit: int | None, seed: int) -> dict[str, Tensor]:
+def train_and_val(samples: int, val_size: int, *, limit: int | None, seed: int) -> dict[str, Tensor]:
     """Draw which samples are for validation, and return the indices of both splits.
 
     Those to train on stay in order, so that ``limit`` takes the first ones whatever the seed.

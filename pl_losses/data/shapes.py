@@ -16,7 +16,7 @@ DENT = 20
 LINES, PARTS, DIRECTIONS, CANDIDATES = 8, 3, 120, 1024
 
 
-def rectangles(count: int, generator: torch.Generator, shortest: int = 3, difference: int = 3) -> Tensor:
+def rectangles(count: int, generator: torch.Generator, *, shortest: int = 3, difference: int = 3) -> Tensor:
     """Draw rectangles that lie within the image.
 
     Args:

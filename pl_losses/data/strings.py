@@ -200,7 +200,7 @@ class DigitStrings(TensorDataModule):
         scraps = scraps * (draws[..., 3] < self.clutter)[..., None, None]
         x = (draws[..., 4] * (widths[:, None] - SPECK)).long()
         y = (draws[..., 5] * (images.shape[2] - SPECK + 1)).long()
-        return paste(images[:, 0], scraps, x, y)[:, None]
+        return paste(images[:, 0], scraps, x=x, y=y)[:, None]
 
     def _bank(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the digits of a split, moved once to the device of the strings."""
@@ -268,12 +268,12 @@ def join(digits: Tensor, lengths: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor,
     stop = start + extent
     widths = torch.where(present, stop, 0).amax(dim=1) + MARGIN
     canvas = digits.new_zeros(len(digits), digits.shape[2], int(widths.max()))
-    images = paste(canvas, digits * present[..., None, None], start - first, torch.zeros_like(start))
+    images = paste(canvas, digits * present[..., None, None], x=start - first, y=torch.zeros_like(start))
     boundaries = torch.where(present[:, 1:], (stop[:, :-1] + start[:, 1:]) // 2, -1)
     return images[:, None], widths, boundaries
 
 
-def paste(canvas: Tensor, patches: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def paste(canvas: Tensor, patches: Tensor, *, x: Tensor, y: Tensor) -> Tensor:
     """Paste patches where they are darker than the canvas.
 
     Args:

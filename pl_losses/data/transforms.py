@@ -72,11 +72,11 @@ class RandomAffine:
             return images
         draws = torch.rand(len(images), len(self.ranges), generator=generator, device=images.device)
         parameters = (draws * 2 - 1) * torch.tensor(self.ranges).to(images.device, non_blocking=True)
-        return warp(images, parameters, self.background)
+        return warp(images, parameters, background=self.background)
 
 
 def warp(
-    images: Tensor, parameters: Tensor, background: float = 0.0, displacement: Tensor | None = None
+    images: Tensor, parameters: Tensor, *, background: float = 0.0, displacement: Tensor | None = None
 ) -> Tensor:
     """Apply one affine map per image, bilinearly.
 

@@ -138,7 +138,7 @@ class UCI(TensorDataModule):
         self.download = download
         self.val_share = val_share
         self.samples, self.features, self.splits = shape_of(name, root)
-        check_integer("split", split, 0, self.splits - 1)
+        check_integer("split", split, 0, most=self.splits - 1)
         self.split = split
         self.input_shape = (self.features,)
 
@@ -302,7 +302,13 @@ def prepare(name: str, root: str | None = None, *, download: bool = True) -> Non
         raise FileNotFoundError(_missing(name, root))
     published = SETS[name]
     path = data_root(root) / "uci" / published.folder / "data.txt"
-    fetch([_SOURCE.format(folder=published.folder)], path, "sha256", published.sha256, "uci/<set>/data.txt")
+    fetch(
+        [_SOURCE.format(folder=published.folder)],
+        path,
+        algorithm="sha256",
+        checksum=published.sha256,
+        contents="uci/<set>/data.txt",
+    )
 
 
 def read(name: str, root: str | None = None) -> tuple[Array, Array]:

@@ -21,7 +21,7 @@ FIELDS = {LINES: ("step", "lineKey", "lineVal"), CONFUSION: ("Actual", "Predicte
 
 
 def log_lines(
-    trainer: Trainer, key: str, lines: Mapping[str, tuple[Tensor, Tensor]], title: str, x: str
+    trainer: Trainer, key: str, lines: Mapping[str, tuple[Tensor, Tensor]], *, title: str, x: str
 ) -> None:
     """Log lines whose x axis is not the step; their table is ``<key>_table``. For rank zero only.
 
@@ -40,7 +40,7 @@ def log_lines(
     _log_chart(trainer, key, LINES, rows, {"title": title, "xname": x})
 
 
-def log_confusion(trainer: Trainer, key: str, confusion: Tensor, title: str) -> None:
+def log_confusion(trainer: Trainer, key: str, confusion: Tensor, *, title: str) -> None:
     """Log a confusion matrix; its table is ``<key>_table``. For rank zero only.
 
     Args:
@@ -75,6 +75,7 @@ def log_samples(
     trainer: Trainer,
     key: str,
     columns: Sequence[str],
+    *,
     images: Sequence[Tensor] | Tensor,
     rows: Sequence[Sequence[Any]],
 ) -> None:

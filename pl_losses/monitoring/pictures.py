@@ -195,7 +195,7 @@ class ClassifierReport(Callback):
         confusion = torch.zeros(classes, classes, dtype=torch.long)
         confusion.index_put_((table[:, 0], table[:, 1]), table[:, 2], accumulate=True)
         log_figure(trainer, "test/confusion_matrix", draw_confusion(confusion))
-        log_confusion(trainer, "test/confusion", confusion, "Right and predicted class")
+        log_confusion(trainer, "test/confusion", confusion, title="Right and predicted class")
         for key in sorted({key for _, own, _ in parts for key, _ in own}):
             mine = [kept for _, own, _ in parts for name, kept in own if name == key]
             score, images, labels = (torch.cat([part[i].cpu() for part in mine]) for i in range(3))
@@ -206,11 +206,11 @@ class ClassifierReport(Callback):
                     [*pair, sure]
                     for pair, sure in zip(labels[listed].tolist(), score[listed].tolist(), strict=True)
                 ]
-                log_samples(trainer, "test/errors_table", COLUMNS, images[listed], rows)
+                log_samples(trainer, "test/errors_table", COLUMNS, images=images[listed], rows=rows)
             if len(best := best[: self.samples]):
                 note = notes_of[key]
                 notes = [note.format(value) for value in score[best].tolist()] if note else []
-                log_figure(trainer, f"test/{key}", draw_samples(images[best], labels[best], notes))
+                log_figure(trainer, f"test/{key}", draw_samples(images[best], labels[best], notes=notes))
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -222,7 +222,7 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def draw_samples(images: Tensor, labels: Tensor, notes: Sequence[str] = (), columns: int = 8) -> Figure:
+def draw_samples(images: Tensor, labels: Tensor, *, notes: Sequence[str] = (), columns: int = 8) -> Figure:
     """Draw a grid of images, each with its right and its predicted class, in red where they differ.
 
     Args:

@@ -77,6 +77,7 @@ class RunRecord(Callback):
         self,
         config: Config,
         recipe: list[str] | None = None,
+        *,
         own: frozenset[str] = frozenset(),
         origin: str | None = None,
         command: str = "fit",

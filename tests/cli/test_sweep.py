@@ -497,4 +497,4 @@ def test_the_shipped_sweeps(name, tmp_path):
     sweep = read_sweep(recipes.sweeps()[name])
     assert sweep.name == name
     for seed in range(2):
-        Runner(sweep, tmp_path, seed, [], 3).check_first()
+        Runner(sweep, tmp_path, seed=seed, more=[], failures=3).check_first()

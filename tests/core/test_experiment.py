@@ -72,7 +72,13 @@ def test_tables_pictures_and_the_run(tmp_path):
     with kept.table("errors.csv", rows).open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"error": "0.5"}]
     assert kept.picture("errors.png", figure).read_bytes()[:4] == b"\x89PNG"
-    kept.record("demo/errors", "offline", {"demo/errors": rows}, {"demo/picture": figure}, {"error": 0.5})
+    kept.record(
+        "demo/errors",
+        "offline",
+        tables={"demo/errors": rows},
+        pictures={"demo/picture": figure},
+        summary={"error": 0.5},
+    )
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("files/media/images/demo/picture*"))
     assert list(run.glob("files/media/table/demo/errors*"))

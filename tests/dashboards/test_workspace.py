@@ -98,9 +98,9 @@ def test_push_saves_over_what_was_pushed_before():
         saved.append(workspace._to_model())
         return SimpleNamespace(url="https://wandb.example/view")
 
-    assert push("lenet/digits", "me", "mine", save) == "https://wandb.example/view"
-    push("lenet/digits", "me", "mine", save)
-    push("lenet/mnist", "me", "mine", save)
+    assert push("lenet/digits", "me", "mine", save=save) == "https://wandb.example/view"
+    push("lenet/digits", "me", "mine", save=save)
+    push("lenet/mnist", "me", "mine", save=save)
     assert (saved[0].entity, saved[0].project, saved[0].display_name) == (
         "me",
         "mine",
@@ -112,7 +112,7 @@ def test_push_saves_over_what_was_pushed_before():
         raise wandb.errors.CommError("no such entity")
 
     with pytest.raises(Exception, match="W&B refused, or cannot be reached: no such entity"):
-        push("lenet/digits", "me", "mine", fail)
+        push("lenet/digits", "me", "mine", save=fail)
 
 
 def test_json(capsys):

@@ -32,7 +32,7 @@ def test_join_places_digits_by_their_ink():
 def test_overlap_shows_the_darker_digit():
     canvas = torch.full((1, 2, 4), 0.5)
     patches = torch.tensor([[[[0.2, 0.9], [0.7, 0.1]]]])
-    found = paste(canvas, patches, torch.tensor([[3]]), torch.tensor([[0]]))
+    found = paste(canvas, patches, x=torch.tensor([[3]]), y=torch.tensor([[0]]))
     torch.testing.assert_close(found, torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.7]]]))
 
 

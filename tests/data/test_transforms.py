@@ -27,7 +27,7 @@ def test_a_shift_by_whole_pixels_is_exact(background):
     x = (images() * 8).round() / 8
     expected = torch.full_like(x, background)
     expected[..., 3:, :-2] = x[..., :-3, 2:]
-    assert torch.equal(warp(x, parameters(right=-2, down=3), background), expected)
+    assert torch.equal(warp(x, parameters(right=-2, down=3), background=background), expected)
 
 
 def test_a_displacement_says_where_each_pixel_is_taken_from():

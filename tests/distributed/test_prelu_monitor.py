@@ -178,7 +178,7 @@ def placed_rank(rank, folder):
             for path, slopes in layers.items():
                 slopes.grad = placed(-whole[path], mesh, placement)
                 optimizer.state[slopes]["exp_avg"] = placed(10 * whole[path], mesh, placement)
-            sums = gather(layers, optimizer, True, rank)
+            sums = gather(layers, optimizer, sharded=True, rank=rank)
             distributed.all_reduce(sums)
             values = torch.cat([*whole.values()])
             expected = torch.cat([values, -values, 10 * values])

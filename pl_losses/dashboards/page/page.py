@@ -67,6 +67,7 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 
 def build_page(
     runs: Sequence[Run],
+    *,
     refresh: int = 0,
     metric: str = "",
     title: str = "",

@@ -95,7 +95,7 @@ class DropoutModule(PaperModule):
             return
         self._decay_checked = True
         inputs, _ = expected.labelled(self, batch)
-        if find_dropout(self.network, inputs, self.__call__).active:
+        if find_dropout(self.network, inputs, forward=self.__call__).active:
             rank_zero_warn(
                 f"The network of {type(self).__name__} has dropout, but not as modules before its layers,"
                 " so that its weight decay takes p = 0: override `drop_probabilities`"
@@ -119,7 +119,7 @@ class DropoutModule(PaperModule):
 
     def decay_of(self, p: float) -> float:
         """Compute lambda of weights whose inputs are dropped with probability p; here with tau = 1."""
-        return weight_decay_of(1.0, self.length_scale, int(self.size), p, self.convention)
+        return weight_decay_of(1.0, self.length_scale, int(self.size), p=p, convention=self.convention)
 
     def objective(self, errors: Tensor) -> Tensor:
         """Compute L_dropout of a batch: errors [B] -> scalar; in evaluation without the weight decay.
@@ -176,7 +176,9 @@ class DropoutModule(PaperModule):
             seed = fold_in(self.seed, self.places(0, 1)[0], *key)
         # Sample the network: the module's metrics hold tensors of inference mode, which slow sampling down.
         call = forward or self.__call__
-        found: Tensor = mc_samples(self.network, inputs, self.samples, self.chunk, seed, self.masks, call)
+        found: Tensor = mc_samples(
+            self.network, inputs, self.samples, chunk=self.chunk, seed=seed, masks=self.masks, forward=call
+        )
         return found
 
 

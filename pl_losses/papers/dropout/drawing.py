@@ -60,7 +60,7 @@ def draw_uncertain(images: Tensor, labels: Tensor, information: Tensor) -> Figur
         information: Mutual information in nats, [N].
     """
     notes = [f"{nats:.2f} nats" for nats in information.tolist()]
-    return draw_samples(images, labels, notes)
+    return draw_samples(images, labels, notes=notes)
 
 
 def draw_coverage(coverage: Tensor) -> Figure:

@@ -241,7 +241,9 @@ class DropoutUncertaintyMonitor(Reading, Callback):
         with trainer.precision_plugin.forward_context():
             forward = partial(self._forward, pl_module)
             first = self._found is None
-            found = self._found = self._found or find_dropout(pl_module, inputs, forward, self.train)
+            found = self._found = self._found or find_dropout(
+                pl_module, inputs, forward=forward, train=self.train
+            )
             if found.reason:
                 # A probability may still rise from 0; a dropout that is not called at all stays out.
                 self._hopeless = found.hopeless
@@ -264,7 +266,14 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             if self.masks == "independent":
                 seed = fold_in(self.seed, trainer.global_rank, loader, index)
             samples = mc_samples(
-                pl_module, inputs, self.samples, self.chunk, seed, self.masks, forward, found.parts
+                pl_module,
+                inputs,
+                self.samples,
+                chunk=self.chunk,
+                seed=seed,
+                masks=self.masks,
+                forward=forward,
+                train=found.parts,
             )
         self._given.add(self._loaders[loader], batch, loader)
         own = unrepeated_rows(self._loaders[loader], index, len(single), tensors_in(batch))
@@ -341,8 +350,11 @@ class DropoutUncertaintyMonitor(Reading, Callback):
             for name, figure in summary.figures(trainer.is_global_zero).items():
                 log_figure(trainer, f"{stage}/{self.name}/{name}{suffix}", figure)
             if listed := summary.rows():
+                images, rows = listed
                 key = f"{stage}/{self.name}/most_uncertain_table{suffix}"
-                log_samples(trainer, key, ("right", "predicted", "mutual information, nats"), *listed)
+                log_samples(
+                    trainer, key, ("right", "predicted", "mutual information, nats"), images=images, rows=rows
+                )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new pass; in a sanity check, to try one batch."""

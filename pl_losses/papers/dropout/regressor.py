@@ -215,7 +215,9 @@ class DropoutRegressor(DropoutModule):
         """Compute lambda of weights whose inputs are dropped with probability p."""
         std = float(self.target_scale.std)
         tau = 1 / std**2 if self.fixed is None else self.fixed
-        return weight_decay_of(tau, self.length_scale, int(self.size), p, self.convention, std)
+        return weight_decay_of(
+            tau, self.length_scale, int(self.size), p=p, convention=self.convention, target_std=std
+        )
 
     def read_training_data(self, loader: Any) -> int:
         """Standardise by the training data of all ranks; return their number."""

@@ -221,7 +221,9 @@ class RotationReport(Callback):
                 " without dropout is one pass of many"
             )
         if trainer.is_global_zero:
-            figure = draw_rotation(images.cpu(), self.angles, logits.cpu(), single.cpu(), self.classes)
+            figure = draw_rotation(
+                images.cpu(), self.angles, logits.cpu(), single=single.cpu(), classes=self.classes
+            )
             log_figure(trainer, "test/rotation", figure)
 
 
@@ -233,7 +235,7 @@ def rotated(image: Tensor, angles: Sequence[float]) -> Tensor:
 
 
 def draw_rotation(
-    images: Tensor, angles: Sequence[float], logits: Tensor, single: Tensor, classes: int
+    images: Tensor, angles: Sequence[float], logits: Tensor, *, single: Tensor, classes: int
 ) -> Figure:
     """Draw softmax inputs, softmax outputs and uncertainty over the angle, with the images below.
 

@@ -30,7 +30,7 @@ class DCGANGenerator(nn.Sequential):
     """
 
     def __init__(
-        self, latent_size: int = 100, channels: int = 1, image_size: int = 32, width: int = 64
+        self, latent_size: int = 100, channels: int = 1, image_size: int = 32, *, width: int = 64
     ) -> None:
         side, doublings = stages(image_size)
         wide = width * 2 ** (doublings - 1)
@@ -93,7 +93,7 @@ class MLPGenerator(nn.Sequential):
     """
 
     def __init__(
-        self, latent_size: int = 100, channels: int = 1, image_size: int = 32, width: int = 64
+        self, latent_size: int = 100, channels: int = 1, image_size: int = 32, *, width: int = 64
     ) -> None:
         shape = (channels, image_size, image_size)
         sizes = [latent_size, width, 2 * width, 4 * width]

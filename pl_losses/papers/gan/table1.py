@@ -104,6 +104,7 @@ class Clock(pl.Callback):
 @typed
 def reproduce(
     models: str = "all",
+    *,
     batch_size: int | None = None,
     image_size: int = 224,
     steps: int = 20,
@@ -138,7 +139,15 @@ def reproduce(
     check_counts(steps=steps, repeats=repeats)
     rows = []
     for name in names:
-        rows.append(measure(name, RandomImages(image_size, size), steps, repeats, torch.device(device)))
+        rows.append(
+            measure(
+                name,
+                RandomImages(image_size, size),
+                steps=steps,
+                repeats=repeats,
+                device=torch.device(device),
+            )
+        )
         print(f"{name}: {rows[-1]['trainer']} images/s under a Trainer", flush=True)
     path = write_table(Path(folder, "table1.csv"), rows)
     print(
@@ -147,14 +156,16 @@ def reproduce(
     )
 
 
-def measure(name: str, data: RandomImages, steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
+def measure(
+    name: str, data: RandomImages, *, steps: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
     """Measure images per second both ways, medians of turns, and the median ratio, turn by turn."""
     torch.manual_seed(0)
     network = getattr(torchvision.models, MODELS[name][0])(weights=None, num_classes=CLASSES)
     data.setup("fit")
     ways: dict[str, Callable[[], float]] = {
-        "plain": lambda: plain(network, data, steps, device),
-        "trainer": lambda: under_trainer(network, data, steps, device),
+        "plain": lambda: plain(network, data, steps=steps, device=device),
+        "trainer": lambda: under_trainer(network, data, steps=steps, device=device),
     }
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
@@ -170,7 +181,7 @@ def measure(name: str, data: RandomImages, steps: int, repeats: int, device: tor
     }
 
 
-def plain(network: nn.Module, data: RandomImages, steps: int, device: torch.device) -> float:
+def plain(network: nn.Module, data: RandomImages, *, steps: int, device: torch.device) -> float:
     """Time the steps of a loop written by hand, in seconds."""
     images, labels = (tensor.to(device) for tensor in data.tensors["train"])
     network.to(device).train()
@@ -186,7 +197,7 @@ def plain(network: nn.Module, data: RandomImages, steps: int, device: torch.devi
     return now(device) - started
 
 
-def under_trainer(network: nn.Module, data: RandomImages, steps: int, device: torch.device) -> float:
+def under_trainer(network: nn.Module, data: RandomImages, *, steps: int, device: torch.device) -> float:
     """Time the same steps under a Trainer that logs every tenth, in seconds."""
     clock = Clock(device)
     with tempfile.TemporaryDirectory() as folder, quiet():

@@ -141,7 +141,9 @@ class LatticeReader(StringReader[SegmentLattice]):
 
     def cut(self, images: Tensor) -> Cuts:
         """Choose where to cut lines [B, 1, H, W] into pieces."""
-        return candidate_cuts(images, self.radius, self.projection_radius, self.max_ink)
+        return candidate_cuts(
+            images, radius=self.radius, projection_radius=self.projection_radius, max_ink=self.max_ink
+        )
 
     def segment_penalties(self, segments: Tensor) -> Tensor:
         """Compute the penalties of segments: ink in [0, 1], [M, 1, 32, 32] -> [M, C]."""
@@ -178,7 +180,9 @@ class LatticeReader(StringReader[SegmentLattice]):
         self.check_images(images)
         cuts = self.cut(images)
         with torch.no_grad():
-            segments = cut_segments(images, cuts, self.max_pieces, self.max_width, deslant=self.deslant)
+            segments = cut_segments(
+                images, cuts, max_pieces=self.max_pieces, max_width=self.max_width, deslant=self.deslant
+            )
         penalties = self._checked(self.segment_penalties(segments.images))
         shape = (len(images), cuts.columns.shape[1] - 1, self.max_pieces, penalties.shape[1])
         graph = penalties.new_full(shape, float("inf"))

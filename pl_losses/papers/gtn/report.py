@@ -118,7 +118,9 @@ class ReadingReport(Callback):
         rows = [*worst, *(line for line in first if line.answer == line.right)][: self.rows]
         read = [[line.right, line.answer, line.confidence] for line in rows]
         columns = ("right", "read", "confidence")
-        log_samples(trainer, "test/strings_table", columns, [line.image[None] for line in rows], read)
+        log_samples(
+            trainer, "test/strings_table", columns, images=[line.image[None] for line in rows], rows=read
+        )
         for key, lines in (("segmentation", first[: self.lines]), ("errors", worst[: self.errors])):
             if lines:
                 log_figure(trainer, f"test/{key}", draw_lines(lines))
@@ -128,7 +130,7 @@ class ReadingReport(Callback):
         _, rejected, error = error_reject_curve(confidence, wrong > 0)
         curve = {"strings": (100 * rejected, 100 * error)}
         title, x = "Errors among the strings that are not rejected, %", "rejected strings, %"
-        log_lines(trainer, "test/error_reject_curve", curve, title, x)
+        log_lines(trainer, "test/error_reject_curve", curve, title=title, x=x)
 
 
 def _described(

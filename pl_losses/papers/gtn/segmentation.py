@@ -80,7 +80,7 @@ def cutting_costs(images: Tensor) -> tuple[Tensor, Tensor]:
 
 @typed
 def candidate_cuts(
-    images: Tensor, radius: int = 2, projection_radius: int = 3, max_ink: float = 12.0
+    images: Tensor, *, radius: int = 2, projection_radius: int = 3, max_ink: float = 12.0
 ) -> Cuts:
     """Cut lines where characters may meet.
 
@@ -147,6 +147,7 @@ def _lowest(cost: Tensor, radius: int) -> Tensor:
 def cut_segments(
     images: Tensor,
     cuts: Cuts,
+    *,
     max_pieces: int = 4,
     max_width: int = 29,
     min_ink: float = 2.0,
@@ -210,7 +211,7 @@ def centred(images: Tensor, size: int = 32, deslant: bool = False) -> Tensor:
     width = images.shape[-1]
     columns = torch.tensor([0, width], device=images.device).expand(len(images), 2)
     cuts = Cuts(columns, torch.ones(len(images), dtype=torch.long, device=images.device))
-    return cut_segments(images, cuts, 1, width, size=size, deslant=deslant).images
+    return cut_segments(images, cuts, max_pieces=1, max_width=width, size=size, deslant=deslant).images
 
 
 def _spans(cuts: Cuts, max_pieces: int, max_width: int) -> tuple[Tensor, ...]:

@@ -118,6 +118,7 @@ class StochasticDiagonalLM(Optimizer):
         network: Network,
         batches: Iterable[object],
         loss: Loss,
+        *,
         output_curvature: OutputCurvature = None,
     ) -> None:
         r"""Estimate the diagonal of the Gauss-Newton matrix, averaged over the patterns of ``batches``.

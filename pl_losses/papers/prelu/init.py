@@ -116,6 +116,7 @@ def he_normal_(
     tensor: Tensor,
     slope: float = 0.0,
     mode: Mode = "fan_in",
+    *,
     groups: int = 1,
     stride: int | Sequence[int] = 1,
     transposed: bool = False,
@@ -160,6 +161,7 @@ def he_uniform_(
     tensor: Tensor,
     slope: float = 0.0,
     mode: Mode = "fan_in",
+    *,
     groups: int = 1,
     stride: int | Sequence[int] = 1,
     transposed: bool = False,
@@ -190,6 +192,7 @@ def he_init_(
     module: nn.Module,
     mode: Mode = "fan_in",
     distribution: Literal["normal", "uniform"] = "normal",
+    *,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """Draw all weights of a network by eq. 15, each with the slope of its own rectifier; biases become 0.

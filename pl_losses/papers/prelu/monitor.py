@@ -142,7 +142,7 @@ class PReLUSlopeMonitor(Monitor):
         trained: Trained | None = None,
     ) -> Part:
         trained = {path: [slopes] for path, slopes in layers.items()} if trained is None else trained
-        sums = gather(layers, optimizer, self._sharded, trainer.global_rank, trained)
+        sums = gather(layers, optimizer, sharded=self._sharded, rank=trainer.global_rank, trained=trained)
         sizes = {
             path: (slopes.numel(), sum(one.numel() for one in trained[path]))
             for path, slopes in layers.items()

@@ -112,6 +112,7 @@ def members(group: Mapping[str, Any], trained: Trained) -> list[str]:
 def gather(
     layers: dict[str, Tensor],
     optimizer: Optimizer | None,
+    *,
     sharded: bool,
     rank: int,
     trained: Trained | None = None,
@@ -140,7 +141,9 @@ def gather(
     for read in (own_gradient, own_momentum):
         for path in layers:
             parts = [
-                read(optimizer, one, sharded, rank) if optimizer is not None and id(one) in owned else None
+                read(optimizer, one, sharded=sharded, rank=rank)
+                if optimizer is not None and id(one) in owned
+                else None
                 for one in trained[path]
             ]
             flat += [in_line(part, one, device) for part, one in zip(parts, trained[path], strict=True)]
@@ -170,7 +173,7 @@ def own_part(tensor: Tensor | None, sharded: bool, rank: int) -> Tensor | None:
     return whole
 
 
-def own_gradient(optimizer: Optimizer, slopes: Tensor, sharded: bool, rank: int) -> Tensor | None:
+def own_gradient(optimizer: Optimizer, slopes: Tensor, *, sharded: bool, rank: int) -> Tensor | None:
     """Return this rank's part of the gradient of ``slopes``, without the loss scale.
 
     A fused optimizer removes the scale in its step, unless it skips the step.
@@ -183,7 +186,7 @@ def own_gradient(optimizer: Optimizer, slopes: Tensor, sharded: bool, rank: int)
     return gradient / torch.where(overflow > 0, scale, torch.ones_like(scale))
 
 
-def own_momentum(optimizer: Optimizer, slopes: Tensor, sharded: bool, rank: int) -> Tensor | None:
+def own_momentum(optimizer: Optimizer, slopes: Tensor, *, sharded: bool, rank: int) -> Tensor | None:
     """Return this rank's part of the running mean of the gradients of ``slopes``, if it is kept."""
     holder = getattr(optimizer, "optim", optimizer)  # ZeRO: each parameter's state is on one rank, whole.
     state = holder.state.get(slopes, {})

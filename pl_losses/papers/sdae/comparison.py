@@ -28,6 +28,7 @@ def reproduce(
     variations: str | list[str] = "bg-rand-gen,bg-img-gen,rot-gen",
     seeds: int = 3,
     source: str = "mnist",
+    *,
     root: str | None = None,
     folder: str = "runs/sdae/variations",
     train_size: int | None = None,

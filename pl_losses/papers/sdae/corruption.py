@@ -71,7 +71,7 @@ class Corruption(ABC):
         if clean.ndim < 2:
             raise ValueError(f"Expected `clean` of shape [B, ...] but got {list(clean.shape)}")
         check_integer("ranks", ranks, 1)
-        check_integer("rank", rank, 0, ranks - 1)
+        check_integer("rank", rank, 0, most=ranks - 1)
         rows = clean.flatten(1) if clean.ndim != 2 else clean
         count = -(-len(rows) * ranks // ROWS) * ROWS
         drawn = self.draw((count, rows.shape[1]), rows, generator)
@@ -150,7 +150,7 @@ class SaltAndPepper(_SubsetCorruption):
 
     @typed
     def __init__(
-        self, fraction: float = 0.25, mode: Mode = "exact", low: float = 0.0, high: float = 1.0
+        self, fraction: float = 0.25, mode: Mode = "exact", *, low: float = 0.0, high: float = 1.0
     ) -> None:
         super().__init__(fraction, mode)
         if not low < high:

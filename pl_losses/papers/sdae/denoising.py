@@ -46,6 +46,7 @@ class Denoising(PaperModule):
         self,
         sizes: list[int],
         corruption: CorruptionName,
+        *,
         level: float,
         mode: Mode,
         visible: Kind,
@@ -84,7 +85,7 @@ class Denoising(PaperModule):
     def configure_layer(self, index: int, in_features: int, hidden: int) -> AutoencoderLayer:
         """Build the layer ``index``, from 0: inputs [B, in_features] -> codes [B, hidden]."""
         kind: Kind = self.visible if index == 0 else "cross_entropy"
-        return DenseLayer(in_features, hidden, self.tied, kind)
+        return DenseLayer(in_features, hidden, tied=self.tied, kind=kind)
 
     def configure_corruption(self, index: int) -> Corruption:
         """Build the corruption of the inputs of layer ``index``, by default the same for all.
@@ -202,7 +203,9 @@ class Denoising(PaperModule):
         self.refuse_non_finite(loss)
         return loss, loss * self.rank_weight(own)
 
-    def count_reconstruction(self, mean: Any, clean: Tensor, index: int, stage: str, batch_idx: int) -> None:
+    def count_reconstruction(
+        self, mean: Any, clean: Tensor, *, index: int, stage: str, batch_idx: int
+    ) -> None:
         """Add the criterion of a batch of clean inputs of layer ``index`` to a mean."""
         own = self.num_unpadded(batch_idx, len(clean))
         places = self.places(batch_idx, len(clean))
@@ -320,7 +323,18 @@ class DenoisingAutoencoder(Denoising):
         check_init(locals())
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
-        self.build([in_features, hidden], corruption, level, mode, visible, sigma, alpha, beta, tied, seed)
+        self.build(
+            [in_features, hidden],
+            corruption,
+            level=level,
+            mode=mode,
+            visible=visible,
+            sigma=sigma,
+            alpha=alpha,
+            beta=beta,
+            tied=tied,
+            seed=seed,
+        )
         self.means = nn.ModuleDict({"val": Mean(), "test": Mean()})
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -335,11 +349,15 @@ class DenoisingAutoencoder(Denoising):
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
         """Add a batch to the mean."""
-        self.count_reconstruction(self.means["val"], self._clean(batch), 0, "val", batch_idx)
+        self.count_reconstruction(
+            self.means["val"], self._clean(batch), index=0, stage="val", batch_idx=batch_idx
+        )
 
     def test_step(self, batch: object, batch_idx: int) -> None:
         """Add a batch to the mean."""
-        self.count_reconstruction(self.means["test"], self._clean(batch), 0, "test", batch_idx)
+        self.count_reconstruction(
+            self.means["test"], self._clean(batch), index=0, stage="test", batch_idx=batch_idx
+        )
 
     def evaluation_results(self, stage: str) -> Mapping[str, Tensor | float]:
         """Return the mean reconstruction error."""

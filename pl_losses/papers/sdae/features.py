@@ -38,7 +38,7 @@ class FrozenEncoder(nn.Module):
     def __init__(self, model: Denoising, depth: int | None = None) -> None:
         super().__init__()
         self.depth = len(model.layers) if depth is None else depth
-        check_integer("depth", self.depth, 0, len(model.layers))
+        check_integer("depth", self.depth, 0, most=len(model.layers))
         self.layers = model.layers.requires_grad_(False)
         self._codes = [model.codes]  # In a list, so that the model is not a submodule.
 
@@ -47,7 +47,9 @@ class FrozenEncoder(nn.Module):
         return self._codes[0](inputs, self.depth)
 
 
-def encode_split(model: Denoising, data: TensorDataModule, split: str, depth: int) -> tuple[Tensor, Tensor]:
+def encode_split(
+    model: Denoising, data: TensorDataModule, split: str, *, depth: int
+) -> tuple[Tensor, Tensor]:
     """Encode a split of a DataModule that is set up: codes [N, H] and labels [N], on the host."""
     loader = data._loader(split)
     device = next(model.parameters()).device
@@ -60,6 +62,7 @@ def encode_split(model: Denoising, data: TensorDataModule, split: str, depth: in
 def svm_errors(
     model: Denoising,
     data: TensorDataModule,
+    *,
     kernel: Literal["linear", "rbf"] = "linear",
     depths: Sequence[int] | None = None,
     c_values: Sequence[float] = C_VALUES,
@@ -89,7 +92,7 @@ def svm_errors(
         raise ValueError("Expected `c_values` to choose from but got none")
     chosen = range(len(model.layers) + 1) if depths is None else depths
     for depth in chosen:
-        check_integer("depths", depth, 0, len(model.layers))
+        check_integer("depths", depth, 0, most=len(model.layers))
     data.prepare_data()
     for stage in ("fit", "test"):
         data.setup(stage)
@@ -97,7 +100,9 @@ def svm_errors(
         raise ValueError("Expected `data` with a validation split, on which C is chosen")
     found = {}
     for depth in chosen:
-        splits: Any = {split: encode_split(model, data, split, depth) for split in ("train", "val", "test")}
+        splits: Any = {
+            split: encode_split(model, data, split, depth=depth) for split in ("train", "val", "test")
+        }
         best: tuple[float, float, Any] | None = None
         for value in c_values:
             machine = LinearSVC(C=value / 100, dual="auto") if kernel == "linear" else SVC(C=value)

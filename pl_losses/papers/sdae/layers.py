@@ -68,7 +68,7 @@ class DenseLayer(AutoencoderLayer):
 
     @typed
     def __init__(
-        self, in_features: int, hidden: int, tied: bool = True, kind: Kind = "cross_entropy"
+        self, in_features: int, hidden: int, *, tied: bool = True, kind: Kind = "cross_entropy"
     ) -> None:
         check_counts(in_features=in_features, hidden=hidden)
         super().__init__()

@@ -126,7 +126,18 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         self.patience, self.cache_codes, self.start_from = patience, cache_codes, start_from
         self.num_classes, self.hidden = num_classes, list(hidden)
         sizes = [in_features, *hidden]
-        self.build(sizes, corruption, level, mode, visible, sigma, alpha, beta, tied, seed)
+        self.build(
+            sizes,
+            corruption,
+            level=level,
+            mode=mode,
+            visible=visible,
+            sigma=sigma,
+            alpha=alpha,
+            beta=beta,
+            tied=tied,
+            seed=seed,
+        )
         self.head = self.configure_head()
         self.stage = len(hidden)
         self.configure_metrics()
@@ -207,7 +218,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
             return
         clean = self.codes(expected.first(self, batch), self.stage)
         mean = self.val_reconstruction[self.stage]
-        self.count_reconstruction(mean, clean, self.stage, "val", batch_idx)
+        self.count_reconstruction(mean, clean, index=self.stage, stage="val", batch_idx=batch_idx)
 
     def evaluation_results(self, stage: str) -> dict[str, Tensor | float]:
         """Return a layer's mean reconstruction error; in fine-tuning and tests loss and error."""

@@ -315,11 +315,13 @@ class StyleTransfer(PaperModule):
         masks = self.pictures.masks
         if masks is not None:
             masks = scaled(masks[None], size)[0].to(self.device)
-        self.objective.set_targets(contents, sized, self.pictures.shares, masks, self.tile)
+        self.objective.set_targets(contents, sized, shares=self.pictures.shares, masks=masks, tile=self.tile)
         ranks = self.trainer.world_size if isinstance(self.trainer.strategy, TilesTogether) else 1
         # An image of a single tile would pass through the network twice in vain.
         if self.tile is not None and (max(size) > self.tile or ranks > 1):
-            self._tiled = TiledObjective(self.objective, self.tile, self.global_rank % ranks, ranks)
+            self._tiled = TiledObjective(
+                self.objective, self.tile, rank=self.global_rank % ranks, ranks=ranks
+            )
         else:
             self._tiled = None
         self._target_size = size

@@ -29,7 +29,7 @@ class TiledObjective:
         ranks: Processes that share the tiles; all have the same image, and take part in each evaluation.
     """
 
-    def __init__(self, objective: Objective, tile: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, objective: Objective, tile: int, *, rank: int = 0, ranks: int = 1) -> None:
         self.objective, self.tile, self.rank, self.ranks = objective, tile, rank, ranks
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Terms]:

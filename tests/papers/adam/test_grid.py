@@ -137,7 +137,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize(("when", "together"), [(3, 3), (2, 8), (9, 3)])
 def test_an_interrupted_grid_goes_on(tmp_path, images, when, together):
-    whole = Grid(plan(), images, tmp_path / "whole", together).run()
+    whole = Grid(plan(), images, tmp_path / "whole", together=together).run()
     calls = []
 
     def progress(done, total):
@@ -146,14 +146,14 @@ def test_an_interrupted_grid_goes_on(tmp_path, images, when, together):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        Grid(plan(), images, tmp_path / "half", together, save_every=0.0, progress=progress).run()
+        Grid(plan(), images, tmp_path / "half", together=together, save_every=0.0, progress=progress).run()
     again = []
-    grid = Grid(plan(), images, tmp_path / "half", 5, progress=lambda *at: again.append(at))
+    grid = Grid(plan(), images, tmp_path / "half", together=5, progress=lambda *at: again.append(at))
     assert_alike(grid.run(), whole)
     assert again[0][0] > calls[0][0]
     assert again[-1] == (8 * 23, 8 * 23)
     finished = []
-    Grid(plan(), images, tmp_path / "half", 5, progress=lambda *at: finished.append(at)).run()
+    Grid(plan(), images, tmp_path / "half", together=5, progress=lambda *at: finished.append(at)).run()
     assert not finished
 
 

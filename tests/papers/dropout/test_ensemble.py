@@ -27,7 +27,9 @@ def sets(*sizes, features=3, seed=0):
 
 
 def network(dropout=(0.0, 0.1, 0.4), seeds=None, features=3, hidden=5):
-    return BatchedMLP(features, hidden, dropout, seeds or [7 + k for k in range(len(dropout))], DOUBLE)
+    return BatchedMLP(
+        features, hidden, dropout=dropout, seeds=seeds or [7 + k for k in range(len(dropout))], dtype=DOUBLE
+    )
 
 
 def with_ones(inputs):
@@ -98,19 +100,21 @@ def test_a_member_learns_the_same_alone_as_among_others():
         [0.0, 0.01, 0.1, 0.02],
     )
     options = {"epochs": 5, "batch_size": 8, "learning_rate": 0.01, "schedule": lambda share: 1 - share}
-    together = BatchedMLP(3, 5, dropout, seeds, DOUBLE)
+    together = BatchedMLP(3, 5, dropout=dropout, seeds=seeds, dtype=DOUBLE)
     train(together, data, sources, weight_decay=decay, **options)
     precision = torch.ones(2, 4, dtype=DOUBLE)
-    scores = mc_scores(together, data.inputs[sources], data.targets[sources], precision, 70)
+    scores = mc_scores(together, data.inputs[sources], data.targets[sources], precision=precision, samples=70)
     for member in range(4):
-        alone = BatchedMLP(3, 5, dropout[member : member + 1], seeds[member : member + 1], DOUBLE)
+        alone = BatchedMLP(
+            3, 5, dropout=dropout[member : member + 1], seeds=seeds[member : member + 1], dtype=DOUBLE
+        )
         own = sources[member : member + 1]
         train(alone, data, own, weight_decay=decay[member : member + 1], **options)
         for name in ("first", "second", "bias"):
             torch.testing.assert_close(
                 getattr(alone, name)[0], getattr(together, name)[member], rtol=1e-9, atol=1e-9
             )
-        score = mc_scores(alone, data.inputs[own], data.targets[own], precision[:, :1], 70)
+        score = mc_scores(alone, data.inputs[own], data.targets[own], precision=precision[:, :1], samples=70)
         torch.testing.assert_close(score.mean[0], scores.mean[member], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(
             score.log_likelihood[:, 0], scores.log_likelihood[:, member], rtol=1e-9, atol=1e-9
@@ -175,7 +179,7 @@ def test_sets_of_unequal_size_are_normalised_by_themselves_and_repeated():
 
 
 def test_glorot_initialisation():
-    net = BatchedMLP(20, 50, [0.1] * 20, list(range(20)))
+    net = BatchedMLP(20, 50, dropout=[0.1] * 20, seeds=list(range(20)))
     kernel = net.first[:, :-1]
     bound = math.sqrt(6 / 70)
     assert kernel.abs().max() <= bound
@@ -204,7 +208,7 @@ def test_scores_are_those_of_the_passes_held_at_once(rows, monkeypatch):
     inputs = with_ones(torch.randn(2, rows, 3, dtype=DOUBLE, generator=generator))
     targets = torch.randn(2, rows, dtype=DOUBLE, generator=generator)
     precision = torch.tensor([[0.5, 2.0], [30.0, 1e6]], dtype=DOUBLE)
-    scores = mc_scores(net, inputs, targets, precision, samples=60)
+    scores = mc_scores(net, inputs, targets, precision=precision, samples=60)
     size = min(rows, 128)
     at_once = 128 // size
     blocks = torch.stack(seen).view(math.ceil(rows / size), -1, 2, at_once, size)
@@ -230,12 +234,12 @@ def test_scores_are_those_of_the_passes_held_at_once(rows, monkeypatch):
 
 def test_mean_and_likelihood_of_one_linear_unit_are_those_of_all_its_masks():
     """y = v relu(w x) with p = 1/4 each: three in four times 0, else 16/9 v w x."""
-    net = BatchedMLP(1, 1, [0.25], [0], DOUBLE)
+    net = BatchedMLP(1, 1, dropout=[0.25], seeds=[0], dtype=DOUBLE)
     net.first[0, :, 0] = torch.tensor([1.5, 0.0])
     net.second[:] = 2.0
     x, y, tau = torch.tensor([0.5, 1.0]), torch.tensor([1.0, 2.0], dtype=DOUBLE), 0.7
     inputs = with_ones(x.to(DOUBLE)[None, :, None])
-    scores = mc_scores(net, inputs, y[None], torch.tensor([[tau]]), samples=40_000)
+    scores = mc_scores(net, inputs, y[None], precision=torch.tensor([[tau]]), samples=40_000)
     kept, value = 0.75**2, 16 / 9 * 2 * 1.5 * x.to(DOUBLE)
     torch.testing.assert_close(scores.mean[0], kept * value, rtol=0.03, atol=0)
     density = [
@@ -255,7 +259,7 @@ def test_the_seed_alone_decides():
         before = torch.random.get_rng_state()
         net = network((0.1,), [seed])
         train(net, data, [0], epochs=2, batch_size=4, weight_decay=[0.0])
-        scores = mc_scores(net, data.inputs, data.targets, torch.ones(1, 1), 10)
+        scores = mc_scores(net, data.inputs, data.targets, precision=torch.ones(1, 1), samples=10)
         assert torch.equal(torch.random.get_rng_state(), before)
         results.append((net.weights, scores.mean))
     assert all(map(torch.equal, results[0], results[1]))
@@ -265,11 +269,18 @@ def test_the_seed_alone_decides():
 def test_progress_counts_all_samples():
     inputs, targets = sets(15)
     data, done = Standardised(inputs, targets), []
-    net = BatchedMLP(3, 4, [0.1, 0.1], [0, 1])
+    net = BatchedMLP(3, 4, dropout=[0.1, 0.1], seeds=[0, 1])
     train(net, data, [0, 0], epochs=3, batch_size=4, weight_decay=[0, 0], progress=done.append)
     assert done == [30] * 3
     done.clear()
-    mc_scores(net, data.inputs[[0, 0]], data.targets[[0, 0]], torch.ones(1, 2), 300, progress=done.append)
+    mc_scores(
+        net,
+        data.inputs[[0, 0]],
+        data.targets[[0, 0]],
+        precision=torch.ones(1, 2),
+        samples=300,
+        progress=done.append,
+    )
     assert sum(done) == 2 * 15 * 300
 
 
@@ -283,7 +294,10 @@ def test_a_member_that_diverges_leaves_the_others_alone():
     inputs, targets = sets(9)
     data = Standardised(inputs * 2, targets * 2)
     options = {"epochs": 3, "batch_size": 4, "learning_rate": 0.01}
-    both, alone = BatchedMLP(3, 4, [0.1, 0.1], [0, 1]), BatchedMLP(3, 4, [0.1], [0])
+    both, alone = (
+        BatchedMLP(3, 4, dropout=[0.1, 0.1], seeds=[0, 1]),
+        BatchedMLP(3, 4, dropout=[0.1], seeds=[0]),
+    )
     both.first[1] = float("inf")
     train(both, data, [0, 1], weight_decay=[0.0, 0.0], **options)
     train(alone, data, [0], weight_decay=[0.0], **options)

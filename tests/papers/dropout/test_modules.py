@@ -105,9 +105,17 @@ def test_loss_is_the_objective_with_the_decay_of_tau_l_n_and_each_p(tmp_path, co
     loss = (0.5 * ((outputs - y) / std).square()).mean()
     for layer, p in ((1, 0.1), (4, 0.3)):
         weight, bias = model.network[layer].weight, model.network[layer].bias
-        loss = loss + weight_decay_of(0.25, 2.0, 37, p, convention, std) * weight.square().sum()
+        loss = (
+            loss
+            + weight_decay_of(0.25, 2.0, 37, p=p, convention=convention, target_std=std)
+            * weight.square().sum()
+        )
         if convention == "paper":
-            loss = loss + weight_decay_of(0.25, 2.0, 37, 0.0, convention, std) * bias.square().sum()
+            loss = (
+                loss
+                + weight_decay_of(0.25, 2.0, 37, p=0.0, convention=convention, target_std=std)
+                * bias.square().sum()
+            )
     torch.testing.assert_close(model.compute_loss(outputs, y), loss)
     model.eval()
     torch.testing.assert_close(model.errors(outputs, y).mean(), model.compute_loss(outputs, y))

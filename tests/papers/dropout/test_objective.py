@@ -73,7 +73,7 @@ def test_objective_is_the_negative_bound_with_the_expectation_over_all_masks():
         prior = sum(gaussian.log_prob(values).sum() for values in (drawn, bias))
         bound = bound + share * (likelihood + prior)
         expected = expected + share * 0.5 * (outputs - y).square().sum(dim=1)
-    decays = [weight_decay_of(tau, scale, len(x), p), weight_decay_of(tau, scale, len(x), 0.0)]
+    decays = [weight_decay_of(tau, scale, len(x), p=p), weight_decay_of(tau, scale, len(x), p=0.0)]
     objective = dropout_objective(expected, [weight, bias], decays)
     ours = torch.autograd.grad(objective, (weight, bias), retain_graph=True)
     theirs = torch.autograd.grad(-bound / (len(x) * tau), (weight, bias))
@@ -94,10 +94,10 @@ def test_the_authors_minimise_their_mean_squared_error_with_half_the_decay():
     (x, y), tau, scale, p, std = linear_problem(), 2.5, 0.7, 0.05, 3.0
     weight = torch.randn(3, 1, dtype=DOUBLE, requires_grad=True)
     published = (x @ weight - y).square().mean() + scale**2 * (1 - p) / (2 * 7 * tau) * weight.square().sum()
-    decay = weight_decay_of(tau, scale, 7, p, "authors", target_std=std)
+    decay = weight_decay_of(tau, scale, 7, p=p, convention="authors", target_std=std)
     ours = dropout_objective(half_squares(x, y, weight), [weight], decay)
     torch.testing.assert_close(2 * ours, published, rtol=1e-13, atol=0)
-    assert decay == weight_decay_of(tau, scale, 7, p, "paper") / 2
+    assert decay == weight_decay_of(tau, scale, 7, p=p, convention="paper") / 2
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,14 @@ def test_the_authors_minimise_their_mean_squared_error_with_half_the_decay():
         (lambda: dropout_objective(torch.zeros(2), [torch.zeros(1)], [0.1, 0.2]), "each of 1 .* but got 2"),
         (lambda: dropout_objective(torch.zeros(2), [torch.zeros(1)], -0.1), "`weight_decay`.*-0.1"),
         (lambda: dropout_objective(torch.zeros(2), [torch.zeros(1)], math.inf), "`weight_decay`.*inf"),
-        (lambda: weight_decay_of(0.0, 1.0, 10, 0.1), "`precision`.*0.0"),
-        (lambda: weight_decay_of(1.0, -1.0, 10, 0.1), "`length_scale`.*-1.0"),
-        (lambda: weight_decay_of(1.0, 1.0, 0, 0.1), "`size`.*0"),
-        (lambda: weight_decay_of(1.0, 1.0, 10, 1.0), r"`p` in \[0, 1\).*1.0"),
-        (lambda: weight_decay_of(1.0, 1.0, 10, 0.1, "mine"), "`convention`.*'mine'"),
-        (lambda: weight_decay_of(1.0, 1.0, 10, 0.1, target_std=0.0), "`target_std`.*0.0"),
-        (lambda: precision_of(0.0, 1.0, 10, 0.1), "`weight_decay`.*0.0"),
-        (lambda: weight_decay_of(1e-320, 1e300, 10, 0.1), "give a finite number but they give inf"),
+        (lambda: weight_decay_of(0.0, 1.0, 10, p=0.1), "`precision`.*0.0"),
+        (lambda: weight_decay_of(1.0, -1.0, 10, p=0.1), "`length_scale`.*-1.0"),
+        (lambda: weight_decay_of(1.0, 1.0, 0, p=0.1), "`size`.*0"),
+        (lambda: weight_decay_of(1.0, 1.0, 10, p=1.0), r"`p` in \[0, 1\).*1.0"),
+        (lambda: weight_decay_of(1.0, 1.0, 10, p=0.1, convention="mine"), "`convention`.*'mine'"),
+        (lambda: weight_decay_of(1.0, 1.0, 10, p=0.1, target_std=0.0), "`target_std`.*0.0"),
+        (lambda: precision_of(0.0, 1.0, 10, p=0.1), "`weight_decay`.*0.0"),
+        (lambda: weight_decay_of(1e-320, 1e300, 10, p=0.1), "give a finite number but they give inf"),
     ],
 )
 def test_what_is_refused(call, message):
@@ -124,7 +124,7 @@ def test_what_is_refused(call, message):
 
 
 def test_a_number_of_samples_may_be_any_integer():
-    assert weight_decay_of(1.0, 1.0, np.int64(10), 0.1) == weight_decay_of(1.0, 1.0, 10, 0.1)
+    assert weight_decay_of(1.0, 1.0, np.int64(10), p=0.1) == weight_decay_of(1.0, 1.0, 10, p=0.1)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_what_would_be_taken_apart_is_refused(parameters, decay, message):
 
 def test_a_share_for_a_number_of_samples_is_refused():
     with pytest.raises(TypeError, match=r"`size`.*0.9"):
-        weight_decay_of(1.0, 1.0, 0.9, 0.1)
+        weight_decay_of(1.0, 1.0, 0.9, p=0.1)

@@ -92,7 +92,7 @@ def test_rotation_takes_the_first_image_of_the_class_and_many_passes(tmp_path, m
 def test_rotation_shows_classes_in_order_and_names_them_above_all_curves():
     torch.manual_seed(0)
     logits = 4 * torch.randn(5, 3, 6)
-    figure = reports.draw_rotation(torch.rand(3, 1, 4, 4), [0, 10, 20], logits, logits[0], 4)
+    figure = reports.draw_rotation(torch.rand(3, 1, 4, 4), [0, 10, 20], logits, single=logits[0], classes=4)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert len(labels) == 4
     assert labels == sorted(labels)

@@ -23,7 +23,7 @@ def network():
 def test_rows_are_the_same_as_the_other_ways(kind, chunk, monkeypatch):
     module, x = make(kind)
     before = x.clone()
-    rows = in_rows(module.train(), x, 3, 9, chunk)
+    rows = in_rows(module.train(), x, seed=3, samples=9, chunk=chunk)
     assert torch.equal(x, before)
     assert torch.equal(rows, mc_samples(module, x, 9, chunk=chunk, seed=3))
     counted(monkeypatch)  # It switches this way off.
@@ -50,9 +50,9 @@ class Own(nn.Linear):
 )
 def test_a_change_after_the_first_call_ends_the_way_of_rows(change):
     module, x = network(), inputs(4, 8)
-    assert in_rows(module, x, 0, 5, None) is not None
+    assert in_rows(module, x, seed=0, samples=5, chunk=None) is not None
     change(module)
-    assert in_rows(module, x, 0, 5, None) is None
+    assert in_rows(module, x, seed=0, samples=5, chunk=None) is None
 
 
 def planned():

@@ -39,7 +39,12 @@ def batch_of_graphs():
     finals = [[5], [1], [2, 3], [0]]
     source, destination, label, penalty = (torch.cat(parts) for parts in zip(*graphs, strict=True))
     lattice = ArcLattice(
-        source, destination, label, penalty, sizes=[len(graph[0]) for graph in graphs], final=finals
+        source,
+        destination,
+        label,
+        penalty=penalty,
+        sizes=[len(graph[0]) for graph in graphs],
+        final=finals,
     )
     return lattice, graphs, finals
 
@@ -72,7 +77,7 @@ def test_general_graphs_equal_the_list_of_all_paths():
 
 def test_gradients_of_first_and_second_order():
     source, destination, label, penalty = random_graph(3)
-    make = lambda p: ArcLattice(source, destination, label, p, final=[[4, 5]])  # noqa: E731
+    make = lambda p: ArcLattice(source, destination, label, penalty=p, final=[[4, 5]])  # noqa: E731
     penalty.requires_grad_()
     for ask in ("forward_penalty", "viterbi_penalty", "entropy"):
         assert torch.autograd.gradcheck(lambda p: getattr(make(p), ask)(), penalty)  # noqa: B023
@@ -83,7 +88,7 @@ def test_gradients_of_first_and_second_order():
 
 
 def test_ties_go_to_the_first_arc_into_each_node():
-    lattice = ArcLattice([0, 0, 1, 0], [1, 1, 2, 2], [7, 8, 9, 5], torch.zeros(4, requires_grad=True))
+    lattice = ArcLattice([0, 0, 1, 0], [1, 1, 2, 2], [7, 8, 9, 5], penalty=torch.zeros(4, requires_grad=True))
     assert lattice.best_path()[0].labels == (7, 9)
     assert lattice.n_best(3)[0][0].labels == (7, 9)
     (grad,) = torch.autograd.grad(lattice.viterbi_penalty().sum(), lattice.penalty)
@@ -93,8 +98,8 @@ def test_ties_go_to_the_first_arc_into_each_node():
 def test_the_order_of_the_arcs_does_not_matter():
     source, destination, label, penalty = random_graph(4, nodes=9, arcs=30)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
-    one = ArcLattice(source, destination, label, penalty)
-    other = ArcLattice(source[order], destination[order], label[order], penalty[order])
+    one = ArcLattice(source, destination, label, penalty=penalty)
+    other = ArcLattice(source[order], destination[order], label[order], penalty=penalty[order])
     torch.testing.assert_close(one.forward_penalty(), other.forward_penalty(), **EXACT)
     torch.testing.assert_close(one.posteriors().arcs[order], other.posteriors().arcs, **EXACT)
 
@@ -192,16 +197,40 @@ def test_a_ctc_target_that_needs_more_frames_is_infeasible():
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: ArcLattice([0], [1], [0], torch.zeros(2)), ValueError, r"`source` of shape \[2\].*\[1\]"),
-        (lambda: ArcLattice([0], [1], [0], torch.zeros(1, 1)), ValueError, r"`penalty` of shape \[A\]"),
-        (lambda: ArcLattice([0], [1], [0], torch.zeros(1).long()), TypeError, "`penalty`"),
-        (lambda: ArcLattice([0.0], [1], [0], torch.zeros(1)), TypeError, "`source`.*integer"),
-        (lambda: ArcLattice([0], [-1], [0], torch.zeros(1)), ValueError, "`destination` of at least 0"),
-        (lambda: ArcLattice([0], [1], [-2], torch.zeros(1)), ValueError, "`label` of at least -1"),
-        (lambda: ArcLattice([0], [1], [0], torch.zeros(1), sizes=[2]), ValueError, "`sizes`.*A = 1.*2"),
-        (lambda: ArcLattice([0], [1], [0], torch.zeros(1), final=[[0], [1]]), ValueError, "`final` of 1"),
         (
-            lambda: ArcLattice([0, 1], [1, 0], [0, 0], torch.zeros(2)).forward_penalty(),
+            lambda: ArcLattice([0], [1], [0], penalty=torch.zeros(2)),
+            ValueError,
+            r"`source` of shape \[2\].*\[1\]",
+        ),
+        (
+            lambda: ArcLattice([0], [1], [0], penalty=torch.zeros(1, 1)),
+            ValueError,
+            r"`penalty` of shape \[A\]",
+        ),
+        (lambda: ArcLattice([0], [1], [0], penalty=torch.zeros(1).long()), TypeError, "`penalty`"),
+        (lambda: ArcLattice([0.0], [1], [0], penalty=torch.zeros(1)), TypeError, "`source`.*integer"),
+        (
+            lambda: ArcLattice([0], [-1], [0], penalty=torch.zeros(1)),
+            ValueError,
+            "`destination` of at least 0",
+        ),
+        (
+            lambda: ArcLattice([0], [1], [-2], penalty=torch.zeros(1)),
+            ValueError,
+            "`label` of at least -1",
+        ),
+        (
+            lambda: ArcLattice([0], [1], [0], penalty=torch.zeros(1), sizes=[2]),
+            ValueError,
+            "`sizes`.*A = 1.*2",
+        ),
+        (
+            lambda: ArcLattice([0], [1], [0], penalty=torch.zeros(1), final=[[0], [1]]),
+            ValueError,
+            "`final` of 1",
+        ),
+        (
+            lambda: ArcLattice([0, 1], [1, 0], [0, 0], penalty=torch.zeros(2)).forward_penalty(),
             ValueError,
             "without cycles",
         ),
@@ -211,7 +240,7 @@ def test_a_ctc_target_that_needs_more_frames_is_infeasible():
         (lambda: ctc_topology(3, 3), ValueError, "`blank`"),
         (
             lambda: SegmentLattice(torch.zeros(3, 1, 1, 1)).constrain(
-                ArcLattice([0, 0], [1, 1], [0, 0], torch.zeros(2), sizes=[1, 1])
+                ArcLattice([0, 0], [1, 1], [0, 0], penalty=torch.zeros(2), sizes=[1, 1])
             ),
             ValueError,
             "`other` of 1 or 3 graphs but got 2",

@@ -29,7 +29,7 @@ def test_the_papers_example_of_discriminative_viterbi_training():
     destination = [1, 3, 2, 3, 2]
     label = [3, 4, 1, 4, 5]
     penalty = torch.tensor([0.1, 0.6, 0.1, 0.4, 2.3], dtype=torch.float64, requires_grad=True)
-    lattice = ArcLattice(source, destination, label, penalty)
+    lattice = ArcLattice(source, destination, label, penalty=penalty)
     target = torch.tensor([[3, 4]])
     assert lattice.best_path()[0].labels == (3, 1, 4)
     assert lattice.viterbi_penalty().item() == pytest.approx(0.6)

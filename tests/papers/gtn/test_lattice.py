@@ -322,7 +322,9 @@ def test_a_gpu_gives_the_same():
         (lambda: SegmentLattice(torch.zeros(2, 3, 1, 4), torch.tensor([3, 4])), ValueError, r"\[0, 3\]"),
         (lambda: lattice_of(2).n_best(0), ValueError, "`n`"),
         (
-            lambda: lattice_of(2).constrain(ArcLattice([0], [1], [0], torch.zeros(1)), torch.tensor([1, 1])),
+            lambda: lattice_of(2).constrain(
+                ArcLattice([0], [1], [0], penalty=torch.zeros(1)), torch.tensor([1, 1])
+            ),
             ValueError,
             "`target_lengths` only",
         ),

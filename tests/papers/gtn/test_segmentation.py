@@ -52,7 +52,10 @@ def brute_force_cuts(image, radius, projection_radius, max_ink):
 
 def test_candidates_are_the_minima(lines):
     for options in ((1, 9, 12.0), (2, 3, 12.0), (3, 4, 5.0)):
-        cuts = candidate_cuts(lines.images, *options)
+        radius, projection_radius, max_ink = options
+        cuts = candidate_cuts(
+            lines.images, radius=radius, projection_radius=projection_radius, max_ink=max_ink
+        )
         for image, row, length in zip(
             lines.images, cuts.columns.tolist(), cuts.lengths.tolist(), strict=True
         ):
@@ -116,9 +119,9 @@ def test_the_slant_of_each_segment_is_removed():
         image[0, 0, 6 + row, 40:44] = 1.0
     cuts = candidate_cuts(image)
     assert cuts.lengths.tolist() == [2]
-    leaning, upright = cut_segments(image, cuts, 1).images[:, 0]
+    leaning, upright = cut_segments(image, cuts, max_pieces=1).images[:, 0]
     assert slant(leaning) == pytest.approx(0.5, abs=0.02)
-    straight, unchanged = cut_segments(image, cuts, 1, deslant=True).images[:, 0]
+    straight, unchanged = cut_segments(image, cuts, max_pieces=1, deslant=True).images[:, 0]
     assert slant(straight) == pytest.approx(0.0, abs=0.02)
     torch.testing.assert_close(straight.sum(dim=1), leaning.sum(dim=1))
     rows = straight[straight.sum(dim=1) > 0]
@@ -164,8 +167,8 @@ def test_recall_of_true_boundaries_on_real_digits():
     data = DigitStrings(length=5)
     data.setup("test")
     strings = data.compose("test", 0, torch.arange(80))
-    for radii in ((2, 3), (1, 9)):
-        cuts = candidate_cuts(strings.images, *radii)
+    for radius, projection_radius in ((2, 3), (1, 9)):
+        cuts = candidate_cuts(strings.images, radius=radius, projection_radius=projection_radius)
         assert cut_recall(cuts, strings.boundaries).float().mean() > 0.9
         assert cuts.lengths.sum() / strings.target_lengths.sum() < 2.5
 

@@ -161,7 +161,7 @@ def test_every_weight_is_drawn_with_its_own_slope_and_fan():
         assert net[place].weight.var().item() == pytest.approx(variance, rel=0.06)
         assert not net[place].bias.any()
     assert (net[5].weight == 1).all()
-    he_init_(net, "fan_out", "uniform", seeded())
+    he_init_(net, "fan_out", "uniform", generator=seeded())
     for place, variance in ((0, 2 / (1.25 * 16 * 25)), (2, 2 / (32 * 16)), (4, 2 / (2 * 64 * 9))):
         assert net[place].weight.var().item() == pytest.approx(variance, rel=0.06)
 

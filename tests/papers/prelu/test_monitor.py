@@ -604,7 +604,9 @@ def test_gradients_are_without_the_loss_scale(optimizer, overflow):
     slopes, other = nn.Parameter(torch.full((3,), 0.25)), nn.Parameter(torch.ones(2))
     fused = optimizer([slopes, other], lr=0.1, fused=True)
     seen = []
-    fused.register_step_post_hook(lambda o, *_: seen.append(gather({"layer": slopes}, o, False, 0)))
+    fused.register_step_post_hook(
+        lambda o, *_: seen.append(gather({"layer": slopes}, o, sharded=False, rank=0))
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     factor = float("inf") if overflow else 1.0
     scaler.scale(5 * slopes.sum() + factor * other.sum()).backward()

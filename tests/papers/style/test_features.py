@@ -61,7 +61,12 @@ def test_thirteen_convolutions_and_no_gradient_of_weights():
 
 def test_a_closure_makes_thirteen_convolutions():
     objective = Objective(
-        VGG19Features(PAPER, small_weights()), PAPER[:1], PAPER[1:], PRESETS["paper"], 1.0, 1.0
+        VGG19Features(PAPER, small_weights()),
+        PAPER[:1],
+        PAPER[1:],
+        preset=PRESETS["paper"],
+        alpha=1.0,
+        beta=1.0,
     )
     image = picture(32, 32, batch=1)
     objective.set_targets(image.flip(3), [[picture(32, 40)]])

@@ -15,7 +15,9 @@ def make(preset="paper", layers=CONTENT + STYLE, **options):
     features = VGG19Features(layers, small_weights(torch.float64))
     style = [layer for layer in STYLE if layer in layers]
     content = [layer for layer in layers if layer not in style]
-    return Objective(features, content, style, PRESETS[preset], **{"alpha": 0.3, "beta": 2.0} | options)
+    return Objective(
+        features, content, style, preset=PRESETS[preset], **{"alpha": 0.3, "beta": 2.0} | options
+    )
 
 
 def pictures():
@@ -93,7 +95,7 @@ def test_a_blend_has_the_gradient_of_the_weighted_losses():
     image.requires_grad_()
     slopes = []
     for styles, shares in (([one, other], [0.25, 0.75]), ([one], None), ([other], None)):
-        objective.set_targets(content, [styles], shares)
+        objective.set_targets(content, [styles], shares=shares)
         slopes.append(torch.autograd.grad(objective(image)[0], image)[0])
     close(slopes[0], 0.25 * slopes[1] + 0.75 * slopes[2])
 
@@ -103,7 +105,7 @@ def test_regions_are_styled_apart():
     image, content, one, other = pictures()
     left = torch.zeros(48, 32, dtype=torch.float64)
     left[:, :16] = 1
-    objective.set_targets(content, [[one, other]], None, torch.stack([left, 1 - left]))
+    objective.set_targets(content, [[one, other]], shares=None, masks=torch.stack([left, 1 - left]))
     loss, _ = objective(image)
     own, first, second = (objective.features(x)["conv1_1"] for x in (image, one[None], other[None]))
     wanted = style_loss(own[..., :16], first) + style_loss(own[..., 16:], second)
@@ -131,7 +133,7 @@ def test_tiles_are_the_whole_image(height, width):
     mask = picture(height, width, 5).double()[0]
     styles = [picture(32, 40, 3).double(), picture(32, 32, 4).double()]
     for masks in (None, torch.stack([mask, 1 - mask])):
-        objective.set_targets(content, [styles], None, masks)
+        objective.set_targets(content, [styles], shares=None, masks=masks)
         tiled = TiledObjective(objective, 32)
         outcomes = []
         for evaluate in (objective, tiled):

@@ -27,6 +27,7 @@ NAMES = {True: "with bias correction", False: "without"}
 def fig4(
     steps: int = 300,
     at: list[int] | None = None,
+    *,
     folder: str = "runs/adam/fig4",
     root: str | None = None,
     dataset: Literal["mnist", "digits"] = "mnist",
@@ -98,15 +99,27 @@ def fig4(
     with progress_bar(plan.steps * len(plan.settings())) as bar:
         bar.set_description("steps")
         grid = Grid(
-            plan, images, Path(folder), together, device, save_every, lambda done, _: bar.update(done - bar.n)
+            plan,
+            images,
+            Path(folder),
+            together=together,
+            device=device,
+            save_every=save_every,
+            progress=lambda done, _: bar.update(done - bar.n),
         )
         results = grid.run()
     table = list(rows(plan, results))
     losses = grid.kept.table("losses.csv", table)
     figure = draw(plan, results, chance)
     picture = grid.kept.picture("fig4.png", figure, dpi=110)
-    tables, pictures = {"adam/fig4/losses": table}, {"adam/fig4": figure}
-    grid.kept.record("adam/fig4", wandb, tables, pictures, diverged(results), asdict(plan))
+    grid.kept.record(
+        "adam/fig4",
+        wandb,
+        tables={"adam/fig4/losses": table},
+        pictures={"adam/fig4": figure},
+        summary=diverged(results),
+        config=asdict(plan),
+    )
     print(summary(results, chance))
     print(f"Table: {losses}\nFigure: {picture}")
 

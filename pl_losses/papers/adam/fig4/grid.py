@@ -116,6 +116,7 @@ class Grid:
         plan: Plan,
         images: Tensor,
         folder: Path,
+        *,
         together: int,
         device: torch.device | str = "cpu",
         save_every: float = 60.0,

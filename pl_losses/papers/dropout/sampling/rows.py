@@ -46,7 +46,7 @@ _KINDS = {*_ELEMENTWISE, *_DROPOUT, *_DIMENSIONS, *_IF, nn.Linear, nn.LayerNorm}
 _AHEAD = 1 << 16  # Bytes of a site's masks that are drawn in one call, if they are for many samples.
 
 
-def in_rows(module: nn.Module, batch: object, seed: int, samples: int, chunk: int | None) -> Tensor | None:
+def in_rows(module: nn.Module, batch: object, *, seed: int, samples: int, chunk: int | None) -> Tensor | None:
     """Make T passes of a module that is made of such layers, with the masks that all ways have.
 
     Args:

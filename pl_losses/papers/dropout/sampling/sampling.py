@@ -43,6 +43,7 @@ def mc_samples(
     module: nn.Module,
     batch: Batch,
     samples: int,
+    *,
     chunk: int | None = None,
     seed: int | None = None,
     masks: Literal["independent", "shared"] = "independent",
@@ -121,7 +122,7 @@ def mc_samples(
     check_counts(0, seed=seed)
     seed = secrets.randbits(63) if seed is None else seed
     if forward is None and not train and masks == "independent":
-        stack = in_rows(module, batch, seed, samples, chunk)
+        stack = in_rows(module, batch, seed=seed, samples=samples, chunk=chunk)
         if stack is not None:
             return stack
     _refuse_scripted(module)
@@ -136,7 +137,9 @@ def mc_samples(
                 # Tensors of inference mode do not count their changes.
                 stack.enter_context(torch.inference_mode(False))
             streams = stack.enter_context(isolated_eval(module, batch, parts.found if parts else ()))
-            passes = VectorizedSampler(module, call, batch, mode, seed, streams, parts)
+            passes = VectorizedSampler(
+                module, call, batch, mode=mode, seed=seed, streams=streams, parts=parts
+            )
             return *passes.run(samples, chunk, reason), passes
 
     reason = why_not_many(module, batch)
@@ -191,6 +194,7 @@ class Found:
 def find_dropout(
     module: nn.Module,
     batch: Batch,
+    *,
     forward: Callable[[Batch], object] | None = None,
     train: Train | Parts | None = None,
 ) -> Found:
@@ -243,7 +247,7 @@ def without_dropout(
     Returns:
         The output, and whether random numbers were drawn nevertheless, so that it is one of many possible.
     """
-    found = find_dropout(module, batch, forward, train=())
+    found = find_dropout(module, batch, forward=forward, train=())
     return found.output, found.random
 
 

@@ -99,6 +99,7 @@ class VectorizedSampler(Generic[Batch]):
         module: nn.Module,
         call: Callable[[Batch], object],
         batch: Batch,
+        *,
         mode: DropoutMode,
         seed: int,
         streams: Streams,

@@ -53,6 +53,7 @@ class BatchedMLP:
         self,
         features: int,
         hidden: int,
+        *,
         dropout: Sequence[float],
         seeds: Sequence[int],
         dtype: torch.dtype = torch.float32,

@@ -31,6 +31,7 @@ def mc_scores(
     network: BatchedMLP,
     inputs: Tensor,
     targets: Tensor,
+    *,
     precision: Tensor,
     samples: int,
     progress: Callable[[int], None] | None = None,

@@ -116,6 +116,7 @@ class Case:
         cls,
         name: str,
         root: str | None,
+        *,
         splits: int | None,
         samples: int,
         repeats: int,
@@ -305,8 +306,8 @@ def _scores(
         network = BatchedMLP(
             case.inputs.shape[1],
             case.settings.hidden,
-            [member.p for member in group],
-            [member.seed for member in group],
+            dropout=[member.p for member in group],
+            seeds=[member.seed for member in group],
         )
         train(
             network,
@@ -321,7 +322,14 @@ def _scores(
         )
         x, y, scale = inputs[sources], targets[sources], data.scale[sources]
         precision = torch.stack([member.precision for member in group], dim=1) * scale.square()
-        result = mc_scores(network, x, y, precision, samples, lambda passes: progress(TEST_SHARE * passes))
+        result = mc_scores(
+            network,
+            x,
+            y,
+            precision=precision,
+            samples=samples,
+            progress=lambda passes: progress(TEST_SHARE * passes),
+        )
         # Splits with fewer rows than the largest are padded.
         counted = (torch.arange(y.shape[1]) < sizes[sources, None]).double()
         counted /= counted.sum(dim=1, keepdim=True)
@@ -352,11 +360,13 @@ def _groups(members: list[_Member], size: int) -> Iterator[list[int]]:
 
 
 def _decay(settings: Settings, size: int) -> float:
-    return weight_decay_of(settings.precision, settings.length_scale, size, settings.p, convention="authors")
+    return weight_decay_of(
+        settings.precision, settings.length_scale, size, p=settings.p, convention="authors"
+    )
 
 
 def _length_scale(p: float, precision: float, weight_decay: float, size: int) -> float:
-    return math.sqrt(weight_decay / weight_decay_of(precision, 1.0, size, p, convention="authors"))
+    return math.sqrt(weight_decay / weight_decay_of(precision, 1.0, size, p=p, convention="authors"))
 
 
 def _seed(case: Case, *parts: str | int) -> int:

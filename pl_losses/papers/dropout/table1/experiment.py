@@ -7,6 +7,7 @@ published ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter, process_time
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from pl_losses.papers.dropout.table1.report import Entry
 def reproduce(
     sets: str | list[str] = "all",
     columns: str | list[str] = "all",
+    *,
     root: str | None = None,
     folder: str = "runs/dropout/table1",
     splits: int | None = None,
@@ -72,8 +74,9 @@ def reproduce(
         "epochs_scale": epochs_scale,
     }
     kept = Experiment(folder, arguments)
+    read = partial(Case.read, splits=splits, samples=samples, repeats=repeats, seed=seed, scale=epochs_scale)
     # The small sets first, for early results.
-    cases = {name: Case.read(name, root, splits, samples, repeats, seed, epochs_scale) for name in names}
+    cases = {name: read(name, root) for name in names}
     data = {name: case.checksum() for name, case in cases.items()}
     _refuse_changed(kept, data)
     entries = [report.from_result(result, epochs_scale) for result in kept.results]
@@ -98,10 +101,10 @@ def reproduce(
     kept.record(
         "dropout/table1",
         wandb,
-        {"dropout/table1": report.summaries(shown)},
-        {"dropout/table1/picture": figure},
-        report.by_key(shown),
-        arguments | {"sets": names, "columns": chosen},
+        tables={"dropout/table1": report.summaries(shown)},
+        pictures={"dropout/table1/picture": figure},
+        summary=report.by_key(shown),
+        config=arguments | {"sets": names, "columns": chosen},
     )
     print(report.text(shown))
     table, per_split, picture = (kept.folder / name for name in (*report.TABLES, "table1.png"))
@@ -155,5 +158,5 @@ def _refuse(
     check_counts(samples=samples, repeats=repeats)
     check_counts(0, seed=seed)
     if splits is not None:
-        check_integer("splits", splits, 1, max(uci.shape_of(name, root)[2] for name in names))
+        check_integer("splits", splits, 1, most=max(uci.shape_of(name, root)[2] for name in names))
     check_positive("epochs_scale", epochs_scale)

@@ -60,7 +60,7 @@ class ArcLattice:
     Example:
         Two ways from node 0 to node 2.
 
-        >>> arcs = ArcLattice([0, 1, 0], [1, 2, 2], [3, 4, 5], torch.tensor([0.1, 0.6, 0.8]))
+        >>> arcs = ArcLattice([0, 1, 0], [1, 2, 2], [3, 4, 5], penalty=torch.tensor([0.1, 0.6, 0.8]))
         >>> [(path.labels, path.cuts) for path in arcs.best_path()]
         [((3, 4), (0, 1, 2))]
         >>> arcs.forward_penalty()
@@ -73,8 +73,8 @@ class ArcLattice:
         source: Tensor | Sequence[int],
         destination: Tensor | Sequence[int],
         label: Tensor | Sequence[int],
-        penalty: Tensor,
         *,
+        penalty: Tensor,
         sizes: Tensor | Sequence[int] | None = None,
         start: Tensor | Sequence[int] | None = None,
         final: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
@@ -139,7 +139,9 @@ class ArcLattice:
         )
         destination = torch.cat([self.destination + self.offset[self.graph], total + self.final_graph])
         starts = self.start + self.offset
-        return DagRecursion(source, destination, starts, total + self.samples, self.penalty.device)
+        return DagRecursion(
+            source, destination, starts=starts, nodes=total + self.samples, device=self.penalty.device
+        )
 
     def _scores(self, penalty: Tensor) -> Tensor:
         scores = penalty.neg().clamp(IMPOSSIBLE, CERTAIN)
@@ -272,7 +274,9 @@ class ArcLattice:
             if target_lengths is not None:
                 raise ValueError("Expected `target_lengths` only with a `targets` of label strings")
             return self.compose(targets)
-        return self.compose(_strings(*check_targets(targets, target_lengths, self.samples, None, CPU)))
+        return self.compose(
+            _strings(*check_targets(targets, target_lengths, samples=self.samples, classes=None, device=CPU))
+        )
 
     def to_arcs(self) -> Self:
         """Return itself."""
@@ -286,7 +290,7 @@ def _strings(targets: Tensor, lengths: Tensor | None = None) -> ArcLattice:
     node = torch.arange(longest).expand(samples, longest)
     used = node < counts[:, None]
     zeros = torch.zeros(int(counts.sum()))
-    return ArcLattice(node[used], node[used] + 1, targets[used], zeros, sizes=counts, final=counts)
+    return ArcLattice(node[used], node[used] + 1, targets[used], penalty=zeros, sizes=counts, final=counts)
 
 
 def _integers(name: str, values: Tensor | Sequence[object], count: int | None, low: int) -> Tensor:

@@ -48,7 +48,7 @@ class DagRecursion(Recursion):
     """
 
     def __init__(
-        self, source: Tensor, destination: Tensor, starts: Tensor, nodes: int, device: torch.device
+        self, source: Tensor, destination: Tensor, *, starts: Tensor, nodes: int, device: torch.device
     ) -> None:
         level = levels(source, destination, nodes)
         if (level < 0).any():

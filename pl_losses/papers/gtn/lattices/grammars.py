@@ -24,7 +24,8 @@ def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> 
         ValueError: If there are no words, a word twice, a label below 0, or not one penalty each.
 
     Example:
-        >>> lattice = ArcLattice([0, 0, 1, 1], [1, 1, 2, 2], [3, 4, 3, 4], torch.tensor([0.1, 0.5, 0.2, 0.9]))
+        >>> penalty = torch.tensor([0.1, 0.5, 0.2, 0.9])
+        >>> lattice = ArcLattice([0, 0, 1, 1], [1, 1, 2, 2], [3, 4, 3, 4], penalty=penalty)
         >>> lattice.best_path()[0].labels
         (3, 3)
         >>> lattice.constrain(lexicon([(3, 4), (4, 3), (4,)])).best_path()[0].labels
@@ -51,7 +52,7 @@ def lexicon(words: Sequence[Sequence[int]], penalties: Tensor | None = None) -> 
     of_words = torch.zeros(len(words)) if penalties is None else penalties
     penalty = torch.cat([of_words.new_zeros(len(arcs) - len(words)), of_words])
     source, destination, label = torch.tensor(arcs).unbind(1)
-    return ArcLattice(source, destination, label, penalty, final=[len(nodes)])
+    return ArcLattice(source, destination, label, penalty=penalty, final=[len(nodes)])
 
 
 @typed
@@ -81,7 +82,7 @@ def ctc_topology(num_classes: int, blank: int = 0) -> ArcLattice:
         last,
         symbol,
         symbol,
-        torch.zeros(len(symbol)),
+        penalty=torch.zeros(len(symbol)),
         start=[blank],
         final=[list(range(num_classes))],
         output=symbol.where(~silent, EPSILON),

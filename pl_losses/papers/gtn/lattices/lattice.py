@@ -60,7 +60,9 @@ class SegmentLattice(DenseLattice):
             )
         self.penalties = floating("penalties", penalties)
         samples, pieces, longest, self.num_classes = penalties.shape
-        self.lengths = check_lengths("lengths", lengths, samples, pieces, penalties.device)
+        self.lengths = check_lengths(
+            "lengths", lengths, samples=samples, longest=pieces, device=penalties.device
+        )
         super().__init__(SegmentRecursion(pieces, longest, samples), samples, penalties.device)
         self._ignored = outside(pieces, longest, self.lengths, penalties.device)
 
@@ -124,10 +126,20 @@ class SegmentLattice(DenseLattice):
             if target_lengths is not None:
                 raise ValueError("Expected `target_lengths` only with a `targets` of label strings")
             return self.to_arcs().compose(targets)
-        checked = check_targets(
-            targets, target_lengths, self.samples, self.num_classes, self.penalties.device
+        labels, counts = check_targets(
+            targets,
+            target_lengths,
+            samples=self.samples,
+            classes=self.num_classes,
+            device=self.penalties.device,
         )
-        return TargetLattice(self.penalties, self.lengths, self._ignored, *checked)
+        return TargetLattice(
+            self.penalties,
+            self.lengths,
+            ignored=self._ignored,
+            targets=labels,
+            target_lengths=counts,
+        )
 
     def to_arcs(self) -> ArcLattice:
         """Return the same paths as a general graph: node i is cut i."""
@@ -139,7 +151,7 @@ class SegmentLattice(DenseLattice):
             piece - longer,
             piece + 1,
             label,
-            self.penalties[sample, piece, longer, label],
+            penalty=self.penalties[sample, piece, longer, label],
             sizes=torch.bincount(sample, minlength=samples),
             final=lengths,
         )

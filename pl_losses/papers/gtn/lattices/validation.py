@@ -37,7 +37,7 @@ def within(name: str, tensor: Tensor, low: int, high: int) -> None:
 
 
 def check_lengths(
-    name: str, lengths: Tensor | None, samples: int, longest: int, device: torch.device
+    name: str, lengths: Tensor | None, *, samples: int, longest: int, device: torch.device
 ) -> Tensor | None:
     """Check and convert lengths to int64, one per sample and at most ``longest``."""
     if lengths is None:
@@ -50,7 +50,7 @@ def check_lengths(
 
 
 def check_targets(
-    targets: Tensor, lengths: Tensor | None, samples: int, classes: int | None, device: torch.device
+    targets: Tensor, lengths: Tensor | None, *, samples: int, classes: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """Check and convert label strings to int64, at least one column wide and 0 beyond their lengths."""
     targets = integers("targets", targets, device)
@@ -58,7 +58,9 @@ def check_targets(
         raise ValueError(
             f"Expected `targets` of shape [B, L] with B = {samples} but got {list(targets.shape)}"
         )
-    lengths = check_lengths("target_lengths", lengths, samples, targets.shape[1], device)
+    lengths = check_lengths(
+        "target_lengths", lengths, samples=samples, longest=targets.shape[1], device=device
+    )
     if targets.shape[1] == 0:
         targets = targets.new_zeros(samples, 1)
         lengths = targets.new_zeros(samples)
