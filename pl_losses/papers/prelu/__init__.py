@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from pl_losses.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from pl_losses.papers.prelu.groups import param_groups as param_groups
     from pl_losses.papers.prelu.init import (
         he_init_ as he_init_,
         he_normal_ as he_normal_,
@@ -14,5 +13,6 @@ if TYPE_CHECKING:
     from pl_losses.papers.prelu.layers import PReLU as PReLU
     from pl_losses.papers.prelu.module import RectifierNet as RectifierNet
     from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor as PReLUSlopeMonitor
+    from pl_losses.papers.prelu.param_groups import param_groups as param_groups
 
 __getattr__, __dir__, __all__ = lazy(__name__)

@@ -18,7 +18,6 @@ from pl_losses.core.metrics import ErrorRate, computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, check_init, check_share
 from pl_losses.papers.prelu import manifest
-from pl_losses.papers.prelu.groups import param_groups
 from pl_losses.papers.prelu.init import he_init_
 from pl_losses.papers.prelu.layers import PReLU
 from pl_losses.papers.prelu.multi_view import mean_log_probabilities, ten_crops, windows
@@ -32,6 +31,7 @@ from pl_losses.papers.prelu.networks import (
     plan,
     scaled,
 )
+from pl_losses.papers.prelu.param_groups import param_groups
 
 STAGES = [[32, 32], [64, 64], [96, 96]]
 
