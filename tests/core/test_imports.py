@@ -124,6 +124,13 @@ def test_there_is_no_circle():
     assert not circles
 
 
+def test_tests_lie_where_what_they_test_does():
+    tests = Path(__file__).parents[1]
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    apart = {"distributed", "recipes"}  # Of two ranks, and of every recipe.
+    assert [one for one in folders if str(one) not in apart and not (ROOT / one).is_dir()] == []
+
+
 def test_a_wrong_arrow_is_seen():
     """The test itself: papers import others, and rooms above them, nowhere else."""
     arrows = defaultdict(set)

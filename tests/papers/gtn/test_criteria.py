@@ -2,7 +2,7 @@ from itertools import product
 
 import pytest
 import torch
-from papers.gtn.lattices import all_paths, expected, random_penalties
+from papers.gtn.lattices.brute_force import all_paths, expected, random_penalties
 
 from pl_losses.losses import (
     discriminative_forward_loss,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from papers.dropout.called import Called
-from papers.dropout.fast import P, counted, inputs, linear
-from papers.dropout.test_sampling_fast import make
+from papers.dropout.sampling.called import Called
+from papers.dropout.sampling.fast import P, counted, inputs, linear
+from papers.dropout.sampling.test_sampling_fast import make
 from torch import nn
 from torch.nn import functional as F
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from papers.dropout.called import Called, P, inputs
+from papers.dropout.sampling.called import Called, P, inputs
 from torch import nn
 from torch.nn import functional as F
 

@@ -4,8 +4,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from papers.dropout.called import Called
-from papers.dropout.switched import P, inputs, rows
+from papers.dropout.sampling.called import Called
+from papers.dropout.sampling.switched import P, inputs, rows
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset

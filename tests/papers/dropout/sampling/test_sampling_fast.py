@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from papers.dropout.called import Called
-from papers.dropout.fast import P, counted, inputs, linear
+from papers.dropout.sampling.called import Called
+from papers.dropout.sampling.fast import P, counted, inputs, linear
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode

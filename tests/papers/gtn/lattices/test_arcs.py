@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from papers.gtn.lattices import all_paths, logadd, random_penalties
+from papers.gtn.lattices.brute_force import all_paths, logadd, random_penalties
 
 from pl_losses.papers.gtn import ArcLattice, SegmentLattice, ctc_topology, lexicon
 from pl_losses.papers.gtn.lattices.graph import EPSILON

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from papers.dropout.called import Called
+from papers.dropout.sampling.called import Called
 from torch import nn
 from torch.nn import functional as F
 

@@ -2,7 +2,7 @@
 
 import lightning.pytorch as pl
 import torch
-from papers.dropout.called import Called
+from papers.dropout.sampling.called import Called
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_losses.papers.dropout.monitor import DropoutUncertaintyMonitor

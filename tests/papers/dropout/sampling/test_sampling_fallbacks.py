@@ -9,8 +9,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from papers.dropout.called import Called
-from papers.dropout.fast import P, counted, inputs, linear, one_by_one
+from papers.dropout.sampling.called import Called
+from papers.dropout.sampling.fast import P, counted, inputs, linear, one_by_one
 from torch.nn import functional as F
 
 from pl_losses.papers.dropout.sampling import vectorized as module_under_test

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from papers.gtn.lattices import all_paths, expected, random_penalties
+from papers.gtn.lattices.brute_force import all_paths, expected, random_penalties
 
 from pl_losses.core.kernels import kernels
 from pl_losses.papers.gtn import ArcLattice, SegmentLattice, lexicon
