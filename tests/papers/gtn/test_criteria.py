@@ -11,13 +11,13 @@ from pl_losses.losses import (
     viterbi_loss,
 )
 from pl_losses.papers.gtn import ArcLattice, SegmentLattice, lexicon
+from pl_losses.papers.gtn.lattices.frames import FrameLattice
 from pl_losses.papers.gtn.lattices.protocol import (
     ConstrainableLattice,
     DecodableLattice,
     Lattice,
     PathPenalties,
 )
-from pl_losses.papers.gtn.sdnn import FrameLattice
 
 INF = float("inf")
 LOSSES = (viterbi_loss, discriminative_viterbi_loss, forward_loss, discriminative_forward_loss)

@@ -16,6 +16,7 @@ from pl_losses.callbacks import ReadingReport
 from pl_losses.data import Characters, DigitStrings, Lines
 from pl_losses.papers.gtn import SegmentLattice, lexicon
 from pl_losses.papers.gtn.lattice_reader import _greedy
+from pl_losses.papers.gtn.lattices.frames import FrameLattice
 from pl_losses.papers.gtn.metrics import (
     ErrorReject,
     StringErrors,
@@ -23,7 +24,6 @@ from pl_losses.papers.gtn.metrics import (
     edit_distance,
     error_reject_curve,
 )
-from pl_losses.papers.gtn.sdnn import FrameLattice
 from pl_losses.papers.gtn.segmentation import candidate_cuts, cut_segments
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")

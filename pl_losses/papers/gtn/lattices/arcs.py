@@ -84,7 +84,8 @@ class ArcLattice:
         self.penalty = floating("penalty", penalty)
         if penalty.ndim != 1:
             raise ValueError(f"Expected `penalty` of shape [A] but got {list(penalty.shape)}")
-        count = len(penalty)
+        count = len(penalty)  # A
+        # Graph by graph, and on the CPU: what is looked up here decides which operations run on the device.
         self.source = _integers("source", source, count, 0)
         self.destination = _integers("destination", destination, count, 0)
         self.label = _integers("label", label, count, EPSILON)
@@ -92,10 +93,13 @@ class ArcLattice:
         self.sizes = torch.tensor([count]) if sizes is None else _integers("sizes", sizes, None, 0)
         if int(self.sizes.sum()) != count:
             raise ValueError(f"Expected `sizes` that sum to A = {count} but got {int(self.sizes.sum())}")
-        self.samples = len(self.sizes)
+        self.samples = len(self.sizes)  # B
+        # Arcs of all graphs stand in one list: `graph` tells whose an arc is, `offset` adds up to where that
+        # graph's nodes begin if all graphs are one.
         self.graph = torch.repeat_interleave(torch.arange(self.samples), self.sizes)
         zeros = torch.zeros(self.samples, dtype=torch.long)
         self.start = zeros if start is None else _integers("start", start, self.samples, 0)
+        # The highest node that an arc touches; a graph without arcs has its start alone.
         highest = zeros.scatter_reduce(0, self.graph, torch.maximum(self.source, self.destination), "amax")
         self._set_final(torch.maximum(highest, self.start) if final is None else final)
         highest = torch.maximum(highest, self.start)
@@ -127,12 +131,14 @@ class ArcLattice:
             self.final = _integers("final", final, self.samples, 0)
 
     @cached_property
-    def sweep(self) -> DagRecursion:
+    def recursion(self) -> DagRecursion:
         """The recurrences, with an arc from each final node to one more node per graph.
 
         Raises:
             ValueError: If there is a cycle.
         """
+        # Nodes of all graphs, numbered on; then one more end for each, which any final node leads to. So a
+        # graph of several final nodes has one end, too, and the B ends are the last B potentials.
         total = int(self.nodes.sum())
         source = torch.cat(
             [self.source + self.offset[self.graph], self.final + self.offset[self.final_graph]]
@@ -144,12 +150,14 @@ class ArcLattice:
         )
 
     def _scores(self, penalty: Tensor) -> Tensor:
+        # Scores are log weights; no infinities, of which differences would be NaN. See `recursions.py`.
         scores = penalty.neg().clamp(IMPOSSIBLE, CERTAIN)
+        # The arcs from final nodes to the ends add nothing.
         return torch.cat([scores, scores.new_zeros(len(self.final))])
 
     def _potentials(self, tropical: bool) -> tuple[Tensor, Tensor]:
         scores = self._scores(self.penalty)
-        return scores, ForwardScores.apply(self.sweep, scores, tropical)
+        return scores, ForwardScores.apply(self.recursion, scores, tropical)
 
     def _penalty(self, tropical: bool) -> Tensor:
         _, potentials = self._potentials(tropical)
@@ -175,12 +183,18 @@ class ArcLattice:
     def _flow(self, tropical: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the probabilities of arcs and nodes, and log weights; with ``tropical`` the best path's."""
         scores, potentials = self._potentials(tropical)
-        weights = self.sweep.weights(scores, potentials, tropical)
+        weights = self.recursion.weights(scores, potentials, tropical)
+        # Probability 1 at each end flows back along the arcs, by each its weight among those into its node.
+        # Into an end that no path reaches there is none.
         possible = potentials.detach()[-self.samples :] > IMPOSSIBLE / 2
         inputs = torch.zeros_like(potentials)
         inputs[-self.samples :] = possible.to(inputs.dtype)
-        nodes = LinearRecurrence.apply(self.sweep, weights, inputs, True)
-        return weights * nodes[self.sweep.destination], nodes, self.sweep.log_weights(scores, potentials)
+        nodes = LinearRecurrence.apply(self.recursion, weights, inputs, True)
+        return (
+            weights * nodes[self.recursion.destination],
+            nodes,
+            self.recursion.log_weights(scores, potentials),
+        )
 
     def posteriors(self) -> ArcPosteriors:
         """Return the probabilities of arcs [A] and of nodes, graph after graph; differentiable."""
@@ -189,6 +203,8 @@ class ArcLattice:
 
     def entropy(self) -> Tensor:
         """Return the entropy of the paths' distribution in nats, shape [B]; 0 where no path exists."""
+        # A path's log probability is the sum of its arcs' log weights, so the entropy is that of the arcs,
+        # each as often as paths take it.
         arcs, _, log_weights = self._flow(tropical=False)
         graph = torch.cat([self.graph, self.final_graph]).to(arcs.device)
         return arcs.new_zeros(self.samples).index_add(0, graph, -arcs * log_weights)
@@ -197,8 +213,9 @@ class ArcLattice:
         """Return the path of smallest penalty for each graph; an empty one of penalty ``inf`` if none."""
         with torch.no_grad():
             penalties = numbers(self.viterbi_penalty()).tolist()
+            # Weights of the best path are 0 and 1; by the rank of their sources its arcs are in order.
             taken = (self._flow(tropical=True)[0][: len(self.penalty)] > 0.5).nonzero().squeeze(1)
-        depth = self.sweep.rank[self.sweep.source[taken]].argsort()
+        depth = self.recursion.rank[self.recursion.source[taken]].argsort()
         arcs: list[list[int]] = [[] for _ in penalties]
         for arc in taken[depth].tolist():
             arcs[int(self.graph[arc])].append(arc)
@@ -219,6 +236,7 @@ class ArcLattice:
         """Return the path of consecutive arcs; an arc without a label belongs to the segment before it."""
         sources, destinations, outputs, starts = self._lists
         labels: list[int] = []
+        # One cut more than labels: where the first segment begins, then where each one ends.
         cuts = [sources[arcs[0]] if arcs else starts[graph]]
         for arc in arcs:
             if outputs[arc] != EPSILON:
@@ -231,9 +249,10 @@ class ArcLattice:
     @cached_property
     def _search(self) -> Search:
         with torch.no_grad():
+            # float64: the search compares and draws by differences of sums over many arcs.
             scores = self._scores(self.penalty.double())
-            potentials = self.sweep.potentials(scores, tropical=False)
-            best = self.sweep.potentials(scores, tropical=True)
+            potentials = self.recursion.potentials(scores, tropical=False)
+            best = self.recursion.potentials(scores, tropical=True)
             numbers(best[len(best) - self.samples :])
             return Search(self, scores, potentials, best)
 
@@ -288,7 +307,7 @@ def _strings(targets: Tensor, lengths: Tensor | None = None) -> ArcLattice:
     samples, longest = targets.shape
     counts = torch.full((samples,), longest) if lengths is None else lengths
     node = torch.arange(longest).expand(samples, longest)
-    used = node < counts[:, None]
+    used = node < counts[:, None]  # Chains: node n to n + 1 by label n, as long as the string.
     zeros = torch.zeros(int(counts.sum()))
     return ArcLattice(node[used], node[used] + 1, targets[used], penalty=zeros, sizes=counts, final=counts)
 

@@ -33,8 +33,8 @@ class TargetLattice(DenseLattice):
         samples, pieces, longest, _ = penalties.shape
         self.penalties, self.lengths, self._ignored = penalties, lengths, ignored
         self.targets, self.target_lengths = targets, target_lengths
-        sweep = SegmentRecursion(pieces, longest, samples, targets.shape[1])
-        super().__init__(sweep, samples, penalties.device)
+        recursion = SegmentRecursion(pieces, longest, samples, targets.shape[1])
+        super().__init__(recursion, samples, penalties.device)
 
     @property
     def _whole(self) -> bool:
@@ -45,7 +45,7 @@ class TargetLattice(DenseLattice):
         return self.lengths, self.targets, self.target_lengths
 
     def _index(self) -> Tensor:
-        return self.targets[:, None, None].expand(-1, self.sweep.pieces, self.sweep.longest, -1)
+        return self.targets[:, None, None].expand(-1, self.recursion.pieces, self.recursion.longest, -1)
 
     def _scores(self, tropical: bool) -> Tensor:
         scores: Tensor = _Scores.apply(self.penalties, self._index(), self._ignored)

@@ -41,7 +41,7 @@ class Graph(Protocol):
     samples: int
 
     @property
-    def sweep(self) -> DagRecursion:
+    def recursion(self) -> DagRecursion:
         """The recurrences, which go through the arcs in order."""
 
     def path(self, graph: int, arcs: tuple[int, ...], penalty: float) -> Path:

@@ -22,19 +22,19 @@ class Search:
     """The arcs of a lattice sorted by destination, with its potentials in float64."""
 
     def __init__(self, lattice: Graph, scores: Tensor, total: Tensor, best: Tensor) -> None:
-        sweep = lattice.sweep
+        recursion = lattice.recursion
         self.lattice = lattice
-        self.log_weights = sweep.log_weights(scores, total).cpu()
-        source, destination = sweep.source.cpu(), sweep.destination.cpu()
-        sums = (best[sweep.source] + scores).cpu()
+        self.log_weights = recursion.log_weights(scores, total).cpu()
+        source, destination = recursion.source.cpu(), recursion.destination.cpu()
+        sums = (best[recursion.source] + scores).cpu()
         # Into each node the best arc comes first; of equals the first in the lattice's order.
         order = sums.argsort(descending=True, stable=True)
         self.order = order[destination[order].argsort(stable=True)]
-        self.counts = torch.bincount(destination, minlength=sweep.nodes)
+        self.counts = torch.bincount(destination, minlength=recursion.nodes)
         self.first = self.counts.cumsum(0) - self.counts
         self.source, self.real = source, len(lattice.penalty)
         self.starts = lattice.start + lattice.offset
-        self.ends = torch.arange(sweep.nodes - lattice.samples, sweep.nodes)
+        self.ends = torch.arange(recursion.nodes - lattice.samples, recursion.nodes)
         self.feasible = best[-lattice.samples :].cpu() > IMPOSSIBLE / 2 if lattice.samples else best > 0
         # Python numbers: the queue of the n best reads them one at a time.
         self.scores, self.sums = scores.tolist(), sums[self.order].tolist()

@@ -98,7 +98,7 @@ class Recursion(ABC):
 
 
 class _ScoresContext(Context, Protocol):
-    sweep: Recursion
+    recursion: Recursion
     tropical: bool
 
 
@@ -106,10 +106,10 @@ class ForwardScores(torch.autograd.Function):
     """Potentials of all nodes as a function of the arcs' scores."""
 
     @staticmethod
-    def forward(ctx: _ScoresContext, sweep: Recursion, scores: Tensor, tropical: bool) -> Tensor:
+    def forward(ctx: _ScoresContext, recursion: Recursion, scores: Tensor, tropical: bool) -> Tensor:
         """Run the recurrence."""
-        potentials = sweep.potentials(scores, tropical)
-        ctx.sweep, ctx.tropical = sweep, tropical
+        potentials = recursion.potentials(scores, tropical)
+        ctx.recursion, ctx.tropical = recursion, tropical
         ctx.save_for_backward(scores, potentials)
         return potentials
 
@@ -117,16 +117,18 @@ class ForwardScores(torch.autograd.Function):
     def backward(ctx: _ScoresContext, grad: Tensor) -> tuple[None, Tensor, None]:
         """Return the expected gradient: each arc's weight times the value of its destination."""
         scores, potentials = ctx.saved_tensors
-        weights = ctx.sweep.weights(scores, potentials, ctx.tropical)
+        weights = ctx.recursion.weights(scores, potentials, ctx.tropical)
         # Skip the function's overhead if nothing is recorded.
         # From the ends back to the start: how much the result grows with each node's potential.
-        solve = partial(LinearRecurrence.apply, ctx.sweep) if torch.is_grad_enabled() else ctx.sweep.solve
+        solve = (
+            partial(LinearRecurrence.apply, ctx.recursion) if torch.is_grad_enabled() else ctx.recursion.solve
+        )
         worth = solve(weights, grad, True)
-        return None, weights * ctx.sweep.at_destination(worth), None
+        return None, weights * ctx.recursion.at_destination(worth), None
 
 
 class _RecurrenceContext(Context, Protocol):
-    sweep: Recursion
+    recursion: Recursion
     is_backward: bool
 
 
@@ -135,11 +137,11 @@ class LinearRecurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _RecurrenceContext, sweep: Recursion, weights: Tensor, inputs: Tensor, backward: bool
+        ctx: _RecurrenceContext, recursion: Recursion, weights: Tensor, inputs: Tensor, backward: bool
     ) -> Tensor:
         """Run the recurrence."""
-        solution = sweep.solve(weights, inputs, backward)
-        ctx.sweep, ctx.is_backward = sweep, backward
+        solution = recursion.solve(weights, inputs, backward)
+        ctx.recursion, ctx.is_backward = recursion, backward
         ctx.save_for_backward(weights, solution)
         return solution
 
@@ -147,9 +149,9 @@ class LinearRecurrence(torch.autograd.Function):
     def backward(ctx: _RecurrenceContext, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
         """Solve the same recurrence in the other direction."""
         weights, solution = ctx.saved_tensors
-        adjoint = LinearRecurrence.apply(ctx.sweep, weights, grad, not ctx.is_backward)
+        adjoint = LinearRecurrence.apply(ctx.recursion, weights, grad, not ctx.is_backward)
         before, after = (adjoint, solution) if ctx.is_backward else (solution, adjoint)
-        return None, ctx.sweep.from_source(before) * ctx.sweep.at_destination(after), adjoint, None
+        return None, ctx.recursion.from_source(before) * ctx.recursion.at_destination(after), adjoint, None
 
 
 class SegmentRecursion(Recursion):

@@ -24,7 +24,7 @@ from pl_losses.papers.gtn.lattices.validation import numbers
 
 
 class Posteriors(NamedTuple):
-    """Probabilities that a path takes an arc [N, K, L * B] or visits a node, in a sweep's layout."""
+    """Probabilities that a path takes an arc [N, K, L * B] or visits a node, in a recursion's layout."""
 
     arcs: Tensor
     nodes: Tensor
@@ -52,8 +52,8 @@ class DenseLattice(ABC):
 
     penalties: Tensor
 
-    def __init__(self, sweep: SegmentRecursion, samples: int, device: torch.device) -> None:
-        self.sweep, self.samples, self.device = sweep, samples, device
+    def __init__(self, recursion: SegmentRecursion, samples: int, device: torch.device) -> None:
+        self.recursion, self.samples, self.device = recursion, samples, device
 
     @property
     @abstractmethod
@@ -89,7 +89,7 @@ class DenseLattice(ABC):
         """Return the row of each sample's last cut among the potentials."""
         if lengths is None:
             return torch.zeros(self.samples, dtype=torch.long, device=self.device)
-        return self.sweep.pieces - lengths
+        return self.recursion.pieces - lengths
 
     @property
     def feasible(self) -> Tensor:
@@ -125,7 +125,7 @@ class DenseLattice(ABC):
         return other._penalty_by_tensors(tropical)
 
     def _penalty_by_tensors(self, tropical: bool) -> Tensor:
-        potentials = ForwardScores.apply(self.sweep, self._scores(tropical), tropical)
+        potentials = ForwardScores.apply(self.recursion, self._scores(tropical), tropical)
         if self._whole:  # a slice is cheaper than indices
             return penalties_of(potentials[0, potentials.shape[1] - self.samples :])
         return penalties_of(potentials[self._ends()])
@@ -133,23 +133,25 @@ class DenseLattice(ABC):
     def _flow(self, tropical: bool) -> Posteriors:
         """Compute the probabilities of arcs and nodes; of the best path alone if ``tropical``."""
         scores = self._scores(tropical)
-        potentials = ForwardScores.apply(self.sweep, scores, tropical)
-        weights = self.sweep.weights(scores, potentials, tropical)
+        potentials = ForwardScores.apply(self.recursion, scores, tropical)
+        weights = self.recursion.weights(scores, potentials, tropical)
         ends = self._ends()
         possible = penalties_of(potentials[ends].detach()) < float("inf")
         inputs = torch.zeros_like(potentials).index_put_(ends, possible.to(potentials.dtype))
-        nodes = LinearRecurrence.apply(self.sweep, weights, inputs, True)
-        log_weights = self.sweep.log_weights(scores, potentials)
-        return Posteriors(weights * self.sweep.at_destination(nodes), nodes, log_weights)
+        nodes = LinearRecurrence.apply(self.recursion, weights, inputs, True)
+        log_weights = self.recursion.log_weights(scores, potentials)
+        return Posteriors(weights * self.recursion.at_destination(nodes), nodes, log_weights)
 
     def _by_label(self, arcs: Tensor) -> Tensor:
         """Reshape from the layout of the scores to [N, K, L, B]."""
-        return arcs.reshape(self.sweep.pieces, self.sweep.longest, self.sweep.labels, self.samples)
+        return arcs.reshape(
+            self.recursion.pieces, self.recursion.longest, self.recursion.labels, self.samples
+        )
 
     def _cut_posteriors(self, nodes: Tensor) -> Tensor:
         """Add up from the layout of the potentials to [B, N + 1]."""
-        spelled = self.sweep.labels + (self.sweep.shift > 0)
-        cuts = nodes[: self.sweep.pieces + 1].flip(0)
+        spelled = self.recursion.labels + (self.recursion.shift > 0)
+        cuts = nodes[: self.recursion.pieces + 1].flip(0)
         return cuts.reshape(len(cuts), spelled, self.samples).sum(1).T
 
     def best_path(self) -> list[Path]:
