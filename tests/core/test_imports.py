@@ -1,9 +1,12 @@
 """Which room may import which: read from the sources, lazy and typing imports included."""
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 import pl_losses
 
@@ -122,6 +125,27 @@ def test_there_is_no_circle():
         if name not in index:
             visit(name)
     assert not circles
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_names_in_an_engines_readme_exist(engine):
+    folder = ROOT / engine.replace(".", "/")
+    tests = Path(__file__).parents[1]
+    code = [*folder.glob("*.py"), *ROOT.glob("core/**/*.py"), *tests.rglob("*.py")]
+    known = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in code)))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    for quoted in re.findall(r"`([^`\n]+)`", text):
+        if "/" in quoted and quoted.endswith(".py"):
+            assert (tests.parent / quoted).exists(), quoted
+        elif quoted.endswith(".py"):
+            places = [folder / quoted, tests / folder.relative_to(ROOT) / quoted]
+            assert any(place.exists() for place in places), quoted
+        elif "..." in quoted:  # A part of a test's name.
+            assert any(quoted.strip(".") in name for name in known), quoted
+        else:
+            assert [name for name in re.findall(r"[A-Za-z_]\w+", quoted) if name not in known] == [], quoted
+    calls = "\n".join(re.findall(r"```(.*?)```", text, flags=re.DOTALL))
+    assert [name for name in re.findall(r"\b_[A-Za-z]\w+", calls) if name not in known] == []
 
 
 def test_tests_lie_where_what_they_test_does():
