@@ -172,7 +172,7 @@ class Watched(MLP):
     """A subclass with a metric of its own on the training batches, logged as Lightning's pages show it."""
 
     def __init__(self, name):
-        super().__init__(4, [6], 3, dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+        super().__init__(4, [6], 3, p=0.0, optimizer=lambda p: torch.optim.SGD(p, 0.1))
         self.own = nn.ModuleDict({name: MulticlassAccuracy(3, average="micro")})
         self.by_hand = []
 
@@ -223,7 +223,7 @@ class Misnamed(MLP):
     """A validation metric whose name says that it is one of training."""
 
     def __init__(self):
-        super().__init__(4, [6], 3, dropout=0.0, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+        super().__init__(4, [6], 3, p=0.0, optimizer=lambda p: torch.optim.SGD(p, 0.1))
         self.train_domain = MulticlassAccuracy(3, average="micro")
 
     def validation_step(self, batch, batch_idx):

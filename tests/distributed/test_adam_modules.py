@@ -17,10 +17,8 @@ from pl_losses.papers.adam import (
 # Dropout draws on each rank: it is off.
 MODULES = {
     "logistic": lambda **k: LogisticRegression(in_features=1024, **k),
-    "mlp": lambda **k: MLP(in_features=1024, hidden=[8], dropout=0.0, **k),
-    "cnn": lambda **k: ConvNet(
-        in_channels=1, channels=[2, 2, 3], hidden=8, input_dropout=0.0, dropout=0.0, **k
-    ),
+    "mlp": lambda **k: MLP(in_features=1024, hidden=[8], p=0.0, **k),
+    "cnn": lambda **k: ConvNet(in_channels=1, channels=[2, 2, 3], hidden=8, input_p=0.0, p=0.0, **k),
     "vae": lambda **k: VAE(in_features=1024, hidden=8, latent=3, **k),
 }
 

@@ -127,7 +127,7 @@ def test_a_monitor_counts_once_what_every_rank_is_given(make_trainer):
 
 def classifier(kind=MLP):
     torch.manual_seed(1)
-    return kind(3, [5], 4, dropout=0.0, optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))
+    return kind(3, [5], 4, p=0.0, optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))
 
 
 @pytest.mark.parametrize(("batches", "count"), [(Backwards, 8), (Shuffled, 8), (Uneven, 7), (Named, 7)])
@@ -307,7 +307,7 @@ def test_repeated_training_samples_weigh_nothing_in_a_dict_of_one_loader(make_tr
     found = []
     for ranks in (1, 2):
         torch.manual_seed(1)
-        model = OfADict(3, [5], 4, dropout=0.0, optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))
+        model = OfADict(3, [5], 4, p=0.0, optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))
         # One step an epoch, of all samples.
         loaders = DataLoader(samples(7), 8 // ranks)
         trainer = make_trainer(ranks, max_epochs=1)

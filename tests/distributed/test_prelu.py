@@ -15,7 +15,7 @@ class Recorded(RectifierNet):
             stem="small",
             width=0.03,
             hidden=12,
-            dropout=0.0,
+            p=0.0,
             slope_momentum=0.5,
             test_views="ten",
             test_crop=30,

@@ -42,7 +42,7 @@ class LogisticRegression(_Experiment):
     Args:
         in_features: Number of features D of an input.
         num_classes: Number of classes.
-        dropout: Probability of dropping a feature in training; the paper's 0.5 for the bag of words.
+        p: Probability of dropping a feature in training; the paper's 0.5 for the bag of words.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler; the paper's is
             :class:`~pl_losses.papers.adam.schedule.InverseSqrtLR`.
@@ -62,12 +62,12 @@ class LogisticRegression(_Experiment):
         in_features: int = 784,
         num_classes: int = 10,
         *,
-        dropout: float = 0.0,
+        p: float = 0.0,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_share("dropout", dropout)
+        check_share("p", p)
         check_counts(in_features=in_features, num_classes=num_classes)
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
@@ -75,7 +75,7 @@ class LogisticRegression(_Experiment):
         linear = nn.Linear(in_features, num_classes)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
-        self.network = nn.Sequential(nn.Dropout(dropout), linear)
+        self.network = nn.Sequential(nn.Dropout(p), linear)
         self.configure_metrics()
 
 
@@ -88,7 +88,7 @@ class MLP(_Experiment):
         in_features: Number of features D of an input.
         hidden: Units of each hidden layer.
         num_classes: Number of classes.
-        dropout: Probability of dropping a hidden unit in training; 0 for the paper's deterministic case.
+        p: Probability of dropping a hidden unit in training; 0 for the paper's deterministic case.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
@@ -109,12 +109,12 @@ class MLP(_Experiment):
         hidden: Sequence[int] = (1000, 1000),
         num_classes: int = 10,
         *,
-        dropout: float = 0.5,
+        p: float = 0.5,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_share("dropout", dropout)
+        check_share("p", p)
         check_counts(in_features=in_features, num_classes=num_classes)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"Expected `hidden` to hold the units of each layer but got {list(hidden)}")
@@ -123,7 +123,7 @@ class MLP(_Experiment):
         self.input_shape = (in_features,)
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise((in_features, *hidden)):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(p)]
         self.network = nn.Sequential(*layers, nn.Linear(hidden[-1], num_classes))
         self.configure_metrics()
 
@@ -143,8 +143,8 @@ class ConvNet(_Experiment):
         image_size: Height and width of an image in pixels.
         channels: Of each convolution.
         hidden: Units of the fully connected layer.
-        input_dropout: Probability of dropping a value of the image in training.
-        dropout: Probability of dropping a unit of the fully connected layer.
+        input_p: Probability of dropping a value of the image in training.
+        p: Probability of dropping a unit of the fully connected layer.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
 
@@ -165,14 +165,14 @@ class ConvNet(_Experiment):
         *,
         channels: Sequence[int] = (64, 64, 128),
         hidden: int = 1000,
-        input_dropout: float = 0.2,
-        dropout: float = 0.5,
+        input_p: float = 0.2,
+        p: float = 0.5,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_share("input_dropout", input_dropout)
-        check_share("dropout", dropout)
+        check_share("input_p", input_p)
+        check_share("p", p)
         check_counts(num_classes=num_classes, in_channels=in_channels, hidden=hidden)
         if not channels or min(channels) < 1:
             raise ValueError(f"Expected `channels` to hold those of each layer but got {list(channels)}")
@@ -184,7 +184,7 @@ class ConvNet(_Experiment):
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.input_shape = (in_channels, image_size, image_size)
-        layers: list[nn.Module] = [nn.Dropout(input_dropout)]
+        layers: list[nn.Module] = [nn.Dropout(input_p)]
         side = image_size
         for fan_in, fan_out in pairwise((in_channels, *channels)):
             layers += [
@@ -193,6 +193,6 @@ class ConvNet(_Experiment):
                 nn.MaxPool2d(3, 2, ceil_mode=True),
             ]
             side //= 2  # That is ceil((side - 3) / 2) + 1.
-        layers += [nn.Flatten(), nn.Linear(channels[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Flatten(), nn.Linear(channels[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(p)]
         self.network = nn.Sequential(*layers, nn.Linear(hidden, num_classes))
         self.configure_metrics()

@@ -58,7 +58,7 @@ class RectifierNet(Classifier):
         rectifier: "prelu" (a slope per channel), "prelu_shared" (one per layer), "leaky_relu" or "relu".
         slope: The initial slope of a PReLU, or the fixed one of a leaky ReLU. The defaults are the paper's,
             0.25 and 0.01.
-        dropout: Probability of dropping a unit of the fully connected layers.
+        p: Probability of dropping a unit of the fully connected layers.
         architecture: "E", "A", "B", "C", "depth22" or "depth30".
         stem: "paper", or "small" for images of about 32 pixels, which goes with the pyramid 4, 2, 1.
         width: Factor on the numbers of channels and hidden units of an architecture.
@@ -111,7 +111,7 @@ class RectifierNet(Classifier):
         hidden: int | None = None,
         rectifier: Literal["prelu", "prelu_shared", "leaky_relu", "relu"] = "prelu",
         slope: float | None = None,
-        dropout: float = 0.5,
+        p: float = 0.5,
         architecture: Literal["E", "A", "B", "C", "depth22", "depth30"] | None = None,
         stem: Literal["paper", "small"] = "paper",
         width: float = 1.0,
@@ -124,7 +124,7 @@ class RectifierNet(Classifier):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_share("dropout", dropout)
+        check_share("p", p)
         check_counts(in_channels=in_channels, hidden=hidden, test_crop=test_crop)
         check_counts(2, num_classes=num_classes)
         if (test_views == "single") != (test_crop is None):
@@ -156,7 +156,7 @@ class RectifierNet(Classifier):
         size = channels * sum(bins**2 for bins in pyramid)
         modules = []
         for _ in range(2):
-            modules += [nn.Linear(size, hidden), self.configure_rectifier(hidden), nn.Dropout(dropout)]
+            modules += [nn.Linear(size, hidden), self.configure_rectifier(hidden), nn.Dropout(p)]
             size = hidden
         self.head = nn.Sequential(*modules, nn.Linear(size, num_classes))
         self.configure_metrics()

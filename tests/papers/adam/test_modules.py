@@ -119,7 +119,7 @@ def test_layers_of_the_convolutional_network_are_the_papers():
 
 
 def test_logistic_regression_drops_features_in_training_only():
-    model = LogisticRegression(in_features=100, num_classes=2, dropout=0.5)
+    model = LogisticRegression(in_features=100, num_classes=2, p=0.5)
     nn.init.ones_(model.network[1].weight)
     torch.manual_seed(0)
     kept = model(torch.ones(1, 100))[0, 0].item() / 2
@@ -191,10 +191,10 @@ def test_regret_is_of_one_fit_however_often_it_was_interrupted(tmp_path):
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: LogisticRegression(dropout=1.0), "dropout"),
+        (lambda: LogisticRegression(p=1.0), "p"),
         (lambda: MLP(hidden=[]), "hidden"),
         (lambda: MLP(hidden=[10, 0]), "hidden"),
-        (lambda: ConvNet(input_dropout=-0.1), "input_dropout"),
+        (lambda: ConvNet(input_p=-0.1), "input_p"),
         (lambda: ConvNet(image_size=7), "image_size"),
         (lambda: VAE(latent=0), "latent"),
         (lambda: AMSGradCounterexample(slope=2.0), "slope"),

@@ -46,7 +46,7 @@ def test_probabilities_are_those_of_the_logits():
     assert torch.equal(RectifierNet().class_probabilities(logits), logits.softmax(dim=1))
 
 
-@pytest.mark.parametrize("options", [{"rectifier": "tanh"}, {"dropout": 1.0}, {"stages": [[8], []]}])
+@pytest.mark.parametrize("options", [{"rectifier": "tanh"}, {"p": 1.0}, {"stages": [[8], []]}])
 def test_bad_arguments_are_named(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"`{name}`"):

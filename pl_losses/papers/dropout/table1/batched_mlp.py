@@ -39,12 +39,12 @@ class BatchedMLP:
     Args:
         features: Number of inputs Q.
         hidden: Number of hidden units H.
-        dropout: Probability p of each member with which an input or hidden unit is dropped.
+        p: Probability of each member with which an input or hidden unit is dropped.
         seeds: Seed of each member. A member's training depends on its own seed alone.
         dtype: The weights' type.
 
     Example:
-        >>> network = BatchedMLP(3, 8, dropout=[0.0, 0.1], seeds=[0, 1])
+        >>> network = BatchedMLP(3, 8, p=[0.0, 0.1], seeds=[0, 1])
         >>> network(torch.zeros(2, 5, 3)).shape
         torch.Size([2, 5])
     """
@@ -54,13 +54,13 @@ class BatchedMLP:
         features: int,
         hidden: int,
         *,
-        dropout: Sequence[float],
+        p: Sequence[float],
         seeds: Sequence[int],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.features, self.hidden, self.members = features, hidden, len(dropout)
-        self.dropout, self.seeds = tuple(dropout), tuple(seeds)
-        self.keep = 1 - torch.tensor(dropout, dtype=dtype)
+        self.features, self.hidden, self.members = features, hidden, len(p)
+        self.p, self.seeds = tuple(p), tuple(seeds)
+        self.keep = 1 - torch.tensor(p, dtype=dtype)
         self.weights = torch.zeros(self.members * (features * hidden + 2 * hidden + 1), dtype=dtype)
         self.first, self.second, self.bias = self.views(self.weights)
         for member, seed in enumerate(seeds):
@@ -127,7 +127,7 @@ class SparseMaskSampler:
     def _hits(self, member: int, width: int) -> Tensor:
         """Draw places in [B, width], [_BLOCK, most]; those beyond the number of hits are huge."""
         places = self.rows * width
-        mean = -places * math.log1p(-self.network.dropout[member])
+        mean = -places * math.log1p(-self.network.p[member])
         generator = self.generators[member]
         # There are more hits than this once in 10^14 steps.
         most = math.ceil(mean + 8 * math.sqrt(mean) + 8) if mean else 0

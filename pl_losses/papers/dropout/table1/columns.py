@@ -306,7 +306,7 @@ def _scores(
         network = BatchedMLP(
             case.inputs.shape[1],
             case.settings.hidden,
-            dropout=[member.p for member in group],
+            p=[member.p for member in group],
             seeds=[member.seed for member in group],
         )
         train(

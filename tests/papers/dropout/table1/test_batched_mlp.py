@@ -28,7 +28,7 @@ def sets(*sizes, features=3, seed=0):
 
 def network(dropout=(0.0, 0.1, 0.4), seeds=None, features=3, hidden=5):
     return BatchedMLP(
-        features, hidden, dropout=dropout, seeds=seeds or [7 + k for k in range(len(dropout))], dtype=DOUBLE
+        features, hidden, p=dropout, seeds=seeds or [7 + k for k in range(len(dropout))], dtype=DOUBLE
     )
 
 
@@ -100,13 +100,13 @@ def test_a_member_learns_the_same_alone_as_among_others():
         [0.0, 0.01, 0.1, 0.02],
     )
     options = {"epochs": 5, "batch_size": 8, "learning_rate": 0.01, "schedule": lambda share: 1 - share}
-    together = BatchedMLP(3, 5, dropout=dropout, seeds=seeds, dtype=DOUBLE)
+    together = BatchedMLP(3, 5, p=dropout, seeds=seeds, dtype=DOUBLE)
     train(together, data, sources, weight_decay=decay, **options)
     precision = torch.ones(2, 4, dtype=DOUBLE)
     scores = mc_scores(together, data.inputs[sources], data.targets[sources], precision=precision, samples=70)
     for member in range(4):
         alone = BatchedMLP(
-            3, 5, dropout=dropout[member : member + 1], seeds=seeds[member : member + 1], dtype=DOUBLE
+            3, 5, p=dropout[member : member + 1], seeds=seeds[member : member + 1], dtype=DOUBLE
         )
         own = sources[member : member + 1]
         train(alone, data, own, weight_decay=decay[member : member + 1], **options)
@@ -179,7 +179,7 @@ def test_sets_of_unequal_size_are_normalised_by_themselves_and_repeated():
 
 
 def test_glorot_initialisation():
-    net = BatchedMLP(20, 50, dropout=[0.1] * 20, seeds=list(range(20)))
+    net = BatchedMLP(20, 50, p=[0.1] * 20, seeds=list(range(20)))
     kernel = net.first[:, :-1]
     bound = math.sqrt(6 / 70)
     assert kernel.abs().max() <= bound
@@ -234,7 +234,7 @@ def test_scores_are_those_of_the_passes_held_at_once(rows, monkeypatch):
 
 def test_mean_and_likelihood_of_one_linear_unit_are_those_of_all_its_masks():
     """y = v relu(w x) with p = 1/4 each: three in four times 0, else 16/9 v w x."""
-    net = BatchedMLP(1, 1, dropout=[0.25], seeds=[0], dtype=DOUBLE)
+    net = BatchedMLP(1, 1, p=[0.25], seeds=[0], dtype=DOUBLE)
     net.first[0, :, 0] = torch.tensor([1.5, 0.0])
     net.second[:] = 2.0
     x, y, tau = torch.tensor([0.5, 1.0]), torch.tensor([1.0, 2.0], dtype=DOUBLE), 0.7
@@ -269,7 +269,7 @@ def test_the_seed_alone_decides():
 def test_progress_counts_all_samples():
     inputs, targets = sets(15)
     data, done = Standardised(inputs, targets), []
-    net = BatchedMLP(3, 4, dropout=[0.1, 0.1], seeds=[0, 1])
+    net = BatchedMLP(3, 4, p=[0.1, 0.1], seeds=[0, 1])
     train(net, data, [0, 0], epochs=3, batch_size=4, weight_decay=[0, 0], progress=done.append)
     assert done == [30] * 3
     done.clear()
@@ -295,8 +295,8 @@ def test_a_member_that_diverges_leaves_the_others_alone():
     data = Standardised(inputs * 2, targets * 2)
     options = {"epochs": 3, "batch_size": 4, "learning_rate": 0.01}
     both, alone = (
-        BatchedMLP(3, 4, dropout=[0.1, 0.1], seeds=[0, 1]),
-        BatchedMLP(3, 4, dropout=[0.1], seeds=[0]),
+        BatchedMLP(3, 4, p=[0.1, 0.1], seeds=[0, 1]),
+        BatchedMLP(3, 4, p=[0.1], seeds=[0]),
     )
     both.first[1] = float("inf")
     train(both, data, [0, 1], weight_decay=[0.0, 0.0], **options)

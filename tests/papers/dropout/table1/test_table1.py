@@ -106,7 +106,7 @@ def test_a_column_is_what_each_split_gives_by_itself(root):
         assert row.length_scale == pytest.approx(0.01)
         x, y = mine.inputs[rows_train], mine.targets[rows_train]
         data = Standardised([x] * 12, [y] * 12)
-        alone = BatchedMLP(3, 8, dropout=[0.05] * 12, seeds=list(range(12)))
+        alone = BatchedMLP(3, 8, p=[0.05] * 12, seeds=list(range(12)))
         train(alone, data, list(range(12)), epochs=40, batch_size=32, weight_decay=[decay] * 12)
         inputs = torch.from_numpy((mine.inputs[rows_test] - x.mean(0)) / x.std(0)).float()
         target = torch.from_numpy(mine.targets[rows_test])
