@@ -87,7 +87,7 @@ def steps() -> None:
 
 def paper_grid() -> list[Settings]:
     lists = {"beta1": [0.0, 0.9], "beta2": [0.99, 0.999, 0.9999], "log_alpha": [-5.0, -4.0, -3.0, -2.0, -1.0]}
-    sizes = {"steps": 1, "at": [1], "batch_size": 100, "hidden": 500, "latent": 50, "seed": 0}
+    sizes = {"steps": 1, "at": [1], "batch_size": 100, "hidden_size": 500, "latent_size": 50, "seed": 0}
     return Plan(**lists, **sizes, dataset="random").settings()  # type: ignore[arg-type]
 
 

@@ -58,12 +58,12 @@ Trials = Iterator[tuple[str, str]]  # What was done, and what was lost by it; em
 
 
 REPRODUCED = {
-    "adam/fig4": "--dataset=digits --steps=12 --beta1=[0.9] --beta2=[0.99] --log_alpha=[-3,-2] --hidden=8"
-    " --latent=2 --together=2 --save_every=0 --wandb=disabled",
+    "adam/fig4": "--dataset=digits --steps=12 --beta1=[0.9] --beta2=[0.99] --log_alpha=[-3,-2]"
+    " --hidden_size=8 --latent_size=2 --together=2 --save_every=0 --wandb=disabled",
     "dropout/table1": "--sets=mine --columns=grid --splits=2 --samples=9 --repeats=1 --epochs_scale=0.01"
     " --root=. --wandb=disabled",
     "sdae/variations": "--variations=rot-gen --source=digits --seeds=2 --train_size=512 --val_size=64"
-    " --test_size=200 --hidden=16 --pretrain_epochs=1 --finetune_epochs=2 --finetune_lr=0.02",
+    " --test_size=200 --hidden_size=16 --pretrain_epochs=1 --finetune_epochs=2 --finetune_lr=0.02",
 }
 
 

@@ -104,7 +104,7 @@ def regressor():
 even = partial(digits, test_size=24, limit=32)
 signed = partial(even, low=-1.0)
 lenet = partial(partial, LeNet5)
-rectifiers = partial(RectifierNet, stages=[[4], [4]], hidden=8, p=0.0, slope_momentum=0.5, optimizer=sgd)
+rectifiers = partial(RectifierNet, stages=[[4], [4]], hidden_size=8, p=0.0, slope_momentum=0.5, optimizer=sgd)
 mlp = partial(MLP, 1024, [8], p=0.0)
 stack = partial(pl_losses.StackedDenoisingAutoencoder, 1024, [8, 6], pretrain_epochs=1)
 dropout = {"samples": 3, "masks": "shared", "length_scale": 3.0, "optimizer": sgd}
@@ -125,7 +125,7 @@ TABLE = {
     "logistic": (partial(LogisticRegression, 1024, optimizer=AdaMax), digits, {}),
     "mlp": (mlp, digits, {"monitor": AdamBiasCorrectionMonitor}),
     "convnet": (
-        partial(ConvNet, 10, 1, channels=[2, 2, 3], hidden=8, input_p=0.0, p=0.0),
+        partial(ConvNet, 10, 1, out_channels=[2, 2, 3], hidden_size=8, input_p=0.0, p=0.0),
         digits,
         {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value"},
     ),

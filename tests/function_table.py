@@ -193,7 +193,7 @@ CALLS = {
     "EntropyHistogram()": of(EntropyHistogram),
     "RegressionScores": metric(lambda: dropout.RegressionScores(1.0), samples=samples, target=rows),
     "RegressionScores()": of(dropout.RegressionScores, precision=1.0),
-    "DenseLayer": of(sdae.DenseLayer, in_features=3, hidden=2),
+    "DenseLayer": of(sdae.DenseLayer, in_features=3, hidden_size=2),
     **{
         name: of(getattr(dropout, name), samples=samples)
         for name in (
@@ -233,12 +233,12 @@ CALLS = {
     },
     "SDNN": of(pl_losses.SDNN),
     "PretrainedLeNet5": of(pl_losses.PretrainedLeNet5),
-    "RectifierNet": of(pl_losses.RectifierNet, stages=[[3]], pyramid=[1], hidden=5),
+    "RectifierNet": of(pl_losses.RectifierNet, stages=[[3]], pyramid=[1], hidden_size=5),
     "LogisticRegression": of(pl_losses.LogisticRegression, in_features=9),
     "MLP": of(pl_losses.MLP, in_features=9, hidden=[6]),
-    "ConvNet": of(pl_losses.ConvNet, image_size=8, channels=(2, 2, 2), hidden=4),
-    "VAE": of(pl_losses.VAE, in_features=9, hidden=5, latent=2),
-    "DenoisingAutoencoder": of(pl_losses.DenoisingAutoencoder, in_features=9, hidden=5),
+    "ConvNet": of(pl_losses.ConvNet, image_size=8, out_channels=(2, 2, 2), hidden_size=4),
+    "VAE": of(pl_losses.VAE, in_features=9, hidden_size=5, latent_size=2),
+    "DenoisingAutoencoder": of(pl_losses.DenoisingAutoencoder, in_features=9, hidden_size=5),
     "StackedDenoisingAutoencoder": of(pl_losses.StackedDenoisingAutoencoder, in_features=9, hidden=[5]),
     "DropoutRegressor": of(pl_losses.DropoutRegressor, hidden=[5]),
     "DropoutClassifier": of(pl_losses.DropoutClassifier),

@@ -105,7 +105,7 @@ dropout = {"samples": 3, "masks": "shared", "length_scale": 3.0}
 CASES = {
     "LeNet5": Case(lambda _: pl_losses.LeNet5(reject_above=0.5, optimizer=sgd(1e-3)), images(1, 32, 32)),
     "RectifierNet": Case(
-        lambda _: pl_losses.RectifierNet(stages=[[3]], pyramid=[1], hidden=5, p=0.0, optimizer=sgd(0.1)),
+        lambda _: pl_losses.RectifierNet(stages=[[3]], pyramid=[1], hidden_size=5, p=0.0, optimizer=sgd(0.1)),
         images(1, 6, 6),
     ),
     "LogisticRegression": Case(
@@ -114,7 +114,7 @@ CASES = {
     "MLP": Case(lambda _: pl_losses.MLP(9, [6], p=0.0, optimizer=sgd(0.1)), images(1, 3, 3)),
     "ConvNet": Case(
         lambda _: pl_losses.ConvNet(
-            10, 1, 8, channels=(2, 2, 2), hidden=4, input_p=0.0, p=0.0, optimizer=sgd(0.1)
+            10, 1, 8, out_channels=(2, 2, 2), hidden_size=4, input_p=0.0, p=0.0, optimizer=sgd(0.1)
         ),
         images(1, 8, 8),
     ),

@@ -26,8 +26,8 @@ LIMITS += [f"--trainer.limit_{name}_batches=1" for name in ("train", "val", "tes
 # Arguments that make a wing's recipe small.
 SMALL = {
     "lenet/digits": ({}, {"val_size": 30}),
-    "prelu/digits-prelu": ({"hidden": 8}, {"val_size": 30}),
-    "adam/vae": ({"hidden": 8, "latent_size": 2}, {}),
+    "prelu/digits-prelu": ({"hidden_size": 8}, {"val_size": 30}),
+    "adam/vae": ({"hidden_size": 8, "latent_size": 2}, {}),
     "dropout/co2": ({"hidden": [8], "p": 0.1, "samples": 3}, {}),
     "dropout/rotated-digits": ({"samples": 3}, {}),
     "gan/digits": ({"latent_size": 4, "width": 4}, {}),

@@ -305,7 +305,7 @@ def test_what_takes_many_trainings_ends_with_the_status_of_a_signal(monkeypatch,
     shot = partial(Trainer, callbacks=[Shooter("start", 1, [number])])
     monkeypatch.setattr("lightning.pytorch.Trainer", shot)
     args = "--source=digits --variations=rot-gen --seeds=1 --train_size=512 --val_size=9 --test_size=9"
-    args += " --hidden=4 --folder=out"
+    args += " --hidden_size=4 --folder=out"
     assert main(["reproduce", "sdae/variations", *args.split()]) == 128 + number
     assert "Interrupted: the same command goes on from what is in out" in capsys.readouterr().err
 

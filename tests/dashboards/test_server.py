@@ -393,7 +393,7 @@ def test_a_fit_goes_on_where_the_server_goes_away(tmp_path, monkeypatch, capfd):
 
 def test_a_reproduction_is_refused_and_then_arrives(online, capfd):
     command = ["reproduce", "adam/fig4", "--wandb", "online", "--dataset", "digits", "--device", "cpu"]
-    command += ["--steps", "2", "--hidden", "4", "--latent", "2", "--folder", "kept"]
+    command += ["--steps", "2", "--hidden_size", "4", "--latent_size", "2", "--folder", "kept"]
     command += ["--beta1", "[0.5]", "--beta2", "[0.9]", "--log_alpha", "[-3]"]
     online.refusals = {"upsertBucket": ("permission denied", 403)}
     assert "permission denied" in refusal(capfd, *command)

@@ -18,8 +18,8 @@ from pl_losses.papers.adam import (
 MODULES = {
     "logistic": lambda **k: LogisticRegression(in_features=1024, **k),
     "mlp": lambda **k: MLP(in_features=1024, hidden=[8], p=0.0, **k),
-    "cnn": lambda **k: ConvNet(in_channels=1, channels=[2, 2, 3], hidden=8, input_p=0.0, p=0.0, **k),
-    "vae": lambda **k: VAE(in_features=1024, hidden=8, latent=3, **k),
+    "cnn": lambda **k: ConvNet(in_channels=1, out_channels=[2, 2, 3], hidden_size=8, input_p=0.0, p=0.0, **k),
+    "vae": lambda **k: VAE(in_features=1024, hidden_size=8, latent_size=3, **k),
 }
 
 

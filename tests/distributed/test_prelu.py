@@ -14,7 +14,7 @@ class Recorded(RectifierNet):
             architecture="E",
             stem="small",
             width=0.03,
-            hidden=12,
+            hidden_size=12,
             p=0.0,
             slope_momentum=0.5,
             test_views="ten",

@@ -141,8 +141,8 @@ class ConvNet(_Experiment):
         num_classes: Number of classes.
         in_channels: Channels of an image.
         image_size: Height and width of an image in pixels.
-        channels: Of each convolution.
-        hidden: Units of the fully connected layer.
+        out_channels: Channels of each convolution.
+        hidden_size: Units of the fully connected layer.
         input_p: Probability of dropping a value of the image in training.
         p: Probability of dropping a unit of the fully connected layer.
         optimizer: Parameters to optimizer.
@@ -153,7 +153,7 @@ class ConvNet(_Experiment):
 
     Example:
         >>> import torch
-        >>> ConvNet(in_channels=1, channels=(4, 4, 8), hidden=16)(torch.zeros(2, 1, 32, 32)).shape
+        >>> ConvNet(in_channels=1, out_channels=(4, 4, 8), hidden_size=16)(torch.zeros(2, 1, 32, 32)).shape
         torch.Size([2, 10])
     """
 
@@ -163,8 +163,8 @@ class ConvNet(_Experiment):
         in_channels: int = 3,
         image_size: int = 32,
         *,
-        channels: Sequence[int] = (64, 64, 128),
-        hidden: int = 1000,
+        out_channels: Sequence[int] = (64, 64, 128),
+        hidden_size: int = 1000,
         input_p: float = 0.2,
         p: float = 0.5,
         optimizer: OptimizerCallable = Adam,
@@ -173,26 +173,29 @@ class ConvNet(_Experiment):
         check_init(locals())
         check_share("input_p", input_p)
         check_share("p", p)
-        check_counts(num_classes=num_classes, in_channels=in_channels, hidden=hidden)
-        if not channels or min(channels) < 1:
-            raise ValueError(f"Expected `channels` to hold those of each layer but got {list(channels)}")
-        if image_size < 2 ** len(channels):
+        check_counts(num_classes=num_classes, in_channels=in_channels, hidden_size=hidden_size)
+        if not out_channels or min(out_channels) < 1:
             raise ValueError(
-                f"Expected `image_size` to be at least {2 ** len(channels)} for {len(channels)} times of"
-                f" pooling but got {image_size}"
+                f"Expected `out_channels` to hold those of each layer but got {list(out_channels)}"
+            )
+        times = len(out_channels)
+        if image_size < 2**times:
+            raise ValueError(
+                f"Expected `image_size` to be at least {2**times} for {times} times of pooling but got"
+                f" {image_size}"
             )
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.input_shape = (in_channels, image_size, image_size)
         layers: list[nn.Module] = [nn.Dropout(input_p)]
         side = image_size
-        for fan_in, fan_out in pairwise((in_channels, *channels)):
+        for fan_in, fan_out in pairwise((in_channels, *out_channels)):
             layers += [
                 nn.Conv2d(fan_in, fan_out, 5, padding=2),
                 nn.ReLU(),
                 nn.MaxPool2d(3, 2, ceil_mode=True),
             ]
             side //= 2  # That is ceil((side - 3) / 2) + 1.
-        layers += [nn.Flatten(), nn.Linear(channels[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(p)]
-        self.network = nn.Sequential(*layers, nn.Linear(hidden, num_classes))
+        layers += [nn.Flatten(), nn.Linear(out_channels[-1] * side**2, hidden_size), nn.ReLU(), nn.Dropout(p)]
+        self.network = nn.Sequential(*layers, nn.Linear(hidden_size, num_classes))
         self.configure_metrics()

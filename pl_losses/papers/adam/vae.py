@@ -33,8 +33,8 @@ class VAE(PaperModule):
 
     Args:
         in_features: Pixels D of an image.
-        hidden: Softplus units of the encoder and of the decoder.
-        latent: Dimensions J of z.
+        hidden_size: Softplus units of the encoder and of the decoder.
+        latent_size: Dimensions J of z.
         seed: Seed of the noise.
         optimizer: Parameters to optimizer.
         lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
@@ -66,22 +66,24 @@ class VAE(PaperModule):
     def __init__(
         self,
         in_features: int = 784,
-        hidden: int = 500,
-        latent: int = 50,
+        hidden_size: int = 500,
+        latent_size: int = 50,
         *,
         seed: int = 0,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_counts(in_features=in_features, hidden=hidden, latent=latent)
+        check_counts(in_features=in_features, hidden_size=hidden_size, latent_size=latent_size)
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
-        self.in_features, self.latent, self.seed = in_features, latent, seed
+        self.in_features, self.latent_size, self.seed = in_features, latent_size, seed
         self.encoder = nn.Sequential(
-            nn.Linear(in_features, hidden), nn.Softplus(), nn.Linear(hidden, 2 * latent)
+            nn.Linear(in_features, hidden_size), nn.Softplus(), nn.Linear(hidden_size, 2 * latent_size)
         )
-        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.Softplus(), nn.Linear(hidden, in_features))
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_size, hidden_size), nn.Softplus(), nn.Linear(hidden_size, in_features)
+        )
         self.metrics = nn.ModuleDict(
             {
                 f"{stage}_{part}": Mean()
@@ -137,7 +139,7 @@ class VAE(PaperModule):
             key: What tells this batch from others, beside the seed.
         """
         rank, ranks = rank_of(self.trainer_or_none)
-        noise = standard_normal(len(like) * ranks, self.latent, self.seed, *key, dtype=like.dtype)
+        noise = standard_normal(len(like) * ranks, self.latent_size, self.seed, *key, dtype=like.dtype)
         return noise[rank::ranks].to(like.device, non_blocking=True)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -158,7 +160,7 @@ class VAE(PaperModule):
         places = self.places(batch_idx, len(target))
         key, dtype = (self.seed, stage), target.dtype
         (noise,) = drawn_at(
-            places, lambda block: (standard_normal(BLOCK, self.latent, *key, block, dtype=dtype),)
+            places, lambda block: (standard_normal(BLOCK, self.latent_size, *key, block, dtype=dtype),)
         )
         reconstruction, kl = self._terms(target, noise.to(target.device, non_blocking=True))
         parts = {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}

@@ -58,14 +58,14 @@ class Settings(NamedTuple):
         p: Probability of dropping an input or hidden unit.
         precision: tau, in the units of 1/y^2, from their Bayesian optimisation of 2016.
         length_scale: l of the prior.
-        hidden: Number of hidden units.
+        hidden_size: Number of hidden units.
         epochs: Unit of the number of epochs: "paper" is 10 of them, "10x" and "grid" are 100.
     """
 
     p: float
     precision: float
     length_scale: float = 1e-2
-    hidden: int = 50
+    hidden_size: int = 50
     epochs: int = 40
 
 
@@ -76,7 +76,7 @@ SETTINGS = {
     "kin8nm": Settings(0.05, 192.483),
     "naval": Settings(0.05, 42173.515211, length_scale=1.0),
     "power": Settings(0.005, 0.0871109),
-    "protein": Settings(0.005, 0.0644419, hidden=100, epochs=20),
+    "protein": Settings(0.005, 0.0644419, hidden_size=100, epochs=20),
     "wine": Settings(0.05, 2.95834),
     "yacht": Settings(0.01, 0.541870, length_scale=0.1),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite, isnan, nan
 from typing import Any, ClassVar, Literal
 
@@ -65,7 +65,7 @@ class DropoutRegressor(DropoutModule):
     Args:
         in_features: Number of inputs Q of the default network.
         out_features: Number of outputs D of the default network.
-        hidden: Units of each hidden layer of the default network. Default: one layer of 50.
+        hidden: Units of each hidden layer of the default network.
         activation: "relu" or "tanh".
         p: Probability of dropping an input of a layer, from the network's own inputs on: one number, or one
             for each layer of weights.
@@ -121,7 +121,7 @@ class DropoutRegressor(DropoutModule):
         self,
         in_features: int = 1,
         out_features: int = 1,
-        hidden: list[int] | None = None,
+        hidden: Sequence[int] = (50,),
         *,
         activation: Activation = "relu",
         p: float | list[float] = 0.05,
@@ -137,7 +137,7 @@ class DropoutRegressor(DropoutModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        sizes = [in_features, *([50] if hidden is None else hidden), out_features]
+        sizes = [in_features, *hidden, out_features]
         check_counts(in_features=in_features, out_features=out_features)
         for units in sizes[1:-1]:
             check_counts(hidden=units)

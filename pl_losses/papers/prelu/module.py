@@ -54,7 +54,7 @@ class RectifierNet(Classifier):
         in_channels: Channels of an image.
         stages: For each stage its channels, once per convolution; default three stages of two.
         pyramid: Bins per side of each level of the spatial pyramid; default 4, 2, 1, or the architecture's.
-        hidden: Units of each fully connected layer; default 128, or the architecture's times ``width``.
+        hidden_size: Units of each fully connected layer; default 128, or the architecture's times ``width``.
         rectifier: "prelu" (a slope per channel), "prelu_shared" (one per layer), "leaky_relu" or "relu".
         slope: The initial slope of a PReLU, or the fixed one of a leaky ReLU. The defaults are the paper's,
             0.25 and 0.01.
@@ -108,7 +108,7 @@ class RectifierNet(Classifier):
         *,
         stages: list[list[int]] | None = None,
         pyramid: list[int] | None = None,
-        hidden: int | None = None,
+        hidden_size: int | None = None,
         rectifier: Literal["prelu", "prelu_shared", "leaky_relu", "relu"] = "prelu",
         slope: float | None = None,
         p: float = 0.5,
@@ -125,7 +125,7 @@ class RectifierNet(Classifier):
     ) -> None:
         check_init(locals())
         check_share("p", p)
-        check_counts(in_channels=in_channels, hidden=hidden, test_crop=test_crop)
+        check_counts(in_channels=in_channels, hidden_size=hidden_size, test_crop=test_crop)
         check_counts(2, num_classes=num_classes)
         if (test_views == "single") != (test_crop is None):
             raise ValueError(
@@ -142,8 +142,8 @@ class RectifierNet(Classifier):
         paper = ARCHITECTURES[architecture] if architecture else None
         if pyramid is None:
             pyramid = list(paper.pyramid if paper and stem == "paper" else SMALL_PYRAMID)
-        if hidden is None:
-            hidden = scaled(paper.hidden, width) if paper else 128
+        if hidden_size is None:
+            hidden_size = scaled(paper.hidden_size, width) if paper else 128
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.num_classes, self.in_channels, self.init = num_classes, in_channels, init
@@ -156,8 +156,8 @@ class RectifierNet(Classifier):
         size = channels * sum(bins**2 for bins in pyramid)
         modules = []
         for _ in range(2):
-            modules += [nn.Linear(size, hidden), self.configure_rectifier(hidden), nn.Dropout(p)]
-            size = hidden
+            modules += [nn.Linear(size, hidden_size), self.configure_rectifier(hidden_size), nn.Dropout(p)]
+            size = hidden_size
         self.head = nn.Sequential(*modules, nn.Linear(size, num_classes))
         self.configure_metrics()
         self.initialize_weights()

@@ -40,7 +40,7 @@ class Architecture:
             every second map has the size of the stage's first.
         stages: Channels and number of convolutions; 2x2 max-pooling stands between two stages.
         pyramid: Bins per side of each level of the spatial pyramid.
-        hidden: Units of each of the two fully connected layers before the classifier.
+        hidden_size: Units of each of the two fully connected layers before the classifier.
     """
 
     stem: Convolution
@@ -48,7 +48,7 @@ class Architecture:
     kernel: int
     stages: tuple[tuple[int, int], ...]
     pyramid: tuple[int, ...]
-    hidden: int = 4096
+    hidden_size: int = 4096
 
     @property
     def depth(self) -> int:

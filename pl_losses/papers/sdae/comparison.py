@@ -34,7 +34,7 @@ def reproduce(
     train_size: int | None = None,
     val_size: int | None = None,
     test_size: int | None = None,
-    hidden: int = 1000,
+    hidden_size: int = 1000,
     pretrain_epochs: int = 20,
     finetune_epochs: int = 30,
     pretrain_lr: float = 0.002,
@@ -57,7 +57,7 @@ def reproduce(
         train_size: Training images. Default: as many as the original sets have.
         val_size: Validation images.
         test_size: Test images.
-        hidden: Units of each of the three layers.
+        hidden_size: Units of each of the three layers.
         pretrain_epochs: Epochs of each layer.
         finetune_epochs: Epochs of fine-tuning.
         pretrain_lr: Largest learning rate of pre-training (Adam, one cycle).
@@ -68,13 +68,15 @@ def reproduce(
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
     names: list[Any] = names_of("variations", variations, list(NAMES))
-    check_counts(seeds=seeds, hidden=hidden, pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs)
+    check_counts(
+        seeds=seeds, hidden_size=hidden_size, pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs
+    )
     settings = {
         "source": source,
         "train_size": train_size,
         "val_size": val_size,
         "test_size": test_size,
-        "hidden": hidden,
+        "hidden_size": hidden_size,
         "pretrain_epochs": pretrain_epochs,
         "finetune_epochs": finetune_epochs,
         "pretrain_lr": pretrain_lr,
@@ -105,7 +107,7 @@ def _data(name: Name, source: Any, root: str | None, batch_size: int, sizes: dic
 def configure(method: str, name: str, settings: dict[str, Any], seed: int = 0) -> StackedDenoisingAutoencoder:
     """Build the model of one of :data:`METHODS` for a variation.
 
-    >>> settings = {"hidden": 5, "pretrain_epochs": 2, "pretrain_lr": 0.01, "finetune_lr": 0.01}
+    >>> settings = {"hidden_size": 5, "pretrain_epochs": 2, "pretrain_lr": 0.01, "finetune_lr": 0.01}
     >>> sae = configure("SAE-3", "rect-gen", settings)
     >>> sae.level, sae.pretrain_epochs, sae.num_classes
     (0.0, [2, 2, 2], 2)
@@ -116,7 +118,7 @@ def configure(method: str, name: str, settings: dict[str, Any], seed: int = 0) -
 
     torch.manual_seed(seed)
     return StackedDenoisingAutoencoder(
-        hidden=[settings["hidden"]] * 3,
+        hidden=[settings["hidden_size"]] * 3,
         num_classes=2 if name.startswith(("rect", "convex")) else 10,
         level=LEVELS.get(name, 0.25) if method == "SDAE-3" else 0.0,
         mode="bernoulli",

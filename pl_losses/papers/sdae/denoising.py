@@ -58,8 +58,6 @@ class Denoising(PaperModule):
     ) -> None:
         """Check the arguments and build the layers; ``sizes`` are the inputs' and the hidden layers'."""
         check_counts(in_features=sizes[0])
-        for size in sizes[1:]:
-            check_counts(hidden=size)
         self.corruption, self.level, self.mode = corruption, level, mode
         self.visible, self.sigma, self.alpha, self.beta = visible, sigma, alpha, beta
         self.in_features, self.tied, self.seed = sizes[0], tied, seed
@@ -82,10 +80,10 @@ class Denoising(PaperModule):
             )
         self.layers = nn.ModuleList(self.configure_layer(index, *pair) for index, pair in enumerate(pairs))
 
-    def configure_layer(self, index: int, in_features: int, hidden: int) -> AutoencoderLayer:
-        """Build the layer ``index``, from 0: inputs [B, in_features] -> codes [B, hidden]."""
+    def configure_layer(self, index: int, in_features: int, hidden_size: int) -> AutoencoderLayer:
+        """Build the layer ``index``, from 0: inputs [B, in_features] -> codes [B, hidden_size]."""
         kind: Kind = self.visible if index == 0 else "cross_entropy"
-        return DenseLayer(in_features, hidden, tied=self.tied, kind=kind)
+        return DenseLayer(in_features, hidden_size, tied=self.tied, kind=kind)
 
     def configure_corruption(self, index: int) -> Corruption:
         """Build the corruption of the inputs of layer ``index``, by default the same for all.
@@ -270,7 +268,7 @@ class DenoisingAutoencoder(Denoising):
 
     Args:
         in_features: Elements D of an input.
-        hidden: Units H of the code.
+        hidden_size: Units H of the code.
         corruption: "masking", "gaussian" or "salt_and_pepper".
         level: The fraction of masked or set elements, or the standard deviation of Gaussian noise; 0 gives a
             plain autoencoder.
@@ -289,7 +287,7 @@ class DenoisingAutoencoder(Denoising):
         ValueError: If an argument is out of range or none of its choices.
 
     Example:
-        >>> model = DenoisingAutoencoder(in_features=64, hidden=100)
+        >>> model = DenoisingAutoencoder(in_features=64, hidden_size=100)
         >>> model(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 100])
     """
@@ -306,7 +304,7 @@ class DenoisingAutoencoder(Denoising):
     def __init__(
         self,
         in_features: int = 784,
-        hidden: int = 1000,
+        hidden_size: int = 1000,
         *,
         corruption: CorruptionName = "masking",
         level: float = 0.25,
@@ -323,8 +321,9 @@ class DenoisingAutoencoder(Denoising):
         check_init(locals())
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
+        check_counts(hidden_size=hidden_size)
         self.build(
-            [in_features, hidden],
+            [in_features, hidden_size],
             corruption,
             level=level,
             mode=mode,

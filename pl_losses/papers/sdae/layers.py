@@ -56,7 +56,7 @@ class DenseLayer(AutoencoderLayer):
 
     Args:
         in_features: D.
-        hidden: H.
+        hidden_size: H.
         tied: Whether W' is W transposed: one parameter, whose gradient is the sum of both uses'.
         kind: What :meth:`decode` returns: "cross_entropy" (logits) or "squared" (values).
 
@@ -68,15 +68,15 @@ class DenseLayer(AutoencoderLayer):
 
     @typed
     def __init__(
-        self, in_features: int, hidden: int, *, tied: bool = True, kind: Kind = "cross_entropy"
+        self, in_features: int, hidden_size: int, *, tied: bool = True, kind: Kind = "cross_entropy"
     ) -> None:
-        check_counts(in_features=in_features, hidden=hidden)
+        check_counts(in_features=in_features, hidden_size=hidden_size)
         super().__init__()
         self.kind = kind
-        self.weight = nn.Parameter(torch.empty(hidden, in_features))
-        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
+        self.weight = nn.Parameter(torch.empty(hidden_size, in_features))
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden_size))
         self.visible_bias = nn.Parameter(torch.zeros(in_features))
-        self.decoder_weight = None if tied else nn.Parameter(torch.empty(in_features, hidden))
+        self.decoder_weight = None if tied else nn.Parameter(torch.empty(in_features, hidden_size))
         for weight in (self.weight, self.decoder_weight):
             if weight is not None:
                 nn.init.xavier_uniform_(weight, gain=4.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -91,7 +91,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
     def __init__(
         self,
         in_features: int = 784,
-        hidden: list[int] | None = None,
+        hidden: Sequence[int] = (1000, 1000, 1000),
         num_classes: int = 10,
         *,
         corruption: CorruptionName = "masking",
@@ -113,7 +113,6 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        hidden = [1000, 1000, 1000] if hidden is None else hidden
         if not hidden:
             raise ValueError("Expected `hidden` of at least one layer but got none")
         check_counts(num_classes=num_classes)
@@ -125,6 +124,8 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         self._pretraining = pretrain_optimizer, pretrain_lr_scheduler
         self.patience, self.cache_codes, self.start_from = patience, cache_codes, start_from
         self.num_classes, self.hidden = num_classes, list(hidden)
+        for size in hidden:
+            check_counts(hidden=size)
         sizes = [in_features, *hidden]
         self.build(
             sizes,

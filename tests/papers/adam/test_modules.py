@@ -59,7 +59,7 @@ def test_bound_does_not_overflow_and_refuses_other_shapes():
 
 def test_loss_of_the_autoencoder_is_the_bound_with_the_given_noise():
     torch.manual_seed(0)
-    vae = VAE(in_features=6, hidden=5, latent=2).double()
+    vae = VAE(in_features=6, hidden_size=5, latent_size=2).double()
     target, noise = (normal(4, 6) > 0).double(), normal(4, 2, seed=1)
     first, _, second = vae.encoder
     mean, log_variance = second(F.softplus(first(target))).split(2, dim=1)
@@ -71,7 +71,7 @@ def test_loss_of_the_autoencoder_is_the_bound_with_the_given_noise():
 
 
 def test_images_are_made_binary_and_noise_is_that_of_the_key():
-    vae = VAE(in_features=4, hidden=3, latent=2)
+    vae = VAE(in_features=4, hidden_size=3, latent_size=2)
     images = torch.tensor([[[0.0, 0.4], [0.6, 1.0]]])
     assert vae.prepare_target(images).tolist() == [[0, 0, 1, 1]]
     noise = [
@@ -88,7 +88,7 @@ def test_images_are_made_binary_and_noise_is_that_of_the_key():
 
 def test_a_short_fit_lowers_the_bound():
     torch.manual_seed(0)
-    vae = VAE(in_features=16, hidden=8, latent=2, optimizer=lambda p: Adam(p, lr=0.01))
+    vae = VAE(in_features=16, hidden_size=8, latent_size=2, optimizer=lambda p: Adam(p, lr=0.01))
     images = (torch.rand(1, 16) > 0.5).float().expand(40, 16).reshape(40, 4, 4)
     batches = BatchLoader((images, torch.zeros(40)), 40)
     trainer = pl.Trainer(**QUIET, max_epochs=60)
@@ -114,7 +114,7 @@ def test_layers_of_the_convolutional_network_are_the_papers():
     assert net.network[-4].in_features == 128 * 4 * 4
     assert [layer.p for layer in net.network if isinstance(layer, nn.Dropout)] == [0.2, 0.5]
     for size in (28, 33):
-        small = ConvNet(in_channels=1, image_size=size, channels=[2, 2, 3], hidden=4)
+        small = ConvNet(in_channels=1, image_size=size, out_channels=[2, 2, 3], hidden_size=4)
         assert small(torch.zeros(2, 1, size, size)).shape == (2, 10)
 
 
@@ -196,7 +196,7 @@ def test_regret_is_of_one_fit_however_often_it_was_interrupted(tmp_path):
         (lambda: MLP(hidden=[10, 0]), "hidden"),
         (lambda: ConvNet(input_p=-0.1), "input_p"),
         (lambda: ConvNet(image_size=7), "image_size"),
-        (lambda: VAE(latent=0), "latent"),
+        (lambda: VAE(latent_size=0), "latent_size"),
         (lambda: AMSGradCounterexample(slope=2.0), "slope"),
         (lambda: AMSGradCounterexample(steps=0), "steps"),
     ],

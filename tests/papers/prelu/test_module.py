@@ -10,7 +10,7 @@ from pl_losses import RectifierNet
 @pytest.mark.parametrize(("rectifier", "slope"), [("relu", 0.0), ("prelu", 0.25), ("leaky_relu", 0.5)])
 def test_weights_have_the_deviation_of_eq_15(rectifier, slope):
     torch.manual_seed(0)
-    net = RectifierNet(stages=[[64, 128]], hidden=256, rectifier=rectifier, slope=slope)
+    net = RectifierNet(stages=[[64, 128]], hidden_size=256, rectifier=rectifier, slope=slope)
     layers = [module for module in net.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for layer in layers[1:-1]:
         fan_in = layer.weight[0].numel()
@@ -21,7 +21,7 @@ def test_weights_have_the_deviation_of_eq_15(rectifier, slope):
 
 def test_one_slope_per_channel_or_per_layer():
     def slopes(rectifier):
-        net = RectifierNet(stages=[[4], [6]], hidden=8, rectifier=rectifier)
+        net = RectifierNet(stages=[[4], [6]], hidden_size=8, rectifier=rectifier)
         return [module.weight.numel() for module in net.modules() if isinstance(module, nn.PReLU)]
 
     assert slopes("prelu") == [4, 6, 8, 8]
@@ -30,13 +30,15 @@ def test_one_slope_per_channel_or_per_layer():
 
 
 def test_the_default_slopes_are_the_papers():
-    prelu, leaky = (RectifierNet(stages=[[4]], hidden=8, rectifier=name) for name in ("prelu", "leaky_relu"))
+    prelu, leaky = (
+        RectifierNet(stages=[[4]], hidden_size=8, rectifier=name) for name in ("prelu", "leaky_relu")
+    )
     assert prelu.features[1].weight.tolist() == [0.25] * 4
     assert leaky.features[1].negative_slope == 0.01
 
 
 def test_any_image_size_fits():
-    net = RectifierNet(stages=[[4], [4]], pyramid=[3, 1], hidden=8, in_channels=3, num_classes=5)
+    net = RectifierNet(stages=[[4], [4]], pyramid=[3, 1], hidden_size=8, in_channels=3, num_classes=5)
     for size in (16, 28, 33):
         assert net(torch.zeros(2, 3, size, size)).shape == (2, 5)
 

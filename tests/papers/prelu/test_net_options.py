@@ -11,7 +11,7 @@ from pl_losses import RectifierNet
 from pl_losses.data import Digits
 from pl_losses.papers.prelu.module import top_prediction
 
-TINY = {"stages": [[4], [6]], "hidden": 8}
+TINY = {"stages": [[4], [6]], "hidden_size": 8}
 
 
 def weights(net):
@@ -19,7 +19,7 @@ def weights(net):
 
 
 def test_initialisations():
-    wide = {"stages": [[64, 128]], "hidden": 256, "rectifier": "relu"}
+    wide = {"stages": [[64, 128]], "hidden_size": 256, "rectifier": "relu"}
     he, xavier, torchs = (RectifierNet(init=init, **wide) for init in ("he", "xavier", "torch"))
     assert weights(he)[1].weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)
     assert weights(xavier)[1].weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 192)), rel=0.02)

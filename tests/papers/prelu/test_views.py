@@ -7,7 +7,7 @@ from pl_losses.papers.prelu.multi_view import mean_log_probabilities, ten_crops,
 
 def small(**options):
     torch.manual_seed(0)
-    net = RectifierNet(architecture="E", stem="small", width=0.02, hidden=8, **options)
+    net = RectifierNet(architecture="E", stem="small", width=0.02, hidden_size=8, **options)
     torch.nn.init.normal_(net.head[-1].weight)
     return net.eval()
 
@@ -60,7 +60,7 @@ def test_dense_testing_of_an_image_of_the_crops_size_is_the_image_and_its_mirror
 @torch.no_grad()
 def test_dense_testing_is_cropping_where_the_convolutions_see_no_border():
     """Model E's paddings aside: a stem of 1x1 and no stage leaves windows of pixels."""
-    net = RectifierNet(stages=[[4]], pyramid=[2, 1], hidden=6, test_views="dense", test_crop=8).eval()
+    net = RectifierNet(stages=[[4]], pyramid=[2, 1], hidden_size=6, test_views="dense", test_crop=8).eval()
     net.features[0] = torch.nn.Conv2d(1, 4, 1)
     images = torch.randn(2, 1, 12, 10)
     total = 0

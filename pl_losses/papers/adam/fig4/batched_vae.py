@@ -45,7 +45,7 @@ class BatchedVAE:
 
     Example:
         >>> from pl_losses.papers.adam import VAE
-        >>> vae = VAE(in_features=4, hidden=3, latent=2)
+        >>> vae = VAE(in_features=4, hidden_size=3, latent_size=2)
         >>> runs = [Settings(0.9, 0.999, alpha, True) for alpha in (1e-3, 1e-2)]
         >>> stack = BatchedVAE(list(vae.parameters()), runs)
         >>> stack.step(torch.ones(5, 4), torch.zeros(5, 2)).shape

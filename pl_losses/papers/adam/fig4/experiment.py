@@ -35,8 +35,8 @@ def fig4(
     beta2: list[float] | None = None,
     log_alpha: list[float] | None = None,
     batch_size: int = 100,
-    hidden: int = 500,
-    latent: int = 50,
+    hidden_size: int = 500,
+    latent_size: int = 50,
     seed: int = 0,
     together: int | None = None,
     device: str = "auto",
@@ -60,8 +60,8 @@ def fig4(
         beta2: Likewise. Default: 0.99, 0.999 and 0.9999.
         log_alpha: Likewise, decimal logarithms of the learning rate. Default: -5 to -1.
         batch_size: Images per step.
-        hidden: Units of the encoder and of the decoder.
-        latent: Dimensions of z.
+        hidden_size: Units of the encoder and of the decoder.
+        latent_size: Dimensions of z.
         seed: Seed of the start, the batches and the noise.
         together: Runs trained at once. Default: 10 on the CPU, all on an accelerator.
         device: Such as "cpu" or "cuda". Default: a GPU if there is one.
@@ -78,8 +78,8 @@ def fig4(
         steps=steps,
         at=sorted({max(1, steps // 10), steps}) if at is None else at,
         batch_size=batch_size,
-        hidden=hidden,
-        latent=latent,
+        hidden_size=hidden_size,
+        latent_size=latent_size,
         seed=seed,
         dataset=dataset,
     )

@@ -35,8 +35,8 @@ class Plan:
         steps: Steps of each run.
         at: Steps after which the loss is evaluated.
         batch_size: Images per step.
-        hidden: Units of the autoencoders' layers.
-        latent: Dimensions of z.
+        hidden_size: Units of the autoencoders' layers.
+        latent_size: Dimensions of z.
         seed: Seed of the start, the batches and the noise, which are the same for all runs.
         dataset: Name of the images.
 
@@ -50,13 +50,18 @@ class Plan:
     steps: int
     at: list[int]
     batch_size: int
-    hidden: int
-    latent: int
+    hidden_size: int
+    latent_size: int
     seed: int
     dataset: str
 
     def __post_init__(self) -> None:
-        check_counts(steps=self.steps, batch_size=self.batch_size, hidden=self.hidden, latent=self.latent)
+        check_counts(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            hidden_size=self.hidden_size,
+            latent_size=self.latent_size,
+        )
         for name in ("beta1", "beta2"):
             values = getattr(self, name)
             if not values or not all(0 <= value < 1 for value in values):
@@ -154,7 +159,7 @@ class Grid:
         plan = self.plan
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
-            start = VAE(self.images.shape[1], plan.hidden, plan.latent).parameters()
+            start = VAE(self.images.shape[1], plan.hidden_size, plan.latent_size).parameters()
         return BatchedVAE([tensor.to(self.device) for tensor in start], settings)
 
     def _train(self, stack: BatchedVAE, step: int) -> None:
@@ -214,7 +219,7 @@ class Grid:
 
     def _noise(self, rows: int, key: object) -> Tensor:
         generator = keyed_generator(self.plan.seed, key)
-        return torch.randn(rows, self.plan.latent, generator=generator).to(self.device)
+        return torch.randn(rows, self.plan.latent_size, generator=generator).to(self.device)
 
     def _binary(self, images: Tensor) -> Tensor:
         return (images > 127).float()

@@ -38,7 +38,7 @@ class BatchedMLP:
 
     Args:
         features: Number of inputs Q.
-        hidden: Number of hidden units H.
+        hidden_size: Number of hidden units H.
         p: Probability of each member with which an input or hidden unit is dropped.
         seeds: Seed of each member. A member's training depends on its own seed alone.
         dtype: The weights' type.
@@ -52,32 +52,32 @@ class BatchedMLP:
     def __init__(
         self,
         features: int,
-        hidden: int,
+        hidden_size: int,
         *,
         p: Sequence[float],
         seeds: Sequence[int],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.features, self.hidden, self.members = features, hidden, len(p)
+        self.features, self.hidden_size, self.members = features, hidden_size, len(p)
         self.p, self.seeds = tuple(p), tuple(seeds)
         self.keep = 1 - torch.tensor(p, dtype=dtype)
-        self.weights = torch.zeros(self.members * (features * hidden + 2 * hidden + 1), dtype=dtype)
+        self.weights = torch.zeros(self.members * (features * hidden_size + 2 * hidden_size + 1), dtype=dtype)
         self.first, self.second, self.bias = self.views(self.weights)
         for member, seed in enumerate(seeds):
             generator = _generator(seed, _INIT)
             for kernel, fans in (
-                (self.first[member, :features], features + hidden),
-                (self.second[member], hidden + 1),
+                (self.first[member, :features], features + hidden_size),
+                (self.second[member], hidden_size + 1),
             ):
                 bound = math.sqrt(6 / fans)
                 kernel.uniform_(-bound, bound, generator=generator)
 
     def views(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """View a vector as long as ``weights`` in the shapes of ``first``, ``second`` and ``bias``."""
-        members, features, hidden = self.members, self.features, self.hidden
-        sizes = [members * (features + 1) * hidden, members * hidden, members]
+        members, features, hidden_size = self.members, self.features, self.hidden_size
+        sizes = [members * (features + 1) * hidden_size, members * hidden_size, members]
         first, second, bias = flat.split(sizes)  # type: ignore[no-untyped-call]
-        return first.view(members, features + 1, hidden), second.view(members, hidden), bias
+        return first.view(members, features + 1, hidden_size), second.view(members, hidden_size), bias
 
     def per_kernel(self, values: Tensor) -> Tensor:
         """Return a vector as long as ``weights``: values [M] at the members' kernels, 0 at biases."""
@@ -117,11 +117,13 @@ class SparseMaskSampler:
         network = self.network
         while True:
             inputs = [self._hits(member, network.features) for member in range(network.members)]
-            hidden = [self._hits(member, network.hidden) for member in range(network.members)]
+            hidden = [self._hits(member, network.hidden_size) for member in range(network.members)]
             # Inputs have one column that is never hit.
             inputs = [hits.add_(hits.div(network.features, rounding_mode="floor")) for hits in inputs]
             yield from zip(
-                self._joined(inputs, network.features + 1), self._joined(hidden, network.hidden), strict=True
+                self._joined(inputs, network.features + 1),
+                self._joined(hidden, network.hidden_size),
+                strict=True,
             )
 
     def _hits(self, member: int, width: int) -> Tensor:
@@ -153,7 +155,7 @@ class Workspace:
     def __init__(self, network: BatchedMLP, rows: int) -> None:
         self.network = network
         members, dtype = network.members, network.weights.dtype
-        shapes = (members, rows, network.features + 1), (members, rows, network.hidden)
+        shapes = (members, rows, network.features + 1), (members, rows, network.hidden_size)
         # One more place, for the masks' padding.
         self._flat_inputs, self._flat_units = (
             torch.zeros(math.prod(shape) + 1, dtype=dtype) for shape in shapes

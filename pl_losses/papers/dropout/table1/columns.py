@@ -305,7 +305,7 @@ def _scores(
         sources = [member.split for member in group]
         network = BatchedMLP(
             case.inputs.shape[1],
-            case.settings.hidden,
+            case.settings.hidden_size,
             p=[member.p for member in group],
             seeds=[member.seed for member in group],
         )

@@ -19,7 +19,7 @@ RUNS = [
         (0.0, 0.9), (0.99, 0.9999), (1e-3, 1e-2), (True, False)
     )
 ]
-SIZES = {"in_features": 12, "hidden": 7, "latent": 3}
+SIZES = {"in_features": 12, "hidden_size": 7, "latent_size": 3}
 
 
 def start():
@@ -93,7 +93,7 @@ def plan(**options):
     return Plan(
         **{
             **{"beta1": [0.0, 0.9], "beta2": [0.9999], "log_alpha": [-3.0, 1.0], "steps": 23, "at": [4, 23]},
-            **{"batch_size": 10, "hidden": 6, "latent": 2, "seed": 0, "dataset": "test"},
+            **{"batch_size": 10, "hidden_size": 6, "latent_size": 2, "seed": 0, "dataset": "test"},
             **options,
         }
     )
@@ -182,9 +182,8 @@ def test_too_few_images_are_refused(tmp_path, images):
 
 
 def test_the_command(folder, capfd):
-    options = (
-        "--dataset digits --steps 4 --hidden 4 --latent 2 --log_alpha [-3,-2] --beta2 [0.999] --folder out"
-    )
+    options = "--dataset digits --steps 4 --hidden_size 4 --latent_size 2 --log_alpha [-3,-2]"
+    options += " --beta2 [0.999] --folder out"
     assert main(["reproduce", "adam/fig4", *options.split()]) == 0
     printed = capfd.readouterr()
     assert "With bias correction: 4 of 4 runs stayed finite" in printed.out

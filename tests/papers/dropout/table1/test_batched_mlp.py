@@ -41,7 +41,7 @@ def written_out(net, inputs, masks, weights):
     first, second, bias = net.views(weights)
     inputs_kept, units_kept = (
         torch.ones(math.prod(shape) + 1, dtype=DOUBLE)
-        for shape in (inputs.shape, (*inputs.shape[:2], net.hidden))
+        for shape in (inputs.shape, (*inputs.shape[:2], net.hidden_size))
     )
     inputs_kept[masks[0]], units_kept[masks[1]] = 0, 0
     keep = net.keep[:, None, None]

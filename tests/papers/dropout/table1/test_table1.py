@@ -48,7 +48,7 @@ def root(tmp_path, monkeypatch):
         np.savetxt(tmp_path / "uci" / folder / "data.txt", rows)
     sha256 = hashlib.sha256((tmp_path / "uci" / "Small" / "data.txt").read_bytes()).hexdigest()
     monkeypatch.setitem(uci.SETS, "small", uci.UCISet("Small", 60, 3, 4, sha256))
-    monkeypatch.setitem(SETTINGS, "small", Settings(0.05, 0.2, hidden=8))
+    monkeypatch.setitem(SETTINGS, "small", Settings(0.05, 0.2, hidden_size=8))
     # The first two: 3 +- 0.1 and -2 +- 0.05.
     scores = [
         (3.0 + 0.02**0.5, -2 - 0.005**0.5),
