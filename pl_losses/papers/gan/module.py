@@ -174,14 +174,14 @@ class GAN(PaperModule):
         """Build the generator: noise [B, Z] -> images [B, C, S, S]."""
         if self._make_generator is not None:
             return self._make_generator()
-        sizes = (self.latent_size, self.channels, self.image_size, self.width)
-        return NETWORKS[self.architecture][0](*sizes)
+        generator = NETWORKS[self.architecture][0]
+        return generator(self.latent_size, self.channels, self.image_size, width=self.width)
 
     def configure_discriminator(self) -> nn.Module:
         """Build the discriminator: images [B, C, S, S] -> logits [B]."""
         if self._make_discriminator is not None:
             return self._make_discriminator()
-        return NETWORKS[self.architecture][1](self.channels, self.image_size, self.width)
+        return NETWORKS[self.architecture][1](self.channels, self.image_size, width=self.width)
 
     def compute_discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Compute the discriminator's loss: logits of real and of generated images -> scalar."""

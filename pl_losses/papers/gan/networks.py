@@ -67,7 +67,7 @@ class DCGANDiscriminator(nn.Sequential):
         torch.Size([2])
     """
 
-    def __init__(self, channels: int = 1, image_size: int = 32, width: int = 64) -> None:
+    def __init__(self, channels: int = 1, image_size: int = 32, *, width: int = 64) -> None:
         side, halvings = stages(image_size)
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         wide = width
@@ -112,7 +112,7 @@ class MLPDiscriminator(nn.Sequential):
         width: A quarter of the units of the first hidden layer, half of those of the second.
     """
 
-    def __init__(self, channels: int = 1, image_size: int = 32, width: int = 64) -> None:
+    def __init__(self, channels: int = 1, image_size: int = 32, *, width: int = 64) -> None:
         super().__init__(
             nn.Flatten(),
             nn.Linear(channels * image_size**2, 4 * width),

@@ -94,7 +94,7 @@ def test_losses_refuse():
 
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_dcgan_pair_fits_together(size):
-    generator, discriminator = DCGANGenerator(5, 3, size, width=2), DCGANDiscriminator(3, size, 2)
+    generator, discriminator = DCGANGenerator(5, 3, size, width=2), DCGANDiscriminator(3, size, width=2)
     images = generator(torch.randn(2, 5))
     assert images.shape == (2, 3, size, size)
     assert float(images.abs().max()) <= 1
@@ -107,7 +107,7 @@ def test_dcgan_pair_fits_together(size):
 def test_mlp_pair_fits_any_size():
     images = MLPGenerator(5, 1, 9, width=3)(torch.randn(2, 5))
     assert images.shape == (2, 1, 9, 9)
-    assert MLPDiscriminator(1, 9, 3)(images).shape == (2,)
+    assert MLPDiscriminator(1, 9, width=3)(images).shape == (2,)
 
 
 def test_other_sizes_are_refused():

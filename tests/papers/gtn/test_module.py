@@ -360,7 +360,9 @@ def test_the_report_draws_graph_errors_and_curve(tmp_path, monkeypatch):
     pl.seed_everything(0)
     data = DigitStrings(length=2, eval_strings=8)
     tables = []
-    monkeypatch.setattr("pl_losses.papers.gtn.report.log_samples", lambda *table: tables.append(table))
+    monkeypatch.setattr(
+        "pl_losses.papers.gtn.report.log_samples", lambda *table, **rows: tables.append((*table, rows))
+    )
     report, logger = ReadingReport(lines=2, errors=3, rows=4), pl.loggers.CSVLogger(tmp_path)
     fit = trainer(tmp_path, logger=logger, callbacks=[report])
     fit.test(LatticeReader(), data, verbose=False)
@@ -369,7 +371,8 @@ def test_the_report_draws_graph_errors_and_curve(tmp_path, monkeypatch):
     first, worst, _ = report._parts[0]
     assert len(first) == 4
     assert len(worst) == 4
-    ((_, key, columns, images, rows),) = tables
+    ((_, key, columns, parts),) = tables
+    images, rows = parts.values()
     assert (key, columns) == ("test/strings_table", ("right", "read", "confidence"))
     assert len(images) == len(rows) == 4
     assert [row[:2] for row in rows] == [[line.right, line.answer] for line in worst]

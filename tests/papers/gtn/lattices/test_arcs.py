@@ -108,7 +108,9 @@ def test_composition_equals_all_pairs_of_paths_also_with_epsilons_on_both_sides(
     for seed in range(6):
         left, right = random_graph(2 * seed), random_graph(2 * seed + 1)
         right_output = torch.arange(len(right[0])) + 10
-        composed = ArcLattice(*left).compose(ArcLattice(*right, output=right_output))
+        composed = ArcLattice(*left[:3], penalty=left[3]).compose(
+            ArcLattice(*right[:3], penalty=right[3], output=right_output)
+        )
         spelled = {"left": [], "right": []}
         for name, (source, destination, label, penalty) in (("left", left), ("right", right)):
             for total, arcs in paths_of(source, destination, penalty, 0, [int(destination.max())]):
@@ -149,7 +151,10 @@ def test_a_string_a_lexicon_and_a_grammar_select_paths():
     turns = {"source": [0, 1], "destination": [1, 0], "label": [0, 1]}
     shared = ArcLattice(**turns, penalty=torch.zeros(2), final=[[0, 1]])
     each = ArcLattice(
-        *(2 * values for values in turns.values()), torch.zeros(4), sizes=[2, 2], final=[[0, 1], [0, 1]]
+        *(2 * values for values in turns.values()),
+        penalty=torch.zeros(4),
+        sizes=[2, 2],
+        final=[[0, 1], [0, 1]],
     )
     for b, pieces in enumerate((4, 3)):
         paths = [p for p, w, _ in all_paths(penalties[b], pieces) if w == tuple(i % 2 for i in range(len(w)))]
