@@ -21,7 +21,7 @@ class UsageError(Exception):
 
 
 def visible(text: str) -> str:
-    """Text for a terminal, which what a stranger wrote shall not steer: control characters by their codes.
+    """Return text for a terminal, which no stranger's text shall steer: control characters by their codes.
 
     >>> print(visible("a\\x1b[31mb"))
     a\\x1b[31mb

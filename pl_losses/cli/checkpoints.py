@@ -107,7 +107,7 @@ def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
 
 
 def misfit(checkpoint: Config) -> str:
-    """Which field of a checkpoint is of another kind than its name says; empty if none is."""
+    """Name the field of a checkpoint that is of another kind than its name says; empty if none is."""
     for key, kind in FIELDS.items():
         if key in checkpoint and (fault := unlike(checkpoint[key], kind, key)):
             return fault
@@ -123,7 +123,7 @@ def misfit(checkpoint: Config) -> str:
 
 
 def misfit_of_loops(node: Config, path: str) -> str:
-    """As :func:`misfit`, of the loops' states and the progress that they have made."""
+    """Return what :func:`misfit` does, of the loops' states and the progress that they have made."""
     for key, value in node.items():
         last = str(key).rpartition(".")[2]
         if last in COUNTS:

@@ -75,7 +75,7 @@ def being_made(error: Exception) -> str:
 
 
 def frames(error: BaseException) -> list[TracebackType]:
-    """Where an exception went through, the innermost last."""
+    """List where an exception went through, the innermost last."""
     found, at = [], error.__traceback__
     while at is not None:
         found.append(at)
@@ -84,7 +84,7 @@ def frames(error: BaseException) -> list[TracebackType]:
 
 
 def own_place(error: Exception, own: Iterable[str]) -> str:
-    """Where the user's own code failed, in brackets; empty if it did not take part.
+    """Say where the user's own code failed, in brackets; empty if it did not take part.
 
     Args:
         error: What building model or data ended with.

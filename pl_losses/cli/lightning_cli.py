@@ -57,7 +57,7 @@ from pl_losses.core.jobs import by_slurm, jobs
 from pl_losses.core.metrics import headline_text
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.refusals import sign_in
-from pl_losses.core.run_folders import RUNS, Run, choose, recipe_of, told
+from pl_losses.core.run_folders import RUNS, Run, choose, named_command, recipe_of
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.signatures import OWN, public
 from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages, roots_of
@@ -261,7 +261,7 @@ class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
         testable = can_test(self.model, self.datamodule) and has_test_split(self.datamodule)
         if self.record and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             text = result_line(self.model, self.trainer.logged_metrics)
-            print(visible("\n".join(filter(None, [text, self.record.farewell(self.trainer, testable)]))))
+            print(visible("\n".join(filter(None, [text, self.record.summary(self.trainer, testable)]))))
 
     after_validate = after_test
 
@@ -290,7 +290,7 @@ class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
             names = getattr(self.datamodule, "predict_names", lambda: None)()
             files = write_predictions(answers, self.record.folder, names)
             answers_in = "Answers: " + ", ".join(map(str, files))
-            print(visible("\n".join([answers_in, self.record.farewell(self.trainer)])))
+            print(visible("\n".join([answers_in, self.record.summary(self.trainer)])))
 
 
 def result_line(model: LightningModule, logged: Mapping[str, Any]) -> str:
@@ -321,13 +321,13 @@ def run(args: list[str] | None = None) -> int:
         try:
             return run_one(sys.argv[1:] if args is None else args, ranks, closing)
         except Exception as error:
-            told = told_to_all(error, ranks)
-            if told is not error:
-                raise told from error
+            shared = share_error(error, ranks)
+            if shared is not error:
+                raise shared from error
             raise
 
 
-def told_to_all(error: Exception, ranks: Ranks | None) -> BaseException:
+def share_error(error: Exception, ranks: Ranks | None) -> BaseException:
     """Tell the other ranks of an error, or hear which of them is gone; return what this one ends with."""
     lost = tells_of_loss(error)
     if ranks is None:
@@ -337,8 +337,8 @@ def told_to_all(error: Exception, ranks: Ranks | None) -> BaseException:
     if not ranks.ready:
         try:
             ranks.agree(text)
-        except (UsageError, SystemExit) as told:
-            return told if refused else error
+        except (UsageError, SystemExit) as answer:
+            return answer if refused else error
     if lost:
         return ranks.lost()
     ranks.end(text)
@@ -399,7 +399,7 @@ def run_one(args: list[str], ranks: Ranks | None, closing: contextlib.ExitStack)
             path=checkpoint.path,
             own=own,
             roots=roots_of(flags),
-            jobs=[told(job, command, flags) for job in known_jobs],
+            jobs=[named_command(job, command, flags) for job in known_jobs],
             resumed=checkpoint.run,
             ranks=ranks,
             closing=closing,

@@ -149,7 +149,7 @@ def of_all_ranks(batches: Sequence[object], trainer: Trainer, seen: SeenSamples)
 
 
 def _places(loader: Any, batches: Sequence[object], shared: bool, alone: bool) -> list[int] | None:
-    """Where the data set has the samples of these batches' answers, if samplers say so.
+    """Find where the data set has the samples of these batches' answers, if samplers say so.
 
     Args:
         loader: Of the prediction.

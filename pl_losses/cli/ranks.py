@@ -70,9 +70,9 @@ class Ranks:
         """
         self.ready = True
         self.store.set(f"start/{self.rank}", json.dumps([node(), fault, path]))
-        told = [json.loads(self.store.get(f"start/{rank}")) for rank in range(self.size)]
-        self.nodes = [node for node, _, _ in told]
-        faults = [fault or other_path(path, told[0][2]) for _, fault, path in told]
+        states = [json.loads(self.store.get(f"start/{rank}")) for rank in range(self.size)]
+        self.nodes = [node for node, _, _ in states]
+        faults = [fault or other_path(path, states[0][2]) for _, fault, path in states]
         if not any(faults):
             return
         named: dict[str, list[int]] = {}
@@ -106,8 +106,8 @@ class Ranks:
         text = "the ranks have lost one another"
         if silent:
             text = f"{self.named(silent)} is gone without a word: killed, or its node is lost"
-        elif told := [f"{self.named([rank])} has ended: {fault}" for rank, fault in failed.items() if fault]:
-            text = "; ".join(told)
+        elif ended := [f"{self.named([rank])} has ended: {fault}" for rank, fault in failed.items() if fault]:
+            text = "; ".join(ended)
         return self.told_by(min(left), text)
 
     def _heard(self, what: str) -> list[int]:

@@ -92,10 +92,10 @@ def follow(runs: list[Run], out: Path) -> list[Run]:
     """Write the page anew whenever the runs' files grow, until all are over or Ctrl-C; return them."""
     from pl_losses.dashboards.offline.runs import read_run
 
-    told = f"Page: {out}, written anew every {EVERY} s until the run ends or Ctrl-C"
+    notice = f"Page: {out}, written anew every {EVERY} s until the run ends or Ctrl-C"
     if all(run.ended for run in runs):
-        told = "This run has ended; of one that is starting, give the command again once it has begun"
-    print(visible(told))
+        notice = "This run has ended; of one that is starting, give the command again once it has begun"
+    print(visible(notice))
     seen, took = changed(runs), 0.0
     with contextlib.suppress(KeyboardInterrupt):
         while not all(run.ended or time.time() - run.path.stat().st_mtime > IDLE for run in runs):

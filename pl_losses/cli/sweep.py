@@ -62,8 +62,8 @@ def sweep(args: Sequence[str]) -> int:
     chosen = options(split(rest[:cut]), OPTIONS)
     asked = read_sweep(look_up(given[0]))
     if not asked.program:
-        told = f"{given[0]} has no `program`, which `wandb sweep` asks for; here its `command` is enough"
-        print(visible(told), file=sys.stderr)
+        notice = f"{given[0]} has no `program`, which `wandb sweep` asks for; here its `command` is enough"
+        print(visible(notice), file=sys.stderr)
     numbers = {"seed": 0, "failures": 3} | {
         key: integer(key, chosen[key], 0 if key == "seed" else 1)
         for key in ("count", "seed", "failures")
@@ -179,17 +179,17 @@ class Runner:
                     if failed == self.failures:
                         print(f"Stopped after {failed} failed trials in a row; --failures sets the number")
                         break
-        self.farewell(opened)
+        self.summarize(opened)
         return 1 if failed == self.failures or not any(one["state"] == "finished" for one in trials) else 0
 
     def trial(self, number: int, count: int, left: int) -> bool:
         """Run a trial, keep and print what came out, and return whether it finished."""
         places, values = self.sweep.draw(number, self.seed, self.kept.results)
-        told = ", ".join(
+        drawn = ", ".join(
             f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
             for key, value in values.items()
         )
-        print(visible(f"Trial {number} of {count}: {told}"), end=" ", flush=True)
+        print(visible(f"Trial {number} of {count}: {drawn}"), end=" ", flush=True)
         run, log = secrets.token_hex(4), self.folder / "logs" / f"trial-{number:04}.log"
         self.write_parameters(number, values)
         began = time.monotonic()
@@ -232,9 +232,9 @@ class Runner:
         """Write a trial's parameters as W&B's agent does."""
         import yaml
 
-        told = {key: {"value": value} for key, value in nested(values).items()}
+        given = {key: {"value": value} for key, value in nested(values).items()}
         with written_whole(self.parameters_of(number)) as file:
-            file.write(yaml.safe_dump({"wandb_version": 1, **told}, sort_keys=False).encode())
+            file.write(yaml.safe_dump({"wandb_version": 1, **given}, sort_keys=False).encode())
 
     def outcome(self, file: Path | None, values: dict[str, Any]) -> tuple[float | None, str]:
         """Return the last value of a trial's metric, and what is wrong if there is none.
@@ -287,7 +287,7 @@ class Runner:
             for one in self.kept.results
         ]
 
-    def farewell(self, opened: bool) -> None:
+    def summarize(self, opened: bool) -> None:
         """Print the best trial and how to run it again, and write the page of all trials."""
         from pl_losses.dashboards.offline.runs import read_run
         from pl_losses.dashboards.page.page import build_page
@@ -331,8 +331,8 @@ class Trials(PlainExperiment):
                 "new": [key for key in now if key not in before],
                 "gone": [key for key in before if key not in now],
             }
-            told = "; ".join(f"{word}: {', '.join(keys)}" for word, keys in words.items() if keys)
-            what = f"other parameters ({told})"
+            changed = "; ".join(f"{word}: {', '.join(keys)}" for word, keys in words.items() if keys)
+            what = f"other parameters ({changed})"
         elif name == "more":
             what = (
                 f"other options after `--` ({shlex.join(before) or 'none'}, not {shlex.join(now) or 'none'})"
@@ -485,8 +485,8 @@ def last_line(log: Path, status: int) -> str:
     text = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("wandb:")] or lines
-    told = [line for line in lines if line.startswith("pl-losses: ")] or lines
-    return told[-1].removeprefix("pl-losses: ")[:300] if told and status > 0 else f"exit status {status}"
+    errors = [line for line in lines if line.startswith("pl-losses: ")] or lines
+    return errors[-1].removeprefix("pl-losses: ")[:300] if errors and status > 0 else f"exit status {status}"
 
 
 def duration(seconds: float) -> str:

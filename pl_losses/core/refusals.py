@@ -27,8 +27,8 @@ def sign_in() -> bool:
     settings = wandb.setup().settings
     if settings.mode not in ("online", "shared"):
         return False
-    if told := fault(settings.base_url):
-        raise wandb.errors.CommError(told)
+    if reason := fault(settings.base_url):
+        raise wandb.errors.CommError(reason)
     if not wandb.login(prompt=False):
         raise wandb.errors.UsageError("No API key")
     return True
@@ -77,25 +77,25 @@ def refusal(error: BaseException, instead: str = "") -> str:
     if package not in ("wandb", "requests"):
         return ""
     lines = (line.strip() for line in str(error).splitlines())
-    told = next(filter(None, lines), type(error).__name__).rstrip(".")[:300]
-    if message := re.search(r'"message": ?"([^"]+)"', told):
-        told = message[1]
-    if told.startswith("No API key"):
-        told = SIGN_IN
-    elif re.search(r"API key|not logged in|error 40[13]\b", told):
-        told = f"W&B does not take the API key ({told}): {KEY}"
-    elif "service process is busy" in told:
-        told = f"W&B does not answer ({told})"
-    elif not told.startswith("W&B at "):
-        told = f"W&B refused, or cannot be reached: {told}"
-        if re.search("permission|denied|forbidden|not found", told, re.IGNORECASE):
-            told += " (are entity and project right, and may you write there?)"
-    return f"{told}; {instead}" if instead else told
+    reason = next(filter(None, lines), type(error).__name__).rstrip(".")[:300]
+    if message := re.search(r'"message": ?"([^"]+)"', reason):
+        reason = message[1]
+    if reason.startswith("No API key"):
+        reason = SIGN_IN
+    elif re.search(r"API key|not logged in|error 40[13]\b", reason):
+        reason = f"W&B does not take the API key ({reason}): {KEY}"
+    elif "service process is busy" in reason:
+        reason = f"W&B does not answer ({reason})"
+    elif not reason.startswith("W&B at "):
+        reason = f"W&B refused, or cannot be reached: {reason}"
+        if re.search("permission|denied|forbidden|not found", reason, re.IGNORECASE):
+            reason += " (are entity and project right, and may you write there?)"
+    return f"{reason}; {instead}" if instead else reason
 
 
 @contextmanager
 def refusals_told(instead: str = "") -> Iterator[None]:
-    """Turn an error of wandb into one that is told in a line.
+    """Turn an error of wandb into one told in a line.
 
     Args:
         instead: What can be done without W&B.
@@ -106,6 +106,6 @@ def refusals_told(instead: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if told := refusal(error, instead):
-            raise UsageError(told) from error
+        if reason := refusal(error, instead):
+            raise UsageError(reason) from error
         raise

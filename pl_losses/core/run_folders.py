@@ -37,7 +37,7 @@ class Run:
         files: Its checkpoints, oldest first as far as it is known.
         best: Monitored quantity, its value and the checkpoint, for each ``ModelCheckpoint`` that monitors.
         origin: The checkpoint that it went on from itself; empty if it began anew.
-        jobs: The jobs that it is of, each with the command, as :func:`told` writes them.
+        jobs: The jobs that it is of, each with the command, as :func:`named_command` writes them.
         versions: Of its loggers, as text; by them a run goes on where it was.
     """
 
@@ -243,7 +243,7 @@ def places_of(config: Config, given: dict[str, str | None]) -> list[str]:
     return list(places)
 
 
-def told(job: Job, command: str, flags: Iterable[tuple[str, str | None]]) -> str:
+def named_command(job: Job, command: str, flags: Iterable[tuple[str, str | None]]) -> str:
     """Name a command of a job: one job may run several."""
     return f"{job.name}: {shlex.join([command, *words(flags)])}"
 
@@ -273,9 +273,8 @@ def choose(
     model = str(model.get("class_path") or "") if isinstance(model, dict) else str(model or "")
     wanted = Wanted(recipe_of(value for name, value in flags if name == "config" and value), model)
     for job in jobs if command == "fit" else ():
-        mine = (
-            [run for run in _all_runs(places) if told(job, command, flags) in run.jobs] if job.again else []
-        )
+        name = named_command(job, command, flags)
+        mine = [run for run in _all_runs(places) if name in run.jobs] if job.again else []
         if mine:
             return started_again(mine[0], job)
     if not named:

@@ -72,7 +72,7 @@ def module_file(module: str) -> Path | None:
 
 @cache
 def installed(package: str) -> bool:
-    """Whether a package lies where pip installs others' code, and so is none of the user's own folders."""
+    """Return whether a package lies where pip installs others' code, not in a folder of the user's own."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):

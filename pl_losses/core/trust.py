@@ -135,7 +135,7 @@ def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
 
 
 def takes_class(option: str, given: Iterable[str] = ()) -> bool:
-    """Whether an option names a class; what others hold, such as a file or a folder, says nothing of trust.
+    """Return whether an option names a class; others hold a file or folder, which says nothing of trust.
 
     Args:
         option: Its name.
@@ -170,7 +170,7 @@ def arguments_for_classes(classes: Iterable[Class]) -> set[str]:
 
 @cache
 def arguments_at(place: str) -> set[str]:
-    """Those of all classes that may stand at a place of a config."""
+    """Return the arguments of all classes that may stand at a place of a config."""
     modules = KINDS.get(place, (f"{OWN}.strategies", "lightning.pytorch.strategies"))
     found = [locate(f"{module}.{name}") for module in modules for name in public(module)]
     return arguments_for_classes(cls for cls in found if cls)
@@ -310,13 +310,13 @@ def folder_options(trainer: object) -> list[str]:
 
 
 def has_list(trainer: object, path: str) -> bool:
-    """Whether what an argument belongs to is one of several, which an option cannot tell apart."""
+    """Return whether what an argument belongs to is one of several, which an option cannot tell apart."""
     found = trainer.get(path.split(".")[1]) if isinstance(trainer, dict) else None
     return isinstance(found, list) and len(found) > 1
 
 
 def is_part(value: str) -> bool:
-    """Whether a text can be a part of a path that stays below what it is joined to.
+    """Return whether a text can be a part of a path that stays below what it is joined to.
 
     Names of checkpoints are formats, in which Lightning puts a metric's name beside its value too.
 

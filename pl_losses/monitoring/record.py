@@ -228,7 +228,7 @@ class RunRecord(Callback):
             facts["git"] = git
         return facts
 
-    def farewell(self, trainer: Trainer, testable: bool = False) -> str:
+    def summary(self, trainer: Trainer, testable: bool = False) -> str:
         """Say where the run is, how to look at it, and how to test a fit's checkpoint; for rank zero only."""
         folder = run_folder(trainer)
         lines = [f"Run: {folder}"] if folder.is_dir() else []  # A test makes no folder.
@@ -259,8 +259,8 @@ def wandb_options(trainer: Any) -> list[str]:
         return []
     usual = {"offline": True, "project": "pl_losses", "entity": None}
     given = {key: logger.get("init_args", {}).get(key, value) for key, value in usual.items()}
-    told = {key: value for key, value in given.items() if value != usual[key]}
-    words = [(f"--trainer.logger.{key}", str(value or "false")) for key, value in told.items()]
+    changed = {key: value for key, value in given.items() if value != usual[key]}
+    words = [(f"--trainer.logger.{key}", str(value or "false")) for key, value in changed.items()]
     return [word for pair in words for word in pair]
 
 

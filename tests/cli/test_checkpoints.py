@@ -13,7 +13,7 @@ import pytest
 from pl_losses.cli.arguments import check, split
 from pl_losses.cli.main import main
 from pl_losses.core.jobs import Job
-from pl_losses.core.run_folders import Run, choose, lineage, runs, told, write_record
+from pl_losses.core.run_folders import Run, choose, lineage, named_command, runs, write_record
 from pl_losses.recipes import UsageError
 
 PICKLED = b"\x80\x02}."  # torch's format before 1.6 begins so.
@@ -302,7 +302,7 @@ def test_a_job_goes_on_only_if_it_was_started_again_by_the_same_command():
     (path,) = made("runs/pl_losses/a")
     job = Job("SLURM's job 7", True)
     (run,) = runs(["runs"])
-    mine = told(job, "fit", split(shlex.split(DIGITS)))
+    mine = named_command(job, "fit", split(shlex.split(DIGITS)))
     run = replace(run, recipes=run.recipes[:-1], jobs=[mine], versions=["a"])
     write_record(Path("runs/pl_losses/a/config.yaml"), run)
     made("runs/pl_losses/b")

@@ -117,8 +117,8 @@ def parallel(
         values = [plain_value(config[key]) for config in configs]
         several = len(set(values))
         # A text that each run has for itself, such as a folder, tells nothing.
-        told = several <= TEXTS and (several < len(configs) or several <= 3)
-        if several > 1 and (told or all(isinstance(one, (int, float)) for one in values)):
+        short = several <= TEXTS and (several < len(configs) or several <= 3)
+        if several > 1 and (short or all(isinstance(one, (int, float)) for one in values)):
             axes.append({"name": key.replace("init_args.", ""), "values": values})
     finite = [{key: value for key, value in end if math.isfinite(value)} for end in ends]
     found = Counter(key for end in finite for key in end)

@@ -230,8 +230,8 @@ def _run_table(runs: Sequence[Run], names: list[str], configs: Configs, metric: 
         for note in run.notes
     ]
     leet = " ".join(f"<code>{escape(command)}</code>" for command in leet_commands(runs))
-    told = f"<p>In the terminal: {leet}</p>" if leet else ""
-    return f"<div class='scroll'><table id='runs'>{''.join(rows)}</table></div>{''.join(notes)}{told}"
+    hint = f"<p>In the terminal: {leet}</p>" if leet else ""
+    return f"<div class='scroll'><table id='runs'>{''.join(rows)}</table></div>{''.join(notes)}{hint}"
 
 
 def leet_commands(runs: Iterable[Run]) -> list[str]:
@@ -246,9 +246,9 @@ def leet_commands(runs: Iterable[Run]) -> list[str]:
 
 def _values(runs: Sequence[Run], names: list[str]) -> str:
     keys = sorted({key for run in runs for key in run.curves()})
-    told = ("last", "smallest", "largest", "values")
-    head = ["key"] + [f"{name} {what}" for name in names for what in told]
-    owners = [None, *(number for number in range(len(runs)) for _ in told)]
+    columns = ("last", "smallest", "largest", "values")
+    head = ["key"] + [f"{name} {what}" for name in names for what in columns]
+    owners = [None, *(number for number in range(len(runs)) for _ in columns)]
     rows = [_row(head, "th", owners)]
     for key in keys:
         cells: list[object] = [key]

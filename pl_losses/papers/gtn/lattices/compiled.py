@@ -149,7 +149,7 @@ def give_to_labels(
 
 @numba.njit(cache=True, error_model="numpy")
 def sources(j: int, m: int, longest: int, pieces: int, labels: int, step: int) -> tuple[int, int]:
-    """Range of k whose segments, from (j - k, m) to (j + 1, m + step), can be on a path."""
+    """Return the range of k whose segments, from (j - k, m) to (j + 1, m + step), can be on a path."""
     if step == 0:
         return 0, min(longest, j + 1)
     missing, left = labels - m - 1, pieces - j - 1
