@@ -16,7 +16,7 @@ from pl_losses.core.declared import Recipe
 from pl_losses.core.manifests import reproduced
 from pl_losses.core.metrics import X_AXIS
 from pl_losses.core.names import own_class
-from pl_losses.core.panels import Panel, Section, automatic, literal, matches, regex, sorted_sections
+from pl_losses.core.panels import Panel, Section, automatic, matches, regex, sorted_sections
 from pl_losses.core.refusals import refusals_told
 from pl_losses.core.version import EXTRA
 from pl_losses.dashboards.keys import keys_of, kind_of, panels_of, read_recipe
@@ -180,20 +180,6 @@ def spec(built: Any) -> dict[str, Any]:
     """
     view = of_wandb.as_view(built)
     found: dict[str, Any] = json.loads(view.model_dump_json(by_alias=True, exclude_none=True))
-    return found
-
-
-def patterns_of(built: Any) -> list[str]:
-    """List the keys that a workspace's panels show, as regular expressions, one for each name in a panel."""
-    found: list[str] = []
-    for section in built.sections:
-        for panel in section.panels:
-            if expression := getattr(panel, "metric_regex", None):
-                found += expression.replace("$|^", "$\n^").split("\n")
-            named = [*getattr(panel, "media_keys", []), *getattr(panel, "metrics", [])]
-            named += [panel.table_name] if hasattr(panel, "table_name") else []
-            named += [query["tableKey"] for query in getattr(panel, "query", {}).values()]
-            found += [f"^{literal(str(key))}$" for key in named]
     return found
 
 

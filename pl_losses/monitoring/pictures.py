@@ -21,7 +21,7 @@ from pl_losses.core.kinds import is_a, is_aim, is_mlflow, is_tensorboard, is_wan
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, num_unpadded
 from pl_losses.core.names import file_stem
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, typed
 from pl_losses.monitoring import manifest
 from pl_losses.monitoring.charts import log_confusion, log_samples
 from pl_losses.monitoring.record import run_folder
@@ -121,9 +121,7 @@ class ClassifierReport(Callback):
 
     @typed
     def __init__(self, samples: int = 32, *, rows: int = 100) -> None:
-        for name, count in (("samples", samples), ("rows", rows)):
-            if count < 0:
-                raise ValueError(f"Expected `{name}` to be at least 0 but got {count}")
+        check_counts(0, samples=samples, rows=rows)
         self.samples, self.rows = samples, rows
         # One for each dataloader.
         self._pairs: dict[int, Tensor] = {}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import wandb
+from workspaces import patterns_of
 
 from pl_losses import recipes
 from pl_losses.cli.main import main
@@ -16,7 +17,7 @@ from pl_losses.core.manifests import manifests, panels_in, reproduced
 from pl_losses.core.panels import Section
 from pl_losses.dashboards import build_workspace, push
 from pl_losses.dashboards.keys import keys_of, read_recipe
-from pl_losses.dashboards.workspace import patterns_of, sections_of
+from pl_losses.dashboards.workspace import sections_of
 
 FIGURES = {
     "lenet/digits": "What was misread",

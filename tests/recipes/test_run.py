@@ -11,13 +11,13 @@ import torch
 import wandb
 import yaml
 from processes import on_ranks
+from workspaces import patterns_of
 
 from pl_losses import recipes
 from pl_losses.cli.lightning_cli import run
 from pl_losses.cli.main import main
 from pl_losses.cli.sweep_file import read_sweep, words
 from pl_losses.dashboards import build_workspace, find_run, read_run
-from pl_losses.dashboards.workspace import patterns_of
 from pl_losses.papers.style.vgg import find_oxford
 
 EXPERIMENTS = [name for name in recipes.names() if not name.startswith("trainers/")]

@@ -13,7 +13,7 @@ from pl_losses.core.base import PaperModule
 from pl_losses.core.declared import Keys
 from pl_losses.core.hparams import save_plain_hyperparameters
 from pl_losses.core.panels import Sections
-from pl_losses.core.validation import check_init
+from pl_losses.core.validation import check_counts, check_init
 from pl_losses.papers.adam import manifest
 from pl_losses.papers.adam.optimizer import Adam
 
@@ -67,8 +67,7 @@ class AMSGradCounterexample(PaperModule):
             raise ValueError(
                 f"Expected `slope` to be more than 2, for -1 to be the best point, but got {slope}"
             )
-        if steps < 1:
-            raise ValueError(f"Expected `steps` to be at least 1 but got {steps}")
+        check_counts(steps=steps)
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
         self.slope, self.steps = slope, steps

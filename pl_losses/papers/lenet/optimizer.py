@@ -23,7 +23,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from pl_losses.core.compat import of_torch
 from pl_losses.core.precision import in_float64
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_counts, typed
 
 Network = Callable[..., Tensor]
 Loss = Callable[[Tensor, Any], Tensor]
@@ -189,8 +189,7 @@ def lecun_1998_schedule(pass_number: int) -> float:
         >>> [lecun_1998_schedule(n) for n in (1, 2, 3, 6, 9, 13)]
         [0.0005, 0.0005, 0.0002, 0.0001, 5e-05, 1e-05]
     """
-    if pass_number < 1:
-        raise ValueError(f"Expected `pass_number` to be at least 1 but got {pass_number}")
+    check_counts(pass_number=pass_number)
     return next((eta for last, eta in PASSES if pass_number <= last), 1e-5)
 
 
