@@ -13,6 +13,6 @@ if TYPE_CHECKING:
     from pl_losses.papers.prelu.layers import PReLU as PReLU
     from pl_losses.papers.prelu.module import RectifierNet as RectifierNet
     from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor as PReLUSlopeMonitor
-    from pl_losses.papers.prelu.param_groups import param_groups as param_groups
+    from pl_losses.papers.prelu.parameter_groups import param_groups as param_groups
 
 __getattr__, __dir__, __all__ = lazy(__name__)

@@ -31,7 +31,7 @@ from pl_losses.papers.prelu.networks import (
     plan,
     scaled,
 )
-from pl_losses.papers.prelu.param_groups import param_groups
+from pl_losses.papers.prelu.parameter_groups import param_groups
 
 STAGES = [[32, 32], [64, 64], [96, 96]]
 

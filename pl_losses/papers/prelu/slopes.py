@@ -20,7 +20,7 @@ from pl_losses.core.compat import of_torch
 from pl_losses.core.compat.names import WRAPPERS
 from pl_losses.core.names import distinct
 from pl_losses.monitoring.monitor import Numbers, own_shard, vector
-from pl_losses.papers.prelu.param_groups import slope_parameters
+from pl_losses.papers.prelu.parameter_groups import slope_parameters
 
 Trained = dict[str, list[Tensor]]  # By the layer's path.
 

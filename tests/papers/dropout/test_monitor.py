@@ -97,7 +97,7 @@ def drawn(monkeypatch):
     """Keys of the pictures and tables that were logged."""
     keys = []
     for name in ("log_figure", "log_samples"):
-        monkeypatch.setattr(module_under_test, name, lambda trainer, key, *shown: keys.append(key))
+        monkeypatch.setattr(module_under_test, name, lambda trainer, key, *shown, **rows: keys.append(key))
     return keys
 
 
