@@ -266,6 +266,19 @@ def test_each_says_what_happens_without_its_names():
                 assert "Without" in one.__doc__, name
 
 
+def test_what_is_left_without_a_name(monkeypatch):
+    gone, code = SimpleNamespace(), test_wandb.__code__
+    assert of_lightning.saved_step(gone, never=-7) == -7
+    assert of_lightning.own_batch_sampler(gone) is gone
+    assert not of_lightning.restores(SimpleNamespace(tb_frame=SimpleNamespace(f_code=code, f_globals={})))
+    assert not of_torch.counts_steps(gone)
+    assert not of_python.is_protocol(gone)
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    assert not of_torch.may_be_compiled()
+    monkeypatch.setitem(sys.modules, "torch._dynamo", gone)
+    assert of_torch.may_be_compiled()
+
+
 def test_the_other_trainer_is_told_whose_module_it_is(monkeypatch):
     theirs = pytest.importorskip("pytorch_lightning")
     trainer = theirs.Trainer(
