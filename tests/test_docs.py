@@ -1,14 +1,21 @@
 """What the documents say is what the code does."""
 
+import ast
 import re
 import runpy
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import torch
+from matplotlib.text import Text
 
 import pl_losses
 from pl_losses import callbacks
+from pl_losses.monitoring.pictures import draw_samples
+from pl_losses.papers.adam.monitor.history import History, draw_history
+from pl_losses.papers.sdae.drawing import draw_rows
+from pl_losses.papers.style.report import draw_panels
 
 ROOT = Path(__file__).parents[1]
 PAPERS = [path.parent.name for path in sorted(ROOT.glob("pl_losses/papers/*/__init__.py"))]
@@ -46,6 +53,38 @@ def test_a_page_trains_each_module_and_monitor(name):
     pages = (path.read_text() for path in ROOT.glob("docs/*.md"))
     used = ["".join(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)) for page in pages]
     assert any(re.search(rf"\b{name}\(", code) and ".fit(" in code for code in used)
+
+
+def smallest_text(figure):
+    """The height in pixels of a figure's smallest text, where a page shows it 640 pixels wide."""
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return min(text.get_fontsize() for text in texts) / 72 * 640 / figure.get_figwidth()
+
+
+def test_the_text_of_pictures_can_be_read_on_a_page():
+    digits = torch.rand(12, 64)
+    history = History()
+    group = {"kind": "adam", "betas": [0.9, 0.999], "momentum_decay": 0.0, "points": [[1, 0.3, 1.0]]}
+    history.groups = {"Adam": group}
+    figures = [
+        draw_samples(digits[:12].view(12, 1, 8, 8), torch.zeros(12, 2, dtype=torch.long), ["0.1 nats"] * 12),
+        draw_rows([("clean", digits), ("reconstructed", digits)], (8, 8)),
+        draw_panels([("content", torch.rand(3, 20, 30)), ("after 174 evaluations", torch.rand(3, 20, 40))]),
+        draw_history(history),
+    ]
+    assert all(smallest_text(figure) > 9.5 for figure in figures)
+    # Images fill the picture, few or many.
+    assert draw_samples(torch.rand(3, 1, 8, 8), torch.zeros(3, 2)).get_figwidth() < 4
+
+
+def test_no_property_begins_with_a_type():
+    """Of a property's docstring, napoleon takes what stands before a colon for its type."""
+    for path in ROOT.glob("pl_losses/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            made = [ast.unparse(one) for one in getattr(node, "decorator_list", [])]
+            if {"property", "cached_property"} & set(made):
+                first = (ast.get_docstring(node) or "").split("\n")[0]
+                assert not re.match(r"[\w ,]+: ", first), f"{path.name}: {first}"
 
 
 def test_links_lead_somewhere():
