@@ -104,7 +104,7 @@ class SpelledFrames:
 
     @property
     def feasible(self) -> Tensor:
-        """Whether there are frames enough: one per character, and a blank between equal neighbours, [B]."""
+        """Whether a line has frames enough, [B]: one per character and per blank between equal ones."""
         places = torch.arange(1, self.targets.shape[1], device=self.targets.device)
         equal = (self.targets[:, 1:] == self.targets[:, :-1]) & (places < self.target_lengths[:, None])
         return self.target_lengths + equal.sum(dim=1) <= self.lattice.lengths
@@ -156,8 +156,8 @@ class SDNN(StringReader[FrameLattice]):
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
         lexicon: The only strings that are answers; default: any.
         reject_below: An answer is rejected if its confidence is below this.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Example:
         >>> lattice = SDNN()(torch.zeros(1, 1, 32, 40))
