@@ -134,6 +134,10 @@ def test_each_equation_has_its_number_and_its_function(paper):
 def test_the_table_of_papers_has_each_function_beside_an_equation():
     table = (ROOT / "docs/papers.md").read_text()
     rows = re.findall(rf"^\|.*?{SOURCE}", table, re.M)
+    _, equations = table.split("## From equation to function")
+    bodies = re.findall(r"^\| ---.*\n((?:\|.*\n)+)", equations, re.M)
+    assert len(bodies) == len(PAPERS)
+    assert [line for body in bodies for line in body.splitlines() if not re.search(SOURCE, line)] == []
     assert all(defined(name, path) for name, path in rows)
     for paper in (paper for paper in PAPERS if f"]({paper}.md)" in table):
         beside = set(re.findall(SOURCE, sections(paper)["Equations"]))
