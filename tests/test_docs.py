@@ -119,6 +119,14 @@ def test_a_papers_page_has_the_shape(paper):
 
 
 @pytest.mark.parametrize("paper", PAPERS)
+def test_what_a_page_measured_is_among_all_results(paper):
+    rows = re.findall(r"^\|.*$", sections(paper)["Measured"], re.M)
+    figures = set(re.findall(r"\d+\.\d+", "".join(rows)))
+    results = set(re.findall(r"\d+\.\d+", (ROOT / "benchmarks/RESULTS.md").read_text()))
+    assert figures - results == set()
+
+
+@pytest.mark.parametrize("paper", PAPERS)
 def test_each_equation_has_its_number_and_its_function(paper):
     equations = sections(paper)["Equations"]
     blocks = re.findall(r"^\$\$\n(.*?)\n\$\$\n(.*?)(?=^\$\$\n|\Z)", equations, re.M | re.S)
