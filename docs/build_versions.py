@@ -39,7 +39,7 @@ def build(folder: Path, address: str) -> None:
             subprocess.run(["git", "worktree", "add", "--quiet", "--detach", copy, ref], check=True)
             # The notebooks are run; that on style takes the weights of the extra.
             command = ["uv", "run", "--directory", copy, "--group", "docs", "--extra", "style"]
-            command += ["sphinx-build", "-q", "-D", "nb_execution_mode=force"]
+            command += ["sphinx-build", "-q"]
             strict = ["-W", "--keep-going"] if name == "dev" else []
             site = os.environ | {"PL_LOSSES_SITE": address, "PL_LOSSES_SITE_VERSION": name}
             subprocess.run([*command, *strict, "docs", folder.resolve() / name], env=site, check=True)

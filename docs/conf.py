@@ -14,6 +14,8 @@ from sphinx import addnodes
 from sphinx.ext import autosummary
 from sphinx.transforms import SphinxTransform
 
+from pl_losses.papers.style.vgg import find_oxford
+
 project = "pl_losses"
 author = "the pl_losses authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
@@ -42,8 +44,11 @@ html_extra_path = ["explore-losses.html"]  # A page of its own, shown within los
 
 # Headings get GitHub's anchors, so that links work on both.
 myst_heading_anchors = 3
-# Notebooks are saved without outputs; the published site runs them: `-D nb_execution_mode=force`.
-nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "off", 600, True
+# Notebooks are saved without outputs. A build runs those that it has not run before, and keeps their outputs.
+nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "cache", 600, True
+nb_execution_cache_path = str(Path(__file__).parents[1] / "build" / "notebooks")
+# Without the weights of VGG-19 (the extra `style`) that notebook is shown without outputs.
+nb_execution_excludepatterns = [] if find_oxford() else ["notebooks/style.ipynb"]
 nb_output_stderr = "remove"  # Warnings of other packages.
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 # MathJax comes with the site. Of its builds this is the one that draws without font files, so that a single

@@ -85,7 +85,7 @@ def gtn() -> Figure:
 
 def prelu() -> Figure:
     """Draw the rectifiers, and how large signals are in each of 30 layers by the initialisation."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     places = torch.linspace(-3, 3, 101)
     for slope, name in ((0.0, "ReLU, a = 0"), (0.25, "PReLU, a = 0.25 at first")):

@@ -159,13 +159,13 @@ def draw_panel(
         axes.plot(places, slopes, "--", color=line.get_color(), linewidth=1)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set(title=title, xlabel=label, ylabel="loss, slope", ylim=(-4, 9))
-    axes.legend(fontsize=8, loc="upper center")
+    axes.legend(fontsize=9, loc="upper center")
     axes.grid(alpha=0.3)
 
 
 def draw() -> Figure:
     """Draw all panels."""
-    figure = Figure(figsize=(10, 14), layout="constrained")
+    figure = Figure(figsize=(8.6, 13), layout="constrained")
     for axes, panel in zip(figure.subplots(4, 2).flat, PANELS, strict=True):
         draw_panel(axes, *panel)
     figure.suptitle("Solid: the loss. Dashed: its slope, which is what training follows.")
@@ -173,4 +173,4 @@ def draw() -> Figure:
 
 
 if __name__ == "__main__":
-    draw().savefig(PICTURE, dpi=80)
+    draw().savefig(PICTURE, dpi=93)

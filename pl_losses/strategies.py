@@ -16,11 +16,6 @@ from lightning.pytorch.overrides.distributed import prepare_for_backward
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -64,6 +59,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Return the whole state on rank zero, or this rank's part of it if each rank saves its own."""
         if of_lightning.saves_shards(self):
             return super().optimizer_state(optimizer)
+        # Imported when a run is sharded: it takes as long as all the rest of this module, in every run.
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
         assert self.model is not None
         inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -75,6 +73,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             return super().load_checkpoint(path, weights_only=weights_only)
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
         assert self.model is not None
         assert self.lightning_module is not None
         saved: State = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)

@@ -1,14 +1,21 @@
 """What the documents say is what the code does."""
 
+import ast
 import re
 import runpy
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import torch
+from matplotlib.text import Text
 
 import pl_losses
 from pl_losses import callbacks
+from pl_losses.monitoring.pictures import draw_samples
+from pl_losses.papers.adam.monitor.history import History, draw_history
+from pl_losses.papers.sdae.drawing import draw_rows
+from pl_losses.papers.style.report import draw_panels
 
 ROOT = Path(__file__).parents[1]
 PAPERS = [path.parent.name for path in sorted(ROOT.glob("pl_losses/papers/*/__init__.py"))]
@@ -48,6 +55,38 @@ def test_a_page_trains_each_module_and_monitor(name):
     assert any(re.search(rf"\b{name}\(", code) and ".fit(" in code for code in used)
 
 
+def smallest_text(figure):
+    """The height in pixels of a figure's smallest text, where a page shows it 640 pixels wide."""
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return min(text.get_fontsize() for text in texts) / 72 * 640 / figure.get_figwidth()
+
+
+def test_the_text_of_pictures_can_be_read_on_a_page():
+    digits = torch.rand(12, 64)
+    history = History()
+    group = {"kind": "adam", "betas": [0.9, 0.999], "momentum_decay": 0.0, "points": [[1, 0.3, 1.0]]}
+    history.groups = {"Adam": group}
+    figures = [
+        draw_samples(digits[:12].view(12, 1, 8, 8), torch.zeros(12, 2, dtype=torch.long), ["0.1 nats"] * 12),
+        draw_rows([("clean", digits), ("reconstructed", digits)], (8, 8)),
+        draw_panels([("content", torch.rand(3, 20, 30)), ("after 174 evaluations", torch.rand(3, 20, 40))]),
+        draw_history(history),
+    ]
+    assert all(smallest_text(figure) > 9.5 for figure in figures)
+    # Images fill the picture, few or many.
+    assert draw_samples(torch.rand(3, 1, 8, 8), torch.zeros(3, 2)).get_figwidth() < 4
+
+
+def test_no_property_begins_with_a_type():
+    """Of a property's docstring, napoleon takes what stands before a colon for its type."""
+    for path in ROOT.glob("pl_losses/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            made = [ast.unparse(one) for one in getattr(node, "decorator_list", [])]
+            if {"property", "cached_property"} & set(made):
+                first = (ast.get_docstring(node) or "").split("\n")[0]
+                assert not re.match(r"[\w ,]+: ", first), f"{path.name}: {first}"
+
+
 def test_links_lead_somewhere():
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/RESULTS.md"]:
         # The example of a paper's page is within tildes.
@@ -80,6 +119,14 @@ def test_a_papers_page_has_the_shape(paper):
 
 
 @pytest.mark.parametrize("paper", PAPERS)
+def test_what_a_page_measured_is_among_all_results(paper):
+    rows = re.findall(r"^\|.*$", sections(paper)["Measured"], re.M)
+    figures = set(re.findall(r"\d+\.\d+", "".join(rows)))
+    results = set(re.findall(r"\d+\.\d+", (ROOT / "benchmarks/RESULTS.md").read_text()))
+    assert figures - results == set()
+
+
+@pytest.mark.parametrize("paper", PAPERS)
 def test_each_equation_has_its_number_and_its_function(paper):
     equations = sections(paper)["Equations"]
     blocks = re.findall(r"^\$\$\n(.*?)\n\$\$\n(.*?)(?=^\$\$\n|\Z)", equations, re.M | re.S)
@@ -95,6 +142,10 @@ def test_each_equation_has_its_number_and_its_function(paper):
 def test_the_table_of_papers_has_each_function_beside_an_equation():
     table = (ROOT / "docs/papers.md").read_text()
     rows = re.findall(rf"^\|.*?{SOURCE}", table, re.M)
+    _, equations = table.split("## From equation to function")
+    bodies = re.findall(r"^\| ---.*\n((?:\|.*\n)+)", equations, re.M)
+    assert len(bodies) == len(PAPERS)
+    assert [line for body in bodies for line in body.splitlines() if not re.search(SOURCE, line)] == []
     assert all(defined(name, path) for name, path in rows)
     for paper in (paper for paper in PAPERS if f"]({paper}.md)" in table):
         beside = set(re.findall(SOURCE, sections(paper)["Equations"]))

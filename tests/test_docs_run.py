@@ -23,7 +23,7 @@ PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(RO
 TUTORIAL = re.sub(r"^~~~.*?^~~~$", "", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M | re.S)
 COMMANDS = PAGES | {"CONTRIBUTING.md": TUTORIAL}
 # What else is called: the checks of the project itself, other programs, and comments to SLURM.
-OTHERS = r"uv run (pytest|ruff|mypy)|pip install \W?\.|\.ci/run|wandb (sweep recipes/|login)|#"
+OTHERS = r"uv run (pytest|ruff|mypy|--group docs)|pip install \W?\.|\.ci/run|wandb (sweep recipes/|login)|#"
 # How to get the suite, on the first page and in the README.
 OTHERS += r"|git clone <|cd <|uv sync$|source \.venv/bin/activate$"
 SMALL = {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False}

@@ -17,6 +17,7 @@ from typing import Any
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -50,6 +51,7 @@ from pl_losses.cli.loggers import (
 )
 from pl_losses.cli.parser import Parser, shorten
 from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
+from pl_losses.cli.progress import TimedProgressBar
 from pl_losses.cli.ranks import Ranks, join, tells_of_loss
 from pl_losses.cli.trusted_objects import check_objects
 from pl_losses.core.compat import of_lightning
@@ -196,6 +198,9 @@ class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
         given = section["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         always: list[Callback] = [self.check, self.record]
+        silent = section["barebones"] or section["enable_progress_bar"] is False
+        if not silent and not any(isinstance(one, ProgressBar) for one in given):
+            always.append(TimedProgressBar())
         interruption = InterruptionCheckpoint(self.record, print_message)
         if self.subcommand == "fit":
             always += [interruption, RandomState(), ScheduleLength()]

@@ -69,10 +69,10 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
             as they are written.
 
     Args:
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler. One that takes ``total_steps`` (OneCycleLR) is given the
-            number of optimizer steps of the run and moves every step; any other moves once an epoch,
-            or as its attribute ``interval`` says ("step" or "epoch").
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer. One that takes
+            ``total_steps``, such as OneCycleLR, gets the number of the run's steps, and moves at each step.
+            Any other moves once an epoch. Its attribute ``interval`` can say "step" instead.
 
     Raises:
         TypeError: If ``optimizer`` cannot be called, or is an optimizer already.

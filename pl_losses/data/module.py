@@ -38,8 +38,8 @@ class TensorDataModule(OfLightning, LightningDataModule):
         eval_batch_size: Samples per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
         seed: Seed of the split, the order and the training transform.
-        resident: Where the tensors lie: on the "host", on the Trainer's "device", or, with "auto", on the
-            device when it is a GPU of whose free memory they take less than a quarter.
+        resident: Where the tensors lie: on the "host", or on the Trainer's "device". "auto" takes the device
+            if it is a GPU, and the tensors take less than a quarter of its free memory.
 
     Raises:
         TypeError: If an argument that counts is no integer.

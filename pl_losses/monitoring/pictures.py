@@ -220,21 +220,22 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def draw_samples(images: Tensor, labels: Tensor, *, notes: Sequence[str] = (), columns: int = 8) -> Figure:
+def draw_samples(images: Tensor, labels: Tensor, *, notes: Sequence[str] = (), columns: int = 6) -> Figure:
     """Draw a grid of images, each with its right and its predicted class, in red where they differ.
 
     Args:
         images: [N, 1 or 3, H, W], any range: each is stretched to its own.
         labels: [N, 2], right and predicted class; a right class of -1 is unknown.
         notes: What else to say of each image.
-        columns: Images in a row.
+        columns: Images in a row, at most.
     """
     from matplotlib.figure import Figure
 
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     x, y = (side / max(images.shape[2:]) for side in (images.shape[3], images.shape[2]))
     # Size of a cell in inches, with its lines of text.
-    width, height = 1.1, y + (0.5 if notes else 0.33)
+    width, height = 1.1, y + (0.55 if notes else 0.35)
     figure = Figure(figsize=(columns * width, rows * height))
     # One pair of axes for all images: one for each takes four times as long to draw.
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns * width), ylim=(rows * height, 0))
@@ -251,7 +252,7 @@ def draw_samples(images: Tensor, labels: Tensor, *, notes: Sequence[str] = (), c
         said = f"read as {predicted}" if right < 0 else f"{right} read as {predicted}"
         title = "\n".join([said, *notes[position : position + 1]])
         color = "black" if right in (predicted, -1) else "firebrick"
-        axes.text(middle, bottom - y - 0.04, title, ha="center", va="bottom", fontsize=8, color=color)
+        axes.text(middle, bottom - y - 0.04, title, ha="center", va="bottom", fontsize=9.5, color=color)
     return figure
 
 

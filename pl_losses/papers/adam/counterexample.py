@@ -32,8 +32,8 @@ class AMSGradCounterexample(PaperModule):
     Args:
         slope: C.
         steps: Number of steps of an epoch.
-        optimizer: Parameters to optimizer. With ``amsgrad=True`` x goes to -1.
-        lr_scheduler: Optimizer to scheduler; the paper's is
+        optimizer: Makes the optimizer from the parameters. With ``amsgrad=True`` x goes to -1.
+        lr_scheduler: Makes the scheduler from the optimizer; the paper's is
             :class:`~pl_losses.papers.adam.schedule.InverseSqrtLR`.
 
     Raises:

@@ -43,8 +43,8 @@ class LogisticRegression(_Experiment):
         in_features: Number of features D of an input.
         num_classes: Number of classes.
         p: Probability of dropping a feature in training; the paper's 0.5 for the bag of words.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler; the paper's is
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer; the paper's is
             :class:`~pl_losses.papers.adam.schedule.InverseSqrtLR`.
 
     Raises:
@@ -89,8 +89,8 @@ class MLP(_Experiment):
         hidden: Units of each hidden layer.
         num_classes: Number of classes.
         p: Probability of dropping a hidden unit in training; 0 for the paper's deterministic case.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -145,8 +145,8 @@ class ConvNet(_Experiment):
         hidden_size: Units of the fully connected layer.
         input_p: Probability of dropping a value of the image in training.
         p: Probability of dropping a unit of the fully connected layer.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -36,8 +36,8 @@ class VAE(PaperModule):
         hidden_size: Softplus units of the encoder and of the decoder.
         latent_size: Dimensions J of z.
         seed: Seed of the noise.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range.

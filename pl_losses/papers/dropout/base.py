@@ -35,8 +35,8 @@ class DropoutModule(PaperModule):
         size: N, the number of training samples, read when the first fit starts and kept in checkpoints.
 
     Args:
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
         length_scale: l, 1 divided by the standard deviation of the weights' prior.
         convention: "paper" or "authors", see :func:`~pl_losses.papers.dropout.weight_decay_of`.
         samples: T, the passes for each input.

@@ -76,8 +76,8 @@ class DropoutClassifier(DropoutModule, Classifier):
         network: Images [B, ...] to logits [B, C], with dropout modules in it; then ``num_classes``,
             ``in_channels``, ``image_size``, ``p`` and ``dropout`` are not used. It is not plain data: pass it
             to ``load_from_checkpoint`` again.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.

@@ -168,5 +168,5 @@ def draw_error_by_deviation(points: Tensor, most: int = 500) -> Figure:
         label = f"{share} standard deviation{'s' * (share > 1)}"
         axes.plot(ends, share * ends, style, color="0.5", linewidth=1, label=label)
     axes.set(xlabel="predictive standard deviation", ylabel="error, units of the target", ylim=(0, None))
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False)
     return figure

@@ -85,8 +85,8 @@ class DropoutRegressor(DropoutModule):
         network: Standardised inputs [B, ...] to standardised outputs [B, D], with dropout modules in it;
             then ``in_features``, ``out_features``, ``hidden``, ``activation`` and ``p`` are not used. It is
             not plain data: pass it to ``load_from_checkpoint`` again.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.

@@ -135,7 +135,7 @@ def draw_extrapolation(
     axes.set_ylim(float(targets.min()) - spread, float(targets.max()) + spread)
     axes.set(xlim=(x[0], x[-1]), xlabel=xlabel, ylabel=ylabel)
     lines = axes.get_legend_handles_labels()[0]
-    figure.legend(handles=[*lines, *shades], loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles=[*lines, *shades], loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
@@ -248,7 +248,7 @@ def draw_rotation(
     """
     probabilities = logits.softmax(dim=-1)
     shown = sorted(probabilities.mean(dim=0).amax(dim=0).argsort(descending=True)[:classes].tolist())
-    figure = new_figure(9, 8)
+    figure = new_figure(7.5, 8)
     rows = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 2.2, 1))
     places = torch.arange(len(angles)).double()
     for row, values, name in zip(rows, (logits, probabilities), ("input", "output"), strict=False):
@@ -274,7 +274,7 @@ def _draw_uncertainty(axes: Axes, places: Tensor, probabilities: Tensor, single:
     for place, label in zip(places.tolist(), predicted.tolist(), strict=True):
         axes.text(place, 0.88, str(label), transform=axes.get_xaxis_transform(), ha="center", va="center")
     axes.set_ylabel("probability, nats")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
 def _draw_images(axes: Axes, images: Tensor, angles: Sequence[float]) -> None:

@@ -28,8 +28,8 @@ class FullBasicModel(Classifier):
 
     Args:
         num_classes: Number of classes C.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Example:
         >>> import torch

@@ -72,8 +72,8 @@ class GAN(PaperModule):
         generator: Function that makes another generator: noise [B, Z] -> images [B, C, S, S].
         discriminator: Function that makes another discriminator: images -> logits [B], or several for each
             image.
-        generator_optimizer: Parameters to optimizer.
-        discriminator_optimizer: Parameters to optimizer.
+        generator_optimizer: Makes the optimizer from the parameters.
+        discriminator_optimizer: Makes the optimizer from the parameters.
         smoothing: One-sided label smoothing: real images have the label 1 minus this.
         discriminator_steps: Steps of the discriminator for each step of the generator.
         ema: Decay of the generator's moving average, such as 0.999; None for none. At the start the decay is

@@ -60,7 +60,7 @@ class GANReport(Callback):
         "<name>_frechet_distance": "squared Fréchet distance of the features of real and generated samples",
         "<name>_precision": "share of generated samples that are near real ones, by 3 nearest neighbours",
         "<name>_recall": "share of real samples that are near generated ones",
-        "<name>_classes_covered": "number of classes with at least half of an even share of the samples",
+        "<name>_classes_covered": "number of classes that are not rare, with half of an even share or more",
         "<name>_smallest_class": "share of the rarest class",
         "<name>_largest_class": "share of the most frequent class",
         "<name>_real_classes_covered": "number of such classes among the real samples, read in the same way",

@@ -101,8 +101,8 @@ class StringReader(PaperModule, Generic[L]):
         lexicon: The only strings that are answers; default: any. Needs the "viterbi" decoder. Confidence is
             then the answer's probability among these: with a single word it is 1 for any line.
         reject_below: An answer is rejected if its confidence is below this.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.

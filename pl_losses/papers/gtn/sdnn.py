@@ -37,8 +37,8 @@ class SDNN(StringReader[FrameLattice]):
         rubbish_penalty: The j > 0 of eq. 9, for isolated characters.
         lexicon: The only strings that are answers; default: any.
         reject_below: An answer is rejected if its confidence is below this.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Example:
         >>> lattice = SDNN()(torch.zeros(1, 1, 32, 40))

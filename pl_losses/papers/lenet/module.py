@@ -61,9 +61,9 @@ class LeNet5(Classifier):
             example 0.5. ``None`` rejects nothing. Penalties are sums over 84 dimensions. After a short run
             many of them are above a ``rubbish_penalty`` of 1, and so many patterns are rejected.
         codes: Parameter vectors of the classes, C lists of 84 numbers; default: bitmaps of the digits.
-        optimizer: Parameters to optimizer. Default: stochastic diagonal Levenberg-Marquardt (Appendix C),
-            meant for a batch size of 1.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters. Default: stochastic diagonal Levenberg-Marquardt
+            (Appendix C), meant for a batch size of 1.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is none of its choices or ``codes`` does not fit ``num_classes``.
@@ -162,7 +162,7 @@ class LeNet5(Classifier):
 
     @property
     def rejects(self) -> bool:
-        """Whether patterns are rejected: asked for, and by eq. 9, which alone has a rubbish class."""
+        """Whether patterns are rejected. Only the loss of eq. 9 can: it has a rubbish class."""
         return self.reject_above is not None and self.head == "rbf" and self.criterion == "map"
 
     def forward(self, images: Tensor) -> Tensor:

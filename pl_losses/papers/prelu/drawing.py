@@ -93,12 +93,12 @@ def draw_final_slopes(slopes: dict[str, tuple[float, float, float]]) -> Figure:
     axes.axvline(INITIAL, color="#d62728", linestyle="--", linewidth=1.2)
     above = axes.get_xaxis_transform()
     text = f"start {INITIAL}"
-    axes.text(INITIAL, 1.0, text, transform=above, ha="center", va="bottom", fontsize=8, color="#d62728")
+    axes.text(INITIAL, 1.0, text, transform=above, ha="center", va="bottom", fontsize=10, color="#d62728")
     left, right = min(0.0, low.min()), max(INITIAL, high.max())
     axes.set_xlim(left - (0.04 * (right - left) if left < 0 else 0), right + 0.04 * (right - left))
-    axes.text(1.01, 1.0, "mean", transform=axes.transAxes, va="bottom", fontsize=8)
+    axes.text(1.01, 1.0, "mean", transform=axes.transAxes, va="bottom", fontsize=10)
     for row, value in enumerate(values[:, 0]):
-        axes.text(1.01, row, f"{value:.3f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        axes.text(1.01, row, f"{value:.3f}", transform=axes.get_yaxis_transform(), va="center", fontsize=10)
     axes.set_xlabel("slope: mean, and range over channels")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
@@ -110,7 +110,7 @@ def _one_row_per_layer(paths: list[str], title: str) -> tuple[Figure, Axes]:
     width = 7 + 0.07 * max(map(len, labels))
     figure, axes = new_axes(width, 1.3 + 0.27 * max(2, len(paths)))
     axes.set_ylim(len(paths) - 0.5, -0.5)
-    axes.set_yticks(range(len(paths)), labels, fontsize=8)
+    axes.set_yticks(range(len(paths)), labels, fontsize=10)
     axes.set_title(title, loc="left", pad=16, fontsize=11)
     return figure, axes
 

@@ -211,8 +211,8 @@ def he_init_(
         ``module``.
 
     Raises:
-        ValueError: If an argument is none of its choices, ``module`` is itself a layer, which says nothing of
-            its rectifier, a layer is lazy and has no size yet, or its weight is no parameter.
+        ValueError: If an argument is none of its choices, a layer is lazy and has no size yet, or its weight
+            is no parameter; or if ``module`` is a single layer, since nothing tells its rectifier.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.PReLU(), nn.ConvTranspose2d(64, 8, 2, stride=2))

@@ -71,8 +71,8 @@ class RectifierNet(Classifier):
             ``test_crop`` pixels, or "dense", all windows of the feature map that are as large as a crop's
             map, and those of the mirror image.
         test_crop: Height and width of a crop, the size of the images in training.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices, or two do not go together.

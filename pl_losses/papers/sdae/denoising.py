@@ -280,8 +280,8 @@ class DenoisingAutoencoder(Denoising):
         beta: Weight of the others.
         tied: Whether the decoder's weights are the encoder's transposed.
         seed: Seed of the noise.
-        optimizer: Parameters to optimizer.
-        lr_scheduler: Optimizer to scheduler, see :class:`~pl_losses.core.base.PaperModule`.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pl_losses.core.figures import Figure, grid_of, new_axes, new_figure
@@ -27,14 +28,16 @@ def draw_filters(weights: Tensor, side: tuple[int, int], title: str) -> Figure:
 
 def draw_rows(rows: list[tuple[str, Tensor]], side: tuple[int, int]) -> Figure:
     """Draw rows of images in [0, 1], [N, D] each, with their names on the left."""
-    count = len(rows[0][1])
-    figure = new_figure(1.6 + 0.6 * count, 0.3 + 0.68 * len(rows))
-    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for one, (name, images) in zip(axes, rows, strict=True):
-        one.imshow(grid_of(images.view(-1, 1, *side), count)[0].numpy(), cmap="gray", vmin=0, vmax=1)
-        one.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        one.set(xticks=[], yticks=[])
-        one.spines[:].set_visible(False)
+    joined = torch.cat([images for _, images in rows]).view(-1, 1, *side)
+    picture = grid_of(joined, len(rows[0][1]))[0]
+    height, width = picture.shape
+    figure, axes = new_axes(7, 6 * height / width + 0.1)
+    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
+    middles = [(row + 0.5) * height / len(rows) for row in range(len(rows))]
+    axes.set_yticks(middles, [name for name, _ in rows])
+    axes.tick_params(length=0)
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
     return figure
 
 

@@ -64,10 +64,10 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
             :class:`~pl_losses.data.BatchLoader`, or has random transforms.
         start_from: Checkpoint of the same layers whose weights the fit starts with.
         seed: Seed of the noise.
-        pretrain_optimizer: Parameters of a layer to optimizer.
-        pretrain_lr_scheduler: That optimizer to scheduler; one that takes ``total_steps`` gets the stage's.
-        optimizer: Parameters to optimizer, for fine-tuning.
-        lr_scheduler: Optimizer to scheduler, for fine-tuning.
+        pretrain_optimizer: Makes the optimizer of a layer from its parameters.
+        pretrain_lr_scheduler: Makes its scheduler. One that takes ``total_steps`` gets the stage's.
+        optimizer: Makes the optimizer from the parameters, for fine-tuning.
+        lr_scheduler: Makes the scheduler from the optimizer, for fine-tuning.
 
     Raises:
         ValueError: If an argument is out of range or none of its choices.

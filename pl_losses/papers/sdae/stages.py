@@ -70,7 +70,7 @@ class StagedClassifier(Classifier):
 
     @abstractmethod
     def stage_optimizer(self, stage: int) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
-        """Return builders: parameters to optimizer, and optimizer to scheduler or None."""
+        """Return what makes the optimizer from the parameters, and the scheduler from it or None."""
 
     @abstractmethod
     def stage_inputs(self, stage: int, inputs: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class StyleTransfer(PaperModule):
             image do not fit into memory. The result is the same except for rounding. It takes twice the time
             or more.
         seed: Seed of the noise.
-        optimizer: Parameters to optimizer.
+        optimizer: Makes the optimizer from the parameters.
 
     Raises:
         ValueError: If an argument is out of range.

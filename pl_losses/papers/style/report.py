@@ -122,6 +122,6 @@ def draw_panels(panels: list[tuple[str, Tensor]]) -> Figure:
     row = figure.subplots(1, len(panels), squeeze=False, width_ratios=shares)[0]
     for axes, (title, image) in zip(row, panels, strict=True):
         axes.imshow(to_image(image))
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=1.3 * figure.get_figwidth())
         axes.set_axis_off()
     return figure

@@ -158,18 +158,16 @@ def draw(plan: Plan, results: Results, chance: float) -> Figure:
     Losses up to a little above that of guessing are drawn in place, higher ones as off the scale.
     """
     steps = sorted(plan.at)
-    figure = new_figure(2.6 * len(plan.beta2) * len(steps) + 0.6, 2.5 * len(plan.beta1) + 0.9)
+    figure = new_figure(2.3 * len(plan.beta2) + 0.6, (1.9 * len(plan.beta1) + 1.0) * len(steps))
     scale = _scale(results, chance)
-    blocks = figure.subfigures(1, len(steps), squeeze=False)[0]
+    blocks = figure.subfigures(len(steps), 1, squeeze=False)[:, 0]
     for block, step in zip(blocks, steps, strict=True):
-        block.suptitle(f"after {step} steps")
+        block.suptitle(f"after {step} steps (x: diverged, triangle: off the scale)")
         panels = block.subplots(len(plan.beta1), len(plan.beta2), sharex=True, sharey=True, squeeze=False)
         for row, beta1 in zip(panels, plan.beta1, strict=True):
             for axes, beta2 in zip(row, plan.beta2, strict=True):
                 _panel(axes, plan, results, (beta1, beta2, step), scale)
-        block.legend(
-            *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
-        )
+        block.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -201,12 +199,11 @@ def _panel(
                 mark = "x" if math.isnan(value) else "^"
                 axes.plot(power + shift, top + 2 * margin, mark, color=colour, markersize=5)
     axes.set_ylim(low - margin, top + 3 * margin)
-    axes.set_title(rf"$\beta_1={beta1:g}$, $\beta_2={beta2:g}$", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.set_title(rf"$\beta_1={beta1:g}$, $\beta_2={beta2:g}$", fontsize=10)
     if axes.get_subplotspec().is_last_row():  # type: ignore[union-attr]
-        axes.set_xlabel(r"$\log_{10}\alpha$", fontsize=8)
+        axes.set_xlabel(r"$\log_{10}\alpha$")
     if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-        axes.set_ylabel("loss, nats (x: diverged)", fontsize=7)
+        axes.set_ylabel("loss, nats")
 
 
 def diverged(results: Results) -> dict[str, int]:

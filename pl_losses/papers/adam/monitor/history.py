@@ -65,7 +65,7 @@ def draw_history(history: History) -> Figure:
 
     shown = {name: group for name, group in list(history.groups.items())[:SHOWN] if group["points"]}
     known = any(point[2] is not None for group in shown.values() for point in group["points"])
-    figure = Figure(figsize=(9, 7 if known else 4), layout="constrained")
+    figure = Figure(figsize=(7, 7 if known else 4), layout="constrained")
     panels = figure.subplots(1 + known, sharex=True, squeeze=False)[:, 0]
     rules: dict[Rule, float] = {}
     for number, (name, group) in enumerate(shown.items(), 1):
@@ -87,7 +87,7 @@ def draw_history(history: History) -> Figure:
     panels[-1].set(xlabel="step t of the optimizer", xscale="log")
     for axes in panels:
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.21 if axes is panels[-1] else -0.03), ncols=2)
     return figure
 
 

@@ -51,7 +51,7 @@ class DropoutCall(NamedTuple):
 
     @property
     def kept(self) -> float:
-        """The probability to keep an element: 1 - p, as closely as words can have it."""
+        """The probability to keep an element, 1 - p as closely as words can have it."""
         return 1.0 - self.p if self.rare or self.device.type != "cpu" else _word(self.p)[2]
 
 

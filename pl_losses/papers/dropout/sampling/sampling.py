@@ -56,13 +56,13 @@ def mc_samples(
     relatives, ``F.dropout(x, p, self.training)`` and its like, and dropout in attention, Transformer and
     recurrent layers. It means ``nn.RReLU``. It also means parts that draw random numbers, or choose a
     probability, ``if self.training``: drop path (StochasticDepth, DropBlock), skipped layers, and noise. Such
-    parts are found by trials. A part that asks for its mode is run in both modes, and is on if it is more
-    random in training. Some of these return something else in training, or fail without targets. They stay as
-    in evaluation, and a warning says so. A flag other than ``training`` is not seen. All other parts run in
-    eval mode, without gradients. There are no side effects, even after an exception: modes, running
-    statistics, gradients and random streams are as before. The streams are the global ones of torch, NumPy
-    and Python. They are also the generators that are attributes of the module or its parts, or in a list,
-    tuple or dict that is an attribute. A generator that is kept elsewhere is not restored.
+    parts are found by trials: a part that reads ``self.training`` is run in both modes. It is switched on if
+    it is more random in training. Some of these return something else in training, or fail without targets.
+    They stay as in evaluation, and a warning says so. A flag other than ``training`` is not seen. All other
+    parts run in eval mode, without gradients. There are no side effects, even after an exception: modes,
+    running statistics, gradients and random streams are as before. The streams are the global ones of torch,
+    NumPy and Python. They are also the generators that are attributes of the module or its parts, or in a
+    list, tuple or dict that is an attribute. A generator that is kept elsewhere is not restored.
 
     The part before the first dropout is computed once. The rest is computed for many samples at a time, by
     ``torch.func.vmap``. Some modules do not allow this. They decide by values (``if x.sum() > 0``), write

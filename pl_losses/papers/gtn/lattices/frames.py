@@ -94,7 +94,7 @@ class SpelledFrames:
 
     @property
     def feasible(self) -> Tensor:
-        """Whether there are frames enough: one per character, and a blank between equal neighbours, [B]."""
+        """Whether a line has frames enough, [B]: one per character and per blank between equal ones."""
         places = torch.arange(1, self.targets.shape[1], device=self.targets.device)
         equal = (self.targets[:, 1:] == self.targets[:, :-1]) & (places < self.target_lengths[:, None])
         return self.target_lengths + equal.sum(dim=1) <= self.lattice.lengths
