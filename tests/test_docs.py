@@ -67,7 +67,9 @@ def test_the_text_of_pictures_can_be_read_on_a_page():
     group = {"kind": "adam", "betas": [0.9, 0.999], "momentum_decay": 0.0, "points": [[1, 0.3, 1.0]]}
     history.groups = {"Adam": group}
     figures = [
-        draw_samples(digits[:12].view(12, 1, 8, 8), torch.zeros(12, 2, dtype=torch.long), ["0.1 nats"] * 12),
+        draw_samples(
+            digits[:12].view(12, 1, 8, 8), torch.zeros(12, 2, dtype=torch.long), notes=["0.1 nats"] * 12
+        ),
         draw_rows([("clean", digits), ("reconstructed", digits)], (8, 8)),
         draw_panels([("content", torch.rand(3, 20, 30)), ("after 174 evaluations", torch.rand(3, 20, 40))]),
         draw_history(history),
