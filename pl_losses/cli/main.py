@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from pl_losses.cli.arguments import TRACEBACK, Flags, check, first_line, split
 from pl_losses.core.refusals import refusal, refusals_told, sign_in
+from pl_losses.core.trust import see_own_modules
 from pl_losses.core.version import __version__
 from pl_losses.recipes import (
     UsageError,
@@ -150,9 +151,7 @@ def run(command: str, args: list[str]) -> int:
     from pl_losses.core.jobs import by_slurm, has_peers, jobs
     from pl_losses.core.run_folders import choose
 
-    if not {"", os.getcwd()} & set(sys.path):
-        # A console script cannot import modules of the current folder by itself.
-        sys.path.append(os.getcwd())
+    see_own_modules()
     flags = split(args)
     if answer := help_for(command, flags):
         print(answer, end="")
