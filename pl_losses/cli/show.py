@@ -36,7 +36,7 @@ the machine and the terminal. Several runs are compared on one page.
 
 EVERY = 5  # seconds
 IDLE = 1800  # seconds after which a run without a new row is over: of CSVLogger, or of another machine
-SETTLED = 10  # seconds after which nothing more comes of a run whose process is gone
+SETTLED = 20  # seconds after which nothing more comes of a run whose process is gone: wandb writes more often
 
 
 def show(args: Sequence[str]) -> int:

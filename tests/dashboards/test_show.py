@@ -396,6 +396,8 @@ def test_watching_ends_with_a_run_that_was_killed(folder, monkeypatch, capsys):
     log.write_text(f"Configure stats pid to {gone.pid}\n")
     assert main(["show", "--watch"]) == 0
     assert "Run x: killed: its process is gone" in capsys.readouterr().out
+    file.write_bytes(framed([]))  # Before anything was recorded.
+    assert was_killed(read_run(file))
     environment.environment.host = "elsewhere"
     file.write_bytes(framed([history(_step=0, loss=1), environment.SerializeToString()]))
     assert not was_killed(read_run(file))

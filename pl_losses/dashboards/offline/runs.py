@@ -194,9 +194,10 @@ def read_wandb(path: Path) -> Run:
 def was_killed(run: Run) -> bool:
     """Return whether a W&B run's process is gone from this machine, without an end of the run.
 
-    wandb writes the number of the process into its log, from the first line on.
+    wandb writes the number of the process into its log, from the first line on. A run whose machine is not
+    recorded is taken for one of this machine: it was killed before anything was recorded.
     """
-    if run.ended or os.name != "posix" or not run.host or run.host != platform.node():
+    if run.ended or os.name != "posix" or run.host not in ("", platform.node()):
         return False
     try:
         with (run.path.parent / "logs" / "debug.log").open(encoding="utf-8") as file:
