@@ -17,7 +17,7 @@ def read_recipe(name: str) -> Recipe:
     Raises:
         UsageError: If there is no such recipe, or it names no model.
     """
-    config = {"model": name} if is_class(name) else resolve_value(name)
+    config: Config = {"model": name} if is_class(name) else resolve_value(name)
     if not config.get("model"):
         raise UsageError(f"`{name}` names no model: an overlay has no dashboard of its own")
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
