@@ -11,8 +11,8 @@ A step is from ``on_train_batch_start`` to ``on_train_batch_end``, without callb
 within forward and backward: its cost is how much longer a step takes than without it. Times are those of the
 processor in this thread, which other jobs disturb least; with W&B, which has a thread that sends, in all
 threads of this process. Costs "by the step" are differences of whole steps' means, for both sides alike.
-What leaves the process is counted in two more rows: W&B's service, another process, takes time for each row,
-and its file grows.
+What leaves the process is counted, too: W&B's service, another process, takes time for each row, and its file
+grows. "Process and W&B's service" is all that a logged step costs this machine.
 
 What is unequal: ``wandb.watch`` logs two histograms of each weight and no statistics of Adam, and a call for
 each; ours logs one row, mostly scalars. So there are also an expert's callback, with the same histograms in
@@ -66,7 +66,7 @@ except ImportError:
     OptimizerMonitor = None
 
 Seconds = dict[str, float]
-BY = "wandb, all, by steps"
+BY, WHOLE = "wandb, all, by steps", "wandb, all, whole"
 
 
 def mlp() -> nn.Module:
@@ -405,6 +405,7 @@ def turn(clocks: dict[str, Clock]) -> Seconds:
         found[f"wandb, {name}, by steps"] = one.whole() - bare.whole()
         for number, key in enumerate(("service", "bytes")):
             found[f"wandb, {name}, {key}"] = one.outside[number] - bare.outside[number]
+        found[f"wandb, {name}, whole"] = found[f"wandb, {name}, by steps"] + found[f"wandb, {name}, service"]
     return found
 
 
@@ -614,6 +615,11 @@ def table_of_peers(found: list[list[Seconds]]) -> None:
         ("a constant row of the same scalars, by the step", "wandb, constant, by steps", BY),
         ('`wandb.watch(log="all")` with W&B, by the step', "wandb, watch, by steps", BY),
         ("its histograms in one row of an expert, by the step", "wandb, expert, by steps", BY),
+        ("all three, process and W&B's service", "wandb, all, whole", WHOLE),
+        ("an empty row, process and W&B's service", "wandb, empty, whole", WHOLE),
+        ("a constant row of the same scalars, process and W&B's service", "wandb, constant, whole", WHOLE),
+        ('`wandb.watch(log="all")`, process and W&B\'s service', "wandb, watch, whole", WHOLE),
+        ("its histograms in one row of an expert, process and W&B's service", "wandb, expert, whole", WHOLE),
         ("all three, W&B's service", "wandb, all, service", "wandb, all, service"),
         ('`wandb.watch(log="all")`, W&B\'s service', "wandb, watch, service", "wandb, all, service"),
         ("all three, MB of the run's file", "wandb, all, bytes", "wandb, all, bytes"),

@@ -11,15 +11,16 @@ from pathlib import Path
 from pl_losses.cli.arguments import options, positional, split
 from pl_losses.core.manifests import reproduced
 from pl_losses.core.refusals import sign_in
-from pl_losses.core.trust import TRUST, own_packages
+from pl_losses.core.trust import TRUST, is_class, own_packages, see_own_modules
 from pl_losses.core.version import EXTRA
 from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
 
 DASHBOARD_HELP = """usage: pl-losses dashboard json RECIPE
        pl-losses dashboard push RECIPE --entity NAME --project NAME
 
-Print the W&B workspace of a recipe, or of what `pl-losses reproduce` makes, or save it to W&B: a new one, or
-over the one that was pushed before. Takes the extra `dashboards`; json needs no account.
+Print the W&B workspace of a recipe, of a class of your own (my_module.MyModel), or of what
+`pl-losses reproduce` makes, or save it to W&B: a new one, or over the one that was pushed before. Takes the
+extra `dashboards`; json needs no account.
 
   --entity NAME            W&B's user or team
   --project NAME           W&B's project (default: pl_losses)
@@ -36,9 +37,11 @@ def dashboard(args: Sequence[str]) -> int:
         return 0
     flags = split(rest)
     chosen = options(flags, ("entity", "project", "trust"))
-    if "trust" in chosen:
-        os.environ[TRUST] = ",".join(sorted(own_packages(flags)))
     name = check(given)
+    if is_class(name):  # As for --model, who types the name of a class trusts it.
+        flags.append(("model", name))
+    os.environ[TRUST] = ",".join(sorted(own_packages(flags)))
+    see_own_modules()
     project = chosen.get("project") or "pl_losses"
     if given[0] == "push":
         if not chosen.get("entity"):
@@ -78,7 +81,7 @@ def check(given: Sequence[str]) -> str:
     name = given[1]
     known = [one for one in names() if not one.startswith(f"{OVERLAYS}/")]
     known += [one.name for one in reproduced().values() if one.panels]
-    if name not in known and not Path(name).is_file():
+    if name not in known and not Path(name).is_file() and not is_class(name):
         hint = nearest(name, known) or "; `pl-losses recipes` lists them"
         raise UsageError(f"No recipe named `{name}`{hint}")
     return name

@@ -63,6 +63,7 @@ from pl_losses.core.run_folders import RUNS, Run, choose, named_command, recipe_
 from pl_losses.core.schedule_length import ScheduleLength
 from pl_losses.core.signatures import OWN, public
 from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_paths, own_packages, roots_of
+from pl_losses.core.wandb_run import finish
 from pl_losses.data.module import TensorDataModule
 from pl_losses.monitoring.artifacts import ArtifactRecord
 from pl_losses.monitoring.interruption import InterruptionCheckpoint
@@ -465,7 +466,7 @@ def finish_wandb(status: int) -> None:
     """End the W&B run, which another run of the same process would otherwise continue."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=status)
+        finish(wandb.run, status)
 
 
 def prepare_imports(wanted: Iterable[str] = (), own: Iterable[str] = ()) -> None:

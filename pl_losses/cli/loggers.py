@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pl_losses.core.compat import of_lightning
+from pl_losses.cli.arguments import Flags
+from pl_losses.cli.checks import WORDS
 from pl_losses.core.files import written_whole
 from pl_losses.core.kinds import is_csv, is_wandb
 from pl_losses.core.run_folders import LOGGERS, RUNS
@@ -128,6 +129,23 @@ def goes_online(logger: Config) -> bool:
     return not given.get("offline") and given.get("mode") in (None, "online", "shared")
 
 
+def online_asked(effective: Config, flags: Flags) -> bool:
+    """Return whether a run goes to W&B at once, as far as config and options say before torch is loaded.
+
+    Args:
+        effective: The merged config with the classes that options name.
+        flags: The options.
+    """
+    trainer = dict(effective.get("trainer") or {})
+    told = {name.rpartition(".")[2]: WORDS.get(str(value).lower(), value) for name, value in flags}
+    if told.get("fast_dev_run", trainer.get("fast_dev_run")):
+        return False
+    fill_logger({"trainer": trainer}, effective)
+    own = [one for one in loggers(trainer) if str(one.get("class_path")).endswith("WandbLogger")]
+    words = {key: told[key] for key in ("offline", "mode") if key in told}
+    return any(goes_online({"init_args": one.get("init_args", {}) | words}) for one in own)
+
+
 def prepare_wandb(loggers: Any, about: Callable[[str | None], Config]) -> None:
     """Say what the run is, where no option has; and nothing of ``anonymous``, of which wandb only warns.
 
@@ -135,6 +153,8 @@ def prepare_wandb(loggers: Any, about: Callable[[str | None], Config]) -> None:
         loggers: A logger, a list of them, or something else.
         about: Returns arguments of ``wandb.init`` for a run with this id.
     """
+    from pl_losses.core.compat import of_lightning  # Imported here: it loads torch.
+
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if is_wandb(logger):
             given = of_lightning.wandb_arguments(logger)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pl_losses.cli.arguments import TRACEBACK, Flags, check, first_line, split
-from pl_losses.core.refusals import refusal, refusals_told
+from pl_losses.core.refusals import refusal, refusals_told, sign_in
+from pl_losses.core.trust import see_own_modules
 from pl_losses.core.version import __version__
 from pl_losses.recipes import (
     UsageError,
@@ -146,18 +147,20 @@ def dispatch(args: list[str]) -> int:
 
 def run(command: str, args: list[str]) -> int:
     """Check the arguments of a trainer command, then load torch and run it."""
+    from pl_losses.cli.loggers import online_asked
     from pl_losses.core.jobs import by_slurm, has_peers, jobs
     from pl_losses.core.run_folders import choose
 
-    if not {"", os.getcwd()} & set(sys.path):
-        # A console script cannot import modules of the current folder by itself.
-        sys.path.append(os.getcwd())
+    see_own_modules()
     flags = split(args)
     if answer := help_for(command, flags):
         print(answer, end="")
         return 0
     if not has_peers():  # They have to wait for one another, or one would wait for another that is refused.
-        choose(command, flags, check(command, flags), jobs())
+        effective = check(command, flags)
+        choose(command, flags, effective, jobs())
+        if online_asked(effective, flags):
+            sign_in()
     if command == "fit" and by_slurm():
         # It waits until a Trainer can save and queue the job again.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -180,6 +183,8 @@ def reproduce(args: list[str]) -> int:
     if asked:
         print(known.help_for(name))
         return 0
+    if dict(flags).get("wandb") == "online":
+        sign_in()
     load_torch()
     return known.run(name, flags)
 

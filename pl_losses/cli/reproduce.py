@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from pl_losses.core import signatures
 from pl_losses.core.manifests import reproduced
-from pl_losses.core.refusals import sign_in
 from pl_losses.recipes import UsageError, nearest
 
 USAGE = "usage: pl-losses reproduce NAME [--OPTION VALUE ...]\n"
@@ -60,8 +59,6 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     parser = Parser(prog=f"pl-losses reproduce {name}", allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
     options = parser.parse_args([f"--{flag}={value}" for flag, value in flags])
-    if options.get("wandb") == "online":
-        sign_in()
     try:
         function(**parser.instantiate(options).as_dict())
     except (OSError, ValueError, TypeError, FloatingPointError) as error:

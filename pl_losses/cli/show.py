@@ -30,12 +30,13 @@ the machine and the terminal. Several runs are compared on one page.
   --out FILE               where to write (default: show.html in the first run's folder)
   --open BOOL              open it in the browser (default: if this is a desktop)
   --terminal BOOL          show the runs in the terminal too, by `wandb leet` (default: false)
-  --watch                  write the page again and again, and have it load itself, until the run ends, or
-                           writes nothing for half an hour, or Ctrl-C
+  --watch                  write the page again and again, and have it load itself, until the run ends, is
+                           killed, or writes nothing for half an hour, or Ctrl-C
 """
 
 EVERY = 5  # seconds
-IDLE = 1800  # seconds after which a run without a new row is over: one that was killed, or of CSVLogger
+IDLE = 1800  # seconds after which a run without a new row is over: of CSVLogger, or of another machine
+SETTLED = 20  # seconds after which nothing more comes of a run whose process is gone: wandb writes more often
 
 
 def show(args: Sequence[str]) -> int:
@@ -90,7 +91,7 @@ def write_page(runs: Sequence[Run], out: Path, refresh: bool) -> None:
 
 def follow(runs: list[Run], out: Path) -> list[Run]:
     """Write the page anew whenever the runs' files grow, until all are over or Ctrl-C; return them."""
-    from pl_losses.dashboards.offline.runs import read_run
+    from pl_losses.dashboards.offline.runs import read_run, was_killed
 
     notice = f"Page: {out}, written anew every {EVERY} s until the run ends or Ctrl-C"
     if all(run.ended for run in runs):
@@ -98,7 +99,7 @@ def follow(runs: list[Run], out: Path) -> list[Run]:
     print(visible(notice))
     seen, took = changed(runs), 0.0
     with contextlib.suppress(KeyboardInterrupt):
-        while not all(run.ended or time.time() - run.path.stat().st_mtime > IDLE for run in runs):
+        while not all(map(is_over, runs)):
             time.sleep(max(EVERY, 2 * took))
             if (now := changed(runs)) != seen:
                 seen, started = now, time.monotonic()
@@ -107,8 +108,17 @@ def follow(runs: list[Run], out: Path) -> list[Run]:
                     runs = [read_run(run.path) for run in runs]
                     write_page(runs, out, refresh=True)
                 took = time.monotonic() - started
+    runs = [read_run(run.path) if was_killed(run) else run for run in runs]
     write_page(runs, out, refresh=False)
     return runs
+
+
+def is_over(run: Run) -> bool:
+    """Return whether nothing more is to be expected of a run."""
+    from pl_losses.dashboards.offline.runs import was_killed
+
+    still = time.time() - run.path.stat().st_mtime
+    return run.ended or still > IDLE or (still > SETTLED and was_killed(run))
 
 
 def changed(runs: Sequence[Run]) -> list[float]:

@@ -28,7 +28,14 @@ from pl_losses.core.loaders import (
     refuse_hidden,
     training_loader,
 )
-from pl_losses.core.metrics import States, define_metrics, headline_text, states_of, take_out_repeated
+from pl_losses.core.metrics import (
+    States,
+    define_metrics,
+    headline_text,
+    name_class,
+    states_of,
+    take_out_repeated,
+)
 from pl_losses.core.panels import Sections
 from pl_losses.core.random_state import RandomState
 from pl_losses.core.rng import fold_in
@@ -218,7 +225,8 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": configured}  # type: ignore[return-value]
 
     def on_fit_start(self) -> None:
-        """Tell the logger the x axes, and which value of each metric is the best."""
+        """Tell the logger the class, the x axes, and which value of each metric is the best."""
+        name_class(self.trainer, self)
         define_metrics(self.trainer, self.best)
 
     def on_train_start(self) -> None:

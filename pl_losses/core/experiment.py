@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pl_losses.core.compat import of_wandb
 from pl_losses.core.files import damage, save_sealed, write_table, written_whole
-from pl_losses.core.wandb_run import about
+from pl_losses.core.wandb_run import about, finish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,7 +167,7 @@ class Experiment:
         with kept_by(run):
             run.log(shown)
         run.summary.update(dict(summary))
-        run.finish()
+        finish(run)
 
 
 class PlainExperiment(Experiment):

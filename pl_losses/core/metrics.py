@@ -8,7 +8,7 @@ from math import isnan, nan
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_max, dim_zero_min, dim_zero_sum
@@ -46,6 +46,19 @@ def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> 
         if is_wandb(logger):
             for key in best:
                 logger.experiment.define_metric(key, step_metric=X_AXIS)
+
+
+def name_class(trainer: Trainer, module: LightningModule) -> None:
+    """Tell W&B the class of a module, where the command line has not written the whole config.
+
+    Pages of runs are titled by it, and show the panels of its paper.
+    """
+    cls = type(module)
+    for logger in trainer.loggers:
+        if trainer.is_global_zero and is_wandb(logger):
+            known = logger.experiment.config
+            if "config" not in known and "model" not in known:
+                known["model"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}"}
 
 
 class Computes(Protocol[R]):

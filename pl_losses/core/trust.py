@@ -109,6 +109,22 @@ def bases_of(annotation: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def see_own_modules() -> None:
+    """Let modules of the current folder be imported, which a console script cannot do by itself."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
+
+
+def is_class(name: str) -> bool:
+    """Return whether a name is that of a class with its module.
+
+    >>> is_class("my_module.MyModel"), is_class("mine.yaml"), is_class("lenet/digits")
+    (True, False, False)
+    """
+    parts = name.split(".")
+    return len(parts) > 1 and all(map(str.isidentifier, parts)) and parts[-1][0].isupper()
+
+
 def own_packages(flags: Iterable[tuple[str, str | None]]) -> frozenset[str]:
     """Return the user's own packages that a config may name.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pl_losses.core.compat import of_wandb
 from pl_losses.core.manifests import reference
 from pl_losses.recipes import HERE
 
@@ -39,17 +42,31 @@ def about(name: str, group: str, job_type: str, papers: Sequence[str]) -> dict[s
     return told | {"settings": settings()}
 
 
+def finish(run: Any, exit_code: int | None = None) -> None:
+    """End a run in a time that is known, and say how to send the rest if W&B has gone away.
+
+    Args:
+        run: Of wandb.
+        exit_code: Of the run.
+    """
+    folder = os.path.relpath(Path(run.dir).parent)
+    if not of_wandb.finish(run, exit_code):
+        command = f"wandb sync --no-skip-online {shlex.quote(folder)}"
+        print(f"W&B did not answer in time; to send the rest: {command}", file=sys.stderr)
+
+
 def settings() -> Any:
     """Return wandb's settings of the suite, less those that the environment has.
 
     W&B keeps the commit and the changes since, as ``diff.patch``, of the checkout that the current folder
-    lies in, else of the suite's own, if it is one. A run that begins waits a minute at most for a server that
-    answers with errors. A run that has ended waits ten minutes at most for a
-    server that has gone away, where wandb would for hours; its record stays on the disk, for ``wandb sync``.
+    lies in, else of the suite's own, if it is one. A run that begins waits half a minute at most for a server
+    that answers with errors. A run that has ended waits ten minutes at most for a server that has gone away,
+    where wandb would for hours; its record stays on the disk, for ``wandb sync``. The service writes it often
+    enough for pages that follow a run.
     """
     import wandb
 
-    limits = {"finish_timeout": 600, "init_timeout": 60}
+    limits = {"finish_timeout": 600, "init_timeout": 30, "x_transaction_log_flush_interval": of_wandb.FLUSH}
     found: dict[str, Any] = {
         key: seconds for key, seconds in limits.items() if f"WANDB_{key.upper()}" not in os.environ
     }

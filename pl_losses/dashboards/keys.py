@@ -7,17 +7,17 @@ import importlib
 from pl_losses.core import declared, manifest
 from pl_losses.core.declared import Keys, Part, Recipe
 from pl_losses.core.panels import Kind, Sections
-from pl_losses.core.trust import KINDS, bases_at, fault, own_packages
+from pl_losses.core.trust import KINDS, bases_at, fault, is_class, own_packages
 from pl_losses.recipes import Config, UsageError, resolve_value
 
 
 def read_recipe(name: str) -> Recipe:
-    """Resolve a recipe and import its classes, which imports torch.
+    """Resolve a recipe, or take a class by its module, and import the classes, which imports torch.
 
     Raises:
         UsageError: If there is no such recipe, or it names no model.
     """
-    config = resolve_value(name)
+    config: Config = {"model": name} if is_class(name) else resolve_value(name)
     if not config.get("model"):
         raise UsageError(f"`{name}` names no model: an overlay has no dashboard of its own")
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
@@ -35,7 +35,11 @@ def part(node: str | Config, kind: str) -> Part:
     if wrong := module and fault(path, bases_at(kind), own_packages([])):
         raise UsageError(f"`{kind}` names `{path}`{wrong}")
     for place in (module,) if module else KINDS[kind]:
-        found = getattr(importlib.import_module(place), name, None)
+        try:
+            found = getattr(importlib.import_module(place), name, None)
+        except Exception as error:  # One's own module may raise anything.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"`{path}` for `{kind}` cannot be imported: {reason}") from error
         if isinstance(found, type):
             return Part(found, arguments)
     raise UsageError(f"No class `{path}` for `{kind}`")

@@ -18,6 +18,7 @@ from pl_losses.core.metrics import X_AXIS
 from pl_losses.core.names import own_class
 from pl_losses.core.panels import Panel, Section, automatic, matches, regex, sorted_sections
 from pl_losses.core.refusals import refusals_told
+from pl_losses.core.trust import is_class
 from pl_losses.core.version import EXTRA
 from pl_losses.dashboards.keys import keys_of, kind_of, panels_of, read_recipe
 from pl_losses.monitoring.charts import FIELDS
@@ -56,10 +57,10 @@ def fits(pattern: str, key: str) -> bool:
 
 
 def build_workspace(name: str, entity: str = "", project: str = "pl_losses") -> Any:
-    """Build the workspace of a recipe, or of what ``pl-losses reproduce`` makes.
+    """Build the workspace of a recipe, of a class, or of what ``pl-losses reproduce`` makes.
 
     Args:
-        name: Such as "lenet/digits" or "adam/fig4".
+        name: Such as "lenet/digits", "my_module.MyModel" or "adam/fig4".
         entity: W&B's user or team.
         project: W&B's project.
 
@@ -82,6 +83,9 @@ def build_workspace(name: str, entity: str = "", project: str = "pl_losses") -> 
         pinned_columns=[f"summary:{key}" for key in ends if logs(recipe, key)],
     )
     model = recipe.model.cls
+    if is_class(name):  # Its runs are of any recipe, or of none.
+        settings = ws.RunsetSettings(pinned_columns=settings.pinned_columns)
+        return _built(model.__name__, entity, project, sections_of(recipe), stages, settings)
     own = own_class(f"{model.__module__}.{model.__name__}")
     title = f"{own}, {name}" if own else name
     return _built(title, entity, project, sections_of(recipe), stages, settings)

@@ -20,9 +20,12 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from wandb_server import ENTITY, KEY, Server
 
+from pl_losses.cli.arguments import check, split
+from pl_losses.cli.loggers import online_asked
 from pl_losses.cli.main import main
+from pl_losses.core.compat import of_wandb
 from pl_losses.core.files import checksum
-from pl_losses.core.wandb_run import settings
+from pl_losses.core.wandb_run import finish, settings
 from pl_losses.dashboards import build_page, read_run
 from pl_losses.dashboards.page.drawing import read_table
 from pl_losses.dashboards.workspace import build_workspace
@@ -206,6 +209,8 @@ def test_the_page_has_what_was_uploaded(runs, folder, name, job_type):
         assert picture.read_bytes().startswith(b"\x89PNG"), number
     page = build_page([run])
     assert f"<td>{job_type}</td>" in page
+    start = re.search("checkpoint runs/pl_losses/whole/checkpoints/[^ ]+step=76.ckpt of run whole</td>", page)
+    assert bool(start) is (name == "tested")
     assert page.count("data:image/png;base64,") >= 102
 
 
@@ -288,11 +293,33 @@ INSTEAD = {
 def test_refused_before_any_work(online, monkeypatch, capfd, command, variable, value, told):
     name = {"KEY": "WANDB_API_KEY", "URL": "WANDB_BASE_URL"}[variable]
     monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pl_losses.cli.main.load_torch", lambda: pytest.fail("torch is loaded"))
     line = refusal(capfd, *command)
     assert told in line
     assert line.endswith(INSTEAD[command[0]])
     assert "{" not in line
     assert not any(Path().glob("runs/wandb/run-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["--trainer.logger.offline", "false"], True),
+        (["--trainer.logger", "WandbLogger", "--trainer.logger.offline=False"], True),
+        (["--trainer.logger.offline", "false", "--trainer.logger.mode", "offline"], False),
+        (["--trainer.logger.offline", "false", "--trainer.fast_dev_run", "true"], False),
+        (["--trainer.logger", "CSVLogger"], False),
+        (["--trainer.logger", "false"], False),
+        ([], False),
+    ],
+)
+def test_online_is_known_before_torch_is_loaded(monkeypatch, words, asked):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    flags = split(["--config", "lenet/digits", *words])
+    assert online_asked(check("fit", flags), flags) is asked
+    monkeypatch.setenv("WANDB_MODE", "online")
+    flags = split(["--config", "lenet/digits"])
+    assert online_asked(check("fit", flags), flags)
 
 
 @pytest.mark.parametrize("command", [FIT, PUSH])
@@ -365,6 +392,29 @@ def test_a_table_is_kept_where_the_server_has_gone_away(online, tmp_path, monkey
     assert [one["artifactTypeName"] for one in run.artifacts] == ["run_table"] * 2
 
 
+def test_a_run_ends_in_time_whose_server_went_before_its_first_table(online, tmp_path, monkeypatch, capfd):
+    """wandb's service asks what the server can do before it comes to the end of the run, for many minutes."""
+    monkeypatch.setattr(of_wandb, "GRACE", 2)
+    with Server().serving() as server:
+        signed_in(monkeypatch, server, tmp_path)
+        limits = wandb.Settings(finish_timeout=0.1, x_transaction_log_flush_interval=0.2)
+        logger = WandbLogger(project="pl_losses", id="one", settings=limits)
+        logger.log_metrics({"a": 1}, 0)
+    log_table(SimpleNamespace(loggers=[logger]), "test/rows", [{"a": 1}, {"a": 2}])
+    began = time.monotonic()
+    finish(logger.experiment, 0)
+    assert time.monotonic() - began < 10
+    (told,) = re.findall("W&B did not answer in time; to send the rest: (.*)", capfd.readouterr().err)
+    signed_in(monkeypatch, online, tmp_path)
+    done = subprocess.run(f"{sys.executable} -m {told}", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = online.runs["one"]
+    assert run.rows[0]["a"] == 1
+    assert run.rows[-1]["test/rows"]["nrows"] == 2
+    assert [one["artifactTypeName"] for one in run.artifacts] == ["run_table"]
+    assert run.exit_code == 0
+
+
 @pytest.mark.slow  # Most of it is waiting.
 def test_a_fit_goes_on_where_the_server_goes_away(tmp_path, monkeypatch, capfd):
     with Server().serving() as server:
@@ -381,7 +431,7 @@ def test_a_fit_goes_on_where_the_server_goes_away(tmp_path, monkeypatch, capfd):
         wandb.teardown()
     told = capfd.readouterr()
     assert "Test error: " in told.out
-    assert "Use `wandb sync`" in told.err
+    assert "wandb sync" in told.err
     assert re.search("^Upload it:  wandb sync --no-skip-online runs/wandb/run-", told.out, re.M)
     assert "left out" not in told.err
     assert "Traceback" not in told.err

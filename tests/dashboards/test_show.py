@@ -2,10 +2,13 @@
 
 import json
 import os
+import platform
 import random
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from base64 import b64decode
@@ -13,17 +16,26 @@ from base64 import b64decode
 import numpy as np
 import pytest
 import wandb
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
 from wandb.proto import wandb_internal_pb2 as proto
 
+from pl_losses import LeNet5
 from pl_losses.cli.main import main
 from pl_losses.core import panels
 from pl_losses.dashboards import build_page, find_run, read_run
 from pl_losses.dashboards.offline import wire
 from pl_losses.dashboards.offline.columns import plain_numbers, thin_out
 from pl_losses.dashboards.offline.records import read_payloads
+from pl_losses.dashboards.offline.runs import was_killed
+from pl_losses.data import Digits
 
 matches = panels.matches
 LOSSES = [2.5, float("nan"), 1.25, 1e-7, float("inf"), -3.0]
+
+
+class Own(LeNet5):
+    """A class of the user's own."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +60,19 @@ def file(tmp_path_factory):
         )
     wandb.teardown()
     return find_run(str(folder))
+
+
+def test_a_run_in_plain_python_is_titled_by_its_class(tmp_path):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    logger = WandbLogger(save_dir=tmp_path, offline=True, settings=wandb.Settings(silent=True))
+    options = {"accelerator": "cpu", "logger": logger, "max_steps": 1, "limit_val_batches": 0}
+    Trainer(**options, **quiet).fit(Own(head="linear"), Digits())
+    wandb.finish()
+    wandb.teardown()
+    run = read_run(find_run(str(tmp_path)))
+    assert run.config["model"] == {"class_path": f"{__name__}.Own"}
+    assert run.config["head"] == "linear"
+    assert "<title>Own</title>" in build_page([run])
 
 
 def test_a_run_is_read_back_as_it_was_logged(file):
@@ -352,6 +377,30 @@ def test_watching_a_run_until_it_ends(folder, monkeypatch, capsys):
     assert main(["show", "--watch"]) == 0
     assert "This run has ended; of one that is starting, give" in capsys.readouterr().out
     assert len(pages) == 4
+
+
+def test_watching_ends_with_a_run_that_was_killed(folder, monkeypatch, capsys):
+    """Whose process is gone from this machine; of a run on another one that is not known."""
+    monkeypatch.setattr("pl_losses.cli.show.EVERY", 0.01)
+    monkeypatch.setattr("pl_losses.cli.show.SETTLED", 0)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    run = folder / "runs" / "wandb" / "offline-run-x"
+    (run / "logs").mkdir(parents=True)
+    log = run / "logs" / "debug.log"
+    environment = proto.Record(environment=proto.EnvironmentRecord(host=platform.node()))
+    file = run / "run-x.wandb"
+    file.write_bytes(framed([history(_step=0, loss=1), environment.SerializeToString()]))
+    log.write_text(f"Configure stats pid to {os.getpid()}\n")
+    assert not was_killed(read_run(file))
+    log.write_text(f"Configure stats pid to {gone.pid}\n")
+    assert main(["show", "--watch"]) == 0
+    assert "Run x: killed: its process is gone" in capsys.readouterr().out
+    file.write_bytes(framed([]))  # Before anything was recorded.
+    assert was_killed(read_run(file))
+    environment.environment.host = "elsewhere"
+    file.write_bytes(framed([history(_step=0, loss=1), environment.SerializeToString()]))
+    assert not was_killed(read_run(file))
 
 
 def test_watching_ends_where_nothing_is_written(folder, monkeypatch, capsys):

@@ -172,3 +172,22 @@ def test_a_recipe_of_an_own_class_is_titled_by_it(tmp_path, monkeypatch, capsys)
     assert "add --trust own_model" in capsys.readouterr().err
     assert main(["dashboard", "json", "mine.yaml", "--trust", "own_model"]) == 0
     assert "pl_losses: Mine, mine.yaml" in capsys.readouterr().out
+
+
+def test_the_workspace_of_an_own_class(tmp_path, monkeypatch, capsys):
+    text = "from pl_losses import LeNet5\n\n\nclass Own(LeNet5):\n    KEYS = {'own/margin': 'a margin'}\n"
+    (tmp_path / "own_class.py").write_text(text)
+    (tmp_path / "own_faulty.py").write_text("import nothing_of_this_name\n\n\nclass Own: pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_LOSSES_TRUST", "")
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    assert main(["dashboard", "json", "own_class.Own"]) == 0
+    printed = capsys.readouterr().out
+    assert '"pl_losses: Own"' in printed
+    assert "own/margin" in printed
+    assert "test/error" in printed
+    assert "config.recipe" not in printed
+    for name in ("own_class.Other", "own_faulty.Own", "nowhere.Own", "torch.nn.Linear"):
+        assert main(["dashboard", "json", name]) == 2, name
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line

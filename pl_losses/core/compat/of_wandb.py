@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+FLUSH = 5  # Seconds between two writes of a run's file by wandb's service.
+GRACE = 4 * FLUSH  # Seconds beyond ``finish_timeout`` after which the service is ended: all is in the file.
 
 
 @contextmanager
@@ -33,6 +37,46 @@ def handed_over(run: Any) -> Iterator[None]:
         yield
     finally:
         del run._log_artifact
+
+
+def finish(run: Any, exit_code: int | None = None) -> bool:
+    """End a run, and its service if that has not ended it :data:`GRACE` seconds after its ``finish_timeout``.
+
+    That timeout does not hold for what the service asks the server before it comes to the run's end: whether
+    it takes artifacts, for example. The run's file has all of the run by then, for ``wandb sync``.
+
+    Args:
+        run: Of wandb, with the suite's :func:`~pl_losses.core.wandb_run.settings`.
+        exit_code: Of the run.
+
+    Returns:
+        Whether the service has ended the run.
+    """
+    limit: float = run.settings.finish_timeout
+    service: Any = run._wl.ensure_service()._proc if run._wl else None
+    overdue = threading.Event()
+
+    def end() -> None:
+        overdue.set()
+        service._process.kill()
+
+    timer = threading.Timer(limit + GRACE, end)
+    timer.daemon = True
+    if limit and service is not None:  # No limit: the user wants to wait.
+        timer.start()
+    try:
+        run.finish(exit_code=exit_code)
+    except Exception:
+        if not overdue.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if overdue.is_set():
+        import wandb
+
+        with suppress(Exception, SystemExit):  # It would tell the service.
+            wandb.teardown()
+    return not overdue.is_set()
 
 
 def use_artifact(run: Any, artifact: Any) -> None:

@@ -60,7 +60,7 @@ def read_payloads(path: str | Path, notes: list[str]) -> Iterator[bytes]:
     if parts:
         note = note or "the file ends within a record"
     elif not found:
-        note = "the file has no record so far: wandb writes it 32 KiB at a time"
+        note = "the file has no record so far: wandb writes it every few seconds"
     if note:
         notes.append(note)
 

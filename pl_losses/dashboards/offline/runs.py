@@ -6,6 +6,9 @@ import csv
 import fnmatch
 import json
 import math
+import os
+import platform
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -68,6 +71,7 @@ class Run:
         default_axis: The x axis of keys without one.
         began: Seconds since 1970; 0 if that is not recorded.
         ended: Whether its end is recorded.
+        host: Name of the machine it is on; "" if that is not recorded.
     """
 
     name: str
@@ -89,6 +93,7 @@ class Run:
     default_axis: str = STEP
     began: int = 0
     ended: bool = False
+    host: str = ""
 
     def axis(self, key: str) -> str:
         """Return a key's x axis: its own, else that of the first pattern that fits."""
@@ -177,9 +182,34 @@ def read_wandb(path: Path) -> Run:
         if name in run.config
     }
     run.facts |= {name: str(value) for name, value in versions.items()}
+    if isinstance(start := run.config.pop("checkpoint", None), dict):
+        told = {"checkpoint": start.get("path"), "checkpoint of run": start.get("run")}
+        run.facts |= {name: str(value) for name, value in told.items() if value}
+    if was_killed(run):
+        run.stage = "killed: its process is gone, and no end was recorded"
     if isinstance(whole := run.config.get("config"), dict):
         run.config = whole
     return run
+
+
+def was_killed(run: Run) -> bool:
+    """Return whether a W&B run's process is gone from this machine, without an end of the run.
+
+    wandb writes the number of the process into its log, from the first line on. A run whose machine is not
+    recorded is taken for one of this machine: it was killed before anything was recorded.
+    """
+    if run.ended or os.name != "posix" or run.host not in ("", platform.node()):
+        return False
+    try:
+        with (run.path.parent / "logs" / "debug.log").open(encoding="utf-8") as file:
+            found = re.search(r"stats pid to (\d{1,9})", file.read(4096))
+        if found:
+            os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, UnicodeDecodeError):  # It may be of somebody else.
+        return False
+    return False
 
 
 def _take(run: Run, name: str, message: bytes) -> None:
@@ -219,7 +249,9 @@ def _take(run: Run, name: str, message: bytes) -> None:
     elif name == "output_raw":
         run.console.append(wire.text(wire.select(message, wire.OUTPUT).get("line")))
     elif name == "environment":
-        arguments = [wire.text([part]) for part in wire.select(message, wire.ENVIRONMENT).get("args", [])]
+        found = wire.select(message, wire.ENVIRONMENT)
+        run.host = wire.text(found.get("host")) or run.host
+        arguments = [wire.text([part]) for part in found.get("args", [])]
         if arguments:
             run.facts["arguments"] = " ".join(arguments)
 

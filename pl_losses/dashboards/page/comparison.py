@@ -24,6 +24,13 @@ def origin(run: Run) -> str:
     return ", ".join(filter(None, named))
 
 
+def made_from(run: Run) -> str:
+    """Return what a run is of, and the checkpoint that it started from, with the run that trained it."""
+    start, trained = (run.facts.get(fact, "") for fact in ("checkpoint", "checkpoint of run"))
+    start = start and f"checkpoint {start}" + (f" of run {trained}" if trained else "")
+    return ", ".join(filter(None, [origin(run), start]))
+
+
 def classes_of(config: Any) -> list[str]:
     """List the paths of the classes in a run's config: the model, the callbacks, then all others.
 

@@ -26,6 +26,7 @@ from pl_losses.dashboards.page.comparison import (
     differs,
     finals,
     flatten,
+    made_from,
     origin,
     parallel,
 )
@@ -222,7 +223,7 @@ def _run_table(runs: Sequence[Run], names: list[str], configs: Configs, metric: 
     for number, (run, name, own) in enumerate(zip(runs, names, differences(configs), strict=True)):
         final = ", ".join(f"{key} {value:.4g}" for key, value in finals(run, metric))
         began, took = (run.facts.get(fact, "") for fact in ("began", "took"))
-        cells = [name, run.job_type, origin(run), run.stage, run.columns.count, began, took, final, own]
+        cells = [name, run.job_type, made_from(run), run.stage, run.columns.count, began, took, final, own]
         rows.append(_row(cells, kind=f" data-switch={number}" if len(runs) > 1 else ""))
     notes = [
         f"<p class='note'>{escape(name)}: {escape(note)}</p>"

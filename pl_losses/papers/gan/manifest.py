@@ -17,8 +17,8 @@ GAN_REPORT = (
     Section(
         "Samples",
         (
-            pictures("Samples of the same noise over training", "train/samples"),
             pictures("Samples at the end", "test/samples"),
+            pictures("Samples of the same noise over training", "train/samples"),
             pictures("Interpolation", "test/interpolation"),
             pictures("Discriminator's outputs", "test/outputs"),
             pictures("Classes of the samples", "test/classes"),

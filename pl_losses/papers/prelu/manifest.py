@@ -23,7 +23,6 @@ SLOPE_MONITOR = (
             pictures("Final slopes by depth", "prelu/final_slopes"),
             pictures("Mean slopes over training", "prelu/heat_map"),
             lines(*layers("Mean slope of each layer", "mean")),
-            histogram(*layers("Slopes over channels", "slopes")),
         ),
         figure=True,
     ),
@@ -37,6 +36,7 @@ SLOPE_MONITOR = (
             lines(*layers("Share below 0, and above 1, of each layer", "<below_0|above_1>")),
             lines(*layers("Norm of the slopes' gradient", "grad_norm"), log_y=True),
             lines(*layers("Norm of the slopes' momentum", "momentum_norm"), log_y=True),
+            histogram(*layers("Slopes over channels", "slopes")),
         ),
     ),
 )
