@@ -441,6 +441,12 @@ def test_a_run_hands_over_as_if_offline():
     run._log_artifact("table")
     assert seen == ["offline", "online"]
     given = inspect.signature(wandb.Run._log_artifact)
+    ended = []
+    unserved = SimpleNamespace(
+        settings=SimpleNamespace(finish_timeout=1), finish=lambda exit_code: ended.append(exit_code)
+    )
+    assert of_wandb.finish(unserved, 3)
+    assert ended == [3]
     of_wandb.use_artifact(SimpleNamespace(_log_artifact=partial(given.bind, None)), "artifact")
     assert "self._settings." in inspect.getsource(wandb.Run)
 

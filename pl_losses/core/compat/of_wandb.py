@@ -44,6 +44,7 @@ def finish(run: Any, exit_code: int | None = None) -> bool:
 
     That timeout does not hold for what the service asks the server before it comes to the run's end: whether
     it takes artifacts, for example. The run's file has all of the run by then, for ``wandb sync``.
+    Without the service's process: it waits as long as W&B does.
 
     Args:
         run: Of wandb, with the suite's :func:`~pl_losses.core.wandb_run.settings`.
@@ -53,16 +54,18 @@ def finish(run: Any, exit_code: int | None = None) -> bool:
         Whether the service has ended the run.
     """
     limit: float = run.settings.finish_timeout
-    service: Any = run._wl.ensure_service()._proc if run._wl else None
+    process: Any = None
+    with suppress(AttributeError):  # Of a run that has no service, too.
+        process = run._wl.ensure_service()._proc._process
     overdue = threading.Event()
 
     def end() -> None:
         overdue.set()
-        service._process.kill()
+        process.kill()
 
     timer = threading.Timer(limit + GRACE, end)
     timer.daemon = True
-    if limit and service is not None:  # No limit: the user wants to wait.
+    if limit and process is not None:  # No limit: the user wants to wait.
         timer.start()
     try:
         run.finish(exit_code=exit_code)
