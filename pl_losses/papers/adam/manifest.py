@@ -26,6 +26,9 @@ AMSGRAD = (
 FIG4 = Reproduced(
     "adam/fig4",
     "pl_losses.papers.adam.fig4.experiment.fig4",
+    minutes=2.5,
+    needs="MNIST",
+    quick="--dataset digits --steps 4 --hidden 4 --latent 2 --log_alpha [-3,-2] --beta2 [0.999]",
     panels=(
         Section(
             "Fig. 4: with and without bias correction",

@@ -25,4 +25,11 @@ AUTOENCODER_REPORT = (
         figure=True,
     ),
 )
-VARIATIONS = Reproduced("sdae/variations", "pl_losses.papers.sdae.comparison.reproduce")
+VARIATIONS = Reproduced(
+    "sdae/variations",
+    "pl_losses.papers.sdae.comparison.reproduce",
+    minutes=400,
+    needs="MNIST",
+    quick="--source digits --variations rot-gen --seeds 1 --train_size 64 --val_size 20 --test_size 20"
+    " --hidden 4 --pretrain_epochs 1 --finetune_epochs 1",
+)

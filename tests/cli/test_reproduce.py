@@ -1,0 +1,85 @@
+"""`pl-losses reproduce`: what there is, a small form of each, and the page of what was measured."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from pl_losses.cli import reproduce
+from pl_losses.cli.main import main
+from pl_losses.core import results
+from pl_losses.core.manifests import reproduced
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_list_tells_figure_cost_and_needs(capsys):
+    assert main(["reproduce", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for name, made in reproduced().items():
+        assert f"  {name} " in printed
+        assert made.title() in printed
+    assert "2.5 minutes of one core; needs MNIST" in printed
+    main(["reproduce"])
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("name", reproduced())
+def test_a_small_form(name, folder, request):
+    if "UCI" in reproduced()[name].needs:
+        request.getfixturevalue("uci_root")
+    off = ["--wandb", "disabled"] if "wandb" in reproduce.options(name) else []
+    assert main(["reproduce", name, "--quick", *off]) == 0
+    (made,) = folder.glob(f"runs/quick/*/{name}")
+    for path in made.glob("results.csv"):
+        rows = list(csv.DictReader(path.open(newline="")))
+        assert all(results.row_of(row).measured >= 0 or "log" in row["quantity"] for row in rows)
+        assert {row["options"] for row in rows} != {""}
+        assert list(made.glob("*.png"))
+
+
+def test_all_small_forms_are_one_command(folder, monkeypatch, capsys):
+    called = []
+
+    def run(name, flags):
+        called.append((name, dict(flags)))
+        if name == "gan/table1":
+            raise reproduce.UsageError("No room")
+        return 0
+
+    monkeypatch.setattr(reproduce, "run", run)
+    assert main(["reproduce", "all", "--quick", "--dataset", "mnist", "--folder", "out"]) == 1
+    assert [name for name, _ in called] == list(reproduced())
+    options = dict(called)
+    assert options["adam/fig4"]["dataset"] == "mnist"  # What is given overrides the small form's.
+    assert options["adam/fig4"]["folder"] == "out/adam/fig4"
+    assert "dataset" not in options["gan/table1"]
+    printed = capsys.readouterr().out
+    assert "gan/table1: FAILED in 0 s: No room" in printed
+    assert "adam/fig4: made in 0 s" in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["all"], "`reproduce all` would take days"),
+        (["all", "--quick", "--nothing", "1"], "Unknown option `--nothing`"),
+        (["adam/fig4", "--quick", "--step", "1"], "Unknown option `--step`: did you mean `--steps`"),
+    ],
+)
+def test_refused(args, message, capsys):
+    assert main(["reproduce", *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_is_what_the_command_makes(capsys):
+    assert main(["reproduce", "--results"]) == 0
+    page = (ROOT / "docs/measured.md").read_text(encoding="utf-8")
+    assert page == capsys.readouterr().out, "pl-losses reproduce --results > docs/measured.md"
+
+
+def test_the_cost_is_what_it_was():
+    for name, made in reproduced().items():
+        if rows := results.kept(name):
+            minutes = sum(float(row["seconds"]) for row in rows) / 60
+            assert minutes / 2 < made.minutes < 2 * minutes + 1, name
