@@ -128,7 +128,8 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     function: Callable[..., object] = getattr(importlib.import_module(module), attribute)
     parser = Parser(prog=f"pl-losses reproduce {name}", allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
-    options = parser.parse_args([f"--{flag}={value}" for flag, value in flags])
+    given = [*reproduced()[name].preset, *flags]
+    options = parser.parse_args([f"--{flag}={value}" for flag, value in given])
     if options.get("wandb") == "online":
         sign_in()
     try:

@@ -31,6 +31,8 @@ class Reproduced:
         minutes: Of one core, about.
         needs: Data that it reads.
         quick: Options of a small form, which takes seconds.
+        preset: Arguments of the function, where it makes several figures.
+        shows: What of the paper it is. Default: what the function's docstring begins with.
     """
 
     name: str
@@ -40,9 +42,13 @@ class Reproduced:
     minutes: float = 1.0
     needs: str = "nothing"
     quick: str = ""
+    preset: tuple[tuple[str, str], ...] = ()
+    shows: str = ""
 
     def title(self) -> str:
-        """Return the first line of the function's docstring: what of the paper it is."""
+        """Return what of the paper it is."""
+        if self.shows:
+            return self.shows
         function = locate_function(self.function)
         return (ast.get_docstring(function) or "").partition("\n")[0] if function else self.name
 

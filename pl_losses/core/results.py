@@ -122,9 +122,10 @@ def _versions() -> str:
 
 def changed(name: str, arguments: Mapping[str, object]) -> str:
     """List the arguments that are not the default of the command: with any, it is a trial."""
-    module, _, attribute = reproduced()[name].function.rpartition(".")
+    made = reproduced()[name]
+    module, _, attribute = made.function.rpartition(".")
     known = inspect.signature(getattr(import_module(module), attribute)).parameters
-    defaults = {key: known[key].default for key in arguments if key in known}
+    defaults = {key: known[key].default for key in arguments if key in known} | dict(made.preset)
     return " ".join(f"{key}={arguments[key]}" for key in defaults if arguments[key] != defaults[key])
 
 

@@ -1,7 +1,6 @@
 """Workspaces as code; that each recipe's fits what the recipe logs is tested with the recipes."""
 
 import json
-import re
 import subprocess
 import sys
 from types import SimpleNamespace
