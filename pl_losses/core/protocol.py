@@ -180,24 +180,32 @@ def trained(model: pl.LightningModule, data: Any, epochs: int, held_out: bool, *
 
 
 def report(
-    kept: Experiment, name: str, wandb: Recording, rows: Sequence[Row], pictures: Mapping[str, Figure] = {}
+    kept: Experiment,
+    name: str,
+    wandb: Recording,
+    rows: Sequence[Row],
+    pictures: Mapping[str, Figure] | None = None,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
     """Write the tables and pictures of an experiment, give them to W&B, and print the rows.
 
     Args:
-        kept: The experiment, whose folder gets ``trainings.csv``, ``results.csv`` and the pictures.
+        kept: The experiment, whose folder gets ``results.csv``, the tables and the pictures.
         name: What ``reproduce`` calls it.
         wandb: Whether W&B records it.
         rows: Measured beside published.
         pictures: By their names. Default: the rows, drawn.
+        tables: By their names. Default: the trainings.
     """
-    shown = dict(pictures) or {"results": draw(rows)}
-    trainings = table(kept)
-    files = [kept.table("trainings.csv", trainings), kept.results_table(name, rows)]
+    shown = {"results": draw(rows)} if pictures is None else pictures
+    written = {"trainings": table(kept)} if tables is None else tables
+    files = [kept.table(f"{title}.csv", one) for title, one in written.items()]
+    files.append(kept.results_table(name, rows))
     files += [kept.picture(f"{title}.png", figure) for title, figure in shown.items()]
-    tables = {f"{name}/table": [asdict(row) for row in rows], f"{name}/trainings": trainings}
+    keyed: dict[str, Any] = {f"{name}/table": [asdict(row) for row in rows]}
+    keyed |= {f"{name}/{title}": one for title, one in written.items()}
     summary = {f"{row.what}: {row.quantity}": row.measured for row in rows}
-    kept.record(name, wandb, tables, {f"{name}/{title}": one for title, one in shown.items()}, summary)
+    kept.record(name, wandb, keyed, {f"{name}/{title}": one for title, one in shown.items()}, summary)
     print(text(rows, changed(name, kept.arguments)), *files, sep="\n")
 
 

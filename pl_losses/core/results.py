@@ -125,8 +125,9 @@ def changed(name: str, arguments: Mapping[str, object]) -> str:
     made = reproduced()[name]
     module, _, attribute = made.function.rpartition(".")
     known = inspect.signature(getattr(import_module(module), attribute)).parameters
-    defaults = {key: known[key].default for key in arguments if key in known} | dict(made.preset)
-    return " ".join(f"{key}={arguments[key]}" for key in defaults if arguments[key] != defaults[key])
+    defaults = {key: known[key].default for key in known} | dict(made.preset)
+    given = (key for key in arguments if key in defaults and arguments[key] != defaults[key])
+    return " ".join(f"{key}={arguments[key]}" for key in given)
 
 
 def kept_file(name: str) -> Path:

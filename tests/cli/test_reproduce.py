@@ -35,7 +35,7 @@ def test_a_small_form(name, folder, request):
         rows = list(csv.DictReader(path.open(newline="")))
         assert all(results.row_of(row).measured >= 0 or "log" in row["quantity"] for row in rows)
         assert {row["options"] for row in rows} != {""}
-        assert list(made.glob("*.png"))
+        assert list(made.glob("*.png")) or not reproduced()[name].panels
 
 
 def test_all_small_forms_are_one_command(folder, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from pl_losses.core.experiment import Experiment, Recording, names_of
 from pl_losses.core.figures import Figure, new_figure
-from pl_losses.core.protocol import Job, Measured, Score, measure, report
+from pl_losses.core.protocol import Job, Measured, Score, measure, report, table
 from pl_losses.core.results import Row
 from pl_losses.core.rng import fold_in
 from pl_losses.core.validation import check_counts, check_positive, typed
@@ -140,8 +140,8 @@ def reproduce(
         for measured in found.values()
         for one in measured
     ]
-    kept.table("curves.csv", list(points(found)))
-    report(kept, f"adam/{figure}", wandb, rows, {"curves": draw(found)})
+    tables = {"trainings": table(kept), "curves": list(points(found))}
+    report(kept, f"adam/{figure}", wandb, rows, {"curves": draw(found)}, tables)
 
 
 def load(name: str, root: str | None, batch_size: int, seed: int) -> TensorDataModule:

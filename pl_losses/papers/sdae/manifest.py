@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifests import Reproduced
-from pl_losses.core.panels import Section, lines, pictures
+from pl_losses.core.panels import Section, lines, pictures, reproduction
 
 STACKED = (
     Section(
@@ -28,6 +28,7 @@ AUTOENCODER_REPORT = (
 VARIATIONS = Reproduced(
     "sdae/variations",
     "pl_losses.papers.sdae.comparison.reproduce",
+    panels=reproduction("Section 6.2: with noise, without, and from random weights", "sdae/variations"),
     minutes=400,
     needs="MNIST",
     quick="--source digits --variations rot-gen --seeds 1 --train_size 64 --val_size 20 --test_size 20"
