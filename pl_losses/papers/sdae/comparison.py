@@ -48,9 +48,9 @@ def reproduce(
 
     All train on the same images for the same number of epochs, of which the random start (MLP-3) has all for
     supervised training; the weights with the lowest validation error are tested. The folder gets
-    ``variations.csv``, a row for each training, ``results.csv``, ``results.png`` and a W&B run. The same command
-    goes on after an interruption. The sets are not the published ones, nor are the errors comparable with the
-    published.
+    ``variations.csv``, a row for each training, ``results.csv``, ``results.png`` and a W&B run. The same
+    command goes on after an interruption. The sets are not the published ones, nor are the errors comparable
+    with the published.
 
     Args:
         variations: Names between commas, such as rot-gen; "all" are all eight.
