@@ -247,7 +247,7 @@ def over_samples(case: Case, counts: Sequence[int], progress: Callable[[float], 
         for index, count in enumerate(counts):
             scores[index, positions] = test(count)
     found: NDArray[np.float64] = scores.reshape(len(counts), case.repeats, len(case.splits), 3).mean(axis=1)
-    _refuse_diverged(case.name, np.isfinite(found).all(axis=(0, 2)))
+    _refuse_diverged(case.name, np.isfinite(found.sum(axis=(0, 2))))
     return found
 
 
