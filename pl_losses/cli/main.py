@@ -174,8 +174,8 @@ def reproduce(args: list[str]) -> int:
     if not args or args[0] in ("--help", "-h", "--list"):
         print(known.listing())
         return 0
-    if args == ["--results"]:
-        print(known.page(), end="")
+    if args[0] == "--results":
+        known.write_results(args[1:])
         return 0
     quick = "--quick" in args
     name, flags = args[0], split([arg for arg in args[1:] if arg != "--quick"])

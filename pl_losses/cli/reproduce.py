@@ -5,24 +5,27 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from time import perf_counter
 
 from pl_losses.cli.arguments import Flags, split
 from pl_losses.core import signatures
 from pl_losses.core.manifests import Reproduced, reproduced
 from pl_losses.core.refusals import sign_in
-from pl_losses.core.results import page as page
+from pl_losses.core.results import filled, page
 from pl_losses.recipes import UsageError, nearest
 
 USAGE = """usage: pl-losses reproduce NAME [--quick] [--OPTION VALUE ...]
        pl-losses reproduce all --quick
-       pl-losses reproduce --list | --results
+       pl-losses reproduce --list
+       pl-losses reproduce --results [PAGE ...]
 """
 END = """
 `NAME --help` shows the options. `--quick` makes a small form, in seconds. It shows that all works. Its
-numbers mean nothing. `--results` prints the page of all results that are kept with the suite."""
+numbers mean nothing. `--results` prints the page of all results that are kept with the suite, or fills the
+blocks of pages that begin with `<!-- results NAME -->`."""
 
 
 def listing() -> str:
@@ -32,6 +35,21 @@ def listing() -> str:
     for name, made in reproduced().items():
         lines += [f"  {name:<{width}}  {made.title()}", f"  {'':<{width}}  {cost(made)}; needs {made.needs}"]
     return "\n".join([USAGE, "tables and figures:", *lines, END])
+
+
+def write_results(pages: Sequence[str]) -> None:
+    """Print the page of all results, or fill the blocks of pages of one's own.
+
+    Raises:
+        UsageError: If a page is no file.
+    """
+    if not pages:
+        print(page(), end="")
+    for name in pages:
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"Expected `--results` to be followed by pages but there is no file {name}")
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def cost(made: Reproduced) -> str:

@@ -2,6 +2,7 @@
 
 ``pl-losses reproduce NAME`` writes its rows to ``results.csv``. A copy of that file is kept with the suite,
 in the paper's folder, as ``results/<figure>.csv``. ``pl-losses reproduce --results`` makes a page of all.
+With the names of pages, it fills their blocks from ``<!-- results NAME -->`` to ``<!-- end of results -->``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import inspect
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -164,6 +166,7 @@ def row_of(text: Mapping[str, str]) -> Row:
     return Row(**{one.name: value(str(one.type), text[one.name]) for one in fields(Row)})
 
 
+BLOCK = re.compile(r"(<!-- results (\S+) -->\n).*?(?=<!-- end of results -->)", re.S)
 PAGE = """# Published and measured
 
 `pl-losses reproduce --results` makes this page. It reads the tables that `pl-losses reproduce` wrote. No
@@ -191,13 +194,24 @@ def page() -> str:
             if verdict := row_of(row).verdict():
                 counts[verdict] += 1
         about = f"## {name}\n\n{made.title()} {reference(name.partition('/')[0])}\n"
-        parts.append(f"{about}\n{section(rows) if rows else 'Not run yet.'}\n")
+        parts.append(f"{about}\n{section(rows)}\n")
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     return PAGE.format(verdicts=f"Rows beside a published number: {told}.") + "\n" + "\n".join(parts)
 
 
+def filled(text: str) -> str:
+    """Fill the blocks of a page with the results that they name.
+
+    >>> filled("<!-- results adam/fig0 -->\\nold\\n<!-- end of results -->\\n")
+    '<!-- results adam/fig0 -->\\nNot run yet.\\n<!-- end of results -->\\n'
+    """
+    return BLOCK.sub(lambda block: f"{block[1]}{section(kept(block[2]))}\n", text)
+
+
 def section(rows: Sequence[Mapping[str, str]]) -> str:
     """Write the rows of a table or figure, with a line on when they were made."""
+    if not rows:
+        return "Not run yet."
     known = [row_of(row) for row in rows]
     peers = any(row.peer for row in known)
     notes = list(dict.fromkeys(row.note for row in known if row.note))
