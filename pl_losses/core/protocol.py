@@ -165,12 +165,12 @@ def trained(model: pl.LightningModule, data: Any, epochs: int, held_out: bool, *
     Args:
         model: A :class:`~pl_losses.core.classifier.Classifier`.
         data: A :class:`~pl_losses.data.module.TensorDataModule`.
-        epochs: Passes over the training data.
+        epochs: Passes over the training data; -1 with ``max_steps``.
         held_out: Whether the error is that on the held-out training data.
         options: Of the Trainer.
     """
     plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    plain |= {"enable_model_summary": False, "devices": 1, "check_val_every_n_epoch": epochs}
+    plain |= {"enable_model_summary": False, "devices": 1, "check_val_every_n_epoch": max(epochs, 1)}
     with quiet():
         trainer = pl.Trainer(max_epochs=epochs, **plain | options)
         trainer.fit(model, data)

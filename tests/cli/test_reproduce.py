@@ -10,6 +10,7 @@ from pl_losses.cli import reproduce
 from pl_losses.cli.main import main
 from pl_losses.core import results
 from pl_losses.core.manifests import reproduced
+from pl_losses.papers.style.vgg import find_oxford
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +30,8 @@ def test_the_list_tells_figure_cost_and_needs(capsys):
 def test_a_small_form(name, folder, request):
     if "UCI" in reproduced()[name].needs:
         request.getfixturevalue("uci_root")
+    if "VGG" in reproduced()[name].needs and find_oxford() is None:
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
     off = ["--wandb", "disabled"] if "wandb" in reproduce.options(name) else []
     assert main(["reproduce", name, "--quick", *off]) == 0
     (made,) = folder.glob(f"runs/quick/*/{name}")

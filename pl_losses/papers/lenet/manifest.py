@@ -29,3 +29,11 @@ FIG9 = Reproduced(
     quick="--classifiers 'pairwise linear,k-NN,LeNet-1,SVM poly 4' --dataset digits --epochs 1"
     " --limit 100 --val_size 50 --seeds 1",
 )
+TRAINING_SIZE = Reproduced(
+    "lenet/training-size",
+    "pl_losses.papers.lenet.training_size.training_size",
+    panels=reproduction("Fig. 6: test error over the number of images", "lenet/training-size", "sizes"),
+    minutes=150,
+    needs="MNIST",
+    quick="--dataset digits --sizes [50,100] --steps 4 --batch_size 32 --seeds 1",
+)
