@@ -28,7 +28,7 @@ TABLE = "variations.csv"
 
 
 def reproduce(
-    variations: str | list[str] = "bg-rand-gen,bg-img-gen,rot-gen",
+    variations: str | list[str] = "all",
     seeds: int = 3,
     source: str = "mnist",
     root: str | None = None,
@@ -53,7 +53,7 @@ def reproduce(
     with the published.
 
     Args:
-        variations: Names between commas, such as rot-gen; "all" are all eight.
+        variations: Names between commas, such as rot-gen,rect-gen; "all" are the eight.
         seeds: Trainings of each method; they differ in the start, the order and the noise, not in the images.
         source: Digits of "mnist", or the packaged ones, "digits".
         root: Folder with MNIST.
@@ -117,16 +117,26 @@ def configure(method: str, name: str, settings: dict[str, Any], seed: int = 0) -
     (0.0, [2, 2, 2], 2)
     """
 
+    level = LEVELS.get(name, 0.25) if method == "SDAE-3" else 0.0
+    own = settings | {"pretrain_epochs": 0} if method == "MLP-3" else settings
+    return stack(name, 3, level, own, seed)
+
+
+def stack(
+    name: str, layers: int, level: float, settings: dict[str, Any], seed: int
+) -> StackedDenoisingAutoencoder:
+    """Build a model of so many layers for a variation, with a share of masked elements."""
+
     def cycle(largest: float) -> Any:
         return lambda optimizer, **options: torch.optim.lr_scheduler.OneCycleLR(optimizer, largest, **options)
 
     torch.manual_seed(seed)
     return StackedDenoisingAutoencoder(
-        hidden=[settings["hidden"]] * 3,
+        hidden=[settings["hidden"]] * layers,
         num_classes=2 if name.startswith(("rect", "convex")) else 10,
-        level=LEVELS.get(name, 0.25) if method == "SDAE-3" else 0.0,
+        level=level,
         mode="bernoulli",
-        pretrain_epochs=0 if method == "MLP-3" else settings["pretrain_epochs"],
+        pretrain_epochs=settings["pretrain_epochs"],
         seed=seed,
         pretrain_optimizer=lambda parameters: torch.optim.Adam(parameters, fused=True),
         pretrain_lr_scheduler=cycle(settings["pretrain_lr"]),
