@@ -179,7 +179,8 @@ How it was measured:
 - A measured number is the mean over seeds. In brackets is its 95 % interval. It covers the seeds, and the
   test samples where there are any.
 - **Equal** means that this interval meets the published number, or its interval. Else it is better or worse.
-- The time is that of all trainings, and of the choice of settings.
+- The time is that of all trainings, and of the choice of settings, on a core that also did other
+  work.
 
 {verdicts}
 """
@@ -213,21 +214,20 @@ def section(rows: Sequence[Mapping[str, str]]) -> str:
     if not rows:
         return "Not run yet."
     known = [row_of(row) for row in rows]
-    peers = any(row.peer for row in known)
     notes = list(dict.fromkeys(row.note for row in known if row.note))
-    names = ["", "", "published", "measured", "", *(["best peer"] if peers else []), "seeds", "chosen"]
-    lines = ["| " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * (len(names) - 3) + " --- |"]
-    for row in known:
-        peer = f"{row.peer} {number(row.peer_measured)}" if row.peer else ""
-        cells = [
-            row.what,
-            row.quantity,
-            published(row, notes),
-            measured(row),
-            row.verdict(),
-            *([peer] * peers),
-        ]
-        lines.append("| " + " | ".join([*cells, str(row.seeds), row.chosen]) + " |")
+    columns: dict[str, list[str]] = {
+        "": [row.what for row in known],
+        "what": [row.quantity for row in known],
+        "published": [published(row, notes) for row in known],
+        "measured": [measured(row) for row in known],
+        "verdict": [row.verdict() for row in known],
+        "best peer": [f"{row.peer} {number(row.peer_measured)}" if row.peer else "" for row in known],
+        "seeds": [str(row.seeds) for row in known],
+        "chosen": [row.chosen for row in known],
+    }
+    shown = {title: cells for title, cells in columns.items() if any(cells)}
+    rules = ["---:" if title in ("published", "measured", "seeds") else "---" for title in shown]
+    lines = [f"| {' | '.join(cells)} |" for cells in (shown, rules, *zip(*shown.values(), strict=True))]
     lines += ["", *(f"[{place}] {note}\n" for place, note in enumerate(notes, 1))]
     minutes = sum(row.seconds for row in known) / 60
     when = ", ".join(sorted({row["date"] for row in rows}))

@@ -113,4 +113,5 @@ def test_the_cost_is_what_it_was():
     for name, made in reproduced().items():
         if rows := results.kept(name):
             minutes = sum(float(row["seconds"]) for row in rows) / 60
-            assert minutes / 2 < made.minutes < 2 * minutes + 1, name
+            # By the clock, on a machine that may have had other work.
+            assert minutes / 4 < made.minutes < 2 * minutes + 1, name

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pl_losses.core.experiment import progress_bar
 from pl_losses.core.figures import Axes, Figure, new_figure
-from pl_losses.core.results import Row
+from pl_losses.core.results import Row, write_results
 from pl_losses.core.validation import typed
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.adam.fig4.grid import Grid, Plan, Results, rows
@@ -106,7 +106,9 @@ def fig4(
         results = grid.run()
     table = list(rows(plan, results))
     losses = grid.kept.table("losses.csv", table)
-    grid.kept.results_table("adam/fig4", beside(results, perf_counter() - started))
+    given = {"steps": steps, "at": at, "dataset": dataset, "beta1": beta1, "beta2": beta2, "seed": seed}
+    given |= {"log_alpha": log_alpha, "batch_size": batch_size, "hidden": hidden, "latent": latent}
+    write_results(Path(folder), "adam/fig4", given, beside(results, perf_counter() - started))
     figure = draw(plan, results, chance)
     picture = grid.kept.picture("fig4.png", figure, dpi=110)
     tables, pictures = {"adam/fig4/losses": table}, {"adam/fig4": figure}

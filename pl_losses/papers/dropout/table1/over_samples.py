@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -16,10 +17,11 @@ from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.protocol import report
 from pl_losses.core.results import Row, interval
 from pl_losses.core.validation import check_counts, check_positive, typed
-from pl_losses.papers.dropout.published import SETTINGS
+from pl_losses.papers.dropout.published import SETTINGS, numbers
 from pl_losses.papers.dropout.table1.columns import Case, over_samples
 
 SCORES = {"rmse": "RMSE", "ll": "log-likelihood, nats"}
+NOTE = "Of T = 10 000."
 SHOWN = (1, 10, 100, 1000)  # Numbers of passes that are rows of the results.
 
 
@@ -93,13 +95,22 @@ def reproduce(
 def beside(name: str, result: Mapping[str, Any], counts: Sequence[int], repeats: int) -> list[Row]:
     """Make the rows of ``results.csv`` of a set; intervals are over the splits."""
     rows, seconds = [], result["seconds"]
+    known = numbers(name, "paper", range(len(result["scores"][0])))
+    paper = {"rmse": (known.rmse, known.rmse_se), "ll": (known.ll, known.ll_se)} if known else {}
     for score, place in (("rmse", 0), ("ll", 2)):
         for count, scores in zip(counts, result["scores"], strict=True):
             if count in SHOWN:
                 values = [row[place] for row in scores]
                 ends = interval(values)
                 about = f"{name}, T = {count}", SCORES[score], sum(values) / len(values)
-                rows.append(Row(*about, *ends, repeats, seconds, lower_is_better=score == "rmse"))
+                row = Row(*about, *ends, repeats, seconds, lower_is_better=score == "rmse")
+                if count == SHOWN[-1] and paper:
+                    value, half = paper[score][0], 1.96 * paper[score][1]
+                    ends = value - half, value + half
+                    row = replace(
+                        row, published=value, published_low=ends[0], published_high=ends[1], note=NOTE
+                    )
+                rows.append(row)
                 seconds = 0.0
     return rows
 
