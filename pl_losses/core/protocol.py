@@ -203,7 +203,7 @@ def report(
     files.append(kept.results_table(name, rows))
     files += [kept.picture(f"{title}.png", figure) for title, figure in shown.items()]
     keyed: dict[str, Any] = {f"{name}/table": [asdict(row) for row in rows]}
-    keyed |= {f"{name}/{title}": one for title, one in written.items()}
+    keyed |= {f"{name}/{title}_table": one for title, one in written.items()}
     summary = {f"{row.what}: {row.quantity}": row.measured for row in rows}
     kept.record(name, wandb, keyed, {f"{name}/{title}": one for title, one in shown.items()}, summary)
     print(text(rows, changed(name, kept.arguments)), *files, sep="\n")
