@@ -174,13 +174,13 @@ number was typed by hand.
 
 How it was measured:
 
-- Settings were chosen on training data that were held out. The seed of the choice is not one of those below.
+- What was chosen was chosen on training data that were held out, unless the row says else. The choice has its
+  own seed.
 - The test set is used once for each seed, after the last pass.
 - A measured number is the mean over seeds. In brackets is its 95 % interval. It covers the seeds, and the
   test samples where there are any.
 - **Equal** means that this interval meets the published number, or its interval. Else it is better or worse.
-- The time is that of all trainings, and of the choice of settings, on a core that also did other
-  work.
+- The time is that of all trainings, and of the choice of settings, on a core that also did other work.
 
 {verdicts}
 """

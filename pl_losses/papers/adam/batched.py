@@ -72,7 +72,7 @@ class BatchedClassifiers:
 
     def differentiate(self, inputs: Tensor, target: Tensor, seed: int) -> Tensor:
         """Write the gradients into ``gradient``; return the losses, [G]."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng([self.weights.device] if self.weights.is_cuda else []):
             torch.manual_seed(fold_in(seed))
             slopes, losses = self._differentiate(self._layers, inputs, target)
         for name, slope in slopes.items():

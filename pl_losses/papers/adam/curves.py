@@ -135,11 +135,11 @@ def reproduce(
             for optimizer, rate in known.rates.items()
         }
         found[name] = measure(kept, grids, seeds, train, together=True)
-    rows = [
-        Row(one.method, f"training loss of pass {lengths[0]}, nats", **one.row())
-        for measured in found.values()
-        for one in measured
-    ]
+    about = f"training loss of pass {lengths[0]}, nats"
+    rows = []
+    for one in (one for measured in found.values() for one in measured):
+        row = one.row()
+        rows.append(Row(one.method, about, **row | {"chosen": f"{row['chosen']}, by the training loss"}))
     tables = {"trainings": table(kept), "curves": list(points(found))}
     report(kept, f"adam/{figure}", wandb, rows, {"curves": draw(found)}, tables)
 
