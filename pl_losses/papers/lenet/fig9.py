@@ -70,7 +70,8 @@ class Pairwise(Network):
     pairs: Tensor
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 45)), **options)
+        # Squashed outputs are votes of about the same weight; others would let a few large ones decide.
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 45), ScaledTanh()), **options)
         pairs = torch.zeros(45, 10)
         for unit, (first, second) in enumerate(combinations(range(10), 2)):
             pairs[unit, first], pairs[unit, second] = 1.0, -1.0
