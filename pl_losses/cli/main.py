@@ -171,13 +171,22 @@ def run(command: str, args: list[str]) -> int:
 
 
 def reproduce(args: list[str]) -> int:
-    """List what can be reproduced, or check the options, then load torch and make one of them."""
+    """List what can be reproduced, or check the options, then load torch and make one of them, or all."""
     from pl_losses.cli import reproduce as known
 
-    if not args or args[0] in ("--help", "-h"):
+    if not args or args[0] in ("--help", "-h", "--list"):
         print(known.listing())
         return 0
-    name, flags = args[0], split(args[1:])
+    if args[0] == "--results":
+        known.write_results(args[1:])
+        return 0
+    quick = "--quick" in args
+    name, flags = args[0], split([arg for arg in args[1:] if arg != "--quick"])
+    if name == "all":
+        if not quick:
+            raise UsageError("`reproduce all` would take days: `--quick` makes a small form of each")
+        load_torch()
+        return known.run_all(flags)
     asked = [flag for flag in flags if flag[0] == "help"]
     known.check(name, [flag for flag in flags if flag not in asked])
     if asked:
@@ -186,7 +195,7 @@ def reproduce(args: list[str]) -> int:
     if dict(flags).get("wandb") == "online":
         sign_in()
     load_torch()
-    return known.run(name, flags)
+    return known.run(name, known.small(name, flags, known.quick_folder()) if quick else flags)
 
 
 def help_for(command: str, flags: Flags) -> str:

@@ -3,22 +3,110 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
 
+from pl_losses.cli.arguments import Flags, split
 from pl_losses.core import signatures
-from pl_losses.core.manifests import reproduced
+from pl_losses.core.manifests import Reproduced, reproduced
+from pl_losses.core.results import filled, page
 from pl_losses.recipes import UsageError, nearest
 
-USAGE = "usage: pl-losses reproduce NAME [--OPTION VALUE ...]\n"
+USAGE = """usage: pl-losses reproduce NAME [--quick] [--OPTION VALUE ...]
+       pl-losses reproduce all --quick
+       pl-losses reproduce --list
+       pl-losses reproduce --results [PAGE ...]
+"""
+END = """
+`NAME --help` shows the options. `--quick` makes a small form, in seconds. It shows that all works. Its
+numbers mean nothing. `--results` prints the page of all results that are kept with the suite, or fills the
+blocks of pages that begin with `<!-- results NAME -->`."""
 
 
 def listing() -> str:
-    """List what can be reproduced, with a line on each."""
+    """List what can be reproduced: the figure of the paper, the cost and what it needs."""
     width = max(map(len, reproduced()))
-    lines = [f"  {name:<{width}}  {help_for(name).splitlines()[0]}" for name in reproduced()]
-    end = "\n`pl-losses reproduce NAME --help` shows the options."
-    return "\n".join([USAGE, "tables and figures:", *lines, end])
+    lines = []
+    for name, made in reproduced().items():
+        lines += [f"  {name:<{width}}  {made.title()}", f"  {'':<{width}}  {cost(made)}; needs {made.needs}"]
+    return "\n".join([USAGE, "tables and figures:", *lines, END])
+
+
+def write_results(pages: Sequence[str]) -> None:
+    """Print the page of all results, or fill the blocks of pages of one's own.
+
+    Raises:
+        UsageError: If a page is no file.
+    """
+    if not pages:
+        print(page(), end="")
+    for name in pages:
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"Expected `--results` to be followed by pages but there is no file {name}")
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def cost(made: Reproduced) -> str:
+    """Write the time that a table or figure takes.
+
+    >>> cost(Reproduced("a", "b", minutes=2.5)), cost(Reproduced("a", "b", minutes=150))
+    ('2.5 minutes of one core', '2.5 hours of one core')
+    """
+    hours = made.minutes >= 100
+    return f"{made.minutes / 60 if hours else made.minutes:.2g} {'hours' if hours else 'minutes'} of one core"
+
+
+def quick_folder() -> str:
+    """Return the folder of the small forms that are made now: each time a new one."""
+    return f"runs/quick/{datetime.now():%Y-%m-%d-%H%M%S}"
+
+
+def small(name: str, flags: Flags, folder: str) -> Flags:
+    """Return the options of the small form; those that were given override them."""
+    given = {flag for flag, _ in flags}
+    own: Flags = [("folder", f"{folder}/{name}"), *split(shlex.split(reproduced()[name].quick))]
+    return [*(flag for flag in own if flag[0] not in given), *flags]
+
+
+def run_all(flags: Flags) -> int:
+    """Make a small form of everything, say how long each took, and return 1 if one failed.
+
+    Args:
+        flags: Options for those that have them; ``folder`` is that of all.
+
+    Raises:
+        UsageError: If nothing has an option.
+    """
+    folder = dict(flags).get("folder") or quick_folder()
+    known = {name: set(options(name)) for name in reproduced()}
+    for flag, _ in flags:
+        if not any(flag in own for own in known.values()):
+            raise UsageError(f"Unknown option `--{flag}`: nothing to reproduce has it")
+    lines, failed = [], False
+    for name in reproduced():
+        print(f"== {name}", flush=True)
+        started, fault = perf_counter(), ""
+        given = [flag for flag in flags if flag[0] in known[name] - {"folder"}]
+        try:
+            if run(name, small(name, given, folder)):
+                return 130  # It was interrupted.
+        except UsageError as error:
+            fault, failed = f": {error}", True
+        word = "FAILED" if fault else "made"
+        lines.append(f"{name}: {word} in {perf_counter() - started:.0f} s{fault}")
+    print("\n".join(["", *lines, f"Results: {folder}"]))
+    return int(failed)
+
+
+def options(name: str) -> dict[str, str]:
+    """Return the options of one of them, with their types."""
+    function = signatures.locate_function(reproduced()[name].function)
+    return signatures.function_parameters(function) if function else {}
 
 
 def help_for(name: str) -> str:
@@ -36,10 +124,9 @@ def check(name: str, flags: list[tuple[str, str | None]]) -> None:
     if name not in reproduced():
         hint = nearest(name, reproduced()) or f": expected one of {', '.join(reproduced())}"
         raise UsageError(f"Nothing named `{name}` to reproduce{hint}")
-    function = signatures.locate_function(reproduced()[name].function)
-    known = signatures.function_parameters(function) if function else {}
+    known = options(name)
     for flag, _ in flags:
-        if function and flag not in known:
+        if known and flag not in known:
             hint = nearest(flag, known, "`--{}`") or f"; `pl-losses reproduce {name} --help` shows them all"
             raise UsageError(f"Unknown option `--{flag}`{hint}")
 
@@ -58,7 +145,8 @@ def run(name: str, flags: list[tuple[str, str | None]]) -> int:
     function: Callable[..., object] = getattr(importlib.import_module(module), attribute)
     parser = Parser(prog=f"pl-losses reproduce {name}", allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
-    options = parser.parse_args([f"--{flag}={value}" for flag, value in flags])
+    given = [*reproduced()[name].preset, *flags]
+    options = parser.parse_args([f"--{flag}={value}" for flag, value in given])
     try:
         function(**parser.instantiate(options).as_dict())
     except (OSError, ValueError, TypeError, FloatingPointError) as error:

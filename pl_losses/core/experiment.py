@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pl_losses.core.compat import of_wandb
 from pl_losses.core.files import damage, save_sealed, write_table, written_whole
+from pl_losses.core.results import Row, write_results
 from pl_losses.core.wandb_run import about, finish
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ class Experiment:
     def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write a CSV file; rows have the same keys."""
         return write_table(self.folder / name, rows)
+
+    def results_table(self, name: str, rows: Sequence[Row]) -> Path:
+        """Write ``results.csv``, from which the page of results is made; ``name`` as for ``reproduce``."""
+        return write_results(self.folder, name, self.arguments, rows)
 
     def picture(self, name: str, figure: Figure, dpi: int = 120) -> Path:
         """Write a PNG file."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from pl_losses.core.panels import Section, Sections
-from pl_losses.core.signatures import canonical
+from pl_losses.core.signatures import canonical, locate_function
 from pl_losses.recipes import HERE
 
 
@@ -28,12 +28,29 @@ class Reproduced:
             is the help.
         panels: Those of the W&B run that it makes, if it makes one.
         resumes: Whether the same command resumes after an interruption; one that takes minutes need not.
+        minutes: Of one core, about.
+        needs: Data that it reads.
+        quick: Options of a small form, which takes seconds.
+        preset: Arguments of the function, where it makes several figures.
+        shows: What of the paper it is. Default: what the function's docstring begins with.
     """
 
     name: str
     function: str
     panels: Sections = ()
     resumes: bool = True
+    minutes: float = 1.0
+    needs: str = "nothing"
+    quick: str = ""
+    preset: tuple[tuple[str, str], ...] = ()
+    shows: str = ""
+
+    def title(self) -> str:
+        """Return what of the paper it is."""
+        if self.shows:
+            return self.shows
+        function = locate_function(self.function)
+        return (ast.get_docstring(function) or "").partition("\n")[0] if function else self.name
 
 
 @cache

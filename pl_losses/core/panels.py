@@ -91,6 +91,19 @@ def chart(title: str, key: str, name: str) -> Panel:
     return Panel(title, (key,), "chart", chart=name)
 
 
+def reproduction(title: str, name: str, *shown: str) -> Sections:
+    """Return the panels of what :func:`~pl_losses.core.protocol.report` records.
+
+    Args:
+        title: The paper's figure.
+        name: What ``reproduce`` calls it.
+        shown: Names of its pictures. Default: "results".
+    """
+    keys = [f"{name}/{one}" for one in shown or ("results",)]
+    known = table("Beside the published numbers", f"{name}/table")
+    return (Section(title, (pictures(title, *keys), known), figure=True),)
+
+
 @cache
 def regex(pattern: str) -> str:
     """Return the regular expression of a key's pattern.

@@ -2,7 +2,7 @@
 
 from pl_losses.core.manifest import LOSS
 from pl_losses.core.manifests import Reproduced
-from pl_losses.core.panels import Section, lines, pictures, table
+from pl_losses.core.panels import Section, lines, pictures, reproduction, table
 
 VAE = (
     Section(
@@ -23,9 +23,42 @@ AMSGRAD = (
         figure=True,
     ),
 )
+CURVES = "pl_losses.papers.adam.curves.reproduce"
+FIG1 = Reproduced(
+    "adam/fig1",
+    CURVES,
+    panels=reproduction("Fig. 1: logistic regression", "adam/fig1", "curves"),
+    minutes=30,
+    needs="MNIST",
+    quick="--datasets ['digits'] --passes 2 --choice_passes 1 --limit 256 --seeds 2",
+    shows="Fig. 1: training loss of logistic regression by three optimizers, on MNIST and a bag of words.",
+)
+FIG2 = Reproduced(
+    "adam/fig2",
+    CURVES,
+    panels=reproduction("Fig. 2: a network with dropout", "adam/fig2", "curves"),
+    minutes=40,
+    needs="MNIST",
+    quick="--datasets ['digits'] --passes 1 --choice_passes 1 --limit 256 --seeds 1 --width 0.02",
+    preset=(("figure", "fig2"), ("folder", "runs/adam/fig2")),
+    shows="Fig. 2: training loss of a network with dropout on MNIST, by five optimizers.",
+)
+FIG3 = Reproduced(
+    "adam/fig3",
+    CURVES,
+    panels=reproduction("Fig. 3: a convolutional network", "adam/fig3", "curves"),
+    minutes=1500,
+    needs="CIFAR-10",
+    quick="--datasets ['digits'] --passes 1 --choice_passes 1 --limit 128 --seeds 1 --width 0.05",
+    preset=(("figure", "fig3"), ("folder", "runs/adam/fig3")),
+    shows="Fig. 3: training loss of a convolutional network on CIFAR-10, by five optimizers.",
+)
 FIG4 = Reproduced(
     "adam/fig4",
     "pl_losses.papers.adam.fig4.experiment.fig4",
+    minutes=2.5,
+    needs="MNIST",
+    quick="--dataset digits --steps 4 --hidden_size 4 --latent_size 2 --log_alpha [-3,-2] --beta2 [0.999]",
     panels=(
         Section(
             "Fig. 4: with and without bias correction",

@@ -2,7 +2,7 @@
 
 from pl_losses.core.manifest import LOSS
 from pl_losses.core.manifests import Reproduced
-from pl_losses.core.panels import Section, bars, lines, pictures, table
+from pl_losses.core.panels import Section, bars, lines, pictures, reproduction, table
 
 HEADLINE = "rmse"  # The regressor's.
 CLASSIFIER = (
@@ -103,6 +103,9 @@ ROTATION_REPORT = (
 TABLE1 = Reproduced(
     "dropout/table1",
     "pl_losses.papers.dropout.table1.experiment.reproduce",
+    minutes=134,
+    needs="the UCI sets",
+    quick="--sets yacht --columns paper --splits 2 --samples 20 --repeats 1 --epochs_scale 0.02",
     panels=(
         Section(
             "Table 1: RMSE and log-likelihood beside the published ones",
@@ -113,4 +116,14 @@ TABLE1 = Reproduced(
             figure=True,
         ),
     ),
+)
+SAMPLES = Reproduced(
+    "dropout/samples",
+    "pl_losses.papers.dropout.table1.over_samples.reproduce",
+    panels=reproduction(
+        "RMSE and log-likelihood over the number of passes", "dropout/samples", "over_samples"
+    ),
+    minutes=5,
+    needs="the UCI sets",
+    quick="--sets yacht --samples [1,10] --splits 2 --repeats 1 --epochs_scale 0.02",
 )

@@ -37,4 +37,10 @@ GAN_REPORT = (
         ),
     ),
 )
-TABLE1 = Reproduced("gan/table1", "pl_losses.papers.gan.table1.reproduce", resumes=False)
+TABLE1 = Reproduced(
+    "gan/table1",
+    "pl_losses.papers.gan.table1.reproduce",
+    resumes=False,
+    minutes=60,
+    quick="--models AlexNet --image_size 64 --batch_size 2 --steps 1 --repeats 1",
+)

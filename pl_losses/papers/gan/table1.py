@@ -24,6 +24,7 @@ from torch.optim.optimizer import ParamsT
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.experiment import names_of, quiet
 from pl_losses.core.files import write_table
+from pl_losses.core.results import Row, write_results
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import TensorDataModule
@@ -115,7 +116,8 @@ def reproduce(
     """Table 1: images per second of four networks of torchvision, in a plain loop and under a Trainer.
 
     Both train on the same random images with SGD in float32 and take turns, so that what else the machine
-    does slows both. The folder gets ``table1.csv``. torchvision's MobileNet is the second version, the
+    does slows both. The folder gets ``table1.csv`` and
+    ``results.csv``. torchvision's MobileNet is the second version, the
     paper's is not told. The published figures are of a GP100 with two Xeons.
 
     Args:
@@ -137,7 +139,7 @@ def reproduce(
     check_counts(2, batch_size=size)
     check_counts(32, image_size=image_size)
     check_counts(steps=steps, repeats=repeats)
-    rows = []
+    rows, started = [], perf_counter()
     for name in names:
         rows.append(
             measure(
@@ -150,6 +152,15 @@ def reproduce(
         )
         print(f"{name}: {rows[-1]['trainer']} images/s under a Trainer", flush=True)
     path = write_table(Path(folder, "table1.csv"), rows)
+    arguments = {"batch_size": batch_size, "image_size": image_size, "steps": steps, "repeats": repeats}
+    about = "images per second under a Trainer"
+    seconds = (perf_counter() - started) / len(rows)
+    peers = [{"peer": "plain loop", "peer_measured": row["plain"], "seconds": seconds} for row in rows]
+    results = [
+        Row(row["model"], about, row["trainer"], **peer, lower_is_better=False)
+        for row, peer in zip(rows, peers, strict=True)
+    ]
+    write_results(Path(folder), "gan/table1", arguments, results)
     print(
         f"\n{hardware(device)}, batch size {size}, {image_size}x{image_size} pixels\n\n{table(rows)}\n"
         f"\nTable: {path}"

@@ -1,7 +1,8 @@
-"""What the suite knows of this paper without torch: its panels."""
+"""What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifest import LOSS
-from pl_losses.core.panels import Section, bars, chart, lines, pictures, table
+from pl_losses.core.manifests import Reproduced
+from pl_losses.core.panels import Section, bars, chart, lines, pictures, reproduction, table
 from pl_losses.monitoring.charts import LINES
 
 STRING_READER = (
@@ -36,4 +37,15 @@ READING_REPORT = (
         ),
         figure=True,
     ),
+)
+CRITERIA = Reproduced(
+    "gtn/criteria",
+    "pl_losses.papers.gtn.comparison.reproduce",
+    panels=reproduction(
+        "Section VI: five ways to train, and what is gained by rejection", "gtn/criteria", "error_reject"
+    ),
+    minutes=700,
+    needs="MNIST",
+    quick="--criteria isolated,discriminative_forward --dataset digits --isolated_epochs 1 --string_epochs 1"
+    " --strings 16 --eval_strings 16 --seeds 1",
 )

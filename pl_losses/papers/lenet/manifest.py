@@ -1,6 +1,7 @@
-"""What the suite knows of this paper without torch: its panels."""
+"""What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.panels import Section, lines, pictures
+from pl_losses.core.manifests import Reproduced
+from pl_losses.core.panels import Section, lines, pictures, reproduction
 
 LENET5 = (
     Section(
@@ -18,4 +19,21 @@ LENET5 = (
             lines("Distances of the RBF centres", "centres/<closest|farthest>"),
         ),
     ),
+)
+FIG9 = Reproduced(
+    "lenet/fig9",
+    "pl_losses.papers.lenet.fig9.fig9",
+    panels=reproduction("Fig. 9: test errors beside the published ones", "lenet/fig9"),
+    minutes=90,
+    needs="MNIST",
+    quick="--classifiers 'pairwise linear,k-NN,LeNet-1,SVM poly 4' --dataset digits --epochs 1"
+    " --limit 100 --val_size 50 --seeds 1",
+)
+TRAINING_SIZE = Reproduced(
+    "lenet/training-size",
+    "pl_losses.papers.lenet.training_size.training_size",
+    panels=reproduction("Fig. 6: test error over the number of images", "lenet/training-size", "sizes"),
+    minutes=150,
+    needs="MNIST",
+    quick="--dataset digits --sizes [50,100] --steps 4 --batch_size 32 --seeds 1",
 )

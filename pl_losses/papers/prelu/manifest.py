@@ -1,6 +1,7 @@
-"""What the suite knows of this paper without torch: its panels."""
+"""What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.panels import Section, histogram, lines, pictures
+from pl_losses.core.manifests import Reproduced
+from pl_losses.core.panels import Section, histogram, lines, pictures, reproduction
 
 
 def layers(title: str, statistic: str) -> tuple[str, str]:
@@ -39,4 +40,24 @@ SLOPE_MONITOR = (
             histogram(*layers("Slopes over channels", "slopes")),
         ),
     ),
+)
+FIG2 = Reproduced(
+    "prelu/fig2",
+    "pl_losses.papers.prelu.convergence.reproduce",
+    panels=reproduction("Fig. 2: convergence of 22 layers", "prelu/fig2", "curves"),
+    minutes=15,
+    needs="MNIST",
+    quick="--dataset digits --epochs 1 --validations 2 --limit 128 --seeds 1 --width 0.02",
+    preset=(("figure", "fig2"), ("folder", "runs/prelu/fig2")),
+    shows="Fig. 2: error of 22 layers over training, from the weights of He and of Xavier.",
+)
+FIG3 = Reproduced(
+    "prelu/fig3",
+    "pl_losses.papers.prelu.convergence.reproduce",
+    panels=reproduction("Fig. 3: convergence of 30 layers", "prelu/fig3", "curves"),
+    minutes=15,
+    needs="MNIST",
+    quick="--dataset digits --epochs 1 --validations 2 --limit 128 --seeds 1 --width 0.02",
+    preset=(("figure", "fig3"), ("folder", "runs/prelu/fig3")),
+    shows="Fig. 3: error of 30 layers over training, from the weights of He and of Xavier.",
 )

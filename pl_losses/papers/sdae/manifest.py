@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifests import Reproduced
-from pl_losses.core.panels import Section, lines, pictures
+from pl_losses.core.panels import Section, lines, pictures, reproduction
 
 STACKED = (
     Section(
@@ -25,4 +25,21 @@ AUTOENCODER_REPORT = (
         figure=True,
     ),
 )
-VARIATIONS = Reproduced("sdae/variations", "pl_losses.papers.sdae.comparison.reproduce")
+VARIATIONS = Reproduced(
+    "sdae/variations",
+    "pl_losses.papers.sdae.comparison.reproduce",
+    panels=reproduction("Section 6.2: with noise, without, and from random weights", "sdae/variations"),
+    minutes=220,
+    needs="MNIST",
+    quick="--source digits --variations rot-gen --seeds 1 --train_size 64 --val_size 20 --test_size 20"
+    " --hidden_size 4 --pretrain_epochs 1 --finetune_epochs 1",
+)
+LEVELS = Reproduced(
+    "sdae/levels",
+    "pl_losses.papers.sdae.noise_levels.reproduce",
+    panels=reproduction("Section 6.3: noise levels and layers", "sdae/levels", "levels"),
+    minutes=100,
+    needs="MNIST",
+    quick="--levels [0.0,0.25] --layers [1,2] --source digits --seeds 1 --train_size 64 --val_size 20"
+    " --test_size 20 --hidden_size 4 --pretrain_epochs 1 --finetune_epochs 1",
+)

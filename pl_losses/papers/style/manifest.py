@@ -1,6 +1,7 @@
-"""What the suite knows of this paper without torch: its panels."""
+"""What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.panels import Section, lines, pictures
+from pl_losses.core.manifests import Reproduced
+from pl_losses.core.panels import Section, lines, pictures, reproduction
 
 STYLE_TRANSFER = (
     Section(
@@ -17,4 +18,12 @@ STYLE_TRANSFER = (
 )
 STYLE_REPORT = (
     Section("The image", (pictures("Content, style, and the image", "train/image"),), figure=True),
+)
+MATRIX = Reproduced(
+    "style/matrix",
+    "pl_losses.papers.style.matrix.reproduce",
+    panels=reproduction("Section 3: layers and ratios", "style/matrix", "matrix"),
+    minutes=10,
+    needs="the weights of VGG-19, which the extra `style` brings",
+    quick="--size 48 --steps 1 --ratios [0.001] --depths [1,2]",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pl_losses.core.experiment import progress_bar
 from pl_losses.core.figures import Axes, Figure, new_figure
+from pl_losses.core.results import Row, write_results
 from pl_losses.core.validation import typed
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.adam.fig4.grid import Grid, Plan, Results, rows
@@ -95,6 +97,7 @@ def fig4(
     if together is None:
         together = 10 if device == "cpu" else len(plan.settings())
     images = load_images(dataset, root)
+    started = perf_counter()
     chance = images.shape[1] * math.log(2)  # The loss of a network that guesses each pixel at one half.
     with progress_bar(plan.steps * len(plan.settings())) as bar:
         bar.set_description("steps")
@@ -110,6 +113,14 @@ def fig4(
         results = grid.run()
     table = list(rows(plan, results))
     losses = grid.kept.table("losses.csv", table)
+    given = {"steps": steps, "at": at, "dataset": dataset, "beta1": beta1, "beta2": beta2, "seed": seed}
+    given |= {
+        "log_alpha": log_alpha,
+        "batch_size": batch_size,
+        "hidden_size": hidden_size,
+        "latent_size": latent_size,
+    }
+    write_results(Path(folder), "adam/fig4", given, beside(results, perf_counter() - started))
     figure = draw(plan, results, chance)
     picture = grid.kept.picture("fig4.png", figure, dpi=110)
     grid.kept.record(
@@ -150,6 +161,21 @@ def summary(results: Results, chance: float) -> str:
             " nats, the loss of guessing"
         )
     return "\n".join(lines).capitalize()
+
+
+def beside(results: Results, seconds: float) -> list[Row]:
+    """Make the rows of ``results.csv``: the paper has a figure, and no numbers."""
+    rows = []
+    for correction, name in NAMES.items():
+        runs = [
+            outcome
+            for run, outcome in results.items()
+            if run.bias_correction is correction and run.alpha < 0.05
+        ]
+        finite = sum(outcome.diverged is None for outcome in runs)
+        about = f"runs of {len(runs)} with alpha up to 0.01 whose loss stays finite"
+        rows.append(Row(name, about, float(finite), seconds=seconds / 2, lower_is_better=False))
+    return rows
 
 
 def draw(plan: Plan, results: Results, chance: float) -> Figure:

@@ -213,18 +213,8 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
         FloatingPointError: If the training of a split diverged; of "grid", with the chosen settings or with
             all there are to choose from.
     """
-    if column == "grid":
-        settings = _chosen(case, progress)
-    else:
-        given = case.settings
-        settings = [
-            (given.p, _decay(given, len(train)), LEARNING_RATE, given.precision) for train, _ in case.splits
-        ]
-    members = [
-        _Member(split, p, decay, rate, torch.tensor([precision]), _seed(case, column, "final", split, repeat))
-        for repeat in range(case.repeats)
-        for split, (p, decay, rate, precision) in enumerate(settings)
-    ]
+    settings = _chosen(case, progress) if column == "grid" else _given(case)
+    members = _members(case, column, settings)
     scores = _scores(case, column, case.splits, members, case.samples, progress)
     means = np.array(scores).reshape(case.repeats, len(settings), 3).mean(axis=0)
     _refuse_diverged(case.name, np.isfinite(means).all(axis=1))
@@ -243,6 +233,37 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
         for split, ((rmse, deterministic, ll), (p, decay, rate, precision), (train, _)) in enumerate(
             zip(means.tolist(), settings, case.splits, strict=True)
         )
+    ]
+
+
+def over_samples(case: Case, counts: Sequence[int], progress: Callable[[float], None]) -> NDArray[np.float64]:
+    """Train all splits of a set as "paper" does, and test them with several numbers of passes.
+
+    Returns:
+        RMSE, RMSE without dropout and log-likelihood, means over the repeats, [counts, splits, 3].
+    """
+    members = _members(case, "paper", _given(case))
+    scores = np.zeros((len(counts), len(members), 3))
+    for positions, test in _trained(case, "paper", case.splits, members, progress):
+        for index, count in enumerate(counts):
+            scores[index, positions] = test(count)
+    found: NDArray[np.float64] = scores.reshape(len(counts), case.repeats, len(case.splits), 3).mean(axis=1)
+    _refuse_diverged(case.name, np.isfinite(found.sum(axis=(0, 2))))
+    return found
+
+
+def _given(case: Case) -> list[tuple[float, float, float, float]]:
+    """Return the authors' p, lambda, learning rate and tau for each split."""
+    known = case.settings
+    return [(known.p, _decay(known, len(train)), LEARNING_RATE, known.precision) for train, _ in case.splits]
+
+
+def _members(case: Case, column: str, settings: Sequence[tuple[float, float, float, float]]) -> list[_Member]:
+    """List the networks to train with each split's settings."""
+    return [
+        _Member(split, p, decay, rate, torch.tensor([precision]), _seed(case, column, "final", split, repeat))
+        for repeat in range(case.repeats)
+        for split, (p, decay, rate, precision) in enumerate(settings)
     ]
 
 
@@ -295,11 +316,24 @@ def _scores(
     progress: Callable[[float], None],
 ) -> list[list[float]]:
     """Compute for each member RMSE, RMSE without dropout, and log-likelihood for each of its precisions."""
+    scores: dict[int, list[float]] = {}
+    for positions, test in _trained(case, column, splits, members, progress):
+        scores.update(zip(positions, test(samples), strict=True))
+    return [scores[position] for position in range(len(members))]
+
+
+def _trained(
+    case: Case,
+    column: str,
+    splits: Sequence[tuple[uci.Rows, uci.Rows]],
+    members: list[_Member],
+    progress: Callable[[float], None],
+) -> Iterator[tuple[list[int], Callable[[int], list[list[float]]]]]:
+    """Train the members in groups; yield the positions of a group, and what scores it with T passes."""
     data = Standardised(*_parts(case, splits, 0))
     inputs, targets = data.normalised(*_parts(case, splits, 1))
     sizes = torch.tensor([len(test) for _, test in splits])
     schedule = COLUMNS[column]
-    scores: dict[int, list[float]] = {}
     for positions in _groups(members, TOGETHER):
         group = [members[position] for position in positions]
         sources = [member.split for member in group]
@@ -322,24 +356,36 @@ def _scores(
         )
         x, y, scale = inputs[sources], targets[sources], data.scale[sources]
         precision = torch.stack([member.precision for member in group], dim=1) * scale.square()
-        result = mc_scores(
-            network,
-            x,
-            y,
-            precision=precision,
-            samples=samples,
-            progress=lambda passes: progress(TEST_SHARE * passes),
-        )
         # Splits with fewer rows than the largest are padded.
         counted = (torch.arange(y.shape[1]) < sizes[sources, None]).double()
         counted /= counted.sum(dim=1, keepdim=True)
-        columns = [
-            ((outputs - y).double().square() * counted).sum(dim=1).sqrt() * scale
-            for outputs in (result.mean, network(x[..., :-1]))
-        ]
-        columns += list((result.log_likelihood * counted).sum(dim=2) - scale.log())
-        scores.update(zip(positions, torch.stack(columns, dim=1).tolist(), strict=True))
-    return [scores[position] for position in range(len(members))]
+
+        def test(
+            samples: int,
+            network: BatchedMLP = network,
+            x: Tensor = x,
+            y: Tensor = y,
+            scale: Tensor = scale,
+            precision: Tensor = precision,
+            counted: Tensor = counted,
+        ) -> list[list[float]]:
+            result = mc_scores(
+                network,
+                x,
+                y,
+                precision=precision,
+                samples=samples,
+                progress=lambda passes: progress(TEST_SHARE * passes),
+            )
+            columns = [
+                ((outputs - y).double().square() * counted).sum(dim=1).sqrt() * scale
+                for outputs in (result.mean, network(x[..., :-1]))
+            ]
+            columns += list((result.log_likelihood * counted).sum(dim=2) - scale.log())
+            found: list[list[float]] = torch.stack(columns, dim=1).tolist()
+            return found
+
+        yield positions, test
 
 
 def _parts(

@@ -96,6 +96,7 @@ def reproduce(
             bar.write(report.line(entries[-1]))
     _write(kept, entries)
     shown = [entry for entry in entries if entry.name in names and entry.column in chosen]
+    kept.results_table("dropout/table1", report.beside(shown, repeats))
     figure = report.draw(shown)
     kept.picture("table1.png", figure, dpi=130)
     kept.record(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pl_losses.core.figures import Figure, new_figure
+from pl_losses.core.results import Row as Result
 from pl_losses.papers.dropout.published import Numbers, numbers, scores
 from pl_losses.papers.dropout.table1.columns import COLUMNS, Row
 
@@ -138,6 +140,26 @@ def summaries(entries: Iterable[Entry]) -> list[dict[str, object]]:
             | {"splits": len(entry.rows), "epochs": entry.epochs}
             | {"seconds": round(entry.seconds, 1), "cpu_seconds": round(entry.cpu_seconds, 1)}
         )
+    return rows
+
+
+def beside(entries: Iterable[Entry], seeds: int) -> list[Result]:
+    """Make the rows of ``results.csv``; intervals are over the splits, and 1.96 standard errors long."""
+    rows = []
+    for entry in entries:
+        known = dict.fromkeys(Numbers._fields) if entry.published is None else entry.published._asdict()
+        ours, seconds = entry.ours._asdict(), entry.seconds
+        for score, quantity in (("rmse", "RMSE"), ("ll", "log-likelihood, nats")):
+            value, published = ours[score], known[score]
+            half, theirs = 1.96 * ours[f"{score}_se"], 1.96 * (known[f"{score}_se"] or 0.0)
+            ends = {} if published is None else {"low": published - theirs, "high": published + theirs}
+            row = Result(f"{entry.name}, {entry.column}", quantity, value, value - half, value + half, seeds)
+            beside = {f"published_{end}": number for end, number in ends.items()}
+            row = replace(
+                row, seconds=seconds, published=published, lower_is_better=score == "rmse", **beside
+            )
+            rows.append(row)
+            seconds = 0.0  # Both scores are of the same trainings.
     return rows
 
 

@@ -18,7 +18,15 @@ from pl_losses.papers.dropout.table1 import (
     report as table1_report,
 )
 from pl_losses.papers.dropout.table1.batched_mlp import BatchedMLP, Standardised, train
-from pl_losses.papers.dropout.table1.columns import COLUMNS, Case, Choice, Row, Schedule, reproduce_column
+from pl_losses.papers.dropout.table1.columns import (
+    COLUMNS,
+    Case,
+    Choice,
+    Row,
+    Schedule,
+    over_samples,
+    reproduce_column,
+)
 from pl_losses.papers.dropout.table1.experiment import reproduce
 from pl_losses.papers.dropout.table1.report import Entry
 from pl_losses.papers.dropout.uncertainty import mc_log_likelihood
@@ -371,3 +379,16 @@ def test_results_of_data_that_have_changed_are_not_taken_for_theirs(root, folder
     ):
         reproduce("mine", **arguments)
     reproduce("small", **arguments | {"columns": "paper"})
+
+
+def test_over_samples_trains_as_the_column_does(root):
+    """With the same T both have the same scores; each T is as if it were the only one."""
+    small = case(root, samples=30)
+    scores = over_samples(small, [5, 30], lambda done: None)
+    rows = reproduce_column(small, "paper", lambda done: None)
+    assert scores.shape == (2, len(rows), 3)
+    for row, (rmse, deterministic, ll) in zip(rows, scores[1], strict=True):
+        assert (row.rmse, row.rmse_deterministic, row.ll) == pytest.approx((rmse, deterministic, ll))
+    alone = over_samples(small, [5], lambda done: None)
+    assert (scores[0] == alone[0]).all()
+    assert not (scores[0] == scores[1]).all()

@@ -1,0 +1,123 @@
+"""`pl-losses reproduce`: what there is, a small form of each, and the page of what was measured."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from pl_losses.cli import reproduce
+from pl_losses.cli.main import main
+from pl_losses.core import results
+from pl_losses.core.manifests import reproduced
+from pl_losses.papers.style.vgg import find_oxford
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_list_tells_figure_cost_and_needs(capsys):
+    assert main(["reproduce", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for name, made in reproduced().items():
+        assert f"  {name} " in printed
+        assert made.title() in printed
+    assert "2.5 minutes of one core; needs MNIST" in printed
+    main(["reproduce"])
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("name", reproduced())
+def test_a_small_form(name, folder, request):
+    if "UCI" in reproduced()[name].needs:
+        request.getfixturevalue("uci_root")
+    if "VGG" in reproduced()[name].needs and find_oxford() is None:
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
+    # A run of W&B takes longer than the rest; one of those that `report` makes is enough.
+    recorded = name == "adam/fig2"
+    off = ["--wandb", "disabled"] if "wandb" in reproduce.options(name) and not recorded else []
+    assert main(["reproduce", name, "--quick", *off]) == 0
+    (made,) = folder.glob(f"runs/quick/*/{name}")
+    if recorded:
+        (files,) = made.glob("wandb/offline-run-*/files/media")
+        shown = {path.name.rpartition("_0_")[0] for path in files.glob("*/adam/fig2/*")}
+        assert shown == {"curves", "table", "trainings_table", "curves_table"}
+    for path in made.glob("results.csv"):
+        rows = list(csv.DictReader(path.open(newline="")))
+        assert all(results.row_of(row).measured >= 0 or "log" in row["quantity"] for row in rows)
+        assert {row["options"] for row in rows} != {""}
+        assert list(made.glob("*.png")) or not reproduced()[name].panels
+
+
+def test_all_small_forms_are_one_command(folder, monkeypatch, capsys):
+    called = []
+
+    def run(name, flags):
+        called.append((name, dict(flags)))
+        if name == "gan/table1":
+            raise reproduce.UsageError("No room")
+        return 0
+
+    monkeypatch.setattr(reproduce, "run", run)
+    assert main(["reproduce", "all", "--quick", "--dataset", "mnist", "--folder", "out"]) == 1
+    assert [name for name, _ in called] == list(reproduced())
+    options = dict(called)
+    assert options["adam/fig4"]["dataset"] == "mnist"  # What is given overrides the small form's.
+    assert options["adam/fig4"]["folder"] == "out/adam/fig4"
+    assert "dataset" not in options["gan/table1"]
+    printed = capsys.readouterr().out
+    assert "gan/table1: FAILED in 0 s: No room" in printed
+    assert "adam/fig4: made in 0 s" in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["all"], "`reproduce all` would take days"),
+        (["all", "--quick", "--nothing", "1"], "Unknown option `--nothing`"),
+        (["adam/fig4", "--quick", "--step", "1"], "Unknown option `--step`: did you mean `--steps`"),
+    ],
+)
+def test_refused(args, message, capsys):
+    assert main(["reproduce", *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_is_what_the_command_makes(capsys):
+    assert main(["reproduce", "--results"]) == 0
+    page = (ROOT / "docs/measured.md").read_text(encoding="utf-8")
+    assert page == capsys.readouterr().out, "pl-losses reproduce --results > docs/measured.md"
+
+
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+# Numbers in the pages' parts on results that are still typed by hand. None may be added.
+TYPED = {"README.md": 5, "adam.md": 23, "dropout.md": 112, "gan.md": 27, "gtn.md": 35, "lenet.md": 8}
+TYPED |= {"prelu.md": 15, "sdae.md": 32}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_number_is_typed_by_hand(page):
+    text = page.read_text(encoding="utf-8")
+    assert results.filled(text) == text, f"pl-losses reproduce --results {page}"
+    if page.name != "measured.md":
+        code = r"^```.*?^```$"
+        own = re.sub(code, "", results.BLOCK.sub("", text), flags=re.M | re.S)
+        parts = re.findall(r"^## (?:Measured|What is measured)\n(.*?)(?=^## |\Z)", own, re.M | re.S)
+        assert len(re.findall(r"\d\.\d", "".join(parts))) <= TYPED.get(page.name, 0)
+
+
+def test_blocks_of_pages_are_filled(folder, monkeypatch, capsys):
+    monkeypatch.setattr("pl_losses.core.results.kept", lambda name: [])
+    before = "One <!-- results a/b -->\nold\n<!-- end of results --> two\n"
+    Path("page.md").write_text(before)
+    assert main(["reproduce", "--results", "page.md"]) == 0
+    assert Path("page.md").read_text() == before.replace("old", "Not run yet.")
+    assert main(["reproduce", "--results", "none.md"]) == 2
+    assert "there is no file none.md" in capsys.readouterr().err
+
+
+def test_the_cost_is_not_much_more_than_the_list_tells():
+    for name, made in reproduced().items():
+        if rows := results.kept(name):
+            minutes = sum(float(row["seconds"]) for row in rows) / 60
+            # By the clock, on a machine that may have had other work; some of the rows may not be made yet.
+            assert minutes / 4 < made.minutes, name

@@ -1,0 +1,63 @@
+"""Settings are chosen on held-out data, by a seed of their own, and the test set is used once a seed."""
+
+from math import inf
+
+import pytest
+
+from pl_losses.core.experiment import PlainExperiment
+from pl_losses.core.protocol import CHOICE, Job, Score, measure, table
+
+GRIDS = {"a": [{"lr": 1}, {"lr": 2}, {"lr": 3}], "b": [{"lr": 2}]}
+
+
+class Trainings:
+    """Held-out scores are lowest at lr 2; the test set would have chosen 3."""
+
+    def __init__(self, stop=None):
+        self.calls, self.stop = [], stop
+
+    def __call__(self, jobs):
+        if len(self.calls) == self.stop:
+            raise KeyboardInterrupt
+        self.calls.append(jobs)
+        if any(job.setting["lr"] == 3 and job.held_out for job in jobs) and len(jobs) == 1:
+            raise FloatingPointError
+        return [
+            Score(abs(job.setting["lr"] - 2) if job.held_out else 10 - job.setting["lr"] + job.seed, 0.5)
+            for job in jobs
+        ]
+
+
+def test_the_choice_is_by_held_out_data(tmp_path):
+    train = Trainings()
+    a, b = measure(PlainExperiment(tmp_path, {}), GRIDS, 2, train)
+    jobs = [job for jobs in train.calls for job in jobs]
+    assert all(job.held_out == (job.seed == CHOICE) for job in jobs)
+    assert [job for job in jobs if not job.held_out] == [
+        Job(method, {"lr": 2}, seed, False) for seed in (0, 1) for method in ("a", "b")
+    ]
+    assert len(jobs) == 3 + 4  # A single setting needs no choice.
+    assert (a.setting, [score.value for score in a.scores]) == ({"lr": 2}, [8, 9])
+    row = b.row()
+    assert (row["measured"], row["seeds"], row["chosen"]) == (8.5, 2, "lr 2")
+    assert row["low"] < 8 < 9 < row["high"]
+
+
+def test_a_diverged_setting_is_not_chosen(tmp_path):
+    kept = PlainExperiment(tmp_path, {})
+    measure(kept, GRIDS, 1, Trainings())
+    assert [row["score"] for row in table(kept) if '"lr": 3' in row["setting"]] == [inf]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_an_interrupted_measurement_goes_on(tmp_path, together):
+    whole = measure(PlainExperiment(tmp_path / "a", {}), GRIDS, 2, Trainings(), together=together)
+    half, rest = Trainings(stop=2), Trainings()
+    with pytest.raises(KeyboardInterrupt):
+        measure(PlainExperiment(tmp_path / "b", {}), GRIDS, 2, half, together=together)
+    again = measure(PlainExperiment(tmp_path / "b", {}), GRIDS, 2, rest, together=together)
+    assert [one.scores for one in again] == [one.scores for one in whole]
+    assert len(half.calls) + len(rest.calls) == (3 if together else 7)
+    more = Trainings()
+    measure(PlainExperiment(tmp_path / "b", {}), GRIDS, 3, more, together=together)
+    assert {job.seed for jobs in more.calls for job in jobs} == {2}
