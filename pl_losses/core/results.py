@@ -274,9 +274,9 @@ def text(rows: Sequence[Row], trial: str = "") -> str:
 def number(value: float | None) -> str:
     """Write a number with three digits, at least.
 
-    >>> number(12.0), number(0.00045671), number(1547.0)
-    ('12.0', '0.000457', '1547')
+    >>> number(12.0), number(0.00045671), number(1547.0), number(99.99)
+    ('12.0', '0.000457', '1547', '100')
     """
     if value is None or not isfinite(value):
         return {inf: "diverged"}.get(value or 0.0, "")
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
