@@ -13,7 +13,7 @@ def test_each_stack_has_its_layers_and_its_level(folder, monkeypatch):
         return Score.of_error(0.1, 300)
 
     monkeypatch.setattr(noise_levels, "trained", trained)
-    small = "--source digits --levels [0,0.5] --layers [1,3] --seeds 1 --hidden 4 --wandb disabled"
+    small = "--source digits --levels [0,0.5] --layers [1,3] --seeds 1 --hidden_size 4 --wandb disabled"
     small += " --pretrain_epochs 2 --finetune_epochs 5"
     assert main(["reproduce", "sdae/levels", *small.split()]) == 0
     assert seen == [(1, 0, 7, False, 0), (1, 0.5, 7, False, 0), (3, 0, 11, False, 0), (3, 0.5, 11, False, 0)]
