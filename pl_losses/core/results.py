@@ -174,7 +174,7 @@ number was typed by hand.
 
 How it was measured:
 
-- What was chosen was chosen on training data that were held out, unless the row says else. The choice has its
+- Settings were chosen on a held-out part of the training data, unless the row says else. The choice has its
   own seed.
 - The test set is used once for each seed, after the last pass.
 - A measured number is the mean over seeds. In brackets is its 95 % interval. It covers the seeds, and the
