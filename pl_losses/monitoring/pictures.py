@@ -23,7 +23,7 @@ from pl_losses.core.names import file_stem
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.monitoring import manifest
-from pl_losses.monitoring.charts import log_confusion, log_samples
+from pl_losses.monitoring.charts import COUNTED, log_confusion, log_samples
 from pl_losses.monitoring.record import run_folder
 from pl_losses.monitoring.steps import logged_step
 
@@ -272,7 +272,7 @@ def draw_confusion(confusion: Tensor) -> Figure:
     # The square root makes rare confusions visible, which matter most.
     axes.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="right", xticks=range(classes), yticks=range(classes))
-    if classes <= 30:
+    if classes <= COUNTED:
         for row in range(classes):
             for column in range(classes):
                 if count := int(confusion[row, column]):

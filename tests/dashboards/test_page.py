@@ -86,6 +86,12 @@ def test_a_confusion_matrix_of_a_chart(tmp_path):
     (panel,) = panels_of(run)
     assert panel["columns"] == ["right, predicted", "0", "1"]
     assert panel["rows"] == [["0", 3, "nan"], ["1", "", 4]]
+    # The picture has the counts, too.
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    run.items["picture"] = {"test/confusion_matrix": [Item(1.0, "_step", {"path": "a.png"})]}
+    assert [panel["kind"] for panel in panels_of(run)] == ["pictures"]
+    (tmp_path / "a.png").unlink()
+    assert "table" in [panel["kind"] for panel in panels_of(run)]
 
 
 def test_a_page_keeps_to_its_size(tmp_path):
