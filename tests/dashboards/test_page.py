@@ -196,6 +196,13 @@ def test_runs_of_a_sweep_are_compared_by_what_differs(tmp_path):
         "optimizer.class_path",
         "optimizer.lr",
     ]
+    # Nor is where a run was kept.
+    for number, run in enumerate(runs):
+        run.config["trainer"] = {"logger": {"init_args": {"offline": number > 1}}}
+    assert [axis["name"] for axis in panels_of(*runs)[0]["axes"]][:-1] == [
+        "optimizer.class_path",
+        "optimizer.lr",
+    ]
     assert "Configs and test/error" in build_page(runs, metric="test/error")
     assert "Configs and" not in build_page(runs, metric="unknown")
 
