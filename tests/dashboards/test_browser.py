@@ -30,6 +30,11 @@ def made(folder, number):
     run.system.add({b"minutes": b"0", b"cpu": b"5"})
     run.system.add({b"minutes": b"1", b"cpu": b"7"})
     run.console = ["hello\n"]
+    run.facts = {
+        "checkpoint": f"runs/{'folder/' * 16}last.ckpt",
+        "began": "2026-01-01 00:00 UTC",
+        "took": "99 s",
+    }
     Image.new("RGB", (20, 20), (255, 0, 0)).save(folder / "red.png")
     cells = [[{"_type": "image-file", "path": "red.png"}, 7, 0.25]]
     (folder / "table.json").write_text(json.dumps({"columns": ["image", "right", "p"], "data": cells}))
@@ -76,6 +81,7 @@ async function use() {
   const inked = one => new Set(one.getContext("2d").getImageData(0, 0, one.width, one.height).data).size > 2
   seen.histograms = all("canvas").filter(inked).length
   seen.pictures = all(".pictures img, td img").filter(one => one.naturalWidth === 20).length
+  seen.wide = at("#runs").scrollWidth > innerWidth
   seen.entries = all("#contents a").map(one => one.textContent)
   seen.lines = all(".parallel path.run").length
 
@@ -160,6 +166,10 @@ def test_everything_is_drawn(seen):
     assert seen["pictures"] == 6  # Those of tables are among them.
     assert seen["entries"][0] == "Runs compared"
     assert seen["entries"][-4:] == ["System", "Console", "All values", "Config"]
+
+
+def test_the_table_of_runs_fits_into_the_window(seen):
+    assert not seen["wide"]
 
 
 def test_pictures_of_runs_have_one_slider(seen):
