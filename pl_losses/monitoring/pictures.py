@@ -220,7 +220,7 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def draw_samples(images: Tensor, labels: Tensor, *, notes: Sequence[str] = (), columns: int = 6) -> Figure:
+def draw_samples(images: Tensor, labels: Tensor, *, notes: Sequence[str] = (), columns: int = 8) -> Figure:
     """Draw a grid of images, each with its right and its predicted class, in red where they differ.
 
     Args:
