@@ -19,6 +19,7 @@ from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.files import written_whole
 from pl_losses.core.kinds import is_a, is_aim, is_mlflow, is_tensorboard, is_wandb
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, num_unpadded
+from pl_losses.core.metrics import name_class
 from pl_losses.core.names import file_stem
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
@@ -181,6 +182,7 @@ class ClassifierReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the ranks' parts (on all ranks) and draw (on rank zero)."""
+        name_class(trainer, pl_module)
         self._seen.counts()  # On a rank without a batch, too.
         pairs = [table for loader, table in self._pairs.items() if self._seen.counts(loader)]
         own = [(key, kept) for (loader, key), kept in self._kept.items() if self._seen.counts(loader)]
