@@ -14,6 +14,7 @@ import pl_losses
 from pl_losses import callbacks
 from pl_losses.monitoring.pictures import draw_samples
 from pl_losses.papers.adam.monitor.history import History, draw_history
+from pl_losses.papers.gtn.report import ReadLine, draw_lines
 from pl_losses.papers.sdae.drawing import draw_rows
 from pl_losses.papers.style.report import draw_panels
 
@@ -75,6 +76,13 @@ def test_the_text_of_pictures_can_be_read_on_a_page():
         draw_history(history),
     ]
     assert all(smallest_text(figure) > 9.5 for figure in figures)
+    # A page shows pictures 460 pixels high at most: of many samples, too.
+    many = [
+        draw_samples(torch.rand(32, 1, 8, 8), torch.zeros(32, 2, dtype=torch.long)),
+        draw_lines([ReadLine(torch.rand(28, 90), [0, 45, 90], [0, 45, 90], "12", "17", 0.5)] * 16),
+    ]
+    assert all(smallest_text(figure) > 9.5 for figure in many)
+    assert all(figure.get_figheight() * 640 / figure.get_figwidth() < 460 for figure in many)
     # Images fill the picture, few or many.
     assert draw_samples(torch.rand(3, 1, 8, 8), torch.zeros(3, 2)).get_figwidth() < 4
 

@@ -51,7 +51,8 @@ def define_metrics(trainer: Trainer, best: dict[str, Literal["min", "max"]]) -> 
 def name_class(trainer: Trainer, module: LightningModule) -> None:
     """Tell W&B the class of a module, where the command line has not written the whole config.
 
-    Pages of runs are titled by it, and show the panels of its paper.
+    Pages of runs are titled by it, and show the panels of its paper. Monitors and reports do so at the end,
+    for modules of any kind: a ``model`` that the user has put into W&B's config by then stays.
     """
     cls = type(module)
     for logger in trainer.loggers:

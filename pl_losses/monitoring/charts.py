@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIDE = 160  # Largest side of a picture in a table, in pixels.
+COUNTED = 30  # Classes up to which the picture of a confusion matrix has the counts written in.
 LINES, CONFUSION = "wandb/lineseries/v0", "wandb/confusion_matrix/v1"
 # What W&B's chart calls the columns of its table.
 FIELDS = {LINES: ("step", "lineKey", "lineVal"), CONFUSION: ("Actual", "Predicted", "nPredictions")}

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from pl_losses.core.kinds import is_a, is_aim, is_tensorboard, is_wandb
+from pl_losses.core.metrics import name_class
 from pl_losses.core.names import distinct
 from pl_losses.core.validation import check_counts
 from pl_losses.monitoring.steps import OptimizerSteps, is_hookable, logged_step, torch_optimizers
@@ -152,8 +153,9 @@ class Monitor(Callback):
             log_row(trainer, row, logged_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the hooks."""
+        """Remove the hooks, and say what was trained."""
         self._detach()
+        name_class(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the hooks."""

@@ -19,11 +19,12 @@ from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.files import written_whole
 from pl_losses.core.kinds import is_a, is_aim, is_mlflow, is_tensorboard, is_wandb
 from pl_losses.core.loaders import SeenSamples, evaluation_loaders, num_unpadded
+from pl_losses.core.metrics import name_class
 from pl_losses.core.names import file_stem
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.monitoring import manifest
-from pl_losses.monitoring.charts import log_confusion, log_samples
+from pl_losses.monitoring.charts import COUNTED, log_confusion, log_samples
 from pl_losses.monitoring.record import run_folder
 from pl_losses.monitoring.steps import logged_step
 
@@ -181,6 +182,7 @@ class ClassifierReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the ranks' parts (on all ranks) and draw (on rank zero)."""
+        name_class(trainer, pl_module)
         self._seen.counts()  # On a rank without a batch, too.
         pairs = [table for loader, table in self._pairs.items() if self._seen.counts(loader)]
         own = [(key, kept) for (loader, key), kept in self._kept.items() if self._seen.counts(loader)]
@@ -220,7 +222,7 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def draw_samples(images: Tensor, labels: Tensor, *, notes: Sequence[str] = (), columns: int = 6) -> Figure:
+def draw_samples(images: Tensor, labels: Tensor, *, notes: Sequence[str] = (), columns: int = 8) -> Figure:
     """Draw a grid of images, each with its right and its predicted class, in red where they differ.
 
     Args:
@@ -272,7 +274,7 @@ def draw_confusion(confusion: Tensor) -> Figure:
     # The square root makes rare confusions visible, which matter most.
     axes.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="right", xticks=range(classes), yticks=range(classes))
-    if classes <= 30:
+    if classes <= COUNTED:
         for row in range(classes):
             for column in range(classes):
                 if count := int(confusion[row, column]):

@@ -86,6 +86,12 @@ def test_a_confusion_matrix_of_a_chart(tmp_path):
     (panel,) = panels_of(run)
     assert panel["columns"] == ["right, predicted", "0", "1"]
     assert panel["rows"] == [["0", 3, "nan"], ["1", "", 4]]
+    # The picture has the counts, too.
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    run.items["picture"] = {"test/confusion_matrix": [Item(1.0, "_step", {"path": "a.png"})]}
+    assert [panel["kind"] for panel in panels_of(run)] == ["pictures"]
+    (tmp_path / "a.png").unlink()
+    assert "table" in [panel["kind"] for panel in panels_of(run)]
 
 
 def test_a_page_keeps_to_its_size(tmp_path):
@@ -186,6 +192,13 @@ def test_runs_of_a_sweep_are_compared_by_what_differs(tmp_path):
     assert panels_of(*runs[:2])[0]["kind"] != "parallel"
     # What only some have is no axis, and what a sweep seeks may be another key.
     runs[0].config["callback"] = 1
+    assert [axis["name"] for axis in panels_of(*runs)[0]["axes"]][:-1] == [
+        "optimizer.class_path",
+        "optimizer.lr",
+    ]
+    # Nor is where a run was kept.
+    for number, run in enumerate(runs):
+        run.config["trainer"] = {"logger": {"init_args": {"offline": number > 1}}}
     assert [axis["name"] for axis in panels_of(*runs)[0]["axes"]][:-1] == [
         "optimizer.class_path",
         "optimizer.lr",

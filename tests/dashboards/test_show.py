@@ -336,6 +336,20 @@ def test_the_latest_run_is_none_that_failed_or_is_empty(folder, capsys):
     assert find_run("runs").stem == "run-empty"
 
 
+def test_a_resumed_run_names_its_earlier_parts(folder):
+    times = ("offline-run-20260101_120000", "run-20260101_110000", "run-20260102_090000")
+    parts = [folder / f"{time}-a" / "run-a.wandb" for time in times]
+    for file in [*parts, folder / "run-20250101_110000-b" / "run-b.wandb"]:
+        file.parent.mkdir()
+        file.write_bytes(framed([history(_step=0, loss=0.5), ended(0)]))
+    before, first, last = (file.parent for file in parts)
+    assert [read_run(file).notes for file in parts] == [
+        [f"resumed: `pl-losses show {first} {before}` has all of it"],
+        [],
+        [f"resumed: `pl-losses show {first} {before} {last}` has all of it"],
+    ]
+
+
 def test_the_latest_run_is_read_once(folder, monkeypatch):
     for name in ("a", "b"):
         page_of(folder / "runs" / "wandb" / name)

@@ -21,6 +21,7 @@ from pl_losses.callbacks import (
     PReLUSlopeMonitor,
 )
 from pl_losses.dashboards.offline.runs import read_run
+from pl_losses.dashboards.page.comparison import origin
 from pl_losses.dashboards.page.drawing import read_table
 from pl_losses.data import Digits
 
@@ -106,6 +107,7 @@ def test_wandb_has_the_same_of_both_packages(package, tmp_path):
     assert {"prelu/final_slopes", "adam/bias_correction", "test/dropout/reliability"} <= pictures
     assert {"test/confusion_matrix", "test/errors"} <= pictures
     assert "test/confusion_table" in found.items["table"]
+    assert origin(found) == "Net"
     for key, last in (
         ("test/errors_table", "confidence"),
         ("test/dropout/most_uncertain_table", "mutual information, nats"),

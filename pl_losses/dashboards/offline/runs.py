@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -67,7 +68,7 @@ class Run:
         items: By kind (histogram, picture, table), then by key.
         charts: Charts by the key of their table.
         staged: Names of files in artifacts, such as the whole of a table, to their copies' names.
-        notes: What is wrong with its file.
+        notes: What is wrong with its file, or missing in it.
         default_axis: The x axis of keys without one.
         began: Seconds since 1970; 0 if that is not recorded.
         ended: Whether its end is recorded.
@@ -174,6 +175,10 @@ def read_wandb(path: Path) -> Run:
         except ODD as error:
             lost[f"{type(error).__name__}: {error}"[:80]] += 1
     run.notes += [f"{count} records are damaged ({reason}) and left out" for reason, count in lost.items()]
+    if parts := earlier_parts(path):
+        run.notes.append(
+            f"resumed: `pl-losses show {' '.join(map(str, [*parts, path.parent]))}` has all of it"
+        )
     run.recipe = str(run.config.pop("recipe", ""))
     # Lightning's own copy of the model's arguments repeats the resolved config.
     versions = {
@@ -190,6 +195,15 @@ def read_wandb(path: Path) -> Run:
     if isinstance(whole := run.config.get("config"), dict):
         run.config = whole
     return run
+
+
+def earlier_parts(path: Path) -> list[Path]:
+    """Return the folders of a run's earlier parts, in order: wandb makes one each time it is resumed."""
+    folders = path.parent.parent.glob(f"*run-*/{escape(path.name)}")
+    began = {file.parent: file.parent.name.partition("run-")[2] for file in folders}  # Names have the time.
+    return sorted(
+        (one for one in began if began[one] < began.get(path.parent, "")), key=lambda one: began[one]
+    )
 
 
 def was_killed(run: Run) -> bool:

@@ -8,6 +8,9 @@ const MARGIN = {left: 58, right: 14, top: 10, bottom: 40}
 const colourOf = (number, count) => count > PALETTE.length ? String(d3.hcl(360 * number / count, 55, 58)) : PALETTE[number % PALETTE.length]
 const short = value => typeof value === "number" ? String(Number(value.toPrecision(5))) : String(value ?? "-")
 
+// Beside an axis there is room for some seven characters.
+const tickText = value => typeof value === "number" && Math.abs(value) >= 1e6 ? Number(value.toPrecision(5)).toExponential() : short(value)
+
 function numbers(base64) {
   const bytes = Uint8Array.from(atob(base64), c => c.charCodeAt(0))
   return Array.from(new Float64Array(bytes.buffer))
@@ -62,7 +65,7 @@ function logTicks(scale) {
 }
 
 function axis(svg, made, scale, at, label) {
-  const ticks = made.scale(scale).tickFormat(short).tickSizeOuter(0)
+  const ticks = made.scale(scale).tickFormat(tickText).tickSizeOuter(0)
   if (scale.base) ticks.tickValues(logTicks(scale))
   const group = svg.append("g").attr("transform", at).call(ticks)
   if (label) group.append("text").attr("class", "label").attr("fill", "currentColor").text(label)

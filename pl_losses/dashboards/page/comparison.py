@@ -89,6 +89,12 @@ def flatten(config: Any, above: str = "") -> dict[str, object]:
     return found
 
 
+def compared(run: Run) -> dict[str, object]:
+    """Return a run's flat config without its logger: a run's id and folder change no result."""
+    flat = flatten(run.config)
+    return {key: value for key, value in flat.items() if not key.startswith("trainer.logger")}
+
+
 def differs(key: str, configs: Sequence[dict[str, object]]) -> bool:
     """Return whether configs have different values of a key, or only some have one."""
     return len({str(config.get(key)) for config in configs}) > 1

@@ -16,7 +16,7 @@ from pl_losses.core.panels import STAGES, Kind, Panel
 from pl_losses.dashboards.offline.columns import Array, thin_out
 from pl_losses.dashboards.offline.runs import MINUTES, ODD, Item, Run, as_number
 from pl_losses.dashboards.page.images import THUMBNAIL, THUMBNAILS, embedded, fair, files, size
-from pl_losses.monitoring.charts import CONFUSION, FIELDS, LINES, row_pictures
+from pl_losses.monitoring.charts import CONFUSION, COUNTED, FIELDS, LINES, row_pictures
 
 Data = dict[str, Any]
 CODES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\a]*\a)|[\x00-\x08\x0e-\x1a]")  # A terminal's.
@@ -148,11 +148,18 @@ class Drawing:
             elif columns:
                 if charted and charted.name == CONFUSION and set(FIELDS[CONFUSION]) <= set(columns):
                     columns, rows = matrix(columns, as_text(rows))
+                    if len(rows) <= COUNTED and self.pictured(run, key):
+                        continue
                 title = self.title(panel.title, run)
                 yield {"kind": "table", "run": run, "title": title, **self.cut(columns, rows)}
         if chart:
             title = chart.texts.get("title", panel.title)
             yield {"kind": "lines", "title": title, "x": chart.texts.get("xname", ""), "lines": lines}
+
+    def pictured(self, run: int, key: str) -> bool:
+        """Return whether a run has a picture of a confusion matrix, by the key of its table."""
+        pictures = self.runs[run].items.get("picture", {}).get(key.removesuffix("_table") + "_matrix")
+        return bool(pictures and files(self.runs[run], pictures[-1]))
 
     def series(self, columns: list[str], rows: list[list[Any]]) -> Iterator[Data]:
         """Yield the lines of a table of W&B's line series."""

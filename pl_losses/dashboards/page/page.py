@@ -22,6 +22,7 @@ from pl_losses.core.panels import PROGRESS, Kind, Section, automatic, fitting, j
 from pl_losses.dashboards.offline.runs import Run
 from pl_losses.dashboards.page.comparison import (
     classes_of,
+    compared,
     differences,
     differs,
     finals,
@@ -89,7 +90,7 @@ def build_page(
     """
     names = distinct([run.name for run in runs])
     title = title or " · ".join(dict.fromkeys(origin(run) or run.name for run in runs))
-    configs = [dict(one) for one in drawn] or [flatten(run.config) for run in runs]
+    configs = [dict(one) for one in drawn] or [compared(run) for run in runs]
     drawing = Drawing(runs, names)
     sections = [*_comparison(runs, configs, metric), *_sections(runs, drawing)]
     if system := list(drawing.system()):

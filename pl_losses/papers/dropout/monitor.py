@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.loaders import SeenSamples, Stage, evaluation_loaders, unrepeated_rows
+from pl_losses.core.metrics import name_class
 from pl_losses.core.panels import Sections
 from pl_losses.core.precision import wide_type
 from pl_losses.core.rng import fold_in
@@ -344,6 +345,7 @@ class DropoutUncertaintyMonitor(Reading, Callback):
     def _draw(self, trainer: Trainer, stage: Stage) -> None:
         """Draw the results of the last pass over the data on rank zero, with the ranks' parts gathered."""
         seen, self._seen = self._seen, {}
+        name_class(trainer, trainer.lightning_module)
         if not self.pictures or not trainer.loggers or getattr(trainer, "fast_dev_run", False):
             return
         for suffix, summary in seen.items():

@@ -158,13 +158,14 @@ def _most_confident(lines: Sequence[ReadLine], count: int) -> list[ReadLine]:
     return sorted(lines, key=lambda line: -line.confidence)[:count]
 
 
-def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
+def draw_lines(lines: Sequence[ReadLine], per_row: int = 4) -> Figure:
     """Draw lines with all candidate cuts (dotted), the answer's cuts (solid) and its characters below.
 
     Titles are the right string and the confidence, in red if the answer is wrong.
     """
+    per_row = min(per_row, len(lines))
     rows = -(-len(lines) // per_row)
-    figure = new_figure(4.2 * per_row, 1.5 * rows)
+    figure = new_figure(3 * per_row, 1.7 * rows)  # Inches: two lines of text stay readable on a page.
     for position, line in enumerate(lines, start=1):
         axes = figure.add_subplot(rows, per_row, position)
         axes.imshow(line.image.numpy(), cmap="gray_r", vmin=0, vmax=1)
@@ -175,11 +176,11 @@ def draw_lines(lines: Sequence[ReadLine], per_row: int = 2) -> Figure:
             axes.axvline(column - 0.5, color="C3", linewidth=1.1)
         for left, right, character in zip(line.columns, line.columns[1:], line.answer, strict=False):
             middle = (left + right) / 2 - 0.5
-            axes.text(middle, len(line.image) + 1, character, ha="center", va="top", color="C3", fontsize=12)
+            axes.text(middle, len(line.image) + 1, character, ha="center", va="top", color="C3", fontsize=13)
         right_one = line.answer == line.right
         reading = line.right if right_one else f"{line.right} read as {line.answer or 'nothing'}"
         color = "black" if right_one else "firebrick"
-        axes.set_title(f"{reading}   (confidence {line.confidence:.1%})", fontsize=11, color=color)
+        axes.set_title(f"{reading}\nconfidence {line.confidence:.1%}", fontsize=13, color=color)
         axes.set_axis_off()
     return figure
 

@@ -49,17 +49,22 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], boundaries: list[int
         boundaries: The first epoch of each stage except the first.
         layers: Number of stages that are pre-training.
     """
-    figure = new_figure(8, 5)
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    # A fit that is cut short, or has no pre-training, has one kind of criterion only.
+    kinds = sorted({"reconstruction" not in name for name in curves})
+    figure = new_figure(8, 2.5 * len(kinds))
+    parts = dict(zip(kinds, figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0], strict=True))
     for name, points in curves.items():
         fine = "reconstruction" not in name
         epochs, values = zip(*points, strict=True)
         # Layers have criteria of different sizes: show how each falls, relative to its start.
         shown = values if fine else [value / values[0] for value in values]
-        (lower if fine else upper).plot(epochs, shown, marker=".", label=name)
-    upper.set_ylabel("reconstruction error\nover that of its first epoch")
-    lower.set(xlabel="epoch", ylabel="validation error, 0 to 1")
-    for axes in (upper, lower):
+        parts[fine].plot(epochs, shown, marker=".", label=name)
+    for fine, axes in parts.items():
+        axes.set_ylabel(
+            "validation error, 0 to 1" if fine else "reconstruction error\nover that of its first epoch"
+        )
+    axes.set_xlabel("epoch")
+    for axes in parts.values():
         for number, epoch in enumerate(boundaries, 2):
             axes.axvline(epoch - 0.5, color="0.6", linestyle="--", linewidth=1)
             name = f"layer {number}" if number <= layers else "fine-tuning"

@@ -72,7 +72,11 @@ def test_rotation_is_about_the_centre_with_the_background_moving_in():
 def test_rotation_takes_the_first_image_of_the_class_and_many_passes(tmp_path, monkeypatch):
     drawn = []
     draw = reports.draw_rotation
-    monkeypatch.setattr(reports, "draw_rotation", lambda *found: drawn.append(found) or draw(*found))
+    monkeypatch.setattr(
+        reports,
+        "draw_rotation",
+        lambda *found, **named: drawn.append((*found, *named.values())) or draw(*found, **named),
+    )
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
     model = DropoutClassifier(network=network, samples=2)

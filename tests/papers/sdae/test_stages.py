@@ -12,6 +12,7 @@ from papers.sdae.stacks import EPOCHS, data, make, train
 
 from pl_losses import StackedDenoisingAutoencoder
 from pl_losses.data import Digits
+from pl_losses.papers.sdae.drawing import draw_curves
 
 
 class Seen(StackedDenoisingAutoencoder):
@@ -289,3 +290,8 @@ def test_data_that_do_not_fit_are_refused_at_once(tmp_path):
         train(tmp_path).fit(make(), Digits(batch_size=300))
     with pytest.raises(ValueError, match="`max_epochs`"):
         train(tmp_path, epochs=-1).fit(make(), data())
+
+
+def test_curves_have_no_empty_axes():
+    layers, errors = {"val/reconstruction_1": [(0, 2.0), (1, 1.0)]}, {"val/error": [(2, 0.5), (3, 0.25)]}
+    assert [len(draw_curves(found, [], 1).axes) for found in (layers, errors, layers | errors)] == [1, 1, 2]
