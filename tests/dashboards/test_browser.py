@@ -77,7 +77,10 @@ async function use() {
   all("main details").forEach(one => { one.open = true })
   seen.charts = all(".panel.lines, .panel.histogram, .panel.parallel").length
   // A busy machine takes its time.
-  for (let tries = 0; tries < 20 && Number(document.body.dataset.drawn ?? 0) < seen.charts; tries++) await wait()
+  for (let tries = 0; tries < 20; tries++) {
+    if (Number(document.body.dataset.drawn ?? 0) >= seen.charts) break
+    await wait()
+  }
   await wait()
   seen.drawn = Number(document.body.dataset.drawn)
   seen.curves = curves("Loss")
@@ -85,7 +88,8 @@ async function use() {
   seen.histograms = all("canvas").filter(inked).length
   seen.pictures = all(".pictures img, td img").filter(one => one.naturalWidth === 20).length
   seen.wide = at("#runs").scrollWidth > innerWidth
-  seen.cut = all(".panel.lines .tick text").filter(one => one.getBoundingClientRect().left < one.closest(".panel").getBoundingClientRect().left)
+  const left = one => one.getBoundingClientRect().left
+  seen.cut = all(".panel.lines .tick text").filter(one => left(one) < left(one.closest(".panel")))
     .map(one => one.textContent)
   seen.entries = all("#contents a").map(one => one.textContent)
   seen.lines = all(".parallel path.run").length
