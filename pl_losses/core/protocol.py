@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from statistics import mean
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 
 from pl_losses.core.experiment import Experiment, Recording, progress_bar, quiet
-from pl_losses.core.figures import Figure, new_axes
+from pl_losses.core.figures import Axes, Figure, new_axes
 from pl_losses.core.results import Row, changed, interval, text
 
 CHOICE = 1000  # The seed of the choice; those that are reported begin at 0.
@@ -232,6 +232,18 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def draw_line(axes: Axes, places: Sequence[float], found: Sequence[Measured], label: str) -> None:
+    """Draw results over ``places`` as a line with their 95 % intervals; one that diverged is left out."""
+    means, below, above = [], [], []
+    for one in found:
+        row, middle = one.row(), one.value if isfinite(one.value) else nan
+        low, high = (middle if row.get(end) is None else row[end] for end in ("low", "high"))
+        means.append(middle)
+        below.append(middle - low)
+        above.append(high - middle)
+    axes.errorbar(places, means, [below, above], fmt="o-", capsize=3, label=label)
 
 
 def table(kept: Experiment) -> list[dict[str, Any]]:
