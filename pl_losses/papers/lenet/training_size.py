@@ -24,7 +24,7 @@ SUFFIX = ", distorted"
 
 
 @typed
-def training_size(
+def reproduce(
     sizes: list[int] | None = None,
     seeds: int = 3,
     dataset: Literal["mnist", "digits"] = "mnist",
