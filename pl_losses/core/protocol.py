@@ -160,6 +160,12 @@ def measure(
     return found
 
 
+def plain_trainer(**options: Any) -> pl.Trainer:
+    """Build a Trainer on one device that keeps and shows nothing, with further options."""
+    plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return pl.Trainer(**plain | {"enable_model_summary": False, "devices": 1} | options)
+
+
 def trained(model: pl.LightningModule, data: Any, epochs: int, held_out: bool, **options: Any) -> Score:
     """Train a classifier of the suite without a logger, and return its error on "val" or "test".
 
@@ -170,10 +176,8 @@ def trained(model: pl.LightningModule, data: Any, epochs: int, held_out: bool, *
         held_out: Whether the error is that on the held-out training data.
         options: Of the Trainer.
     """
-    plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    plain |= {"enable_model_summary": False, "devices": 1, "check_val_every_n_epoch": max(epochs, 1)}
     with quiet():
-        trainer = pl.Trainer(max_epochs=epochs, **plain | options)
+        trainer = plain_trainer(**{"max_epochs": epochs, "check_val_every_n_epoch": max(epochs, 1)} | options)
         trainer.fit(model, data)
         (found,) = (trainer.validate if held_out else trainer.test)(model, data, verbose=False)
     split = "val" if held_out else "test"

@@ -277,5 +277,5 @@ def number(value: float | None) -> str:
     ('12.0', '0.000457', '1547')
     """
     if value is None or not isfinite(value):
-        return {inf: "diverged"}.get(value or 0.0, "")
+        return "diverged" if value == inf else ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"

@@ -65,14 +65,14 @@ def reproduce(
     # Sets may also be the user's own, see `_refuse`.
     names = names_of("sets", sets, list(SETTINGS), others=True)
     chosen = names_of("columns", columns, list(COLUMNS))
-    _refuse(names, chosen, root, splits, samples, repeats, seed, epochs_scale)
-    arguments = {
+    arguments: dict[str, Any] = {
         "splits": splits,
         "samples": samples,
         "repeats": repeats,
         "seed": seed,
         "epochs_scale": epochs_scale,
     }
+    _refuse(names, chosen, root, **arguments)
     kept = Experiment(folder, arguments)
     read = partial(Case.read, splits=splits, samples=samples, repeats=repeats, seed=seed, scale=epochs_scale)
     # The small sets first, for early results.
@@ -139,6 +139,7 @@ def _refuse(
     names: list[str],
     columns: list[str],
     root: str | None,
+    *,
     splits: int | None,
     samples: int,
     repeats: int,
