@@ -22,7 +22,7 @@ def counted(monkeypatch):
 
     Torch's own layers, whose samples are rows, go the same ways as all others here.
     """
-    monkeypatch.setattr("pl_losses.papers.dropout.sampling.sampling.in_rows", lambda *_: None)
+    monkeypatch.setattr("pl_losses.papers.dropout.sampling.sampling.in_rows", lambda *_, **__: None)
     counts = {"many": 0, "replayed": 0, "whole": 0}
     many, one = module_under_test.VectorizedSampler._chunk, module_under_test.VectorizedSampler._one
 

@@ -177,7 +177,7 @@ def test_what_comes_before_the_first_dropout_runs_once(chunk):
 
 def test_memory_is_bounded_by_the_chunk_or_else_by_a_default(monkeypatch):
     sizes, real = [], module_under_test._samples
-    monkeypatch.setattr("pl_losses.papers.dropout.sampling.sampling.in_rows", lambda *_: None)
+    monkeypatch.setattr("pl_losses.papers.dropout.sampling.sampling.in_rows", lambda *_, **__: None)
     monkeypatch.setattr(module_under_test, "_samples", lambda count: (sizes.append(count), real(count))[1])
     module = nn.Sequential(nn.Linear(8, 100), nn.Dropout(P), nn.Linear(100, 50))
     mc_samples(module, torch.ones(10, 8), 20, chunk=7, seed=0)
