@@ -196,8 +196,8 @@ def page() -> str:
                 counts[verdict] += 1
         about = f"## {name}\n\n{made.title()} {reference(name.partition('/')[0])}\n"
         parts.append(f"{about}\n{section(rows)}\n")
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return PAGE.format(verdicts=f"Rows beside a published number: {told}.") + "\n" + "\n".join(parts)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return PAGE.format(verdicts=f"Rows beside a published number: {counted}.") + "\n" + "\n".join(parts)
 
 
 def filled(text: str) -> str:
