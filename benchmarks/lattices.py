@@ -351,10 +351,10 @@ def contestants(batch: Batch, kind: str, target: bool) -> dict[str, Action | Non
 
 LABEL = {
     "ours": "`SegmentLattice`",
-    "gtn, expert": "gtn, an expert's: classes reduced before, 16 samples a graph",
+    "gtn, expert": "gtn, an expert's: classes joined before, 16 samples in a graph",
     "gtn, kept": "gtn, its graphs kept",
     "gtn, usual": "gtn, the usual way",
-    "struct, reduced": "torch-struct 0.5, classes reduced before",
+    "struct, reduced": "torch-struct 0.5, classes joined before",
     "struct": "torch-struct 0.5 SemiMarkov",
     "recurrence": "the recurrence in whole tensors, autograd",
     "loop": "Python loop over torch scalars",
@@ -495,7 +495,7 @@ def table_of_pair(samples: int, turns: int) -> None:
     rows = [
         ["`discriminative_forward_loss`", cell(found, "ours", None)],
         ["recurrences by autograd", cell(found, "recurrence", None)],
-        ["its share of an expert's gtn (at most 0.6)", f"**{share}**" if missed else share],
+        ["our time over that of an expert's gtn (at most 0.6)", f"**{share}**" if missed else share],
     ]
     table([f"B = {samples}, both", "forward and backward"], *rows)
 
@@ -522,7 +522,7 @@ def table_of_memory() -> None:
 
             cells.append(f"{1e6 * peak(run) / (4 * penalties.numel()):.2g}")
         rows.append([" x ".join(map(str, shape)), *cells])
-    table(["peak memory over the penalties', [B, N, K, C]", "free", "free and target"], *rows)
+    table(["peak memory divided by that of the penalties [B, N, K, C]", "free", "free and target"], *rows)
 
 
 def main() -> None:

@@ -586,9 +586,9 @@ def table_of_shares(found: list[list[Seconds]]) -> None:
         ("PReLU, every step", "prelu", 1),
         ("all three, every step", "all", None),
         ("all three, a step not logged", "not logged", None),
-        ("of which measuring itself", "nothing", None),
+        ("the measurement alone", "nothing", None),
         ("all three, every 50 steps", "all, every 50", None),
-        ("the same less measuring itself", "all, every 50, net", 2),
+        ("the same without the measurement", "all, every 50, net", 2),
     ):
         cells = [f"{100 * median(one[name] / one['bare'] for one in turns):.2g}" for turns in found]
         if target is not None:
@@ -614,12 +614,16 @@ def table_of_peers(found: list[list[Seconds]]) -> None:
         ("an empty row with W&B, by the step", "wandb, empty, by steps", BY),
         ("a constant row of the same scalars, by the step", "wandb, constant, by steps", BY),
         ('`wandb.watch(log="all")` with W&B, by the step', "wandb, watch, by steps", BY),
-        ("its histograms in one row of an expert, by the step", "wandb, expert, by steps", BY),
+        ("its histograms, logged by hand in one row, by the step", "wandb, expert, by steps", BY),
         ("all three, process and W&B's service", "wandb, all, whole", WHOLE),
         ("an empty row, process and W&B's service", "wandb, empty, whole", WHOLE),
         ("a constant row of the same scalars, process and W&B's service", "wandb, constant, whole", WHOLE),
         ('`wandb.watch(log="all")`, process and W&B\'s service', "wandb, watch, whole", WHOLE),
-        ("its histograms in one row of an expert, process and W&B's service", "wandb, expert, whole", WHOLE),
+        (
+            "its histograms, logged by hand in one row, process and W&B's service",
+            "wandb, expert, whole",
+            WHOLE,
+        ),
         ("all three, W&B's service", "wandb, all, service", "wandb, all, service"),
         ('`wandb.watch(log="all")`, W&B\'s service', "wandb, watch, service", "wandb, all, service"),
         ("all three, MB of the run's file", "wandb, all, bytes", "wandb, all, bytes"),

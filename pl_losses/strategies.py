@@ -30,10 +30,9 @@ State = dict[str, Any]  # What a checkpoint, an optimizer or a loader keeps, by 
 class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2 over all ranks: parameters, gradients and optimizer state sharded, one checkpoint file.
 
-    Lightning's ModelParallelStrategy takes the number of nodes as the size of the data-parallel group, and so
-    shards nothing on one machine; this one takes the number of ranks. Its one-file checkpoint is that of any
-    other
-    strategy: it numbers parameters in the optimizer's order, not in the module's as Lightning does.
+    Lightning's ModelParallelStrategy shards over the nodes, and so shards nothing on one machine. This one
+    shards over all ranks. You can load its one-file checkpoint under any other strategy: parameters have
+    their numbers in the optimizer's order. Lightning's would have them in the module's order.
 
     Args:
         save_distributed_checkpoint: Whether every rank saves its shard, instead of one file with everything.
@@ -172,17 +171,17 @@ class DDPPerModule(DDPStrategy):
     """DDP for modules with several optimizers: gradients are averaged by submodule, not all together.
 
     It is chosen by ``strategy="ddp_per_module"``. Plain DDP waits in every backward pass for the gradients of
-    all parameters, and fails if a pass concerns one network only, as in a GAN. Here gradients are awaited
-    separately for each direct child of the LightningModule (each item of a ModuleList or ModuleDict), for
-    each parameter of the LightningModule itself, and for parameters that children share. A child that takes
-    no part in a pass, or is frozen in it, costs nothing, and ``find_unused_parameters`` is not needed. The
-    module itself is not wrapped: names, checkpoints, hooks and calls are those of a single process, and any
-    method of a child may be called, not only ``forward``.
+    all parameters. It fails if a pass has those of one network only, as in a GAN. Here the strategy waits
+    for each direct child of the LightningModule by itself. A child is also an item of a ModuleList or
+    ModuleDict, or a parameter of the LightningModule itself. Parameters that children share are waited for
+    by themselves, too. A child may take no part in a pass, or be frozen in it. Then it costs nothing, and
+    ``find_unused_parameters`` is not needed. The module itself is not wrapped: names, checkpoints, hooks and
+    calls are those of a single process. You may call any method of a child, not only ``forward``.
 
-    Pass losses to ``self.manual_backward``; ``loss.backward()`` is refused, as its gradients
-    would stay this rank's own. Under accumulation nothing is sent until the last pass
-    (``accumulate_grad_batches``, ``toggle_model(sync_grad=False)`` or ``strategy.block_backward_sync()``).
-    Lightning counts every optimizer's step, on any strategy; see :func:`step_uncounted`.
+    Pass losses to ``self.manual_backward``. ``loss.backward()`` is refused: its gradients would be of this
+    rank only. Under accumulation nothing is sent until the last pass (``accumulate_grad_batches``,
+    ``toggle_model(sync_grad=False)`` or ``strategy.block_backward_sync()``). Lightning counts every
+    optimizer's step, under any strategy; see :func:`step_uncounted`.
 
     Args:
         broadcast_buffers: Whether all ranks get rank zero's buffers (running statistics) after each step.

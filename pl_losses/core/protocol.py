@@ -257,7 +257,7 @@ def table(kept: Experiment) -> list[dict[str, Any]]:
         method, setting, seed, held_out = result["job"]
         value, error, _ = result["score"]
         row = {"method": method, "setting": json.dumps(setting), "seed": seed}
-        row |= {"scored_on": "held-out training data" if held_out else "test set"}
+        row |= {"stage": "choice" if held_out else "result"}
         rows.append(row | {"score": value, "standard_error": error, "seconds": round(result["seconds"], 1)})
     return rows
 

@@ -229,9 +229,10 @@ def section(rows: Sequence[Mapping[str, str]]) -> str:
     rules = ["---:" if title in ("published", "measured", "seeds") else "---" for title in shown]
     lines = [f"| {' | '.join(cells)} |" for cells in (shown, rules, *zip(*shown.values(), strict=True))]
     lines += ["", *(f"[{place}] {note}\n" for place, note in enumerate(notes, 1))]
-    minutes = sum(row.seconds for row in known) / 60
+    seconds = sum(row.seconds for row in known)
+    spent = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} s"
     when = ", ".join(sorted({row["date"] for row in rows}))
-    return "\n".join([*lines, f"{minutes:.0f} minutes in all, {when}; {rows[0]['versions']}."])
+    return "\n".join([*lines, f"{spent} in all, {when}; {rows[0]['versions']}."])
 
 
 def published(row: Row, notes: Sequence[str] = ()) -> str:
@@ -273,9 +274,9 @@ def text(rows: Sequence[Row], trial: str = "") -> str:
 def number(value: float | None) -> str:
     """Write a number with three digits, at least.
 
-    >>> number(12.0), number(0.00045671), number(1547.0)
-    ('12.0', '0.000457', '1547')
+    >>> number(12.0), number(0.00045671), number(1547.0), number(99.99)
+    ('12.0', '0.000457', '1547', '100')
     """
     if value is None or not isfinite(value):
         return "diverged" if value == inf else ""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")

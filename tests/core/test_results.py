@@ -82,6 +82,7 @@ def test_the_page(tmp_path, monkeypatch):
     assert "\n[1] From a secondary source.\n" in text
     assert "Rows beside a published number: 1 better, 1 equal, 0 worse." in text
     assert "4 minutes in all" in text  # 90 s each.
+    assert "90 s in all" in results.section(results.kept("lenet/fig9")[:1])
     other = text.partition("## adam/fig4")[2].partition("\n## ")[0]
     assert "Not run yet." in other
 

@@ -29,10 +29,10 @@ class TemporalAveraging(WeightAveraging):
 
     This is done after each batch t in which an optimizer took a step. Validation, the test after training and
     the ``state_dict`` of checkpoints have :math:`\hat\theta_t`. Training goes on with :math:`\theta_t`, also
-    when it is resumed. A fit that is not resumed begins a new average. The same average moves by
-    :math:`\hat\theta_t - \hat\theta_{t-1} = w_t (\theta_t - \hat\theta_{t-1})` with
-    :math:`w_t = (1 - \beta_2) / (1 - \beta_2^t)`, which is computed. Buffers of floating point are averaged
-    too. Other buffers are copied.
+    when it is resumed. A fit that is not resumed begins a new average. What is computed is the same average
+    in another form: :math:`\hat\theta_t = \hat\theta_{t-1} + w_t (\theta_t - \hat\theta_{t-1})` with
+    :math:`w_t = (1 - \beta_2) / (1 - \beta_2^t)`. Buffers of floating point are averaged too. Other buffers
+    are copied.
 
     Args:
         beta2: Decay rate of the average.

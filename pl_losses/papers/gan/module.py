@@ -103,7 +103,7 @@ class GAN(PaperModule):
     compiled = ("generator", "discriminator")
     KEYS: ClassVar[Keys] = {
         "train/discriminator_loss": "the discriminator's loss on real and generated images, in nats",
-        "train/generator_loss": "the generator's loss under the discriminator after its step, in nats",
+        "train/generator_loss": "the generator's loss, in nats, after the discriminator's step",
         "train/real_output": "mean output D(x) on real images, in [0, 1], before the discriminator's step",
         "train/fake_output": "the same on generated ones, D(G(z))",
         "val/loss": "the discriminator's loss on held-out images and as many generated ones, in nats",

@@ -1,4 +1,4 @@
-"""LeCun, Bottou, Bengio and Haffner 1998: LeNet-5 (sections I to III)."""
+"""LeCun, Bottou, Bengio and Haffner 1998: LeNet-5 (sections II and III)."""
 
 from typing import TYPE_CHECKING
 

@@ -39,7 +39,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
 
     To change it, override :meth:`configure_layer` (for convolutions, with :meth:`prepare_input`),
     :meth:`configure_corruption`, :meth:`compute_reconstruction_loss`, :meth:`configure_head`,
-    :meth:`compute_loss`, or :meth:`stage_optimizer` for one of its own for each layer.
+    :meth:`compute_loss`, or :meth:`stage_optimizer`, if each layer needs its own optimizer.
 
     Args:
         in_features: Elements D of an input.

@@ -51,8 +51,8 @@ class StyleTransfer(PaperModule):
     each rank has contents of its own. With ``"tiles_together"`` the ranks share the tiles of the same
     contents.
 
-    It logs :attr:`KEYS` once for each step of the optimizer, of the last evaluation of the loss in that step.
-    An evaluation is a forward and a backward pass. L-BFGS makes about 20 of them in a step.
+    It logs :attr:`KEYS` once for each step of the optimizer. A step evaluates the loss several times, about
+    20 times with L-BFGS. The last evaluation is logged. Each is a forward and a backward pass.
 
     Args:
         alpha: Factor of the content loss, eq. 1. Default: the preset's, 1e-3 for the paper.

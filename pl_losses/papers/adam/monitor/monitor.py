@@ -96,10 +96,11 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/<group>/lr": "Learning rate alpha.",
         "adam/<group>/coordinates": "Number of coordinates that the step changed.",
         "adam/<group>/step_max": "t, the largest step count of a parameter.",
-        "adam/<group>/step_min": "The smallest: a parameter without gradients falls behind.",
+        "adam/<group>/step_min": "The smallest step count. A parameter without gradients falls behind.",
         "adam/<group>/bias_correction1": "1 - beta1^t.",
         "adam/<group>/bias_correction2": "1 - beta2^t (not AdaMax).",
-        "adam/<group>/effective_step": "sqrt(1 - beta2^t) / (1 - beta1^t), or what the optimizer has for it.",
+        "adam/<group>/effective_step": "sqrt(1 - beta2^t) / (1 - beta1^t), or its like"
+        " (NAdam, RAdam, AdaMax).",
         "adam/<group>/effective_lr": "Learning rate times `effective_step`.",
         "adam/<group>/m_norm": "Euclidean norm of the first moment, in units of the gradient.",
         "adam/<group>/m_hat_norm": "The same, its bias corrected.",
