@@ -11,21 +11,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Of a file that is there already, the line below which a block goes.
-PLACES = {"__init__.py": "if TYPE_CHECKING:", "losses.py": "if TYPE_CHECKING:"}
-PLACES |= {"module_table.py": "CASES = {", "function_table.py": "CALLS = {"}
+# Of a file that is there already, the lines below which its blocks go.
+PLACES = {"__init__.py": ["if TYPE_CHECKING:"], "losses.py": ["if TYPE_CHECKING:"]}
+PLACES |= {"module_table.py": ["CASES = {"], "function_table.py": ["CALLS = {"]}
+PLACES["papers.md"] = ["| --- | --- | --- |", "and that page to the code.\n", ":hidden:\n"]
 
 
 def blocks():
-    """Path to what goes there: of a paragraph that begins with paths in bold, the blocks in their order."""
+    """Paths and what goes there: of a paragraph that begins with paths in bold, the blocks in their order."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    found, waiting = {}, []
+    found, waiting = [], []
     # A page has blocks of its own, within tildes.
     for paths, _, block in re.findall(r"^(\*\*`[^\n]*)$|^(```|~~~)\w+\n(.*?)^\2$", text, re.M | re.S):
         if paths:
             waiting = re.findall(r"\*\*`([^`]+)`\*\*", paths)
         elif waiting:
-            found[waiting.pop(0)] = block
+            found.append((waiting[0], block))
+            waiting = waiting[1:] or waiting  # The last path may have more than one block.
     return found
 
 
@@ -34,10 +36,11 @@ def build(folder, *more):
     for name in ("pl_losses", "recipes", *more):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for path, block in blocks().items():
+    places = {name: iter(lines) for name, lines in PLACES.items()}
+    for path, block in blocks():
         file = folder / path
         if file.is_file():
-            before, line, after = file.read_text().partition(f"{PLACES[file.name]}\n")
+            before, line, after = file.read_text().partition(f"{next(places[file.name])}\n")
             assert line, path
             file.write_text(before + line + block + after)
         elif path.split("/")[0] in ("pl_losses", "recipes", *more):
@@ -102,24 +105,24 @@ def test_the_ninth_paper_trains_shows_and_shares_its_ranks(tmp_path):
     assert "summary:test/recall_at_1" in json.dumps(view)
 
 
-SUITE = ["core/test_imports.py", "core/test_lazy.py", "test_docs.py", "test_functions.py", "test_copies.py"]
-SUITE += [
-    "dashboards/test_workspace.py",
-    "recipes/test_run.py",
-    "distributed/test_modules.py",
-    "core/test_states.py",
-    "test_constructors.py",
+# Tests of the tree as a whole, and those that are made for each paper, page, recipe, module or function.
+WHOLE = ["core/test_imports.py", "core/test_lazy.py", "test_docs.py", "test_signatures.py"]
+EACH = [
+    *("test_functions.py", "test_copies.py", "test_constructors.py", "test_docs_run.py"),
+    *("core/test_states.py", "cli/test_reproduce.py", "dashboards/test_workspace.py"),
+    *("recipes/test_run.py", "distributed/test_modules.py"),
 ]
 
 
 @pytest.mark.slow
 def test_the_ninth_paper_passes_the_tests_of_all_papers(tmp_path):
-    build(tmp_path, "docs", "tests")
-    for name in ("README.md", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    tests = [f"tests/{name}" for name in SUITE]
-    chosen = "facenet or FaceNet or triplet or arrow or circle or table or face"
-    python(tmp_path, "-m", "pytest", "-q", "-n", "0", "-k", chosen, *tests, "tests/papers/facenet")
+    build(tmp_path, "docs", "tests", "benchmarks")
+    for path in ROOT.glob("*.*"):
+        if path.is_file() and not (tmp_path / path.name).exists():
+            shutil.copy(path, tmp_path)
+    whole, each = ([f"tests/{name}" for name in names] for names in (WHOLE, EACH))
+    python(tmp_path, "-m", "pytest", "-q", "-n", "0", *whole, "tests/papers/facenet")
+    python(tmp_path, "-m", "pytest", "-q", "-n", "0", "-k", "facenet or FaceNet or triplet or table", *each)
     python(tmp_path, "-m", "pytest", "-q", "-n", "0", "--doctest-modules", "pl_losses/papers/facenet")
     python(tmp_path, "-m", "ruff", "check", "--fix", "pl_losses", "tests")
     python(tmp_path, "-m", "ruff", "format", "--check", "pl_losses", "tests")

@@ -137,12 +137,12 @@ def online_asked(effective: Config, flags: Flags) -> bool:
         flags: The options.
     """
     trainer = dict(effective.get("trainer") or {})
-    told = {name.rpartition(".")[2]: WORDS.get(str(value).lower(), value) for name, value in flags}
-    if told.get("fast_dev_run", trainer.get("fast_dev_run")):
+    given = {name.rpartition(".")[2]: WORDS.get(str(value).lower(), value) for name, value in flags}
+    if given.get("fast_dev_run", trainer.get("fast_dev_run")):
         return False
     fill_logger({"trainer": trainer}, effective)
     own = [one for one in loggers(trainer) if str(one.get("class_path")).endswith("WandbLogger")]
-    words = {key: told[key] for key in ("offline", "mode") if key in told}
+    words = {key: given[key] for key in ("offline", "mode") if key in given}
     return any(goes_online({"init_args": one.get("init_args", {}) | words}) for one in own)
 
 

@@ -115,7 +115,7 @@ def help_for(name: str) -> str:
     return signatures.describe_function(function) if function else name
 
 
-def check(name: str, flags: list[tuple[str, str | None]]) -> None:
+def check(name: str, flags: Flags) -> None:
     """Refuse names that are surely wrong, before torch is loaded.
 
     Raises:
@@ -131,7 +131,7 @@ def check(name: str, flags: list[tuple[str, str | None]]) -> None:
             raise UsageError(f"Unknown option `--{flag}`{hint}")
 
 
-def run(name: str, flags: list[tuple[str, str | None]]) -> int:
+def run(name: str, flags: Flags) -> int:
     """Parse the options, make the table or figure, and return the exit status.
 
     Raises:

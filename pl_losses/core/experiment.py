@@ -156,15 +156,15 @@ class Experiment:
         from pl_losses.core.manifests import papers_of, reproduced
 
         known = reproduced().get(name)
-        told = about(name, name, "reproduce", papers_of([known.function] if known else []))
-        told["settings"].silent = mode == "offline"
+        options = about(name, name, "reproduce", papers_of([known.function] if known else []))
+        options["settings"].silent = mode == "offline"
         run = wandb.init(
             project="pl_losses",
             dir=self.folder,
             mode=mode,
             config=dict(self.arguments if config is None else config),
             reinit="create_new",
-            **told,
+            **options,
         )
         shown: dict[str, object] = {key: wandb.Image(figure) for key, figure in pictures.items()}
         for key, rows in tables.items():

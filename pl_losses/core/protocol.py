@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from statistics import mean
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 
 from pl_losses.core.experiment import Experiment, Recording, progress_bar, quiet
-from pl_losses.core.figures import Figure, new_axes
+from pl_losses.core.figures import Axes, Figure, new_axes
 from pl_losses.core.results import Row, changed, interval, text
 
 CHOICE = 1000  # The seed of the choice; those that are reported begin at 0.
@@ -160,6 +160,12 @@ def measure(
     return found
 
 
+def plain_trainer(**options: Any) -> pl.Trainer:
+    """Build a Trainer on one device that keeps and shows nothing, with further options."""
+    plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return pl.Trainer(**plain | {"enable_model_summary": False, "devices": 1} | options)
+
+
 def trained(model: pl.LightningModule, data: Any, epochs: int, held_out: bool, **options: Any) -> Score:
     """Train a classifier of the suite without a logger, and return its error on "val" or "test".
 
@@ -170,10 +176,8 @@ def trained(model: pl.LightningModule, data: Any, epochs: int, held_out: bool, *
         held_out: Whether the error is that on the held-out training data.
         options: Of the Trainer.
     """
-    plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    plain |= {"enable_model_summary": False, "devices": 1, "check_val_every_n_epoch": max(epochs, 1)}
     with quiet():
-        trainer = pl.Trainer(max_epochs=epochs, **plain | options)
+        trainer = plain_trainer(**{"max_epochs": epochs, "check_val_every_n_epoch": max(epochs, 1)} | options)
         trainer.fit(model, data)
         (found,) = (trainer.validate if held_out else trainer.test)(model, data, verbose=False)
     split = "val" if held_out else "test"
@@ -232,6 +236,18 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def draw_line(axes: Axes, places: Sequence[float], found: Sequence[Measured], label: str) -> None:
+    """Draw results over ``places`` as a line with their 95 % intervals; one that diverged is left out."""
+    means, below, above = [], [], []
+    for one in found:
+        row, middle = one.row(), one.value if isfinite(one.value) else nan
+        low, high = (middle if row.get(end) is None else row[end] for end in ("low", "high"))
+        means.append(middle)
+        below.append(middle - low)
+        above.append(high - middle)
+    axes.errorbar(places, means, [below, above], fmt="o-", capsize=3, label=label)
 
 
 def table(kept: Experiment) -> list[dict[str, Any]]:

@@ -196,8 +196,8 @@ def page() -> str:
                 counts[verdict] += 1
         about = f"## {name}\n\n{made.title()} {reference(name.partition('/')[0])}\n"
         parts.append(f"{about}\n{section(rows)}\n")
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return PAGE.format(verdicts=f"Rows beside a published number: {told}.") + "\n" + "\n".join(parts)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return PAGE.format(verdicts=f"Rows beside a published number: {counted}.") + "\n" + "\n".join(parts)
 
 
 def filled(text: str) -> str:
@@ -278,5 +278,5 @@ def number(value: float | None) -> str:
     ('12.0', '0.000457', '1547', '100')
     """
     if value is None or not isfinite(value):
-        return {inf: "diverged"}.get(value or 0.0, "")
+        return "diverged" if value == inf else ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")

@@ -131,29 +131,40 @@ class TensorDataModule(OfLightning, LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Return the training batches: shuffled, unless the Trainer overfits some batches."""
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader("train", shuffle=not overfit, pad=True)
+        return self.loader_of("train", shuffle=not overfit, pad=True)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Return the validation batches; an empty list when there is no validation split."""
         if "val" in self.tensors:
-            return self._loader("val")
+            return self.loader_of("val")
         # Lightning takes the list as a loader without batches.
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
         return []
 
     def test_dataloader(self) -> BatchLoader:
         """Return the test batches."""
-        return self._loader("test")
+        return self.loader_of("test")
 
     def predict_dataloader(self) -> BatchLoader:
         """Return the batches to predict: the test batches unless :meth:`load` returns a split "predict"."""
-        return self._loader("predict" if "predict" in self.tensors else "test")
+        return self.loader_of("predict" if "predict" in self.tensors else "test")
 
     def predict_names(self) -> list[str] | None:
         """Return names of the samples to predict, in order: ``pl-losses predict`` writes them."""
         return None
 
-    def _loader(self, split: str, shuffle: bool = False, pad: bool = False) -> BatchLoader:
+    def loader_of(self, split: str, *, shuffle: bool = False, pad: bool = False) -> BatchLoader:
+        """Return the batches of a split.
+
+        Args:
+            split: Such as "train".
+            shuffle: Whether the order is another one in each epoch.
+            pad: Whether all ranks get as many samples, some of them twice.
+
+        Raises:
+            RuntimeError: If the split is not loaded yet.
+            ValueError: If there is none.
+        """
         if split not in self.tensors:
             there = ", ".join(sorted(self.tensors)) or "nothing"
             stages = {"train": {"fit"}, "val": {"fit", "validate"}}.get(split, {"test", "predict"})

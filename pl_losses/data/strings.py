@@ -219,8 +219,9 @@ class DigitStrings(TensorDataModule):
             self._drawn = (split, epoch), order.to(device)
         return self._drawn[1].to(device)
 
-    def _loader(self, split: str, shuffle: bool = False, pad: bool = False) -> BatchLoader:
-        base = super()._loader(split, shuffle, pad)
+    def loader_of(self, split: str, *, shuffle: bool = False, pad: bool = False) -> BatchLoader:
+        """Return the batches of a split; those of strings are composed anew in each epoch."""
+        base = super().loader_of(split, shuffle=shuffle, pad=pad)
 
         def transform(batch: Batch, generator: torch.Generator) -> Batch:
             epoch = loader.epoch if split == "train" else 0

@@ -66,20 +66,45 @@ def private(name):
     return re.fullmatch("_[a-zA-Z0-9][a-zA-Z0-9_]*", name) and name not in PYTHONS
 
 
-def names_in(tree):
-    """Private names that a module reads of others, as attributes, imports or text."""
-    # Neither docstrings nor parts of f-strings, which make the suite's own names.
+def start_of(node):
+    """What text that is put together begins with."""
+    if isinstance(node, ast.JoinedStr):
+        return start_of(node.values[0]) if node.values else ""
+    if isinstance(node, ast.BinOp):
+        return start_of(node.left)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def is_own(node):
+    """Whether it is ``self``, ``cls`` or ``super()``."""
+    return ast.unparse(node) in ("self", "cls", "super()")
+
+
+def foreign_names(tree, everywhere=frozenset()):
+    """Private names of others that a module uses, as attributes, imports, keywords or text.
+
+    ``everywhere`` are those that the suite defines: what a class reads of itself may be its base's.
+    """
+    own = set(own_names(tree))
+    # Neither docstrings nor other parts of f-strings, which make the suite's own names.
     prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     prose |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            found = [node.attr]
+            found = {node.attr} - (everywhere if is_own(node.value) else own)
         elif isinstance(node, ast.Import):
-            found = [part for one in node.names for part in one.name.split(".")]
+            found = {part for one in node.names for part in one.name.split(".")}
         elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("pl_losses"):
-            found = [*str(node.module).split("."), *(one.name for one in node.names)]
+            found = {*str(node.module).split("."), *(one.name for one in node.names)}
+        elif isinstance(node, ast.keyword):
+            found = {str(node.arg)}
+        elif isinstance(node, ast.MatchClass):
+            found = {*node.kwd_attrs}
+        elif isinstance(node, (ast.JoinedStr, ast.BinOp)) and re.match("_(?!_)", start_of(node)):
+            yield start_of(node)
+            continue
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-            found = [part for part in re.split(r"\W+", node.value) if part not in ENDINGS]
+            found = {*re.split(r"\W+", node.value)} - {*ENDINGS} - everywhere
         else:
             continue
         yield from filter(private, found)
@@ -114,12 +139,11 @@ def shared_with_bases(kind):
 
 def test_no_other_module_has_foreign_private_names():
     trees = sources()
-    own = {path: set(own_names(tree)) for path, tree in trees.items()}
-    everywhere = set().union(*own.values())
+    everywhere = {name for tree in trees.values() for name in own_names(tree)}
     foreign = {
         str(path.relative_to(ROOT)): found
         for path, tree in trees.items()
-        if "compat" not in path.parts and (found := set(names_in(tree)) - everywhere)
+        if "compat" not in path.parts and (found := set(foreign_names(tree, everywhere)))
     }
     assert not foreign
 
@@ -132,16 +156,26 @@ def test_no_class_overrides_a_private_hook_of_another_package():
 def test_each_way_to_a_private_name_is_seen():
     code = """
 import a._module
-from b import _function
+from b import _function, _same
 x._attribute
+x._same
+x.call(_keyword=1)
 getattr(x, "_read")
+getattr(x, f"_begins_{y}")
+getattr(x, "_" + y)
 vars(x)["_entry"]
 TABLE = {"_orig"}, r"_one\\.|_other\\."
 f"{x}_end"
+self._same
+match x:
+    case Kind(_field=1):
+        pass
 """
-    assert set(names_in(ast.parse(code))) == {
-        *("_module", "_function", "_attribute", "_read", "_entry", "_orig", "_one", "_other")
+    assert set(foreign_names(ast.parse(code), {"_same"})) == {
+        *("_module", "_function", "_same", "_attribute", "_keyword", "_read", "_begins_", "_", "_entry"),
+        *("_orig", "_one", "_other", "_field"),
     }
+    assert "_same" not in foreign_names(ast.parse("def _same(): ...\nself._same\nx._same"), {"_same"})
     assert shared_with_bases(of_lightning.MovedMetric) == {"_apply"}
     assert shared_with_bases(of_lightning.CLIWithoutCheckpoint) == {"_parse_ckpt_path"}
 

@@ -1,11 +1,12 @@
 """Settings are chosen on held-out data, by a seed of their own, and the test set is used once a seed."""
 
-from math import inf
+from math import inf, isnan
 
 import pytest
 
 from pl_losses.core.experiment import PlainExperiment
-from pl_losses.core.protocol import CHOICE, Job, Score, measure, table
+from pl_losses.core.figures import new_axes
+from pl_losses.core.protocol import CHOICE, Job, Measured, Score, draw_line, measure, table
 
 GRIDS = {"a": [{"lr": 1}, {"lr": 2}, {"lr": 3}], "b": [{"lr": 2}]}
 
@@ -61,3 +62,16 @@ def test_an_interrupted_measurement_goes_on(tmp_path, together):
     more = Trainings()
     measure(PlainExperiment(tmp_path / "b", {}), GRIDS, 3, more, together=together)
     assert {job.seed for jobs in more.calls for job in jobs} == {2}
+
+
+def test_a_line_has_intervals_where_there_are_any():
+    """One seed without a test error has none, nor has a training that diverged."""
+    scores = [[Score(0.0)], [Score(inf), Score(2.0)], [Score(1.0, 0.5), Score(2.0, 0.5)]]
+    _, axes = new_axes(2, 2)
+    draw_line(axes, [1, 2, 3], [Measured("a", {}, one, 1.0) for one in scores], "a")
+    (drawn,) = axes.containers
+    assert [value for value in drawn.lines[0].get_ydata() if not isnan(value)] == [0.0, 1.5]
+    alone, diverged, ends = (segment.tolist() for segment in drawn.lines[2][0].get_segments())
+    assert [end for _, end in alone] == [0.0, 0.0]
+    assert not [end for _, end in diverged if not isnan(end)]
+    assert ends[0][1] < 1 < 2 < ends[1][1]

@@ -33,7 +33,7 @@ def make_trainer(tmp_path):
 def pytest_collection_modifyitems(items):
     for item in items:
         if "distributed" in item.nodeid:
-            if not item.get_closest_marker("slow"):
+            if not any(map(item.get_closest_marker, ("slow", "timeout"))):
                 item.add_marker(pytest.mark.timeout(90))
             if not torch.distributed.is_gloo_available():
                 item.add_marker(pytest.mark.skip(reason="needs the gloo backend"))

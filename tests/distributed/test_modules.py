@@ -19,6 +19,8 @@ from pl_losses.cli.predictions import PredictedSamples, of_all_ranks
 from pl_losses.core.base import PaperModule
 from pl_losses.strategies import DDPPerModule
 
+# The first test waits for all modules, in one, two and three processes: a minute and more.
+pytestmark = pytest.mark.timeout(300)
 TRAIN, TEST = 13, 7  # Samples to train on, and to validate and test.
 MORE = 2  # Batches to accumulate.
 ROUNDED = "bfloat16"

@@ -188,8 +188,8 @@ def read_wandb(path: Path) -> Run:
     }
     run.facts |= {name: str(value) for name, value in versions.items()}
     if isinstance(start := run.config.pop("checkpoint", None), dict):
-        told = {"checkpoint": start.get("path"), "checkpoint of run": start.get("run")}
-        run.facts |= {name: str(value) for name, value in told.items() if value}
+        started = {"checkpoint": start.get("path"), "checkpoint of run": start.get("run")}
+        run.facts |= {name: str(value) for name, value in started.items() if value}
     if was_killed(run):
         run.stage = "killed: its process is gone, and no end was recorded"
     if isinstance(whole := run.config.get("config"), dict):

@@ -55,7 +55,7 @@ FIG3 = Reproduced(
 )
 FIG4 = Reproduced(
     "adam/fig4",
-    "pl_losses.papers.adam.fig4.experiment.fig4",
+    "pl_losses.papers.adam.fig4.experiment.reproduce",
     minutes=2.5,
     needs="MNIST",
     quick="--dataset digits --steps 4 --hidden_size 4 --latent_size 2 --log_alpha [-3,-2] --beta2 [0.999]",

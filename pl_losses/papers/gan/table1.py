@@ -24,6 +24,7 @@ from torch.optim.optimizer import ParamsT
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.experiment import names_of, quiet
 from pl_losses.core.files import write_table
+from pl_losses.core.protocol import plain_trainer
 from pl_losses.core.results import Row, write_results
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.loader import Batch
@@ -212,16 +213,12 @@ def under_trainer(network: nn.Module, data: RandomImages, *, steps: int, device:
     """Time the same steps under a Trainer that logs every tenth, in seconds."""
     clock = Clock(device)
     with tempfile.TemporaryDirectory() as folder, quiet():
-        trainer = pl.Trainer(
+        trainer = plain_trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
             max_steps=WARM_UP + steps,
             logger=CSVLogger(folder),
             log_every_n_steps=10,
             callbacks=[clock],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
         )
         trainer.fit(NetworkClassifier(network), data)
     return clock.seconds

@@ -158,7 +158,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {"k-NN": nearest, "SVM poly 4": supp
 
 
 @typed
-def fig9(
+def reproduce(
     classifiers: str | list[str] = "all",
     seeds: int = 3,
     dataset: Literal["mnist", "digits"] = "mnist",

@@ -22,7 +22,7 @@ LENET5 = (
 )
 FIG9 = Reproduced(
     "lenet/fig9",
-    "pl_losses.papers.lenet.fig9.fig9",
+    "pl_losses.papers.lenet.fig9.reproduce",
     panels=reproduction("Fig. 9: test errors beside the published ones", "lenet/fig9"),
     minutes=90,
     needs="MNIST",
@@ -31,7 +31,7 @@ FIG9 = Reproduced(
 )
 TRAINING_SIZE = Reproduced(
     "lenet/training-size",
-    "pl_losses.papers.lenet.training_size.training_size",
+    "pl_losses.papers.lenet.training_size.reproduce",
     panels=reproduction("Fig. 6: test error over the number of images", "lenet/training-size", "sizes"),
     minutes=150,
     needs="MNIST",

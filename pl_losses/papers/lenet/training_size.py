@@ -13,7 +13,7 @@ import torch
 
 from pl_losses.core.experiment import Experiment, Recording
 from pl_losses.core.figures import Figure, new_axes
-from pl_losses.core.protocol import Job, Measured, Score, measure, report, trained
+from pl_losses.core.protocol import Job, Measured, Score, draw_line, measure, report, trained
 from pl_losses.core.results import Row
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.data import MNIST, Digits
@@ -24,7 +24,7 @@ SUFFIX = ", distorted"
 
 
 @typed
-def training_size(
+def reproduce(
     sizes: list[int] | None = None,
     seeds: int = 3,
     dataset: Literal["mnist", "digits"] = "mnist",
@@ -90,12 +90,7 @@ def draw(found: Sequence[Measured], counts: Sequence[int]) -> Figure:
     """Draw the test error over the number of images, with its 95 % interval."""
     figure, axes = new_axes(5.6, 3.6)
     for name, part in (("as they are", found[: len(counts)]), ("distorted", found[len(counts) :])):
-        rows = [one.row() for one in part]
-        ends = [
-            [row["measured"] - row["low"] for row in rows],
-            [row["high"] - row["measured"] for row in rows],
-        ]
-        axes.errorbar(counts, [row["measured"] for row in rows], ends, fmt="o-", capsize=3, label=name)
+        draw_line(axes, counts, part, name)
     axes.plot([60_000, 60_000], list(PUBLISHED.values()), "d", color="0.5", label="published")
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -11,11 +11,10 @@ from math import sqrt
 from time import perf_counter
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 
 from pl_losses.core.experiment import Experiment, Recording, names_of, quiet
-from pl_losses.core.protocol import report
+from pl_losses.core.protocol import plain_trainer, report
 from pl_losses.core.results import Row, interval
 from pl_losses.core.validation import check_counts
 from pl_losses.data.variations import NAMES, Name, Variations
@@ -153,15 +152,7 @@ def _train(name: str, method: str, seed: int, data: Variations, settings: dict[s
     model = configure(method, name, settings, seed)
     data.seed = seed
     with quiet():
-        trainer = pl.Trainer(
-            accelerator="auto",
-            devices=1,
-            max_epochs=3 * settings["pretrain_epochs"] + settings["finetune_epochs"],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = plain_trainer(max_epochs=3 * settings["pretrain_epochs"] + settings["finetune_epochs"])
         trainer.fit(model, data)
         (result,) = trainer.test(model, data, verbose=False)
     values = {end: result[f"test/error{end}"] for end in ("", "_low", "_high")}

@@ -51,7 +51,7 @@ def encode_split(
     model: Denoising, data: TensorDataModule, split: str, *, depth: int
 ) -> tuple[Tensor, Tensor]:
     """Encode a split of a DataModule that is set up: codes [N, H] and labels [N], on the host."""
-    loader = data._loader(split)
+    loader = data.loader_of(split)
     device = next(model.parameters()).device
     parts = [(model.codes(batch[0].to(device), depth).cpu(), batch[1].cpu()) for batch in loader]
     codes, labels = (torch.cat(column) for column in zip(*parts, strict=True))

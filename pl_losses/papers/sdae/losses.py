@@ -61,7 +61,7 @@ def reconstruction_loss(
         >>> reconstruction_loss(decoded, clean, kind="cross_entropy")  # log 2 + log(1 + e^2)
         tensor(2.8201)
     """
-    _check(decoded, clean, touched, kind, sigma, alpha, beta)
+    _check(decoded, clean, touched, kind=kind, sigma=sigma, alpha=alpha, beta=beta)
     decoded, clean = at_least_float32(decoded), at_least_float32(clean)
     weight = None
     if (alpha, beta) != (1.0, 1.0):
@@ -79,6 +79,7 @@ def _check(
     decoded: Tensor,
     clean: Tensor,
     touched: Tensor | None,
+    *,
     kind: str,
     sigma: float,
     alpha: float,

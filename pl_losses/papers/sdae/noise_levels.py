@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pl_losses.core.experiment import Experiment, Recording
 from pl_losses.core.figures import Figure, new_axes
-from pl_losses.core.protocol import Job, Measured, Score, measure, report, trained
+from pl_losses.core.protocol import Job, Measured, Score, draw_line, measure, report, trained
 from pl_losses.core.results import Row
 from pl_losses.core.validation import check_counts, check_share, typed
 from pl_losses.data.variations import Name, Variations
@@ -106,14 +106,8 @@ def draw(found: Sequence[Measured], depths: Sequence[int]) -> Figure:
     figure, axes = new_axes(5.6, 3.6)
     for depth in depths:
         part = [one for one in found if one.setting["layers"] == depth]
-        rows = [one.row() for one in part]
-        means = [row["measured"] for row in rows]
-        ends = [
-            [row["measured"] - row["low"] for row in rows],
-            [row["high"] - row["measured"] for row in rows],
-        ]
-        label = f"{depth} layers" if depth > 1 else "1 layer"
-        axes.errorbar([one.setting["level"] for one in part], means, ends, fmt="o-", capsize=3, label=label)
+        shares = [one.setting["level"] for one in part]
+        draw_line(axes, shares, part, f"{depth} layers" if depth > 1 else "1 layer")
     axes.set_xlabel("share of masked elements")
     axes.set_ylabel("test error, %")
     axes.grid(alpha=0.3)

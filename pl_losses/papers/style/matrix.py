@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 
 from pl_losses.core.experiment import Experiment, Recording, progress_bar, quiet
 from pl_losses.core.figures import Figure, new_figure
-from pl_losses.core.protocol import report
+from pl_losses.core.protocol import plain_trainer, report
 from pl_losses.core.results import Row
 from pl_losses.core.validation import check_integer, check_positive, typed
 from pl_losses.data.pictures import Pictures
@@ -60,8 +59,7 @@ def reproduce(
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
         OSError: If there are no weights.
     """
-    alphas = [1e-5, 1e-4, 1e-3, 1e-2] if ratios is None else ratios
-    numbers = list(range(1, 6)) if depths is None else depths
+    alphas, numbers = ratios or [1e-5, 1e-4, 1e-3, 1e-2], depths or list(range(1, 6))
     for alpha in alphas:
         check_positive("ratios", alpha)
     for number in numbers:
@@ -73,10 +71,8 @@ def reproduce(
         for number, alpha in left:
             started = perf_counter()
             model = StyleTransfer(alpha, style_layers=list(LAYERS[:number]), seed=seed)
-            plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
-            plain |= {"enable_progress_bar": False, "enable_model_summary": False, "devices": 1}
             with quiet():
-                trainer = pl.Trainer(max_epochs=1, **plain)
+                trainer = plain_trainer(max_epochs=1)
                 trainer.fit(model, Pictures(content, style, size, steps=steps, root=root))
             loss, _ = model.evaluate()
             image = (255 * model.result()[0]).round().byte()

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pl_losses.core.experiment import progress_bar
+from pl_losses.core.experiment import Recording, progress_bar
 from pl_losses.core.figures import Axes, Figure, new_figure
 from pl_losses.core.results import Row, write_results
 from pl_losses.core.validation import typed
@@ -26,7 +26,7 @@ NAMES = {True: "with bias correction", False: "without"}
 
 
 @typed
-def fig4(
+def reproduce(
     steps: int = 300,
     at: list[int] | None = None,
     *,
@@ -43,7 +43,7 @@ def fig4(
     together: int | None = None,
     device: str = "auto",
     save_every: float = 60.0,
-    wandb: Literal["offline", "online", "disabled"] = "offline",
+    wandb: Recording = "offline",
 ) -> None:
     """Fig. 4: autoencoders trained with Adam over beta1, beta2, alpha, with and without bias correction.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from time import perf_counter, process_time
-from typing import Any, Literal
+from typing import Any
 
-from pl_losses.core.experiment import Experiment, names_of, progress_bar
+from pl_losses.core.experiment import Experiment, Recording, names_of, progress_bar
 from pl_losses.core.validation import check_counts, check_integer, check_positive, typed
 from pl_losses.data import uci
 from pl_losses.data.download import data_root
@@ -33,7 +33,7 @@ def reproduce(
     repeats: int = 3,
     seed: int = 0,
     epochs_scale: float = 1.0,
-    wandb: Literal["offline", "online", "disabled"] = "offline",
+    wandb: Recording = "offline",
 ) -> None:
     """Table 1: RMSE and log-likelihood of dropout networks on UCI sets, beside the published ones.
 
@@ -65,14 +65,14 @@ def reproduce(
     # Sets may also be the user's own, see `_refuse`.
     names = names_of("sets", sets, list(SETTINGS), others=True)
     chosen = names_of("columns", columns, list(COLUMNS))
-    _refuse(names, chosen, root, splits, samples, repeats, seed, epochs_scale)
-    arguments = {
+    arguments: dict[str, Any] = {
         "splits": splits,
         "samples": samples,
         "repeats": repeats,
         "seed": seed,
         "epochs_scale": epochs_scale,
     }
+    _refuse(names, chosen, root, **arguments)
     kept = Experiment(folder, arguments)
     read = partial(Case.read, splits=splits, samples=samples, repeats=repeats, seed=seed, scale=epochs_scale)
     # The small sets first, for early results.
@@ -139,6 +139,7 @@ def _refuse(
     names: list[str],
     columns: list[str],
     root: str | None,
+    *,
     splits: int | None,
     samples: int,
     repeats: int,
