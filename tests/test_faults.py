@@ -25,7 +25,7 @@ def faults():
 
 
 @pytest.mark.parametrize(
-    ("kind", "trials"), [("disk", 8), ("spoilt", 40), ("mutations", 40), ("hostile", 40), ("interrupt", 2)]
+    ("kind", "trials"), [("disk", 8), ("spoilt", 40), ("mutations", 20), ("hostile", 20), ("interrupt", 2)]
 )
 def test_nothing_is_lost(faults, folder, kind, trials):
     done, lost = faults.run(kind, trials, seed=1)

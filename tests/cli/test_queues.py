@@ -228,6 +228,7 @@ def test_a_failing_scontrol_is_told():
     assert "Interrupted at step 5. Go on with:" in errors
 
 
+@pytest.mark.slow
 def test_an_array_task_is_queued_again_by_its_own_name(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
@@ -250,7 +251,7 @@ def test_two_ranks_are_queued_again(place, whom):
     assert torch.load(newest("runs"), weights_only=True)["global_step"] == 6
 
 
-@pytest.mark.parametrize("place", ["forward", "test"])
+@pytest.mark.parametrize("place", ["forward", pytest.param("test", marks=pytest.mark.slow)])
 def test_sigterm_to_one_rank_ends_both(place):
     statuses, errors = two(DIGITS, place, 4, signal.SIGTERM, whom=(1,))
     assert statuses in ([143, 143], [-15, -15])
@@ -293,6 +294,7 @@ def nodes():
     return ("a", "b")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_one_node_lacks_is_told_before_training():
     Path("a/runs").mkdir(parents=True)
     one([*DIGITS, "--trainer.max_epochs=1"], number="1")
@@ -329,6 +331,7 @@ def test_a_refusal_on_one_node_is_told_by_rank_zero(rank):
     assert "own.yaml" in line
 
 
+@pytest.mark.slow
 def test_only_the_first_node_has_a_folder_of_runs():
     assert two(BY_WANDB, places=nodes())[0] == [0, 0]
     assert Path("a/runs").is_dir()

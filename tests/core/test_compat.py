@@ -30,6 +30,7 @@ from torchmetrics import SumMetric
 from torchmetrics.utilities import dim_zero_sum
 
 import pl_losses
+from pl_losses.cli.lightning_cli import prepare_imports
 from pl_losses.core.compat import names, of_lightning, of_python, of_torch, of_wandb
 from pl_losses.core.metrics import ErrorRate
 
@@ -41,7 +42,7 @@ ENDINGS = {
     *("_recipes", "_pl_losses", "_values", "_FN", "_size", "_conv", "_1", "_low", "_high"),
     *("_frechet_distance", "_precision", "_recall", "_output_", "_outputs", "_classes_covered"),
     *("_smallest_class", "_largest_class", "_real_classes_covered", "_real_smallest_class"),
-    "_real_largest_class",
+    *("_real_largest_class", "_matrix"),
 }
 # What every class of its kind has: Python writes them, and torch.autograd.Function.
 MADE = {"_abc_impl", "_backward_cls", "_is_protocol", "_is_runtime_protocol"}
@@ -404,6 +405,7 @@ def test_command_line_without_the_checkpoints_arguments(tmp_path):
         def fit(self, model, ckpt_path=None, weights_only=None):
             """Not what is tested."""
 
+    prepare_imports(own=[__name__])  # An earlier test may have denied it.
     cli = Reading(
         Sized,
         trainer_class=Trainer,

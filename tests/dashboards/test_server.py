@@ -355,7 +355,8 @@ def test_nothing_is_pushed_where_nothing_is_to_be_sent(online, monkeypatch, capf
 
 
 @pytest.mark.parametrize(
-    ("message", "status"), [("permission denied", 403), ("entity nobody not found", 404)]
+    ("message", "status"),
+    [("permission denied", 403), pytest.param("entity nobody not found", 404, marks=pytest.mark.slow)],
 )
 def test_refused_by_the_server(online, capfd, runs, folder, message, status):
     online.refusals = dict.fromkeys(("upsertBucket", "upsertView"), (message, status))
@@ -368,6 +369,7 @@ def test_refused_by_the_server(online, capfd, runs, folder, message, status):
     assert message in refusal(capfd, *PUSH)
 
 
+@pytest.mark.slow
 def test_a_table_is_kept_where_the_server_has_gone_away(online, tmp_path, monkeypatch):
     with Server().serving() as server:
         signed_in(monkeypatch, server, tmp_path)

@@ -131,7 +131,9 @@ def test_saved_checkpoint_alone_knows_its_model_and_data(tmp_path, capfd):
     assert error(first) == error(again)
 
 
-@pytest.mark.parametrize("overlay", ["trainers/ddp", "trainers/fsdp2", "trainers/multi-node"])
+@pytest.mark.parametrize(
+    "overlay", ["trainers/ddp", "trainers/fsdp2", pytest.param("trainers/multi-node", marks=pytest.mark.slow)]
+)
 def test_overlays_on_two_ranks(overlay, tmp_path):
     on_ranks(2, run, [*small("lenet/digits"), "--config", overlay, *CPU, "--trainer.devices", "2"])
     check_one_run(tmp_path)
