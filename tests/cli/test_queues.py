@@ -171,6 +171,7 @@ def test_a_job_that_is_queued_again_goes_on_in_its_run(place, step):
     assert run.jobs == [f"SLURM's job 7: {' '.join(DIGITS).replace('=', ' ')}"]
 
 
+@pytest.mark.slow
 def test_nothing_else_goes_on_from_what_a_job_left():
     for name in ("runs", "runs/pl_losses"):
         Path(name).mkdir(exist_ok=True)

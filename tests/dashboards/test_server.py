@@ -394,6 +394,7 @@ def test_a_table_is_kept_where_the_server_has_gone_away(online, tmp_path, monkey
     assert [one["artifactTypeName"] for one in run.artifacts] == ["run_table"] * 2
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_time_whose_server_went_before_its_first_table(online, tmp_path, monkeypatch, capfd):
     """wandb's service asks what the server can do before it comes to the end of the run, for many minutes."""
     monkeypatch.setattr(of_wandb, "GRACE", 2)
