@@ -1,10 +1,11 @@
 """LeNet-5 training, images per second at batch 64: the recipe, a tutorial's loop, and the floor.
 
 Run with ``python -m benchmarks.lenet``. All train the same network on the same criterion with Adam. The
-recipe is ``lenet/mnist`` through its Trainer with default logging (W&B offline, progress bar); the tutorial's
-loop takes its batches from torchvision's MNIST and a DataLoader; the floor is the bare loop over preloaded,
-scaled tensors. They take turns, and medians are compared: by the clock, and by this process's processor time,
-which leaves out workers and is less disturbed by other jobs.
+recipe is ``lenet/mnist`` through its Trainer with default logging (W&B offline, progress bar); the
+tutorial's loop takes its batches from torchvision's MNIST and a DataLoader; the floor is the bare loop over
+preloaded, scaled tensors. What Lightning itself takes is a bare module that logs its loss, under a Trainer
+without a logger. They take turns, and medians are compared: by the clock, and by this process's processor
+time, which leaves out workers and is less disturbed by other jobs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from time import perf_counter, process_time
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -93,6 +95,34 @@ def plain(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     raise RuntimeError(f"Expected at least {STEPS} batches but got {step + 1}")
 
 
+class Bare(pl.LightningModule):
+    """The network and its criterion, and nothing else that the recipe does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = LeNet5()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = self.model.compute_loss(self.model(batch[0]), batch[1])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=3e-3)
+
+
+def lightning(data: MNIST) -> Tensor:
+    options: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    torch.manual_seed(0)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=STEPS, limit_val_batches=0, callbacks=[clock := Clock()], **options
+    )
+    trainer.fit(Bare(), data)
+    return (STEPS - 20) * BATCH / clock.seconds
+
+
 def preloaded(inputs: Tensor, target: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(inputs)).split(BATCH)
     return ((inputs[index], target[index]) for index in order)
@@ -101,7 +131,7 @@ def preloaded(inputs: Tensor, target: Tensor) -> Iterable[tuple[Tensor, Tensor]]
 def rows() -> list[tuple[str, float, list[float]]]:
     """Name, median images per second, and the median ratios of the recipe to it, turn by turn."""
     pixels, labels, _ = images()
-    data = MNIST(val_size=0)
+    data = MNIST(val_size=0, batch_size=BATCH)
     data.prepare_data()
     data.setup("fit")
     padded, target = data.tensors["train"]
@@ -109,6 +139,7 @@ def rows() -> list[tuple[str, float, list[float]]]:
     with tempfile.TemporaryDirectory() as folder:
         contestants: dict[str, Callable[[], Tensor]] = {
             "recipe lenet/mnist (Trainer, W&B offline)": lambda: recipe(folder),
+            "a bare LightningModule": lambda: lightning(data),
             "tutorial loop, torchvision, 0 workers": lambda: plain(
                 per_sample(pixels, labels, 0, BATCH, 60_000)
             ),
