@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,23 +16,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
-from pl_losses.core.kinds import is_a, is_aim, is_tensorboard, is_wandb
+from pl_losses.core.kinds import is_a
 from pl_losses.core.metrics import name_class
 from pl_losses.core.names import distinct
 from pl_losses.core.validation import check_counts
+from pl_losses.monitoring.rows import Array, JoinedRows, Row, join_rows, log_row
 from pl_losses.monitoring.steps import OptimizerSteps, is_hookable, logged_step, torch_optimizers
 
-Array = npt.NDArray[np.float64]
 UNREADABLE = ("DeepSpeedStrategy", "FSDPStrategy")
 Numbers = Tensor | Array | list[float]
-
-
-@dataclass
-class Row:
-    """What is logged of one step: scalars for every logger, histograms for loggers that can show them."""
-
-    scalars: dict[str, float] = field(default_factory=dict)
-    histograms: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,7 +48,7 @@ class Monitor(Callback):
     A subclass overrides :meth:`prepare`, which runs once when training starts, and :meth:`collect`, which
     runs after an optimizer's step if that step is logged. Nothing is computed on other steps. When training
     replaces an optimizer by another one, :meth:`prepare` runs again. The parts of all monitors of a trainer
-    are copied from the device together and logged as one row, with the step of Lightning's own rows. If
+    are copied from the device together and logged as one row, together with Lightning's own of that step. If
     parameters or optimizer states are sharded, every rank collects its own, and at most two collectives bring
     them together; otherwise only rank zero collects. DeepSpeed and the first FSDP flatten parameters and
     states: with them a monitor warns and does nothing.
@@ -75,6 +65,7 @@ class Monitor(Callback):
         check_counts(every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self._handles: list[OptimizerSteps] = []
+        self._rows: list[JoinedRows] = []
         self._parts: list[Part] = []
         self._sharded = False
 
@@ -84,7 +75,7 @@ class Monitor(Callback):
         Leave out ``log`` and ``log_dict``, too: Lightning lends them to callbacks, bound to the module.
         """
         kept = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}
-        return kept | {"_handles": [], "_parts": []}
+        return kept | {"_handles": [], "_rows": [], "_parts": []}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find and name what to look at; runs on all ranks, and again after optimizers were replaced."""
@@ -124,6 +115,14 @@ class Monitor(Callback):
 
         renew = partial(self._prepare, trainer, pl_module)
         self._handles = [OptimizerSteps(trainer, look, self.begin, renew)]
+        self._rows = join_rows(trainer.loggers)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Send the row of the step before, if Lightning logged none."""
+        for rows in self._rows:
+            rows.send()
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         optimizers = torch_optimizers(trainer)
@@ -164,7 +163,9 @@ class Monitor(Callback):
     def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._parts = [], []
+        for rows in self._rows:
+            rows.remove()
+        self._handles, self._rows, self._parts = [], [], []
 
 
 def is_sharded(optimizer: Any) -> bool:
@@ -252,62 +253,6 @@ def vector(
             for number in numbers
         ]
     )
-
-
-def log_row(trainer: Trainer, row: Row, step: int) -> None:
-    """Log a row once per logger; for rank zero only."""
-    for logger in trainer.loggers:
-        if is_wandb(logger) and row.histograms:
-            import wandb
-
-            pictures = {
-                key: wandb.Histogram(np_histogram=histogram(values)) for key, values in row.histograms.items()
-            }
-            logger.log_metrics(row.scalars | pictures, step)
-        else:
-            logger.log_metrics(row.scalars, step)
-            for key, values in row.histograms.items():
-                if is_tensorboard(logger):
-                    logger.experiment.add_histogram(key, values, step)
-                elif is_aim(logger):
-                    import aim
-
-                    name, context = logger.parse_context(key)
-                    logger.experiment.track(aim.Distribution(values), name, step, context=context)
-
-
-def histogram(values: Array) -> tuple[Array, Array]:
-    """Compute ``np.histogram`` with :func:`bins_for` this number of values, in a fraction of its time.
-
-    Args:
-        values: Finite, shape [N].
-
-    Returns:
-        Counts [B] and edges [B + 1].
-
-    Example:
-        >>> histogram(np.array([0.0, 0.1, 0.5, 1.0]))
-        (array([2, 0, 1, 1]), array([0.  , 0.25, 0.5 , 0.75, 1.  ]))
-    """
-    bins, ordered = bins_for(len(values)), np.sort(values)
-    low, high = ordered[0], ordered[-1]
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = np.arange(bins + 1) * ((high - low) / bins) + low
-    edges[-1] = high
-    ends = ordered.searchsorted(edges)
-    ends[-1] = len(ordered)
-    return np.diff(ends), edges
-
-
-def bins_for(count: int) -> int:
-    """Choose the number of bins: twice the root of the count, as more would mostly be empty; at most 64.
-
-    Example:
-        >>> [bins_for(count) for count in (1, 16, 100, 5000)]
-        [2, 8, 20, 64]
-    """
-    return min(64, max(1, 2 * math.isqrt(count)))
 
 
 def optimizer_names(optimizers: list[Any]) -> list[list[str]]:

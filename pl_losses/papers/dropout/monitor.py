@@ -23,8 +23,8 @@ from pl_losses.core.precision import wide_type
 from pl_losses.core.rng import fold_in
 from pl_losses.core.validation import check_counts, check_positive, typed
 from pl_losses.monitoring.charts import log_samples
-from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import log_figure
+from pl_losses.monitoring.rows import Row, log_row
 from pl_losses.monitoring.steps import logged_step
 from pl_losses.papers.dropout import manifest
 from pl_losses.papers.dropout.budget import SHARE, Budget

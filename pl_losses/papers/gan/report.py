@@ -14,8 +14,8 @@ from pl_losses.core.declared import Keys, Part, Recipe, declared_keys, without
 from pl_losses.core.metrics import States, define_metrics, states_of, take_out_repeated
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, typed
-from pl_losses.monitoring.monitor import Row, log_row
 from pl_losses.monitoring.pictures import gather_objects, log_figure
+from pl_losses.monitoring.rows import Row, log_row
 from pl_losses.monitoring.steps import logged_step
 from pl_losses.papers.gan import manifest
 from pl_losses.papers.gan.checks import makers, module

@@ -23,15 +23,9 @@ from pl_losses.core.declared import Keys
 from pl_losses.core.kinds import is_a
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
-from pl_losses.monitoring.monitor import (
-    Array,
-    Monitor,
-    Part,
-    Row,
-    bring_together,
-    optimizer_names,
-)
+from pl_losses.monitoring.monitor import Monitor, Part, bring_together, optimizer_names
 from pl_losses.monitoring.pictures import log_figure
+from pl_losses.monitoring.rows import Array, Row
 from pl_losses.monitoring.steps import logged_step, torch_optimizers
 from pl_losses.papers.prelu import manifest
 from pl_losses.papers.prelu.drawing import History, draw_final_slopes, draw_heat_map

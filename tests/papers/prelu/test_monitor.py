@@ -38,7 +38,7 @@ class Recorder(Logger):
     def log_metrics(self, metrics, step=None):
         if any(key.startswith("prelu/") for key in metrics):
             assert step not in self.rows
-            self.rows[step] = dict(metrics)
+            self.rows[step] = {key: value for key, value in metrics.items() if key.startswith("prelu/")}
         if "train/loss" in metrics:
             self.steps.append(step)
 

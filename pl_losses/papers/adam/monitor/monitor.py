@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from pl_losses.core.declared import Keys
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
-from pl_losses.monitoring.monitor import Array, Monitor, Part, Row, on_cpu, optimizer_names, own_shard, vector
+from pl_losses.monitoring.monitor import Monitor, Part, on_cpu, optimizer_names, own_shard, vector
 from pl_losses.monitoring.pictures import log_figure
+from pl_losses.monitoring.rows import Array, Row
 from pl_losses.monitoring.steps import torch_optimizers, unwrap
 from pl_losses.papers.adam.monitor import manifest
 from pl_losses.papers.adam.monitor.history import History, draw_history

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pl_losses.monitoring.monitor import Array, Numbers, vector
+from pl_losses.monitoring.monitor import Numbers, vector
+from pl_losses.monitoring.rows import Array
 from pl_losses.papers.adam.monitor.coordinates import coordinates
 from pl_losses.papers.adam.monitor.statistics import (
     Moments,
