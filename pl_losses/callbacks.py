@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from pl_losses.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from pl_losses.core.activation_checkpointing import ActivationCheckpointing as ActivationCheckpointing
     from pl_losses.core.random_state import RandomState as RandomState
     from pl_losses.monitoring.artifacts import ArtifactRecord as ArtifactRecord
     from pl_losses.monitoring.pictures import ClassifierReport as ClassifierReport

@@ -8,7 +8,12 @@ from torch.nn import functional as F
 
 import pl_losses
 from pl_losses import GAN, SDNN, DropoutClassifier, DropoutRegressor, LatticeReader, LeNet5, RectifierNet
-from pl_losses.callbacks import AdamBiasCorrectionMonitor, DropoutUncertaintyMonitor, PReLUSlopeMonitor
+from pl_losses.callbacks import (
+    ActivationCheckpointing,
+    AdamBiasCorrectionMonitor,
+    DropoutUncertaintyMonitor,
+    PReLUSlopeMonitor,
+)
 from pl_losses.core.classifier import Classifier
 from pl_losses.data import Digits, DigitStrings, TensorDataModule
 from pl_losses.papers.adam import MLP, VAE, AdaMax, ConvNet, LogisticRegression
@@ -120,6 +125,11 @@ TABLE = {
         partial(rectifiers, test_views="ten", test_crop=30),
         digits,
         {"monitor": PReLUSlopeMonitor},
+    ),
+    "rectifiers recomputed": (
+        rectifiers,
+        digits,
+        {"monitor": partial(ActivationCheckpointing, "features")},
     ),
     "rectifiers dense": (partial(rectifiers, test_views="dense", test_crop=28), digits, {}),
     "logistic": (partial(LogisticRegression, 1024, optimizer=AdaMax), digits, {}),

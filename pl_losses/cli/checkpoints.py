@@ -21,7 +21,7 @@ from pl_losses.core.trust import leads_out
 from pl_losses.recipes import Config, UsageError
 
 SECTIONS = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
-CALL = ("seed_everything", "test_after_fit")
+CALL = ("seed_everything", "test_after_fit", "compile")
 SHOWN = 12
 STATES = ("optimizer_states", "lr_schedulers", random_state.KEY)  # Lists of mappings.
 # What the fields of Lightning's and the suite's are; any other is someone else's.

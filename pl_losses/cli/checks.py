@@ -37,7 +37,7 @@ LEAST = {"log_every_n_steps": 0, "check_val_every_n_epoch": 1, "accumulate_grad_
 LEAST |= {"reload_dataloaders_every_n_epochs": 0, "patience": 0, "gradient_clip_val": 0, "lr": 0}
 LEAST |= {"max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0, "num_sanity_val_steps": -1}
 MOST = 2**16  # Devices and nodes: Lightning makes a list of them.
-ALWAYS = ["config", "seed_everything", "trainer", "model", "data", "test_after_fit"]
+ALWAYS = ["config", "seed_everything", "trainer", "model", "data", "test_after_fit", "compile"]
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 # Arguments that LightningCLI itself passes to the trainer's methods.
 HANDED = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}

@@ -41,6 +41,8 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         return UsageError(
             f"`{checkpoint}` (--ckpt_path) is a folder that this strategy reads no checkpoint from"
         )
+    if "InvalidCxxCompiler" in message:
+        return UsageError("Expected a working C++ compiler with `compile` but found none: leave it out")
     if isinstance(error, TypeError) and at and (text := expected.arguments(message, at.tb_frame.f_locals)):
         return UsageError(text)
     if isinstance(error, RuntimeError) and (text := expected.types(message)):

@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.compile import from_compiled
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -136,6 +138,9 @@ class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
             default=True,
             help="Test with the final weights once the fit is over.",
         )
+        parser.add_argument(
+            "--compile", type=bool, default=False, help="Compile the model's networks by torch.compile."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options over the merged config."""
@@ -177,6 +182,11 @@ class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
         except (ValueError, TypeError, MisconfigurationException) as error:
             text = shorten(str(error)) + own_place(error, self.own | always())
             raise UsageError(text + hardware(error, self.argument("trainer"))) from error
+        if self.argument("trainer")["sync_batchnorm"] and self.trainer.strategy.root_device.type == "cpu":
+            raise UsageError("Expected GPUs with `trainer.sync_batchnorm` but got a CPU: leave it out")
+        if self.argument("compile"):
+            compiled: Any = torch.compile(self.model)
+            self.model = from_compiled(compiled)
         if self.ranks is not None:
             self.ranks.agree(path=self.check.path)
 

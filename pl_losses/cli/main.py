@@ -80,6 +80,7 @@ COMMAND_HELP = """usage: pl-losses {command} [--config RECIPE] [--KEY VALUE ...]
   --trust MODULE           let recipes and checkpoints name classes of this module of your own
   --seed_everything N      seed of all random numbers
   --test_after_fit BOOL    test with the final weights once the fit is over (default true)
+  --compile BOOL           compile the model's networks by torch.compile (default false)
   --print_config           print the whole config instead of running
 """
 

@@ -83,7 +83,8 @@ class Shards(nn.Module):
             self.reshard()  # type: ignore[operator]
 
     def _enter_layer(self, layer: nn.Module, args: object) -> None:
-        if not self._within:
+        # A layer that is computed again in a backward pass: FSDP2 has gathered the parameters until its end.
+        if not self._within and not of_torch.in_backward():
             self._within = True
             self._layers.append(layer)
             self.unshard()  # type: ignore[operator]

@@ -109,6 +109,9 @@ class RunRecord(Callback):
             return
         folder = run_folder(trainer) if trainer.is_global_zero else None
         self.folder = trainer.strategy.broadcast(folder)
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        if str(profiler.dirpath) == str(trainer.log_dir):  # Lightning's choice: the folder of all runs.
+            profiler.dirpath = self.folder
         if trainer.is_global_zero and self.folder is not None:
             if self.resumed is not None and self.resumed.folder.resolve() == self.folder.resolve():
                 *recipes, config = self.resumed.recipes

@@ -132,19 +132,58 @@ def test_saved_checkpoint_alone_knows_its_model_and_data(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    "overlay", ["trainers/ddp", "trainers/fsdp2", pytest.param("trainers/multi-node", marks=pytest.mark.slow)]
+    "overlays",
+    [
+        ["ddp", "bf16", "accumulate", "profile"],
+        ["fsdp2"],
+        pytest.param(["multi-node"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
 )
-def test_overlays_on_two_ranks(overlay, tmp_path):
-    on_ranks(2, run, [*small("lenet/digits"), "--config", overlay, *CPU, "--trainer.devices", "2"])
+def test_overlays_on_two_ranks(overlays, tmp_path):
+    named = [word for one in overlays for word in ("--config", f"trainers/{one}")]
+    precision = [] if "bf16" in overlays else CPU[2:]
+    on_ranks(2, run, [*small("lenet/digits"), *named, *CPU[:2], *precision, "--trainer.devices", "2"])
     check_one_run(tmp_path)
+    traces = list(tmp_path.glob("runs/pl_losses/*/*.pt.trace.json"))
+    assert len([one for one in traces if "training_step" in one.name]) == 2 * ("profile" in overlays)
+    assert list(tmp_path.rglob("*.pt.trace.json")) == traces
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_shards_go_on_with_another_number_of_ranks(ranks, tmp_path, capfd):
+    overlay = ["--config", "trainers/fsdp2-shards", *CPU]
+    on_ranks(2, run, [*small("lenet/digits"), *overlay, "--trainer.devices", "2"])
+    (shards,) = tmp_path.glob("runs/pl_losses/*/checkpoints/*.ckpt")
+    assert (shards / ".metadata").is_file()
+    again = [*small("lenet/digits"), *overlay, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    on_ranks(ranks, run, [*again, "--trainer.devices", str(ranks)])
+    assert "epoch=1" in "".join(one.name for one in tmp_path.glob("runs/pl_losses/*/checkpoints/*.ckpt"))
+
+
+def test_sync_batchnorm_without_a_gpu_is_refused_in_a_line(capfd):
+    (line,) = refused(capfd, *small("gan/digits"), "--config", "trainers/sync-batchnorm", *CPU)
+    assert "Expected GPUs with `trainer.sync_batchnorm` but got a CPU" in line
+
+
+@pytest.mark.slow
+def test_compiling_without_a_compiler_is_refused_in_a_line(capfd, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty"))
+    torch._dynamo.reset()
+    (line,) = refused(capfd, *small("lenet/digits"), "--config", "trainers/compile", *CPU)
+    assert "Expected a working C++ compiler with `compile`" in line
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]])
 def test_launchers(launcher, tmp_path):
     """Lightning's own and torchrun, with interpreters that import everything anew."""
-    overlay = "trainers/multi-node" if launcher else "trainers/ddp"
-    options = [*small("lenet/digits"), "--config", overlay, *CPU, "--trainer.devices", "2"]
+    # torch.compile starts threads, and a forked process does not survive that.
+    overlays = ["trainers/multi-node"] if launcher else ["trainers/ddp", "trainers/compile"]
+    named = [word for overlay in overlays for word in ("--config", overlay)]
+    options = [*small("lenet/digits"), *named, *CPU, "--trainer.devices", "2"]
     command = [sys.executable, *(word for part in (*launcher[:1], "pl_losses") for word in ("-m", part))]
     command[3:3] = launcher[1:]
     # The W&B service of this process would write the run into this process's folder.

@@ -63,6 +63,14 @@ def is_transformed() -> bool:
     return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
 
 
+def in_backward() -> bool:
+    """Return whether a backward pass of autograd is under way in this thread.
+
+    Without the name: an error in layers under FSDP2.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
 def version(tensor: Tensor) -> int:
     """Return how often a tensor was changed in place; -1 in inference mode, where nobody counts.
 
