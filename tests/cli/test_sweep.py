@@ -441,7 +441,7 @@ def test_refused_before_any_run(change, message, tmp_path, monkeypatch, capsys):
     [
         (["lenet-learning-rat"], "No sweep file named `lenet-learning-rat`: did you mean"),
         (["a", "b"], "followed by one sweep file but got 2"),
-        (["lenet-learning-rate"], "`method: random` goes on for ever: --count says how many"),
+        (["lenet-learning-rate"], "`method: random` has no end: set the number of trials by --count"),
         (["lenet-learning-rate", "--count", "0"], "Expected `--count` to be an integer of at least 1 but"),
         (["lenet-learning-rate", "--cont", "3"], "did you mean `--count`?"),
         (["sweeps/lenet-learning-rate", "--count", "3", "--", "--modle.x=1"], "Unknown option `--modle.x`"),
