@@ -72,9 +72,7 @@ def sweep(args: Sequence[str]) -> int:
     ends = asked.total()
     count = min((one for one in (ends, numbers.get("count")) if one is not None), default=None)
     if count is None:
-        raise UsageError(
-            f"`method: {asked.method}` has no end: set the number of trials by --count"
-        )
+        raise UsageError(f"`method: {asked.method}` has no end: set the number of trials by --count")
     retry, dry = (truth(key, chosen.get(key, "false")) for key in ("retry", "dry_run"))
     wanted = opens(chosen.get("open", "auto"))
     if asked.method == "bayes":

@@ -50,10 +50,10 @@ KEYS = {
 
 
 class DropoutClassifier(DropoutModule, Classifier):
-    """Classes with their uncertainty, from passes with dropout (section 5.2).
+    """A classifier that gives classes and their uncertainty, by passes with dropout (section 5.2).
 
     The loss is :func:`~pl_losses.papers.dropout.dropout_objective` of the cross-entropy. Its weight decay
-    follows from ``length_scale``, N and the p of each layer, where tau is 1. The module logs the keys of
+    follows from ``length_scale``, N and the p of each layer, with tau = 1. The module logs the keys of
     :attr:`KEYS`, exact over ranks and uneven batches.
 
     To change it, override :meth:`configure_network`, :meth:`scores`, :meth:`errors`, :meth:`compute_loss`,

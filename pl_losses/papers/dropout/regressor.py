@@ -49,15 +49,16 @@ _NO_PRECISION = "There is no `precision`, as none was given and no validation ha
 
 
 class DropoutRegressor(DropoutModule):
-    """Values with their uncertainty, from passes with dropout (sections 4 and 5.3).
+    """A regression that gives values and their uncertainty, by passes with dropout (sections 4 and 5.3).
 
     Inputs, targets and predictions are in their own units. When the first fit starts, the module computes the
-    means and standard deviations of the training data, exactly over all ranks. They are kept in checkpoints.
-    The loss is :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of standardised
-    targets. Its weight decay follows from ``length_scale``, the precision tau, N and the p of each layer.
+    means and standard deviations of the training data, exactly over all ranks. Checkpoints have these
+    numbers. The loss is :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of
+    standardised targets. Its weight decay follows from ``length_scale``, the precision tau, N and the p of
+    each layer.
 
-    The module logs the keys of :attr:`KEYS`, exact over ranks and uneven batches. Some inputs may be
-    repeated, so that all ranks have equally many. They count once, in training too.
+    The module logs the keys of :attr:`KEYS`, exact over ranks and uneven batches. Inputs that come twice, so
+    that all ranks have equally many, count once, in training too.
 
     To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.

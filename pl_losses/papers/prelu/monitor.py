@@ -42,7 +42,7 @@ POOLED = ("mean", "min", "max", "below_0", "above_1")
 
 
 class PReLUSlopeMonitor(Monitor):
-    """Shows the slopes of every ``nn.PReLU``, also of subclasses, of any LightningModule.
+    """Logs the slopes of each ``nn.PReLU``, and of subclasses, in any LightningModule.
 
     A layer is named by its module path, as in ``prelu/network.3/mean``. If a layer or its slopes are shared,
     it appears once, by its first name. A layer that is added during training appears from then on. A lazy

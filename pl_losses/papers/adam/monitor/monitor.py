@@ -64,14 +64,14 @@ class _Watched:
 
 
 class AdamBiasCorrectionMonitor(Monitor):
-    r"""Shows what Adam's bias correction does and how far Adam steps, for any module.
+    r"""Logs what Adam's bias correction does and how long its steps are, for any module.
 
-    It works with torch's Adam, AdamW, NAdam, RAdam and Adamax, and with those of this suite. It also takes a
-    subclass or a similar optimizer, if its first step agrees with the formula. Other optimizers of the module
-    are left out. All numbers are computed from the state after a step, and from the formula of the step. They
-    are about the parameters that the step changed. A step may change nothing: there was no gradient, or mixed
-    precision skipped it. Then only ``skipped_steps`` is logged. Keys begin with ``adam/`` and the name of the
-    optimizer. If it has several parameter groups, the name of the group follows, as in
+    It works with torch's Adam, AdamW, NAdam, RAdam and Adamax, and with those of this suite. It also works
+    with subclasses and similar optimizers whose first step agrees with the formula. Other optimizers of the
+    module are left out. All numbers are computed from the state after a step, and from the formula of the
+    step. They are about the parameters that the step changed. If a step changes nothing, since there is no
+    gradient or mixed precision skips the step, only ``skipped_steps`` is logged. Keys begin with ``adam/``
+    and the name of the optimizer. If it has several parameter groups, the name of the group follows, as in
     ``LearningRateMonitor``. :attr:`KEYS` says what is logged. At the end of training, a picture shows the
     effective and the largest steps over time.
 
