@@ -99,7 +99,7 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/<group>/step_min": "The smallest step count. A parameter without gradients falls behind.",
         "adam/<group>/bias_correction1": "1 - beta1^t.",
         "adam/<group>/bias_correction2": "1 - beta2^t (not AdaMax).",
-        "adam/<group>/effective_step": "sqrt(1 - beta2^t) / (1 - beta1^t), or its like"
+        "adam/<group>/effective_step": "sqrt(1 - beta2^t) / (1 - beta1^t), or the corresponding factor"
         " (NAdam, RAdam, AdaMax).",
         "adam/<group>/effective_lr": "Learning rate times `effective_step`.",
         "adam/<group>/m_norm": "Euclidean norm of the first moment, in units of the gradient.",
