@@ -195,7 +195,7 @@ class Runner:
             status = execute(self.command(values), log, self.environment(run, number), self.locks)
         except (KeyboardInterrupt, SystemExit):
             print("interrupted", flush=True)
-            print(f"The same command goes on from what is in {self.folder}", file=sys.stderr)
+            print(f"The same command resumes from what is in {self.folder}", file=sys.stderr)
             raise
         seconds = round(time.monotonic() - began, 1)
         file = run_file(run, (RUNS, str(self.folder)))

@@ -191,7 +191,7 @@ def test_interrupted_it_goes_on(sweep, tmp_path, capsys, number):
     else:
         assert running.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
         assert "x=2 interrupted" in told[0]
-        assert "The same command goes on from what is in runs/sweeps/mine" in told[1]
+        assert "The same command resumes from what is in runs/sweeps/mine" in told[1]
         assert "Traceback" not in told[1]
     assert column(tmp_path, "trial") == ["1"]
     before = table(tmp_path)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # <stage> is val, test or predict; with several dataloaders /dataloader_idx_<n> follows.
-INPUTS = {"<stage>/dropout/inputs": "number of inputs that the rest is about"}
+INPUTS = {"<stage>/dropout/inputs": "number of inputs that the other numbers are computed from"}
 CLASSIFICATION = {
     "<stage>/dropout/predictive_entropy": "mean entropy of the mean of the passes, nats",
     "<stage>/dropout/expected_entropy": "mean entropy of the passes, nats",
