@@ -32,11 +32,11 @@ from pl_losses.papers.dropout.uncertainty import predictive_moments
 KEYS = {
     "train/loss": "L_dropout of the last batch, for standardised targets",
     "val/rmse": "root mean squared error of the predictive mean, units of the target",
-    "val/rmse_deterministic": "the same of the pass without dropout (weight averaging)",
+    "val/rmse_deterministic": "the same for a pass without dropout (weight averaging)",
     "val/log_likelihood": "mean log-likelihood per input, nats",
     "val/precision": "tau, where it is chosen, in units of 1/y^2",
     "test/rmse": "root mean squared error of the predictive mean, units of the target",
-    "test/rmse_deterministic": "the same of the pass without dropout (weight averaging)",
+    "test/rmse_deterministic": "the same for a pass without dropout (weight averaging)",
     "test/log_likelihood": "mean log-likelihood per input, nats",
     "test/standard_deviation": "mean predictive standard deviation, noise included, units of the target",
     "test/coverage_50": "share of targets in the central 50 % interval, 0 to 1",
