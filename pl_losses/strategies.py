@@ -28,7 +28,7 @@ State = dict[str, Any]  # What a checkpoint, an optimizer or a loader keeps, by 
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """FSDP2 over all ranks: parameters, gradients and optimizer state sharded, one checkpoint file.
+    """FSDP2 over all ranks: splits parameters, gradients and optimizer states, saves one checkpoint file.
 
     Lightning's ModelParallelStrategy shards over the nodes, and so shards nothing on one machine. This one
     shards over all ranks. You can load its one-file checkpoint under any other strategy: parameters have
@@ -168,15 +168,15 @@ def _check_lengths(lengths: list[int | None]) -> None:
 
 
 class DDPPerModule(DDPStrategy):
-    """DDP for modules with several optimizers: gradients are averaged by submodule, not all together.
+    """DDP for modules with several optimizers: each submodule averages its own gradients.
 
     It is chosen by ``strategy="ddp_per_module"``. Plain DDP waits in every backward pass for the gradients of
-    all parameters. It fails if a pass has those of one network only, as in a GAN. Here the strategy waits
-    for each direct child of the LightningModule by itself. A child is also an item of a ModuleList or
-    ModuleDict, or a parameter of the LightningModule itself. Parameters that children share are waited for
-    by themselves, too. A child may take no part in a pass, or be frozen in it. Then it costs nothing, and
-    ``find_unused_parameters`` is not needed. The module itself is not wrapped: names, checkpoints, hooks and
-    calls are those of a single process. You may call any method of a child, not only ``forward``.
+    all parameters. It fails if a pass has the gradients of one network only, as in a GAN. Here the strategy
+    waits for each direct child of the LightningModule by itself. An item of a ModuleList or ModuleDict, and a
+    parameter of the LightningModule itself, are children too. Parameters that children share are treated as a
+    child. A child that takes no part in a pass, or is frozen in it, is not waited for, without
+    ``find_unused_parameters``. The module itself is not wrapped: names, checkpoints, hooks and calls are
+    those of a single process. You may call any method of a child, not only ``forward``.
 
     Pass losses to ``self.manual_backward``. ``loss.backward()`` is refused: its gradients would be of this
     rank only. Under accumulation nothing is sent until the last pass (``accumulate_grad_batches``,

@@ -18,12 +18,12 @@ from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
 DASHBOARD_HELP = """usage: pl-losses dashboard json RECIPE
        pl-losses dashboard push RECIPE --entity NAME --project NAME
 
-Print the W&B workspace of a recipe, of a class of your own (my_module.MyModel), or of what
-`pl-losses reproduce` makes, or save it to W&B: a new one, or over the one that was pushed before. Takes the
-extra `dashboards`; json needs no account.
+Make a W&B workspace for a recipe, for a class of your own (my_module.MyModel), or for a figure of
+`pl-losses reproduce`. `json` prints it, and needs no account. `push` saves it to W&B, and replaces the one
+that was pushed before. Both need the extra `dashboards`.
 
-  --entity NAME            W&B's user or team
-  --project NAME           W&B's project (default: pl_losses)
+  --entity NAME            user or team on W&B
+  --project NAME           project on W&B (default: pl_losses)
   --trust MODULES          modules of your own that the recipe names
 """
 ACTIONS = ("json", "push")

@@ -25,17 +25,17 @@ from pl_losses.recipes import (
 
 TRAINER_COMMANDS = {
     "fit": "train, then test with the final weights",
-    "validate": "one pass over the validation set",
-    "test": "one pass over the test set",
-    "predict": "write predictions for the predict set, else for the test set",
+    "validate": "compute the loss and the scores of the validation set",
+    "test": "compute the loss and the scores of the test set",
+    "predict": "write predictions for the predict set, or for the test set if there is none",
 }
 COMMANDS = {
     **TRAINER_COMMANDS,
     "reproduce": "make a table or figure of a paper that takes more than one training",
     "sweep": "run the trials of a W&B sweep file, without an account",
-    "show": "write a page of a run, or of several to compare",
+    "show": "write a page of one run, or of several runs to compare",
     "dashboard": "print a recipe's W&B workspace, or save it to W&B",
-    "recipes": "list the recipes, or print the one that is named",
+    "recipes": "list all recipes, or print the recipes that are named",
     "completion": "print a completion script for bash, zsh or fish",
 }
 # What does without W&B where it refuses.
@@ -45,6 +45,8 @@ INSTEAD |= {
     "dashboard": "`pl-losses dashboard json` and `pl-losses show` do without it",
 }
 SHELLS = ("bash", "zsh", "fish")
+# Commands without options, and what follows them.
+PLAIN = {"recipes": "[RECIPE ...]", "completion": "|".join(SHELLS)}
 
 HELP = """usage: pl-losses COMMAND [--config RECIPE] [--KEY VALUE ...]
 
@@ -56,30 +58,30 @@ examples:
   pl-losses fit --config lenet/mnist --config trainers/ddp --trainer.max_epochs 3
   pl-losses test --config lenet/digits --ckpt_path last
 
-`pl-losses fit --help` shows the options of a command; --version the version.
+`pl-losses fit --help` shows the options of `fit`, and so for each command. `--version` shows the version.
 """
 
 COMMAND_HELP = """usage: pl-losses {command} [--config RECIPE] [--KEY VALUE ...]
 
 {about}.
 
-  --config RECIPE          a recipe's name or a YAML file; later ones override earlier ones
-  --ckpt_path WHICH        go on from a checkpoint; it brings its model and data settings, and
-                           for `fit` without a recipe those of its trainer too
+  --config RECIPE          name of a recipe, or a YAML file; of two, the second overrides the first
+  --ckpt_path WHICH        start from a checkpoint, with its settings of the model and the data;
+                           `fit` without a recipe takes those of the trainer too
                            last   the newest checkpoint of the recipe's newest run
-                           best   that run's best by the `monitor` of a ModelCheckpoint
+                           best   the best of this run, by the `monitor` of a ModelCheckpoint
                            none   {untrained}
-                           or a run's folder or id (its newest checkpoint), or a file
+                           or the folder or id of a run (its newest checkpoint), or a file
   --model CLASS            {models}, or a class of your own: my_module.MyModel
   --model.NAME VALUE       an argument of the model; --model.help CLASS lists them
   --data CLASS             {data}, or a class of your own
   --data.NAME VALUE        an argument of the data; --data.help CLASS lists them
   --trainer.NAME VALUE     an argument of the trainer; --trainer.help lists them
   --trainer.logger CLASS   WandbLogger (offline by default), TensorBoardLogger, CSVLogger, or false
-  --trainer.callbacks+ CLASS   one more callback; --trainer.callbacks.NAME VALUE sets its arguments
-  --trust MODULE           let recipes and checkpoints name classes of this module of your own
+  --trainer.callbacks+ CLASS   add a callback; --trainer.callbacks.NAME VALUE sets its arguments
+  --trust MODULE           let recipes and checkpoints name classes of your own module
   --seed_everything N      seed of all random numbers
-  --test_after_fit BOOL    test with the final weights once the fit is over (default true)
+  --test_after_fit BOOL    after `fit`, test with the final weights (default true)
   --compile BOOL           compile the model's networks by torch.compile (default false)
   --print_config           print the whole config instead of running
 """
@@ -119,6 +121,8 @@ def dispatch(args: list[str]) -> int:
         print(HELP.format(commands="\n".join(lines)), end="")
     elif command in ("--version", "-V"):
         print(f"pl-losses {__version__}")
+    elif command in PLAIN and args[1:2] in (["--help"], ["-h"]):
+        print(f"usage: pl-losses {command} {PLAIN[command]}\n\n{COMMANDS[command].capitalize()}.")
     elif command == "recipes":
         print("\n".join(map(shown, args[1:])) or listing())
     elif command == "completion":

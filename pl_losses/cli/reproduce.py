@@ -22,9 +22,9 @@ USAGE = """usage: pl-losses reproduce NAME [--quick] [--OPTION VALUE ...]
        pl-losses reproduce --results [PAGE ...]
 """
 END = """
-`NAME --help` shows the options. `--quick` makes a small form, in seconds. It shows that all works. Its
-numbers mean nothing. `--results` prints the page of all results that are kept with the suite, or fills the
-blocks of pages that begin with `<!-- results NAME -->`."""
+`NAME --help` shows the options. `--quick` makes a small form in seconds, to see that all works: its numbers
+mean nothing. `--results` prints the page with all results of the suite. `--results PAGE` fills the blocks of
+a page that begin with `<!-- results NAME -->`."""
 
 
 def listing() -> str:
@@ -153,7 +153,7 @@ def run(name: str, flags: Flags) -> int:
         raise in_a_line(error, None) from error
     except (KeyboardInterrupt, SystemExit) as leaving:
         # A Trainer makes an exit of a signal.
-        goes_on = f": the same command goes on from what is in {options.folder}"
+        goes_on = f": the same command resumes from what is in {options.folder}"
         again = goes_on if reproduced()[name].resumes else ""
         print(f"Interrupted{again}", file=sys.stderr)
         return status_of(leaving) if isinstance(leaving, SystemExit) else 130

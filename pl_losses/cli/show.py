@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 SHOW_HELP = """usage: pl-losses show [RUN ...] [--out FILE] [--open BOOL] [--terminal BOOL] [--watch]
 
-Write one HTML page of a run, which needs no network: curves, histograms over time, pictures, tables, config,
-the machine and the terminal. Several runs are compared on one page.
+Write a run as one HTML page: curves, histograms over time, pictures, tables, settings, the load of the
+machine and the text of the terminal. With several runs, the page compares them. The page needs no network.
 
-  RUN                      a run's folder, its id, run-<id>.wandb or metrics.csv, or a folder of runs for the
-                           latest in it (default: runs)
-  --out FILE               where to write (default: show.html in the first run's folder)
-  --open BOOL              open it in the browser (default: if this is a desktop)
+  RUN                      the folder or id of a run, its run-<id>.wandb or metrics.csv, or a folder of
+                           runs: then the latest run in it (default: runs)
+  --out FILE               file of the page (default: show.html in the folder of the first run)
+  --open BOOL              open the page in the browser (default: true on a desktop)
   --terminal BOOL          show the runs in the terminal too, by `wandb leet` (default: false)
-  --watch                  write the page again and again, and have it load itself, until the run ends, is
-                           killed, or writes nothing for half an hour, or Ctrl-C
+  --watch                  update the page while the run goes on; stops when the run ends, is killed, or
+                           writes nothing for half an hour, or at Ctrl-C
 """
 
 EVERY = 5  # seconds

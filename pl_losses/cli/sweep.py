@@ -31,20 +31,20 @@ from pl_losses.recipes import SWEEPS, UsageError, find, nearest, sweeps, visible
 
 HELP = """usage: pl-losses sweep FILE [--count N] [--OPTION VALUE ...] [-- --KEY VALUE ...]
 
-Run the trials of a W&B sweep file one after another, without an account; `wandb sweep` takes the same file.
-After an interruption the same command goes on: finished trials stay, the interrupted one is run again.
+Run the trials of a W&B sweep file one after another, without an account. `wandb sweep` takes the same file.
+After an interruption the same command keeps the finished trials, and runs the interrupted one again.
 
   FILE                     a sweep file, or the name of one that `pl-losses recipes` lists
-  --count N                how many trials there shall be (default: all of a grid, or the file's `run_cap`)
-  --seed N                 of the draws; the same seed draws the same parameters (default: 0)
-  --folder FOLDER          for trials.csv, the logs and the page (default: runs/sweeps/NAME)
+  --count N                number of trials (default: all of a grid, or the file's `run_cap`)
+  --seed N                 seed of the drawn settings; the same seed draws the same settings (default: 0)
+  --folder FOLDER          folder of trials.csv, the logs and the page (default: runs/sweeps/NAME)
   --failures N             stop after so many failed trials in a row (default: 3)
   --retry BOOL             run the failed trials again (default: false)
   --dry_run BOOL           print the commands of a grid or random sweep, and run nothing (default: false)
-  --open BOOL              open the page of all trials in the browser (default: if this is a desktop)
-  -- --KEY VALUE ...       further options for each trial's command
+  --open BOOL              open the page of all trials in the browser (default: true on a desktop)
+  -- --KEY VALUE ...       more options for the command of each trial
 
-`method: bayes` needs Optuna: in a clone, `uv run --extra sweep` or `pip install '.[sweep]'`
+`method: bayes` needs Optuna: in a clone, `uv run --extra sweep` or `pip install '.[sweep]'` installs it.
 """
 OPTIONS = ("count", "seed", "folder", "failures", "retry", "dry_run", "open")
 GRACE = 60  # Seconds that an interrupted trial has to save its checkpoint.
@@ -72,9 +72,7 @@ def sweep(args: Sequence[str]) -> int:
     ends = asked.total()
     count = min((one for one in (ends, numbers.get("count")) if one is not None), default=None)
     if count is None:
-        raise UsageError(
-            f"`method: {asked.method}` goes on for ever: --count says how many trials there shall be"
-        )
+        raise UsageError(f"`method: {asked.method}` has no end: set the number of trials by --count")
     retry, dry = (truth(key, chosen.get(key, "false")) for key in ("retry", "dry_run"))
     wanted = opens(chosen.get("open", "auto"))
     if asked.method == "bayes":
@@ -197,7 +195,7 @@ class Runner:
             status = execute(self.command(values), log, self.environment(run, number), self.locks)
         except (KeyboardInterrupt, SystemExit):
             print("interrupted", flush=True)
-            print(f"The same command goes on from what is in {self.folder}", file=sys.stderr)
+            print(f"The same command resumes from what is in {self.folder}", file=sys.stderr)
             raise
         seconds = round(time.monotonic() - began, 1)
         file = run_file(run, (RUNS, str(self.folder)))

@@ -1,4 +1,4 @@
-"""What the LightningModules of all papers share: optimizers from callables, sharding, clear refusals."""
+"""Base of the LightningModules of all papers: optimizers from callables, sharding, checks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RestoreModes(Callback):
 
 
 class PaperModule(of_lightning.OfLightning, LightningModule):
-    """Base of the papers' modules: pass it an optimizer's callable, override what the paper adds.
+    """Base class of the papers' modules; the optimizer is given as a callable.
 
     The module's metrics (torchmetrics) are reset when a validation, test or prediction starts. Those whose
     names start with "train" are reset when a fit starts instead, and checkpoints keep their states.

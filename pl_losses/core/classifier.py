@@ -32,16 +32,16 @@ class Gallery(NamedTuple):
 
 
 class Classifier(PaperModule):
-    """Base of the papers' classifiers: a ``forward`` from inputs to outputs [B, C], trained on labels [B].
+    """Base class of the papers' classifiers: ``forward`` maps inputs to outputs [B, C], labels are [B].
 
     Logs ``train/loss``, ``train/error``, ``val/loss``, ``val/error``, ``test/loss``, ``test/error`` and its
     95 % interval ``test/error_low`` and ``test/error_high``. Errors are shares in [0, 1].
     They are exact over ranks and uneven batches: samples that are repeated to give all ranks equally many
     are neither counted nor trained on.
 
-    To subclass, define ``forward``, and override :meth:`scores` if its outputs are no logits,
-    :meth:`compute_loss` for another loss than the cross-entropy, or :meth:`configure_metrics`, which the
-    constructor is to call.
+    To subclass, define ``forward``, and call :meth:`configure_metrics` in the constructor. If the outputs are
+    no logits, override :meth:`scores`. For another loss than the cross-entropy, override
+    :meth:`compute_loss`.
     """
 
     KEYS: ClassVar[Keys] = {

@@ -20,11 +20,11 @@ ACCELERATORS = ("cuda", "xpu")
 
 
 class RandomState(Callback):
-    """Saves the state of all global random numbers, and restores it when a fit goes on.
+    """Saves the states of the global random generators, and restores them when a fit resumes.
 
-    They are those of PyTorch on the CPU and every accelerator, of NumPy and of Python, on each rank. A fit
-    that resumes from a checkpoint then draws what it would have drawn without the interruption. Every module
-    of the suite and every ``pl-losses fit`` has this callback.
+    These are the generators of PyTorch on the CPU and every accelerator, of NumPy and of Python, on each
+    rank. A resumed fit then draws the same numbers as a fit without an interruption. Every module of the
+    suite and every ``pl-losses fit`` has this callback.
     """
 
     def __init__(self) -> None:

@@ -169,18 +169,20 @@ def row_of(text: Mapping[str, str]) -> Row:
 BLOCK = re.compile(r"(<!-- results (\S+) -->\n).*?(?=<!-- end of results -->)", re.S)
 PAGE = """# Published and measured
 
-`pl-losses reproduce --results` makes this page. It reads the tables that `pl-losses reproduce` wrote. No
-number was typed by hand.
+`pl-losses reproduce --results` makes this page from the tables that `pl-losses reproduce` wrote. No number
+was typed by hand.
 
-How it was measured:
+How the numbers were measured:
 
-- Settings were chosen on a held-out part of the training data, unless the row says else. The choice has its
-  own seed.
+- Settings were chosen on a held-out part of the training data, unless the row says how else. This choice had
+  a seed of its own.
 - The test set is used once for each seed, after the last pass.
-- A measured number is the mean over seeds. In brackets is its 95 % interval. It covers the seeds, and the
-  test samples where there are any.
-- **Equal** means that this interval meets the published number, or its interval. Else it is better or worse.
-- The time is that of all trainings, and of the choice of settings, on a core that also did other work.
+- A measured number is the mean over seeds. Its 95 % interval is in brackets: it allows for
+  other seeds and, for test errors, other test samples.
+- **Equal** means that the measured interval contains the published number, or overlaps with the published
+  interval. Otherwise the measured number is better or worse.
+- The time below a table is that of all trainings and of the choice of settings, on a core that also did other
+  work.
 
 {verdicts}
 """

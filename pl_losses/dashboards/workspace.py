@@ -188,7 +188,7 @@ def spec(built: Any) -> dict[str, Any]:
 
 
 def push(name: str, entity: str, project: str, *, save: Callable[[Any], Any] | None = None) -> str:
-    """Save a recipe's workspace to W&B: a new one, or over the one that was pushed earlier.
+    """Save a recipe's workspace to W&B, and replace the one that was pushed before.
 
     Args:
         name: The recipe.

@@ -20,9 +20,8 @@ SIDEWAYS = ("all_rotation_normalized", "background_random", "background_images")
 class Amat(TensorDataModule):
     """Images 28x28 from a training and a test file in ``.amat`` format.
 
-    Reading text takes ten seconds and more for 50 000 images. A binary copy with the checksums of both is
-    therefore kept beside each file (``<file>.npy``). It is read as long as the checksums are right, whatever
-    the dates of the files.
+    Reading text takes ten seconds and more for 50 000 images. So a binary copy is kept beside each file
+    (``<file>.npy``). It has the checksums of the file and of itself, and is used only if both are right.
 
     Args:
         train_file: Such as "mnist_all_rotation_normalized_float_train_valid.amat".

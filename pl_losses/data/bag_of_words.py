@@ -20,7 +20,7 @@ Labels = NDArray[np.int64]
 
 
 class BagOfWords(TensorDataModule):
-    """Zeros and ones that say which of the most frequent words a document has: [B, vocabulary], two classes.
+    """Documents of two classes as zeros and ones for their most frequent words: [B, vocabulary].
 
     There are two sets. IMDB's reviews (Maas et al. 2011) have 25 000 documents for training and 25 000 for
     the test. They are read from ``labeledBow.feat`` of ``root/aclImdb/train`` and ``root/aclImdb/test`` (or

@@ -13,7 +13,7 @@ from pl_losses.data.module import Resident, TensorDataModule
 
 
 class SyntheticCO2(TensorDataModule):
-    r"""A made-up series of monthly carbon dioxide, in the shape of the Mauna Loa record; not a measurement.
+    r"""A synthetic monthly series that looks like the Mauna Loa record of carbon dioxide.
 
     It has a rising and accelerating trend, a yearly season of two harmonics, and a little noise:
 
@@ -21,8 +21,8 @@ class SyntheticCO2(TensorDataModule):
         &+ 2.9 \sin(2 \pi t + 0.4) + 0.8 \sin(4 \pi t - 0.6) + 0.25 e
 
     Here y is in ppm, t is in years since 1960, and e is drawn from :math:`N(0, 1)`. The months before
-    ``until`` are for training, the later ones for the test, in which a model extrapolates. Inputs are years
-    [B, 1], targets ppm [B, 1].
+    ``until`` are for training. The later months are for the test, in which a model extrapolates. Inputs are
+    years [B, 1], targets ppm [B, 1].
 
     Args:
         start: Year in which the series begins.

@@ -63,11 +63,11 @@ class LineImages(TensorDataModule):
     """Your own line images: a folder of pictures and a CSV file with the columns ``file`` and ``label``.
 
     A third column, ``split``, may say "train", "val", "test" or "predict". Labels of "predict" may be empty.
-    Without this column ``seed`` draws the parts. Blanks after commas are skipped. If ``alphabet`` has the
-    blank, they belong to the labels. Images are read as grey, white where they are transparent, and upright
-    by their EXIF data. Their paper becomes 0 and their fullest ink 1. They are cropped to their ink and
-    scaled: a character is ``ink_height`` pixels high, in the middle of ``height`` rows. Paper is what most of
-    the border shows. It must have one shade, so even out uneven light before.
+    Without this column ``seed`` draws the parts. Spaces after commas are skipped, unless ``alphabet`` has the
+    space. Images are read as grey, white where they are transparent, and upright by their EXIF data. Their
+    paper becomes 0 and their fullest ink 1. They are cropped to their ink and scaled: a character is
+    ``ink_height`` pixels high, in the middle of ``height`` rows. The paper is the shade of most of the
+    border. It must be evenly lit.
 
     Args:
         root: Folder with the images and the CSV file.

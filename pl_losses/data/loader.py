@@ -18,7 +18,7 @@ Order = Callable[[torch.Generator], Tensor]
 
 
 class BatchLoader:
-    """Iterates over equally long tensors in batches, on the device where they lie.
+    """Iterates over equally long tensors in batches, on the device of the tensors.
 
     An epoch's order is one permutation drawn from ``(seed, epoch)`` that all ranks share. Rank ``r`` takes
     every ``world_size``-th sample of it, starting with the ``r``-th. In step ``i`` all ranks together

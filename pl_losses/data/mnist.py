@@ -34,9 +34,8 @@ class MNIST(ImageDataModule):
 
     The files are looked for in ``root``, ``root/mnist`` and ``root/MNIST/raw``, packed or unpacked, and
     verified by their checksums. Missing files of MNIST are downloaded into ``root/MNIST/raw`` when a Trainer
-    (or you) calls ``prepare_data``. The files of another set have no checksums. So the first of these folders
-    that has any of them must have all of them. If a file is there packed and unpacked, both must have the
-    same content.
+    (or you) calls ``prepare_data``. The files of another set have no checksums. So all its files must be in
+    one folder. A packed and an unpacked file must have the same content.
 
     Args:
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else

@@ -89,9 +89,9 @@ class UCI(TensorDataModule):
 
     A folder of your own needs a ``data.txt`` with one sample per line. Its numbers have blanks between them,
     and the target is the last one. More files are possible, as in the published folders. ``index_target.txt``
-    names another column of the target. ``index_features.txt`` names the columns of the features; without it
-    they are all but the target. ``index_train_<k>.txt`` and ``index_test_<k>.txt`` name the rows of split k.
-    All are counted from 0.
+    names another column of the target. ``index_features.txt`` names the columns of the features, by default
+    all other columns. ``index_train_<k>.txt`` and ``index_test_<k>.txt`` name the rows of split k. All are
+    counted from 0.
 
     Attributes:
         samples: Number of samples N of the whole set.

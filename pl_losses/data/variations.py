@@ -52,9 +52,9 @@ class Variations(ImageDataModule):
 
     "basic-gen" is a subset of the digits. "rot-gen" turns them by an angle that is uniform in [0, 2 pi).
     "bg-rand-gen" puts uniform noise behind them. "bg-img-gen" puts patches of scikit-learn's two photographs
-    there. "bg-img-rot-gen" has both the turns and the patches. "rect-gen" has outlines of tall and of wide
-    rectangles. "rect-img-gen" has rectangles that are filled with one patch, on another patch. "convex-gen"
-    has regions that are convex or not. No digit is in two splits.
+    behind them. "bg-img-rot-gen" turns the digits and puts patches behind them. "rect-gen" has outlines of
+    tall and of wide rectangles. "rect-img-gen" has rectangles that are filled with one patch, on another
+    patch. "convex-gen" has regions that are convex or not. No digit is in two splits.
 
     Args:
         name: Which one.

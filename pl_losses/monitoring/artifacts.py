@@ -18,14 +18,14 @@ from pl_losses.core.validation import typed
 
 
 class ArtifactRecord(Callback):
-    """Gives W&B a run's data and checkpoints as artifacts; offline runs keep them for ``wandb sync``.
+    """Records the data and the checkpoints of a run as W&B artifacts, also offline.
 
     Each split of the data becomes an input of the run. This is an artifact ``<class>-<split>`` of type
-    "dataset". It has the :meth:`~pl_losses.data.TensorDataModule.identity` of the data, and not the data. So
-    runs on the same samples share its version. When a fit ends or is interrupted, its checkpoints become
-    outputs of the run. They are versions of ``model-<run id>``, of type "model". "last" is the newest one.
-    "best" is the choice of the first ``ModelCheckpoint`` with a ``monitor``. The run's folder has a copy of
-    these.
+    "dataset". It has the :meth:`~pl_losses.data.TensorDataModule.identity` of the data, and not the data
+    themselves. So runs on the same samples have the same version. When a fit ends or is interrupted, its
+    checkpoints become outputs of the run. They are versions of ``model-<run id>``, of type "model". The
+    newest is called "last". The one that the first ``ModelCheckpoint`` with a ``monitor`` chose is called
+    "best". The folder of the run has copies.
 
     Args:
         data: Whether to record the data.

@@ -108,14 +108,14 @@ class InterruptionCheckpoint(Callback):
         except (OSError, subprocess.SubprocessError) as error:
             self.show(f"The job is not queued again: {error}")
         else:
-            self.show(f"SLURM's job {command[-1]} is queued again, and goes on in this run by itself.")
+            self.show(f"SLURM's job {command[-1]} is queued again, and resumes this run by itself.")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print where the run is and how to resume it, in case it is killed."""
         run, saved = self.record.run, self.record.saved
         if stage == "fit" and run is not None and saved is not None and not self._training:
             place = run.folder if trainer.loggers else "last"
-            self.show(f"Run: {run.folder}\nIf it is interrupted, go on with:\n  {self._command(place)}")
+            self.show(f"Run: {run.folder}\nIf it is interrupted, resume with:\n  {self._command(place)}")
 
     def _command(self, checkpoint: object) -> str:
         command = ["pl-losses", "fit", "--config", str(self.record.saved), "--ckpt_path", str(checkpoint)]
@@ -274,7 +274,7 @@ class InterruptionCheckpoint(Callback):
         if not self._training:
             before = trainer.global_step == 0
             self.show(
-                "Interrupted before the first step: there is nothing to go on from."
+                "Interrupted before the first step: there is nothing to resume from."
                 if before
                 else f"Interrupted, with nothing new to save.{self._newest()}"
             )
@@ -300,7 +300,7 @@ class InterruptionCheckpoint(Callback):
         self._forget(trainer, list(self._recent))
         self.last_model_path = str(path)
         self.record.keep(trainer, str(path))
-        self.show(f"Interrupted at step {trainer.global_step}. Go on with:\n  {self._command(path)}")
+        self.show(f"Interrupted at step {trainer.global_step}. Resume with:\n  {self._command(path)}")
 
     def _newest(self) -> str:
         """Describe the newest checkpoint of this run; "" if the run is unknown."""
@@ -309,5 +309,5 @@ class InterruptionCheckpoint(Callback):
             return ""
         run.files = list(filter(exists, run.files))
         if not run.files:
-            return " There is no checkpoint to go on from."
-        return f" The newest checkpoint is whole; go on with:\n  {self._command(run.newest())}"
+            return " There is no checkpoint to resume from."
+        return f" The newest checkpoint is whole; resume with:\n  {self._command(run.newest())}"

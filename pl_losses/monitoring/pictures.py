@@ -36,7 +36,7 @@ _told: WeakSet[Any] = WeakSet()  # Loggers that a warning has named.
 
 
 def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
-    """Log a figure as an image to W&B, TensorBoard, MLflow and Aim, else as a PNG under ``pictures/``.
+    """Log a figure as an image to W&B, TensorBoard, MLflow or Aim, or as a PNG under ``pictures/``.
 
     For rank zero only. The folder is in the run's own. Each key has a file of its own. A logger that takes no
     picture is named once by a warning, unless it is a ``CSVLogger``, beside whose file the PNGs lie.
@@ -88,14 +88,14 @@ def _pixels(figure: Figure) -> Any:
 
 
 class ClassifierReport(Callback):
-    """Draws, after a test, the most confident errors as images, and the confusion matrix.
+    """Draws the most confident errors and the confusion matrix after a test.
 
     It works on any module whose ``test_step`` returns a dict with ``predicted`` [B] and ``target`` [B]. If
-    the dict has ``confidence`` [B], it orders the errors. If it has ``galleries``, name to
-    :class:`~pl_losses.core.classifier.Gallery`, these are other samples to show. Inputs are the first element
-    of the batch: images [B, 1 or 3, H, W]. If they are something else, only the matrix is drawn. Logs
-    ``test/errors``, ``test/<gallery>`` and ``test/confusion_matrix``, and to W&B the chart ``test/confusion``
-    and the table ``test/errors_table``. Exact over any number of ranks.
+    the dict has ``confidence`` [B], the errors are shown in this order. If it has ``galleries``, from names
+    to :class:`~pl_losses.core.classifier.Gallery`, these samples are shown too. Inputs are the first element
+    of the batch: images [B, 1 or 3, H, W]. For other inputs only the matrix is drawn. Logs ``test/errors``,
+    ``test/<gallery>`` and ``test/confusion_matrix``, and to W&B the chart ``test/confusion`` and the table
+    ``test/errors_table``. Exact over any number of ranks.
 
     Args:
         samples: How many images each picture shows at most.

@@ -71,7 +71,7 @@ def test_fit_test_predict(logger, capsys):
     torch.testing.assert_close(answers["output"], outputs(path))
     assert "had no ModelCheckpoint with a `monitor`" in refused(capsys, "test", option, "--ckpt_path=best")
     # By the command that was told at the start, and by the checkpoint alone, which has the config too.
-    printed = re.search(r"go on with:\n  pl-losses (fit .*)", fitted.err)[1].split()
+    printed = re.search(r"resume with:\n  pl-losses (fit .*)", fitted.err)[1].split()
     for times, again in enumerate((printed, ["fit", "--ckpt_path", str(path), "--trust=cli_modules"]), 1):
         succeeds(capsys, *again, "--trainer.max_epochs=3")
         assert len(list(Path("runs").rglob("epoch=2-step=6*.ckpt"))) == times

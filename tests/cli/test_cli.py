@@ -301,7 +301,7 @@ def test_an_interrupted_run_goes_on(folder, number, status):
     assert process.wait() == status, process.printed
     _, errors = process.printed
     assert "Traceback" not in errors
-    shown = re.search(r"Interrupted at step (\d+)\. Go on with:\n  pl-losses (fit .*)", errors)
+    shown = re.search(r"Interrupted at step (\d+)\. Resume with:\n  pl-losses (fit .*)", errors)
     assert shown, errors
     path = checkpoint_of(folder)
     assert read(path)["global_step"] == int(shown[1])

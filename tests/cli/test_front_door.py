@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pl_losses.cli.arguments import split
-from pl_losses.cli.main import BASH, completion, main
+from pl_losses.cli.main import BASH, COMMANDS, completion, main
 from pl_losses.core.signatures import describe, locate, missing, signature
 from pl_losses.recipes import parse, resolve
 
@@ -310,6 +310,12 @@ def test_only_classes_of_the_kind_are_offered(capsys):
     assert "`Digits`" in refused(capsys, "fit", "--data", "Digit")
     assert main(["fit", "--help"]) == 0
     assert "BatchLoader" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_a_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: pl-losses {command} ")
 
 
 def test_a_closed_pipe_ends_it_quietly():

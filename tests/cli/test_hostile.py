@@ -315,7 +315,7 @@ def test_a_checkpoint_alone_writes_where_its_run_did_only_if_that_is_asked_for(f
     run = ["--trainer.logger=CSVLogger", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
     model = ["--model=cli_modules.Line", "--data=cli_modules.LocalPoints", "--test_after_fit=false"]
     assert main(["fit", *model, *run, "--trainer.logger.save_dir=elsewhere"]) == 0
-    printed = re.search(r"go on with:\n  pl-losses (fit .*)", capsys.readouterr().err)[1].split()
+    printed = re.search(r"resume with:\n  pl-losses (fit .*)", capsys.readouterr().err)[1].split()
     assert "--trainer.logger.save_dir=elsewhere" in printed
     (checkpoint,) = (folder / "elsewhere").rglob("*.ckpt")
     assert main(["fit", "--ckpt_path", str(checkpoint)]) == 2

@@ -182,7 +182,7 @@ def test_a_second_signal_ends_at_once():
     for numbers in ([signal.SIGINT] * 2, [signal.SIGINT, signal.SIGTERM]):  # The last comes first.
         found, messages = interrupt("twice", "step", 7, numbers)
         assert not found
-        assert "nothing was saved. The newest checkpoint is whole; go on with:" in messages[-1]
+        assert "nothing was saved. The newest checkpoint is whole; resume with:" in messages[-1]
         assert "epoch=0-step=5" in messages[-1]
         assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
@@ -307,7 +307,7 @@ def test_what_takes_many_trainings_ends_with_the_status_of_a_signal(monkeypatch,
     args = "--source=digits --variations=rot-gen --seeds=1 --train_size=512 --val_size=9 --test_size=9"
     args += " --hidden_size=4 --folder=out"
     assert main(["reproduce", "sdae/variations", *args.split()]) == 128 + number
-    assert "Interrupted: the same command goes on from what is in out" in capsys.readouterr().err
+    assert "Interrupted: the same command resumes from what is in out" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_checkpoint_of_before():
@@ -342,7 +342,7 @@ def test_a_killed_fit_of_one_epoch_goes_on(folder, capsys):
         "recent-step=4.ckpt",
         "recent-step=5.ckpt",
     ]
-    messages = re.search(r"If it is interrupted, go on with:\n  pl-losses (fit .*)", process.printed[1])[1]
+    messages = re.search(r"If it is interrupted, resume with:\n  pl-losses (fit .*)", process.printed[1])[1]
     assert main(messages.split()) == 0
     assert "recent-step=5.ckpt" in capsys.readouterr().err
     assert torch.load(newest(folder), weights_only=True)["global_step"] == 10
@@ -355,7 +355,7 @@ def test_a_fit_that_is_killed_before_its_first_checkpoint_goes_on(folder, capsys
     def again(args):
         process = Fork(killed, args, 0)
         assert process.wait() == -signal.SIGKILL
-        return re.search(r"go on with:\n  pl-losses (fit .*)", process.printed[1])[1].split()
+        return re.search(r"resume with:\n  pl-losses (fit .*)", process.printed[1])[1].split()
 
     messages = again([*args, "--trainer.max_epochs=1"])
     assert not list(folder.rglob("*.ckpt"))

@@ -226,7 +226,7 @@ def test_a_failing_scontrol_is_told():
     Path("bin/scontrol").write_text("#!/bin/sh\nexit 1\n")
     _, errors = one(DIGITS, "step", 4, status=138)
     assert "The job is not queued again: Command '['scontrol', 'requeue', '7']' returned" in errors
-    assert "Interrupted at step 5. Go on with:" in errors
+    assert "Interrupted at step 5. Resume with:" in errors
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_two_ranks_are_queued_again(place, whom):
 def test_sigterm_to_one_rank_ends_both(place):
     statuses, errors = two(DIGITS, place, 4, signal.SIGTERM, whom=(1,))
     assert statuses in ([143, 143], [-15, -15])
-    assert ("Interrupted at step 5. Go on with:" in errors[0]) == (place == "forward")
+    assert ("Interrupted at step 5. Resume with:" in errors[0]) == (place == "forward")
 
 
 @pytest.mark.parametrize(

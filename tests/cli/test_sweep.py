@@ -191,7 +191,7 @@ def test_interrupted_it_goes_on(sweep, tmp_path, capsys, number):
     else:
         assert running.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
         assert "x=2 interrupted" in told[0]
-        assert "The same command goes on from what is in runs/sweeps/mine" in told[1]
+        assert "The same command resumes from what is in runs/sweeps/mine" in told[1]
         assert "Traceback" not in told[1]
     assert column(tmp_path, "trial") == ["1"]
     before = table(tmp_path)
@@ -441,7 +441,7 @@ def test_refused_before_any_run(change, message, tmp_path, monkeypatch, capsys):
     [
         (["lenet-learning-rat"], "No sweep file named `lenet-learning-rat`: did you mean"),
         (["a", "b"], "followed by one sweep file but got 2"),
-        (["lenet-learning-rate"], "`method: random` goes on for ever: --count says how many"),
+        (["lenet-learning-rate"], "`method: random` has no end: set the number of trials by --count"),
         (["lenet-learning-rate", "--count", "0"], "Expected `--count` to be an integer of at least 1 but"),
         (["lenet-learning-rate", "--cont", "3"], "did you mean `--count`?"),
         (["sweeps/lenet-learning-rate", "--count", "3", "--", "--modle.x=1"], "Unknown option `--modle.x`"),

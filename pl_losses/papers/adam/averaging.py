@@ -22,17 +22,16 @@ ROUNDED = "averaging_rounded"  # Key in a checkpoint.
 
 
 class TemporalAveraging(WeightAveraging):
-    r"""Averages the weights exponentially over the steps, with the correction of the average's bias.
+    r"""Keeps an exponential average of the weights over the steps, with bias correction.
 
     .. math:: \bar\theta_t = \beta_2 \bar\theta_{t-1} + (1 - \beta_2) \theta_t, \qquad
         \hat\theta_t = \bar\theta_t / (1 - \beta_2^t)
 
     This is done after each batch t in which an optimizer took a step. Validation, the test after training and
     the ``state_dict`` of checkpoints have :math:`\hat\theta_t`. Training goes on with :math:`\theta_t`, also
-    when it is resumed. A fit that is not resumed begins a new average. What is computed is the same average
-    in another form: :math:`\hat\theta_t = \hat\theta_{t-1} + w_t (\theta_t - \hat\theta_{t-1})` with
-    :math:`w_t = (1 - \beta_2) / (1 - \beta_2^t)`. Buffers of floating point are averaged too. Other buffers
-    are copied.
+    when it is resumed. A fit that is not resumed begins a new average. The code computes the same average in
+    another form: :math:`\hat\theta_t = \hat\theta_{t-1} + w_t (\theta_t - \hat\theta_{t-1})` with :math:`w_t
+    = (1 - \beta_2) / (1 - \beta_2^t)`. Buffers of floating point are averaged too. Other buffers are copied.
 
     Args:
         beta2: Decay rate of the average.

@@ -22,8 +22,8 @@ class AMSGradCounterexample(PaperModule):
     r"""One weight x in [-1, 1] with the loss C x at every third step t = 1, 4, ... and -x at the others.
 
     The sum over three steps is :math:`(C - 2) x`. It is least at x = -1. But Adam goes to +1 with
-    :math:`\beta_1 = 0`, :math:`\beta_2 = 1 / (1 + C^2)` and the learning rate :math:`\alpha / \sqrt{t}`. It
-    divides the rare large gradient by its own size, so the small ones win. AMSGrad goes to -1, since its
+    :math:`\beta_1 = 0`, :math:`\beta_2 = 1 / (1 + C^2)` and the learning rate :math:`\alpha / \sqrt{t}`. Adam
+    divides the rare large gradient by its own size, so the small gradients win. AMSGrad goes to -1, since its
     denominator never gets smaller. The module brings its own data, the numbers of the steps. It logs
     ``train/loss``, ``train/x`` and the average regret ``train/regret``. In the test it logs ``test/x`` and
     ``test/loss``, the mean loss over three steps. That is :math:`-(C - 2) / 3` at the best point and

@@ -91,7 +91,7 @@ def reproduce(
     All rates of all optimizers are trained at once, with the same start, batches and dropout masks. The rate
     of each is the one with the lowest training loss, with a seed of its own. The folder gets
     ``trainings.csv``, ``results.csv``, ``curves.csv``, ``curves.png`` and a W&B run, and the same command
-    goes on after an interruption.
+    resumes after an interruption.
 
     Args:
         figure: "fig1" is logistic regression, on MNIST and on a bag of words of which half is dropped; "fig2"

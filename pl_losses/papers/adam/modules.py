@@ -80,7 +80,7 @@ class LogisticRegression(_Experiment):
 
 
 class MLP(_Experiment):
-    """Fully connected layers with ReLU, and dropout after each (section 6.2).
+    """Fully connected ReLU layers, with dropout after each (section 6.2).
 
     Logs what :class:`~pl_losses.core.classifier.Classifier` does.
 
@@ -131,10 +131,10 @@ class MLP(_Experiment):
 class ConvNet(_Experiment):
     """The c64-c64-c128-1000 network of section 6.3.
 
-    There are three blocks: a 5x5 convolution, a ReLU, and 3x3 max-pooling of stride 2. Then comes a fully
-    connected layer of ReLU units. Dropout is on the image and on the fully connected layer. The paper does
-    not say what happens at the borders, or how much is dropped. Here convolutions keep the size, and pooling
-    rounds it up. A fifth of the pixels and half of the units are dropped. Logs what
+    Each of three blocks has a 5x5 convolution, a ReLU, and 3x3 max-pooling of stride 2. Then comes a fully
+    connected layer of ReLU units. Dropout is on the image and on the fully connected layer. The paper gives
+    neither the padding nor the dropout rates. Here convolutions keep the size, and pooling rounds it up. A
+    fifth of the pixels and half of the units are dropped. Logs what
     :class:`~pl_losses.core.classifier.Classifier` does.
 
     Args:

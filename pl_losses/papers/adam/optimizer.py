@@ -23,13 +23,13 @@ Group = dict[str, Any]  # A parameter group, or what a kernel takes of it: value
 
 
 class Adam(torch.optim.Adam):
-    r"""``torch.optim.Adam`` with a switch for the correction of the moments' bias towards their start at 0.
+    r"""``torch.optim.Adam`` with a switch for the bias correction of each moment.
 
     .. math:: \theta_t = \theta_{t-1} - \alpha \frac{m_t / c_1}{\sqrt{v_t / c_2} + \epsilon}
 
-    with :math:`c_1 = 1 - \beta_1^t` and :math:`c_2 = 1 - \beta_2^t` (section 3) as far as they are switched
-    on. All options of ``torch.optim.Adam`` mean what they mean there, its kernels (foreach, fused) do the
-    work, and each of the two loads the other's ``state_dict``.
+    Here :math:`c_1 = 1 - \beta_1^t` and :math:`c_2 = 1 - \beta_2^t` (section 3), or 1 if switched off. All
+    options of ``torch.optim.Adam`` have the same meaning here. Its kernels (foreach, fused) do the work. Each
+    of the two optimizers can load the other's ``state_dict``.
 
     Args:
         params: Parameters or parameter groups; a group may have a ``bias_correction`` of its own.
@@ -183,13 +183,13 @@ def _check_settings(**settings: float | Tensor) -> None:
 
 
 class AdaMax(torch.optim.Adamax):
-    r"""Algorithm 2, Adam's variant with the infinity norm.
+    r"""Algorithm 2, the variant of Adam with the infinity norm.
 
     .. math:: u_t = \max(\beta_2 u_{t-1}, |g_t|), \qquad
         \theta_t = \theta_{t-1} - \frac{\alpha}{1 - \beta_1^t} \frac{m_t}{u_t}
 
-    ``torch.optim.Adamax`` with the algorithm's denominator: without an epsilon, except for the least number
-    that keeps 0 / 0 away. Steps of parameters whose gradients have all been 0 are 0.
+    ``torch.optim.Adamax`` with the denominator of the algorithm: epsilon is so small that it only avoids 0 /
+    0. Steps of parameters whose gradients have all been 0 are 0.
 
     Args:
         params: Parameters or parameter groups.

@@ -23,13 +23,13 @@ from pl_losses.papers.adam.optimizer import Adam
 
 
 class VAE(PaperModule):
-    """A variational autoencoder of binary images: one layer of softplus units each way, Gaussian latents.
+    """A variational autoencoder of binary images, with one softplus layer each in encoder and decoder.
 
     The loss is minus the variational bound, with one sample of z for each image, in nats per image. See
     :mod:`~pl_losses.papers.adam.losses`. Images [B, ...] with pixels in [0, 1] are made binary at 0.5. It
-    logs ``<stage>/loss`` and its parts, ``<stage>/reconstruction`` and ``<stage>/kl``, for the stages train,
-    val and test. The noise of z is the same on any number of ranks. In validation and test an image always
-    has the same noise, which depends on its place in the data set.
+    logs ``<stage>/loss`` and the two parts of the loss, ``<stage>/reconstruction`` and ``<stage>/kl``, for
+    the stages train, val and test. The noise of z is the same on any number of ranks. In validation and test
+    an image always has the same noise, which depends on its place in the data set.
 
     Args:
         in_features: Pixels D of an image.

@@ -38,22 +38,22 @@ KEYS = {
     "test/error_low": "lower end of its 95 % binomial interval",
     "test/error_high": "upper end of its 95 % binomial interval",
     "test/mc_error": "share of wrong predictions of the mean of T passes, 0 to 1",
-    "test/mc_nll": "mean -log p of the right class under that mean, nats",
-    "test/mc_brier": "Brier score of that mean, 0 to 2",
-    "test/mc_ece": "expected calibration error of that mean, 15 bins, 0 to 1",
-    "test/mc_predictive_entropy": "mean entropy of that mean, nats",
-    "test/mc_expected_entropy": "mean entropy of the passes, nats",
-    "test/mc_mutual_information": "mean difference of the two (BALD), nats",
-    "test/mc_variation_ratio": "mean share of passes against the majority, 0 to 1",
+    "test/mc_nll": "-log p of the right class, by the mean of T passes, nats",
+    "test/mc_brier": "Brier score of the mean of T passes, 0 to 2",
+    "test/mc_ece": "expected calibration error of the mean of T passes, 15 bins, 0 to 1",
+    "test/mc_predictive_entropy": "entropy of the mean of T passes, averaged over inputs, nats",
+    "test/mc_expected_entropy": "entropy of a pass, averaged over passes and inputs, nats",
+    "test/mc_mutual_information": "difference of these two entropies (BALD), nats",
+    "test/mc_variation_ratio": "mean share of passes that disagree with the majority, 0 to 1",
     "test/mc_max_probability": "mean probability of the predicted class, 0 to 1",
 }
 
 
 class DropoutClassifier(DropoutModule, Classifier):
-    """Classes with their uncertainty, from passes with dropout (section 5.2).
+    """A classifier that gives classes and their uncertainty, by passes with dropout (section 5.2).
 
     The loss is :func:`~pl_losses.papers.dropout.dropout_objective` of the cross-entropy. Its weight decay
-    follows from ``length_scale``, N and the p of each layer, where tau is 1. The module logs the keys of
+    follows from ``length_scale``, N and the p of each layer, with tau = 1. The module logs the keys of
     :attr:`KEYS`, exact over ranks and uneven batches.
 
     To change it, override :meth:`configure_network`, :meth:`scores`, :meth:`errors`, :meth:`compute_loss`,

@@ -35,7 +35,7 @@ LEVELS = 20  # of the intervals' calibration: 5 %, 10 %, ..., 100 %
 
 
 class ClassificationUncertainty(Sums):
-    """Means over a data set of the uncertainty that T passes show for each input; no targets needed.
+    """Mean uncertainty of T passes over a data set, without targets.
 
     ``update`` takes probabilities [T, B, C], ``compute`` returns a dict of scalars: ``predictive_entropy``,
     ``expected_entropy`` and ``mutual_information`` in nats, ``variation_ratio`` and ``max_probability``.

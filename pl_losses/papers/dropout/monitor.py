@@ -47,23 +47,23 @@ MOST = 8  # Batches, unless told otherwise.
 
 
 class DropoutUncertaintyMonitor(Reading, Callback):
-    """Makes T passes with dropout in validation, test and prediction, and logs their uncertainty and quality.
+    """Runs T passes with dropout in validation, test and prediction, and logs uncertainty and errors.
 
     It works with any LightningModule and any kind of dropout, see
-    :func:`~pl_losses.papers.dropout.mc_samples`. If there is no dropout, it warns once and does no more. It
-    does not change the training: the weights are the same to the last bit. There is one exception, a module
-    that draws from a generator which is not global and not an attribute of it or its parts. The keys of
+    :func:`~pl_losses.papers.dropout.mc_samples`. If there is no dropout, it warns once and does nothing. It
+    does not change the training: the weights are the same to the last bit. The exception is a module with a
+    random generator that is neither global nor an attribute of the module or its parts. The keys of
     :attr:`KEYS` are added to the rows of validation and test. They are exact over ranks and uneven batches.
     Each of several dataloaders has its own keys, ending in ``/dataloader_idx_0`` and so on. In prediction
     there are no targets, so only keys that need none are logged. Pictures are drawn after the last validation
     of a fit, and after each ``validate``, ``test`` and ``predict``.
 
     A batch is ``(inputs, target)``, or a mapping of keyword arguments with "labels". The module returns
-    logits [B, C], values [B] or [B, Q], or a mapping with such "logits". One logit, [B] or [B, 1], is that of
-    class 1 of 2. Then targets may be booleans or floating point. If a module returns something else, it can
-    define ``class_probabilities(outputs)`` or ``predicted_values(outputs)``. Or override :meth:`get_inputs`,
-    :meth:`get_target`, :meth:`call`, :meth:`to_probabilities` or :meth:`to_values` here. What does not fit is
-    an error in the sanity check already.
+    logits [B, C], values [B] or [B, Q], or a mapping with such "logits". A single logit, [B] or [B, 1], is
+    that of class 1 of two classes. Then targets may be booleans or floating point. A module with other
+    outputs can define ``class_probabilities(outputs)`` or ``predicted_values(outputs)``. You can also
+    override :meth:`get_inputs`, :meth:`get_target`, :meth:`call`, :meth:`to_probabilities` or
+    :meth:`to_values` of the monitor. A wrong shape is an error in the sanity check before training.
 
     Outputs may have more rows than the batch has samples: pixels, tokens or nodes. Then flatten the outputs
     and the targets. A ``DistributedSampler`` repeats samples, so that all ranks have equally many. Such a
@@ -72,12 +72,11 @@ class DropoutUncertaintyMonitor(Reading, Callback):
     does, repetitions count too, and a warning says so. If an iterable dataset itself repeats samples, nobody
     can tell.
 
-    By default, looking at the validations of a fit takes at most a fifth of the time that these take without
-    it. Times are measured, after a first look at one batch. So a look may have fewer than 8 batches, and some
-    validations have none. A line says so once. All ranks do what rank zero measures. So the number of inputs
-    depends on the machine. What is computed of them does not. Give ``max_batches`` to compare runs number by
-    number. ``inputs`` says how many there were. A share p of n inputs has a standard error of
-    sqrt(p (1 - p) / n).
+    By default, the passes in a fit take at most a fifth of the time of its validations. The monitor measures
+    these times on rank zero, from one batch of the first validation on. To keep the limit it uses fewer than
+    8 batches, or leaves out validations, and says so once. So the number of inputs depends on the machine.
+    The key ``inputs`` has this number. To compare runs number by number, give ``max_batches``. A share p of n
+    inputs has a standard error of sqrt(p (1 - p) / n).
 
     "Without dropout" means an evaluation where even dropout with ``training=True`` is off. If a network is
     random even then, ``..._deterministic`` is NaN, and a warning says so.

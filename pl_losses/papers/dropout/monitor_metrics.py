@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # <stage> is val, test or predict; with several dataloaders /dataloader_idx_<n> follows.
-INPUTS = {"<stage>/dropout/inputs": "number of inputs that the rest is about"}
+INPUTS = {"<stage>/dropout/inputs": "number of inputs that the other numbers are computed from"}
 CLASSIFICATION = {
-    "<stage>/dropout/predictive_entropy": "mean entropy of the mean of the passes, nats",
-    "<stage>/dropout/expected_entropy": "mean entropy of the passes, nats",
-    "<stage>/dropout/mutual_information": "mean difference of the two, how much the passes disagree (called"
-    " BALD), nats",
-    "<stage>/dropout/variation_ratio": "mean share of passes against the majority, 0 to 1",
+    "<stage>/dropout/predictive_entropy": "entropy of the passes' mean, averaged over inputs, nats",
+    "<stage>/dropout/expected_entropy": "entropy of a pass, averaged over passes and inputs, nats",
+    "<stage>/dropout/mutual_information": "difference of these two entropies (BALD): how much the passes"
+    " disagree, nats",
+    "<stage>/dropout/variation_ratio": "mean share of passes that disagree with the majority, 0 to 1",
     "<stage>/dropout/max_probability": "mean probability of the predicted class, 0 to 1",
     "<stage>/dropout/error": "share of wrong predictions of the mean of the passes, 0 to 1",
-    "<stage>/dropout/error_deterministic": "the same of the pass without dropout, 0 to 1",
-    "<stage>/dropout/nll": "mean -log p of the right class under the mean of the passes, nats",
-    "<stage>/dropout/nll_deterministic": "the same of the pass without dropout, nats",
+    "<stage>/dropout/error_deterministic": "the same for a pass without dropout, 0 to 1",
+    "<stage>/dropout/nll": "-log p of the right class, by the mean of the passes, nats",
+    "<stage>/dropout/nll_deterministic": "the same for a pass without dropout, nats",
     "<stage>/dropout/brier": "Brier score of the mean of the passes, 0 to 2",
-    "<stage>/dropout/brier_deterministic": "the same of the pass without dropout, 0 to 2",
+    "<stage>/dropout/brier_deterministic": "the same for a pass without dropout, 0 to 2",
     "<stage>/dropout/ece": "expected calibration error of the mean of the passes, 15 bins, 0 to 1",
-    "<stage>/dropout/ece_deterministic": "the same of the pass without dropout, 0 to 1",
+    "<stage>/dropout/ece_deterministic": "the same for a pass without dropout, 0 to 1",
     "<stage>/dropout/reliability": "picture: accuracy for each confidence, with and without dropout",
     "<stage>/dropout/entropy": "picture: predictive entropy of right and of wrong predictions",
     "<stage>/dropout/most_uncertain": "picture: the images of highest mutual information",
@@ -55,7 +55,7 @@ CLASSIFICATION = {
 }
 REGRESSION = {
     "<stage>/dropout/rmse": "root mean squared error of the predictive mean, units of the target",
-    "<stage>/dropout/rmse_deterministic": "the same of the pass without dropout, units of the target",
+    "<stage>/dropout/rmse_deterministic": "the same for a pass without dropout, units of the target",
     "<stage>/dropout/standard_deviation": "mean predictive standard deviation, units of the target",
     "<stage>/dropout/log_likelihood": "mean log-likelihood per input, nats (only with a precision)",
     "<stage>/dropout/coverage_50": "share of targets in the central 50 % interval, 0 to 1",

@@ -92,7 +92,7 @@ def weight_decay_of(
     convention: Convention = "paper",
     target_std: float = 1.0,
 ) -> float:
-    r"""Compute the lambda of :func:`dropout_objective`, with E half the squared error, that a prior implies.
+    r"""Compute lambda in :func:`dropout_objective` from the prior, where E is half the squared error.
 
     .. math:: \lambda = \frac{l^2 (1 - p)}{2 N \tau}
 
@@ -106,7 +106,7 @@ def weight_decay_of(
 
     .. math:: \sum_n \mathrm{E}_q \log N(y_n; \hat y_n, \tau^{-1}) - \mathrm{KL}(q, \text{prior})
 
-    In it, :math:`-\log N` is :math:`\tau E` plus a constant. The KL divergence is, again up to a constant,
+    Here :math:`-\log N` is :math:`\tau E` plus a constant. The KL divergence is, again up to a constant,
 
     .. math:: \frac{l^2}{2} \mathrm{E}_q \big( |W|^2 + |b|^2 \big)
         = \frac{l^2}{2} \big( (1 - p) |M|^2 + |m|^2 \big)
@@ -120,9 +120,9 @@ def weight_decay_of(
       :math:`\sigma`, then their noise has the precision :math:`\tau \sigma^2`. It takes the place of
       :math:`\tau`.
     - "authors": what their published code does. It has the same :math:`\lambda`, but its error is the squared
-      error without the factor 1/2. For an E with this factor, that is half of :math:`\lambda`. The code does
-      not use ``target_std``: its :math:`\tau` is in the units of the data, although the targets are
-      standardised. It decays weights only. So do not call this function for biases.
+      error without the factor 1/2. With this factor, the same loss has half of this :math:`\lambda`. The code
+      does not use ``target_std``: its :math:`\tau` is in the units of the data, although the targets are
+      standardised. Only weights decay there. So do not call this function for biases.
 
     PyTorch's dropout has masks of 0 and :math:`1 / (1 - p)`. So the stored weights are :math:`(1 - p) M` and
     not M. Neither convention takes this into account, nor does the authors' code. It is as if the
@@ -163,7 +163,7 @@ def precision_of(
     convention: Convention = "paper",
     target_std: float = 1.0,
 ) -> float:
-    r"""Compute the tau that a weight decay implies, eq. 7: the inverse of :func:`weight_decay_of`.
+    r"""Compute tau from the weight decay, eq. 7: the inverse of :func:`weight_decay_of`.
 
     .. math:: \tau = \frac{l^2 (1 - p)}{2 N \lambda}
 

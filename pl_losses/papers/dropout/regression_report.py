@@ -25,7 +25,7 @@ SCORES = {"rmse": "RMSE, units of the target", "log_likelihood": "log-likelihood
 
 
 class RegressionReport(Callback):
-    """Draws, after a test, predictions and errors with their predictive standard deviation, and calibration.
+    """Draws predictions, errors and calibration after a test, with predictive standard deviations.
 
     It works on :class:`~pl_losses.DropoutRegressor`, and any module whose ``test_step`` returns a dict with
     ``mean``, ``standard_deviation`` and ``target``, [B, D] each, and whose ``test_scores`` are

@@ -32,11 +32,11 @@ from pl_losses.papers.dropout.uncertainty import predictive_moments
 KEYS = {
     "train/loss": "L_dropout of the last batch, for standardised targets",
     "val/rmse": "root mean squared error of the predictive mean, units of the target",
-    "val/rmse_deterministic": "the same of the pass without dropout (weight averaging)",
+    "val/rmse_deterministic": "the same for a pass without dropout (weight averaging)",
     "val/log_likelihood": "mean log-likelihood per input, nats",
     "val/precision": "tau, where it is chosen, in units of 1/y^2",
     "test/rmse": "root mean squared error of the predictive mean, units of the target",
-    "test/rmse_deterministic": "the same of the pass without dropout (weight averaging)",
+    "test/rmse_deterministic": "the same for a pass without dropout (weight averaging)",
     "test/log_likelihood": "mean log-likelihood per input, nats",
     "test/standard_deviation": "mean predictive standard deviation, noise included, units of the target",
     "test/coverage_50": "share of targets in the central 50 % interval, 0 to 1",
@@ -49,15 +49,16 @@ _NO_PRECISION = "There is no `precision`, as none was given and no validation ha
 
 
 class DropoutRegressor(DropoutModule):
-    """Values with their uncertainty, from passes with dropout (sections 4 and 5.3).
+    """A regression that gives values and their uncertainty, by passes with dropout (sections 4 and 5.3).
 
     Inputs, targets and predictions are in their own units. When the first fit starts, the module computes the
-    means and standard deviations of the training data, exactly over all ranks. They are kept in checkpoints.
-    The loss is :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of standardised
-    targets. Its weight decay follows from ``length_scale``, the precision tau, N and the p of each layer.
+    means and standard deviations of the training data, exactly over all ranks. Checkpoints have these
+    numbers. The loss is :func:`~pl_losses.papers.dropout.dropout_objective` of half the squared errors of
+    standardised targets. Its weight decay follows from ``length_scale``, the precision tau, N and the p of
+    each layer.
 
-    The module logs the keys of :attr:`KEYS`, exact over ranks and uneven batches. Some inputs may be
-    repeated, so that all ranks have equally many. They count once, in training too.
+    The module logs the keys of :attr:`KEYS`, exact over ranks and uneven batches. Inputs that come twice, so
+    that all ranks have equally many, count once, in training too.
 
     To change it, override :meth:`configure_network`, :meth:`errors`, :meth:`compute_loss`,
     :meth:`configure_metrics` or :meth:`drop_probabilities`.

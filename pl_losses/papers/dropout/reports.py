@@ -29,7 +29,7 @@ SHADE = 0.13  # opacity of each
 
 
 class ExtrapolationReport(Callback):
-    """Draws Fig. 2 after a test: predictive mean and standard deviation within the training data and beyond.
+    """Draws Fig. 2 after a test: predictive mean and standard deviation, in and outside the training data.
 
     It needs a module with ``predictive(inputs) -> (mean, variance)``, such as
     :class:`~pl_losses.DropoutRegressor`, and a DataModule with ``tensors`` such as
@@ -140,7 +140,7 @@ def draw_extrapolation(
 
 
 class RotationReport(Callback):
-    """Draws Fig. 4 after a test: a digit turned step by step, with the passes' softmax inputs and outputs.
+    """Draws Fig. 4 after a test: softmax inputs and outputs of all passes for a digit that is turned.
 
     It turns the first test image of a class about its centre. A network may be sure of a wrong class while
     the passes disagree. The dashed line of the third panel is the probability without dropout. It works on

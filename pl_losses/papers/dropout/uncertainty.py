@@ -13,7 +13,7 @@ from pl_losses.core.validation import check_positive, typed
 
 @typed
 def predictive_entropy(samples: Tensor) -> Tensor:
-    r"""Compute the entropy of the mean: all of the uncertainty about the class.
+    r"""Compute the entropy of the passes' mean: all of the uncertainty about the class.
 
     .. math:: \mathrm{H}\Big[ \frac{1}{T} \sum_t p_t \Big]
 
@@ -38,7 +38,7 @@ def predictive_entropy(samples: Tensor) -> Tensor:
 
 @typed
 def expected_entropy(samples: Tensor) -> Tensor:
-    r"""Compute the mean entropy of the passes: what more data would not remove.
+    r"""Compute the mean entropy of the passes: the uncertainty that more data would not remove.
 
     .. math:: \frac{1}{T} \sum_t \mathrm{H}[p_t]
 
@@ -89,7 +89,7 @@ def variation_ratio(samples: Tensor) -> Tensor:
 
 @typed
 def max_probability(samples: Tensor) -> Tensor:
-    """Compute the largest probability of the mean: samples [T, B, C] -> [B]."""
+    """Compute the largest probability in the passes' mean: samples [T, B, C] -> [B]."""
     check_samples(samples)
     return at_least_float32(samples).mean(dim=0).amax(dim=-1)
 
@@ -124,7 +124,7 @@ def predictive_moments(samples: Tensor, precision: float | None = None) -> tuple
 
 @typed
 def mc_log_likelihood(samples: Tensor, target: Tensor, tau: float) -> Tensor:
-    r"""Compute the log-likelihood of each input's target under T passes, as log-sum-exp.
+    r"""Compute the log-likelihood of each target: the log of its mean probability over T passes.
 
     .. math:: \log \frac{1}{T} \sum_t N(y; y_t, \tau^{-1})
 

@@ -14,13 +14,13 @@ from pl_losses.papers.gan.layers import LinearLayer
 
 
 class FullBasicModel(Classifier):
-    """A convolution of 128 maps, a ReLU and a :class:`LinearLayer`, trained as a classifier of grey images.
+    """A classifier of grey images: a convolution with 128 maps, a ReLU and a :class:`LinearLayer`.
 
     As printed, the listing does not run. These are the corrections:
 
     - the linear layer gets the output of the ReLU, not that of the convolution;
     - the maps [B, 128, H, W] are averaged over the image, so that the linear layer gets 128 features;
-    - its first weights are divided by the square root of 128;
+    - the initial weights of the linear layer are divided by the square root of 128;
     - the model returns logits, since the cross-entropy needs them. The softmax is in
       :meth:`~pl_losses.core.classifier.Classifier.class_probabilities`, over the classes.
 

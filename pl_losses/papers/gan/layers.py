@@ -11,8 +11,9 @@ from pl_losses.core.validation import check_counts, typed
 class LinearLayer(nn.Module):
     r"""An affine map, :math:`y = x\, w + b`: [..., in_features] -> [..., out_features].
 
-    It is the listing's layer, except for its initial weights: unit variance, as printed, would make outputs
-    larger than inputs by the square root of ``in_features``; here both start with equal variance.
+    It is the layer of Listing 1 with other initial weights. With unit variance, as printed, outputs would be
+    larger than inputs by the square root of ``in_features``. Here inputs and outputs have equal variance at
+    the start.
 
     Args:
         in_features: Size of an input.

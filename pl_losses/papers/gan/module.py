@@ -48,17 +48,17 @@ def dcgan_adam(parameters: ParamsT) -> Adam:
 class GAN(PaperModule):
     """A generator and a discriminator, trained by the paper's step.
 
-    A step takes a batch of N images, and generates N images once. First the discriminator takes a step on
-    both. No gradient of its loss reaches the generator. Then the generator takes a step on the same images,
-    judged by the new discriminator. For this the parameters of the discriminator are frozen, so that the
-    generator's loss leaves no gradients in them. A batch counts as one step (``max_steps``,
+    A step takes a batch of N images, and generates N images once. First the discriminator takes a step on all
+    of these images. Its loss has no gradient for the generator. Then the generator takes a step on the
+    generated images, judged by the new discriminator. Here the parameters of the discriminator are frozen, so
+    that the generator's loss has no gradient for them. A batch counts as one step (``max_steps``,
     ``trainer.global_step``), although there are two optimizers. The noise is the same on any number of ranks.
     In evaluation it depends on the place of an image in the data set. On several ranks, train with
     ``strategy="ddp_per_module"`` or FSDP2.
 
     The module logs :attr:`KEYS`. A batch is images [B, C, S, S], or a tuple that starts with them. Their
-    pixels are in [-1, 1]. If they are normalised in another way, give ``mean`` and ``std``. Validation, test
-    and prediction use the averaged generator, if there is one.
+    pixels are in [-1, 1]. For pixels that are normalised in another way, give ``mean`` and ``std``.
+    Validation, test and prediction use the averaged generator, if there is one.
 
     To change it, override :meth:`configure_generator`, :meth:`configure_discriminator`,
     :meth:`compute_discriminator_loss`, :meth:`compute_generator_loss` or :meth:`sample_noise`.

@@ -30,14 +30,14 @@ ROWS, STEPS = 6, 12
 
 
 class GANReport(Callback):
-    """Shows samples of the same noise through training, and measures generated samples against held-out ones.
+    """Draws samples of the same noise during training, and compares generated samples with held-out images.
 
     It is for a :class:`~pl_losses.GAN`. During training it logs ``train/samples``. After each validation it
-    logs histograms of the discriminator's outputs, with their quantiles. If there are ``features``, it
-    compares real and generated samples by them, after each validation and test. It takes equally many of
-    both. After a test it also logs the pictures ``test/samples``, ``test/interpolation``, ``test/outputs``
-    and ``test/classes``. All numbers are exact over any number of ranks. With several dataloaders they are
-    about all samples together.
+    logs histograms of the discriminator's outputs, with their quantiles. With ``features`` it also compares
+    the features of equally many real and generated samples, after each validation and test. After a test it
+    also logs the pictures ``test/samples``, ``test/interpolation``, ``test/outputs`` and ``test/classes``.
+    All numbers are exact over any number of ranks. With several dataloaders they are about all samples
+    together.
 
     Args:
         features: Function that makes a module whose ``forward`` turns images [B, C, S, S] with pixels in [-1,
@@ -58,9 +58,9 @@ class GANReport(Callback):
 
     KEYS: ClassVar[Keys] = {
         "<name>_frechet_distance": "squared Fréchet distance of the features of real and generated samples",
-        "<name>_precision": "share of generated samples that are near real ones, by 3 nearest neighbours",
-        "<name>_recall": "share of real samples that are near generated ones",
-        "<name>_classes_covered": "number of classes with at least half of an even share of the samples",
+        "<name>_precision": "share of generated samples that are near a real sample, by 3 nearest neighbours",
+        "<name>_recall": "share of real samples that are near a generated sample",
+        "<name>_classes_covered": "number of classes with at least half of the mean number of samples",
         "<name>_smallest_class": "share of the rarest class",
         "<name>_largest_class": "share of the most frequent class",
         "<name>_real_classes_covered": "the same number, for the real samples",
@@ -68,13 +68,13 @@ class GANReport(Callback):
         "<name>_real_largest_class": "share of the most frequent class among the real samples",
         "train/samples": "picture: samples of the same noise over training",
         "test/samples": "picture: samples",
-        "test/interpolation": "picture: between pairs of noise",
+        "test/interpolation": "picture: samples on the way from one noise to another",
         "test/outputs": "picture: the discriminator's outputs",
         "test/classes": "picture: share of each class",
         "val/real_outputs": "histogram of the discriminator's outputs on real images",
-        "val/fake_outputs": "histogram of the same on generated ones",
+        "val/fake_outputs": "histogram of the discriminator's outputs on generated images",
         "val/real_output_<quantile>": "quantile of the discriminator's outputs on real images, such as q50",
-        "val/fake_output_<quantile>": "the same on generated ones",
+        "val/fake_output_<quantile>": "the same on generated images",
     }
     panels: ClassVar[Sections] = manifest.GAN_REPORT
 

@@ -77,7 +77,7 @@ def reproduce(
     All start with the same passes over isolated digits, and then see strings; "isolated" goes on with digits.
     The settings are those of the recipes ``gtn/strings-...``, the same for all. The folder gets
     ``trainings.csv``, ``curves.csv``, ``results.csv``, ``error_reject.png`` and a W&B run, and the same
-    command goes on after an interruption. The paper's strings were written with a pen, so that its numbers
+    command resumes after an interruption. The paper's strings were written with a pen, so that its numbers
     cannot be compared.
 
     Args:

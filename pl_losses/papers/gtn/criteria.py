@@ -33,8 +33,8 @@ def viterbi_loss(
     r"""Compute the loss of Viterbi training (section VI.B, Fig. 19): :math:`E_\text{vit} = C_\text{cvit}`.
 
     Its gradient is 1 for the segments of the best path that spells the target, and 0 for others. Nothing
-    pushes wrong answers away. So it collapses if the recogniser can make all penalties low, for example with
-    adaptable centres.
+    raises the penalties of wrong answers. So the loss collapses if the recogniser can make all penalties low,
+    for example with adaptable centres.
 
     Args:
         lattice: Lattice of B samples.
@@ -69,8 +69,8 @@ def discriminative_viterbi_loss(
     .. math:: E_\text{dvit} = C_\text{cvit} - C_\text{vit} \ge 0
 
     Two paths matter: the best one that spells the target, and the best one of all. The gradient is +1 for
-    segments of the first path only, -1 for those of the second path only, and 0 for shared ones. The loss is
-    0 as soon as the answer is right: there is no margin.
+    segments of the first path only, -1 for segments of the second path only, and 0 for segments of both. The
+    loss is 0 if the answer is right: there is no margin.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
@@ -93,8 +93,8 @@ def forward_loss(
 ) -> Tensor:
     r"""Compute the loss of forward training (section VI.C): :math:`E_\text{forw} = C_\text{cforw}`.
 
-    Its gradient for a segment is the posterior of the segment, given the target. It collapses as
-    :func:`viterbi_loss` does.
+    Its gradient for a segment is the posterior of the segment, given the target. It can collapse, as
+    :func:`viterbi_loss` can.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 
@@ -119,7 +119,8 @@ def discriminative_forward_loss(
     .. math:: E_\text{dforw} = C_\text{cforw} - C_\text{forw}
 
     It is -log P(target) >= 0, where P is over all label strings. Prefer this criterion. Its gradient for a
-    segment is a difference: the posterior if the target is known, minus the posterior if it is not.
+    segment is a difference: the posterior of the segment given the target, minus the posterior without the
+    target.
 
     Arguments, result and errors are those of :func:`viterbi_loss`.
 

@@ -26,8 +26,8 @@ class LatticeReader(StringReader[SegmentLattice]):
     """Reads lines by heuristic over-segmentation, LeNet-5 and a lattice of all segments (Fig. 19).
 
     The recogniser sees all segments of a batch in one pass. It gives each segment a penalty for each class,
-    and ``segment_penalty`` is added. There is no class for a segment that is no character. The discriminative
-    criteria teach the recogniser to give such a segment high penalties.
+    and ``segment_penalty`` is added. There is no class for a segment that is no character. With the
+    discriminative criteria the recogniser learns to give such a segment high penalties.
 
     To change it, override :meth:`configure_recogniser`, :meth:`cut`, :meth:`segment_penalties` or
     :meth:`compute_loss`.

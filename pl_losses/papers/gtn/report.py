@@ -43,7 +43,7 @@ class ReadLine(NamedTuple):
 
 
 class ReadingReport(Callback):
-    """Draws, after a test, the best segmentations, the worst errors and the error-reject curve.
+    """Draws segmentations, the most confident errors and the error-reject curve after a test.
 
     It works on :class:`~pl_losses.LatticeReader` and :class:`~pl_losses.papers.gtn.SDNN`. It logs three
     pictures. ``test/segmentation`` has the first lines with their best path. ``test/errors`` has the most

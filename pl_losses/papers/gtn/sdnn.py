@@ -24,7 +24,7 @@ MARGIN = 12  # Background added on both sides, so that a window can be centred n
 
 
 class SDNN(StringReader[FrameLattice]):
-    """Reads lines by LeNet-5 swept over them: C5 is a convolution, so that one pass gives every position.
+    """Reads lines by moving LeNet-5 over them: C5 is a convolution, so one pass computes all positions.
 
     Each fourth column has a penalty for each class, and one for the blank. The blank is an RBF unit whose
     code is an empty bitmap. The loss "discriminative_forward" is that of CTC: it equals

@@ -175,7 +175,7 @@ def reproduce(
 
     The networks are trained by Adam with a one-cycle learning rate, which is chosen for each on held-out
     training images. So are k and C. The folder gets ``trainings.csv``, ``results.csv``, ``results.png`` and a
-    W&B run, and the same command goes on after an interruption. In the networks before LeNet-5 all maps of
+    W&B run, and the same command resumes after an interruption. In the networks before LeNet-5 all maps of
     C3 see all maps of S2: their tables of connections are not in the paper.
 
     Args:

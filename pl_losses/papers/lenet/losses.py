@@ -44,9 +44,9 @@ def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
 def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
     r"""Compute the maximum likelihood criterion, eq. 8: :math:`E = \frac{1}{P} \sum_p y_{D_p}`.
 
-    It only pulls the right class closer. With adaptable centres it collapses: all centres and features become
-    equal. Then the loss is 0, and the network can only guess. Use :func:`map_loss` unless the centres are
-    fixed.
+    It only lowers the penalty of the right class. With adaptable centres it collapses: all centres and
+    features become equal. Then the loss is 0, and the network can only guess. Use :func:`map_loss` unless the
+    centres are fixed.
 
     Args:
         penalties: Penalty of each class, shape [B, C], lower is better.
@@ -74,9 +74,8 @@ def map_loss(penalties: Tensor, target: Tensor, rubbish_penalty: float = 1.0) ->
     .. math:: E = \frac{1}{P} \sum_p \left( y_{D_p} + \log(e^{-j} + \sum_i e^{-y_i}) \right)
 
     The bracket is minus the log-posterior of the right class. Besides the classes there is a "rubbish" class
-    with the constant penalty j. So E >= 0. The gradient is
-    :math:`[i = D] - e^{-y_i} / (e^{-j} + \sum_k e^{-y_k})`. It pushes wrong classes away, and so keeps
-    adaptable centres from collapsing.
+    with the constant penalty j. So E >= 0. The gradient is :math:`[i = D] - e^{-y_i} / (e^{-j} + \sum_k
+    e^{-y_k})`. It raises the penalties of wrong classes, so that adaptable centres do not collapse.
 
     Args:
         penalties: Penalty of each class, shape [B, C], lower is better.

@@ -40,7 +40,7 @@ def reproduce(
 
     All trainings have the same number of steps and the same settings, none of which was chosen: Adam with a
     one-cycle learning rate. The folder gets ``trainings.csv``, ``results.csv``, ``sizes.png`` and a W&B run,
-    and the same command goes on after an interruption.
+    and the same command resumes after an interruption.
 
     Args:
         sizes: Numbers of training images. Default: from 1000 to the paper's 15000, 30000 and 60000.

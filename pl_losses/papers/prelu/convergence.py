@@ -60,7 +60,7 @@ def reproduce(
     The networks are the paper's with ReLUs, an eighth as wide, on digits in place of ImageNet. Both are
     trained by SGD with the same settings, none of which was chosen. The curve is the error on 5 000 held-out
     training images. The folder gets ``trainings.csv``, ``curves.csv``, ``results.csv``, ``curves.png`` and a
-    W&B run, and the same command goes on after an interruption.
+    W&B run, and the same command resumes after an interruption.
 
     Args:
         figure: "fig2" has 22 layers, "fig3" has 30.

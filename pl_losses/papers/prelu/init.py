@@ -126,10 +126,10 @@ def he_normal_(
 
     .. math:: \mathrm{Var}[w] = \frac{2}{(1 + a^2)\, n}
 
-    ``torch.nn.init.kaiming_normal_`` is different for some convolutions. For a grouped one its fan-out is
-    ``groups`` times too large, and for a strided one ``stride`` squared times. For a transposed one it takes
-    the fans from the wrong sides, and ignores groups and stride. With ``nonlinearity="relu"`` it ignores
-    ``a``.
+    ``torch.nn.init.kaiming_normal_`` is different for some convolutions. For a grouped convolution its
+    fan-out is ``groups`` times too large, and for a strided one ``stride`` squared times. For a transposed
+    convolution it exchanges fan-in and fan-out, and ignores groups and stride. With ``nonlinearity="relu"``
+    it ignores ``a``.
 
     Args:
         tensor: The weight of a linear layer or a convolution.
@@ -167,7 +167,7 @@ def he_uniform_(
     transposed: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Fill a weight uniformly in :math:`\pm \sqrt{3}` standard deviations: :func:`he_normal_`'s variance.
+    r"""Fill a weight from the uniform distribution with the variance of :func:`he_normal_`.
 
     Example:
         >>> bool(he_uniform_(torch.empty(10, 6)).abs().max() <= 1)  # sqrt(3) * sqrt(2 / 6)
@@ -195,10 +195,10 @@ def he_init_(
     *,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Draw all weights of a network by eq. 15, each with the slope of its own rectifier; biases become 0.
+    """Draw all weights of a network by eq. 15, with the slope of their rectifier, and set biases to 0.
 
-    Weights are those of linear layers and of convolutions, transposed ones too, frozen or not. All else stays
-    as it is. Parametrised weights (``torch.nn.utils.parametrizations``) are assigned what was drawn. Which
+    Weights are those of linear layers and of convolutions, transposed ones too, frozen or not. All other
+    parameters stay as they are. Parametrised weights (``torch.nn.utils.parametrizations``) are set too. Which
     rectifier counts, and how it is found: :func:`~pl_losses.papers.prelu.dataflow.feeding_slopes`.
 
     Args:

@@ -34,13 +34,13 @@ Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class PReLU(nn.PReLU):
-    r"""An ``nn.PReLU`` whose backward pass is compiled where that pays, and torch's own where it does not.
+    r"""An ``nn.PReLU`` with a compiled backward pass for large inputs.
 
     .. math:: f(y_i) = \max(0, y_i) + a_i \min(0, y_i)
 
     Parameters, outputs, gradients and ``state_dict`` are those of ``nn.PReLU``, under autocast too. The
     slopes' gradient is added up in float32. For float32 on a CPU Numba compiles the loop, with the extra
-    ``fast``, in a second or two. Elsewhere the first forward pass of a size that pays waits for
+    ``fast``, in a few seconds. In other cases the first forward pass of a large input waits for
     ``torch.compile``, about ten seconds. One loop works for all layers and sizes of a dtype and memory
     layout. Torch's own backward pass is used if there is no compiler, if nothing is trained, for inputs of
     float64 and inputs that are not dense, for second and forward-mode derivatives, and for ``torch.func``. It

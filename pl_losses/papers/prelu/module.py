@@ -37,7 +37,7 @@ STAGES = [[32, 32], [64, 64], [96, 96]]
 
 
 class RectifierNet(Classifier):
-    """A plain network of the paper, or one in its shape for images of about 32 pixels.
+    """A network of the paper, or a network of the same kind for images of about 32 pixels.
 
     ``architecture`` names a network of the paper: the 14-layer model E of Table 1, the 19- and 22-layer
     models A, B and C of Table 3, "depth22" (Fig. 2, which is B) or "depth30" (Fig. 3). Without it, the

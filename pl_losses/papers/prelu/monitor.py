@@ -36,7 +36,7 @@ POOLED = ("mean", "min", "max", "below_0", "above_1")
 
 
 class PReLUSlopeMonitor(Monitor):
-    """Shows the slopes of every ``nn.PReLU``, also of subclasses, of any LightningModule.
+    """Logs the slopes of each ``nn.PReLU``, and of subclasses, in any LightningModule.
 
     A layer is named by its module path, as in ``prelu/network.3/mean``. If a layer or its slopes are shared,
     it appears once, by its first name. A layer that is added during training appears from then on. A lazy
@@ -74,11 +74,11 @@ class PReLUSlopeMonitor(Monitor):
         "prelu/<layer>/q05": "5 % quantile of the slopes",
         "prelu/<layer>/median": "median slope",
         "prelu/<layer>/q95": "95 % quantile of the slopes",
-        "prelu/<layer>/below_0": "share of slopes below 0, in [0, 1]: not monotonic",
-        "prelu/<layer>/above_1": "share of slopes above 1, in [0, 1]: steeper on the negative side",
+        "prelu/<layer>/below_0": "share of slopes below 0, in [0, 1]; such a PReLU is not monotonic",
+        "prelu/<layer>/above_1": "share of slopes above 1, in [0, 1]; such a PReLU is steeper below 0",
         "prelu/<layer>/grad_norm": "L2 norm of the gradient of the slopes, after clipping",
         "prelu/<layer>/momentum_norm": "L2 norm of the slopes' `momentum_buffer` or `exp_avg`",
-        "prelu/<layer>/slopes": "histogram over channels, of layers with more than one",
+        "prelu/<layer>/slopes": "histogram of the slopes, for layers with more than one",
         "prelu/mean": "mean over the slopes of all layers",
         "prelu/min": "smallest slope of all",
         "prelu/max": "largest slope of all",

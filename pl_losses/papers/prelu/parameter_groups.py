@@ -26,13 +26,12 @@ def param_groups(
     decay_biases: bool = True,
     decay_norms: bool = True,
 ) -> list[dict[str, Any]]:
-    r"""Build parameter groups for any optimizer: the slopes of PReLUs apart, without weight decay.
+    r"""Build parameter groups for any optimizer: the slopes of PReLUs have their own, without weight decay.
 
     A parameter is a slope if it belongs to an ``nn.PReLU``, to a subclass, or to a parametrisation of one
-    (``torch.nn.utils.parametrize``). Its name and its shape do not matter. A shared one is taken once. With
-    SGD the slopes then follow the paper's update,
-    :math:`\Delta a := \mu \Delta a + \epsilon\, \partial E / \partial a` (eq. 4), with their own mu and eps
-    if these are given.
+    (``torch.nn.utils.parametrize``). Its name and its shape do not matter. A shared slope is taken once. With
+    SGD the slopes then follow the paper's update, :math:`\Delta a := \mu \Delta a + \epsilon\, \partial E /
+    \partial a` (eq. 4), with their own mu and eps if these are given.
 
     Args:
         module: Whose parameters; frozen ones included.

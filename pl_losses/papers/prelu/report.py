@@ -21,11 +21,11 @@ Signal = dict[str, list[float]]
 
 
 class SignalReport(Callback):
-    """Draws, after a fit, the signal of each layer at the first step and in the last epoch.
+    """Draws the signal of each layer, at the first step and in the last epoch, after a fit.
 
     The signal is the standard deviation of the layer's outputs y, and of the gradients with respect to them.
     Eqs. 10 and 14 keep both from vanishing and from exploding with depth. It works on any module with linear
-    layers or convolutions. It measures on the first batch of an epoch (rank zero's share), and needs no extra
+    layers or convolutions. It measures the first batch of an epoch (rank zero's part), and needs no extra
     pass. Logs the picture ``prelu/signal``.
     """
 

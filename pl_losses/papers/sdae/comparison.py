@@ -49,7 +49,7 @@ def reproduce(
     All train on the same images for the same number of epochs, of which the random start (MLP-3) has all for
     supervised training; the weights with the lowest validation error are tested. The folder gets
     ``variations.csv``, a row for each training, ``results.csv``, ``results.png`` and a W&B run. The same
-    command goes on after an interruption. The sets are not the published ones, nor are the errors comparable
+    command resumes after an interruption. The sets are not the published ones, nor are the errors comparable
     with the published.
 
     Args:

@@ -131,7 +131,7 @@ class MaskingNoise(_SubsetCorruption):
 class SaltAndPepper(_SubsetCorruption):
     """Sets a fraction nu of the elements of each example to the least or the largest value, by a fair coin.
 
-    Touched elements that had this value already count, too.
+    An element that had this value before counts as touched too.
 
     Args:
         fraction: nu.
@@ -171,7 +171,7 @@ class SaltAndPepper(_SubsetCorruption):
 
 
 class GaussianNoise(Corruption):
-    r"""Adds :math:`N(0, \sigma^2)` to every element; all count as touched.
+    r"""Adds :math:`N(0, \sigma^2)` to each element. All elements count as touched.
 
     Args:
         sigma: Standard deviation.

@@ -41,7 +41,7 @@ def reproduce(
     """Section 6.3: test error of stacks over the share of masked elements and over the number of layers.
 
     All have the settings of ``sdae/variations``; the weights with the lowest validation error are tested. The
-    folder gets ``trainings.csv``, ``results.csv``, ``levels.png`` and a W&B run, and the same command goes on
+    folder gets ``trainings.csv``, ``results.csv``, ``levels.png`` and a W&B run, and the same command resumes
     after an interruption. The set is not the published one, nor are the errors comparable with the published.
 
     Args:

@@ -26,7 +26,7 @@ SHOWN = 4  # Samples that are shown.
 
 
 class AutoencoderReport(Callback):
-    """Shows a denoising autoencoder, or a stack of them, through training.
+    """Draws filters, reconstructions, samples and curves of denoising autoencoders during training.
 
     It is for :class:`~pl_losses.DenoisingAutoencoder` and :class:`~pl_losses.StackedDenoisingAutoencoder` on
     images of the DataModule's ``input_shape``, or square ones. ``pretrain/filters`` are the weights of the

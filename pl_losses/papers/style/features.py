@@ -17,7 +17,7 @@ Pooling = Literal["avg", "max"]
 
 
 class VGG19Features(nn.Module):
-    """Activations of VGG-19's convolutions after their ReLU, in one pass through the layers needed.
+    """Features of VGG-19: the outputs of its convolutions after the ReLU, in one pass.
 
     Nothing is trained: weights are buffers without gradients. They are not saved with a module that holds
     this one. Inside, channels lie side by side (channels_last), with which convolutions are faster. Under

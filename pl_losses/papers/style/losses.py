@@ -46,7 +46,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
 
 @typed
 def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Compute the Gram matrix, eq. 3, over the M positions; with a mask each has a weight m_k.
+    r"""Compute the Gram matrix, eq. 3, over the M positions; a mask gives each position a weight m_k.
 
     .. math:: G_{ij} = \sum_k m_k F_{ik} F_{jk}
 
@@ -88,7 +88,7 @@ def style_loss(
     target: Tensor | Sequence[Tensor],
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    r"""Compute the style loss of a layer, E in eq. 4, or of several layers, eq. 5.
+    r"""Compute the style loss of one layer, E in eq. 4, or of several layers, eq. 5.
 
     .. math:: E_l = \frac{1}{4 N_l^2 M_l^2} \sum_{ij} (G_{ij} - A_{ij})^2, \qquad
         L_\text{style} = \sum_l w_l E_l

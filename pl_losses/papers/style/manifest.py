@@ -24,6 +24,6 @@ MATRIX = Reproduced(
     "pl_losses.papers.style.matrix.reproduce",
     panels=reproduction("Section 3: layers and ratios", "style/matrix", "matrix"),
     minutes=10,
-    needs="the weights of VGG-19, which the extra `style` brings",
+    needs="the weights of VGG-19, which the extra `style` installs",
     quick="--size 48 --steps 1 --ratios [0.001] --depths [1,2]",
 )

@@ -40,7 +40,7 @@ def reproduce(
 
     The rows of the picture take the style of conv1_1 alone, of conv1_1 and conv2_1, and so on. The images
     start from noise. The folder gets ``losses.csv``, ``results.csv``, ``matrix.png`` and a W&B run, and the
-    same command goes on after an interruption. The paper shows pictures, and gives no numbers.
+    same command resumes after an interruption. The paper shows pictures, and gives no numbers.
 
     Args:
         content: A file, or the name of a packaged image: "china" is a photograph.

@@ -45,14 +45,14 @@ class StyleTransfer(PaperModule):
     """An image [B, 3, H, W] that takes the content of one image and the style of another.
 
     The image is the only parameter. Its pixels are in 0..255. The loss is eq. 7, alpha L_content + beta
-    L_style, of VGG-19's features. The images come from the Trainer's DataModule. It must have a method
-    ``pictures(rank, ranks)`` as :class:`~pl_losses.data.Pictures` has. Several contents make a batch, and
-    their losses are added up. On several ranks there are two strategies. With ``strategy="each_for_itself"``
-    each rank has contents of its own. With ``"tiles_together"`` the ranks share the tiles of the same
-    contents.
+    L_style, of VGG-19's features. The images come from the Trainer's DataModule. The DataModule must have a
+    method ``pictures(rank, ranks)``, as :class:`~pl_losses.data.Pictures` has. Several contents make a batch,
+    and their losses are added up. On several ranks there are two strategies. With
+    ``strategy="each_for_itself"`` each rank has contents of its own. With ``"tiles_together"`` the ranks
+    share the tiles of the same contents.
 
     It logs :attr:`KEYS` once for each step of the optimizer. A step evaluates the loss several times, about
-    20 times with L-BFGS. The last evaluation is logged. Each is a forward and a backward pass.
+    20 times with L-BFGS. The last evaluation is logged. An evaluation is a forward and a backward pass.
 
     Args:
         alpha: Factor of the content loss, eq. 1. Default: the preset's, 1e-3 for the paper.

@@ -21,7 +21,7 @@ from pl_losses.papers.style.ranks import TilesTogether
 
 
 class StyleReport(Callback):
-    """Writes the image to a file and shows it through training, with content and style beside it.
+    """Writes the image to a file, and logs it during training, with content and style beside it.
 
     It is for a :class:`~pl_losses.StyleTransfer`. It logs ``train/image``, of rank zero's first images. The
     file is written when training ends, also if it is interrupted. If the loss is not finite, training stops,

@@ -48,7 +48,7 @@ def reproduce(
     """Fig. 4: autoencoders trained with Adam over beta1, beta2, alpha, with and without bias correction.
 
     All runs have the same start, batches and noise. The folder gets ``losses.csv``, ``fig4.png``, an offline
-    W&B run, and ``state.pt``, from which the same command goes on after an interruption. A run whose loss
+    W&B run, and ``state.pt``, from which the same command resumes after an interruption. A run whose loss
     stops being finite is recorded as diverged and trained no further.
 
     Args:

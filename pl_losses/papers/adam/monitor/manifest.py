@@ -6,7 +6,7 @@ BIAS_CORRECTION_MONITOR = (
     Section(
         "Bias correction (Kingma and Ba, section 3)",
         (
-            pictures("Effective and largest steps beside the closed forms", "adam/bias_correction"),
+            pictures("Effective and largest steps beside the formulas", "adam/bias_correction"),
             lines("Training cost (Figs. 1 to 3)", "train/loss", smoothing=0.6, log_y=True),
             lines("Effective step, and the one measured", "adam/<group>/<effective_step|measured_step>"),
             lines("1 - beta^t", "adam/<group>/<bias_correction1|bias_correction2>"),

@@ -65,14 +65,14 @@ class _Watched:
 
 
 class AdamBiasCorrectionMonitor(Monitor):
-    r"""Shows what Adam's bias correction does and how far Adam steps, for any module.
+    r"""Logs what Adam's bias correction does and how long its steps are, for any module.
 
-    It works with torch's Adam, AdamW, NAdam, RAdam and Adamax, and with those of this suite. It also takes a
-    subclass or a similar optimizer, if its first step agrees with the formula. Other optimizers of the module
-    are left out. All numbers are computed from the state after a step, and from the formula of the step. They
-    are about the parameters that the step changed. A step may change nothing: there was no gradient, or mixed
-    precision skipped it. Then only ``skipped_steps`` is logged. Keys begin with ``adam/`` and the name of the
-    optimizer. If it has several parameter groups, the name of the group follows, as in
+    It works with torch's Adam, AdamW, NAdam, RAdam and Adamax, and with those of this suite. It also works
+    with subclasses and similar optimizers whose first step agrees with the formula. Other optimizers of the
+    module are left out. All numbers are computed from the state after a step, and from the formula of the
+    step. They are about the parameters that the step changed. If a step changes nothing, since there is no
+    gradient or mixed precision skips the step, only ``skipped_steps`` is logged. Keys begin with ``adam/``
+    and the name of the optimizer. If it has several parameter groups, the name of the group follows, as in
     ``LearningRateMonitor``. :attr:`KEYS` says what is logged. At the end of training, a picture shows the
     effective and the largest steps over time.
 
@@ -100,13 +100,13 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/<group>/step_min": "The smallest step count. A parameter without gradients falls behind.",
         "adam/<group>/bias_correction1": "1 - beta1^t.",
         "adam/<group>/bias_correction2": "1 - beta2^t (not AdaMax).",
-        "adam/<group>/effective_step": "sqrt(1 - beta2^t) / (1 - beta1^t), or its like"
+        "adam/<group>/effective_step": "sqrt(1 - beta2^t) / (1 - beta1^t), or the corresponding factor"
         " (NAdam, RAdam, AdaMax).",
         "adam/<group>/effective_lr": "Learning rate times `effective_step`.",
         "adam/<group>/m_norm": "Euclidean norm of the first moment, in units of the gradient.",
-        "adam/<group>/m_hat_norm": "The same, its bias corrected.",
+        "adam/<group>/m_hat_norm": "The same, with bias correction.",
         "adam/<group>/v_norm": "Norm of the second moment, in squared units of the gradient (AdaMax: of u).",
-        "adam/<group>/v_hat_norm": "The same, its bias corrected; with AMSGrad, of the largest v so far"
+        "adam/<group>/v_hat_norm": "The same, with bias correction; with AMSGrad, of the largest v so far"
         " (not AdaMax).",
         "adam/<group>/update_norm": "Norm of the last step, weight decay included, in units of the weights.",
         "adam/<group>/update_rms": "Root mean square of the last step.",
@@ -117,13 +117,13 @@ class AdamBiasCorrectionMonitor(Monitor):
         " see `step_bounds`.",
         "adam/<group>/share_of_tight_bound": "`max_update`, divided by the tight bound: at most 1"
         " (not NAdam, RAdam).",
-        "adam/<group>/trust_region_share": "Share of coordinates that step by more than 0.9 alpha.",
+        "adam/<group>/trust_region_share": "Share of coordinates whose step is longer than 0.9 alpha.",
         "adam/<group>/eps_share": "Share of coordinates with sqrt(v^) < 10 eps (not AdaMax).",
         "adam/<group>/snr": "Signal to noise, the root mean square of m^ / sqrt(v^) (not AdaMax).",
         "adam/<group>/measured_step": "Root mean square of the step, divided by that of alpha m / sqrt(v). It"
-        " is `effective_step`, or less where eps counts (Adam, AdamW).",
+        " is `effective_step`, or less if eps is not negligible (Adam, AdamW).",
         "adam/<optimizer>/skipped_steps": "Steps so far that changed nothing, such as those AMP skipped.",
-        "adam/bias_correction": "Picture: effective and largest steps over time, beside the closed forms.",
+        "adam/bias_correction": "Picture: effective and largest steps over time, beside the formulas.",
     }
 
     @typed

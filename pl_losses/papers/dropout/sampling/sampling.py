@@ -50,24 +50,24 @@ def mc_samples(
     forward: Callable[[Batch], object] | None = None,
     train: Train | Parts | None = None,
 ) -> Any:
-    """Make T stochastic passes with dropout on and everything else as in evaluation.
+    """Run T passes with dropout on, and all other parts as in evaluation.
 
-    All that is random in training is random here. This means all kinds of dropout: ``nn.Dropout`` and its
-    relatives, ``F.dropout(x, p, self.training)`` and its like, and dropout in attention, Transformer and
-    recurrent layers. It means ``nn.RReLU``. It also means parts that draw random numbers, or choose a
+    All parts that are random in training are random here. These are all kinds of dropout: ``nn.Dropout`` and
+    its variants, functions such as ``F.dropout(x, p, self.training)``, and dropout in attention, Transformer
+    and recurrent layers. ``nn.RReLU`` is one of them too. So are parts that draw random numbers, or choose a
     probability, ``if self.training``: drop path (StochasticDepth, DropBlock), skipped layers, and noise. Such
-    parts are found by trials: a part that reads ``self.training`` is run in both modes. It is switched on if
-    it is more random in training. Some of these return something else in training, or fail without targets.
-    They stay as in evaluation, and a warning says so. A flag other than ``training`` is not seen. All other
+    parts are found by trials: a part that reads ``self.training`` is run in both modes, and switched on if it
+    is more random in training. A part that returns something else in training, or fails without targets,
+    stays as in evaluation, and a warning says so. Flags other than ``training`` are not found. All other
     parts run in eval mode, without gradients. There are no side effects, even after an exception: modes,
     running statistics, gradients and random streams are as before. The streams are the global ones of torch,
     NumPy and Python. They are also the generators that are attributes of the module or its parts, or in a
     list, tuple or dict that is an attribute. A generator that is kept elsewhere is not restored.
 
     The part before the first dropout is computed once. The rest is computed for many samples at a time, by
-    ``torch.func.vmap``. Some modules do not allow this. They decide by values (``if x.sum() > 0``), write
-    into a new tensor, draw random numbers beside their dropout, change their buffers or attributes, or are
-    sharded over ranks. Then each sample is a pass of its own. A log message says so once for each class of
+    ``torch.func.vmap``. With some modules this is not possible. They decide by values (``if x.sum() > 0``),
+    write into a new tensor, draw random numbers beside their dropout, change their buffers or attributes, or
+    are sharded over ranks. Then each sample takes a whole pass. A log message says so once for each class of
     modules, with the reason. Forward hooks see many samples at once.
 
     Each dropout has its own random stream, seeded by ``seed`` and its position. One sample after the other

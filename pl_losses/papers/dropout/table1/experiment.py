@@ -40,7 +40,7 @@ def reproduce(
     Columns: "paper" is the printed one, 400 epochs at batch size 32 with the authors' p and tau; "10x" has
     4 000 at 128; "grid" chooses p, weight decay, learning rate and tau of each split on the last fifth of its
     training samples. The folder gets ``table1.csv``, ``per_split.csv``, ``table1.png`` and a W&B run. The
-    tables are written after each set and column, and the same command goes on after an interruption.
+    tables are written after each set and column, and the same command resumes after an interruption.
 
     Args:
         sets: Names of UCI sets, or of folders of your own ("grid" only), between commas; "all" are the nine.

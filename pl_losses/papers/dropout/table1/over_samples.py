@@ -41,7 +41,7 @@ def reproduce(
     """RMSE and log-likelihood of Table 1's networks over T, the number of passes with dropout.
 
     Each network is trained once, with the authors' p and tau, and tested with each T. The folder gets
-    ``over_samples.csv``, ``results.csv``, ``over_samples.png`` and a W&B run, and the same command goes on
+    ``over_samples.csv``, ``results.csv``, ``over_samples.png`` and a W&B run, and the same command resumes
     after an interruption.
 
     Args:
