@@ -206,7 +206,7 @@ def filled(text: str) -> str:
     """Fill the blocks of a page with the results that they name.
 
     >>> filled("<!-- results adam/fig0 -->\\nold\\n<!-- end of results -->\\n")
-    '<!-- results adam/fig0 -->\\nNot run yet.\\n<!-- end of results -->\\n'
+    '<!-- results adam/fig0 -->\\nNo result is kept yet.\\n<!-- end of results -->\\n'
     """
     return BLOCK.sub(lambda block: f"{block[1]}{section(kept(block[2]))}\n", text)
 
@@ -214,7 +214,7 @@ def filled(text: str) -> str:
 def section(rows: Sequence[Mapping[str, str]]) -> str:
     """Write the rows of a table or figure, with a line on when they were made."""
     if not rows:
-        return "Not run yet."
+        return "No result is kept yet."
     known = [row_of(row) for row in rows]
     notes = list(dict.fromkeys(row.note for row in known if row.note))
     columns: dict[str, list[str]] = {

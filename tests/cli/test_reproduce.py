@@ -110,7 +110,7 @@ def test_blocks_of_pages_are_filled(folder, monkeypatch, capsys):
     before = "One <!-- results a/b -->\nold\n<!-- end of results --> two\n"
     Path("page.md").write_text(before)
     assert main(["reproduce", "--results", "page.md"]) == 0
-    assert Path("page.md").read_text() == before.replace("old", "Not run yet.")
+    assert Path("page.md").read_text() == before.replace("old", "No result is kept yet.")
     assert main(["reproduce", "--results", "none.md"]) == 2
     assert "there is no file none.md" in capsys.readouterr().err
 

@@ -84,7 +84,7 @@ def test_the_page(tmp_path, monkeypatch):
     assert "4 minutes in all" in text  # 90 s each.
     assert "90 s in all" in results.section(results.kept("lenet/fig9")[:1])
     other = text.partition("## adam/fig4")[2].partition("\n## ")[0]
-    assert "Not run yet." in other
+    assert "No result is kept yet." in other
 
 
 def test_rows_of_a_trial_get_no_verdict():

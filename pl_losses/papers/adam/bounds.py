@@ -25,8 +25,8 @@ def step_bounds(betas: tuple[float, float]) -> StepBounds:
     r"""Compute the bounds of Adam's step :math:`|\Delta_t| / \alpha`, without weight decay.
 
     Section 2.1 prints :math:`(1-\beta_1)/\sqrt{1-\beta_2}` if :math:`1-\beta_1 > \sqrt{1-\beta_2}`, and 1
-    otherwise. The paper is wrong here: a step has this length if all gradients before the last one are 0, but
-    other steps are longer. By the Cauchy-Schwarz inequality
+    otherwise. The paper is wrong here: a late step has this length if all gradients before it were 0, but
+    some other steps are longer. By the Cauchy-Schwarz inequality
 
     .. math:: |m_t| &= (1-\beta_1) \Big|\sum_k \beta_1^k g_{t-k}\Big| \\
         &\le (1-\beta_1) \sqrt{\sum_k \frac{\beta_1^{2k}}{\beta_2^k}} \sqrt{\sum_k \beta_2^k g_{t-k}^2}

@@ -34,7 +34,7 @@ KEYS = {
     "val/loss": "mean cross-entropy without dropout, nats",
     "val/error": "share of wrong predictions without dropout, 0 to 1",
     "test/loss": "mean cross-entropy without dropout, nats",
-    "test/error": "share of wrong predictions without dropout (weight averaging), 0 to 1",
+    "test/error": "share of wrong predictions without dropout, 0 to 1",
     "test/error_low": "lower end of its 95 % binomial interval",
     "test/error_high": "upper end of its 95 % binomial interval",
     "test/mc_error": "share of wrong predictions of the mean of T passes, 0 to 1",

@@ -57,7 +57,8 @@ REGRESSION = {
     "<stage>/dropout/rmse": "root mean squared error of the predictive mean, units of the target",
     "<stage>/dropout/rmse_deterministic": "the same for a pass without dropout, units of the target",
     "<stage>/dropout/standard_deviation": "mean predictive standard deviation, units of the target",
-    "<stage>/dropout/log_likelihood": "mean log-likelihood per input, nats (only with a precision)",
+    "<stage>/dropout/log_likelihood": "mean log-likelihood per input, nats (only if the"
+    " monitor has a `precision`, the tau of the noise)",
     "<stage>/dropout/coverage_50": "share of targets in the central 50 % interval, 0 to 1",
     "<stage>/dropout/coverage_90": "share of targets in the central 90 % interval, 0 to 1",
     "<stage>/dropout/coverage_95": "share of targets in the central 95 % interval, 0 to 1",

@@ -173,7 +173,7 @@ def beside(results: Results, seconds: float) -> list[Row]:
             if run.bias_correction is correction and run.alpha < 0.05
         ]
         finite = sum(outcome.diverged is None for outcome in runs)
-        about = f"runs of {len(runs)} with alpha up to 0.01 whose loss stays finite"
+        about = f"runs with a finite loss out of the {len(runs)} with alpha up to 0.01"
         rows.append(Row(name, about, float(finite), seconds=seconds / 2, lower_is_better=False))
     return rows
 

@@ -105,7 +105,8 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/<group>/effective_lr": "Learning rate times `effective_step`.",
         "adam/<group>/m_norm": "Euclidean norm of the first moment, in units of the gradient.",
         "adam/<group>/m_hat_norm": "The same, with bias correction.",
-        "adam/<group>/v_norm": "Norm of the second moment, in squared units of the gradient (AdaMax: of u).",
+        "adam/<group>/v_norm": "Norm of the second moment, in squared units of the gradient (AdaMax: of"
+        " the running maximum).",
         "adam/<group>/v_hat_norm": "The same, with bias correction; with AMSGrad, of the largest v so far"
         " (not AdaMax).",
         "adam/<group>/update_norm": "Norm of the last step, weight decay included, in units of the weights.",
@@ -118,8 +119,8 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/<group>/share_of_tight_bound": "`max_update`, divided by the tight bound: at most 1"
         " (not NAdam, RAdam).",
         "adam/<group>/trust_region_share": "Share of coordinates whose step is longer than 0.9 alpha.",
-        "adam/<group>/eps_share": "Share of coordinates with sqrt(v^) < 10 eps (not AdaMax).",
-        "adam/<group>/snr": "Signal to noise, the root mean square of m^ / sqrt(v^) (not AdaMax).",
+        "adam/<group>/eps_share": "Share of coordinates with sqrt(v_hat) < 10 eps (not AdaMax).",
+        "adam/<group>/snr": "Signal to noise, the root mean square of m_hat / sqrt(v_hat) (not AdaMax).",
         "adam/<group>/measured_step": "Root mean square of the step, divided by that of alpha m / sqrt(v). It"
         " is `effective_step`, or less if eps is not negligible (Adam, AdamW).",
         "adam/<optimizer>/skipped_steps": "Steps so far that changed nothing, such as those AMP skipped.",
