@@ -142,6 +142,7 @@ TABLE = {
     "vae": (partial(VAE, 1024, 8, 3), even, {"accumulate_grad_batches": 2}),
     "dae": (partial(pl_losses.DenoisingAutoencoder, 1024, 8, optimizer=sgd), even, {}),
     "sdae": (stack, digits, {"epochs": (1, 3)}),
+    "sdae begun": (stack, digits, {}),
     "sdae fine-tuned": (stack, digits, {"epochs": (3, 4)}),
     "reader": (partial(LatticeReader, optimizer=sgd), strings, {}),
     **{f"sdnn {one}": (partial(SDNN, one, optimizer=sgd), strings, {}) for one in CRITERIA},

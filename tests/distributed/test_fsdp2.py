@@ -98,7 +98,8 @@ def outcome(name, ranks, folder):
     }
 
 
-CARRIED = ("rectifiers dense", "gan")  # Optimizers with parameters in another order than the module's.
+# Optimizers with parameters in another order than the module's, or of one of several stages.
+CARRIED = ("rectifiers dense", "gan", "sdae begun")
 
 
 def carried_on(name, ranks, folder, path):

@@ -59,6 +59,7 @@ class StagedClassifier(Classifier):
         super().__init__(*args, **kwargs)
         self._kept: dict[str, Tensor] = {}  # The best weights; after the fit the newest.
         self._lowest, self._waited, self._fitted = float("inf"), 0, False
+        self._selected: int | None = None  # The stage of the last fit; a test after it is of the last stage.
         self._validated = 0  # The step of the last validation that was judged.
         self._resumed: dict[str, Any] | None = None
         self._served: int | None = None  # The stage whose codes the loader serves.
@@ -137,7 +138,7 @@ class StagedClassifier(Classifier):
         strategy.load_checkpoint = load_checkpoint
 
     def _select(self, stage: int) -> None:
-        self.stage = stage
+        self.stage = self._selected = stage
         trained = {id(parameter) for parameter in self.stage_parameters(stage)}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
@@ -323,7 +324,7 @@ class StagedClassifier(Classifier):
             newest = {name: state[name] for name in kept}
             state.update(kept)
         checkpoint[KEY] = {
-            "stage": self.stage,
+            "stage": self.stage if self._selected is None else self._selected,
             "lowest": self._lowest,
             "waited": self._waited,
             "validated": self._validated,
