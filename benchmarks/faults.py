@@ -5,6 +5,8 @@ Each kind has trials of its own, drawn from ``--seed``. What is printed is how m
 - kill: a fit of each wing is killed (kill -9) at random moments; the command that it printed goes on from
   there, and ends as the uninterrupted fit, bit for bit. Likewise ``reproduce``, by the same command again.
 - interrupt: likewise by Ctrl-C and SIGTERM.
+- ranks: one of two ranks is killed, or ended by SIGTERM, at random moments under each strategy; both start
+  again as torchrun starts them, and log the same losses as the uninterrupted fit.
 - disk: the disk is full at random sizes of a checkpoint; that of before stays whole, and alone.
 - spoilt: bit flips, zeros, noise and cut ends in checkpoints and states of ``reproduce``: accepted ones are
   lost.
@@ -27,11 +29,13 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
@@ -125,7 +129,7 @@ def one_ended(name: str, folder: str, number: int, moment: float, expected: tupl
     output, errors = process.printed
     if "Traceback" in errors and status != -signal.SIGKILL:
         return f"a traceback: {errors[-200:]}"
-    commands = re.findall(r"[Gg]o on with:\n  pl-losses (fit .*)", errors)
+    commands = re.findall(r"[Rr]esume with:\n  pl-losses (fit .*)", errors)
     again = args if name in REPRODUCED else commands[-1].split() if commands else []
     kept = name in REPRODUCED or bool(list(Path(folder).rglob("*.ckpt")))
     if status != 0 and not kept:
@@ -149,6 +153,71 @@ def kill(count: int, draw: random.Random) -> Trials:
 
 def interrupt(count: int, draw: random.Random) -> Trials:
     return ended_anywhere(count, draw, [signal.SIGINT, signal.SIGTERM])
+
+
+STRATEGIES = {
+    "ddp": "lenet/digits",
+    "ddp-per-module": "gan/digits",
+    "fsdp2": "lenet/digits",
+    "fsdp2-shards": "lenet/digits",
+}
+
+
+def two_ranks(name: str, folder: str, again: int = 0, shot: tuple[int, int, float] | None = None) -> str:
+    """Run a small fit on two ranks; send a signal to one of them after some seconds. What went wrong."""
+    args = ["--config", f"trainers/{name}", "--trainer.devices=2"]
+    args = [*command(STRATEGIES[name], folder)[:3], *args, *command(STRATEGIES[name], folder)[3:]]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(2):
+        known = {"RUN_ID": folder, "RESTART_COUNT": again}
+        elastic = {f"TORCHELASTIC_{key}": str(value) for key, value in known.items()}
+        place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        elastic |= {key: str(value) for key, value in place.items()}
+        elastic |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        started.append(Fork(often, args, environment=elastic))
+    whole = shot is None
+    if shot is not None:
+        rank, number, moment = shot
+        time.sleep(moment)
+        if started[rank].ended() is None:
+            os.kill(started[rank].pid, number)
+    end = time.monotonic() + LIMIT
+    while any(process.ended() is None for process in started) and time.monotonic() < end:
+        time.sleep(0.02)
+        if shot is not None and any(process.ended() for process in started):
+            end, shot = time.monotonic() + 30, None
+            for process in started:  # As torchrun does.
+                if process.ended() is None:
+                    os.kill(process.pid, signal.SIGTERM)
+    hung = [rank for rank, process in enumerate(started) if process.ended() is None]
+    statuses = [process.wait(0) for process in started]
+    if hung:
+        return f"rank {hung[0]} has not ended"
+    if whole and any(statuses):
+        return f"exit statuses {statuses}: {started[0].printed[1][-300:]}"
+    return ""
+
+
+def ranks(count: int, draw: random.Random) -> Trials:
+    """Fits of all strategies in turn."""
+    whole: dict[str, tuple[dict[Any, str], float]] = {}
+    for trial in range(count):
+        name = list(STRATEGIES)[trial % len(STRATEGIES)]
+        if name not in whole:
+            began = time.monotonic()
+            fault = two_ranks(name, f"whole-{name}")
+            assert not fault, fault
+            whole[name] = resumed.losses(f"whole-{name}"), time.monotonic() - began
+        expected, seconds = whole[name]
+        shot = draw.randrange(2), draw.choice([signal.SIGKILL, signal.SIGTERM]), draw.uniform(0, seconds)
+        folder = f"ranks-{trial}"
+        fault = two_ranks(name, folder, shot=shot) or two_ranks(name, folder, again=1)
+        if not fault and resumed.losses(folder) != expected:
+            fault = "other losses"
+        yield f"{name}, signal {shot[1]} to rank {shot[0]} after {shot[2]:.2f} of {seconds:.2f} s", fault
 
 
 def disk(count: int, draw: random.Random) -> Trials:
@@ -255,6 +324,7 @@ def mutated(count: int, draw: random.Random) -> Trials:
 KINDS: dict[str, tuple[Callable[[int, random.Random], Trials], int]] = {
     "kill": (kill, 120),
     "interrupt": (interrupt, 120),
+    "ranks": (ranks, 40),
     "disk": (disk, 30),
     "spoilt": (spoilt, 300),
     "hostile": (hostile_recipes, 1500),

@@ -90,7 +90,7 @@ def losses(folder):
 
 def goes_on(errors):
     hint = errors[errors.rindex("Interrupted") :]
-    return re.search(r"[Gg]o on with:\n  pl-losses (fit .*)", hint)[1].split()
+    return re.search(r"[Rr]esume with:\n  pl-losses (fit .*)", hint)[1].split()
 
 
 def same(one, other):
