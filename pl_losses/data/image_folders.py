@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_losses.core.validation import check_counts, check_init, check_not_negative
 from pl_losses.data.download import data_root
@@ -80,7 +80,7 @@ class ImageFolders(ImageDataModule):
         scales: list[int] | None = None,
         flip: bool = False,
         colour: float = 0.0,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: nn.Module | Callable[[Tensor], Tensor] | None = None,
         test_scale: int | None = None,
         whole: bool = False,
         grey: bool = False,

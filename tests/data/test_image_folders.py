@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from papers.style.networks import state
 from PIL import Image
@@ -275,6 +276,15 @@ def test_a_transform_of_torchvision_gets_bytes_and_repeats(folders):
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(TypeError, match=r"`transform` to return bytes, torch\.uint8, but got torch\.float32"):
         next(iter(data(folders, transform=lambda images: images.float()).train_dataloader()))
+
+
+def test_the_command_line_takes_a_transform():
+    parser = ArgumentParser()
+    parser.add_class_arguments(ImageFolders, "data")
+    given = ["--data.transform=torchvision.transforms.v2.RandomErasing", "--data.transform.p=1"]
+    made = parser.instantiate(parser.parse_args(given)).data
+    assert isinstance(made.transform, v2.RandomErasing)
+    assert "transform" not in made.hparams
 
 
 def net(**options):
