@@ -63,8 +63,8 @@ class FullBasicModel(Classifier):
         channels = self.conv.in_channels
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(
-                f"Expected `images` of shape [B, {channels}, H, W] (`in_channels`) but got"
-                f" {list(images.shape)}"
+                f"Expected `images` of shape [B, {channels}, H, W] but got {list(images.shape)}:"
+                f" `in_channels` is {channels}"
             )
         maps = F.relu(self.conv(images))
         logits: Tensor = self.fc(maps.mean(dim=(2, 3)))
