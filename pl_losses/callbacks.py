@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pl_losses.core.random_state import RandomState as RandomState
     from pl_losses.monitoring.artifacts import ArtifactRecord as ArtifactRecord
     from pl_losses.monitoring.pictures import ClassifierReport as ClassifierReport
+    from pl_losses.monitoring.speed import SpeedMonitor as SpeedMonitor
     from pl_losses.papers.adam.averaging import TemporalAveraging as TemporalAveraging
     from pl_losses.papers.adam.counterexample_report import CounterexampleReport as CounterexampleReport
     from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor as AdamBiasCorrectionMonitor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     )
     from pl_losses.papers.gan.report import GANReport as GANReport
     from pl_losses.papers.gtn.report import ReadingReport as ReadingReport
+    from pl_losses.papers.prelu.imagenet import ImageNetReport as ImageNetReport
     from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor as PReLUSlopeMonitor
     from pl_losses.papers.prelu.report import SignalReport as SignalReport
     from pl_losses.papers.sdae.report import AutoencoderReport as AutoencoderReport

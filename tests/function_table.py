@@ -254,6 +254,8 @@ CALLS = {
             "DigitStrings",
             "Digits",
             "ImageDataModule",
+            "ImageFolders",
+            "Photographs",
             "RandomAffine",
             "SyntheticCO2",
             "TensorDataModule",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import ceil
 from typing import Any
 
@@ -119,14 +119,18 @@ class BatchLoader:
         epoch, first = self._start
         self._start = (epoch + 1, 0)
         order = self._order(epoch)
-        for index in range(first, len(self)):
-            chosen = order[self.start(index) : self._stops[index]]
-            batch = tuple(tensor.index_select(0, chosen) for tensor in self.tensors)
+        rows = (order[self.start(index) : self._stops[index]] for index in range(first, len(self)))
+        for index, batch in enumerate(self.fetched(epoch, rows), first):
             if self.transform is not None:
                 self._generator.manual_seed(fold_in(self.seed, epoch, self.rank, index))
                 batch = self.transform(batch, self._generator)
             self._position = (epoch, index + 1)
             yield batch
+
+    def fetched(self, epoch: int, rows: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield a batch for each list of samples of an epoch; override it for samples from elsewhere."""
+        for chosen in rows:
+            yield tuple(tensor.index_select(0, chosen) for tensor in self.tensors)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; a position loaded for this very epoch is kept."""

@@ -176,9 +176,9 @@ class TensorDataModule(OfLightning, LightningDataModule):
             )
         train = split == "train"
         rank, ranks = rank_of(self.trainer)
-        return BatchLoader(
-            self._placed(self.tensors[split]),
-            self.batch_size if train else self.eval_batch_size,
+        return self.make_loader(
+            split,
+            batch_size=self.batch_size if train else self.eval_batch_size,
             shuffle=shuffle,
             seed=self.seed,
             order=self.train_order if train else None,
@@ -188,8 +188,16 @@ class TensorDataModule(OfLightning, LightningDataModule):
             world_size=ranks,
         )
 
+    def make_loader(self, split: str, **options: Any) -> BatchLoader:
+        """Make the loader of a split that is loaded, with the options of a :class:`BatchLoader`."""
+        return BatchLoader(self._placed(self.tensors[split]), **options)
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
     def _placed(self, tensors: Batch) -> Batch:
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        device = self._device
         if self.resident == "host" or (self.resident == "auto" and not _has_room(device, tensors)):
             return tensors
         return tuple(tensor.to(device) for tensor in tensors)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pl_losses.core.compat.of_lightning import OfLightning
 from pl_losses.core.hparams import save_plain_hyperparameters
@@ -25,8 +26,16 @@ from pl_losses.data.module import identity_of
 PACKAGED = {
     "china": ("sklearn.datasets", "images/china.jpg"),
     "flower": ("sklearn.datasets", "images/flower.jpg"),
+    "grace-hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
     "starry-night": ("pl_losses.data", "starry-night.jpg"),
 }
+
+
+def packaged(name: str) -> Path:
+    """Return the path of a packaged image."""
+    package, file = PACKAGED[name]
+    spec = importlib.util.find_spec(package)
+    return Path(str(spec.origin if spec else "")).parent / file
 
 
 @dataclass
@@ -54,11 +63,12 @@ class Pictures(OfLightning, LightningDataModule):
     The files may be of any size and kind that Pillow reads. Images are turned upright (EXIF) and converted
     from their colour profiles to sRGB. Transparent parts become white. Grey images get three channels. A name
     is looked for in the current folder, then in ``root`` and its folder ``images``. "china" and "flower" are
-    scikit-learn's photographs. "starry-night" is a small copy of van Gogh's painting, which is in the
-    package.
+    scikit-learn's photographs, "grace-hopper" is Matplotlib's. "starry-night" is a small copy of van Gogh's
+    painting, which is in the package.
 
     Args:
-        content: Content image, or a list of several of one size, which are worked on together.
+        content: Content image, or a list of several of one size, which are worked on together; or a folder
+            of photographs, at any depth.
         style: Style image, or a list of several, which are blended.
         size: Pixels of the content's longest side; or [height, width], to which it is cropped; None to leave
             it as it is.
@@ -95,7 +105,9 @@ class Pictures(OfLightning, LightningDataModule):
     ) -> None:
         check_init(locals())
         super().__init__()
-        self.content = [content] if isinstance(content, str) else list(content)
+        self.root = root or os.environ.get("PL_LOSSES_DATA")
+        contents = [content] if isinstance(content, str) else content
+        self.content = [name for one in contents for name in self._files(one)]
         self.style = [style] if isinstance(style, str) else list(style)
         if not self.content or not self.style:
             raise ValueError("Expected `content` and `style` to name at least one image each")
@@ -117,7 +129,6 @@ class Pictures(OfLightning, LightningDataModule):
         save_plain_hyperparameters(self, logger=False)
         self.size, self.style_size, self.style_weights = size, style_size, style_weights
         self.masks, self.paired, self.steps = masks, paired, steps
-        self.root = root or os.environ.get("PL_LOSSES_DATA")
 
     def pictures(self, rank: int = 0, ranks: int = 1) -> PictureSet:
         """Open the images of one rank: every ``ranks``-th content, starting with its own, with the styles.
@@ -195,12 +206,19 @@ class Pictures(OfLightning, LightningDataModule):
     def find(self, name: str) -> Path:
         """Find an image's path; return the path as given if there is none."""
         if name in PACKAGED:
-            package, file = PACKAGED[name]
-            spec = importlib.util.find_spec(package)
-            return Path(str(spec.origin if spec else "")).parent / file
+            return packaged(name)
         path = Path(name).expanduser()
         folders = [Path(self.root).expanduser(), Path(self.root, "images").expanduser()] if self.root else []
-        return next((one for one in (path, *(folder / name for folder in folders)) if one.is_file()), path)
+        return next((one for one in (path, *(folder / name for folder in folders)) if one.exists()), path)
+
+    def _files(self, name: str) -> list[str]:
+        """Return the images in a folder of this name, sorted; the name itself if there is no such folder."""
+        if not (folder := self.find(name)).is_dir():
+            return [name]
+        files = sorted(str(one) for one in folder.rglob("*") if one.suffix.lower() in IMG_EXTENSIONS)
+        if not files:
+            raise ValueError(f"Expected images in the folder {folder} of `content` but there are none")
+        return files
 
     def train_dataloader(self) -> BatchLoader:
         """Return one batch per step, which holds the step's number; images are in :meth:`pictures`."""

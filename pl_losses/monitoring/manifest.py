@@ -1,6 +1,6 @@
 """The panels of what all monitors share."""
 
-from pl_losses.core.panels import Section, chart, pictures, table
+from pl_losses.core.panels import PROGRESS, Section, chart, lines, pictures, table
 from pl_losses.monitoring.charts import CONFUSION
 
 CLASSIFIER_REPORT = (
@@ -15,3 +15,4 @@ CLASSIFIER_REPORT = (
         figure=True,
     ),
 )
+SPEED_MONITOR = (Section(PROGRESS, (lines("Samples per second", "train/samples_per_second"),)),)

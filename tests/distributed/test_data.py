@@ -5,8 +5,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from PIL import Image
 
-from pl_losses.data import TensorDataModule
+from pl_losses import RectifierNet
+from pl_losses.data import ImageFolders, TensorDataModule
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs the gloo backend")
 
@@ -94,3 +96,34 @@ def test_two_ranks_test_an_uneven_set_once_with_collectives_in_step(tmp_path):
     assert [len(batch) for batch in first] == [4, 4, 1]
     assert [len(batch) for batch in second] == [4, 3, 1]
     assert sorted(chain(*first, *second)) == list(range(17))
+
+
+class Graded(RectifierNet):
+    """Writes down its test errors on rank zero."""
+
+    path = ""
+
+    def on_test_epoch_end(self):
+        super().on_test_epoch_end()
+        self.test_error.compute()
+        if self.global_rank == 0:
+            torch.save(self.test_error.counted, self.path)
+
+
+def test_two_ranks_test_each_image_of_a_folder_once(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    for label, count in (("a", 5), ("b", 6)):
+        for split in ("train", "val"):
+            (folder := tmp_path / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(256, (20, 30, 3), generator=draw, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    torch.manual_seed(0)
+    model = Graded(2, 3, stages=[[4]], pyramid=[2], hidden_size=8)
+    model.path = tmp_path / "errors.pt"
+    data = ImageFolders(str(tmp_path), 16, batch_size=4, num_workers=1)
+    two_ranks(tmp_path).test(model, data, verbose=False)
+    data.setup("test")
+    ((images, labels),) = data.make_loader("test", batch_size=11, transform=data.eval_transform)
+    wrong = (model.eval()(images).argmax(1) != labels).sum()
+    assert torch.load(model.path) == (int(wrong), 11)

@@ -18,6 +18,7 @@ from pl_losses.cli.lightning_cli import run
 from pl_losses.cli.main import main
 from pl_losses.cli.sweep_file import read_sweep, words
 from pl_losses.dashboards import build_workspace, find_run, read_run
+from pl_losses.data.photographs import write_crops
 from pl_losses.papers.style.vgg import find_oxford
 
 EXPERIMENTS = [name for name in recipes.names() if not name.startswith("trainers/")]
@@ -25,6 +26,10 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
 
 
+# Packaged photographs in place of ImageNet, and networks of their size.
+PHOTOGRAPHS = ["--data.size=32", "--data.scales=[32,40]", "--data.test_scale=40", "--data.batch_size=4"]
+PHOTOGRAPHS += ["--data.num_workers=1", "--model.num_classes=8", "--model.stem=small", "--model.width=0.02"]
+PHOTOGRAPHS += ["--model.test_crop=32"]
 pytestmark = pytest.mark.usefixtures("folder")
 
 
@@ -65,7 +70,13 @@ def test_recipe(name, request, tmp_path, capfd):
         source = "mnist"
     if source in ("cifar10", "mnist", "uci"):
         request.getfixturevalue(f"{source}_root")
-    assert run(small(name)) == 0
+    photographs = []
+    if data.get("class_path") == "ImageFolders":
+        write_crops(tmp_path / "photographs")
+        photographs = [f"--data.root={tmp_path / 'photographs'}", *PHOTOGRAPHS]
+        dense = recipes.resolve(name)["model"]["init_args"]["test_scales"]
+        photographs += ["--model.test_scales=[32,40]"] if dense else []
+    assert run(small(name, *photographs)) == 0
     printed = capfd.readouterr().out
     assert re.search(r"^Test \w+: \S", printed, re.M)
     assert "wandb leet runs/wandb/offline-run-" in printed

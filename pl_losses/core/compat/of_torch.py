@@ -15,6 +15,7 @@ from torch.autograd.graph import Node
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as local_shape_and_offset
 from torch.nn.modules.batchnorm import _NormBase as BatchNorm  # Without it: a list of its subclasses.
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils.data import DataLoader
 
 __all__ = ["BatchNorm", "flatten_dense", "local_shape_and_offset"]
 __all__ += ["TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"]
@@ -168,3 +169,10 @@ class Saved:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.node, f"_saved_{name}")
+
+
+def end_workers(loader: DataLoader[Any], iterator: Any) -> None:
+    """End the workers of a DataLoader's iterator. Without the names: they stay until the process ends."""
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+    loader._iterator = None

@@ -14,7 +14,7 @@ from pl_losses.papers.gan.layers import LinearLayer
 
 
 class FullBasicModel(Classifier):
-    """A classifier of grey images: a convolution with 128 maps, a ReLU and a :class:`LinearLayer`.
+    """A classifier of images: a convolution with 128 maps, a ReLU and a :class:`LinearLayer`.
 
     As printed, the listing does not run. These are the corrections:
 
@@ -28,6 +28,7 @@ class FullBasicModel(Classifier):
 
     Args:
         num_classes: Number of classes C.
+        in_channels: Channels of an image; the listing's are grey.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
@@ -40,26 +41,31 @@ class FullBasicModel(Classifier):
     def __init__(
         self,
         num_classes: int = 10,
+        in_channels: int = 1,
         *,
         optimizer: OptimizerCallable = Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         check_init(locals())
-        check_counts(num_classes=num_classes)
+        check_counts(num_classes=num_classes, in_channels=in_channels)
         super().__init__(optimizer, lr_scheduler)
         save_plain_hyperparameters(self)
-        self.conv = nn.Conv2d(1, 128, 3)
+        self.conv = nn.Conv2d(in_channels, 128, 3)
         self.fc = LinearLayer(128, num_classes)
         self.configure_metrics()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits: images [B, 1, H, W] -> [B, C].
+        """Compute the logits: images [B, in_channels, H, W] -> [B, C].
 
         Raises:
             ValueError: If ``images`` is of another shape.
         """
-        if images.ndim != 4 or images.shape[1] != 1:
-            raise ValueError(f"Expected `images` of shape [B, 1, H, W] but got {list(images.shape)}")
+        channels = self.conv.in_channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(
+                f"Expected `images` of shape [B, {channels}, H, W] but got {list(images.shape)}:"
+                f" `in_channels` is {channels}"
+            )
         maps = F.relu(self.conv(images))
         logits: Tensor = self.fc(maps.mean(dim=(2, 3)))
         return logits

@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifests import Reproduced
-from pl_losses.core.panels import Section, histogram, lines, pictures, reproduction
+from pl_losses.core.panels import Section, bars, histogram, lines, pictures, reproduction
 
 
 def layers(title: str, statistic: str) -> tuple[str, str]:
@@ -9,7 +9,18 @@ def layers(title: str, statistic: str) -> tuple[str, str]:
     return title, f"prelu/<layer>/{statistic}"
 
 
-RECTIFIER_NET = (Section("Training", (lines("Top-5 error, share of all", "<stage>/error_top5"),)),)
+TOP5 = ("test/error_top5_low", "test/error_top5", "test/error_top5_high")
+RECTIFIER_NET = (
+    Section("Training", (lines("Top-5 error, share of all", "<stage>/error_top5"),)),
+    Section("Test", (bars("Test top-5 error with its 95 % interval", *TOP5),)),
+)
+IMAGENET_REPORT = (
+    Section(
+        "Test errors (He et al., Tables 2 to 4)",
+        (pictures("Beside the published ones", "test/published"),),
+        figure=True,
+    ),
+)
 SIGNAL_REPORT = (
     Section(
         "Signal by depth (He et al., section 2.2)",

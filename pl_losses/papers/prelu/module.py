@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -14,13 +15,13 @@ from torch.optim.optimizer import ParamsT
 from pl_losses.core.classifier import Classifier
 from pl_losses.core.declared import Keys, Part, Recipe, without
 from pl_losses.core.hparams import save_plain_hyperparameters
-from pl_losses.core.metrics import ErrorRate, computed
+from pl_losses.core.metrics import ErrorRate, binomial_interval, computed
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import check_counts, check_init, check_share
 from pl_losses.papers.prelu import manifest
 from pl_losses.papers.prelu.init import he_init_
 from pl_losses.papers.prelu.layers import PReLU
-from pl_losses.papers.prelu.multi_view import mean_log_probabilities, ten_crops, windows
+from pl_losses.papers.prelu.multi_view import at_scale, mean_log_probabilities, ten_crops, windows
 from pl_losses.papers.prelu.networks import (
     ARCHITECTURES,
     SMALL_PYRAMID,
@@ -47,7 +48,7 @@ class RectifierNet(Classifier):
 
     Logs what :class:`~pl_losses.core.classifier.Classifier` does. With more than five classes it also logs
     ``val/error_top5`` and ``test/error_top5``, the share of images whose class is not among the five
-    likeliest. The slopes of PReLUs have no weight decay, with any optimizer.
+    likeliest, and in a test its 95 % interval. The slopes of PReLUs have no weight decay, with any optimizer.
 
     Args:
         num_classes: Number of classes C.
@@ -71,6 +72,8 @@ class RectifierNet(Classifier):
             ``test_crop`` pixels, or "dense", all windows of the feature map that are as large as a crop's
             map, and those of the mirror image.
         test_crop: Height and width of a crop, the size of the images in training.
+        test_scales: Lengths of the shorter side, in pixels, to which each image is scaled for these views.
+            The class probabilities are averaged over them, too. Default: its own.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the scheduler from the optimizer, see :class:`~pl_losses.core.base.PaperModule`.
 
@@ -87,6 +90,8 @@ class RectifierNet(Classifier):
 
     KEYS: ClassVar[Keys] = {
         "<val|test>/error_top5": "share without the right class in the best five, 0 to 1",
+        "test/error_top5_low": "lower end of its 95 % binomial interval",
+        "test/error_top5_high": "upper end of its 95 % binomial interval",
     }
     panels: ClassVar[Sections] = manifest.RECTIFIER_NET
     best: ClassVar[dict[str, Literal["min", "max"]]] = {
@@ -98,7 +103,7 @@ class RectifierNet(Classifier):
     @classmethod
     def logged_keys(cls, part: Part, recipe: Recipe) -> Keys:
         """Return the keys that it logs: with five classes or fewer there is no top-5 error."""
-        left_out = () if part.argument("num_classes") > 5 else ("<val|test>/error_top5",)
+        left_out = [] if part.argument("num_classes") > 5 else [key for key in cls.KEYS if "top5" in key]
         return without(super().logged_keys(part, recipe), left_out)
 
     def __init__(
@@ -120,6 +125,7 @@ class RectifierNet(Classifier):
         slope_momentum: float | None = None,
         test_views: Literal["single", "ten", "dense"] = "single",
         test_crop: int | None = None,
+        test_scales: list[int] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -131,6 +137,11 @@ class RectifierNet(Classifier):
             raise ValueError(
                 f'Expected `test_crop` in pixels with `test_views` "ten" or "dense", and only there, but got'
                 f" {test_crop} with {test_views!r}"
+            )
+        if test_scales is not None and not (test_crop and test_scales and min(test_scales) >= test_crop):
+            raise ValueError(
+                f"Expected `test_scales` of at least `test_crop` pixels, with `test_views`, but got"
+                f" {test_scales} with {test_crop} and {test_views!r}"
             )
         if pyramid is not None and (not pyramid or min(pyramid) < 1):
             raise ValueError(f"Expected `pyramid` of numbers of at least 1 but got {pyramid}")
@@ -150,7 +161,7 @@ class RectifierNet(Classifier):
         self.rectifier = rectifier
         self.slope = (0.01 if rectifier == "leaky_relu" else 0.25) if slope is None else slope
         self.slope_lr, self.slope_momentum = slope_lr, slope_momentum
-        self.test_views, self.test_crop = test_views, test_crop
+        self.test_views, self.test_crop, self.test_scales = test_views, test_crop, test_scales
         modules, channels = build(layers, in_channels, self.configure_rectifier)
         self.features = nn.Sequential(*modules, SpatialPyramidPooling(pyramid))
         size = channels * sum(bins**2 for bins in pyramid)
@@ -242,11 +253,17 @@ class RectifierNet(Classifier):
         """
         if self.test_crop is None:
             return super().test_outputs(inputs)
+        scales = self.test_scales or [min(inputs.shape[-2:])]
+        return mean_log_probabilities(
+            (at_scale(inputs, scale) for scale in scales), partial(self.view_outputs, crop=self.test_crop)
+        )
+
+    def view_outputs(self, inputs: Tensor, crop: int) -> Tensor:
+        """Return the log of the mean probabilities of the views of images at one scale: [B, C]."""
         if self.test_views == "ten":
-            return mean_log_probabilities(ten_crops(inputs, self.test_crop), self)
+            return mean_log_probabilities(ten_crops(inputs, crop), self)
         maps, pooling = self.features[:-1], self.features[-1]
-        crop = inputs[..., : self.test_crop, : self.test_crop]
-        size = maps(crop[:1]).shape[-2:]
+        size = maps(inputs[:1, :, :crop, :crop]).shape[-2:]
         both = (windows(maps(view), size) for view in (inputs, inputs.flip(-1)))
         return mean_log_probabilities(chain.from_iterable(both), lambda window: self.head(pooling(window)))
 
@@ -260,7 +277,10 @@ class RectifierNet(Classifier):
         """Return loss and errors, with the top-5 error."""
         values = super().evaluation_results(stage)
         if self.num_classes > 5:
-            values["error_top5"] = computed(getattr(self, f"{stage}_error_top5"))
+            error: ErrorRate = getattr(self, f"{stage}_error_top5")
+            values["error_top5"] = computed(error)
+            if stage == "test":
+                values["error_top5_low"], values["error_top5_high"] = binomial_interval(*error.counted)
         return values
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pl_losses.core.compat.names import without_wrappers
-from pl_losses.core.declared import Keys
+from pl_losses.core.declared import Keys, Part as Declared, Recipe, declared_keys, without
 from pl_losses.core.kinds import is_a
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
@@ -67,6 +67,13 @@ class PReLUSlopeMonitor(Monitor):
     """
 
     panels: ClassVar[Sections] = manifest.SLOPE_MONITOR
+
+    @classmethod
+    def logged_keys(cls, part: Declared, recipe: Recipe) -> Keys:
+        """Return the keys that it logs: no histogram of a single slope."""
+        shared = recipe.model.argument("rectifier") == "prelu_shared"
+        return without(declared_keys(cls), ["prelu/<layer>/slopes"] if shared else [])
+
     KEYS: ClassVar[Keys] = {
         "prelu/<layer>/mean": "mean slope over the layer's channels",
         "prelu/<layer>/min": "smallest slope",

@@ -7,8 +7,23 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pl_losses.core.precision import at_least_float32
+
+
+def at_scale(images: Tensor, shorter: int) -> Tensor:
+    """Scale images so that their shorter side has this many pixels: [B, C, H, W] -> [B, C, h, w].
+
+    Example:
+        >>> at_scale(torch.zeros(1, 3, 40, 60), 20).shape
+        torch.Size([1, 3, 20, 30])
+    """
+    least = min(images.shape[-2:])
+    if least == shorter:
+        return images
+    size = [round(side * shorter / least) for side in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def ten_crops(images: Tensor, size: int) -> Iterator[Tensor]:

@@ -1,4 +1,5 @@
 import lightning.pytorch as pl
+import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
@@ -6,6 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pl_losses.callbacks import SignalReport
 from pl_losses.papers.prelu import report
+from pl_losses.papers.prelu.imagenet import draw_errors
 
 
 class Net(pl.LightningModule):
@@ -57,3 +59,16 @@ def test_the_first_step_is_remembered_by_a_fit_that_resumes():
     after = SignalReport()
     after.load_state_dict(before.state_dict())
     assert after._found == [{"a": [1.0, 2.0]}]
+
+
+def test_errors_are_drawn_beside_the_published_ones():
+    ends = {"_low": -0.01, "": 0.0, "_high": 0.02}
+    values = {f"test/error{end}": 0.3 + shift for end, shift in ends.items()}
+    values |= {f"test/error_top5{end}": 0.1 + shift for end, shift in ends.items()}
+    top1, top5 = draw_errors(values).axes
+    assert top1.lines[0].get_xdata().tolist()[:2] == [33.82, 32.71]
+    assert top5.lines[0].get_xdata().tolist()[-1] == 5.71
+    for axes, error in ((top1, 30.0), (top5, 10.0)):
+        (segment,) = axes.collections[0].get_segments()
+        assert segment[:, 0].tolist() == pytest.approx([error - 1, error + 2])
+    assert top1.get_yticklabels()[-1].get_text() == "this run, on its own data"

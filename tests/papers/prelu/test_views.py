@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pl_losses import RectifierNet
-from pl_losses.papers.prelu.multi_view import mean_log_probabilities, ten_crops, windows
+from pl_losses.papers.prelu.multi_view import at_scale, mean_log_probabilities, ten_crops, windows
 
 
 def small(**options):
@@ -69,3 +69,22 @@ def test_dense_testing_is_cropping_where_the_convolutions_see_no_border():
             for left in range(0, 3, 2):
                 total = total + net(view[..., top : top + 8, left : left + 8]).softmax(dim=1)
     torch.testing.assert_close(net.test_outputs(images).exp(), total / 12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("views", ["ten", "dense"])
+def test_scales_count_alike_however_many_views_they_have(views):
+    net = small(test_views=views, test_crop=24, test_scales=[24, 32])
+    images = torch.randn(2, 1, 32, 40)
+    parts = [net.view_outputs(at_scale(images, scale), 24).exp() for scale in (24, 32)]
+    torch.testing.assert_close(net.test_outputs(images).exp(), sum(parts) / 2)
+    assert at_scale(images, 32) is images
+    assert at_scale(images, 24).shape == (2, 1, 24, 30)
+
+
+@pytest.mark.parametrize(
+    "options", [{"test_scales": [32]}, {"test_views": "ten", "test_crop": 24, "test_scales": [16]}]
+)
+def test_scales_without_room_for_a_crop_are_refused(options):
+    with pytest.raises(ValueError, match="`test_scales` of at least `test_crop` pixels, with `test_views`"):
+        small(**options)
