@@ -24,6 +24,7 @@ from pl_losses.papers.gtn.segmentation import candidate_cuts, cutting_costs
 from pl_losses.papers.lenet.losses import rubbish_posterior
 from pl_losses.papers.lenet.optimizer import StochasticDiagonalLM
 from pl_losses.papers.prelu.init import fan, he_std
+from pl_losses.papers.style.optimizer import MonotoneLBFGS
 
 
 class Call(NamedTuple):
@@ -98,6 +99,7 @@ CALLS = {
     "InverseSqrtLR": Call(
         lambda: adam.InverseSqrtLR, lambda: {"optimizer": torch.optim.SGD(weights(), lr=0.1)}
     ),
+    "MonotoneLBFGS": Call(lambda: MonotoneLBFGS, lambda: {"params": weights()}),
     "StochasticDiagonalLM": Call(lambda: StochasticDiagonalLM, lambda: {"params": weights()}),
     "discriminator_loss": of(losses.discriminator_loss, real_logits=logits, fake_logits=logits),
     "generator_loss": of(losses.generator_loss, fake_logits=logits),

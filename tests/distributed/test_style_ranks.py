@@ -10,6 +10,7 @@ from pl_losses import StyleTransfer
 from pl_losses.callbacks import StyleReport
 from pl_losses.data import Pictures
 from pl_losses.data.image_files import write_image
+from pl_losses.papers.style.optimizer import MonotoneLBFGS
 from pl_losses.papers.style.ranks import EachForItself, TilesTogether
 
 
@@ -26,7 +27,7 @@ class Written(StyleTransfer):
 
 
 def lbfgs(parameters):
-    return torch.optim.LBFGS(parameters, max_iter=8, line_search_fn="strong_wolfe")
+    return MonotoneLBFGS(parameters, max_iter=8)
 
 
 def run(make_trainer, folder, ranks, contents, styles, ckpt_path=None, keep=False, **options):

@@ -1,6 +1,7 @@
 """A LeNet-5 trained on MNIST and shipped with the package, whose features compare images of digits.
 
-Its weights come from the recipe ``lenet/mnist`` with seed 0, and this module writes them::
+Its weights come from the recipe ``lenet/mnist`` with seed 0, when it still had AdamW with a weight decay of
+0.1 and ``max_lr`` 0.003. This module writes them::
 
     pl-losses fit --config lenet/mnist
     python -m pl_losses.papers.lenet.features runs/pl_losses/<run>/checkpoints/<file>.ckpt

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         total_variation as total_variation,
     )
     from pl_losses.papers.style.objective import Objective as Objective
+    from pl_losses.papers.style.optimizer import MonotoneLBFGS as MonotoneLBFGS
     from pl_losses.papers.style.presets import PRESETS as PRESETS
     from pl_losses.papers.style.tiles import TiledObjective as TiledObjective
     from pl_losses.papers.style.vgg import load_weights as load_weights

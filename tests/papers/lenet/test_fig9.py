@@ -5,9 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from pl_losses.core.protocol import Job
+from pl_losses.core.protocol import Job, Score
+from pl_losses.core.results import kept
 from pl_losses.data import Digits
-from pl_losses.papers.lenet.fig9 import NETWORKS, PUBLISHED, Pairwise, compare, nearest
+from pl_losses.papers.lenet import fig9
+from pl_losses.papers.lenet.fig9 import NETWORKS, PUBLISHED, RECIPE, Pairwise, compare, nearest
+from pl_losses.recipes import resolve
 
 BUILD = {"optimizer": torch.optim.SGD, "lr_scheduler": None}
 
@@ -27,6 +30,7 @@ def test_every_classifier_of_the_figure_is_there():
         ("LeNet-1", 4 * 26 + 8 + 12 * 101 + 24 + 300 * 10 + 10),
         ("LeNet-4", 4 * 26 + 8 + 16 * 101 + 32 + 400 * 120 + 120 + 1210),
         ("LeNet-5", 60_000),
+        (RECIPE, 60_000),
     ],
 )
 def test_the_networks_have_as_many_weights_as_their_shapes(name, count):
@@ -85,3 +89,32 @@ def test_choices_are_scored_on_held_out_images_and_tests_on_the_test_set(method,
     assert 0 < tested.value < 5
     assert 0 <= held_out.value < 5
     assert tested.standard_error == pytest.approx((tested.value * (100 - tested.value) / 250) ** 0.5)
+
+
+def test_the_recipe_has_what_was_chosen():
+    (row,) = (row for row in kept("lenet/fig9") if row["what"] == RECIPE)
+    chosen = dict(part.split() for part in row["chosen"].split(", "))
+    recipe = resolve(RECIPE)
+    assert recipe["data"]["init_args"]["val_size"] == 0
+    assert recipe["trainer"]["max_epochs"] == 20
+    assert recipe["data"]["init_args"]["batch_size"] == 64
+    settings = recipe["model"]["init_args"]
+    assert settings["lr_scheduler"]["init_args"] == {"max_lr": float(chosen["max_lr"])}
+    decay = settings["optimizer"].get("init_args", {}).get("weight_decay", 0.0)
+    assert decay == float(chosen["weight_decay"])
+
+
+def test_the_recipe_is_trained_as_it_is(monkeypatch, tmp_path):
+    """Its batches, passes and optimizer, at the default options."""
+    seen = {}
+
+    def train(model, data, epochs, held_out):
+        optimizer = model._optimizer([torch.nn.Parameter(torch.zeros(1))])
+        group = optimizer.param_groups[0]
+        seen[held_out] = [epochs, data.batch_size, data.val_size, group["weight_decay"], type(optimizer)]
+        return Score(1.0)
+
+    monkeypatch.setattr(fig9, "trained", train)
+    fig9.reproduce(RECIPE, 1, "digits", folder=str(tmp_path), val_size=300, wandb="disabled")
+    assert seen[False] == [20, 64, 0, 0.0, torch.optim.AdamW]
+    assert seen[True] == [3, 64, 300, 0.1, torch.optim.AdamW]

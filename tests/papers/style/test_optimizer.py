@@ -1,0 +1,126 @@
+"""MonotoneLBFGS: the matrix that it stands for, no point twice, steps that go on where the last one ended."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from pl_losses.papers.style.optimizer import MonotoneLBFGS, cubic_minimum, quasi_newton
+
+
+def rosenbrock(x):
+    return (100 * (x[1:] - x[:-1].square()).square() + (1 - x[:-1]).square()).sum()
+
+
+class Problem:
+    """A loss of a vector in float64, and where it was evaluated."""
+
+    def __init__(self, loss, start, **options):
+        self.x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+        self.loss, self.points, self.losses = loss, [], []
+        self.optimizer = MonotoneLBFGS([self.x], **options)
+
+    def closure(self):
+        self.optimizer.zero_grad()
+        loss = self.loss(self.x)
+        loss.backward()
+        self.points.append(tuple(self.x.tolist()))
+        self.losses.append(loss.item())
+        return loss
+
+    def steps(self, count):
+        for _ in range(count):
+            self.optimizer.step(self.closure)
+        return self.x.detach().clone()
+
+
+def test_quasi_newton_is_the_dense_matrix_of_bfgs():
+    generator = torch.Generator().manual_seed(0)
+    gradient, *moves = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    changes = [root @ root.T @ move for move in moves]
+    matrix = torch.eye(5, dtype=torch.float64) * 2 * (moves[-1] @ changes[-1]) / changes[-1].square().sum()
+    for s, y in zip(moves, changes, strict=True):
+        project = torch.eye(5, dtype=torch.float64) - torch.outer(y, s) / (y @ s)
+        matrix = project.T @ matrix @ project + torch.outer(s, s) / (y @ s)
+    torch.testing.assert_close(quasi_newton(gradient, moves, changes), -matrix @ gradient)
+    torch.testing.assert_close(quasi_newton(gradient, [], []), -gradient)
+
+
+def test_cubic_minimum_is_that_of_the_cubic():
+    # x^3 - x^2 - x + 2 is least at 1, x^3 + x nowhere.
+    for length in (0.5, 1.7, 3.0):
+        value, slope = length**3 - length**2 - length + 2, 3 * length**2 - 2 * length - 1
+        assert cubic_minimum(length, (2.0, value), (-1.0, slope)) == pytest.approx(1.0)
+        assert math.isnan(cubic_minimum(length, (0.0, length**3 + length), (1.0, 3 * length**2 + 1)))
+
+
+def test_a_quadratic_is_solved():
+    curvature = torch.tensor([1.0, 7.0, 30.0, 200.0], dtype=torch.float64)
+    towards = torch.tensor([3.0, -2.0, 1.0, 0.5], dtype=torch.float64)
+    problem = Problem(lambda x: (curvature * x.square()).sum() / 2 - towards @ x, [5.0, 5.0, 5.0, 5.0])
+    torch.testing.assert_close(problem.steps(3), towards / curvature, rtol=1e-6, atol=1e-9)
+    # At the minimum a step evaluates, since Trainers rely on it, and stays.
+    before = len(problem.points)
+    assert torch.equal(problem.steps(1), problem.steps(1))
+    assert len(problem.points) > before
+
+
+@pytest.mark.parametrize("lr", [1.0, 30.0])
+def test_the_loss_never_rises_and_no_point_is_evaluated_twice(lr):
+    problem, ends = Problem(rosenbrock, [-1.2, 1.0, -0.5, 0.8], lr=lr, max_iter=4), [float("inf")]
+    for _ in range(6):
+        problem.steps(1)
+        # The last evaluation is that of the weights.
+        assert problem.losses[-1] == rosenbrock(problem.x).item() < ends[-1]
+        ends.append(problem.losses[-1])
+    assert len(set(problem.points)) == len(problem.points)
+    # Some steps were too long at first.
+    assert len(problem.points) > 1 + 6 * 4
+
+
+def test_short_steps_are_parts_of_a_long_one_and_a_checkpoint_goes_on():
+    whole, parts = (Problem(rosenbrock, [-1.2, 1.0, 0.5], max_iter=count) for count in (12, 3))
+    assert torch.equal(whole.steps(1), parts.steps(4))
+    assert whole.points == parts.points
+    resumed = Problem(rosenbrock, [-1.2, 1.0, 0.5], max_iter=3)
+    resumed.steps(2)
+    saved, x = copy.deepcopy(resumed.optimizer.state_dict()), resumed.x.tolist()
+    again = Problem(rosenbrock, x, max_iter=3)
+    again.optimizer.load_state_dict(saved)
+    assert torch.equal(again.steps(2), parts.x)
+
+
+def test_weights_that_were_changed_are_evaluated_again():
+    problem = Problem(rosenbrock, [-1.2, 1.0], max_iter=2)
+    problem.steps(1)
+    with torch.no_grad():
+        problem.x.copy_(torch.tensor([0.5, 2.0]))
+    before = len(problem.points)
+    problem.steps(1)
+    assert problem.points[before] == (0.5, 2.0)
+    assert problem.losses[-1] < problem.losses[before]
+
+
+def test_where_no_step_lowers_the_loss_the_weights_stay():
+    x = torch.ones(2, requires_grad=True)
+    optimizer = MonotoneLBFGS([x, torch.zeros(1, requires_grad=True)])
+
+    def wrong():
+        # Its gradient leads up.
+        x.grad = -2 * x.detach()
+        return x.square().sum()
+
+    optimizer.step(wrong)
+    assert x.tolist() == [1.0, 1.0]
+
+
+def test_arguments_are_checked():
+    x = [torch.zeros(1, requires_grad=True)]
+    with pytest.raises(ValueError, match="`lr`"):
+        MonotoneLBFGS(x, lr=0.0)
+    with pytest.raises(ValueError, match="`history_size`"):
+        MonotoneLBFGS(x, history_size=0)
+    with pytest.raises(ValueError, match="`params` of one group but got 2"):
+        MonotoneLBFGS([{"params": x}, {"params": [torch.zeros(2, requires_grad=True)]}])
