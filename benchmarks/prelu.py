@@ -1,9 +1,10 @@
 """What a PReLU costs in training: forward and backward beside a ReLU and torch's own PReLU.
 
 Run with ``python -m benchmarks.prelu``. The input has shape [64, 64, 56, 56], one slope per channel or one
-for all, on the CPU with one thread, or with ``--device cuda`` on a GPU. The floor is the ReLU. Contestants
-take turns; ratios are taken within a turn, and their medians are printed. On the CPU the times are those of
-the processor in this thread, which other jobs disturb least.
+for all, on the CPU with one thread, or with ``--device cuda`` on a GPU. The floor is the ReLU. Along size
+there is another one: a weight and a ``torch.autograd.Function`` that only calls the ReLU's kernels.
+Contestants take turns; ratios are taken within a turn, and their medians are printed. On the CPU the times
+are those of the processor in this thread, which other jobs disturb least.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from time import perf_counter, thread_time
 import torch
 from torch import Tensor, nn
 
+from pl_losses.core.autograd import Context
 from pl_losses.papers.prelu import PReLU
 
 SHAPE, TURNS = (64, 64, 56, 56), 15
@@ -24,6 +26,26 @@ CASES = {
     "float32, channels_last": (torch.float32, torch.channels_last),
     "bfloat16": (torch.bfloat16, torch.contiguous_format),
 }
+
+
+class _Rectified(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, input: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return input.relu()
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        input, weight = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, input, 0), weight
+
+
+class Bare(nn.PReLU):
+    """A ReLU as a function written in Python, with a weight that gets a gradient without any work."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = _Rectified.apply(input, self.weight)
+        return output
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -63,6 +85,7 @@ def ratios(
     )
     layers = {name: layer.to(device) for name, layer in contestants(dtype).items()}
     if compiled:
+        layers["a bare function"] = Bare(64, dtype=dtype).to(device)
         layers["torch.compile(nn.PReLU)"] = torch.compile(nn.PReLU(64, dtype=dtype).to(device))
 
     def work(layer: nn.Module) -> Callable[[], None]:
@@ -112,11 +135,11 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |")
     floors = (f"{1e3 * floor:.1f}" for _, floor in columns.values())
     print(f"| the ReLU's time, ms | {' | '.join(floors)} |")
-    print("\n| float32, time divided by the ReLU's | PReLU here | nn.PReLU | torch.compile(nn.PReLU) |")
-    print("| --- | ---: | ---: | ---: |")
+    names = ("PReLU here", "nn.PReLU", "torch.compile(nn.PReLU)", "a bare function")
+    print(f"\n| float32, time divided by the ReLU's | {' | '.join(names)} |")
+    print("| --- |" + " ---: |" * len(names))
     for shape in SIZES:
         found, _ = ratios("float32", device, shape, compiled=True)
-        names = ("PReLU here", "nn.PReLU", "torch.compile(nn.PReLU)")
         print(f"| {list(shape)} | {' | '.join(f'{found[name]:.2f}x' for name in names)} |")
     print(f"\nThe first large layer waited {waited:.1f} s for its loop, from the compiler or its cache.")
 

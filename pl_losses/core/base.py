@@ -97,6 +97,7 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._sharded = False
+        self._logged: dict[str, tuple[object, ...]] = {}  # Options that a name was last logged with.
         self._seen, self._dataloader = SeenSamples(), 0
         # With several dataloaders on several ranks: those that began, and the metrics' states at that time.
         self._begun: list[tuple[int, dict[str, States]]] = []
@@ -163,6 +164,12 @@ class PaperModule(of_lightning.OfLightning, LightningModule):
     def trainer_or_none(self) -> Trainer | None:
         """The Trainer, if there is one; ``trainer`` raises where there is none."""
         return of_lightning.trainer_of(self)
+
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Log as Lightning does; what a training step logs in the same way again costs less."""
+        if self._logged.get(name) != (args, options) or not of_lightning.log_again(self, name, value):
+            super().log(name, value, *args, **options)
+            self._logged[name] = (args, options)
 
     def whole(self) -> AbstractContextManager[None]:
         """Return a context in which parameters are whole, to be read: under FSDP2 changes are lost.

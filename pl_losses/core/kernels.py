@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 
@@ -48,11 +48,16 @@ def over_samples(kernel: Callable[..., None], first: Tensor, *others: object) ->
     A kernel takes the arguments, tensors as arrays, and the range of its samples.
     """
     arguments = [one.numpy() if isinstance(one, Tensor) else one for one in (first, *others)]
-    samples, parts = first.shape[0], first.numel() // SHARE
+    in_parts(partial(kernel, *arguments), first.shape[0], first.numel())
+
+
+def in_parts(run: Callable[[int, int], None], samples: int, numbers: int) -> None:
+    """Run over the range of all samples, or over its parts in several threads if they have many numbers."""
+    parts = numbers // SHARE
     if parts < 2 or (threads := min(torch.get_num_threads(), parts, samples)) == 1:
-        kernel(*arguments, 0, samples)
+        run(0, samples)
         return
     bounds = [samples * i // threads for i in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda i: kernel(*arguments, bounds[i], bounds[i + 1]), range(threads)):
+        for _ in pool.map(run, bounds[:-1], bounds[1:]):
             pass

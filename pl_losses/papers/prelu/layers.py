@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from types import ModuleType
 from typing import Literal, Protocol
 
 import torch
@@ -19,14 +18,16 @@ from torch import Tensor, nn
 
 from pl_losses.core.autograd import Context
 from pl_losses.core.compat import of_torch
-from pl_losses.core.kernels import is_plain, kernels
+from pl_losses.core.kernels import kernels
 from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import typed
 
 # torch.compile takes ten seconds of a processor: more than a short run of small layers gains.
-LEAST_ELEMENTS = {"auto": 2**22, True: 0, False: math.inf}
-LEAST_NATIVE = 2**15  # Below, calling Numba's loop from Python takes longer than torch's own pass.
+LEAST_COMPILED = 2**22
+# Below 2**15 to call Numba's loop from Python takes longer than torch's own pass.
+LEAST_ELEMENTS = {"auto": 2**15, True: 1, False: math.inf}
 LONG = 4096  # From here on the compiler adds up in parts.
+PLAIN = (Tensor, nn.Parameter)  # No DTensor, nor what torch.fx puts there.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 log = logging.getLogger(__name__)
@@ -77,49 +78,44 @@ class PReLU(nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the rectifier: [B, C, ...] -> [B, C, ...]."""
-        native = _native(input, self.weight)
-        least = LEAST_NATIVE if native and self.compiled == "auto" else LEAST_ELEMENTS[self.compiled]
-        if not _pays(input, self.weight, least):
-            return super().forward(input)
+        slopes: Tensor = self.weight
+        if not _pays(input, slopes, LEAST_ELEMENTS[self.compiled]):
+            return torch.prelu(input, slopes)
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))  # As autocast does for torch's.
-        shape = _folded(input, self.weight)
-        if shape is None:
-            return super().forward(input)
-        side_by_side = self.weight.numel() > 1 and _is_last(input)
-        backward: Backward | None
-        if native:
-            backward = partial(native.derivatives, side_by_side=side_by_side)
-        else:
-            kinds = tuple((size == 1, size > LONG) for size in shape)
-            backward = _compiled(input.device, input.dtype, self.weight.dtype, side_by_side, kinds)
+        backward = _native(input, slopes)
+        if backward is None and (self.compiled is True or input.numel() >= LEAST_COMPILED):
+            backward = _compiled(input, slopes)
         if backward is None:
-            return super().forward(input)
-        output: Tensor = _Rectified.apply(input, self.weight, backward)
+            return torch.prelu(input, slopes)
+        output: Tensor = _Rectified.apply(input, slopes, backward)
         return output
 
 
-def _native(input: Tensor, slopes: Tensor) -> ModuleType | None:
-    """Return Numba's loop if it can serve: for plain float32 tensors on a CPU."""
-    alike = is_plain(input) and is_plain(slopes) and input.dtype == slopes.dtype == torch.float32
-    if not alike or torch.is_autocast_enabled("cpu"):
+def _native(input: Tensor, slopes: Tensor) -> Backward | None:
+    """Return Numba's loop if it can serve: for float32 on a CPU."""
+    if not (input.is_cpu and input.dtype == slopes.dtype == torch.float32):
         return None
-    return kernels("pl_losses.papers.prelu.compiled")
+    native = kernels("pl_losses.papers.prelu.compiled")
+    return native.derivatives if native else None
 
 
 def _pays(input: Tensor, slopes: Tensor, least: float) -> bool:
-    """Return whether the compiled pass pays: a large tensor in training, with first derivatives only."""
+    """Return whether a compiled pass can pay: a large tensor in training, with first derivatives only."""
     return (
         not torch.compiler.is_compiling()
-        and type(input) in (Tensor, nn.Parameter)  # No DTensor, nor what torch.fx puts there.
-        and input.numel() >= max(1, least)
+        and type(input) in PLAIN
+        and input.numel() >= least
+        and not input.is_meta
         and torch.is_grad_enabled()
         and input.requires_grad
         and slopes.requires_grad
+        and type(slopes) in PLAIN
         and input.dtype in DTYPES
         and input.ndim > 1
         and slopes.numel() in (1, input.shape[1])
         and not of_torch.is_transformed()
+        and (input.is_contiguous() or _is_last(input))
     )
 
 
@@ -128,16 +124,14 @@ def _is_last(input: Tensor) -> bool:
     return input.movedim(1, -1).is_contiguous()
 
 
-def _folded(input: Tensor, slopes: Tensor) -> tuple[int, int, int] | None:
-    """Fold the shape to three dimensions in the order of memory, for one loop; ``None`` if not dense.
+def _folded(input: Tensor, slopes: Tensor) -> tuple[int, int, int]:
+    """Fold the shape to three dimensions in the order of memory, for one loop.
 
     Returns:
         Batch, positions, channels where these lie side by side, else batch, channels (1 if the slope is
         shared), positions.
     """
     batch, channels = input.shape[:2]
-    if not (input.is_contiguous() or _is_last(input)):
-        return None
     if slopes.numel() == 1:
         return batch, 1, input.numel() // batch
     positions = input.numel() // (batch * channels)
@@ -155,24 +149,32 @@ class _Rectified(torch.autograd.Function):
     def forward(ctx: _RectifiedContext, input: Tensor, slopes: Tensor, backward: Backward) -> Tensor:
         ctx.save_for_backward(input, slopes)
         ctx.compiled = backward
-        return torch.prelu(input, slopes.to(input.dtype))
+        return _rectified(input, slopes)
 
     @staticmethod
     def backward(ctx: _RectifiedContext, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         input, slopes = ctx.saved_tensors
         if torch.is_grad_enabled():  # A further derivative of this derivative is needed.
-            outputs = torch.prelu(input, slopes.to(input.dtype))
+            outputs = _rectified(input, slopes)
             first = torch.autograd.grad(outputs, (input, slopes), gradient, create_graph=True)
             return first[0], first[1], None
-        shape = _folded(input, slopes)
-        assert shape is not None
-        last = _is_last(input)
-        flat = [tensor.movedim(1, -1) if last else tensor for tensor in (gradient, input)]
-        with torch.autocast(input.device.type, enabled=False):
-            folded = [_reshaped(tensor.detach().contiguous(), shape) for tensor in flat]
-            by_input, by_slopes = ctx.compiled(folded[0], folded[1], slopes.detach())
-        by_input = by_input.view(flat[0].shape)
-        return by_input.movedim(-1, 1) if last else by_input, by_slopes, None
+        return *ctx.compiled(gradient, input, slopes), None
+
+
+def _rectified(input: Tensor, slopes: Tensor) -> Tensor:
+    """Call torch's own; without autocast the dtypes are alike, and ``to`` would take time anyway."""
+    return torch.prelu(input, slopes if slopes.dtype == input.dtype else slopes.to(input.dtype))
+
+
+def _on_folded(compiled: Backward, gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the derivatives by what is compiled for three dimensions."""
+    shape, last = _folded(input, slopes), _is_last(input)
+    flat = [tensor.movedim(1, -1) if last else tensor for tensor in (gradient, input)]
+    with torch.autocast(input.device.type, enabled=False):
+        folded = [_reshaped(tensor.detach().contiguous(), shape) for tensor in flat]
+        by_input, by_slopes = compiled(folded[0], folded[1], slopes.detach())
+    by_input = by_input.view(flat[0].shape)
+    return by_input.movedim(-1, 1) if last else by_input, by_slopes
 
 
 def _reshaped(tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -200,8 +202,16 @@ def _terms(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Ten
     return by_input, torch.where(positive, 0.0, at_least_float32(input) * wide)
 
 
+def _compiled(input: Tensor, slopes: Tensor) -> Backward | None:
+    """Return the backward pass by torch.compile; ``None`` if no compiler works."""
+    side_by_side = slopes.numel() > 1 and _is_last(input)
+    kinds = tuple((size == 1, size > LONG) for size in _folded(input, slopes))
+    compiled = _compiled_for(input.device, input.dtype, slopes.dtype, side_by_side, kinds)
+    return compiled and partial(_on_folded, compiled)
+
+
 @cache
-def _compiled(
+def _compiled_for(
     device: torch.device,
     dtype: torch.dtype,
     slopes: torch.dtype,

@@ -22,7 +22,7 @@ def as_written(request, monkeypatch):
 
         return run
 
-    layers._compiled.cache_clear()
+    layers._compiled_for.cache_clear()
     monkeypatch.setattr(torch, "compile", compile_)
     if request.param == "torch.compile":
         monkeypatch.setattr(layers, "kernels", lambda name: None)
@@ -36,7 +36,7 @@ def as_written(request, monkeypatch):
             )
             monkeypatch.setattr(native, name, partial(run, f"_{name}"))
     yield calls
-    layers._compiled.cache_clear()
+    layers._compiled_for.cache_clear()
 
 
 def inputs(shape, dtype=torch.float32, memory=torch.contiguous_format):
@@ -58,6 +58,8 @@ CASES = [
     ((1, 3, 5, 5), 1, torch.contiguous_format, "_channels_first"),
     ((6, 3), 3, torch.contiguous_format, "_channels_last"),
     ((2, 3, 4), 3, torch.contiguous_format, "_channels_first"),
+    ((2, 67, 83), 67, torch.contiguous_format, "_channels_first"),  # Many numbers at a time.
+    ((50, 67), 67, torch.contiguous_format, "_channels_last"),
 ]
 
 
@@ -85,6 +87,16 @@ def test_the_slopes_gradient_is_the_sum_over_the_negative_inputs(as_written):
     layer(x).backward(torch.tensor([[10.0, 20.0], [30.0, 40.0]]))
     assert layer.weight.grad.tolist() == [-2 * 10 - 1 * 40]
     assert x.grad.tolist() == [[2.5, 5.0], [30.0, 10.0]]
+
+
+def test_infinity_and_nan_are_passed_on_as_by_torch(as_written):
+    x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0] * 10]).requires_grad_()
+    ours, torchs = PReLU(40, compiled=True), nn.PReLU(40)
+    weights = torch.full_like(x, torch.inf)
+    found = torch.autograd.grad(ours(x), (x, ours.weight), weights)
+    wanted = torch.autograd.grad(torchs(x), (x, torchs.weight), weights)
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+    assert as_written
 
 
 def test_bfloat16_slopes_are_added_up_in_float32(as_written):
@@ -150,6 +162,9 @@ def frozen(layer, x):
         lambda layer, x: torch.func.vmap(layer)(x[None])[0],
         lambda layer, x: symbolic_trace(nn.Sequential(layer))(x),
         lambda layer, x: torch.no_grad()(layer)(x),
+        lambda layer, x: torch.zeros_like(
+            layer.to("meta")(x.detach().to("meta").requires_grad_()), device="cpu"
+        ),
     ],
 )
 def test_everything_else_is_torchs(as_written, use):
@@ -175,10 +190,10 @@ def test_without_a_compiler_torchs_own_serves(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda *args, **options: broken)
     monkeypatch.setattr(layers, "kernels", lambda name: None)
-    layers._compiled.cache_clear()
+    layers._compiled_for.cache_clear()
     x = inputs((3, 2, 4))
     found, wanted = gradients(PReLU(2, compiled=True), x), gradients(nn.PReLU(2), x)
-    layers._compiled.cache_clear()
+    layers._compiled_for.cache_clear()
     assert "PreluKernel" in str(found[0].grad_fn)
     torch.testing.assert_close(found, wanted)
 
@@ -200,12 +215,12 @@ def test_bad_arguments_are_named():
 @pytest.mark.slow
 def test_compiled_loops_give_torchs_gradients(monkeypatch):
     monkeypatch.setattr(layers, "kernels", lambda name: None)
-    layers._compiled.cache_clear()
+    layers._compiled_for.cache_clear()
     for shape, channels, memory, _ in CASES:
         x = inputs(shape, memory=memory)
         found, wanted = gradients(PReLU(channels, compiled=True), x), gradients(nn.PReLU(channels), x)
         torch.testing.assert_close(found, wanted)
-    assert layers._compiled.cache_info().currsize > 1
+    assert layers._compiled_for.cache_info().currsize > 1
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     gradients(PReLU(4, compiled=True), inputs((9, 4, 13, 17)))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before

@@ -223,17 +223,19 @@ def parts_of(module: nn.Module) -> list[nn.Module]:
         part = ahead.pop()
         if id(part) not in found:
             found[id(part)] = part
-            ahead += [child for child in reversed(of_torch.own_children(part).values()) if child is not None]
+            if children := of_torch.own_children(part):
+                ahead += [child for child in reversed(children.values()) if child is not None]
     return list(found.values())
 
 
-def held(module: nn.Module) -> Iterator[object]:
-    """Yield parameters, buffers, and the attributes of the module and of its parts."""
+def held(module: nn.Module) -> list[object]:
+    """Return parameters, buffers, and the attributes of the module and of its parts."""
+    found: list[object] = []
     for part in parts_of(module):
-        yield from of_torch.own_parameters(part).values()
-        yield from of_torch.own_buffers(part).values()
-        for name in part.__dict__.keys() - _EVERY_MODULE_HAS:
-            yield part.__dict__[name]
+        found += of_torch.own_parameters(part).values()
+        found += of_torch.own_buffers(part).values()
+        found += [value for name, value in part.__dict__.items() if name not in _EVERY_MODULE_HAS]
+    return found
 
 
 def state(module: nn.Module) -> list[object]:

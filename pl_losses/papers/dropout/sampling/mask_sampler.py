@@ -10,11 +10,14 @@ leaves each element without a hit with probability 1 - p, independently of the o
 from __future__ import annotations
 
 from functools import lru_cache
+from hashlib import blake2b
 from math import log1p, prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pl_losses.core.rng import fold_in
@@ -69,6 +72,17 @@ def _word(p: float) -> tuple[int, int, float]:
 # Of the dropout's index, its device, and whether places are drawn; see `MaskSampler._stream`.
 _Key = tuple[int, torch.device, bool]
 _Stream = torch.Generator | list[np.random.SFC64] | None
+
+
+class _Seed(ISeedSequence):
+    """Seed of a stream, from the hash of its key: NumPy's own takes as long as a pass of a small network."""
+
+    def __init__(self, *key: int) -> None:
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        size = n_words * np.dtype(dtype).itemsize
+        return np.frombuffer(blake2b(repr(self.key).encode(), digest_size=size).digest(), dtype)
 
 
 class MaskSampler:
@@ -128,10 +142,9 @@ class MaskSampler:
         if key not in self._streams:
             if device.type == "cpu":
                 # The number of places needs a second stream, as it takes an unknown part of it.
-                keys = ((2, index), (3, index)) if site.rare else ((1, index),)
-                self._streams[key] = [
-                    np.random.SFC64(np.random.SeedSequence(self.seed, spawn_key=key)) for key in keys
-                ]
+                kinds = (2, 3) if site.rare else (1,)
+                seeds: list[Any] = [_Seed(self.seed, kind, index) for kind in kinds]  # NumPy's types lack it.
+                self._streams[key] = [np.random.SFC64(seed) for seed in seeds]
             elif device.type == "meta":
                 self._streams[key] = None  # There is nothing to draw.
             else:
