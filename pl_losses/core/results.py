@@ -67,6 +67,12 @@ class Row:
     peer_measured: float | None = None
     lower_is_better: bool | None = True
 
+    def __post_init__(self) -> None:
+        # A share: its interval lies within 0 and 100.
+        if "error" in self.quantity and self.quantity.endswith("%"):
+            for name, end in (("low", self.low), ("high", self.high)):
+                object.__setattr__(self, name, None if end is None else min(max(end, 0.0), 100.0))
+
     def verdict(self) -> Verdict:
         """Compare with the paper: "equal" if the intervals meet, "" if there is nothing to compare.
 

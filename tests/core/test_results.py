@@ -91,3 +91,10 @@ def test_rows_of_a_trial_get_no_verdict():
     assert results.text([ROW]).endswith(": equal")
     assert "equal" not in results.text([ROW], "epochs=2")
     assert asdict(ROW)["published"] == 0.95
+
+
+def test_the_interval_of_an_error_is_within_0_and_100_percent():
+    row = results.Row("a", "test error, %", 31.5, -91.3, 154.4)
+    assert (row.low, row.high) == (0.0, 100.0)
+    row = results.Row("a", "RMSE", 31.5, -91.3, 154.4)
+    assert (row.low, row.high) == (-91.3, 154.4)
