@@ -245,7 +245,8 @@ CALLS = {
     "DropoutRegressor": of(pl_losses.DropoutRegressor, hidden=[5]),
     "DropoutClassifier": of(pl_losses.DropoutClassifier),
     "GAN": of(pl_losses.GAN, image_size=28, width=2),
-    **{name: of(getattr(callbacks, name)) for name in callbacks.__all__},
+    **{name: of(getattr(callbacks, name)) for name in callbacks.__all__ if name != "ActivationCheckpointing"},
+    "ActivationCheckpointing": of(callbacks.ActivationCheckpointing, layers="*"),
     **{
         name: of(getattr(data, name))
         for name in (
@@ -369,7 +370,8 @@ def is_nonsense(given: Any, result: Any) -> bool:
     if isinstance(given, complex) or (isinstance(given, Tensor) and given.is_complex()):
         return True
     if isinstance(given, Tensor):
-        return given.device.type != "meta" and bool(given.isfinite().all()) and has_nan(result)
+        values = given.coalesce().values() if given.is_sparse else given
+        return given.device.type != "meta" and bool(values.isfinite().all()) and has_nan(result)
     return has_nan(result) or given is NOTHING or (isinstance(given, float) and math.isnan(given))
 
 

@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from papers.style.networks import state
 from PIL import Image
@@ -19,6 +18,7 @@ from processes import Fork
 from torchvision.transforms import v2
 
 from pl_losses import GAN, FullBasicModel, LeNet5, RectifierNet, StyleTransfer
+from pl_losses.cli.main import main
 from pl_losses.core.loaders import num_unpadded
 from pl_losses.data import ImageFolders, Pictures
 from pl_losses.data.file_loader import GRACE, Crop, leave_signals
@@ -277,13 +277,11 @@ def test_a_transform_of_torchvision_gets_bytes_and_repeats(folders):
         next(iter(data(folders, transform=lambda images: images.float()).train_dataloader()))
 
 
-def test_the_command_line_takes_a_transform():
-    parser = ArgumentParser()
-    parser.add_class_arguments(ImageFolders, "data")
+def test_the_command_line_takes_a_transform(capsys):
     given = ["--data.transform=torchvision.transforms.v2.RandomErasing", "--data.transform.p=1"]
-    made = parser.instantiate(parser.parse_args(given)).data
-    assert isinstance(made.transform, v2.RandomErasing)
-    assert "transform" not in made.hparams
+    assert main(["fit", "--config=prelu/photographs", *given, "--print_config"]) == 0
+    assert "class_path: torchvision.transforms.v2.RandomErasing" in capsys.readouterr().out
+    assert "transform" not in ImageFolders(transform=v2.RandomErasing(p=1)).hparams
 
 
 def net(**options):
@@ -347,6 +345,7 @@ def test_workers_leave_signals_to_the_main_process():
     assert Fork(worker).wait() == 0
 
 
+@pytest.mark.slow
 def test_workers_end_before_python_waits_for_them(folders):
     """What is registered last runs first: torch and multiprocessing come after this script's own."""
     code = """if 1:
