@@ -291,8 +291,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     os.environ["WANDB_SILENT"] = "true"
-    name = "no GPU: small forms on the CPU" if SMALL else torch.cuda.get_device_name()
+    name = "no GPU" if SMALL else torch.cuda.get_device_name()
     print(f"{name}; torch {torch.__version__}\n")
+    if SMALL:
+        print("Small forms on the CPU: sizes are smaller than the rows say, and times mean nothing.\n")
     print("| ms | CPU, one thread | GPU | CPU / GPU |\n| --- | ---: | ---: | ---: |", flush=True)
     left_out, failed, device = [], [], DEVICES[-1]
     with tempfile.TemporaryDirectory() as folder:

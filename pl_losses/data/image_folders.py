@@ -103,6 +103,8 @@ class ImageFolders(ImageDataModule):
             raise ValueError(
                 f"Expected `scales` to be two lengths in order, of at least `size` {size}, but got {scales}"
             )
+        if test_scale is not None and test_scale < size:
+            raise ValueError(f"Expected `test_scale` to be at least `size` {size} but got {test_scale}")
         channels = 1 if grey else 3
         if mean is not None and len(mean) != channels:
             raise ValueError(f"Expected `mean` of {channels} channels but got {mean}")
@@ -140,6 +142,8 @@ class ImageFolders(ImageDataModule):
         folders = {split: folder for split, folder in evaluated.items() if folder.is_dir()}
         if stage == "fit":
             folders["train"] = train
+            if not val.is_dir():
+                rank_zero_warn(f"Nothing is validated, since there is no folder {val}")
         for folder in folders.values():
             if not classes(folder):
                 raise FileNotFoundError(

@@ -99,6 +99,11 @@ class TensorDataModule(OfLightning, LightningDataModule):
         """Turn a batch of any other split into what the model sees."""
         return batch
 
+    def __str__(self) -> str:
+        """Say how many samples each split has, once they are there."""
+        counts = [f"{split} {len(tensors[0])}" for split, tensors in sorted(self.tensors.items())]
+        return f"{type(self).__name__}({', '.join(counts) or 'not set up'})"
+
     def setup(self, stage: str | None = None) -> None:
         """Load and check the splits of a stage, once.
 

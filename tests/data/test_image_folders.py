@@ -190,6 +190,7 @@ def test_folders_are_checked(folders, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"test_scale": 16}, r"`test_scale` to be at least `size` 32 but got 16"),
         ({"scales": [16, 48]}, r"`scales` .* at least `size` 32, but got \[16, 48\]"),
         ({"mean": [0.5]}, r"`mean` of 3 channels but got \[0\.5\]"),
         ({"grey": True, "colour": 0.1}, "`colour` to be 0 with `grey`"),
@@ -378,3 +379,9 @@ def test_workers_end_with_the_fit(folders):
     assert not process.is_alive()
     assert len(list(loader)) == 11
     made.teardown("fit")
+
+
+def test_a_missing_val_is_told_before_training(tmp_path, folders):
+    os.symlink(folders / "train", tmp_path / "train")
+    with pytest.warns(UserWarning, match=r"Nothing is validated, since there is no folder .*val"):
+        data(tmp_path).setup("fit")

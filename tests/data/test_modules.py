@@ -203,3 +203,10 @@ def test_images_that_are_not_bytes_are_refused():
 
     with pytest.raises(TypeError, match=r"images of bytes, 0\.\.255, for 'train' but got torch\.float32"):
         Scaled().setup("fit")
+
+
+def test_data_print_their_samples():
+    data = Digits(limit=16, val_size=12, test_size=21)
+    assert str(data) == "Digits(not set up)"
+    data.setup("fit")
+    assert str(data) == "Digits(test 21, train 16, val 12)"

@@ -123,7 +123,8 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/<group>/snr": "Signal to noise, the root mean square of m_hat / sqrt(v_hat) (not AdaMax).",
         "adam/<group>/measured_step": "Root mean square of the step, divided by that of alpha m / sqrt(v). It"
         " is `effective_step`, or less if eps is not negligible (Adam, AdamW).",
-        "adam/<optimizer>/skipped_steps": "Steps so far that changed nothing, such as those AMP skipped.",
+        "adam/<optimizer>/skipped_steps": "Steps so far that changed nothing, such as those that mixed"
+        " precision skipped.",
         "adam/bias_correction": "Picture: effective and largest steps over time, beside the formulas.",
     }
 
