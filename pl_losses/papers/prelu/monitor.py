@@ -171,8 +171,8 @@ class PReLUSlopeMonitor(Monitor):
             # A histogram cannot show values that are not finite, of a diverged training.
             if size > 1 and math.isfinite(low) and math.isfinite(high):
                 row.histograms[f"prelu/{path}/slopes"] = slopes
-        pooled = describe(values)
-        row.scalars |= {f"prelu/{key}": pooled[key] for key in POOLED}
+        pooled = (values.mean(), values.min(), values.max(), (values < 0).mean(), (values > 1).mean())
+        row.scalars |= {f"prelu/{key}": float(value) for key, value in zip(POOLED, pooled, strict=True)}
         if step is not None:
             self._history.add(step, {path: mean for path, (mean, _, _) in self._latest.items()})
 
