@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def small(name, *more):
     return ["fit", "--config", name, *own, *more]
 
 
+@cache
 def kind(name):
     """The model and the data of a recipe."""
     config = recipes.resolve(name)
