@@ -60,8 +60,8 @@ def load_weights(source: str = "oxford", inputs: Inputs = "auto", root: str | No
             tensors: 8-bit codebooks, or a state dict with the keys ``conv1_1.weight`` or
             ``features.0.weight`` and so on.
         inputs: What the network of a file sees: "bgr" for blue first, 0..255, minus the mean (Caffe, Keras);
-            "rgb" for torchvision's normalisation; "auto" where the keys tell, which ``features.0.weight``
-            does not.
+            "rgb" for torchvision's normalisation; "auto" if the keys tell. Keys such as
+            ``features.0.weight`` do not.
         root: A folder to look for the Oxford weights in.
 
     Raises:
