@@ -84,7 +84,8 @@ class PReLUSlopeMonitor(Monitor):
         "prelu/<layer>/below_0": "share of slopes below 0, in [0, 1]; such a PReLU is not monotonic",
         "prelu/<layer>/above_1": "share of slopes above 1, in [0, 1]; such a PReLU is steeper below 0",
         "prelu/<layer>/grad_norm": "L2 norm of the gradient of the slopes, after clipping",
-        "prelu/<layer>/momentum_norm": "L2 norm of the slopes' `momentum_buffer` or `exp_avg`",
+        "prelu/<layer>/momentum_norm": "L2 norm of SGD's or Adam's average of the slopes' gradients"
+        " (`momentum_buffer` or `exp_avg`)",
         "prelu/<layer>/slopes": "histogram of the slopes, for layers with more than one",
         "prelu/mean": "mean over the slopes of all layers",
         "prelu/min": "smallest slope of all",
