@@ -166,9 +166,36 @@ def test_damaged_files_are_refused_by_name_or_left_out_and_said_once(folders, tm
     assert passes == [10, 10]
     assert len(told) == 1
     assert len(made.damaged) == 2
-    (tmp_path / "train/a/1.jpg").unlink()
-    with pytest.raises(ValueError, match=r"b/3\.jpg.*no image of its batch is left"):
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_image_stands_in_for_a_batch_without_a_whole_file(folders, tmp_path, workers):
+    for number, name in enumerate("abcd"):
+        (tmp_path / "train/x").mkdir(parents=True, exist_ok=True)
+        smooth(40, 40, number).save(tmp_path / f"train/x/{name}.png")
+    for name in "bcd":
+        (tmp_path / f"train/x/{name}.png").write_bytes(b"text")
+    made = data(tmp_path, num_workers=workers, batch_size=2, on_error="skip")
+    loader = made.make_loader("train", batch_size=2)
+    batches = list(loader)
+    assert torch.equal(batches[0][0], batches[1][0])
+    assert [num_unpadded(loader, place, 1) for place in (0, 1)] == [1, 0]
+    assert num_unpadded(loader, 1, 1, training=True) == 1
+    assert len(made.damaged) == 3
+    made.teardown("fit")
+    (tmp_path / "train/x/a.png").unlink()
+    with pytest.raises(ValueError, match=r"x/[bcd]\.png.*no other image is whole"):
         list(data(tmp_path, batch_size=1, on_error="skip").train_dataloader())
+
+
+def test_a_prediction_refuses_damaged_files(folders, tmp_path):
+    os.symlink(folders / "train", tmp_path / "train")
+    (tmp_path / "val/a").mkdir(parents=True)
+    (tmp_path / "val/a/x.png").write_bytes(b"text")
+    trainer = pl.Trainer(accelerator="cpu", fast_dev_run=1, logger=False, enable_progress_bar=False)
+    made = ImageFolders(str(tmp_path), 32, num_workers=0, on_error="skip")
+    with pytest.raises(ValueError, match=r"val/a/x\.png.*a prediction is of all files"):
+        trainer.predict(FullBasicModel(2, 3), made)
 
 
 def test_folders_are_checked(folders, tmp_path):
