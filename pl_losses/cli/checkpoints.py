@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pl_losses.core import random_state
+from pl_losses.core import random_state, schedule_length
 from pl_losses.core.base import COUNTED
 from pl_losses.core.compat.names import CLASS_PATH, INSTANTIATOR, STEPPED, without_wrappers
 from pl_losses.core.files import damage, save_sealed
@@ -27,6 +27,7 @@ STATES = ("optimizer_states", "lr_schedulers", random_state.KEY)  # Lists of map
 # What the fields of Lightning's and the suite's are; any other is someone else's.
 FIELDS: dict[str, type] = {
     **dict.fromkeys(("state_dict", "loops", "callbacks", "pl_losses", *SECTIONS.values(), COUNTED), dict),
+    schedule_length.KEY: dict,
     **dict.fromkeys(STATES, list),
     **dict.fromkeys(("epoch", "global_step"), int),
     "pytorch-lightning_version": str,

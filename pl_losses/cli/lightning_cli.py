@@ -457,7 +457,7 @@ def callbacks_of(saved: Config, check: Callable[[Config], None]) -> list[Config]
 
 
 def strategy_of(saved: Config, check: Callable[[Config], None]) -> Config:
-    """Return the strategy of a checkpoint's run, as a section of the trainer; empty if it had none of its own.
+    """Return the strategy of a checkpoint's run, in a section; empty if it had none of its own.
 
     Args:
         saved: The checkpoint.

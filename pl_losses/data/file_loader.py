@@ -96,7 +96,8 @@ class Reader(Dataset[Read]):
 
     def __getitem__(self, rows: Rows) -> Read:
         epoch, chosen = rows
-        images, kept, normals, messages = [], [], [], []
+        images, normals, messages = [], [], []
+        kept: list[int] = []
         last, samples = chosen[-1], len(self.names)
         others = (row % samples for row in range(last + 1, last + samples))
         for place, row in enumerate(chain(chosen, others)):
