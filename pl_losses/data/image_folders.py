@@ -135,7 +135,7 @@ class ImageFolders(ImageDataModule):
         """Return the names of the files as bytes [N, L], which zeros fill up, and the labels [N].
 
         Raises:
-            FileNotFoundError: If there are no folders, or no images in them.
+            FileNotFoundError: If there are no folders, or no images of a class to train on.
             ValueError: If the classes of two splits differ.
         """
         from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -163,6 +163,11 @@ class ImageFolders(ImageDataModule):
             samples = make_dataset(folder, places, extensions=IMG_EXTENSIONS, allow_empty=True)
             if not samples:
                 raise FileNotFoundError(f"Expected images in the folders of {folder} but there are none")
+            empty = sorted({*places.values()} - {label for _, label in samples})
+            if empty and split == "train":
+                raise FileNotFoundError(
+                    f"Expected images of each class but there are none in {folder / names[empty[0]]}"
+                )
             # Letters in one tensor, which processes share: each would copy texts.
             letters = np.array([os.fsencode(os.path.relpath(path, self.root)) for path, _ in samples])
             paths = torch.from_numpy(letters.view(np.uint8).reshape(len(samples), -1))

@@ -205,6 +205,10 @@ def test_folders_are_checked(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images in the folders of .*train but there are none"):
         data(tmp_path)
     smooth(9, 9).save(tmp_path / "train/a/1.png")
+    (tmp_path / "train/b").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"images of each class but there are none in .*train/b"):
+        data(tmp_path)
+    (tmp_path / "train/b").rmdir()
     (tmp_path / "val").mkdir()
     smooth(9, 9).save(tmp_path / "val/ILSVRC2012_val_00000001.JPEG")
     with pytest.raises(FileNotFoundError, match=r"hold val .*torchvision\.datasets\.ImageNet\(root, 'val'\)"):
@@ -338,6 +342,17 @@ def test_modules_train_and_test_on_folders(folders, tmp_path, name):
     trainer.fit(model, made)
     (values,) = trainer.test(model, made, verbose=False)
     assert values["test/loss"] > 0
+
+
+def test_the_models_classes_are_those_of_the_folders(folders, tmp_path):
+    options = {"accelerator": "cpu", "fast_dev_run": 1, "logger": False, "enable_progress_bar": False}
+    made = ImageFolders(str(folders), 32, batch_size=4, num_workers=0)
+    with pytest.warns(
+        UserWarning, match="of no class: expected `num_classes` of the model to be 2, .* got 3"
+    ):
+        pl.Trainer(**options).fit(FullBasicModel(3, 3), made)
+    with pytest.raises(ValueError, match=r"`num_classes` of the model to be 2, .* but got 1"):
+        pl.Trainer(**options).fit(FullBasicModel(1, 3), made)
 
 
 def test_style_transfer_takes_a_folder_of_photographs(folders, tmp_path):
