@@ -77,7 +77,7 @@ class ImageFolders(ImageDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         size: int = 224,
         *,
         scales: list[int] | None = None,
@@ -200,7 +200,7 @@ class ImageFolders(ImageDataModule):
             ValueError: If they are refused, or no image of the split is left.
         """
         if self.on_error == "refuse":
-            raise ValueError(f'{messages[0]} (`on_error="skip"` leaves such files out)')
+            raise ValueError(f'{messages[0]} (`on_error` "skip" leaves such files out)')
         if self.trainer is not None and self.trainer.predicting:
             raise ValueError(f"{messages[0]}: a prediction is of all files, take it out of the folder")
         if not left:
