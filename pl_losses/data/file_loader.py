@@ -203,6 +203,16 @@ def close_all() -> None:
         loader.close()
 
 
+def forget_all() -> None:
+    """Leave the workers to the process that this one is a fork of."""
+    for loader in [*_loaders]:
+        of_torch.forget_workers(loader._workers, loader._reading)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_all)
+
+
 def leave_signals(worker: int) -> None:
     """Leave signals to the main process: a terminal and SLURM send them to its workers, too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -423,6 +423,22 @@ def test_workers_end_with_the_fit(folders):
     made.teardown("fit")
 
 
+def test_a_fork_has_workers_of_its_own(folders):
+    made = data(folders, num_workers=1, batch_size=2)
+    loader = made.train_dataloader()
+    next(iter(loader))
+
+    def forked():
+        made.teardown("fit")
+        batches = len(list(loader))
+        made.teardown("fit")
+        return batches - 11
+
+    fork = Fork(forked)
+    assert (fork.wait(), fork.printed) == (0, ("", ""))
+    made.teardown("fit")
+
+
 def test_a_missing_val_is_told_before_training(tmp_path, folders):
     os.symlink(folders / "train", tmp_path / "train")
     with pytest.warns(UserWarning, match=r"Nothing is validated, since there is no folder .*val"):

@@ -159,6 +159,7 @@ def test_overlays_on_two_ranks(overlays, tmp_path):
     traces = list(tmp_path.glob("runs/pl_losses/*/*.pt.trace.json"))
     assert len([one for one in traces if "training_step" in one.name]) == 2 * ("profile" in overlays)
     assert list(tmp_path.rglob("*.pt.trace.json")) == traces
+    assert not [one for one in traces if "test_step" in one.name]
 
 
 @pytest.mark.slow
