@@ -40,6 +40,10 @@ class SpeedMonitor(Callback):
         self._marks.clear()
         self._marks.append((perf_counter(), 0))
 
+    def on_train_start(self, *_: Any) -> None:
+        """Start the clock, also where a fit resumes inside an epoch."""
+        self.on_train_epoch_start()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
