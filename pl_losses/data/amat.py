@@ -46,8 +46,8 @@ class Amat(TensorDataModule):
 
     def __init__(
         self,
-        train_file: str,
-        test_file: str,
+        train_file: str | Path,
+        test_file: str | Path,
         *,
         val_size: int | None = None,
         num_classes: int | None = None,

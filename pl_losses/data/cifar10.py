@@ -54,7 +54,7 @@ class CIFAR10(TensorDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         download: bool = True,
         *,
         val_size: int = 5000,

@@ -65,7 +65,7 @@ class MNIST(ImageDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         download: bool = True,
         val_size: int = 5000,
         *,

@@ -5,6 +5,7 @@ import csv
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
@@ -42,6 +43,21 @@ def test_the_speed_is_that_of_training_without_validation(tmp_path, monkeypatch)
     assert trainer.progress_bar_metrics["train/samples_per_second"] == 6
     rows = csv.DictReader((tmp_path / "lightning_logs/version_0/metrics.csv").open())
     assert [row["train/samples_per_second"] for row in rows if row["train/samples_per_second"]] == ["6.0"] * 8
+
+
+def test_a_fit_resumes_inside_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "perf_counter", lambda: Slow.now)
+    saved = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    quiet = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    pl.Trainer(max_steps=2, callbacks=[saved], **quiet).fit(Slow())
+    trainer = pl.Trainer(max_steps=3, callbacks=[SpeedMonitor()], enable_checkpointing=False, **quiet)
+    trainer.fit(Slow(), ckpt_path=tmp_path / "step=2.ckpt")
+    assert trainer.progress_bar_metrics["train/samples_per_second"] == 6
 
 
 def test_the_number_of_batches_is_checked():
