@@ -51,7 +51,8 @@ class LeNet5(Classifier):
     :meth:`configure_metrics` or :meth:`configure_optimizers`.
 
     Args:
-        num_classes: Number of classes C. If they are not the ten digits, RBF outputs need ``codes`` too.
+        num_classes: Number of classes C. If they are not the ten digits, RBF outputs need ``codes`` too, or
+            ``centres="random"``.
         criterion: "map" (eq. 9) or "mle" (eq. 8); with ``head="linear"`` both are the cross-entropy.
         head: "rbf", or "linear" for the modern variant: a linear layer and the cross-entropy.
         centres: "fixed" RBF centres as in the paper, "adaptable" ones that start at the codes, or "random":
@@ -121,7 +122,10 @@ class LeNet5(Classifier):
         """Build the output layer: features [B, 84] -> penalties [B, C], lower is better."""
         if self.head == "linear":
             return NegatedLinear(84, self.num_classes)
-        codes = digit_codes() if self.codes is None else torch.tensor(self.codes)
+        if self.codes is not None:
+            codes = torch.tensor(self.codes)
+        else:
+            codes = torch.empty(self.num_classes, 84) if self.centres == "random" else digit_codes()
         if codes.shape != (self.num_classes, 84):
             raise ValueError(
                 f"Expected `codes` of shape [{self.num_classes}, 84], one row a class, but got "

@@ -351,6 +351,12 @@ def test_refused_arguments(options, words):
         LatticeReader(**options)
 
 
+def test_random_centres_are_of_any_alphabet():
+    assert LatticeReader(alphabet="abc", centres="random").segment_penalties(
+        torch.rand(2, 1, 32, 32)
+    ).shape == (2, 3)
+
+
 def test_the_key_table_is_the_modules():
     section = (Path(__file__).parents[3] / "docs/gtn.md").read_text().partition("## LatticeReader\n")[2]
     assert dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", section, re.M)) == LatticeReader.KEYS
