@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
@@ -48,15 +49,15 @@ class Crop:
     whole: bool = False
     grey: bool = False
 
-    def __call__(self, path: Path, draw: Random) -> NDArray[np.uint8]:
-        """Read a file: bytes [H, W, C].
+    def __call__(self, file: Path | BytesIO, draw: Random, label: str = "") -> NDArray[np.uint8]:
+        """Read a file, ``label`` in errors: bytes [H, W, C].
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged.
         """
         shorter = draw.randint(*self.scales) if self.scales else self.size
-        image = read_image(path, least=shorter)
+        image = read_image(file, label=label, least=shorter)
         if self.grey:
             image = image.convert("L")
         width, height = image.size
@@ -96,7 +97,8 @@ class Reader(Dataset[Read]):
         for row in chosen:
             draw = Random(fold_in(self.seed, epoch, row))
             try:
-                images.append(self.crop(self.root / name_of(self.names[row]), draw))
+                file, label = self.file(row)
+                images.append(self.crop(file, draw, label))
             except (FileNotFoundError, ValueError) as error:
                 messages.append(str(error))
                 continue
@@ -104,6 +106,17 @@ class Reader(Dataset[Read]):
             normals.append([draw.gauss(0, 1) for _ in range(3)])
         pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(0, dtype=torch.uint8)
         return pixels, self.labels[kept], torch.tensor(normals), messages
+
+    def file(self, row: int) -> tuple[Path | BytesIO, str]:
+        """Return the file of an image, or what is in it, and its name for errors."""
+        path = self.root / name_of(self.names[row])
+        return path, str(path)
+
+
+def letters(names: Sequence[str]) -> Tensor:
+    """Return names as bytes [N, L], which zeros fill up; processes share them, as they cannot share texts."""
+    rows = np.array([os.fsencode(name) for name in names])
+    return torch.from_numpy(rows.view(np.uint8).reshape(len(names), -1))
 
 
 def name_of(letters: Tensor) -> str:

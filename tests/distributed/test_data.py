@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
 
 from pl_losses import RectifierNet
-from pl_losses.data import ImageFolders, TensorDataModule
+from pl_losses.data import ImageFolders, ImageShards, TensorDataModule, write_shards
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs the gloo backend")
 
@@ -110,7 +110,8 @@ class Graded(RectifierNet):
             torch.save(self.test_error.counted, self.path)
 
 
-def test_two_ranks_test_each_image_of_a_folder_once(tmp_path):
+@pytest.mark.parametrize("kind", [ImageFolders, ImageShards])
+def test_two_ranks_test_each_image_of_a_folder_once(tmp_path, kind):
     draw = torch.Generator().manual_seed(0)
     for label, count in (("a", 5), ("b", 6)):
         for split in ("train", "val"):
@@ -121,7 +122,11 @@ def test_two_ranks_test_each_image_of_a_folder_once(tmp_path):
     torch.manual_seed(0)
     model = Graded(2, 3, stages=[[4]], pyramid=[2], hidden_size=8)
     model.path = tmp_path / "errors.pt"
-    data = ImageFolders(str(tmp_path), 16, batch_size=4, num_workers=1)
+    root = tmp_path
+    if kind is ImageShards:
+        pytest.importorskip("litdata", reason="no LitData: install the extra `shards`")
+        write_shards(tmp_path, root := tmp_path / "shards", shard_bytes=4000)
+    data = kind(str(root), 16, batch_size=4, num_workers=1)
     two_ranks(tmp_path).test(model, data, verbose=False)
     data.setup("test")
     ((images, labels),) = data.make_loader("test", batch_size=11, transform=data.eval_transform)
