@@ -35,10 +35,14 @@ class SpeedMonitor(Callback):
         # The time after each batch, and the samples up to it.
         self._marks: deque[tuple[float, int]] = deque(maxlen=batches + 1)
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """Start the clock."""
+    def on_train_start(self, *_: Any) -> None:
+        """Start the clock: a fit that goes on inside an epoch has no start of one."""
         self._marks.clear()
         self._marks.append((perf_counter(), 0))
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Start the clock again."""
+        self.on_train_start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,4 +55,4 @@ class SpeedMonitor(Callback):
 
     def on_validation_end(self, *_: Any) -> None:
         """Start the clock again."""
-        self.on_train_epoch_start()
+        self.on_train_start()
