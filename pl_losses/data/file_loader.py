@@ -178,11 +178,14 @@ class FileLoader(BatchLoader):
         """Yield what the workers read."""
         self._plan.rows = ((epoch, chosen.tolist()) for chosen in rows)
         self._reading = iter(self._workers)
-        for *batch, messages in self._reading:
-            if messages:
-                self.damaged(messages, len(batch[1]))
-            images, labels, normals = (part.to(self.device, non_blocking=True) for part in batch)
-            yield images.permute(0, 3, 1, 2), labels, normals
+        try:
+            for *batch, messages in self._reading:
+                if messages:
+                    self.damaged(messages, len(batch[1]))
+                images, labels, normals = (part.to(self.device, non_blocking=True) for part in batch)
+                yield images.permute(0, 3, 1, 2), labels, normals
+        except OSError as error:  # That of a worker has its traceback in its message.
+            raise OSError(str(error).rpartition("OSError: ")[2]) from error
 
     def close(self) -> None:
         """End the workers; another iteration starts new ones."""

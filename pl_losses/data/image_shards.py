@@ -342,7 +342,12 @@ def store(address: str, process: int) -> Any:
     """Return a connection to a store, one for each process."""
     from litdata.streaming.downloader import get_downloader
 
-    return get_downloader(address, "", [])
+    if address.startswith("gs://"):
+        return get_downloader(address, "", [])
+    from botocore.config import Config
+
+    # As often as the environment says: LitData would try a thousand times.
+    return get_downloader(address, "", [], {"config": Config()})
 
 
 def make_room(copies: Path, size: int) -> None:
