@@ -46,7 +46,7 @@ class ImageShards(ImageFolders):
 
     Args:
         root: Folder of the shards, or its address: ``s3://bucket/folder``, or ``gs://bucket/folder``, which
-            needs google-cloud-storage.
+            needs google-cloud-storage and is not tested.
         size: Height and width of an image as the model sees it, in pixels.
         copies: Folder for the copies. Default: ``~/.cache/pl_losses/shards``.
         copies_size: Gigabytes that all copies in it may take. The least recently used ones are deleted. Those
@@ -84,7 +84,7 @@ class ImageShards(ImageFolders):
             ModuleNotFoundError: If LitData is not installed.
             FileNotFoundError: If there are no shards.
             OSError: If the store cannot be read.
-            ValueError: If ``copies_size`` is too small.
+            ValueError: If ``copies_size`` is too small, or the shards are not those of the list of names.
         """
         check_litdata("ImageShards")
         table = json.loads(read(self.address, NAMES))
@@ -103,7 +103,10 @@ class ImageShards(ImageFolders):
                 raise FileNotFoundError(f"Expected `root` to hold {source} but {self.address} has {[*there]}")
             found[split] = letters(there[source]["names"]), torch.tensor(there[source]["labels"])
             address, size = f"{self.address}/{source}", int(self.copies_size * 1e9)
-            self.shards[split] = Shards(address, None if is_local(address) else self.copies, size)
+            shards = Shards(address, None if is_local(address) else self.copies, size)
+            if (number := len(found[split][0])) != shards.starts[-1]:
+                raise ValueError(f"Expected {number} images in {address} but got {shards.starts[-1]}")
+            self.shards[split] = shards
         self.num_classes, self.class_names = len(table["classes"]), tuple(table["classes"])
         return found
 
@@ -173,19 +176,24 @@ class Shards:
         """Return the number of the shard that has an image."""
         return bisect_right(self.starts, row) - 1
 
-    def image(self, row: int) -> bytes:
+    def image(self, row: int, name: str) -> bytes:
         """Return an image's file.
 
         Raises:
             FileNotFoundError: If there is no such shard.
-            ValueError: If the shard is damaged.
+            ValueError: If the shard is damaged, or has another image there.
             OSError: If the store cannot be read.
         """
         from litdata.streaming.sampler import ChunkedIndex
 
         shard = self.holder(row)
         self.fetch(shard)
-        return bytes(self._items[ChunkedIndex(row, shard)]["image"])
+        item = self._items[ChunkedIndex(row, shard)]
+        if item["name"] != name:
+            raise ValueError(
+                f"Expected {name} in {self.address}/{self.files[shard][0]} but got {item['name']}"
+            )
+        return bytes(item["image"])
 
     def fetch(self, shard: int) -> None:
         """Have a shard on this machine."""
@@ -246,8 +254,8 @@ class ShardReader(Reader):
 
     def file(self, row: int) -> tuple[BytesIO, str]:
         """Return what is in an image's file, and where it is, for errors."""
-        name, _ = self.shards.files[self.shards.holder(row)]
-        return BytesIO(self.shards.image(row)), f"{name_of(self.names[row])} in {self.shards.address}/{name}"
+        name, (shard, _) = name_of(self.names[row]), self.shards.files[self.shards.holder(row)]
+        return BytesIO(self.shards.image(row, name)), f"{name} in {self.shards.address}/{shard}"
 
 
 @typed

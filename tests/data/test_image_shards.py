@@ -1,5 +1,6 @@
 """Images in shards: the same as in folders, from a folder and from an object store."""
 
+import json
 import os
 import random
 import re
@@ -185,6 +186,23 @@ def test_what_a_store_does_not_give_is_told(root, store, tmp_path, workers):
     store.folder = tmp_path
     with pytest.raises(OSError, match=r"^s3://images/train/chunk-0-\d\.bin cannot be read: Client.*404.*$"):
         passes(made)
+
+
+def test_shards_of_another_list_are_refused(root, tmp_path):
+    table = json.loads((root / "images.json").read_text())
+    names = table["splits"]["train"]["names"]
+    names[3], names[5] = names[5], names[3]
+    for split in ("train", "val"):
+        os.symlink(root / split, tmp_path / split)
+    (tmp_path / "images.json").write_text(json.dumps(table))
+    one, other = re.escape(names[3]), re.escape(names[5])
+    with pytest.raises(ValueError, match=rf"({one} in .* but got {other}|{other} in .* but got {one})"):
+        passes(data(tmp_path))
+    names.pop()
+    table["splits"]["train"]["labels"].pop()
+    (tmp_path / "images.json").write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=r"Expected 21 images in .*train but got 22"):
+        data(tmp_path)
 
 
 def left_out(root):
