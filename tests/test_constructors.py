@@ -1,12 +1,14 @@
 """One shape of public constructors and hooks: what every LightningModule, DataModule and callback keeps."""
 
 import inspect
+from pathlib import Path
 
 import lightning as L
 import pytest
 
 import pl_losses
 from pl_losses import callbacks, data
+from pl_losses.core.validation import check_types
 
 CLASSES = [
     cls
@@ -44,3 +46,22 @@ def test_what_is_configured_is_built_once(cls):
             assert parameters == ["self"], (
                 f"`{name}` takes {parameters}: a hook that computes is `compute_...`"
             )
+
+
+# Arguments that name files or folders.
+FILES = {"root", "content", "style", "weights", "start_from", "train_file", "test_file", "output"}
+NAMED = [(cls, name) for cls in CLASSES for name in inspect.signature(cls).parameters if name in FILES]
+
+
+@pytest.mark.parametrize(("cls", "name"), NAMED, ids=lambda one: getattr(one, "__name__", one))
+def test_files_and_folders_are_named_by_paths_too(cls, name):
+    check_types(cls.__init__, {name: Path("x")})
+
+
+def test_paths_are_text_in_a_checkpoint():
+    made = data.ImageFolders(Path("x"))
+    assert made.root == Path("x")
+    assert made.hparams["root"] == "x"
+    pictures = data.Pictures(Path("china"), [Path("starry-night")], 64, masks=[Path("china")])
+    assert (pictures.content, pictures.style, pictures.masks) == (["china"], ["starry-night"], ["china"])
+    assert pl_losses.StyleTransfer(weights=Path("x.pt")).hparams["weights"] == "x.pt"

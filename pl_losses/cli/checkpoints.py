@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pl_losses.core import random_state
+from pl_losses.core import random_state, schedule_length
 from pl_losses.core.base import COUNTED
 from pl_losses.core.compat.names import CLASS_PATH, INSTANTIATOR, STEPPED, without_wrappers
 from pl_losses.core.files import damage, save_sealed
@@ -27,6 +27,7 @@ STATES = ("optimizer_states", "lr_schedulers", random_state.KEY)  # Lists of map
 # What the fields of Lightning's and the suite's are; any other is someone else's.
 FIELDS: dict[str, type] = {
     **dict.fromkeys(("state_dict", "loops", "callbacks", "pl_losses", *SECTIONS.values(), COUNTED), dict),
+    schedule_length.KEY: dict,
     **dict.fromkeys(STATES, list),
     **dict.fromkeys(("epoch", "global_step"), int),
     "pytorch-lightning_version": str,
@@ -84,12 +85,15 @@ def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
     """Read a checkpoint; its tensors stay on disk.
 
     Args:
-        path: The checkpoint's file; for anything else, a folder or an address, the result is empty.
+        path: The checkpoint's file, or the folder of a sharded one, of which the shards are not read; for
+            anything else, such as an address, the result is empty.
         weights_only: Whether the file must hold plain data; if not, it is left to Lightning to read.
 
     Raises:
         UsageError: If the file is damaged, holds more than plain data, or was not written by Lightning.
     """
+    sharded = path is not None and Path(path).is_dir()
+    path = os.path.join(str(path), "meta.pt") if sharded else path
     if path is None or not Path(path).is_file():
         return {}
     with open(path, "rb") as file:
@@ -99,7 +103,7 @@ def read_checkpoint(path: str | None, weights_only: bool = True) -> Config:
     if not weights_only:
         return {}
     checkpoint = load(path)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not (sharded or "state_dict" in checkpoint):
         raise UsageError(f"`{path}` (--ckpt_path) is not a checkpoint of Lightning: it has no `state_dict`")
     if fault := misfit(checkpoint):
         raise UsageError(f"`{path}` (--ckpt_path) is damaged: {fault}")

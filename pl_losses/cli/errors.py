@@ -39,7 +39,8 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
         return UsageError(f"{error.strerror}: {error.filename or 'the run stopped'}; checkpoints are whole")
     if isinstance(error, IsADirectoryError) and checkpoint:
         return UsageError(
-            f"`{checkpoint}` (--ckpt_path) is a folder that this strategy reads no checkpoint from"
+            f"`{checkpoint}` (--ckpt_path) is a folder that this strategy reads no checkpoint from: if it is"
+            " sharded, add --config trainers/fsdp2-shards"
         )
     if "InvalidCxxCompiler" in message:
         return UsageError("Expected a working C++ compiler with `compile` but found none: leave it out")

@@ -387,6 +387,8 @@ def run_one(args: list[str], ranks: Ranks | None, closing: contextlib.ExitStack)
     check_known(known)
     if command != "fit":
         known["trainer"] = {"callbacks": callbacks_of(saved, check_known)}
+        if os.path.isdir(str(checkpoint.path)):
+            known["trainer"] |= strategy_of(saved, check_known)  # No other one may read shards.
     config = merge(known, {key: value for key, value in config.items() if key != "ckpt_path"})
     for section in ("model", "data"):
         if isinstance(config.get(section), dict):
@@ -451,6 +453,19 @@ def callbacks_of(saved: Config, check: Callable[[Config], None]) -> list[Config]
             print_message(f"Without the run's {name.rpartition('.')[2]}: {error}")
         else:
             found.append(one)
+    return found
+
+
+def strategy_of(saved: Config, check: Callable[[Config], None]) -> Config:
+    """Return the strategy of a checkpoint's run, in a section; empty if it had none of its own.
+
+    Args:
+        saved: The checkpoint.
+        check: Refuses a config.
+    """
+    trainer = sections(saved, whole=True).get("trainer") or {}
+    found = {"strategy": trainer["strategy"]} if isinstance(trainer.get("strategy"), dict) else {}
+    check({"trainer": found})
     return found
 
 

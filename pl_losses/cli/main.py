@@ -227,8 +227,8 @@ def help_for(command: str, flags: Flags) -> str:
             if not value:
                 raise UsageError(f"`--{name}` needs a class, or a recipe: --{name} CLASS")
         if name == "trainer.help" or (name.endswith(".help") and value):
-            path = "lightning.pytorch.Trainer" if kind == "trainer" else value or ""
-            located = checks.Checker(command).cls(path, kind, kind)
+            trainer = signatures.locate("lightning.pytorch.Trainer")  # No class that a config may name.
+            located = checks.Checker(command).cls(value, kind, kind) if value else trainer
             return signatures.describe(located) + "\n" if located else ""
     return ""
 

@@ -22,7 +22,7 @@ class ActivationCheckpointing(Callback):
     Autograd keeps what each operation needs for the backward pass. With this callback it keeps the inputs of
     the chosen layers alone, and runs these layers once more in the backward pass. Dropout draws the same
     masks the second time, and running statistics, as of batch normalisation, count the batch once. So the
-    gradients are the same to the bit. Under FSDP2, too.
+    gradients are the same to the bit, under FSDP2 too.
 
     Choose blocks of several layers, such as residual blocks or the layers of an encoder. The memory is that
     of the inputs of all blocks, and of the inside of one.

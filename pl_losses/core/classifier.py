@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,6 +63,7 @@ class Classifier(PaperModule):
 
     # Predicted and right classes of the current step.
     _uncounted: tuple[Tensor, Tensor] | None = None
+    _compared = False  # Whether the outputs have been compared with the classes of the data.
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Return unnormalised log-probabilities of the classes, higher is better: [B, C] -> [B, C]."""
@@ -94,10 +96,25 @@ class Classifier(PaperModule):
         loss = expected.loss(self, "compute_loss", self.compute_loss(outputs, target))
         getattr(self, f"{stage}_loss").update(loss, len(target))
 
+    def _outputs(self, value: object, target: Tensor) -> Tensor:
+        """Check the outputs of a batch; those of the first one also by the classes of the data."""
+        outputs = expected.outputs(self, value, len(target))
+        classes = getattr(getattr(self.trainer_or_none, "datamodule", None), "num_classes", None)
+        if not self._compared and isinstance(classes, int) and outputs.ndim == 2:
+            text = (
+                f"`num_classes` of the model to be {classes}, those of the data, but got {outputs.shape[1]}"
+            )
+            if outputs.shape[1] < classes:
+                raise ValueError(f"Expected {text}")
+            if outputs.shape[1] > classes:
+                rank_zero_warn(f"Some outputs are of no class: expected {text}")
+            self._compared = True
+        return outputs
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute and log the loss of a batch of inputs and labels [B]."""
         inputs, target = expected.labelled(self, batch)
-        outputs = expected.outputs(self, self(inputs), len(target))
+        outputs = self._outputs(self(inputs), target)
         own = self.num_unpadded(batch_idx, len(target))
         rows = own or len(target)
         loss = expected.loss(self, "compute_loss", self.compute_loss(outputs[:rows], target[:rows]))
@@ -134,14 +151,14 @@ class Classifier(PaperModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count errors and the loss of a batch."""
         inputs, target = expected.labelled(self, batch)
-        outputs = expected.outputs(self, self(inputs), len(target))
+        outputs = self._outputs(self(inputs), target)
         if own := self.num_unpadded(batch_idx, len(target)):
             self.count("val", outputs[:own], target[:own])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Count errors, and return what ``ClassifierReport`` draws."""
         inputs, target = expected.labelled(self, batch)
-        outputs = expected.outputs(self, self.test_outputs(inputs), len(target))
+        outputs = self._outputs(self.test_outputs(inputs), target)
         if own := self.num_unpadded(batch_idx, len(target)):
             self.count("test", outputs[:own], target[:own])
         predicted = self.scores(outputs).argmax(dim=1)

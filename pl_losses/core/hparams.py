@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ def save_plain_hyperparameters(module: LightningModule | LightningDataModule, *,
     Call it from ``__init__``. On the command line Lightning has the arguments as they were written,
     an optimizer as its ``class_path`` and ``init_args``, and nothing needs to be left out. From Python a
     callable is left out: ``load_from_checkpoint`` then uses the default, or the one that is passed to it.
+    A path is saved as text.
 
     Args:
         module: The module whose ``__init__`` is running.
@@ -54,7 +56,12 @@ def save_plain_hyperparameters(module: LightningModule | LightningDataModule, *,
     frame = inspect.currentframe()
     caller = frame.f_back if frame else None
     ignore: list[str] = []
+    paths: dict[str, str] = {}
     if not of_lightning.parses_arguments() and caller is not None:
         levels = collect_init_args(caller, [], classes=(HyperparametersMixin,))
+        given = {name: value for level in levels for name, value in level.items()}
         ignore = sorted({name for level in levels for name, value in level.items() if not is_plain(value)})
+        paths = {name: str(given[name]) for name in ignore if isinstance(given[name], Path)}
     module.save_hyperparameters(ignore=ignore, frame=caller, logger=logger)
+    if paths:
+        module.save_hyperparameters(paths, logger=logger)

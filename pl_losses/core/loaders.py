@@ -259,7 +259,7 @@ def num_unpadded(loader: object, batch_idx: int, size: int, training: bool = Fal
     """Count the first inputs of a batch, up to the first repetition, see :func:`share_of`.
 
     If only some samples are repetitions and the DataModule made more or fewer inputs of the samples, all
-    inputs count.
+    inputs count. Of a batch that stands in for one without a whole file, none counts, except in training.
 
     Args:
         loader: A dataloader.
@@ -276,6 +276,8 @@ def num_unpadded(loader: object, batch_idx: int, size: int, training: bool = Fal
         >>> num_unpadded(loader, 0, 2), num_unpadded(loader, 1, 1)
         (2, 0)
     """
+    if not training and batch_idx in getattr(loader, "stand_ins", ()):
+        return 0
     share, place = share_of(loader), _place(loader, batch_idx, training)
     if share is None or place is None:
         return size

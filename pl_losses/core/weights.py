@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pl_losses.core.sharding import load_whole
 
 
-def load_start(module: nn.Module, path: str, prefix: str = "") -> None:
+def load_start(module: nn.Module, path: str | Path, prefix: str = "") -> None:
     """Load the weights that the argument ``start_from`` names into a module, which may be sharded.
 
     Args:

@@ -26,8 +26,8 @@ class Amat(TensorDataModule):
     Args:
         train_file: Such as "mnist_all_rotation_normalized_float_train_valid.amat".
         test_file: Such as "mnist_all_rotation_normalized_float_test.amat".
-        val_size: The last this many rows of the training file are for validation; 0 for none. Default: a
-            sixth.
+        val_size: Number of rows at the end of the training file that are for validation; 0 for none.
+            Default: a sixth.
         num_classes: Number of classes. Default: as many as the training file has; its labels must then be 0,
             1, 2 and so on without a gap.
         sideways: Whether to transpose the images. Default: as the file's name implies.
@@ -46,8 +46,8 @@ class Amat(TensorDataModule):
 
     def __init__(
         self,
-        train_file: str,
-        test_file: str,
+        train_file: str | Path,
+        test_file: str | Path,
         *,
         val_size: int | None = None,
         num_classes: int | None = None,

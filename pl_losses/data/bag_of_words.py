@@ -60,7 +60,7 @@ class BagOfWords(TensorDataModule):
     def __init__(
         self,
         source: Literal["auto", "imdb", "synthetic"] = "auto",
-        root: str | None = None,
+        root: str | Path | None = None,
         *,
         vocabulary: int = 10_000,
         batch_size: int = 128,

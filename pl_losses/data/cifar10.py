@@ -38,7 +38,7 @@ class CIFAR10(TensorDataModule):
         augment: Whether to draw a crop and a mirror image of each training image.
         crop: Height and width of the training crops; in evaluation images are whole.
         pad: Width of the black border that crops may reach into, in pixels.
-        limit: Use only the first this many training images. Default: all.
+        limit: Number of training images to use, the first ones. Default: all.
         batch_size: Training images per step and rank.
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
@@ -54,7 +54,7 @@ class CIFAR10(TensorDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         download: bool = True,
         *,
         val_size: int = 5000,

@@ -24,7 +24,7 @@ class Digits(ImageDataModule):
         high: Value of full ink.
         distort: Whether to draw a random affine map per training image; a mapping gives the ranges, see
             :class:`~pl_losses.data.transforms.RandomAffine`.
-        limit: Use only the first this many training images. Default: all.
+        limit: Number of training images to use, the first ones. Default: all.
         batch_size: Training images per step and rank.
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.

@@ -11,7 +11,7 @@ from pathlib import Path
 from pl_losses.core.files import checksum as checksum_of, written_whole
 
 
-def data_root(root: str | None) -> Path:
+def data_root(root: str | Path | None) -> Path:
     """Return the folder with the data: ``root``, else PL_LOSSES_DATA, else ``~/.cache/pl_losses``."""
     return Path(root or os.environ.get("PL_LOSSES_DATA") or "~/.cache/pl_losses").expanduser()
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
@@ -26,8 +27,9 @@ from pl_losses.data.image_files import read_image
 from pl_losses.data.loader import Batch, BatchLoader
 
 Rows: TypeAlias = tuple[int, list[int]]  # An epoch, and the samples of a batch.
-# Images as bytes [B, H, W, C], their labels [B], normal numbers [B, 3], and a message for each damaged file.
-Read: TypeAlias = tuple[Tensor, Tensor, Tensor, list[str]]
+# Images as bytes [B, H, W, C], their labels [B], normal numbers [B, 3], a message for each damaged file, and
+# whether the image is one of another batch.
+Read: TypeAlias = tuple[Tensor, Tensor, Tensor, list[str], bool]
 GRACE = 20  # Seconds that a worker works on after SIGTERM: the rank that it reads for may end its step.
 
 
@@ -80,6 +82,8 @@ class Crop:
 class Reader(Dataset[Read]):
     """Whole batches of images, in the process that asks for them.
 
+    If all files of a batch are damaged, the next whole image stands in for it: ranks need a batch each.
+
     Args:
         root: Folder of the files.
         tensors: Names of the files as bytes [N, L], and labels [N].
@@ -93,8 +97,13 @@ class Reader(Dataset[Read]):
 
     def __getitem__(self, rows: Rows) -> Read:
         epoch, chosen = rows
-        images, kept, normals, messages = [], [], [], []
-        for row in chosen:
+        images, normals, messages = [], [], []
+        kept: list[int] = []
+        last, samples = chosen[-1], len(self.names)
+        others = (row % samples for row in range(last + 1, last + samples))
+        for place, row in enumerate(chain(chosen, others)):
+            if place >= len(chosen) and kept:
+                break
             draw = Random(fold_in(self.seed, epoch, row))
             try:
                 file, label = self.file(row)
@@ -104,8 +113,9 @@ class Reader(Dataset[Read]):
                 continue
             kept.append(row)
             normals.append([draw.gauss(0, 1) for _ in range(3)])
+        stands_in = set(kept).isdisjoint(chosen)
         pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(0, dtype=torch.uint8)
-        return pixels, self.labels[kept], torch.tensor(normals), messages
+        return pixels, self.labels[kept], torch.tensor(normals), messages, stands_in
 
     def file(self, row: int) -> tuple[Path | BytesIO, str]:
         """Return the file of an image, or what is in it, and its name for errors."""
@@ -139,11 +149,14 @@ class FileLoader(BatchLoader):
     Nothing of the workers needs to be kept in a checkpoint, as each batch follows from the epoch and its
     samples. A batch is images [B, C, H, W] as bytes, labels [B] and normal numbers [B, 3], on the device.
 
+    Attributes:
+        stand_ins: Which batches of the pass have an image of another batch, as all their files are damaged.
+
     Args:
         reader: Reads a batch.
         batch_size: Samples per batch and rank.
         device: Where batches go.
-        damaged: Called with the messages of a batch's damaged files, and how many images are left.
+        damaged: Called with the messages of a batch's damaged files, and how many images it has.
         workers: ``num_workers``, ``prefetch_factor`` and ``persistent_workers`` of a DataLoader.
         options: Those of a :class:`BatchLoader`.
     """
@@ -163,6 +176,7 @@ class FileLoader(BatchLoader):
         self._generator = torch.Generator(device)
         _loaders.add(self)
         self._plan = Plan()
+        self.stand_ins: set[int] = set()
         self._reading: Iterator[Read] = iter(())
         self._workers = DataLoader(
             reader,
@@ -178,10 +192,13 @@ class FileLoader(BatchLoader):
         """Yield what the workers read."""
         self._plan.rows = ((epoch, chosen.tolist()) for chosen in rows)
         self._reading = iter(self._workers)
+        self.stand_ins.clear()
         try:
-            for *batch, messages in self._reading:
+            for index, (*batch, messages, stands_in) in enumerate(self._reading):
                 if messages:
                     self.damaged(messages, len(batch[1]))
+                if stands_in:
+                    self.stand_ins.add(index)
                 images, labels, normals = (part.to(self.device, non_blocking=True) for part in batch)
                 yield images.permute(0, 3, 1, 2), labels, normals
         except OSError as error:  # That of a worker has its traceback in its message.
@@ -200,6 +217,16 @@ def close_all() -> None:
     """End all workers before Python does, which would wait for them."""
     for loader in [*_loaders]:
         loader.close()
+
+
+def forget_all() -> None:
+    """Leave the workers to the process that this one is a fork of."""
+    for loader in [*_loaders]:
+        of_torch.forget_workers(loader._workers, loader._reading)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_all)
 
 
 def leave_signals(worker: int) -> None:

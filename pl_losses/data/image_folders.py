@@ -50,12 +50,15 @@ class ImageFolders(ImageDataModule):
             takes and returns bytes [B, C, ``size``, ``size``] on the Trainer's device. Torch's global random
             numbers start from a seed of the batch there.
         test_scale: Length of the shorter side in a test. Default: ``size``, as in validation.
-        whole: Whether a test sees the whole image, one in a batch, not its central square.
+        whole: Whether a test sees the whole image, one in a batch, not its central square. Where the ranks
+            cannot share the images evenly, some see one more, which is not counted.
         grey: Whether images have one channel.
         low: Value of pixel 0.
         high: Value of pixel 255; pixel p becomes ``low + (high - low) * (p / 255 - mean)``.
         mean: Mean of each channel, in [0, 1], to subtract it. Default: 0.
-        on_error: Whether a damaged file is an error, or is left out of its batch: "refuse" or "skip".
+        on_error: Whether a damaged file is an error, or is left out of its batch: "refuse" or "skip". If all
+            files of a batch are damaged, another image stands in for it: it is trained on, and is not counted
+            in evaluation. A prediction refuses damaged files: it is of all of them.
         num_workers: Processes that read images for this rank; 0 to read them in this one. Default: one for
             each core, shared by the ranks of the machine.
         prefetch_factor: Batches that each of them reads ahead.
@@ -73,7 +76,7 @@ class ImageFolders(ImageDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         size: int = 224,
         *,
         scales: list[int] | None = None,
@@ -131,7 +134,7 @@ class ImageFolders(ImageDataModule):
         """Return the names of the files as bytes [N, L], which zeros fill up, and the labels [N].
 
         Raises:
-            FileNotFoundError: If there are no folders, or no images in them.
+            FileNotFoundError: If there are no folders, or no images of a class to train on.
             ValueError: If the classes of two splits differ.
         """
         from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -159,8 +162,13 @@ class ImageFolders(ImageDataModule):
             samples = make_dataset(folder, places, extensions=IMG_EXTENSIONS, allow_empty=True)
             if not samples:
                 raise FileNotFoundError(f"Expected images in the folders of {folder} but there are none")
-            names_of_files = letters([os.path.relpath(path, self.root) for path, _ in samples])
-            found[split] = names_of_files, torch.tensor([label for _, label in samples])
+            empty = sorted({*places.values()} - {label for _, label in samples})
+            if empty and split == "train":
+                raise FileNotFoundError(
+                    f"Expected images of each class but there are none in {folder / names[empty[0]]}"
+                )
+            paths = letters([os.path.relpath(path, self.root) for path, _ in samples])
+            found[split] = paths, torch.tensor([label for _, label in samples])
         self.num_classes, self.class_names = len(names), in_words(names)
         return found
 
@@ -175,7 +183,7 @@ class ImageFolders(ImageDataModule):
             number = max(1, cores() // (self.trainer.num_devices if self.trainer else 1))
         crop = self.crops[split]
         if crop.whole:
-            options["batch_size"] = 1
+            options |= {"batch_size": 1, "pad": True}
         reader = self.make_reader(split, crop)
         workers = self.workers | {"num_workers": number}
         loader = FileLoader(reader, device=self._device, damaged=self.note, workers=workers, **options)
@@ -187,15 +195,17 @@ class ImageFolders(ImageDataModule):
         return Reader(self.root, self.tensors[split], crop, self.seed)
 
     def note(self, messages: list[str], left: int) -> None:
-        """Note the damaged files of a batch that has ``left`` whole ones; refuse them if asked to.
+        """Note damaged files of a batch that is now of ``left`` images; refuse them if asked to.
 
         Raises:
-            ValueError: If they are refused, or none is left.
+            ValueError: If they are refused, or no image of the split is left.
         """
         if self.on_error == "refuse":
-            raise ValueError(f'{messages[0]} (`on_error="skip"` leaves such files out)')
+            raise ValueError(f'{messages[0]} (`on_error` "skip" leaves such files out)')
+        if self.trainer is not None and self.trainer.predicting:
+            raise ValueError(f"{messages[0]}: a prediction is of all files, take it out of the folder")
         if not left:
-            raise ValueError(f"{messages[0]}, and no image of its batch is left")
+            raise ValueError(f"{messages[0]}, and no other image is whole either")
         if not self.damaged:
             rank_zero_warn(f"{messages[0]}: such files are left out; `damaged` of the data lists them")
         self.damaged += [one for one in messages if one not in self.damaged]

@@ -22,7 +22,7 @@ class ImageDataModule(TensorDataModule):
         high: Value of full ink, pixel 255; pixel p becomes ``low + (high - low) * p / 255``.
         distort: Whether to draw a random affine map per training image; a mapping gives the ranges, see
             :class:`~pl_losses.data.transforms.RandomAffine`.
-        limit: Use only the first this many training images. Default: all.
+        limit: Number of training images to use, the first ones. Default: all.
         batch_size: Training images per step and rank.
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.

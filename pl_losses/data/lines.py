@@ -90,8 +90,8 @@ class LineImages(TensorDataModule):
 
     def __init__(
         self,
-        root: str,
-        labels: str = "labels.csv",
+        root: str | Path,
+        labels: str | Path = "labels.csv",
         *,
         alphabet: str = "0123456789",
         ink: Literal["auto", "dark", "bright"] = "auto",

@@ -47,7 +47,7 @@ class MNIST(ImageDataModule):
         high: Value of full ink.
         distort: Whether to draw a random affine map per training image; a mapping gives the ranges, see
             :class:`~pl_losses.data.transforms.RandomAffine`.
-        limit: Use only the first this many training images. Default: all.
+        limit: Number of training images to use, the first ones. Default: all.
         batch_size: Training images per step and rank.
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
@@ -65,7 +65,7 @@ class MNIST(ImageDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         download: bool = True,
         val_size: int = 5000,
         *,

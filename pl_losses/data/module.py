@@ -26,7 +26,8 @@ class TensorDataModule(OfLightning, LightningDataModule):
     To subclass, override :meth:`load`; :meth:`train_order` draws the order of an epoch, and
     :meth:`train_transform` and :meth:`eval_transform` turn what is kept in memory into what the model sees.
     Every rank trains on equally many samples and evaluates its own part: each validation or test sample is
-    seen exactly once over all ranks.
+    seen exactly once over all ranks. Where this would leave a rank without a batch, it sees a sample again,
+    which the suite's modules do not count.
 
     Attributes:
         num_classes: Number of classes; None when the targets are no classes.
@@ -181,14 +182,15 @@ class TensorDataModule(OfLightning, LightningDataModule):
             )
         train = split == "train"
         rank, ranks = rank_of(self.trainer)
+        size, samples = self.batch_size if train else self.eval_batch_size, len(self.tensors[split][0])
         return self.make_loader(
             split,
-            batch_size=self.batch_size if train else self.eval_batch_size,
+            batch_size=size,
             shuffle=shuffle,
             seed=self.seed,
             order=self.train_order if train else None,
             transform=self.train_transform if train else self.eval_transform,
-            pad=pad,
+            pad=pad or samples < ranks or (size == 1 and samples % ranks > 0),
             rank=rank,
             world_size=ranks,
         )

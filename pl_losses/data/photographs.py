@@ -19,7 +19,7 @@ SIZES = {"train": 40, "val": 10}  # Images of each class.
 class Photographs(ImageFolders):
     """As :class:`~pl_losses.data.ImageFolders`, of crops of four packaged pictures, a class for each half.
 
-    They are to try out what is meant for more images. Crops of training and validation overlap, so that the
+    With them you can try out what is made for many images. Crops of training and validation overlap, so the
     errors say little. If there is no folder ``root``, ``prepare_data`` makes it: 400 files, 3 MB. By default
     it is ``runs/photographs``.
     """

@@ -92,23 +92,22 @@ class Pictures(OfLightning, LightningDataModule):
 
     def __init__(
         self,
-        content: str | list[str],
-        style: str | list[str],
+        content: str | Path | list[str | Path],
+        style: str | Path | list[str | Path],
         size: int | list[int] | None = 512,
         *,
         style_size: int | None = None,
         style_weights: list[float] | None = None,
-        masks: list[str] | None = None,
+        masks: list[str | Path] | None = None,
         paired: bool = False,
         steps: int = 25,
-        root: str | None = None,
+        root: str | Path | None = None,
     ) -> None:
         check_init(locals())
         super().__init__()
         self.root = root or os.environ.get("PL_LOSSES_DATA")
-        contents = [content] if isinstance(content, str) else content
-        self.content = [name for one in contents for name in self._files(one)]
-        self.style = [style] if isinstance(style, str) else list(style)
+        self.content = [name for one in _names(content) for name in self._files(one)]
+        self.style = _names(style)
         if not self.content or not self.style:
             raise ValueError("Expected `content` and `style` to name at least one image each")
         check_integer("steps", steps, 1)
@@ -128,7 +127,8 @@ class Pictures(OfLightning, LightningDataModule):
             )
         save_plain_hyperparameters(self, logger=False)
         self.size, self.style_size, self.style_weights = size, style_size, style_weights
-        self.masks, self.paired, self.steps = masks, paired, steps
+        self.masks = None if masks is None else _names(masks)
+        self.paired, self.steps = paired, steps
 
     def pictures(self, rank: int = 0, ranks: int = 1) -> PictureSet:
         """Open the images of one rank: every ``ranks``-th content, starting with its own, with the styles.
@@ -261,6 +261,10 @@ def _check_size(size: int | list[int] | None) -> None:
         check_integer("size", side, 16)
     if isinstance(size, list) and len(size) != 2:
         raise ValueError(f"Expected `size` to be a number or [height, width] but got {size}")
+
+
+def _names(given: str | Path | Sequence[str | Path]) -> list[str]:
+    return list(map(str, [given] if isinstance(given, (str, Path)) else given))
 
 
 def _name(names: Sequence[str]) -> str:

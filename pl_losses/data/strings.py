@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil, radians
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -80,7 +81,7 @@ class DigitStrings(TensorDataModule):
     def __init__(
         self,
         source: Literal["digits", "mnist"] = "digits",
-        root: str | None = None,
+        root: str | Path | None = None,
         download: bool = True,
         *,
         val_size: int | None = None,

@@ -123,7 +123,7 @@ class UCI(TensorDataModule):
         split: int = 0,
         *,
         val_share: float = 0.0,
-        root: str | None = None,
+        root: str | Path | None = None,
         download: bool = True,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
@@ -249,14 +249,14 @@ def standardisation(values: Array) -> tuple[Array, Array]:
     return values.mean(axis=0), np.where(constant, 1.0, values.std(axis=0))
 
 
-def find(name: str, root: str | None = None) -> Path | None:
+def find(name: str, root: str | Path | None = None) -> Path | None:
     """Find the folder with a set's ``data.txt``; None if there is none."""
     folder = SETS[name].folder if name in SETS else name
     folders = (data_root(root) / "uci" / folder, data_root(root) / folder)
     return next((folder for folder in folders if (folder / "data.txt").is_file()), None)
 
 
-def shape_of(name: str, root: str | None = None) -> tuple[int, int, int]:
+def shape_of(name: str, root: str | Path | None = None) -> tuple[int, int, int]:
     """Return samples N, features Q and splits of a set; a published set's file need not exist.
 
     Raises:
@@ -289,7 +289,7 @@ def _splits(folder: Path) -> int:
     return len(train)
 
 
-def prepare(name: str, root: str | None = None, *, download: bool = True) -> None:
+def prepare(name: str, root: str | Path | None = None, *, download: bool = True) -> None:
     """Find a set's file, and download it if it is missing.
 
     Raises:
@@ -311,7 +311,7 @@ def prepare(name: str, root: str | None = None, *, download: bool = True) -> Non
     )
 
 
-def read(name: str, root: str | None = None) -> tuple[Array, Array]:
+def read(name: str, root: str | Path | None = None) -> tuple[Array, Array]:
     """Read features [N, Q] and targets [N] of a set from its file.
 
     Raises:
@@ -394,7 +394,7 @@ def _read_rows(path: Path, below: int, what: str = "rows") -> Rows:
     return rows
 
 
-def _missing(name: str, root: str | None) -> str:
+def _missing(name: str, root: str | Path | None) -> str:
     folder = SETS[name].folder if name in SETS else name
     return (
         f"Expected `root` to hold {Path('uci') / folder / 'data.txt'} but {data_root(root)} lacks it: set"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from math import pi
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -93,7 +94,7 @@ class Variations(ImageDataModule):
         name: Name = "basic-gen",
         source: Literal["mnist", "digits"] = "mnist",
         *,
-        root: str | None = None,
+        root: str | Path | None = None,
         download: bool = True,
         train_size: int | None = None,
         val_size: int | None = None,

@@ -199,9 +199,11 @@ def test_home_is_found_in_options(monkeypatch):
     assert split(["--trainer.logger.save_dir=~/runs"]) == [("trainer.logger.save_dir", "/home/me/runs")]
 
 
-def test_help_of_the_recipes_own_model(capsys):
-    assert main(["fit", "--config", "lenet/digits", "--model.help"]) == 0
-    assert "rubbish_penalty: float = 1.0" in capsys.readouterr().out
+def test_help_of_the_parts_of_a_recipe(capsys):
+    told = {"model": "rubbish_penalty: float = 1.0", "data": "low: float", "trainer": "max_epochs: Optional"}
+    for part, line in told.items():
+        assert main(["fit", "--config", "lenet/digits", f"--{part}.help"]) == 0
+        assert line in capsys.readouterr().out
 
 
 def test_a_recipe_is_printed_as_it_is_merged(capsys):

@@ -1,8 +1,12 @@
 """Fits that go on for longer, or end earlier, than the one that saved their checkpoint."""
 
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
 
 from pl_losses import MLP, StackedDenoisingAutoencoder
@@ -63,13 +67,13 @@ def stacked():
     )
 
 
-def fit(model, epochs, resume=None):
+def fit(model, epochs, resume=None, batches=4):
     pl.seed_everything(0)
     rates = Rates()
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        limit_train_batches=4,
+        limit_train_batches=batches,
         limit_val_batches=0,
         logger=False,
         callbacks=[rates, ScheduleLength()],
@@ -93,6 +97,16 @@ def test_the_rates_are_those_of_the_longer_fit(make, tmp_path, monkeypatch):
     assert fit(make(), 5, "4.ckpt") == {step: pytest.approx(fit(make(), 5)[step]) for step in range(16, 20)}
 
 
+@pytest.mark.parametrize("batches", [2, 8])
+def test_epochs_of_other_lengths_go_on_at_their_part_of_the_cycle(batches, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(paper(), 2)
+    whole = list(fit(paper(), 4, batches=batches).values())
+    resumed = fit(paper(), 4, "2.ckpt", batches)
+    assert list(resumed) == list(range(8, 8 + 2 * batches))
+    assert list(resumed.values()) == [pytest.approx(rates) for rates in whole[2 * batches :]]
+
+
 def test_it_tells_what_it_does(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     fit(paper(), 1)
@@ -112,3 +126,49 @@ def test_a_cycle_that_ends_early_is_refused_before_training(tmp_path, monkeypatc
 def test_a_schedule_needs_an_end():
     with pytest.raises(ValueError, match="`max_epochs` or `max_steps`"):
         fit(paper(), -1)
+
+
+class Watched(MLP):
+    """Notes what its schedule counts."""
+
+    def __init__(self):
+        schedule = partial(ReduceLROnPlateau, monitor="val/loss", factor=0.5, patience=0)
+        super().__init__(1024, [8], 10, optimizer=adam, lr_scheduler=schedule)
+        self.counted = []
+
+    def lr_scheduler_step(self, scheduler, metric):
+        self.counted.append(float(metric))
+        super().lr_scheduler_step(scheduler, metric)
+
+
+def watch(folder, resume=None):
+    pl.seed_everything(0)
+    kept = [{"every_n_train_steps": 3}, {"save_on_train_epoch_end": False}, {"save_on_train_epoch_end": True}]
+    kept[2]["monitor"] = "val/loss"
+    model = Watched()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=4,
+        limit_train_batches=4,
+        limit_val_batches=2,
+        logger=False,
+        callbacks=[
+            ModelCheckpoint(folder, filename=f"{{step}}-{place}", save_top_k=-1, **options)
+            for place, options in enumerate(kept)
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, Digits(batch_size=64), ckpt_path=resume)
+    return model
+
+
+def test_a_schedule_that_watches_a_value_counts_each_validation_once(tmp_path):
+    """Saved inside the second epoch, after its validation, and at its end."""
+    whole = watch(tmp_path / "whole")
+    assert len(whole.counted) == 4
+    for name in ("step=6-0", "step=8-1", "step=8-2"):
+        resumed = watch(tmp_path / name, tmp_path / f"whole/{name}.ckpt")
+        assert resumed.counted == whole.counted[1:]
+        weights = [nn.utils.parameters_to_vector(model.parameters()) for model in (resumed, whole)]
+        assert torch.equal(*weights)

@@ -156,7 +156,7 @@ def test_damaged_files_are_refused_by_name_or_left_out_and_said_once(folders, tm
     (tmp_path / "train/b/3.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "train/a/1.jpg").write_bytes(b"text")
     made = data(tmp_path, num_workers=workers)
-    with pytest.raises(ValueError, match=r'train/[ab]/[13]\.jpg.*`on_error="skip"` leaves such files out'):
+    with pytest.raises(ValueError, match=r'train/[ab]/[13]\.jpg.*`on_error` "skip" leaves such files out'):
         list(made.train_dataloader())
     made.teardown("fit")
     made = data(tmp_path, num_workers=workers, on_error="skip")
@@ -166,9 +166,36 @@ def test_damaged_files_are_refused_by_name_or_left_out_and_said_once(folders, tm
     assert passes == [10, 10]
     assert len(told) == 1
     assert len(made.damaged) == 2
-    (tmp_path / "train/a/1.jpg").unlink()
-    with pytest.raises(ValueError, match=r"b/3\.jpg.*no image of its batch is left"):
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_image_stands_in_for_a_batch_without_a_whole_file(folders, tmp_path, workers):
+    for number, name in enumerate("abcd"):
+        (tmp_path / "train/x").mkdir(parents=True, exist_ok=True)
+        smooth(40, 40, number).save(tmp_path / f"train/x/{name}.png")
+    for name in "bcd":
+        (tmp_path / f"train/x/{name}.png").write_bytes(b"text")
+    made = data(tmp_path, num_workers=workers, batch_size=2, on_error="skip")
+    loader = made.make_loader("train", batch_size=2)
+    batches = list(loader)
+    assert torch.equal(batches[0][0], batches[1][0])
+    assert [num_unpadded(loader, place, 1) for place in (0, 1)] == [1, 0]
+    assert num_unpadded(loader, 1, 1, training=True) == 1
+    assert len(made.damaged) == 3
+    made.teardown("fit")
+    (tmp_path / "train/x/a.png").unlink()
+    with pytest.raises(ValueError, match=r"x/[bcd]\.png.*no other image is whole"):
         list(data(tmp_path, batch_size=1, on_error="skip").train_dataloader())
+
+
+def test_a_prediction_refuses_damaged_files(folders, tmp_path):
+    os.symlink(folders / "train", tmp_path / "train")
+    (tmp_path / "val/a").mkdir(parents=True)
+    (tmp_path / "val/a/x.png").write_bytes(b"text")
+    trainer = pl.Trainer(accelerator="cpu", fast_dev_run=1, logger=False, enable_progress_bar=False)
+    made = ImageFolders(str(tmp_path), 32, num_workers=0, on_error="skip")
+    with pytest.raises(ValueError, match=r"val/a/x\.png.*a prediction is of all files"):
+        trainer.predict(FullBasicModel(2, 3), made)
 
 
 def test_folders_are_checked(folders, tmp_path):
@@ -178,6 +205,10 @@ def test_folders_are_checked(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images in the folders of .*train but there are none"):
         data(tmp_path)
     smooth(9, 9).save(tmp_path / "train/a/1.png")
+    (tmp_path / "train/b").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"images of each class but there are none in .*train/b"):
+        data(tmp_path)
+    (tmp_path / "train/b").rmdir()
     (tmp_path / "val").mkdir()
     smooth(9, 9).save(tmp_path / "val/ILSVRC2012_val_00000001.JPEG")
     with pytest.raises(FileNotFoundError, match=r"hold val .*torchvision\.datasets\.ImageNet\(root, 'val'\)"):
@@ -313,6 +344,17 @@ def test_modules_train_and_test_on_folders(folders, tmp_path, name):
     assert values["test/loss"] > 0
 
 
+def test_the_models_classes_are_those_of_the_folders(folders, tmp_path):
+    options = {"accelerator": "cpu", "fast_dev_run": 1, "logger": False, "enable_progress_bar": False}
+    made = ImageFolders(str(folders), 32, batch_size=4, num_workers=0)
+    with pytest.warns(
+        UserWarning, match="of no class: expected `num_classes` of the model to be 2, .* got 3"
+    ):
+        pl.Trainer(**options).fit(FullBasicModel(3, 3), made)
+    with pytest.raises(ValueError, match=r"`num_classes` of the model to be 2, .* but got 1"):
+        pl.Trainer(**options).fit(FullBasicModel(1, 3), made)
+
+
 def test_style_transfer_takes_a_folder_of_photographs(folders, tmp_path):
     torch.save(state(), tmp_path / "weights.pt")
     pictures = Pictures(str(folders / "val"), "starry-night", [32, 32], style_size=32, steps=1)
@@ -378,6 +420,22 @@ def test_workers_end_with_the_fit(folders):
     process.join(10)
     assert not process.is_alive()
     assert len(list(loader)) == 11
+    made.teardown("fit")
+
+
+def test_a_fork_has_workers_of_its_own(folders):
+    made = data(folders, num_workers=1, batch_size=2)
+    loader = made.train_dataloader()
+    next(iter(loader))
+
+    def forked():
+        made.teardown("fit")
+        batches = len(list(loader))
+        made.teardown("fit")
+        return batches - 11
+
+    fork = Fork(forked)
+    assert (fork.wait(), fork.printed) == (0, ("", ""))
     made.teardown("fit")
 
 

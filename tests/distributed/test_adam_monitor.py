@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.loggers.logger import Logger
+from kept_rows import Rows
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -16,23 +16,6 @@ from torch.optim import Adam, Adamax, AdamW, NAdam, RAdam
 
 from pl_losses.monitoring.monitor import bring_together
 from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
-
-
-class Rows(Logger):
-    """Remembers the rows of Adam."""
-
-    name, version, save_dir = "rows", 0, "."
-
-    def __init__(self, folder):
-        super().__init__()
-        self.save_dir = str(folder)
-        self.rows = {}
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.setdefault(step, {}).update({k: v for k, v in metrics.items() if k.startswith("adam")})
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
 
 
 class Counted(AdamBiasCorrectionMonitor):
@@ -66,7 +49,7 @@ class Net(pl.LightningModule):
 
     def on_fit_end(self):
         looks = self.trainer.callbacks[0].looks
-        torch.save((self.trainer.logger.rows, looks), f"{self.path}.{self.global_rank}")
+        torch.save((self.trainer.logger.of("adam"), looks), f"{self.path}.{self.global_rank}")
 
 
 def train(make_trainer, folder, ranks, make, net=Net, **options):

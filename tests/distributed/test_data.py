@@ -110,25 +110,51 @@ class Graded(RectifierNet):
             torch.save(self.test_error.counted, self.path)
 
 
-@pytest.mark.parametrize("kind", [ImageFolders, ImageShards])
-def test_two_ranks_test_each_image_of_a_folder_once(tmp_path, kind):
+def pictures(root):
     draw = torch.Generator().manual_seed(0)
     for label, count in (("a", 5), ("b", 6)):
         for split in ("train", "val"):
-            (folder := tmp_path / split / label).mkdir(parents=True)
+            (folder := root / split / label).mkdir(parents=True)
             for number in range(count):
                 pixels = torch.randint(256, (20, 30, 3), generator=draw, dtype=torch.uint8)
                 Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+
+
+def graded(path):
     torch.manual_seed(0)
     model = Graded(2, 3, stages=[[4]], pyramid=[2], hidden_size=8)
-    model.path = tmp_path / "errors.pt"
-    root = tmp_path
+    model.path = path
+    return model
+
+
+@pytest.mark.parametrize("kind", [ImageFolders, ImageShards])
+def test_two_ranks_test_each_image_of_a_folder_once(tmp_path, kind):
+    pictures(root := tmp_path)
     if kind is ImageShards:
         pytest.importorskip("litdata", reason="no LitData: install the extra `shards`")
         write_shards(tmp_path, root := tmp_path / "shards", shard_bytes=4000)
+    model = graded(tmp_path / "errors.pt")
     data = kind(str(root), 16, batch_size=4, num_workers=1)
     two_ranks(tmp_path).test(model, data, verbose=False)
     data.setup("test")
     ((images, labels),) = data.make_loader("test", batch_size=11, transform=data.eval_transform)
     wrong = (model.eval()(images).argmax(1) != labels).sum()
     assert torch.load(model.path) == (int(wrong), 11)
+
+
+def test_two_ranks_go_on_where_all_files_of_a_batch_are_damaged(tmp_path):
+    """Eleven whole images, one in a batch, are also not to be shared evenly."""
+    pictures(tmp_path)
+    for split in ("train", "val"):
+        for name in ("a/1", "a/4", "b/0", "b/5"):
+            (tmp_path / f"{split}/{name}.png").write_bytes(b"text")
+    model = graded(tmp_path / "errors.pt")
+    data = ImageFolders(str(tmp_path), 16, batch_size=1, num_workers=1, on_error="skip", whole=True)
+    trainer = two_ranks(tmp_path)
+    trainer.fit(model, data)
+    trainer.test(model, data, verbose=False)
+    data.setup("test")
+    images = list(data.make_loader("test", batch_size=1, transform=data.eval_transform))
+    seen = [one for place, one in enumerate(images) if place not in (1, 4, 5, 10)]
+    wrong = sum(int(model.eval()(image).argmax()) != int(label) for image, label in seen)
+    assert torch.load(model.path) == (wrong, 7)

@@ -56,6 +56,21 @@ def test_the_speed_is_that_of_training_without_validation(tmp_path, monkeypatch,
     )
 
 
+def test_a_fit_resumes_inside_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "perf_counter", lambda: Slow.now)
+    saved = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    quiet = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    pl.Trainer(max_steps=2, callbacks=[saved], **quiet).fit(Slow())
+    trainer = pl.Trainer(max_steps=3, callbacks=[SpeedMonitor()], enable_checkpointing=False, **quiet)
+    trainer.fit(Slow(), ckpt_path=tmp_path / "step=2.ckpt")
+    assert trainer.progress_bar_metrics["train/samples_per_second"] == 6
+
+
 def test_the_number_of_batches_is_checked():
     with pytest.raises(ValueError, match="`batches` to be at least 1 but got 0"):
         SpeedMonitor(0)

@@ -5,7 +5,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import Logger
+from kept_rows import Rows
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import SGD, Adam
@@ -17,22 +17,6 @@ from pl_losses.papers.adam.optimizer import Adam as SwitchedAdam
 from pl_losses.papers.prelu.monitor import PReLUSlopeMonitor
 
 SKIPPED = "adam/Adam/skipped_steps"
-
-
-class Rows(Logger):
-    name, version, save_dir = "rows", 0, "."
-
-    def __init__(self):
-        super().__init__()
-        self.rows = {}
-
-    def log_metrics(self, metrics, step=None):
-        kept = {k: v for k, v in metrics.items() if k.startswith(("adam/", "prelu/"))}
-        if kept:
-            self.rows.setdefault(step, {}).update(kept)
-
-    def log_hyperparams(self, *args, **kwargs):
-        pass
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +82,7 @@ def fit(model, *callbacks, ckpt_path=None, **options):
 
 
 def skipped(trainer, key=SKIPPED):
-    return [row.get(key) for row in trainer.logger.rows.values()]
+    return [row.get(key) for row in trainer.logger.of("adam", "prelu").values()]
 
 
 def scaled():
@@ -129,8 +113,15 @@ def test_no_step_is_skipped(make, model):
     trainer = fit(model(make=make))
     name = "Deeper" if make is Deeper else "Adam"
     assert skipped(trainer, f"adam/{name}/skipped_steps") == [0] * 6
-    assert [row[f"adam/{name}/step_max"] for row in trainer.logger.rows.values()] == [1, 2, 3, 4, 5, 6]
-    assert all("prelu/net.1/grad_norm" in row for row in trainer.logger.rows.values())
+    assert [row[f"adam/{name}/step_max"] for row in trainer.logger.of("adam", "prelu").values()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    assert all("prelu/net.1/grad_norm" in row for row in trainer.logger.of("adam", "prelu").values())
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -166,7 +157,7 @@ def test_parameters_that_take_turns_skip_nothing():
     model = Turns(False, make=lambda p: Adam([*model.net[0].parameters(), *model.net[2].parameters()]))
     trainer = fit(model)
     assert skipped(trainer) == [0] * 6
-    assert trainer.logger.rows[5]["adam/Adam/step_max"] == 3
+    assert trainer.logger.of("adam", "prelu")[5]["adam/Adam/step_max"] == 3
 
 
 def test_accumulated_batches():
@@ -186,7 +177,7 @@ def test_two_optimizers_that_toggle():
                     self.manual_backward(self.loss(batch_idx))
                     optimizer.step()
 
-    rows = fit(Two(True)).logger.rows
+    rows = fit(Two(True)).logger.of("adam", "prelu")
     for row in rows.values():
         assert row[SKIPPED] == row["adam/Adam-1/skipped_steps"] == 0
         assert (row["adam/Adam/coordinates"], row["adam/Adam-1/coordinates"]) == (12, 4)
@@ -211,7 +202,7 @@ def test_an_optimizer_that_replaces_another_one(wrapped, where):
             self.trainer.strategy.optimizers = [Adam(self.net.parameters(), lr=0.5)]
 
     model = Replaced(wrapped)
-    rows = fit(model).logger.rows
+    rows = fit(model).logger.of("adam", "prelu")
     assert [row["adam/Adam/step_max"] for row in rows.values()] == [1, 2, 3, 1, 2, 3]
     assert [row["adam/Adam/lr"] for row in rows.values()] == [0.001] * 3 + [0.5] * 3
     assert [row[SKIPPED] for row in rows.values()] == [0] * 6
@@ -227,7 +218,7 @@ def test_an_optimizer_of_another_kind_takes_over():
             if batch_idx == 3:
                 self.trainer.strategy.optimizers = [SGD(self.net.parameters(), 0.1)]
 
-    rows = fit(Replaced()).logger.rows
+    rows = fit(Replaced()).logger.of("adam", "prelu")
     assert [SKIPPED in row for row in rows.values()] == [True] * 3 + [False] * 3
     assert all("prelu/net.1/grad_norm" in row for row in rows.values())
 
@@ -244,7 +235,7 @@ def test_a_step_that_failed_and_was_caught():
         def fail(self):
             raise RuntimeError
 
-    rows = fit(Caught(False)).logger.rows
+    rows = fit(Caught(False)).logger.of("adam", "prelu")
     assert [row[SKIPPED] for row in rows.values()] == [0] + [1] * 5
     assert [row["adam/Adam/step_max"] for row in rows.values()] == [1, 2, 3, 4, 5, 6]
 
@@ -269,7 +260,7 @@ def test_a_second_training_and_a_resumed_one(folder, wrapped):
     trainer = fit(make(), *later, max_epochs=2, ckpt_path=folder / "one.ckpt", **options)
     assert skipped(trainer)[-1] == 2 * once
     assert len(later[1].state_dict()["history"]["steps"]) == 2 * (6 - once)
-    assert trainer.logger.rows[11]["adam/Adam/step_max"] == 2 * (6 - once)
+    assert trainer.logger.of("adam", "prelu")[11]["adam/Adam/step_max"] == 2 * (6 - once)
 
 
 class Silent:
@@ -312,13 +303,13 @@ def test_wrappers_of_optimizers():
     assert skipped(trainer) == [0] * 6
     with pytest.warns(UserWarning, match="AdamBiasCorrectionMonitor leaves out Silent: it does not say when"):
         trainer = fit(Wrapped(False, make=lambda p: Silent(Adam(p))))
-    assert not trainer.logger.rows
+    assert not trainer.logger.of("adam", "prelu")
 
 
 @pytest.mark.parametrize("make", [torch.optim.LBFGS, lambda p: torch.optim.LBFGS(p, max_iter=3)])
 def test_closures_that_are_called_several_times(make):
     trainer = fit(Net(make), PReLUSlopeMonitor())
-    assert list(trainer.logger.rows) == list(range(6))
+    assert list(trainer.logger.of("adam", "prelu")) == list(range(6))
 
 
 @pytest.mark.parametrize("wrapped", [None, True, False])

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def small(name, *more):
     return ["fit", "--config", name, *own, *more]
 
 
+@cache
 def kind(name):
     """The model and the data of a recipe."""
     config = recipes.resolve(name)
@@ -159,6 +161,7 @@ def test_overlays_on_two_ranks(overlays, tmp_path):
     traces = list(tmp_path.glob("runs/pl_losses/*/*.pt.trace.json"))
     assert len([one for one in traces if "training_step" in one.name]) == 2 * ("profile" in overlays)
     assert list(tmp_path.rglob("*.pt.trace.json")) == traces
+    assert not [one for one in traces if "test_step" in one.name]
 
 
 @pytest.mark.slow
@@ -171,6 +174,15 @@ def test_shards_go_on_with_another_number_of_ranks(ranks, tmp_path, capfd):
     again = [*small("lenet/digits"), *overlay, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
     on_ranks(ranks, run, [*again, "--trainer.devices", str(ranks)])
     assert "epoch=1" in "".join(one.name for one in tmp_path.glob("runs/pl_losses/*/checkpoints/*.ckpt"))
+
+
+def test_a_sharded_checkpoint_alone_is_enough(tmp_path):
+    shards = ["--config", "trainers/fsdp2-shards", *CPU, "--trainer.devices", "1"]
+    on_ranks(1, run, [*small("lenet/digits"), *shards, "--test_after_fit", "false"])
+    (folder,) = tmp_path.glob("runs/pl_losses/*")
+    on_ranks(1, run, ["test", "--ckpt_path", str(folder), *QUIET])
+    on_ranks(1, run, ["fit", "--ckpt_path", str(folder), "--trainer.max_epochs", "2", *QUIET])
+    assert list(tmp_path.glob("runs/pl_losses/*/checkpoints/*step=6.ckpt/meta.pt"))
 
 
 def test_sync_batchnorm_without_a_gpu_is_refused_in_a_line(capfd):

@@ -193,6 +193,14 @@ def has_trained(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._is_training_done
 
 
+def goes_on(trainer: Trainer) -> None:
+    """Have a resumed fit be as any other from here on, also to schedules that watch a value.
+
+    Without it: they miss the validation of the epoch that the fit resumes in.
+    """
+    trainer.fit_loop._restarting = False
+
+
 def validates_now(trainer: Trainer) -> bool:
     """Return whether a validation follows the batch. Without it: an error in a fit."""
     fetcher: Any = trainer.fit_loop._data_fetcher

@@ -176,3 +176,13 @@ def end_workers(loader: DataLoader[Any], iterator: Any) -> None:
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
     loader._iterator = None
+
+
+def forget_workers(loader: DataLoader[Any], iterator: Any) -> None:
+    """Leave the workers of a DataLoader's iterator to another process, of which this one is a fork.
+
+    Without the names: "can only test a child process" where this one ends, or a wait for batches.
+    """
+    if hasattr(iterator, "_shutdown"):
+        iterator._shutdown = True
+    loader._iterator = None

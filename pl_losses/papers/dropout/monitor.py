@@ -69,8 +69,8 @@ class DropoutUncertaintyMonitor(Reading, Callback):
     and the targets. A ``DistributedSampler`` repeats samples, so that all ranks have equally many. Such a
     sample counts once, with all its rows. So does a sample that all ranks have. For this, the shape of a
     tensor in the batch must show how many rows each sample has: [B, T] or [B, C, T] for T rows each. If none
-    does, repetitions count too, and a warning says so. If an iterable dataset itself repeats samples, nobody
-    can tell.
+    does, repetitions count too, and a warning says so. If an iterable dataset itself repeats samples, the
+    monitor cannot know.
 
     By default, the passes in a fit take at most a fifth of the time of its validations. The monitor measures
     these times on rank zero, from one batch of the first validation on. To keep the limit it uses fewer than

@@ -24,8 +24,8 @@ def predictive_entropy(samples: Tensor) -> Tensor:
         [B], in nats, in [0, log C].
 
     Raises:
-        ValueError: If ``samples`` has other dimensions, T is 0 or, on the CPU, they are not probabilities; so
-            do the other functions of probabilities.
+        ValueError: If ``samples`` has other dimensions, T is 0 or, on the CPU, they are not probabilities.
+            The other functions of probabilities raise it too.
 
     Example:
         >>> samples = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])

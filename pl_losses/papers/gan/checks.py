@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
@@ -70,6 +71,21 @@ def strategy(used: Strategy) -> None:
             'Expected `strategy="ddp_per_module"` but got DDP around the whole module, which waits for the'
             " gradients of both networks in every backward pass"
         )
+
+
+def one_optimizer(trainer: Trainer) -> None:
+    """Refuse options of the Trainer that are for modules with one optimizer, and name GAN's own.
+
+    Raises:
+        ValueError: If one is set.
+    """
+    options = {"accumulate_grad_batches": ("accumulate", 1), "gradient_clip_val": ("gradient_clip", None)}
+    for name, (own, usual) in options.items():
+        if (value := getattr(trainer, name)) != usual:
+            raise ValueError(
+                f"Expected `{name}` of the Trainer to be {usual} with two optimizers but got {value}: set"
+                f" `{own}` of the model to {value} instead"
+            )
 
 
 def same_shape(real: Tensor, fake: Tensor) -> None:

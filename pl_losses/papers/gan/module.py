@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -197,6 +198,15 @@ class GAN(PaperModule):
             expected.optimizer(self._discriminator_optimizer(self.discriminator.parameters())),
             expected.optimizer(self._generator_optimizer(self.generator.parameters())),
         ]
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Return the callbacks of every module; refuse what the Trainer has for one optimizer only.
+
+        Raises:
+            ValueError: If it accumulates or clips gradients.
+        """
+        checks.one_optimizer(self.trainer)
+        return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
         """Refuse a strategy that fails with two optimizers.

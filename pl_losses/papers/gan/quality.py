@@ -69,8 +69,8 @@ def frechet_distance(
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[Tensor, Tensor]:
     """Compute precision and recall of samples by nearest neighbours (Kynkäänniemi et al. 2019, eqs. 1, 2).
 
-    A sample is taken to be of the other set's distribution if, for some member of that set, it is at most as
-    far away as the member's k-th nearest neighbour within the set.
+    A sample counts as one of the other set's distribution if it is near a member of that set: at most as far
+    away as the k-th nearest neighbour of this member within the set.
 
     Args:
         real: Features of real samples, [N, F].

@@ -32,7 +32,7 @@ Criterion = Literal["viterbi", "discriminative_viterbi", "forward", "discriminat
 CRITERIA = ("viterbi", "discriminative_viterbi", "forward", "discriminative_forward")
 
 KEYS = {
-    "train/loss": "the criterion, nats: mean over those strings of the last batch that some path spells",
+    "train/loss": "the criterion in the last batch, nats; strings that no path spells are left out",
     "train/infeasible": "share of the last batch's strings that no path spells, 0 to 1",
     "val/loss": "the criterion, mean over strings, nats",
     "val/error": "share of strings not read exactly, 0 to 1",

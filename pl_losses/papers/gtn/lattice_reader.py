@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 from math import isfinite
 from typing import Literal
@@ -79,7 +80,7 @@ class LatticeReader(StringReader[SegmentLattice]):
         segment_penalty: float = 0.0,
         centres: Literal["fixed", "adaptable", "random"] = "fixed",
         recogniser: nn.Module | None = None,
-        start_from: str | None = None,
+        start_from: str | pathlib.Path | None = None,
         penalty_scale: float = 0.1,
         rubbish_penalty: float = 1.0,
         decoder: Literal["viterbi", "greedy"] = "viterbi",

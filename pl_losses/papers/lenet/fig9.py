@@ -198,7 +198,7 @@ def reproduce(
         epochs: Passes of each network.
         batch_size: Images per step.
         val_size: Training images held out for the choices.
-        limit: Use only the first this many training images. Default: all.
+        limit: Number of training images to use, the first ones. Default: all.
         wandb: Whether W&B records the tables and the picture, and where.
 
     Raises:

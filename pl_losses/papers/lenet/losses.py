@@ -44,9 +44,9 @@ def rbf_penalties(features: Tensor, centres: Tensor) -> Tensor:
 def mle_loss(penalties: Tensor, target: Tensor) -> Tensor:
     r"""Compute the maximum likelihood criterion, eq. 8: :math:`E = \frac{1}{P} \sum_p y_{D_p}`.
 
-    It only lowers the penalty of the right class. With adaptable centres it collapses: all centres and
-    features become equal. Then the loss is 0, and the network can only guess. Use :func:`map_loss` unless the
-    centres are fixed.
+    It only lowers the penalty of the right class. With adaptable centres it can collapse: all centres and
+    features become equal. Then the loss is 0, and the network can only guess. So use :func:`map_loss` unless
+    the centres are fixed.
 
     Args:
         penalties: Penalty of each class, shape [B, C], lower is better.

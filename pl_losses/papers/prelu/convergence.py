@@ -73,7 +73,7 @@ def reproduce(
         batch_size: Images per step.
         lr: Learning rate, with momentum 0.9 and weight decay 0.0005.
         width: Factor of the paper's number of channels.
-        limit: Use only the first this many training images. Default: all.
+        limit: Number of training images to use, the first ones. Default: all.
         wandb: Whether W&B records the tables and the picture, and where.
 
     Raises:

@@ -53,7 +53,8 @@ class RectifierNet(Classifier):
     Args:
         num_classes: Number of classes C.
         in_channels: Channels of an image.
-        stages: For each stage its channels, once per convolution; default three stages of two.
+        stages: Channels of each convolution, in a list for each stage. Default: [[32, 32], [64, 64], [96,
+            96]].
         pyramid: Bins per side of each level of the spatial pyramid; default 4, 2, 1, or the architecture's.
         hidden_size: Units of each fully connected layer; default 128, or the architecture's times ``width``.
         rectifier: "prelu" (a slope per channel), "prelu_shared" (one per layer), "leaky_relu" or "relu".
@@ -68,9 +69,9 @@ class RectifierNet(Classifier):
             the classifier's weights have standard deviation 0.01, and biases start at 0. "torch": its own.
         slope_lr: Learning rate of the slopes; default: that of the optimizer.
         slope_momentum: Momentum of the slopes, for optimizers that have a ``momentum``.
-        test_views: In testing, average the class probabilities over the views of an image: "ten" crops of
-            ``test_crop`` pixels, or "dense", all windows of the feature map that are as large as a crop's
-            map, and those of the mirror image.
+        test_views: What a test sees of an image: "ten" crops of ``test_crop`` pixels, or "dense": all windows
+            of the feature map that are as large as a crop's map, and those of the mirror image. The class
+            probabilities are averaged over these views.
         test_crop: Height and width of a crop, the size of the images in training.
         test_scales: Lengths of the shorter side, in pixels, to which each image is scaled for these views.
             The class probabilities are averaged over them, too. Default: its own.

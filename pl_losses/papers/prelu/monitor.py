@@ -84,7 +84,8 @@ class PReLUSlopeMonitor(Monitor):
         "prelu/<layer>/below_0": "share of slopes below 0, in [0, 1]; such a PReLU is not monotonic",
         "prelu/<layer>/above_1": "share of slopes above 1, in [0, 1]; such a PReLU is steeper below 0",
         "prelu/<layer>/grad_norm": "L2 norm of the gradient of the slopes, after clipping",
-        "prelu/<layer>/momentum_norm": "L2 norm of the slopes' `momentum_buffer` or `exp_avg`",
+        "prelu/<layer>/momentum_norm": "L2 norm of SGD's or Adam's average of the slopes' gradients"
+        " (`momentum_buffer` or `exp_avg`)",
         "prelu/<layer>/slopes": "histogram of the slopes, for layers with more than one",
         "prelu/mean": "mean over the slopes of all layers",
         "prelu/min": "smallest slope of all",
@@ -171,8 +172,8 @@ class PReLUSlopeMonitor(Monitor):
             # A histogram cannot show values that are not finite, of a diverged training.
             if size > 1 and math.isfinite(low) and math.isfinite(high):
                 row.histograms[f"prelu/{path}/slopes"] = slopes
-        pooled = describe(values)
-        row.scalars |= {f"prelu/{key}": pooled[key] for key in POOLED}
+        pooled = (values.mean(), values.min(), values.max(), (values < 0).mean(), (values > 1).mean())
+        row.scalars |= {f"prelu/{key}": float(value) for key, value in zip(POOLED, pooled, strict=True)}
         if step is not None:
             self._history.add(step, {path: mean for path, (mean, _, _) in self._latest.items()})
 

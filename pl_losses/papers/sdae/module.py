@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -105,7 +106,7 @@ class StackedDenoisingAutoencoder(Denoising, StagedClassifier):
         pretrain_epochs: int | list[int] = 15,
         patience: int | None = None,
         cache_codes: bool = True,
-        start_from: str | None = None,
+        start_from: str | Path | None = None,
         seed: int = 0,
         pretrain_optimizer: OptimizerCallable = torch.optim.Adam,
         pretrain_lr_scheduler: LRSchedulerCallable | None = None,

@@ -82,7 +82,7 @@ def reproduce(
     losses = [{key: value for key, value in one.items() if key != "image"} for one in kept.results]
     rows = [
         Row(
-            f"{one['layers']} layers, alpha / beta {one['alpha']:g}",
+            f"{one['layers']} style layer{'s' * (one['layers'] > 1)}, alpha / beta {one['alpha']:g}",
             "loss, eq. 7",
             one["loss"],
             seconds=one["seconds"],

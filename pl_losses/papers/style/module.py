@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -118,7 +119,7 @@ class StyleTransfer(PaperModule):
         beta: float = 1.0,
         *,
         preset: PresetName = "paper",
-        weights: str | None = None,
+        weights: str | Path | None = None,
         inputs: Literal["auto", "bgr", "rgb"] = "auto",
         normalize: bool | None = None,
         pooling: Literal["avg", "max"] | None = None,
@@ -159,7 +160,7 @@ class StyleTransfer(PaperModule):
         self._terms: Terms = {}
         self._finite: Tensor | None = None
 
-    def configure_features(self, root: str | None = None) -> VGG19Features:
+    def configure_features(self, root: str | Path | None = None) -> VGG19Features:
         """Build the network whose features are compared; ``root`` is the DataModule's folder, if any."""
         layers = [*self.content_layers, *(set(self.style_layers) - set(self.content_layers))]
         weights = load_weights(self.weights, self.inputs, root)

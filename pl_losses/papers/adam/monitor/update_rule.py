@@ -14,6 +14,7 @@ and so always ``ratio`` times n / (sqrt(v) + ``shift``), n / u or n. Decoupled w
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -87,10 +88,14 @@ class Rule(NamedTuple):
     @property
     def bounds(self) -> StepBounds | None:
         """The bounds of a step; none for RAdam and NAdam."""
-        if self.kind in ("nadam", "radam"):
-            return None
-        betas = (float(self.beta1), float(self.beta2))
-        return adamax_step_bounds(betas) if self.kind == "adamax" else step_bounds(betas)
+        return _bounds(self.kind, float(self.beta1), float(self.beta2))
+
+
+@lru_cache  # They are the same at each step.
+def _bounds(kind: Kind, beta1: float, beta2: float) -> StepBounds | None:
+    if kind in ("nadam", "radam"):
+        return None
+    return (adamax_step_bounds if kind == "adamax" else step_bounds)((beta1, beta2))
 
 
 def kind_of(optimizer: Optimizer) -> tuple[Kind, bool] | None:

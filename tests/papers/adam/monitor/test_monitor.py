@@ -8,36 +8,13 @@ from functools import partial
 import lightning.pytorch as pl
 import pytest
 import torch
+from kept_rows import Rows
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, SparseAdam
 
 from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
-
-
-class Rows(Logger):
-    """Remembers the rows."""
-
-    name, version, save_dir = "rows", 0, "."
-
-    def __init__(self, folder="."):
-        super().__init__()
-        self.save_dir = str(folder)
-        self.rows = {}
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.setdefault(step, {}).update(metrics)
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
-
-    def adam(self):
-        rows = {
-            step: {k: v for k, v in row.items() if k.startswith("adam")} for step, row in self.rows.items()
-        }
-        return {step: row for step, row in rows.items() if row}
 
 
 class Net(pl.LightningModule):
@@ -116,10 +93,10 @@ def test_every_key_matches_one_pattern_and_every_pattern_is_logged(folder):
         logger = Rows()
         monitor = AdamBiasCorrectionMonitor(tensors="first.*")
         trainer = fit(Net(make), monitor, max_steps=1, logger=[logger, CSVLogger(folder)])
-        assert len(logger.adam()) == 1
-        logged |= logger.adam()[0].keys()
+        assert len(logger.of("adam")) == 1
+        logged |= logger.of("adam")[0].keys()
     logger = fit(Several(), AdamBiasCorrectionMonitor(), max_steps=4).logger
-    logged |= logger.adam()[0].keys()
+    logged |= logger.of("adam")[0].keys()
     for key in logged:
         assert sum(bool(pattern.fullmatch(key)) for pattern in patterns.values()) == 1, key
     pictures = {"adam/bias_correction"}
@@ -130,7 +107,7 @@ def test_every_key_matches_one_pattern_and_every_pattern_is_logged(folder):
 
 
 def test_effective_step_over_training():
-    rows = fit(Net(partial(Adam, lr=0.02)), AdamBiasCorrectionMonitor(), max_steps=10).logger.adam()
+    rows = fit(Net(partial(Adam, lr=0.02)), AdamBiasCorrectionMonitor(), max_steps=10).logger.of("adam")
     for step, row in rows.items():
         factor = math.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
         assert row["adam/Adam/effective_step"] == pytest.approx(factor)
@@ -149,7 +126,7 @@ def test_learning_rate_of_the_step_and_not_of_the_next():
             schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    rows = fit(Scheduled(), AdamBiasCorrectionMonitor(), max_steps=4).logger.adam()
+    rows = fit(Scheduled(), AdamBiasCorrectionMonitor(), max_steps=4).logger.of("adam")
     assert [row["adam/Adam/lr"] for row in rows.values()] == [0.1, 0.05, 0.025, 0.0125]
 
 
@@ -165,7 +142,7 @@ def test_training_is_bit_identical(level):
         ends.append(
             [*model.parameters(), *(p.grad for p in model.parameters()), *states, torch.get_rng_state()]
         )
-        assert len(trainer.logger.adam()) == 12 * len(callbacks)
+        assert len(trainer.logger.of("adam")) == 12 * len(callbacks)
     assert len(ends[0]) == 8 + 16 + 1
     assert all(torch.equal(plain, watched) for plain, watched in zip(*ends, strict=True))
 
@@ -173,8 +150,8 @@ def test_training_is_bit_identical(level):
 def test_accumulation_logs_with_the_steps_of_lightnings_rows():
     trainer = fit(Net(), AdamBiasCorrectionMonitor(), max_steps=4, accumulate_grad_batches=3)
     rows = trainer.logger.rows
-    assert trainer.logger.adam().keys() == {step for step, row in rows.items() if "loss" in row}
-    assert [row["adam/Adam/step_max"] for row in trainer.logger.adam().values()] == [1, 2, 3, 4]
+    assert trainer.logger.of("adam").keys() == {step for step, row in rows.items() if "loss" in row}
+    assert [row["adam/Adam/step_max"] for row in trainer.logger.of("adam").values()] == [1, 2, 3, 4]
 
 
 def test_nothing_is_computed_on_steps_that_are_not_logged(monkeypatch):
@@ -188,11 +165,11 @@ def test_nothing_is_computed_on_steps_that_are_not_logged(monkeypatch):
     monkeypatch.setattr(AdamBiasCorrectionMonitor, "collect", counted)
     trainer = fit(Net(), AdamBiasCorrectionMonitor(), max_steps=10, log_every_n_steps=4)
     assert len(looked) == 2
-    assert list(trainer.logger.adam()) == [3, 7]
+    assert list(trainer.logger.of("adam")) == [3, 7]
     looked.clear()
     trainer = fit(Net(), AdamBiasCorrectionMonitor(every_n_steps=5), max_steps=10, log_every_n_steps=4)
     assert len(looked) == 2
-    assert list(trainer.logger.adam()) == [4, 9]
+    assert list(trainer.logger.of("adam")) == [4, 9]
 
 
 def test_hooks_are_gone_after_training_and_after_an_exception():
@@ -215,7 +192,7 @@ def test_hooks_are_gone_after_training_and_after_an_exception():
 
 def test_several_optimizers_groups_and_steps_in_a_batch():
     # global_step counts the steps of all optimizers: four a batch.
-    rows = fit(Several(), AdamBiasCorrectionMonitor(), max_steps=12).logger.adam()
+    rows = fit(Several(), AdamBiasCorrectionMonitor(), max_steps=12).logger.of("adam")
     assert list(rows) == [0, 1, 2]
     last = rows[2]
     assert last["adam/Adam/step_max"] == 3
@@ -228,7 +205,7 @@ def test_several_optimizers_groups_and_steps_in_a_batch():
 
 def test_statistics_of_single_tensors():
     model = Net()
-    row = fit(model, AdamBiasCorrectionMonitor(tensors="*weight"), max_steps=2).logger.adam()[1]
+    row = fit(model, AdamBiasCorrectionMonitor(tensors="*weight"), max_steps=2).logger.of("adam")[1]
     optimizer = model.optimizers().optimizer
     for name in ("first.weight", "second.weight"):
         parameter = model.get_parameter(name)
@@ -247,7 +224,7 @@ def test_a_tensor_without_gradient_falls_behind_and_is_left_out():
             self.first.requires_grad_(batch_idx < 2)
             return super().training_step(batch, batch_idx)
 
-    row = fit(Partly(), AdamBiasCorrectionMonitor(tensors="first.bias"), max_steps=5).logger.adam()[4]
+    row = fit(Partly(), AdamBiasCorrectionMonitor(tensors="first.bias"), max_steps=5).logger.of("adam")[4]
     assert (row["adam/Adam/step_min"], row["adam/Adam/step_max"]) == (2, 5)
     assert row["adam/Adam/coordinates"] == 5
     assert row["adam/Adam/first.bias/step_max"] == 2
@@ -263,7 +240,7 @@ def test_a_group_added_while_training():
             if batch_idx == 2:
                 self.optimizers().optimizer.add_param_group({"params": list(self.first.parameters())})
 
-    rows = fit(Unfreezing(), AdamBiasCorrectionMonitor(), max_steps=4).logger.adam()
+    rows = fit(Unfreezing(), AdamBiasCorrectionMonitor(), max_steps=4).logger.of("adam")
     assert rows[1]["adam/Adam/step_max"] == 2
     assert (rows[3]["adam/Adam/pg1/step_max"], rows[3]["adam/Adam/pg2/step_max"]) == (4, 2)
 
@@ -275,7 +252,7 @@ def mixed_precision():
 @pytest.mark.parametrize("fused", [False, True])
 def test_steps_that_mixed_precision_skips(fused):
     model = Net(partial(Adam, fused=fused), infinite=(0, 3, 4))
-    rows = fit(model, AdamBiasCorrectionMonitor(), max_steps=8, plugins=mixed_precision()).logger.adam()
+    rows = fit(model, AdamBiasCorrectionMonitor(), max_steps=8, plugins=mixed_precision()).logger.of("adam")
     skipped = {step: row["adam/Adam/skipped_steps"] for step, row in rows.items()}
     # Only a fused optimizer calls its hooks when it skips a step.
     everything = dict(enumerate([1, 1, 1, 2, 3, 3, 3, 3]))
@@ -297,7 +274,7 @@ def test_steps_without_a_gradient_repeat_no_row(make, empty):
                 return None if empty == "no loss" else loss.detach().requires_grad_()
             return loss
 
-    rows = fit(Empty(make), AdamBiasCorrectionMonitor(), max_steps=5).logger.adam()
+    rows = fit(Empty(make), AdamBiasCorrectionMonitor(), max_steps=5).logger.of("adam")
     name = make.__name__
     assert {step: row.get(f"adam/{name}/step_max") for step, row in rows.items()} == {
         1: 1,
@@ -318,10 +295,10 @@ def test_resumed_training_goes_on(folder):
     resumed, fresh = AdamBiasCorrectionMonitor(), AdamBiasCorrectionMonitor()
     options = {"max_steps": 10, "ckpt_path": folder / "half.ckpt"}
     trainer = fit(Net(infinite=(1, 7)), resumed, **options, plugins=mixed_precision())
-    rows = trainer.logger.adam()
+    rows = trainer.logger.of("adam")
     assert list(rows) == [5, 6, 8, 9]
     for step, row in rows.items():
-        assert row == pytest.approx(expected.logger.adam()[step])
+        assert row == pytest.approx(expected.logger.of("adam")[step])
     assert rows[9]["adam/Adam/skipped_steps"] == 2
     assert resumed.state_dict() == straight.state_dict()
     # A monitor that was not there before counts from its first look.
@@ -329,14 +306,14 @@ def test_resumed_training_goes_on(folder):
     checkpoint["callbacks"] = {}
     torch.save(checkpoint, folder / "without.ckpt")
     options["ckpt_path"] = folder / "without.ckpt"
-    rows = fit(Net(infinite=(1, 7)), fresh, **options, plugins=mixed_precision()).logger.adam()
+    rows = fit(Net(infinite=(1, 7)), fresh, **options, plugins=mixed_precision()).logger.of("adam")
     assert rows[9]["adam/Adam/skipped_steps"] == 1
 
 
 def test_a_second_training_begins_anew():
     monitor = AdamBiasCorrectionMonitor()
     for _ in range(2):
-        rows = fit(Net(), monitor, max_steps=3).logger.adam()
+        rows = fit(Net(), monitor, max_steps=3).logger.of("adam")
         assert rows[2]["adam/Adam/skipped_steps"] == 0
         assert [point[0] for point in monitor.state_dict()["history"]["Adam"]["points"]] == [1, 2, 3]
 
@@ -359,12 +336,12 @@ def test_state_is_plain_and_pickles():
     assert plain(state)
     for twin in (pickle.loads(pickle.dumps(monitor)), copy.deepcopy(monitor)):
         assert twin.state_dict()["history"] == state["history"]
-        assert fit(Net(), twin, max_steps=2).logger.adam().keys() == {0, 1}
+        assert fit(Net(), twin, max_steps=2).logger.of("adam").keys() == {0, 1}
 
 
 def test_other_optimizers(recwarn):
     sparse = Several(lambda net: Adam(net.first.parameters()), lambda net: SGD(net.second.parameters(), 0.1))
-    rows = fit(sparse, AdamBiasCorrectionMonitor(), max_steps=4).logger.adam()
+    rows = fit(sparse, AdamBiasCorrectionMonitor(), max_steps=4).logger.of("adam")
     assert all(key.startswith("adam/Adam/") for key in rows[0])
     assert not [one for one in recwarn if "Monitor" in str(one.message)]
 
@@ -372,7 +349,7 @@ def test_other_optimizers(recwarn):
 def test_no_optimizer_of_the_family():
     with pytest.warns(UserWarning, match="logs nothing: it knows no optimizer like SGD"):
         trainer = fit(Net(partial(SGD, lr=0.1)), AdamBiasCorrectionMonitor())
-    assert not trainer.logger.adam()
+    assert not trainer.logger.of("adam")
 
 
 def test_optimizers_that_cannot_be_read(recwarn):
@@ -384,7 +361,7 @@ def test_optimizers_that_cannot_be_read(recwarn):
     assert [str(one.message) for one in recwarn if "Monitor" in str(one.message)] == [
         "AdamBiasCorrectionMonitor leaves out what it cannot read: Adam8bit"
     ]
-    assert trainer.logger.adam()
+    assert trainer.logger.of("adam")
 
 
 def test_refused():

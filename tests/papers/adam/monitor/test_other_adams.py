@@ -2,28 +2,14 @@
 
 import pytest
 import torch
+from kept_rows import Rows
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from pl_losses.papers.adam import Adam as Switched
 from pl_losses.papers.adam.monitor.monitor import AdamBiasCorrectionMonitor
 from pl_losses.papers.prelu import param_groups
-
-
-class Rows(Logger):
-    name, version, save_dir = "rows", 0, "."
-
-    def __init__(self):
-        super().__init__()
-        self.rows = {}
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.setdefault(step, {}).update(metrics)
-
-    def log_hyperparams(self, *args, **kwargs):
-        pass
 
 
 class Same(AdamW):
