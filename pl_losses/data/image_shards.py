@@ -60,19 +60,20 @@ class ImageShards(ImageFolders):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         size: int = 224,
         *,
-        copies: str | None = None,
+        copies: str | Path | None = None,
         copies_size: float = 20.0,
         **options: Any,
     ) -> None:
         check_init(locals())
         check_positive("copies_size", copies_size)
-        if root is not None and not is_local(root) and not root.startswith(("s3://", "gs://")):
+        address = None if root is None or is_local(str(root)) else str(root)
+        if address and not address.startswith(("s3://", "gs://")):
             raise ValueError(f"Expected `root` to be a folder, s3://... or gs://... but got {root}")
         super().__init__(root, size, **options)
-        self.address = str(self.root) if root is None or is_local(root) else root.rstrip("/")
+        self.address = address.rstrip("/") if address else str(self.root)
         self.copies = Path(copies or "~/.cache/pl_losses/shards").expanduser()
         self.copies_size = copies_size
         self.shards: dict[str, Shards] = {}
