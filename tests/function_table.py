@@ -258,6 +258,7 @@ CALLS = {
             "Digits",
             "ImageDataModule",
             "ImageFolders",
+            "ImageShards",
             "Photographs",
             "RandomAffine",
             "SyntheticCO2",

@@ -49,7 +49,7 @@ def test_what_is_configured_is_built_once(cls):
 
 
 # Arguments that name files or folders.
-FILES = {"root", "content", "style", "weights", "start_from", "train_file", "test_file", "output"}
+FILES = {"root", "content", "style", "weights", "start_from", "train_file", "test_file", "output", "copies"}
 NAMED = [(cls, name) for cls in CLASSES for name in inspect.signature(cls).parameters if name in FILES]
 
 

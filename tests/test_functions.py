@@ -29,6 +29,7 @@ NOT_CALLED = {
     "digit_codes",
     "load_weights",
     "step_uncounted",
+    "write_shards",
 }
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pl_losses.data.co2 import SyntheticCO2 as SyntheticCO2
     from pl_losses.data.digits import Digits as Digits
     from pl_losses.data.image_folders import ImageFolders as ImageFolders
+    from pl_losses.data.image_shards import ImageShards as ImageShards, write_shards as write_shards
     from pl_losses.data.images import ImageDataModule as ImageDataModule
     from pl_losses.data.lines import Characters as Characters, LineImages as LineImages, Lines as Lines
     from pl_losses.data.loader import BatchLoader as BatchLoader

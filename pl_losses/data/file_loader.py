@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -50,15 +51,15 @@ class Crop:
     whole: bool = False
     grey: bool = False
 
-    def __call__(self, path: Path, draw: Random) -> NDArray[np.uint8]:
-        """Read a file: bytes [H, W, C].
+    def __call__(self, file: Path | BytesIO, draw: Random, label: str = "") -> NDArray[np.uint8]:
+        """Read a file, ``label`` in errors: bytes [H, W, C].
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged.
         """
         shorter = draw.randint(*self.scales) if self.scales else self.size
-        image = read_image(path, least=shorter)
+        image = read_image(file, label=label, least=shorter)
         if self.grey:
             image = image.convert("L")
         width, height = image.size
@@ -105,7 +106,8 @@ class Reader(Dataset[Read]):
                 break
             draw = Random(fold_in(self.seed, epoch, row))
             try:
-                images.append(self.crop(self.root / name_of(self.names[row]), draw))
+                file, label = self.file(row)
+                images.append(self.crop(file, draw, label))
             except (FileNotFoundError, ValueError) as error:
                 messages.append(str(error))
                 continue
@@ -114,6 +116,17 @@ class Reader(Dataset[Read]):
         stands_in = set(kept).isdisjoint(chosen)
         pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(0, dtype=torch.uint8)
         return pixels, self.labels[kept], torch.tensor(normals), messages, stands_in
+
+    def file(self, row: int) -> tuple[Path | BytesIO, str]:
+        """Return the file of an image, or what is in it, and its name for errors."""
+        path = self.root / name_of(self.names[row])
+        return path, str(path)
+
+
+def letters(names: Sequence[str]) -> Tensor:
+    """Return names as bytes [N, L], which zeros fill up; processes share them, as they cannot share texts."""
+    rows = np.array([os.fsencode(name) for name in names])
+    return torch.from_numpy(rows.view(np.uint8).reshape(len(names), -1))
 
 
 def name_of(letters: Tensor) -> str:
@@ -180,13 +193,16 @@ class FileLoader(BatchLoader):
         self._plan.rows = ((epoch, chosen.tolist()) for chosen in rows)
         self._reading = iter(self._workers)
         self.stand_ins.clear()
-        for index, (*batch, messages, stands_in) in enumerate(self._reading):
-            if messages:
-                self.damaged(messages, len(batch[1]))
-            if stands_in:
-                self.stand_ins.add(index)
-            images, labels, normals = (part.to(self.device, non_blocking=True) for part in batch)
-            yield images.permute(0, 3, 1, 2), labels, normals
+        try:
+            for index, (*batch, messages, stands_in) in enumerate(self._reading):
+                if messages:
+                    self.damaged(messages, len(batch[1]))
+                if stands_in:
+                    self.stand_ins.add(index)
+                images, labels, normals = (part.to(self.device, non_blocking=True) for part in batch)
+                yield images.permute(0, 3, 1, 2), labels, normals
+        except OSError as error:  # That of a worker has its traceback in its message.
+            raise OSError(str(error).rpartition("OSError: ")[2]) from error
 
     def close(self) -> None:
         """End the workers; another iteration starts new ones."""

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_losses.core.validation import check_counts, check_init, check_not_negative
 from pl_losses.data.download import data_root
-from pl_losses.data.file_loader import Crop, FileLoader, Reader, name_of
+from pl_losses.data.file_loader import Crop, FileLoader, Reader, letters, name_of
 from pl_losses.data.images import ImageDataModule
 from pl_losses.data.loader import Batch, BatchLoader
 
@@ -168,16 +167,14 @@ class ImageFolders(ImageDataModule):
                 raise FileNotFoundError(
                     f"Expected images of each class but there are none in {folder / names[empty[0]]}"
                 )
-            # Letters in one tensor, which processes share: each would copy texts.
-            letters = np.array([os.fsencode(os.path.relpath(path, self.root)) for path, _ in samples])
-            paths = torch.from_numpy(letters.view(np.uint8).reshape(len(samples), -1))
+            paths = letters([os.path.relpath(path, self.root) for path, _ in samples])
             found[split] = paths, torch.tensor([label for _, label in samples])
         self.num_classes, self.class_names = len(names), in_words(names)
         return found
 
     def predict_names(self) -> list[str]:
         """Return the names of the test images, in order."""
-        return [name_of(letters) for letters in self.tensors["test"][0]]
+        return [name_of(one) for one in self.tensors["test"][0]]
 
     def make_loader(self, split: str, **options: Any) -> BatchLoader:
         """Make the loader of a split; its workers start with the first batch."""
@@ -187,11 +184,15 @@ class ImageFolders(ImageDataModule):
         crop = self.crops[split]
         if crop.whole:
             options |= {"batch_size": 1, "pad": True}
-        reader = Reader(self.root, self.tensors[split], crop, self.seed)
+        reader = self.make_reader(split, crop)
         workers = self.workers | {"num_workers": number}
         loader = FileLoader(reader, device=self._device, damaged=self.note, workers=workers, **options)
         self._loaders.append(loader)
         return loader
+
+    def make_reader(self, split: str, crop: Crop) -> Reader:
+        """Make what reads a batch of a split."""
+        return Reader(self.root, self.tensors[split], crop, self.seed)
 
     def note(self, messages: list[str], left: int) -> None:
         """Note damaged files of a batch that is now of ``left`` images; refuse them if asked to.

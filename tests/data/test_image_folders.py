@@ -118,8 +118,8 @@ class Seen(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(folder, root, workers, stop=None, resumed=None):
-    made = ImageFolders(str(root), 32, batch_size=4, num_workers=workers, **JITTERED)
+def fit(folder, root, workers, stop=None, resumed=None, kind=ImageFolders):
+    made = kind(str(root), 32, batch_size=4, num_workers=workers, **JITTERED)
     model = Seen(stop)
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
 
 from pl_losses import RectifierNet
-from pl_losses.data import ImageFolders, TensorDataModule
+from pl_losses.data import ImageFolders, ImageShards, TensorDataModule, write_shards
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs the gloo backend")
 
@@ -127,10 +127,14 @@ def graded(path):
     return model
 
 
-def test_two_ranks_test_each_image_of_a_folder_once(tmp_path):
-    pictures(tmp_path)
+@pytest.mark.parametrize("kind", [ImageFolders, ImageShards])
+def test_two_ranks_test_each_image_of_a_folder_once(tmp_path, kind):
+    pictures(root := tmp_path)
+    if kind is ImageShards:
+        pytest.importorskip("litdata", reason="no LitData: install the extra `shards`")
+        write_shards(tmp_path, root := tmp_path / "shards", shard_bytes=4000)
     model = graded(tmp_path / "errors.pt")
-    data = ImageFolders(str(tmp_path), 16, batch_size=4, num_workers=1)
+    data = kind(str(root), 16, batch_size=4, num_workers=1)
     two_ranks(tmp_path).test(model, data, verbose=False)
     data.setup("test")
     ((images, labels),) = data.make_loader("test", batch_size=11, transform=data.eval_transform)

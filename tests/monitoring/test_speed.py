@@ -32,17 +32,28 @@ class Slow(BoringModel):
     val_dataloader = train_dataloader
 
 
-def test_the_speed_is_that_of_training_without_validation(tmp_path, monkeypatch):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_speed_is_that_of_training_without_validation(tmp_path, monkeypatch, resumed):
     monkeypatch.setattr(speed, "perf_counter", lambda: Slow.now)
+    checkpoint = None
+    if resumed:
+        inside = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        pl.Trainer(
+            accelerator="cpu", max_steps=2, logger=False, callbacks=[inside], enable_progress_bar=False,
+            default_root_dir=tmp_path, num_sanity_val_steps=0, enable_model_summary=False,
+        ).fit(Slow())  # fmt: skip
+        checkpoint = tmp_path / "step=1.ckpt"
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=2, val_check_interval=2, logger=CSVLogger(tmp_path),
         callbacks=[SpeedMonitor(2)], enable_progress_bar=False, enable_checkpointing=False,
         default_root_dir=tmp_path, num_sanity_val_steps=0, log_every_n_steps=1, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Slow())
+    trainer.fit(Slow(), ckpt_path=checkpoint)
     assert trainer.progress_bar_metrics["train/samples_per_second"] == 6
     rows = csv.DictReader((tmp_path / "lightning_logs/version_0/metrics.csv").open())
-    assert [row["train/samples_per_second"] for row in rows if row["train/samples_per_second"]] == ["6.0"] * 8
+    assert [row["train/samples_per_second"] for row in rows if row["train/samples_per_second"]] == ["6.0"] * (
+        8 - resumed
+    )
 
 
 def test_a_fit_resumes_inside_an_epoch(tmp_path, monkeypatch):
