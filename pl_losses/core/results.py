@@ -231,7 +231,7 @@ def section(rows: Sequence[Mapping[str, str]]) -> str:
         "verdict": [row.verdict() for row in known],
         "best peer": [f"{row.peer} {number(row.peer_measured)}" if row.peer else "" for row in known],
         "seeds": [str(row.seeds) for row in known],
-        "chosen": [row.chosen for row in known],
+        "settings": [row.chosen for row in known],
     }
     shown = {title: cells for title, cells in columns.items() if any(cells)}
     rules = ["---:" if title in ("published", "measured", "seeds") else "---" for title in shown]

@@ -75,7 +75,7 @@ def test_the_page(tmp_path, monkeypatch):
     rows.append(replace(ROW, what="k-NN", published=5.0, note="From a secondary source."))
     results.write_results(tmp_path / "lenet/fig9", "lenet/fig9", {}, rows)
     text = results.page()
-    assert "|  | what | published | measured | verdict | best peer | seeds | chosen |\n| --- | ---" in text
+    assert "|  | what | published | measured | verdict | best peer | seeds | settings |\n| --- | ---" in text
     assert "| LeNet-5 | test error, % | 0.950 | 0.900 (0.700 to 1.10) | equal |  | 3 | max_lr 0.003 |" in text
     assert "| SVM | test error, % |  | 0.900 (0.700 to 1.10) |  | libsvm 1.50 | 3 |" in text
     assert "| k-NN | test error, % | 5.00 [1] |" in text
