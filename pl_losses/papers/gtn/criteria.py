@@ -30,7 +30,9 @@ def viterbi_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Compute the loss of Viterbi training (section VI.B, Fig. 19): :math:`E_\text{vit} = C_\text{cvit}`.
+    r"""Compute the loss of Viterbi training, section VI.A, Fig. 19, eq. 11.
+
+    .. math:: E_\text{vit} = C_\text{cvit}
 
     Its gradient is 1 for the segments of the best path that spells the target, and 0 for others. Nothing
     raises the penalties of wrong answers. So the loss collapses if the recogniser can make all penalties low,
@@ -64,7 +66,7 @@ def discriminative_viterbi_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Compute the loss of discriminative Viterbi training, section VI.D.
+    r"""Compute the loss of discriminative Viterbi training, section VI.B, Fig. 20, eq. 12.
 
     .. math:: E_\text{dvit} = C_\text{cvit} - C_\text{vit} \ge 0
 
@@ -114,7 +116,7 @@ def discriminative_forward_loss(
     target_lengths: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Compute the loss of discriminative forward training, section VI.E.
+    r"""Compute the loss of discriminative forward training, section VI.D, Fig. 21, eq. 17.
 
     .. math:: E_\text{dforw} = C_\text{cforw} - C_\text{forw}
 
