@@ -34,6 +34,7 @@ machine and the text of the terminal. With several runs, the page compares them.
                            writes nothing for half an hour, or at Ctrl-C
 """
 
+BESIDE = ("debug.log", "debug-internal.log", "latest-run")  # What W&B has beside the folders of runs.
 EVERY = 5  # seconds
 IDLE = 1800  # seconds after which a run without a new row is over: of CSVLogger, or of another machine
 SETTLED = 20  # seconds after which nothing more comes of a run whose process is gone: wandb writes more often
@@ -53,6 +54,8 @@ def show(args: Sequence[str]) -> int:
     from pl_losses.dashboards.offline.find import load_run
     from pl_losses.dashboards.page.page import leet_commands
 
+    # `runs/wandb/*` names these, too.
+    given = [one for one in given if Path(one).name not in BESIDE] or given
     runs = [load_run(name, watch) for name in given or [RUNS]]
     out = Path(chosen["out"]) if chosen.get("out") else runs[0].path.parent / "show.html"
     write_page(runs, out, watch)

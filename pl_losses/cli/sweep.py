@@ -198,7 +198,7 @@ class Runner:
             print(f"The same command resumes from what is in {self.folder}", file=sys.stderr)
             raise
         seconds = round(time.monotonic() - began, 1)
-        file = run_file(run, (RUNS, str(self.folder)))
+        file = run_file(run, (RUNS, str(self.folder), "wandb"))
         metric, error = (None, last_line(log, status)) if status else self.outcome(file, values)
         state = "failed" if error else "finished"
         entry = {"trial": number, "places": places, "parameters": values, "state": state, "metric": metric}
@@ -244,7 +244,8 @@ class Runner:
         from pl_losses.dashboards.offline.runs import read_run
 
         if file is None:
-            return None, "it made no W&B run: the metric is read from the file of a WandbLogger"
+            places = f"`{RUNS}`, `wandb` or `{self.folder}`"
+            return None, f"it made no W&B run in {places}: the metric is read from the file of a run"
         try:
             run = read_run(file)
         except UsageError as error:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pl_losses.core.compat import of_lightning
 from pl_losses.core.compat.of_torch import own_buffers
 from pl_losses.core.validation import typed
 
@@ -34,7 +35,7 @@ class ActivationCheckpointing(Callback):
 
     Raises:
         TypeError: If ``layers`` is no string.
-        ValueError: When a fit starts, if no layer has such a name.
+        ValueError: When a fit starts, if no layer has such a name, or the module is compiled.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -54,6 +55,11 @@ class ActivationCheckpointing(Callback):
         """Wrap the layers before a strategy wraps the module."""
         if stage != "fit":
             return
+        if of_lightning.is_compiled(pl_module):
+            raise ValueError(
+                "Expected no `ActivationCheckpointing` of a compiled module: torch.compile chooses by itself"
+                " what is computed again"
+            )
         names = [name for name, _ in pl_module.named_modules() if name]
         chosen = outermost([name for name in names if fnmatchcase(name, self.layers)])
         if not chosen:

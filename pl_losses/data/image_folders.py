@@ -144,8 +144,6 @@ class ImageFolders(ImageDataModule):
         folders = {split: folder for split, folder in evaluated.items() if folder.is_dir()}
         if stage == "fit":
             folders["train"] = train
-            if not val.is_dir():
-                rank_zero_warn(f"Nothing is validated, since there is no folder {val}")
         for folder in folders.values():
             if not classes(folder):
                 raise FileNotFoundError(
@@ -153,6 +151,8 @@ class ImageFolders(ImageDataModule):
                     " folder, or has none: set `root` or the environment variable PL_LOSSES_DATA to another"
                     " one; files of ImageNet are sorted by `torchvision.datasets.ImageNet(root, 'val')`"
                 )
+        if stage == "fit" and not val.is_dir():
+            rank_zero_warn(f"Nothing is validated, since there is no folder {val}")
         names = classes(train) or [name for folder in folders.values() for name in classes(folder)]
         places = {name: place for place, name in enumerate(names)}
         found: dict[str, Batch] = {}
@@ -167,6 +167,8 @@ class ImageFolders(ImageDataModule):
                 raise FileNotFoundError(
                     f"Expected images of each class but there are none in {folder / names[empty[0]]}"
                 )
+            if empty:
+                rank_zero_warn(f"No images of the class {names[empty[0]]!r} are in {folder}")
             paths = letters([os.path.relpath(path, self.root) for path, _ in samples])
             found[split] = paths, torch.tensor([label for _, label in samples])
         self.num_classes, self.class_names = len(names), in_words(names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pl_losses.core.experiment import kept_by
 from pl_losses.core.kinds import is_wandb
 from pl_losses.core.names import file_stem
+from pl_losses.monitoring.steps import logged_step
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -141,4 +142,4 @@ def _log(trainer: Trainer, key: str, make: Callable[[Any], Any]) -> None:
             import wandb
 
             with kept_by(logger.experiment):
-                logger.experiment.log({key: make(wandb)})
+                logger.log_metrics({key: make(wandb)}, logged_step(trainer))

@@ -62,7 +62,7 @@ def log_figure(trainer: Trainer, key: str, figure: Figure) -> None:
 def _shown(logger: Any, key: str, figure: Figure, step: int) -> bool:
     """Give a figure to a logger; return whether it can show one."""
     if is_wandb(logger):
-        logger.log_image(key, [figure])
+        logger.log_image(key, [figure], step)
     elif is_tensorboard(logger):
         logger.experiment.add_figure(key, figure, step)
     elif is_mlflow(logger):

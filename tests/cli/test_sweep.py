@@ -216,15 +216,16 @@ def test_a_failed_trial_is_told_by_its_own_last_line(tmp_path):
 SCRIPT = """
 import sys
 import wandb
-with wandb.init(project="p", config={"lr": 0.5, "model": {"width": 1}}) as run:
+with wandb.init(project="p", dir=PLACE, config={"lr": 0.5, "model": {"width": 1}}) as run:
     run.log({"loss": run.config.lr + run.config.model["width"]})
 """
 
 
-def test_a_program_that_reads_wandbs_config(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("place", [None, "."])
+def test_a_program_that_reads_wandbs_config(tmp_path, monkeypatch, capsys, place):
     """The command has no `${args}`: the parameters are where W&B's agent puts them."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "trial.py").write_text(SCRIPT)
+    (tmp_path / "trial.py").write_text(SCRIPT.replace("PLACE", repr(place)))
     (tmp_path / "mine.yaml").write_text(
         "method: grid\nmetric: {name: loss}\n"
         "parameters: {lr: {values: [0.25]}, model: {parameters: {width: {values: [2]}}}}\n"
@@ -233,6 +234,8 @@ def test_a_program_that_reads_wandbs_config(tmp_path, monkeypatch, capsys):
     assert main(["sweep", "mine.yaml"]) == 0, capsys.readouterr().out
     (row,) = csv.DictReader((tmp_path / "runs/sweeps/mine/trials.csv").open())
     assert (row["lr"], row["model.width"], row["loss"]) == ("0.25", "2", "2.25")
+    if place:
+        return
     told = capsys.readouterr().out
     (again,) = re.findall("^Run it again: (.*)$", told, re.M)
     env = {"WANDB_DIR": str(tmp_path / "again"), "WANDB_SILENT": "true"}

@@ -86,3 +86,9 @@ def test_a_pattern_that_fits_nothing_is_refused():
         fitted(ActivationCheckpointing("block"))
     with pytest.raises(TypeError, match="`layers`"):
         ActivationCheckpointing(3)
+
+
+def test_a_compiled_module_is_refused():
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[ActivationCheckpointing("blocks")], logger=False)
+    with pytest.raises(ValueError, match="no `ActivationCheckpointing` of a compiled module"):
+        trainer.fit(torch.compile(Net(), backend="eager"), DataLoader(torch.randn(8, 5)))

@@ -361,6 +361,20 @@ def test_the_latest_run_is_read_once(folder, monkeypatch):
     assert len(read) == 1
 
 
+def test_all_that_lies_in_wandbs_folder(folder):
+    place = folder / "runs" / "wandb"
+    for name in ("a", "b"):
+        page_of(place / name)
+    for name in ("debug.log", "debug-internal.log"):
+        (place / name).write_text("{}")
+    (place / "latest-run").symlink_to("b")
+    given = sorted(place.iterdir())
+    assert main(["show", *map(str, given), "--out", "show.html"]) == 0
+    page = (folder / "show.html").read_text()
+    data = re.search(r'<script type="application/json" id="page">(.*?)</script>', page)[1]
+    assert len(json.loads(data)["runs"]) == 2
+
+
 def test_watching_a_run_until_it_ends(folder, monkeypatch, capsys):
     """Whose page is written when its file has grown, and stays when it ends."""
     monkeypatch.setattr("pl_losses.cli.show.EVERY", 3)

@@ -107,6 +107,10 @@ def test_wandb_has_the_same_of_both_packages(package, tmp_path):
     assert {"prelu/final_slopes", "adam/bias_correction", "test/dropout/reliability"} <= pictures
     assert {"test/confusion_matrix", "test/errors"} <= pictures
     assert "test/confusion_table" in found.items["table"]
+    last = {
+        (one.axis, one.x) for key in ("picture", "table") for of in found.items[key].values() for one in of
+    }
+    assert last == {("trainer/global_step", 4)}
     assert origin(found) == "Net"
     for key, last in (
         ("test/errors_table", "confidence"),

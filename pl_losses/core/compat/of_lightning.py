@@ -47,6 +47,11 @@ def compile_only(module: LightningModule, names: Iterable[str]) -> None:
             setattr(module, name, compiled["dynamo_ctx"](getattr(type(module), name).__get__(module)))
 
 
+def is_compiled(module: LightningModule) -> bool:
+    """Return whether the trainer got ``torch.compile(module)``. Without the name: an error in a fit."""
+    return module._compiler_ctx is not None
+
+
 class OfLightning:
     """Base of what only the Trainer of `lightning` takes: that of `pytorch_lightning` says what to do.
 

@@ -61,7 +61,8 @@ class PretrainedLeNet5(nn.Module):
         """
         if images.shape[1:] not in ((1, 28, 28), (1, 32, 32)):
             raise ValueError(
-                f"Expected `images` of shape [B, 1, 28, 28] or [B, 1, 32, 32] but got {list(images.shape)}"
+                "Expected `images` of LeNet-5's features to be of shape [B, 1, 28, 28] or [B, 1, 32, 32]"
+                f" but got {list(images.shape)}"
             )
         if images.shape[-1] == 28:
             images = F.pad(images, (2, 2, 2, 2), value=self.low)

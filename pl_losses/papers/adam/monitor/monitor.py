@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from pl_losses.core.declared import Keys
+from pl_losses.core.kinds import is_a
 from pl_losses.core.panels import Sections
 from pl_losses.core.validation import typed
 from pl_losses.monitoring.monitor import Monitor, Part, on_cpu, optimizer_names, own_shard, vector
@@ -381,8 +382,19 @@ class AdamBiasCorrectionMonitor(Monitor):
         """Draw the picture, on rank zero."""
         watching = bool(self._handles)
         super().on_train_end(trainer, pl_module)
+        if watching:
+            self._draw(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the hooks; after an interruption, draw the picture."""
+        watching = bool(self._handles)
+        super().on_exception(trainer, pl_module, exception)
+        if watching and is_a(exception, "KeyboardInterrupt", "SIGTERMException"):
+            self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
         trial = getattr(trainer, "fast_dev_run", False)
-        if watching and trainer.is_global_zero and self._history.groups and not trial:
+        if trainer.is_global_zero and self._history.groups and not trial:
             log_figure(trainer, "adam/bias_correction", draw_history(self._history))
 
 

@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 import re
+import signal
 import warnings
 from functools import partial
 
@@ -382,3 +383,21 @@ def test_refused():
 def test_no_picture_without_points(folder):
     fit(Net(), AdamBiasCorrectionMonitor(every_n_steps=50), logger=CSVLogger(folder), max_steps=2)
     assert not list(folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("exception", [ValueError(), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+def test_an_interruption_draws_the_picture(exception, folder):
+    class Stopped(Net):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3:
+                raise exception
+            return super().training_step(batch, batch_idx)
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises((ValueError, SystemExit)):
+            fit(Stopped(Adam), AdamBiasCorrectionMonitor())
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it switched off.
+    drawn = [path.name for path in folder.rglob("*.png")]
+    assert drawn == ["adam-bias_correction.png"] * isinstance(exception, KeyboardInterrupt)
