@@ -96,6 +96,7 @@ torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=1e-9, atol
 """
 
 
+@pytest.mark.slow
 def test_the_ninth_paper_trains_and_shows(tmp_path):
     build(tmp_path)
     printed = python(tmp_path, "-c", START + USE)
