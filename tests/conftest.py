@@ -162,11 +162,3 @@ def uci_root():
     if not all(find(name) for name in SETS):
         pytest.skip("no UCI sets: set PL_LOSSES_DATA")
     return os.environ.get("PL_LOSSES_DATA")
-
-
-@pytest.fixture(autouse=True)
-def no_workers_left():
-    """Left to the garbage collector, a worker takes ten seconds to end, in whichever test comes next."""
-    yield
-    if (loaders := sys.modules.get("pl_losses.data.file_loader")) is not None:
-        loaders.close_all()

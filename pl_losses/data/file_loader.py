@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import numpy as np
 import torch
@@ -135,12 +135,17 @@ def name_of(letters: Tensor) -> str:
 
 
 class Plan:
-    """The batches of the epoch that is under way, as the sampler of a DataLoader."""
+    """The batches of the epoch that is under way, as the sampler of a DataLoader, and what reads them.
 
-    rows: Iterable[Rows] = ()
+    It knows nothing of its :class:`FileLoader`, whose end is that of the workers.
+    """
+
+    def __init__(self) -> None:
+        self.epoch, self.rows = 0, list[Tensor]()
+        self.reading: Iterator[Read] = iter(())
 
     def __iter__(self) -> Iterator[Rows]:
-        return iter(self.rows)
+        return ((self.epoch, chosen.tolist()) for chosen in self.rows)
 
 
 class FileLoader(BatchLoader):
@@ -177,7 +182,6 @@ class FileLoader(BatchLoader):
         _loaders.add(self)
         self._plan = Plan()
         self.stand_ins: set[int] = set()
-        self._reading: Iterator[Read] = iter(())
         self._workers = DataLoader(
             reader,
             batch_size=None,
@@ -187,14 +191,16 @@ class FileLoader(BatchLoader):
             generator=torch.Generator(),  # The global one goes on as if there were no workers.
             **workers if workers["num_workers"] else {},
         )
+        # Without it they wait for ten seconds each: queues are collected before the DataLoader ends them.
+        finalize(self, end, self._workers, self._plan).atexit = False
 
     def fetched(self, epoch: int, rows: Iterable[Tensor]) -> Iterator[Batch]:
         """Yield what the workers read."""
-        self._plan.rows = ((epoch, chosen.tolist()) for chosen in rows)
-        self._reading = iter(self._workers)
+        self._plan.epoch, self._plan.rows = epoch, [*rows]
+        self._plan.reading = iter(self._workers)
         self.stand_ins.clear()
         try:
-            for index, (*batch, messages, stands_in) in enumerate(self._reading):
+            for index, (*batch, messages, stands_in) in enumerate(self._plan.reading):
                 if messages:
                     self.damaged(messages, len(batch[1]))
                 if stands_in:
@@ -206,7 +212,12 @@ class FileLoader(BatchLoader):
 
     def close(self) -> None:
         """End the workers; another iteration starts new ones."""
-        of_torch.end_workers(self._workers, self._reading)
+        end(self._workers, self._plan)
+
+
+def end(workers: DataLoader[Read], plan: Plan) -> None:
+    """End the workers of a loader."""
+    of_torch.end_workers(workers, plan.reading)
 
 
 _loaders: WeakSet[FileLoader] = WeakSet()
@@ -222,7 +233,7 @@ def close_all() -> None:
 def forget_all() -> None:
     """Leave the workers to the process that this one is a fork of."""
     for loader in [*_loaders]:
-        of_torch.forget_workers(loader._workers, loader._reading)
+        of_torch.forget_workers(loader._workers, loader._plan.reading)
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,11 +1,13 @@
 """Images in folders: read by any number of workers, shared by ranks, resumed inside an epoch."""
 
+import gc
 import os
 import pickle
 import random
 import signal
 import subprocess
 import sys
+import time
 
 import lightning.pytorch as pl
 import numpy as np
@@ -411,11 +413,25 @@ def test_loaders_can_be_sent_to_new_processes(folders):
     assert len(reader[(0, [0, 1])][0]) == 2
 
 
+@pytest.mark.parametrize("count", [1, 100])
+def test_workers_end_with_a_loader_that_is_forgotten(folders, count):
+    """In the middle of an epoch, and after it."""
+    module = data(folders, num_workers=2)
+    batches = iter(module.train_dataloader())
+    read = [batch for _, batch in zip(range(count), batches, strict=False)]
+    assert read
+    began = time.monotonic()
+    del module, batches
+    gc.collect()
+    # Of the workers that wait to be killed, each takes ten seconds.
+    assert time.monotonic() - began < 8
+
+
 def test_workers_end_with_the_fit(folders):
     made = data(folders, num_workers=1, batch_size=2)
     loader = made.train_dataloader()
     next(iter(loader))
-    (process,) = loader._reading._workers
+    (process,) = loader._plan.reading._workers
     made.teardown("fit")
     process.join(10)
     assert not process.is_alive()

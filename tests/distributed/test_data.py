@@ -140,7 +140,6 @@ def test_two_ranks_test_each_image_of_a_folder_once(tmp_path, kind):
     ((images, labels),) = data.make_loader("test", batch_size=11, transform=data.eval_transform)
     wrong = (model.eval()(images).argmax(1) != labels).sum()
     assert torch.load(model.path) == (int(wrong), 11)
-    data.teardown("test")
 
 
 def test_two_ranks_go_on_where_all_files_of_a_batch_are_damaged(tmp_path):
@@ -159,4 +158,3 @@ def test_two_ranks_go_on_where_all_files_of_a_batch_are_damaged(tmp_path):
     seen = [one for place, one in enumerate(images) if place not in (1, 4, 5, 10)]
     wrong = sum(int(model.eval()(image).argmax()) != int(label) for image, label in seen)
     assert torch.load(model.path) == (wrong, 7)
-    data.teardown("test")
