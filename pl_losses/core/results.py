@@ -180,11 +180,12 @@ was typed by hand.
 
 How the numbers were measured:
 
-- Settings were chosen on a held-out part of the training data, unless the row says how else. This choice had
-  a seed of its own.
-- The test set is used once for each seed, after the last pass.
-- A measured number is the mean over seeds. Its 95 % interval is in brackets: it allows for
-  other seeds and, for test errors, other test samples.
+- Where there was a choice of settings, it was made on a held-out part of the training data, with a seed of
+  its own, unless the row says how else. All other settings were fixed before, and those of `dropout/table1`
+  are its authors'.
+- Each trained network is tested once, after the last pass. Only `dropout/samples` tests it once for each T.
+- A measured number is the mean over seeds. Its 95 % interval is in brackets. The interval covers what
+  varies by chance: the seed and, for test errors, which samples are in the test set.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
   interval. Otherwise the measured number is better or worse.
 - The time below a table is that of all trainings and of the choice of settings, on a core that also did other

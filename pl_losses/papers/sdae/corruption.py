@@ -1,4 +1,4 @@
-"""Vincent et al. 2010, sections 3.3 and 5.1: corruptions of a denoising autoencoder's inputs.
+"""Vincent et al. 2010, sections 3.3 and 3.4: corruptions of a denoising autoencoder's inputs.
 
 A corruption is drawn anew at every presentation, and the elements that it leaves are not rescaled: dropout,
 which divides them by 1 - p, is not masking noise.

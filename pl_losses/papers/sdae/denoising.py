@@ -1,4 +1,4 @@
-"""Vincent et al. 2010, section 4: the denoising criterion, and one layer trained by it."""
+"""Vincent et al. 2010, section 3.1: the denoising criterion, and one layer trained by it."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ class Denoising(PaperModule):
 
     @torch.no_grad()
     def sample(self, inputs: Tensor, count: int = 1, seed: int = 0) -> Tensor:
-        """Generate by the procedure of section 7.3.
+        """Generate by the procedure of section 6.7.
 
         The code of each input is computed bottom-up. Then, from the top layer down, binary units are drawn
         from Bernoulli distributions with the layer's means; the result is the mean of the visible layer.

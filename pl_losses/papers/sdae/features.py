@@ -1,4 +1,4 @@
-"""Vincent et al. 2010, section 6.5: the frozen encoder as a feature extractor; support vector machines."""
+"""Vincent et al. 2010, section 6.6: the frozen encoder as a feature extractor; support vector machines."""
 
 from __future__ import annotations
 

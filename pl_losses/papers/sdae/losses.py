@@ -1,4 +1,4 @@
-"""Vincent et al. 2010, sections 2.1 and 5.1: the reconstruction error, emphasised where corrupted."""
+"""Vincent et al. 2010, sections 2.2 and 3.4: the reconstruction error, emphasised where corrupted."""
 
 from __future__ import annotations
 

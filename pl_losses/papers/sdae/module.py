@@ -1,4 +1,4 @@
-"""Vincent et al. 2010, sections 2.4 and 4.4: stacked denoising autoencoders, pre-trained and fine-tuned."""
+"""Vincent et al. 2010, section 3.5: stacked denoising autoencoders, pre-trained and fine-tuned."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class AutoencoderReport(Callback):
     first layer. They are logged before the first step, and then every ``every_n_epochs`` epochs of this
     layer. Two pictures are logged after pre-training. ``pretrain/reconstructions`` has corrupted inputs
     beside what the first layer makes of them. ``pretrain/samples`` has samples by the paper's procedure
-    (section 7.3), and the standard deviation of each pixel over 100 of them. Two more come after the fit:
+    (section 6.7), and the standard deviation of each pixel over 100 of them. Two more come after the fit:
     ``finetune/filters``, and ``fit/curves``, the losses of all stages with a line where each stage begins.
 
     Args:

@@ -1,4 +1,4 @@
-"""Vincent et al. 2010, section 2.4: layers trained one after the other, then all together, in one fit.
+"""Vincent et al. 2010, section 3.5: layers trained one after the other, then all together, in one fit.
 
 A stage is a number of epochs with an optimizer of its own. Automatic optimization works as usual: epochs and
 steps count as in any fit, gradients may be clipped or accumulated, and a checkpoint has the state of its
