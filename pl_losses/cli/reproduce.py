@@ -153,8 +153,6 @@ def run(name: str, flags: Flags) -> int:
         raise in_a_line(error, None) from error
     except (KeyboardInterrupt, SystemExit) as leaving:
         # A Trainer makes an exit of a signal.
-        goes_on = f": the same command resumes from what is in {options.folder}"
-        again = goes_on if reproduced()[name].resumes else ""
-        print(f"Interrupted{again}", file=sys.stderr)
+        print(f"Interrupted: the same command resumes from what is in {options.folder}", file=sys.stderr)
         return status_of(leaving) if isinstance(leaving, SystemExit) else 130
     return 0

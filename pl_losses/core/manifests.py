@@ -27,7 +27,6 @@ class Reproduced:
         function: Dotted path of the function that makes it: its parameters are the options, its docstring
             is the help.
         panels: Those of the W&B run that it makes, if it makes one.
-        resumes: Whether the same command resumes after an interruption; one that takes minutes need not.
         minutes: Of one core, about.
         needs: Data that it reads.
         quick: Options of a small form, which takes seconds.
@@ -38,7 +37,6 @@ class Reproduced:
     name: str
     function: str
     panels: Sections = ()
-    resumes: bool = True
     minutes: float = 1.0
     needs: str = "nothing"
     quick: str = ""

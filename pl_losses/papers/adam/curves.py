@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import pil_to_tensor
 
 from pl_losses.core.experiment import Experiment, Recording, names_of
 from pl_losses.core.figures import Figure, new_figure
@@ -24,12 +26,19 @@ from pl_losses.core.rng import fold_in
 from pl_losses.core.validation import check_counts, check_positive, typed
 from pl_losses.data import CIFAR10, MNIST, Digits
 from pl_losses.data.bag_of_words import BagOfWords
+from pl_losses.data.loader import Batch
 from pl_losses.data.module import TensorDataModule
 from pl_losses.papers.adam.batched import BatchedClassifiers
 from pl_losses.papers.adam.modules import MLP, ConvNet, LogisticRegression
 from pl_losses.papers.adam.optimizer import Adam
 
-DATA = {"mnist": "MNIST", "digits": "digits", "bow": "bag of words", "cifar10": "CIFAR-10"}
+DATA = {
+    "mnist": "MNIST",
+    "digits": "digits",
+    "bow": "bag of words",
+    "cifar10": "CIFAR-10",
+    "cifar10-jpeg": "JPEG copy of CIFAR-10",
+}
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "Adam": partial(Adam, fused=True),
     "AdaGrad": torch.optim.Adagrad,
@@ -49,6 +58,7 @@ class Curves(NamedTuple):
         passes: Over the training data; the paper's are 45, 200 and 45.
         choice_passes: The same, of the choice of the rate.
         rates: The middle of each optimizer's grid.
+        width: Factor of the number of units and channels of the paper's network.
         decay: Optimizers with the rate alpha / sqrt(t).
     """
 
@@ -56,6 +66,7 @@ class Curves(NamedTuple):
     passes: int
     choice_passes: int
     rates: dict[str, float]
+    width: float = 1.0
     decay: tuple[str, ...] = ()
 
 
@@ -63,10 +74,14 @@ RATES = {"Adam": 0.001, "AdaGrad": 0.01, "RMSProp": 0.0003, "AdaDelta": 1.0, "Ne
 FIGURES = {
     # AdaGrad lowers its rates by itself.
     "fig1": Curves(
-        ("mnist", "bow"), 45, 10, {"Adam": 0.03, "AdaGrad": 0.1, "Nesterov": 0.3}, ("Adam", "Nesterov")
+        ("mnist", "bow"),
+        45,
+        10,
+        {"Adam": 0.03, "AdaGrad": 0.1, "Nesterov": 0.3},
+        decay=("Adam", "Nesterov"),
     ),
     "fig2": Curves(("mnist",), 5, 1, RATES),
-    "fig3": Curves(("cifar10",), 3, 1, RATES),
+    "fig3": Curves(("cifar10",), 3, 1, RATES, width=0.25),
 }
 
 
@@ -82,7 +97,7 @@ def reproduce(
     choice_passes: int | None = None,
     batch_size: int = 128,
     limit: int | None = None,
-    width: float = 1.0,
+    width: float | None = None,
     device: str = "cpu",
     wandb: Recording = "offline",
 ) -> None:
@@ -97,7 +112,8 @@ def reproduce(
         figure: "fig1" is logistic regression, on MNIST and on a bag of words of which half is dropped; "fig2"
             a network of two hidden layers with dropout; "fig3" a convolutional network with dropout.
         seeds: Trainings of each optimizer.
-        datasets: Such as ["mnist"], of "mnist", "digits", "bow" and "cifar10". Default: the figure's.
+        datasets: Such as ["mnist"], of "mnist", "digits", "bow", "cifar10" and "cifar10-jpeg". The last is a
+            folder ``cifar10-jpeg/train`` with a folder of JPEG files for each class. Default: the figure's.
         root: Folder with the data; the bag of words is generated where IMDB is not there. Default: the
             environment variable PL_LOSSES_DATA.
         folder: For the results. A folder with a part of them is resumed.
@@ -105,20 +121,21 @@ def reproduce(
         choice_passes: The same, of the choice of the rate. Default: 10, 1 and 1.
         batch_size: Inputs per step.
         limit: Use only the first this many training inputs. Default: all.
-        width: Factor of the number of units and channels.
+        width: Factor of the number of units and channels. Default: 1, and 0.25 for "fig3".
         device: Such as "cpu" or "cuda".
         wandb: Whether W&B records the tables and the picture, and where.
 
     Raises:
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
-    known = FIGURES[figure]
+    known, given = FIGURES[figure], width
     names = names_of("datasets", list(known.datasets) if datasets is None else datasets, list(DATA))
     lengths = passes or known.passes, choice_passes or known.choice_passes
     check_counts(seeds=seeds, passes=lengths[0], choice_passes=lengths[1], batch_size=batch_size, limit=limit)
+    width = known.width if width is None else width
     check_positive("width", width)
-    arguments = {"figure": figure, "datasets": datasets, "passes": passes, "choice_passes": choice_passes}
-    kept = Experiment(folder, arguments | {"batch_size": batch_size, "limit": limit, "width": width})
+    arguments = {"figure": figure, "passes": passes, "choice_passes": choice_passes}
+    kept = Experiment(folder, arguments | {"batch_size": batch_size, "limit": limit, "width": given})
     found: dict[str, list[Measured]] = {}
     for name in names:
 
@@ -150,11 +167,30 @@ def reproduce(
     report(kept, f"adam/{figure}", wandb, rows, pictures={"curves": draw(found)}, tables=tables)
 
 
+class FolderCIFAR10(CIFAR10):
+    """The training images of a copy with a folder for each class, such as JPEG files, which lose detail."""
+
+    def __init__(self, root: str | None = None, **options: Any) -> None:
+        super().__init__(root, download=False, val_size=0, augment=False, **options)
+
+    def complete(self) -> bool:
+        """Tell whether there is a folder."""
+        return (self.root / "cifar10-jpeg" / "train").is_dir()
+
+    def load(self, stage: str) -> dict[str, Batch]:
+        """Return the images and labels."""
+        folder = ImageFolder(str(self.root / "cifar10-jpeg" / "train"), pil_to_tensor)
+        images, labels = zip(*folder, strict=True)
+        return {"train": (torch.stack(images), torch.tensor(labels))}
+
+
 def load(name: str, root: str | None, batch_size: int, seed: int) -> TensorDataModule:
     """Load a training set whose inputs are scaled to 0..1, or normalised."""
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     if name == "bow":
         data: TensorDataModule = BagOfWords(root=root, **options)
+    elif name == "cifar10-jpeg":
+        data = FolderCIFAR10(root, **options)
     elif name == "cifar10":
         data = CIFAR10(root, val_size=0, augment=False, **options)
     elif name == "mnist":
@@ -168,7 +204,7 @@ def load(name: str, root: str | None, batch_size: int, seed: int) -> TensorDataM
 
 def network(figure: str, name: str, width: float) -> nn.Module:
     """Build the network of a figure for a data set."""
-    words, channels, units = name == "bow", 3 if name == "cifar10" else 1, round(1000 * width)
+    words, channels, units = name == "bow", 3 if name.startswith("cifar10") else 1, round(1000 * width)
     if figure == "fig1":
         size = 10_000 if words else channels * 1024
         return LogisticRegression(size, 2 if words else 10, p=0.5 if words else 0.0)

@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifests import Reproduced
-from pl_losses.core.panels import Section, histogram, lines, pictures
+from pl_losses.core.panels import Section, histogram, lines, pictures, reproduction
 
 GAN = (
     Section(
@@ -40,7 +40,7 @@ GAN_REPORT = (
 TABLE1 = Reproduced(
     "gan/table1",
     "pl_losses.papers.gan.table1.reproduce",
-    resumes=False,
+    panels=reproduction("Table 1: images per second", "gan/table1", "speeds"),
     minutes=60,
     quick="--models AlexNet --image_size 64 --batch_size 2 --steps 1 --repeats 1",
 )

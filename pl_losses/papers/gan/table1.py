@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any, Literal
@@ -22,10 +21,10 @@ from torch.nn import functional as F
 from torch.optim.optimizer import ParamsT
 
 from pl_losses.core.classifier import Classifier
-from pl_losses.core.experiment import names_of, quiet
-from pl_losses.core.files import write_table
-from pl_losses.core.protocol import plain_trainer
-from pl_losses.core.results import Row, write_results
+from pl_losses.core.experiment import Experiment, Recording, names_of, progress_bar, quiet
+from pl_losses.core.figures import Figure, new_axes
+from pl_losses.core.protocol import plain_trainer, report
+from pl_losses.core.results import Row
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import TensorDataModule
@@ -113,13 +112,14 @@ def reproduce(
     repeats: int = 5,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     folder: str = "runs/gan/table1",
+    wandb: Recording = "offline",
 ) -> None:
     """Table 1: images per second of four networks of torchvision, in a plain loop and under a Trainer.
 
     Both train on the same random images with SGD in float32 and take turns, so that what else the machine
-    does slows both. The folder gets ``table1.csv`` and
-    ``results.csv``. torchvision's MobileNet is the second version, the
-    paper's is not told. The published figures are of a GP100 with two Xeons.
+    does slows both. The folder gets ``table1.csv``, ``results.csv``, ``speeds.png`` and a W&B run, and the
+    same command resumes after an interruption. torchvision's MobileNet is the second version, the paper's is
+    not told. The published numbers are those of a GP100 with two Xeons.
 
     Args:
         models: Of "AlexNet", "VGG-19", "ResNet-50" and "MobileNet", between commas; "all" are the four.
@@ -128,50 +128,71 @@ def reproduce(
         steps: Steps of each turn, after two that warm up.
         repeats: Turns of each way; medians are shown.
         device: "auto", "cpu" or "cuda".
-        folder: For the results.
+        folder: For the results. A folder with a part of them is resumed.
+        wandb: Whether W&B records the tables and the picture, and where.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
     names = names_of("models", models, list(MODELS))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = batch_size if batch_size is not None else (64 if device == "cuda" else 8)
+    real = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    size = batch_size if batch_size is not None else (64 if real == "cuda" else 8)
     check_counts(2, batch_size=size)
     check_counts(32, image_size=image_size)
     check_counts(steps=steps, repeats=repeats)
-    rows, started = [], perf_counter()
-    for name in names:
-        rows.append(
-            measure(
-                name,
-                RandomImages(image_size, size),
-                steps=steps,
-                repeats=repeats,
-                device=torch.device(device),
-            )
-        )
-        print(f"{name}: {rows[-1]['trainer']} images/s under a Trainer", flush=True)
-    path = write_table(Path(folder, "table1.csv"), rows)
     arguments = {"batch_size": batch_size, "image_size": image_size, "steps": steps, "repeats": repeats}
-    about = "images per second under a Trainer"
-    seconds = (perf_counter() - started) / len(rows)
-    peers = [{"peer": "plain loop", "peer_measured": row["plain"], "seconds": seconds} for row in rows]
-    results = [
-        Row(row["model"], about, row["trainer"], **peer, lower_is_better=False)
-        for row, peer in zip(rows, peers, strict=True)
-    ]
-    write_results(Path(folder), "gan/table1", arguments, results)
-    print(
-        f"\n{hardware(device)}, batch size {size}, {image_size}x{image_size} pixels\n\n{table(rows)}\n"
-        f"\nTable: {path}"
+    kept = Experiment(folder, arguments | {"device": device, "hardware": hardware(real)})
+    with progress_bar(len(names)) as bar:
+        for name in names:
+            if name not in {row["model"] for row in kept.results}:
+                data = RandomImages(image_size, size)
+                row = measure(name, data, steps=steps, repeats=repeats, device=torch.device(real))
+                kept.add(row)
+            bar.update()
+            bar.set_description(name)
+    rows = sorted(
+        (row for row in kept.results if row["model"] in names), key=lambda row: names.index(row["model"])
     )
+    results = [
+        Row(
+            row["model"],
+            "images per second under a Trainer",
+            row["trainer"],
+            seconds=row["seconds"],
+            published=row["published"],
+            note=f"With a GP100 and two Xeons; measured with {hardware(real)}, {size} images per step.",
+            peer="plain loop",
+            peer_measured=row["plain"],
+            lower_is_better=None,
+        )
+        for row in rows
+    ]
+    report(kept, "gan/table1", wandb, results, pictures={"speeds": draw(rows)}, tables={"table1": rows})
+    print(f"\n{hardware(real)}, batch size {size}, {image_size}x{image_size} pixels\n\n{table(rows)}")
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Draw images per second of both ways beside the published number, and write the ratio above them."""
+    figure, axes = new_axes(6.4, 3.6)
+    shown = {"plain": "plain loop", "trainer": "Trainer", "published": "published, on a GP100"}
+    for place, (way, label) in enumerate(shown.items()):
+        heights = [row[way] for row in rows]
+        axes.bar([n + (place - 1) * 0.27 for n in range(len(rows))], heights, 0.25, label=label)
+    for n, row in enumerate(rows):
+        axes.annotate(f"{row['ratio']:.2f}", (n, row["trainer"]), ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(range(len(rows)), [row["model"] for row in rows])
+    axes.set_yscale("log")
+    axes.set_ylabel("images per second")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
 
 
 def measure(
     name: str, data: RandomImages, *, steps: int, repeats: int, device: torch.device
 ) -> dict[str, Any]:
     """Measure images per second both ways, medians of turns, and the median ratio, turn by turn."""
+    started = perf_counter()
     torch.manual_seed(0)
     network = getattr(torchvision.models, MODELS[name][0])(weights=None, num_classes=CLASSES)
     data.setup("fit")
@@ -190,6 +211,7 @@ def measure(
         "trainer": round(median(speeds["trainer"]), 1),
         "ratio": round(median(ratios), 3),
         "published": MODELS[name][1],
+        "seconds": round(perf_counter() - started, 1),
     }
 
 
@@ -238,7 +260,7 @@ def hardware(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """Write the rows as text.
 
     >>> print(table([{"model": "AlexNet", "plain": 10.0, "trainer": 9.9, "ratio": 0.99, "published": 1547}]))

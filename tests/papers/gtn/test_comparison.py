@@ -1,10 +1,13 @@
 """The experiment on the criteria: what it counts and draws."""
 
+import csv
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pl_losses.core.protocol import Score
+from pl_losses.papers.gtn import comparison
 from pl_losses.papers.gtn.comparison import POINTS, Answers
 
 
@@ -24,3 +27,25 @@ def test_the_score_is_that_of_the_strings_that_count():
         [20, 25]
     )  # The least confident string, which is wrong, is rejected.
     assert score.curve[-1] == pytest.approx([60, 0])
+
+
+def test_all_have_the_rate_with_which_the_leader_reads_held_out_strings_best(tmp_path, monkeypatch):
+    asked = []
+
+    def train(model, data, epochs, held_out, callbacks):
+        asked.append((model.criterion, data.val_size, epochs, held_out, data.isolated_epochs))
+        callbacks[0].score = lambda: Score(50.0, 1.0, [[0.0, 50.0], [1.0, 49.0]])
+        return Score([30.0, 20.0, 40.0][len(asked) - 1] if held_out else 0.0)
+
+    monkeypatch.setattr(comparison, "trained", train)
+    comparison.reproduce(["viterbi", "isolated"], 1, "digits", folder=str(tmp_path), wandb="disabled")
+    chosen = asked[:3]
+    assert {(one[0], one[1], one[3]) for one in chosen} == {("discriminative_forward", 300, True)}
+    # The criteria that were asked for, on all training digits; "isolated" sees no strings.
+    criteria = [("discriminative_forward", 0, 12, False, 12), ("viterbi", 0, 12, False, 8)]
+    assert sorted(asked[3:]) == criteria
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(row["what"], row["chosen"]) for row in rows] == [
+        ("isolated", "max_lr 0.003"),
+        ("viterbi", "max_lr 0.003"),
+    ]
