@@ -17,6 +17,8 @@ from pl_losses.recipes import Config, UsageError, merge
 
 RESERVED = ":;,#?/'"  # W&B takes none of these in an id.
 DEFAULTS: dict[str, Config] = {name: {"save_dir": RUNS, "name": "pl_losses"} for name in LOGGERS}
+# W&B's, and whether nothing is sent in them before `wandb sync`.
+MODES = {"online": False, "run": False, "shared": False, "disabled": False, "offline": True, "dryrun": True}
 DEFAULTS["WandbLogger"] = {"project": "pl_losses", "save_dir": RUNS, "offline": True}
 
 
@@ -46,7 +48,12 @@ def filled(logger: Any) -> Any:
     path = logger["class_path"] if "." in logger["class_path"] else f"lightning.pytorch.loggers.{name}"
     arguments = dict(DEFAULTS[name])
     if name == "WandbLogger" and (mode := os.environ.get("WANDB_MODE")):
-        arguments["offline"] = mode not in ("online", "disabled", "shared")
+        if mode not in MODES:
+            raise UsageError(
+                f"Expected the environment variable WANDB_MODE to be one of {', '.join(MODES)} but got"
+                f" {mode!r}"
+            )
+        arguments["offline"] = MODES[mode]
     defaults = {"class_path": path, "init_args": arguments}
     return merge(defaults, {**logger, "class_path": path})
 

@@ -174,7 +174,7 @@ class Runner:
             with sigterm_raises():
                 for place, number in enumerate(missing):
                     failed = 0 if self.trial(number, count, len(missing) - place - 1) else failed + 1
-                    if failed == self.failures:
+                    if failed == self.failures and place + 1 < len(missing):
                         print(f"Stopped after {failed} failed trials in a row; --failures sets the number")
                         break
         self.summarize(opened)

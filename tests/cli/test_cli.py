@@ -101,6 +101,13 @@ def test_wandb_is_the_default_and_offline(folder, capfd, monkeypatch):
     assert "test_loss" in records
 
 
+def test_an_unknown_wandb_mode_is_refused(folder, capfd, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    assert main(["fit", *MODEL, *FAST[:-1]]) == 2
+    assert "dryrun but got 'ofline'" in capfd.readouterr().err
+    assert not (folder / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

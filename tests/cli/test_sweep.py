@@ -153,6 +153,13 @@ def test_it_stops_after_failures_in_a_row(sweep, tmp_path, capsys):
     assert column(tmp_path, "state")[4:] == ["finished"]
 
 
+def test_it_has_not_stopped_after_the_last_trial(sweep, tmp_path, capsys):
+    args = sweep("{values: [1, 5, 5.0]}")
+    assert main([*args, "--failures", "2"]) == 1
+    assert column(tmp_path, "state") == ["finished", "failed", "failed"]
+    assert "Stopped" not in capsys.readouterr().out
+
+
 def test_what_is_sought_has_to_be_logged(sweep, tmp_path):
     args = sweep("{values: [1, 3]}")
     (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text().replace("val/error", "val/eror"))
