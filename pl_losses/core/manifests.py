@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
-from pl_losses.core.panels import Section, Sections
+from pl_losses.core.panels import Section, Sections, reproduction
 from pl_losses.core.signatures import canonical, locate_function
 from pl_losses.recipes import HERE
 
@@ -43,12 +46,52 @@ class Reproduced:
     preset: tuple[tuple[str, str], ...] = ()
     shows: str = ""
 
+    def preset_values(self) -> dict[str, Any]:
+        """Return the arguments of the function as the options set them: text, or what JSON it is."""
+        values: dict[str, Any] = dict(self.preset)
+        for key, value in self.preset:
+            with suppress(ValueError):
+                values[key] = json.loads(value)
+        return values
+
     def title(self) -> str:
         """Return what of the paper it is."""
         if self.shows:
             return self.shows
         function = locate_function(self.function)
         return (ast.get_docstring(function) or "").partition("\n")[0] if function else self.name
+
+
+def recipe_scores(
+    paper: str,
+    recipes: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    published: Mapping[str, float] | None = None,
+    small: str = "",
+    minutes: float,
+    needs: str = "nothing",
+) -> Reproduced:
+    """Return the test scores of a paper's recipes over seeds: see :mod:`pl_losses.cli.recipe_scores`.
+
+    ``small`` is the recipe of the small form. Default: the first one.
+    """
+    name = f"{paper}/recipes"
+    short = json.dumps(
+        {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1}
+    )
+    preset = (("recipes", json.dumps(recipes)), ("metrics", json.dumps(metrics)), ("folder", f"runs/{name}"))
+    known = (("published", json.dumps(published)),) if published else ()
+    return Reproduced(
+        name,
+        "pl_losses.cli.recipe_scores.reproduce",
+        panels=reproduction("Recipes over seeds", name),
+        minutes=minutes,
+        needs=needs,
+        quick=f"--recipes [{small or recipes[0]}] --seeds 1 --more '{short}'",
+        preset=preset + known,
+        shows=f"Test scores of {', '.join(recipes)}, means over seeds.",
+    )
 
 
 @cache

@@ -133,7 +133,7 @@ def changed(name: str, arguments: Mapping[str, object]) -> str:
     made = reproduced()[name]
     module, _, attribute = made.function.rpartition(".")
     known = inspect.signature(getattr(import_module(module), attribute)).parameters
-    defaults = {key: known[key].default for key in known} | dict(made.preset)
+    defaults = {key: known[key].default for key in known} | made.preset_values()
     given = (key for key in arguments if key in defaults and arguments[key] != defaults[key])
     return " ".join(f"{key}={arguments[key]}" for key in given)
 

@@ -1,6 +1,6 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.manifests import Reproduced
+from pl_losses.core.manifests import Reproduced, recipe_scores
 from pl_losses.core.panels import Section, histogram, lines, pictures, reproduction
 
 GAN = (
@@ -43,4 +43,12 @@ TABLE1 = Reproduced(
     panels=reproduction("Table 1: images per second", "gan/table1", "speeds"),
     minutes=60,
     quick="--models AlexNet --image_size 64 --batch_size 2 --steps 1 --repeats 1",
+)
+RECIPES = recipe_scores(
+    "gan",
+    ["gan/mnist"],
+    ["test/lenet_frechet_distance", "test/lenet_precision", "test/lenet_recall"],
+    minutes=20,
+    needs="MNIST",
+    small="gan/digits",
 )

@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifest import LOSS
-from pl_losses.core.manifests import Reproduced
+from pl_losses.core.manifests import Reproduced, recipe_scores
 from pl_losses.core.panels import Section, bars, chart, lines, pictures, reproduction, table
 from pl_losses.monitoring.charts import LINES
 
@@ -48,4 +48,10 @@ CRITERIA = Reproduced(
     needs="MNIST",
     quick="--criteria isolated,discriminative_forward --dataset digits --isolated_epochs 1 --string_epochs 1"
     " --strings 16 --eval_strings 16 --seeds 1",
+)
+RECIPES = recipe_scores(
+    "gtn",
+    ["gtn/collapse"],
+    ["test/error", "test/loss"],
+    minutes=5,
 )

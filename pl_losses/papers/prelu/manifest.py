@@ -1,6 +1,6 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.manifests import Reproduced
+from pl_losses.core.manifests import Reproduced, recipe_scores
 from pl_losses.core.panels import Section, bars, histogram, lines, pictures, reproduction
 
 
@@ -71,4 +71,10 @@ FIG3 = Reproduced(
     quick="--dataset digits --epochs 1 --validations 2 --limit 128 --seeds 1 --width 0.02",
     preset=(("figure", "fig3"), ("folder", "runs/prelu/fig3")),
     shows="Fig. 3: error of 30 layers over training, from the weights of He and of Xavier.",
+)
+RECIPES = recipe_scores(
+    "prelu",
+    ["prelu/digits-relu", "prelu/digits-prelu"],
+    ["test/error"],
+    minutes=6,
 )

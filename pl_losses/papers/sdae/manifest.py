@@ -1,6 +1,6 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.manifests import Reproduced
+from pl_losses.core.manifests import Reproduced, recipe_scores
 from pl_losses.core.panels import Section, lines, pictures, reproduction
 
 STACKED = (
@@ -42,4 +42,13 @@ LEVELS = Reproduced(
     needs="MNIST",
     quick="--levels [0.0,0.25] --layers [1,2] --source digits --seeds 1 --train_size 64 --val_size 20"
     " --test_size 20 --hidden_size 4 --pretrain_epochs 1 --finetune_epochs 1",
+)
+RECIPES = recipe_scores(
+    "sdae",
+    ["sdae/mnist"],
+    ["test/error"],
+    minutes=75,
+    needs="MNIST",
+    small="sdae/digits",
+    published={"sdae/mnist": 1.28},
 )

@@ -1,0 +1,131 @@
+"""Test scores of recipes over seeds: the same command as a user's, once for each seed.
+
+``pl-losses reproduce gan/recipes`` (and those of other papers) trains and tests the recipes that the pages
+quote.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from pl_losses.core.experiment import PlainExperiment, Recording, progress_bar, quiet
+from pl_losses.core.protocol import Measured, Score, report
+from pl_losses.core.results import Row
+from pl_losses.core.validation import check_counts, typed
+from pl_losses.recipes import resolve
+
+
+@typed
+def reproduce(
+    recipes: list[str],
+    metrics: list[str],
+    seeds: int = 3,
+    *,
+    folder: str,
+    published: dict[str, float] | None = None,
+    more: dict[str, Any] | None = None,
+    wandb: Recording = "offline",
+) -> None:
+    """Test scores of the recipes that the pages quote, means over seeds.
+
+    For each seed, ``pl-losses fit`` trains the recipe and tests it. The folder gets ``trainings.csv``,
+    ``results.csv``, ``results.png``, the output of each training and a W&B run, and the same command resumes
+    after an interruption.
+
+    Args:
+        recipes: Names or files.
+        metrics: Of the test. One that ends in "error" is a share, and is shown in percent.
+        seeds: Trainings of each recipe, with the seeds from 0.
+        folder: For the results. A folder with a part of them is resumed.
+        published: The paper's value of the first metric, by recipe.
+        more: Further options of ``fit``, such as {"trainer.max_epochs": 1}.
+        wandb: Whether W&B records the tables and the picture, and where.
+
+    Raises:
+        ValueError: If an argument is out of range, a training fails, a metric is not logged, or the folder
+            has the results of other arguments.
+    """
+    check_counts(seeds=seeds)
+    for recipe in recipes:
+        resolve(recipe)  # It refuses an unknown one before any training.
+    options = [f"--{key}={value}" for key, value in (more or {}).items()]
+    kept = PlainExperiment(folder, {"metrics": metrics, "more": more})
+    done = {(one["recipe"], one["seed"]) for one in kept.results}
+    with progress_bar(seeds * len(recipes)) as bar:
+        for seed in range(seeds):
+            for recipe in recipes:
+                if (recipe, seed) not in done:
+                    kept.add(train(recipe, seed, metrics, Path(folder), options))
+                bar.update()
+                bar.set_description(f"{recipe}, seed {seed}")
+    results = [one for one in kept.results if one["recipe"] in recipes and one["seed"] < seeds]
+    rows = []
+    for recipe in recipes:
+        of = [one for one in results if one["recipe"] == recipe]
+        for metric in metrics:
+            known = (published or {}).get(recipe) if metric == metrics[0] else None
+            seconds = sum(one["seconds"] for one in of) if metric == metrics[0] else 0.0
+            scores = [score_of(one["scores"], metric) for one in of]
+            row = Measured(recipe, {}, scores, seconds).row()
+            name = metric.removeprefix("test/").replace("_", " ")
+            quantity = f"test {name}, %" if metric.endswith("error") else f"test {name}"
+            rows.append(Row(recipe, quantity, published=known, **row))
+    trainings = [{key: one[key] for key in ("recipe", "seed", "seconds")} | one["scores"] for one in results]
+    report(kept, name_of(folder), wandb, rows, tables={"trainings": trainings})
+
+
+def name_of(folder: str) -> str:
+    """Return what ``reproduce`` calls it: the last two parts of its folder.
+
+    >>> name_of("runs/gan/recipes")
+    'gan/recipes'
+    """
+    return "/".join(Path(folder).parts[-2:])
+
+
+def train(recipe: str, seed: int, metrics: list[str], folder: Path, more: list[str]) -> dict[str, Any]:
+    """Fit and test a recipe with a seed, and return the scores of its test.
+
+    Raises:
+        KeyboardInterrupt: If it was interrupted.
+        ValueError: If it failed, or did not log a metric.
+    """
+    from pl_losses.cli.main import main
+
+    name = f"{recipe.replace('/', '-')}-{seed}"
+    runs, log = folder / "runs", folder / "logs" / f"{name}.log"
+    shutil.rmtree(runs / name, ignore_errors=True)  # One that was interrupted begins anew.
+    log.parent.mkdir(parents=True, exist_ok=True)
+    logger = {"save_dir": str(runs.parent), "name": runs.name, "version": name}
+    options = ["--trainer.logger=CSVLogger", *(f"--trainer.logger.{key}={at}" for key, at in logger.items())]
+    started = perf_counter()
+    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file), quiet():
+        status = main(["fit", "--config", recipe, "--seed_everything", str(seed), *options, *more])
+    if status in (130, 143):
+        raise KeyboardInterrupt
+    if status:
+        raise ValueError(f"Expected {recipe} to train with seed {seed} but it failed: see {log}")
+    with (runs / name / "metrics.csv").open(newline="") as file:
+        last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
+    scores = {key: float(value) for key, value in last.items() if key.startswith("test/")}
+    if missing := [metric for metric in metrics if metric not in scores]:
+        raise ValueError(
+            f"Expected {recipe} to log {missing[0]} but its test logs {', '.join(sorted(scores))}"
+        )
+    return {"recipe": recipe, "seed": seed, "seconds": perf_counter() - started, "scores": scores}
+
+
+def score_of(scores: dict[str, float], metric: str) -> Score:
+    """Return a metric, an error in percent, with the standard error that its interval implies.
+
+    >>> score_of({"test/error": 0.5, "test/error_low": 0.4, "test/error_high": 0.6}, "test/error").value
+    50.0
+    """
+    factor = 100.0 if metric.endswith("error") else 1.0
+    ends = [scores.get(f"{metric}_{end}", scores[metric]) for end in ("low", "high")]
+    return Score(factor * scores[metric], factor * (ends[1] - ends[0]) / 2 / 1.96)
