@@ -117,8 +117,8 @@ class CIFAR10(TensorDataModule):
         if path is None:
             raise FileNotFoundError(self._missing())
         if stage in ("test", "predict"):
-            return {"test": _read(path, "test")}
-        images, labels = _read(path, "train")
+            return {"test": self.read(path, "test")}
+        images, labels = self.read(path, "train")
         rows = train_and_val(len(labels), self.val_size, limit=self.limit, seed=self.seed)
         return {split: (images[chosen], labels[chosen]) for split, chosen in rows.items()}
 
@@ -135,6 +135,26 @@ class CIFAR10(TensorDataModule):
         mean, std = (torch.tensor(of, device=images.device).view(3, 1, 1) * 255 for of in (MEAN, STD))
         return images.float().sub_(mean).div_(std), labels
 
+    def read(self, path: Path, split: str) -> Batch:
+        """Read images uint8 [N, 3, 32, 32] and labels [N] of "train" or "test" from a folder or an archive.
+
+        They are pickles, which are opened only if their checksums are right.
+        """
+        from torchvision.datasets import CIFAR10 as Published
+
+        published = dict(Published.train_list if split == "train" else Published.test_list)
+        images, labels = [], []
+        for name, data in _files(path, list(published)):
+            if (found := checksum(data, "md5")) != published[name]:
+                raise ValueError(
+                    f"Expected {path / name} with the published MD5 {published[name]} but got {found}:"
+                    f" {ADVICE}"
+                )
+            content = pickle.loads(data, encoding="latin1")
+            images.append(content["data"])
+            labels += content["labels"]
+        return torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32), torch.tensor(labels)
+
     def _found(self) -> Path | None:
         names = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
         places = (folder / name for folder in (self.root, self.root / "cifar10") for name in names)
@@ -146,6 +166,32 @@ class CIFAR10(TensorDataModule):
             " set `root` or the environment variable PL_LOSSES_DATA to the folder that has them, or call"
             " `prepare_data` with `download=True`"
         )
+
+
+class JPEGCopy(CIFAR10):
+    """A copy of CIFAR-10 with a folder of JPEG files for each class, which lose detail.
+
+    The folders are ``cifar10-jpeg/train`` and ``cifar10-jpeg/test`` in ``root``. Errors on these images are
+    not those on CIFAR-10.
+    """
+
+    def _found(self) -> Path | None:
+        place = self.root / "cifar10-jpeg"
+        return place if all((place / split).is_dir() for split in ("train", "test")) else None
+
+    def _missing(self) -> str:
+        return f"Expected `root` to hold cifar10-jpeg/train and cifar10-jpeg/test but {self.root} does not"
+
+    def read(self, path: Path, split: str) -> Batch:
+        """Read images uint8 [N, 3, 32, 32] and labels [N] of "train" or "test"."""
+        from torchvision.datasets import ImageFolder
+        from torchvision.transforms.functional import pil_to_tensor
+
+        images, labels = zip(*ImageFolder(str(path / split), pil_to_tensor), strict=True)
+        return torch.stack(images), torch.tensor(labels)
+
+
+CIFARS = {"cifar10": CIFAR10, "cifar10-jpeg": JPEGCopy}
 
 
 def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -169,26 +215,6 @@ def random_crops(images: Tensor, size: int, generator: torch.Generator) -> Tenso
     every = torch.arange(samples, device=device)[:, None, None]
     # Indexed like this, the channels come last.
     return images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
-def _read(path: Path, split: str) -> Batch:
-    """Read images uint8 [N, 3, 32, 32] and labels [N] of "train" or "test" from a folder or an archive.
-
-    They are pickles, which are opened only if their checksums are right.
-    """
-    from torchvision.datasets import CIFAR10 as Published
-
-    published = dict(Published.train_list if split == "train" else Published.test_list)
-    images, labels = [], []
-    for name, data in _files(path, list(published)):
-        if (found := checksum(data, "md5")) != published[name]:
-            raise ValueError(
-                f"Expected {path / name} with the published MD5 {published[name]} but got {found}: {ADVICE}"
-            )
-        content = pickle.loads(data, encoding="latin1")
-        images.append(content["data"])
-        labels += content["labels"]
-    return torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32), torch.tensor(labels)
 
 
 def _files(path: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torchvision.transforms.functional import to_pil_image
 
 from pl_losses.data import CIFAR10
-from pl_losses.data.cifar10 import random_crops
+from pl_losses.data.cifar10 import JPEGCopy, random_crops
 
 Published = torchvision.datasets.CIFAR10
 
@@ -130,3 +131,26 @@ def test_bad_arguments_are_named(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"`{name}`"):
         CIFAR10(**options)
+
+
+def test_a_copy_of_jpeg_files_is_read_by_class_and_says_what_it_needs(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    colours = {}
+    for split, count in (("train", 3), ("test", 1)):
+        for name in ("airplane", "bird"):
+            folder = tmp_path / "cifar10-jpeg" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                colour = torch.randint(256, (3, 1, 1), generator=generator, dtype=torch.uint8)
+                colours.setdefault((split, name), []).append(colour)
+                file = folder / f"{number:04}.jpg"
+                to_pil_image(colour.expand(3, 32, 32)).save(file, quality=100, subsampling=0)
+    data = JPEGCopy(str(tmp_path), val_size=0, augment=False, batch_size=6)
+    data.setup()
+    for split, labels in (("train", [0, 0, 0, 1, 1, 1]), ("test", [0, 1])):
+        images, found = data.tensors[split]
+        assert found.tolist() == labels
+        wanted = torch.stack([*colours[split, "airplane"], *colours[split, "bird"]]).expand(-1, 3, 32, 32)
+        assert (images.int() - wanted.int()).abs().max() <= 2  # JPEG rounds.
+    with pytest.raises(FileNotFoundError, match="`root` to hold cifar10-jpeg/train and cifar10-jpeg/test"):
+        JPEGCopy(str(tmp_path / "train"), download=False).prepare_data()

@@ -15,8 +15,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torchvision.datasets import ImageFolder
-from torchvision.transforms.functional import pil_to_tensor
 
 from pl_losses.core.experiment import Experiment, Recording, names_of
 from pl_losses.core.figures import Figure, new_figure
@@ -24,9 +22,9 @@ from pl_losses.core.protocol import Job, Measured, Score, measure, report, table
 from pl_losses.core.results import Row
 from pl_losses.core.rng import fold_in
 from pl_losses.core.validation import check_counts, check_positive, typed
-from pl_losses.data import CIFAR10, MNIST, Digits
+from pl_losses.data import MNIST, Digits
 from pl_losses.data.bag_of_words import BagOfWords
-from pl_losses.data.loader import Batch
+from pl_losses.data.cifar10 import CIFARS
 from pl_losses.data.module import TensorDataModule
 from pl_losses.papers.adam.batched import BatchedClassifiers
 from pl_losses.papers.adam.modules import MLP, ConvNet, LogisticRegression
@@ -167,32 +165,13 @@ def reproduce(
     report(kept, f"adam/{figure}", wandb, rows, pictures={"curves": draw(found)}, tables=tables)
 
 
-class FolderCIFAR10(CIFAR10):
-    """The training images of a copy with a folder for each class, such as JPEG files, which lose detail."""
-
-    def __init__(self, root: str | None = None, **options: Any) -> None:
-        super().__init__(root, download=False, val_size=0, augment=False, **options)
-
-    def complete(self) -> bool:
-        """Tell whether there is a folder."""
-        return (self.root / "cifar10-jpeg" / "train").is_dir()
-
-    def load(self, stage: str) -> dict[str, Batch]:
-        """Return the images and labels."""
-        folder = ImageFolder(str(self.root / "cifar10-jpeg" / "train"), pil_to_tensor)
-        images, labels = zip(*folder, strict=True)
-        return {"train": (torch.stack(images), torch.tensor(labels))}
-
-
 def load(name: str, root: str | None, batch_size: int, seed: int) -> TensorDataModule:
     """Load a training set whose inputs are scaled to 0..1, or normalised."""
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     if name == "bow":
         data: TensorDataModule = BagOfWords(root=root, **options)
-    elif name == "cifar10-jpeg":
-        data = FolderCIFAR10(root, **options)
-    elif name == "cifar10":
-        data = CIFAR10(root, val_size=0, augment=False, **options)
+    elif name in CIFARS:
+        data = CIFARS[name](root, val_size=0, augment=False, **options)
     elif name == "mnist":
         data = MNIST(root, val_size=0, low=0.0, high=1.0, **options)
     else:
@@ -204,7 +183,7 @@ def load(name: str, root: str | None, batch_size: int, seed: int) -> TensorDataM
 
 def network(figure: str, name: str, width: float) -> nn.Module:
     """Build the network of a figure for a data set."""
-    words, channels, units = name == "bow", 3 if name.startswith("cifar10") else 1, round(1000 * width)
+    words, channels, units = name == "bow", 3 if name in CIFARS else 1, round(1000 * width)
     if figure == "fig1":
         size = 10_000 if words else channels * 1024
         return LogisticRegression(size, 2 if words else 10, p=0.5 if words else 0.0)

@@ -52,6 +52,14 @@ SLOPE_MONITOR = (
         ),
     ),
 )
+TABLE1 = Reproduced(
+    "prelu/table1",
+    "pl_losses.papers.prelu.table1.reproduce",
+    panels=reproduction("Table 1: the slope of each layer", "prelu/table1", "slopes"),
+    minutes=15,
+    needs="CIFAR-10",
+    quick="--dataset digits --epochs 1 --limit 128 --seeds 1 --width 0.05",
+)
 FIG2 = Reproduced(
     "prelu/fig2",
     "pl_losses.papers.prelu.convergence.reproduce",
