@@ -40,7 +40,7 @@ def reproduce(
     Args:
         recipes: Names or files.
         metrics: Of the test. One that ends in "error" is a share, and is shown in percent.
-        seeds: Trainings of each recipe, with the seeds from 0.
+        seeds: Trainings of each recipe. They have the seeds from 0, and so has their data.
         folder: For the results. A folder with a part of them is resumed.
         published: The paper's value of the first metric, by recipe.
         more: Further options of ``fit``, such as {"trainer.max_epochs": 1}.
@@ -105,7 +105,8 @@ def train(recipe: str, seed: int, metrics: list[str], folder: Path, more: list[s
     options = ["--trainer.logger=CSVLogger", *(f"--trainer.logger.{key}={at}" for key, at in logger.items())]
     started = perf_counter()
     with log.open("w") as file, redirect_stdout(file), redirect_stderr(file), quiet():
-        status = main(["fit", "--config", recipe, "--seed_everything", str(seed), *options, *more])
+        seeded = [f"--{key}={seed}" for key in ("seed_everything", "data.seed")]
+        status = main(["fit", "--config", recipe, *seeded, *options, *more])
     if status in (130, 143):
         raise KeyboardInterrupt
     if status:

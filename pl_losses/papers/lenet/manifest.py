@@ -1,6 +1,6 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.manifests import Reproduced
+from pl_losses.core.manifests import Reproduced, recipe_scores
 from pl_losses.core.panels import Section, lines, pictures, reproduction
 
 LENET5 = (
@@ -36,4 +36,13 @@ TRAINING_SIZE = Reproduced(
     minutes=50,
     needs="MNIST",
     quick="--dataset digits --sizes [50,100] --steps 4 --batch_size 32 --seeds 1",
+)
+RECIPES = recipe_scores(
+    "lenet",
+    ["lenet/mnist-distorted"],
+    ["test/error"],
+    published={"lenet/mnist-distorted": 0.80},
+    minutes=30,
+    needs="MNIST",
+    small="lenet/digits",
 )

@@ -91,9 +91,12 @@ def draw(found: Sequence[Measured], counts: Sequence[int]) -> Figure:
     figure, axes = new_axes(5.6, 3.6)
     for name, part in (("as they are", found[: len(counts)]), ("distorted", found[len(counts) :])):
         draw_line(axes, counts, part, name)
-    axes.plot([60_000, 60_000], list(PUBLISHED.values()), "d", color="0.5", label="published")
+    axes.plot([60_000, 60_000], list(PUBLISHED.values()), "d", color="0.3", zorder=5, label="published")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(counts, [str(count) for count in counts], fontsize=8)
+    axes.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
     axes.set_xlabel("training images")
     axes.set_ylabel("test error, %")
     axes.grid(alpha=0.3, which="both")

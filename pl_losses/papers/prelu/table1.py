@@ -134,6 +134,7 @@ def draw(found: Measured) -> Figure:
         axes.plot(range(1, 1 + len(score.curve)), score.curve, "o-", markersize=3, label=f"seed {seed}")
     axes.axhline(0.25, color="0.5", linestyle=":", label="at the start")
     axes.axvspan(len(found.scores[0].curve) - 1.5, len(found.scores[0].curve) + 0.5, color="0.93")
+    axes.set_xticks(range(1, 1 + len(found.scores[0].curve)))
     axes.set_xlabel("layer (grey: fully connected)")
     axes.set_ylabel("mean slope")
     axes.set_title(found.method, fontsize=9)
