@@ -205,8 +205,9 @@ def page() -> str:
                 counts[verdict] += 1
         about = f"## {name}\n\n{made.title()} {reference(name.partition('/')[0])}\n"
         parts.append(f"{about}\n{section(rows)}\n")
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return PAGE.format(verdicts=f"Rows beside a published number: {counted}.") + "\n" + "\n".join(parts)
+    counted = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
+    verdicts = f"In the tables below, {sum(counts.values())} rows have a published number. Ours is {counted}."
+    return PAGE.format(verdicts=verdicts) + "\n" + "\n".join(parts)
 
 
 def filled(text: str) -> str:

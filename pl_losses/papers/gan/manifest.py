@@ -41,7 +41,7 @@ TABLE1 = Reproduced(
     "gan/table1",
     "pl_losses.papers.gan.table1.reproduce",
     panels=reproduction("Table 1: images per second", "gan/table1", "speeds"),
-    minutes=60,
+    minutes=10,
     quick="--models AlexNet --image_size 64 --batch_size 2 --steps 1 --repeats 1",
 )
 RECIPES = recipe_scores(

@@ -30,7 +30,7 @@ def reproduce(
     train_size: int | None = None,
     val_size: int | None = None,
     test_size: int | None = None,
-    hidden_size: int = 1000,
+    hidden_size: int = 500,
     pretrain_epochs: int = 10,
     finetune_epochs: int = 15,
     pretrain_lr: float = 0.002,
