@@ -256,6 +256,7 @@ def draw(found: Mapping[str, Sequence[Measured]]) -> Figure:
         axes.set_yscale("log")
         axes.set_title(DATA[name], fontsize=9)
         axes.set_xlabel("passes over the training data")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     panels[0].set_ylabel("training loss, nats")
