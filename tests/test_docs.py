@@ -139,7 +139,7 @@ def test_what_a_page_measured_is_among_all_results(paper):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_tables_of_what_was_measured_are_made_by_the_command(paper):
-    """Table 1 of dropout takes two hours a column, and `sdae/recipes` 75 minutes: theirs are typed by hand."""
+    """Table 1 of dropout takes two hours a column, and `sdae/recipes` 75 minutes: theirs are typed."""
     typed = re.sub(r"<!-- results .*?<!-- end of results -->", "", sections(paper)["Measured"], flags=re.S)
     tables = re.findall(r"(?:^\|.*\n)+", typed, re.M)
     assert len(tables) == {"dropout": 1, "sdae": 1}.get(paper, 0)

@@ -26,7 +26,11 @@ def test_the_list_tells_figure_cost_and_needs(capsys):
     assert capsys.readouterr().out == printed
 
 
-@pytest.mark.parametrize("name", reproduced())
+# The scores of recipes are made by one function, with a fit for each.
+SMALL = [name for name in reproduced() if not name.endswith("/recipes") or name == "prelu/recipes"]
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_a_small_form(name, folder, request):
     if "UCI" in reproduced()[name].needs:
         request.getfixturevalue("uci_root")

@@ -76,7 +76,7 @@ def reproduce(
                 trainer.fit(model, Pictures(content, style, size, steps=steps, root=root))
             loss, _ = model.evaluate()
             image = (255 * model.result()[0]).round().byte()
-            result = {"layers": number, "alpha": alpha, "loss": float(loss), "image": image}
+            result = {"layers": number, "alpha": alpha, "loss": float(loss.detach()), "image": image}
             kept.add(result | {"seconds": perf_counter() - started})
             bar.update()
     losses = [{key: value for key, value in one.items() if key != "image"} for one in kept.results]

@@ -1,0 +1,92 @@
+"""Scores of recipes over seeds."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from pl_losses.cli import main as cli
+from pl_losses.core.results import row_of
+
+COMMAND = [
+    "reproduce",
+    "lenet/recipes",
+    "--seeds",
+    "2",
+    "--wandb",
+    "disabled",
+    "--folder",
+    "out/lenet/recipes",
+]
+
+
+@pytest.fixture
+def fits(folder, monkeypatch):
+    """Replace fits by ones that log an error of 1 % more for each seed; return the commands."""
+    asked, statuses = [], []
+
+    def fit(args):
+        asked.append(args)
+        options = dict(arg.removeprefix("--").split("=") for arg in args[3:])
+        parts = [options[f"trainer.logger.{key}"] for key in ("save_dir", "name", "version")]
+        run = Path(*parts)
+        assert not run.exists()
+        run.mkdir(parents=True)
+        error = 0.01 * (1 + int(options["seed_everything"]))
+        rows = ["step,train/loss,test/error,test/error_low,test/error_high", "1,0.5,,,"]
+        rows.append(f"2,,{error},{error - 0.00196},{error + 0.00196}")
+        (run / "metrics.csv").write_text("\n".join(rows) + "\n")
+        print("what a fit prints")
+        return statuses.pop(0) if statuses else 0
+
+    real = cli.main
+    monkeypatch.setattr(cli, "main", fit)
+    return real, asked, statuses
+
+
+def test_each_seed_is_a_fit_of_its_own(fits, folder, capsys):
+    main, asked, _ = fits
+    assert main(COMMAND) == 0
+    assert [args[:5] for args in asked] == [
+        ["fit", "--config", "lenet/mnist-distorted", f"--seed_everything={seed}", f"--data.seed={seed}"]
+        for seed in (0, 1)
+    ]
+    (row,) = csv.DictReader((folder / "out/lenet/recipes/results.csv").open())
+    assert row["options"] == ""
+    found = row_of(row)
+    assert (found.what, found.quantity, found.measured) == (
+        "lenet/mnist-distorted",
+        "test error, %",
+        pytest.approx(1.5),
+    )
+    assert (found.published, found.seeds, found.verdict()) == (0.8, 2, "equal")
+    # By Student's t of two seeds, and by the standard error of a test, 0.1 points.
+    assert found.high - found.measured == pytest.approx(
+        (12.7062**2 * 0.5 / 2 + 1.96**2 * 0.01) ** 0.5, rel=1e-3
+    )
+    logs = folder / "out/lenet/recipes/logs"
+    assert (logs / "lenet-mnist-distorted-0.log").read_text() == "what a fit prints\n"
+    assert "what a fit prints" not in capsys.readouterr().out
+
+
+def test_what_is_done_is_not_done_again(fits, folder, capsys):
+    main, asked, statuses = fits
+    statuses += [0, 143]
+    assert main(COMMAND) == 130
+    assert "the same command resumes from what is in out/lenet/recipes" in capsys.readouterr().err
+    assert main(COMMAND) == 0
+    assert [args[3] for args in asked] == [f"--seed_everything={seed}" for seed in (0, 1, 1)]
+
+
+def test_refused(fits, folder, capsys):
+    main, asked, statuses = fits
+    assert main([*COMMAND, "--recipes", "[lenet/mnist-distort]"]) == 2
+    assert "did you mean `lenet/mnist-distorted`" in capsys.readouterr().err
+    assert asked == []
+    statuses.append(1)
+    assert main(COMMAND) == 2
+    assert "but it failed: see out/lenet/recipes/logs/lenet-mnist-distorted-0.log" in capsys.readouterr().err
+    assert main([*COMMAND, "--metrics", json.dumps(["test/eror"]), "--folder", "other/lenet/recipes"]) == 2
+    told = "Expected lenet/mnist-distorted to log test/eror but its test logs test/error, test/error_high"
+    assert told in capsys.readouterr().err
