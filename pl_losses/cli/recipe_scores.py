@@ -60,7 +60,7 @@ def reproduce(
         for seed in range(seeds):
             for recipe in recipes:
                 if (recipe, seed) not in done:
-                    kept.add(train(recipe, seed, metrics, Path(folder), options))
+                    kept.add(train(recipe, seed, metrics=metrics, folder=Path(folder), more=options))
                 bar.update()
                 bar.set_description(f"{recipe}, seed {seed}")
     results = [one for one in kept.results if one["recipe"] in recipes and one["seed"] < seeds]
@@ -88,7 +88,7 @@ def name_of(folder: str) -> str:
     return "/".join(Path(folder).parts[-2:])
 
 
-def train(recipe: str, seed: int, metrics: list[str], folder: Path, more: list[str]) -> dict[str, Any]:
+def train(recipe: str, seed: int, *, metrics: list[str], folder: Path, more: list[str]) -> dict[str, Any]:
     """Fit and test a recipe with a seed, and return the scores of its test.
 
     Raises:
