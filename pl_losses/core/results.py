@@ -183,7 +183,8 @@ How the numbers were measured:
 - Where there was a choice of settings, it was made on a held-out part of the training data, with a seed of
   its own, unless the row says how else. All other settings were fixed before, and those of `dropout/table1`
   are its authors'.
-- Each trained network is tested once, after the last pass. Only `dropout/samples` tests it once for each T.
+- Each trained network is tested once, after the last pass, and a stack of autoencoders with the weights that
+  had the lowest validation error. Only `dropout/samples` tests it once for each T.
 - A measured number is the mean over seeds. Its 95 % interval is in brackets. The interval covers what
   varies by chance: the seed and, for test errors, which samples are in the test set.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
@@ -206,7 +207,8 @@ def page() -> str:
         about = f"## {name}\n\n{made.title()} {reference(name.partition('/')[0])}\n"
         parts.append(f"{about}\n{section(rows)}\n")
     counted = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
-    verdicts = f"In the tables below, {sum(counts.values())} rows have a published number. Ours is {counted}."
+    compared = f"{sum(counts.values())} rows are compared with a published number"
+    verdicts = f"In the tables below, {compared}. Ours is {counted}."
     return PAGE.format(verdicts=verdicts) + "\n" + "\n".join(parts)
 
 
