@@ -17,9 +17,9 @@ from pl_losses.recipes import Config, UsageError, merge
 
 RESERVED = ":;,#?/'"  # W&B takes none of these in an id.
 DEFAULTS: dict[str, Config] = {name: {"save_dir": RUNS, "name": "pl_losses"} for name in LOGGERS}
-# W&B's, and whether nothing is sent in them before `wandb sync`.
-MODES = {"online": False, "run": False, "shared": False, "disabled": False, "offline": True, "dryrun": True}
 DEFAULTS["WandbLogger"] = {"project": "pl_losses", "save_dir": RUNS, "offline": True}
+# Values of WANDB_MODE, and whether nothing is sent before `wandb sync`.
+MODES = {"online": False, "run": False, "shared": False, "disabled": False, "offline": True, "dryrun": True}
 
 
 def fill_logger(config: Config, effective: Config) -> None:

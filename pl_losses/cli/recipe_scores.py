@@ -22,11 +22,12 @@ from pl_losses.recipes import resolve
 
 @typed
 def reproduce(
+    paper: str,
     recipes: list[str],
     metrics: list[str],
-    seeds: int = 3,
     *,
     folder: str,
+    seeds: int = 3,
     published: dict[str, float] | None = None,
     more: dict[str, Any] | None = None,
     wandb: Recording = "offline",
@@ -38,10 +39,11 @@ def reproduce(
     after an interruption.
 
     Args:
+        paper: Whose recipes they are, such as "gan".
         recipes: Names or files.
         metrics: Of the test. One that ends in "error" is a share, and is shown in percent.
-        seeds: Trainings of each recipe. They have the seeds from 0, and so has their data.
         folder: For the results. A folder with a part of them is resumed.
+        seeds: Trainings of each recipe. They have the seeds from 0, and so has their data.
         published: The paper's value of the first metric, by recipe.
         more: Further options of ``fit``, such as {"trainer.max_epochs": 1}.
         wandb: Whether W&B records the tables and the picture, and where.
@@ -76,16 +78,7 @@ def reproduce(
             quantity = f"test {name}, %" if metric.endswith("error") else f"test {name}"
             rows.append(Row(recipe, quantity, published=known, **row))
     trainings = [{key: one[key] for key in ("recipe", "seed", "seconds")} | one["scores"] for one in results]
-    report(kept, name_of(folder), wandb, rows, tables={"trainings": trainings})
-
-
-def name_of(folder: str) -> str:
-    """Return what ``reproduce`` calls it: the last two parts of its folder.
-
-    >>> name_of("runs/gan/recipes")
-    'gan/recipes'
-    """
-    return "/".join(Path(folder).parts[-2:])
+    report(kept, f"{paper}/recipes", wandb, rows, tables={"trainings": trainings})
 
 
 def train(recipe: str, seed: int, *, metrics: list[str], folder: Path, more: list[str]) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def recipe_scores(
     short = json.dumps(
         {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1}
     )
-    preset = (("recipes", json.dumps(recipes)), ("metrics", json.dumps(metrics)), ("folder", f"runs/{name}"))
-    known = (("published", json.dumps(published)),) if published else ()
+    preset = {"paper": paper, "recipes": json.dumps(recipes), "metrics": json.dumps(metrics)}
+    preset |= {"folder": f"runs/{name}"} | ({"published": json.dumps(published)} if published else {})
     return Reproduced(
         name,
         "pl_losses.cli.recipe_scores.reproduce",
@@ -89,7 +89,7 @@ def recipe_scores(
         minutes=minutes,
         needs=needs,
         quick=f"--recipes [{small or recipes[0]}] --seeds 1 --more '{short}'",
-        preset=preset + known,
+        preset=tuple(preset.items()),
         shows=f"Test scores of {', '.join(recipes)}, means over seeds.",
     )
 

@@ -17,7 +17,7 @@ COMMAND = [
     "--wandb",
     "disabled",
     "--folder",
-    "out/lenet/recipes",
+    "out/own",
 ]
 
 
@@ -52,7 +52,7 @@ def test_each_seed_is_a_fit_of_its_own(fits, folder, capsys):
         ["fit", "--config", "lenet/mnist-distorted", f"--seed_everything={seed}", f"--data.seed={seed}"]
         for seed in (0, 1)
     ]
-    (row,) = csv.DictReader((folder / "out/lenet/recipes/results.csv").open())
+    (row,) = csv.DictReader((folder / "out/own/results.csv").open())
     assert row["options"] == ""
     found = row_of(row)
     assert (found.what, found.quantity, found.measured) == (
@@ -65,7 +65,7 @@ def test_each_seed_is_a_fit_of_its_own(fits, folder, capsys):
     assert found.high - found.measured == pytest.approx(
         (12.7062**2 * 0.5 / 2 + 1.96**2 * 0.01) ** 0.5, rel=1e-3
     )
-    logs = folder / "out/lenet/recipes/logs"
+    logs = folder / "out/own/logs"
     assert (logs / "lenet-mnist-distorted-0.log").read_text() == "what a fit prints\n"
     assert "what a fit prints" not in capsys.readouterr().out
 
@@ -74,7 +74,7 @@ def test_what_is_done_is_not_done_again(fits, folder, capsys):
     main, asked, statuses = fits
     statuses += [0, 143]
     assert main(COMMAND) == 130
-    assert "the same command resumes from what is in out/lenet/recipes" in capsys.readouterr().err
+    assert "the same command resumes from what is in out/own" in capsys.readouterr().err
     assert main(COMMAND) == 0
     assert [args[3] for args in asked] == [f"--seed_everything={seed}" for seed in (0, 1, 1)]
 
@@ -86,7 +86,7 @@ def test_refused(fits, folder, capsys):
     assert asked == []
     statuses.append(1)
     assert main(COMMAND) == 2
-    assert "but it failed: see out/lenet/recipes/logs/lenet-mnist-distorted-0.log" in capsys.readouterr().err
+    assert "but it failed: see out/own/logs/lenet-mnist-distorted-0.log" in capsys.readouterr().err
     assert main([*COMMAND, "--metrics", json.dumps(["test/eror"]), "--folder", "other/lenet/recipes"]) == 2
     told = "Expected lenet/mnist-distorted to log test/eror but its test logs test/error, test/error_high"
     assert told in capsys.readouterr().err

@@ -126,14 +126,15 @@ def reproduce(
     Raises:
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
-    known, given = FIGURES[figure], width
+    known = FIGURES[figure]
     names = names_of("datasets", list(known.datasets) if datasets is None else datasets, list(DATA))
     lengths = passes or known.passes, choice_passes or known.choice_passes
     check_counts(seeds=seeds, passes=lengths[0], choice_passes=lengths[1], batch_size=batch_size, limit=limit)
+    arguments: dict[str, object] = {"figure": figure, "passes": passes, "choice_passes": choice_passes}
+    arguments |= {"batch_size": batch_size, "limit": limit, "width": width}
     width = known.width if width is None else width
     check_positive("width", width)
-    arguments = {"figure": figure, "passes": passes, "choice_passes": choice_passes}
-    kept = Experiment(folder, arguments | {"batch_size": batch_size, "limit": limit, "width": given})
+    kept = Experiment(folder, arguments)
     found: dict[str, list[Measured]] = {}
     for name in names:
 
