@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 
 from pl_losses.core.experiment import Experiment, Recording, progress_bar, quiet
-from pl_losses.core.figures import Axes, Figure, new_axes
+from pl_losses.core.figures import Axes, Figure, new_figure
 from pl_losses.core.results import Row, changed, interval, text
 
 CHOICE = 1000  # The seed of the choice; those that are reported begin at 0.
@@ -217,25 +217,35 @@ def report(
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Draw measured and published numbers of one quantity side by side, with their intervals."""
-    figure, axes = new_axes(6.4, 1.2 + 0.32 * len(rows))
-    for place, row in enumerate(rows):
-        ends = [row.measured if end is None else end for end in (row.low, row.high)]
-        axes.plot(ends, [place, place], "-", color="C0")
-        axes.plot(
-            row.measured, place, "o", color="C0", label="measured, 95 % interval" if not place else None
-        )
-        if row.published is not None:
-            known = [row.published if end is None else end for end in (row.published_low, row.published_high)]
-            axes.plot(known, [place + 0.25] * 2, "-", color="0.5")
-            axes.plot(row.published, place + 0.25, "d", color="0.5")
-    axes.plot([], [], "d", color="0.5", label="published")
-    axes.set_yticks(range(len(rows)), [row.what for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(rows[0].quantity)
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
+    """Draw measured and published numbers side by side, with their intervals: a panel for each quantity."""
+    quantities = list(dict.fromkeys(row.quantity for row in rows))
+    shown = [[row for row in rows if row.quantity == quantity] for quantity in quantities]
+    heights = [1.2 + 0.32 * len(part) for part in shown]
+    figure = new_figure(6.4, sum(heights))
+    panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, part in zip(panels, shown, strict=True):
+        for place, row in enumerate(part):
+            draw_row(axes, place, row)
+        axes.plot([], [], "o-", color="C0", label="measured, 95 % interval")
+        if any(row.published is not None for row in part):
+            axes.plot([], [], "d", color="0.5", label="published")
+        axes.set_yticks(range(len(part)), [row.what for row in part], fontsize=8)
+        axes.set_ylim(len(part) - 0.4, -0.6)
+        axes.set_xlabel(part[0].quantity)
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(fontsize=8)
     return figure
+
+
+def draw_row(axes: Axes, place: int, row: Row) -> None:
+    """Draw a measured number, and the published one below it."""
+    ends = [row.measured if end is None else end for end in (row.low, row.high)]
+    axes.plot(ends, [place, place], "-", color="C0")
+    axes.plot(row.measured, place, "o", color="C0")
+    if row.published is not None:
+        known = [row.published if end is None else end for end in (row.published_low, row.published_high)]
+        axes.plot(known, [place + 0.25] * 2, "-", color="0.5")
+        axes.plot(row.published, place + 0.25, "d", color="0.5")
 
 
 def draw_line(axes: Axes, places: Sequence[float], found: Sequence[Measured], label: str) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from pl_losses.core.experiment import PlainExperiment
 from pl_losses.core.figures import new_axes
-from pl_losses.core.protocol import CHOICE, Job, Measured, Score, draw_line, measure, table
+from pl_losses.core.protocol import CHOICE, Job, Measured, Score, draw, draw_line, measure, table
+from pl_losses.core.results import Row
 
 GRIDS = {"a": [{"lr": 1}, {"lr": 2}, {"lr": 3}], "b": [{"lr": 2}]}
 
@@ -75,3 +76,19 @@ def test_a_line_has_intervals_where_there_are_any():
     assert [end for _, end in alone] == [0.0, 0.0]
     assert not [end for _, end in diverged if not isnan(end)]
     assert ends[0][1] < 1 < 2 < ends[1][1]
+
+
+def test_each_quantity_has_an_axis_of_its_own():
+    rows = [
+        Row("a", "error, %", 80.0, 70.0, 90.0),
+        Row("a", "loss", 1e-5),
+        Row("b", "error, %", 5.0, published=4.0),
+    ]
+    errors, losses = draw(rows).axes
+    assert [axes.get_xlabel() for axes in (errors, losses)] == ["error, %", "loss"]
+    assert [text.get_text() for text in errors.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in losses.get_yticklabels()] == ["a"]
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (errors, losses)]
+    assert legends == [["measured, 95 % interval", "published"], ["measured, 95 % interval"]]
+    points = [[float(x) for line in axes.lines for x in line.get_xdata()] for axes in (errors, losses)]
+    assert points == [[70, 90, 80, 5, 5, 5, 4, 4, 4], [1e-5, 1e-5, 1e-5]]
