@@ -41,22 +41,23 @@ def reproduce(
     Args:
         paper: Whose recipes they are, such as "gan".
         recipes: Names or files.
-        metrics: Of the test. One that ends in "error" is a share, and is shown in percent.
+        metrics: Of the test. A recipe need not log all of them. One that ends in "error" is a share, and is
+            shown in percent.
         folder: For the results. A folder with a part of them is resumed.
         seeds: Trainings of each recipe. They have the seeds from 0, and so has their data.
-        published: The paper's value of the first metric, by recipe.
+        published: The paper's value of a recipe's first metric, by recipe.
         more: Further options of ``fit``, such as {"trainer.max_epochs": 1}.
         wandb: Whether W&B records the tables and the picture, and where.
 
     Raises:
-        ValueError: If an argument is out of range, a training fails, a metric is not logged, or the folder
-            has the results of other arguments.
+        ValueError: If an argument is out of range, a training fails or logs none of the metrics, or the
+            folder has the results of other arguments.
     """
     check_counts(seeds=seeds)
     for recipe in recipes:
         resolve(recipe)  # It refuses an unknown one before any training.
     options = [f"--{key}={value}" for key, value in (more or {}).items()]
-    kept = PlainExperiment(folder, {"metrics": metrics, "more": more})
+    kept = PlainExperiment(folder, {"more": more})
     done = {(one["recipe"], one["seed"]) for one in kept.results}
     with progress_bar(seeds * len(recipes)) as bar:
         for seed in range(seeds):
@@ -69,9 +70,10 @@ def reproduce(
     rows = []
     for recipe in recipes:
         of = [one for one in results if one["recipe"] == recipe]
-        for metric in metrics:
-            known = (published or {}).get(recipe) if metric == metrics[0] else None
-            seconds = sum(one["seconds"] for one in of) if metric == metrics[0] else 0.0
+        logged = _logged(metrics, recipe, of[0]["scores"])
+        for metric in logged:
+            known = (published or {}).get(recipe) if metric == logged[0] else None
+            seconds = sum(one["seconds"] for one in of) if metric == logged[0] else 0.0
             scores = [score_of(one["scores"], metric) for one in of]
             row = Measured(recipe, {}, scores, seconds).row()
             name = metric.removeprefix("test/").replace("_", " ")
@@ -86,7 +88,7 @@ def train(recipe: str, seed: int, *, metrics: list[str], folder: Path, more: lis
 
     Raises:
         KeyboardInterrupt: If it was interrupted.
-        ValueError: If it failed, or did not log a metric.
+        ValueError: If it failed, or logged none of the metrics.
     """
     from pl_losses.cli.main import main
 
@@ -107,11 +109,21 @@ def train(recipe: str, seed: int, *, metrics: list[str], folder: Path, more: lis
     with (runs / name / "metrics.csv").open(newline="") as file:
         last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
     scores = {key: float(value) for key, value in last.items() if key.startswith("test/")}
-    if missing := [metric for metric in metrics if metric not in scores]:
-        raise ValueError(
-            f"Expected {recipe} to log {missing[0]} but its test logs {', '.join(sorted(scores))}"
-        )
+    _logged(metrics, recipe, scores)
     return {"recipe": recipe, "seed": seed, "seconds": perf_counter() - started, "scores": scores}
+
+
+def _logged(metrics: list[str], recipe: str, scores: dict[str, float]) -> list[str]:
+    """List the metrics that a recipe logs.
+
+    Raises:
+        ValueError: If it logs none.
+    """
+    if not (logged := [metric for metric in metrics if metric in scores]):
+        raise ValueError(
+            f"Expected {recipe} to log {' or '.join(metrics)} but its test logs {', '.join(sorted(scores))}"
+        )
+    return logged
 
 
 def score_of(scores: dict[str, float], metric: str) -> Score:

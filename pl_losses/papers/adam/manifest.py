@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifest import LOSS
-from pl_losses.core.manifests import Reproduced
+from pl_losses.core.manifests import Reproduced, recipe_scores
 from pl_losses.core.panels import Section, lines, pictures, reproduction, table
 
 VAE = (
@@ -52,6 +52,12 @@ FIG3 = Reproduced(
     quick="--datasets ['digits'] --passes 1 --choice_passes 1 --limit 128 --seeds 1 --width 0.05",
     preset=(("figure", "fig3"), ("folder", "runs/adam/fig3")),
     shows="Fig. 3: training loss of a convolutional network on CIFAR-10, by five optimizers.",
+)
+RECIPES = recipe_scores(
+    "adam",
+    ["adam/cnn", "adam/mlp-dropout", "adam/bow"],
+    ["test/error"],
+    minutes=10,
 )
 FIG4 = Reproduced(
     "adam/fig4",

@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifest import LOSS
-from pl_losses.core.manifests import Reproduced
+from pl_losses.core.manifests import Reproduced, recipe_scores
 from pl_losses.core.panels import Section, bars, lines, pictures, reproduction, table
 
 HEADLINE = "rmse"  # The regressor's.
@@ -116,6 +116,14 @@ TABLE1 = Reproduced(
             figure=True,
         ),
     ),
+)
+RECIPES = recipe_scores(
+    "dropout",
+    ["dropout/uci"],
+    ["test/rmse", "test/log_likelihood"],
+    published={"dropout/uci": 2.2732381},
+    minutes=5,
+    needs="the UCI sets",
 )
 SAMPLES = Reproduced(
     "dropout/samples",

@@ -46,8 +46,8 @@ TABLE1 = Reproduced(
 )
 RECIPES = recipe_scores(
     "gan",
-    ["gan/mnist"],
-    ["test/lenet_frechet_distance", "test/lenet_precision", "test/lenet_recall"],
+    ["gan/mnist", "gan/full-basic-model"],
+    ["test/lenet_frechet_distance", "test/lenet_precision", "test/lenet_recall", "test/error"],
     minutes=20,
     needs="MNIST",
     small="gan/digits",

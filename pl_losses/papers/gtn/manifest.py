@@ -51,7 +51,8 @@ CRITERIA = Reproduced(
 )
 RECIPES = recipe_scores(
     "gtn",
-    ["gtn/collapse"],
+    ["gtn/collapse", "gtn/sdnn", "gtn/strings-discriminative-forward"],
     ["test/error", "test/loss"],
-    minutes=5,
+    minutes=100,
+    needs="MNIST",
 )

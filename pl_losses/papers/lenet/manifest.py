@@ -39,7 +39,7 @@ TRAINING_SIZE = Reproduced(
 )
 RECIPES = recipe_scores(
     "lenet",
-    ["lenet/mnist-distorted"],
+    ["lenet/mnist-distorted", "lenet/digits"],
     ["test/error"],
     published={"lenet/mnist-distorted": 0.80},
     minutes=30,
