@@ -12,6 +12,8 @@ from pl_losses.core.results import row_of
 COMMAND = [
     "reproduce",
     "lenet/recipes",
+    "--recipes",
+    '["lenet/mnist-distorted"]',
     "--seeds",
     "2",
     "--wandb",

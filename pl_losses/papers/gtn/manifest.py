@@ -49,9 +49,17 @@ CRITERIA = Reproduced(
     quick="--criteria isolated,discriminative_forward --dataset digits --isolated_epochs 1 --string_epochs 1"
     " --strings 16 --eval_strings 16 --seeds 1",
 )
+CUTS = Reproduced(
+    "gtn/cuts",
+    "pl_losses.papers.gtn.cut_settings.reproduce",
+    panels=reproduction("Strings that cannot be read", "gtn/cuts"),
+    minutes=1,
+    needs="MNIST",
+    quick="--dataset digits --radius [2] --projection_radius [3] --seeds 1",
+)
 RECIPES = recipe_scores(
     "gtn",
-    ["gtn/collapse", "gtn/sdnn", "gtn/strings-discriminative-forward"],
+    ["gtn/collapse", "gtn/strings-digits", "gtn/sdnn", "gtn/strings-discriminative-forward"],
     ["test/error", "test/loss"],
     minutes=100,
     needs="MNIST",
