@@ -27,7 +27,7 @@ def reproduce(
     metrics: list[str],
     *,
     folder: str,
-    seeds: int = 3,
+    seeds: int = 5,
     published: dict[str, float] | None = None,
     more: dict[str, Any] | None = None,
     wandb: Recording = "offline",

@@ -69,6 +69,7 @@ def recipe_scores(
     *,
     published: Mapping[str, float] | None = None,
     small: str = "",
+    seeds: int = 5,
     minutes: float,
     needs: str = "nothing",
 ) -> Reproduced:
@@ -80,8 +81,9 @@ def recipe_scores(
     short = json.dumps(
         {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1}
     )
-    preset = {"paper": paper, "recipes": json.dumps(recipes), "metrics": json.dumps(metrics)}
-    preset |= {"folder": f"runs/{name}"} | ({"published": json.dumps(published)} if published else {})
+    lists = {"recipes": recipes, "metrics": metrics} | ({"published": published} if published else {})
+    preset = {"paper": paper, "folder": f"runs/{name}", "seeds": str(seeds)}
+    preset |= {key: json.dumps(value) for key, value in lists.items()}
     return Reproduced(
         name,
         "pl_losses.cli.recipe_scores.reproduce",

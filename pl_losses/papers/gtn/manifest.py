@@ -61,6 +61,7 @@ RECIPES = recipe_scores(
     "gtn",
     ["gtn/collapse", "gtn/strings-digits", "gtn/sdnn", "gtn/strings-discriminative-forward"],
     ["test/error", "test/loss"],
+    seeds=3,
     minutes=100,
     needs="MNIST",
 )

@@ -47,6 +47,7 @@ RECIPES = recipe_scores(
     "sdae",
     ["sdae/mnist"],
     ["test/error"],
+    seeds=3,
     minutes=75,
     needs="MNIST",
     small="sdae/digits",

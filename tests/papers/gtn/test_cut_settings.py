@@ -1,6 +1,7 @@
 """Strings that cannot be read, for settings of the cuts."""
 
 import csv
+from itertools import pairwise
 
 import torch
 
@@ -21,7 +22,7 @@ def test_unreadable_strings_are_those_of_a_plain_loop():
             at = [min(range(len(columns)), key=lambda i: abs(columns[i] - b)) for b in boundaries]
             near = all(abs(columns[i] - b) <= 2 for i, b in zip(at, boundaries, strict=True))
             ends = [0, *at, int(length)]
-            counts = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+            counts = [after - before for before, after in pairwise(ends)]
             wrong += not (near and all(0 < count <= most for count in counts))
         found = unreadable(data, "val", most, radius=radius, projection_radius=3)
         assert 0 < wrong < 60
