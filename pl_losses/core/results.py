@@ -180,9 +180,9 @@ was typed by hand.
 
 How the numbers were measured:
 
-- Where there was a choice of settings, it was made on a held-out part of the training data, with a seed of
-  its own, unless the row says how else. All other settings were fixed before, and those of `dropout/table1`
-  are its authors'.
+- Settings were chosen on a held-out part of the training data, with a seed of its own. Where they were chosen
+  by the training loss, the row says so. All other settings were fixed before. In `dropout/table1` the columns
+  `paper` and `10x` have its authors' settings.
 - Each trained network is tested once, after the last pass, and a stack of autoencoders with the weights that
   had the lowest validation error. Only `dropout/samples` tests it once for each T.
 - A measured number is the mean over seeds. Its 95 % interval is in brackets. The interval covers what
