@@ -56,7 +56,7 @@ def show(args: Sequence[str]) -> int:
 
     # `runs/wandb/*` names these, too.
     given = [one for one in given if Path(one).name not in BESIDE] or given
-    runs = [load_run(name, watch) for name in given or [RUNS]]
+    runs = whole_runs([load_run(name, watch) for name in given or [RUNS]])
     out = Path(chosen["out"]) if chosen.get("out") else runs[0].path.parent / "show.html"
     write_page(runs, out, watch)
     if wanted:
@@ -74,6 +74,12 @@ def show(args: Sequence[str]) -> int:
         for command in leet_commands(runs):
             subprocess.run([sys.executable, "-m", *shlex.split(command)], check=False)
     return 0
+
+
+def whole_runs(runs: Sequence[Run]) -> list[Run]:
+    """Leave out runs that are earlier parts of another one."""
+    parts = {folder.resolve() for run in runs for folder in run.folders[1:]}
+    return [run for run in runs if run.folders[0].resolve() not in parts]
 
 
 def write_page(runs: Sequence[Run], out: Path, refresh: bool) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 def made(folder, number):
     """A run with one thing of each kind; its curves go from 0 to 99."""
     draw = np.random.default_rng(number)
-    run = Run(f"run{number}", folder / f"run-{number}.wandb", folder)
+    run = Run(f"run{number}", folder / f"run-{number}.wandb", [folder])
     run.config = {"model": {"class_path": "own.Net"}, "lr": 10.0**-number, "kind": "ab"[number % 2]}
     for step in range(100):
         row = {"_step": step, "train/loss": 1 + draw.random(), "val/loss": 2 + number, "own/margin": step}

@@ -29,7 +29,7 @@ def panels_of(*runs):
 
 def made(folder, name="a", **columns):
     """A run with columns of numbers."""
-    run = Run(name, folder / name, folder)
+    run = Run(name, folder / name, [folder])
     keys = [key.replace("__", "/").encode() for key in columns]
     for row in zip(*columns.values(), strict=True):
         run.columns.add(dict(zip(keys, (json.dumps(value).encode() for value in row), strict=True)))
@@ -37,7 +37,7 @@ def made(folder, name="a", **columns):
 
 
 def test_single_values_make_a_table(tmp_path):
-    runs = [Run(name, tmp_path / name, tmp_path) for name in ("a", "b")]
+    runs = [Run(name, tmp_path / name, [tmp_path]) for name in ("a", "b")]
     runs[0].columns.add({b"_step": b"3", b"test/error": b"0.25", b"test/error_low": b"0.125"})
     runs[1].columns.add({b"_step": b"3", b"test/error": b"0.5"})
     tables = [panel for panel in panels_of(*runs) if panel["kind"] == "table"]
@@ -142,7 +142,7 @@ def test_pictures_in_a_table_are_of_the_run(tmp_path):
         Image.new("L", (28, 28)).save(place / "seven.png")
     cells = [{"_type": "image-file", "path": path} for path in ("seven.png", "../seven.png", "gone.png", 5)]
     (folder / "table.json").write_text(json.dumps({"columns": ["image"], "data": [[one] for one in cells]}))
-    run = Run("a", folder / "a.wandb", folder)
+    run = Run("a", folder / "a.wandb", [folder])
     run.items = {"table": {"test/misread": [Item(1.0, "_step", {"path": "table.json"})]}}
     (panel,) = panels_of(run)
     (first,), *others = panel["rows"]

@@ -22,6 +22,7 @@ from wandb.proto import wandb_internal_pb2 as proto
 
 from pl_losses import LeNet5
 from pl_losses.cli.main import main
+from pl_losses.cli.show import whole_runs
 from pl_losses.core import panels
 from pl_losses.dashboards import build_page, find_run, read_run
 from pl_losses.dashboards.offline import wire
@@ -336,18 +337,41 @@ def test_the_latest_run_is_none_that_failed_or_is_empty(folder, capsys):
     assert find_run("runs").stem == "run-empty"
 
 
-def test_a_resumed_run_names_its_earlier_parts(folder):
+def test_a_resumed_run_is_one_of_all_its_parts(folder):
+    """Rows that the resumed part repeats replace those before; ``_step`` counts on."""
     times = ("offline-run-20260101_120000", "run-20260101_110000", "run-20260102_090000")
     parts = [folder / f"{time}-a" / "run-a.wandb" for time in times]
-    for file in [*parts, folder / "run-20250101_110000-b" / "run-b.wandb"]:
+    steps = {parts[1]: (0, 10, 20), parts[0]: (20, 30, 40), parts[2]: (30, 40)}
+    axis = proto.Record()
+    axis.metric.name, axis.metric.step_metric = "loss", "trainer/global_step"
+    for number, (file, at) in enumerate(steps.items()):
+        rows = [
+            history(_step=count, loss=number, other=step, **{"trainer/global_step": step})
+            for count, step in enumerate(at)
+        ]
         file.parent.mkdir()
-        file.write_bytes(framed([history(_step=0, loss=0.5), ended(0)]))
-    before, first, last = (file.parent for file in parts)
-    assert [read_run(file).notes for file in parts] == [
-        [f"resumed: `pl-losses show {first} {before}` has all of it"],
-        [],
-        [f"resumed: `pl-losses show {first} {before} {last}` has all of it"],
+        file.write_bytes(framed([axis.SerializeToString(), *rows, ended(number)]))
+    other = folder / "run-20250101_110000-b" / "run-b.wandb"
+    other.parent.mkdir()
+    other.write_bytes(framed([history(_step=0, loss=0.5), ended(0)]))
+    picture = parts[1].parent / "files" / "media" / "a.png"
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    run = read_run(parts[2])
+    assert [list(values) for values in run.curve("loss")[:2]] == [[0, 10, 20, 30, 40], [0, 0, 1, 2, 2]]
+    assert [list(values) for values in run.columns.pairs("_step", "other")] == [
+        [*range(8)],
+        [0, 10, 20, 20, 30, 40, 30, 40],
     ]
+    assert (run.stage, run.facts["parts"][0], run.file("media/a.png")) == (
+        "failed with exit code 2",
+        "3",
+        picture,
+    )
+    assert list(read_run(parts[0]).curve("loss")[0]) == [0, 10, 20, 30, 40]
+    assert list(read_run(parts[1]).curve("loss")[0]) == [0, 10, 20]
+    folders = sorted(str(path) for path in folder.glob("*run-*"))
+    assert len(whole_runs([read_run(find_run(path)) for path in folders])) == 2
 
 
 def test_the_latest_run_is_read_once(folder, monkeypatch):

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import from_json
 
+from pl_losses.core.compat.names import STEP
+
 Array = npt.NDArray[np.float64]
 
 # A row with nothing but numbers, as wandb writes it: the record's number (field 1), then the row (2); of each
@@ -97,7 +99,12 @@ class Columns:
 
     def __init__(self) -> None:
         self.count = 0
+        self._begins: list[int] = []  # Number of rows before each part.
         self._blocks: dict[frozenset[bytes], _Block] = {}
+
+    def begin_part(self) -> None:
+        """Let later rows replace those that a resumed run repeats."""
+        self._begins.append(self.count)
 
     def add(self, numbers: Mapping[bytes, bytes]) -> None:
         """Add a row of numbers, each as JSON."""
@@ -121,7 +128,7 @@ class Columns:
         return list(dict.fromkeys(key.decode() for block in blocks for key in block.keys))
 
     def pairs(self, x: str, y: str) -> tuple[Array, Array]:
-        """Return both values of the rows that have both."""
+        """Return both values of the rows that have both; of a part, those before the next part's first x."""
         first, second, rows = x.encode(), y.encode(), []
         for block in self._blocks.values():
             if first in block.keys and second in block.keys:
@@ -129,9 +136,19 @@ class Columns:
                 rows.append((np.array(block.rows, dtype=np.int64), block.columns(first, second)))
         if not rows:
             return np.empty(0), np.empty(0)
-        both = np.concatenate([chosen for _, chosen in rows])
+        both, numbers = (
+            np.concatenate(part) for part in ([pair for _, pair in rows], [at for at, _ in rows])
+        )
         if len(rows) > 1:
-            both = both[np.concatenate([numbers for numbers, _ in rows]).argsort(kind="stable")]
+            order = numbers.argsort(kind="stable")
+            both, numbers = both[order], numbers[order]
+        for begin in self._begins[1:]:
+            later = numbers > begin
+            if later.any() and x == STEP:  # It counts rows, and may start again at 0.
+                both[later, 0] += max(0, both[~later, 0].max(initial=-1) + 1 - both[later, 0][0])
+            elif later.any():
+                kept = later | (both[:, 0] < both[later, 0][0])
+                both, numbers = both[kept], numbers[kept]
         return both[:, 0], both[:, 1]
 
 

@@ -29,6 +29,7 @@ HUGE = 10**300  # Larger integers are not converted to floats.
 ODD = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, RecursionError)
 NOT_CURVES = {STEP, *TIMES}
 MINUTES = "minutes"
+UNENDED = "no end was recorded: it is running, or was killed"
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Run:
     Attributes:
         name: Its display name, or its id.
         path: The file it was read from.
-        files: The folder that pictures' and tables' paths are relative to.
+        folders: Folders that pictures' and tables' paths are relative to: that of each part, the last first.
         stage: Whether it finished or failed, or that neither is recorded.
         recipe: Names of the recipes and files it came from.
         job_type: The command that made it, such as "fit" or "test", as far as that is recorded.
@@ -67,7 +68,7 @@ class Run:
         axes: Key or pattern to its x axis.
         items: By kind (histogram, picture, table), then by key.
         charts: Charts by the key of their table.
-        staged: Names of files in artifacts, such as the whole of a table, to their copies' names.
+        staged: Names of files in artifacts, such as the whole of a table, to their copies.
         notes: What is wrong with its file, or missing in it.
         default_axis: The x axis of keys without one.
         began: Seconds since 1970; 0 if that is not recorded.
@@ -77,8 +78,8 @@ class Run:
 
     name: str
     path: Path
-    files: Path
-    stage: str = "no end was recorded: it is running, or was killed"
+    folders: list[Path]
+    stage: str = UNENDED
     recipe: str = ""
     job_type: str = ""
     config: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +90,7 @@ class Run:
     axes: dict[str, str] = field(default_factory=dict)
     items: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
     charts: dict[str, Chart] = field(default_factory=dict)
-    staged: dict[str, str] = field(default_factory=dict)
+    staged: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     default_axis: str = STEP
     began: int = 0
@@ -121,28 +122,31 @@ class Run:
 
     def file(self, name: Any) -> Path | None:
         """Return a file that the run logged; ``None`` if it is missing, outside the folder or too large."""
-        return self._within(self.files, str(name))
+        found = (within(folder, str(name)) for folder in self.folders)
+        return next((file for file in found if file), None)
 
     def copied(self, name: Any) -> Path | None:
         """Return the run's copy of a file in an artifact; ``None`` as for :meth:`file`."""
         copy = self.staged.get(str(name))
-        return self._within(self.path.parent / "artifacts" / "staging", copy) if copy else None
+        return within(copy.parent, copy.name) if copy else None
 
     def beside(self, name: str) -> Path | None:
         """Return a file that the suite keeps beside wandb's; ``None`` as for :meth:`file`."""
-        return self._within(self.path.parent, name)
-
-    def _within(self, folder: Path, name: str) -> Path | None:
-        found = folder / name
-        try:
-            inside = found.resolve().is_relative_to(folder.resolve())
-            return found if inside and found.is_file() and found.stat().st_size <= LARGEST else None
-        except (OSError, ValueError):  # An invalid name: too long, or with a zero in it.
-            return None
+        return within(self.path.parent, name)
 
     def keys(self) -> set[str]:
         """Return everything that was logged, without wandb's own columns and the x axes."""
         return set(self.curves()).union(*self.items.values())
+
+
+def within(folder: Path, name: str) -> Path | None:
+    """Return a file of a folder; ``None`` if it is missing, outside the folder or too large."""
+    found = folder / name
+    try:
+        inside = found.resolve().is_relative_to(folder.resolve())
+        return found if inside and found.is_file() and found.stat().st_size <= LARGEST else None
+    except (OSError, ValueError):  # An invalid name: too long, or with a zero in it.
+        return None
 
 
 def read_run(path: Path) -> Run:
@@ -158,27 +162,13 @@ def read_run(path: Path) -> Run:
 
 
 def read_wandb(path: Path) -> Run:
-    """Read an offline run's file, of a killed run as far as it got."""
-    run = Run(path.stem.removeprefix("run-"), path, path.parent / "files")
-    lost: Counter[str] = Counter()
-    for payload in read_payloads(path, run.notes):
-        if SUMMARY.match(payload):
-            continue
-        if numbers := plain_numbers(payload):
-            run.columns.add(numbers)
-            continue
-        try:
-            found = wire.select(payload, wire.RECORD)
-            for name, values in found.items():
-                for value in values:
-                    _take(run, name, value if isinstance(value, bytes) else b"")
-        except ODD as error:
-            lost[f"{type(error).__name__}: {error}"[:80]] += 1
-    run.notes += [f"{count} records are damaged ({reason}) and left out" for reason, count in lost.items()]
-    if parts := earlier_parts(path):
-        run.notes.append(
-            f"resumed: `pl-losses show {' '.join(map(str, [*parts, path.parent]))}` has all of it"
-        )
+    """Read an offline run's files: of all its parts up to this one, of a killed part as far as it got."""
+    parts = [*earlier_parts(path), path.parent]
+    run = Run(path.stem.removeprefix("run-"), path, [part / "files" for part in reversed(parts)])
+    for part in parts:
+        _read_part(run, part / path.name)
+    if len(parts) > 1:
+        run.facts["parts"] = f"{len(parts)}, since the run was resumed"
     run.recipe = str(run.config.pop("recipe", ""))
     # Lightning's own copy of the model's arguments repeats the resolved config.
     versions = {
@@ -195,6 +185,27 @@ def read_wandb(path: Path) -> Run:
     if isinstance(whole := run.config.get("config"), dict):
         run.config = whole
     return run
+
+
+def _read_part(run: Run, path: Path) -> None:
+    """Add what is in a part's file."""
+    run.stage, run.ended = UNENDED, False
+    run.columns.begin_part()
+    lost: Counter[str] = Counter()
+    for payload in read_payloads(path, run.notes):
+        if SUMMARY.match(payload):
+            continue
+        if numbers := plain_numbers(payload):
+            run.columns.add(numbers)
+            continue
+        try:
+            found = wire.select(payload, wire.RECORD)
+            for name, values in found.items():
+                for value in values:
+                    _take(run, name, value if isinstance(value, bytes) else b"", path.parent)
+        except ODD as error:
+            lost[f"{type(error).__name__}: {error}"[:80]] += 1
+    run.notes += [f"{count} records are damaged ({reason}) and left out" for reason, count in lost.items()]
 
 
 def earlier_parts(path: Path) -> list[Path]:
@@ -226,7 +237,7 @@ def was_killed(run: Run) -> bool:
     return False
 
 
-def _take(run: Run, name: str, message: bytes) -> None:
+def _take(run: Run, name: str, message: bytes, part: Path) -> None:
     if name == "history":
         _row(run, message)
     elif name == "artifact":
@@ -234,7 +245,8 @@ def _take(run: Run, name: str, message: bytes) -> None:
             for entry in wire.messages(manifest, wire.MANIFEST, "contents"):
                 found = wire.select(entry, wire.ENTRY)
                 # The run may have moved since.
-                run.staged[wire.text(found.get("path"))] = Path(wire.text(found.get("local_path"))).name
+                copy = Path(wire.text(found.get("local_path"))).name
+                run.staged[wire.text(found.get("path"))] = part / "artifacts" / "staging" / copy
     elif name == "metric":
         found = wire.select(message, wire.METRIC)
         key = wire.text(found.get("name")) or wire.text(found.get("glob_name"))
@@ -246,7 +258,7 @@ def _take(run: Run, name: str, message: bytes) -> None:
         found = wire.select(message, wire.RUN)
         run.name = wire.text(found.get("display_name")) or run.name
         run.job_type = wire.text(found.get("job_type")) or run.job_type
-        if seconds := wire.seconds(found.get("start_time")):
+        if not run.began and (seconds := wire.seconds(found.get("start_time"))):
             run.began = seconds
             run.facts["began"] = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
         for part in found.get("config", []):
@@ -346,7 +358,7 @@ def are_numbers(values: Any) -> TypeGuard[list[float]]:
 def read_csv(path: Path) -> Run:
     """Read a run of Lightning's ``CSVLogger``, with the pictures and the config in its folder."""
     folder = path.parent
-    run = Run(f"{folder.parent.name}/{folder.name}", path, folder, default_axis=X_AXIS)
+    run = Run(f"{folder.parent.name}/{folder.name}", path, [folder], default_axis=X_AXIS)
     run.stage = "not recorded by CSVLogger"
     try:
         with path.open(newline="", encoding="utf-8") as file:
