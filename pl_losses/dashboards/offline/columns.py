@@ -136,9 +136,8 @@ class Columns:
                 rows.append((np.array(block.rows, dtype=np.int64), block.columns(first, second)))
         if not rows:
             return np.empty(0), np.empty(0)
-        both, numbers = (
-            np.concatenate(part) for part in ([pair for _, pair in rows], [at for at, _ in rows])
-        )
+        both: Array = np.concatenate([chosen for _, chosen in rows])
+        numbers = np.concatenate([at for at, _ in rows])
         if len(rows) > 1:
             order = numbers.argsort(kind="stable")
             both, numbers = both[order], numbers[order]

@@ -237,7 +237,7 @@ def was_killed(run: Run) -> bool:
     return False
 
 
-def _take(run: Run, name: str, message: bytes, part: Path) -> None:
+def _take(run: Run, name: str, message: bytes, folder: Path) -> None:
     if name == "history":
         _row(run, message)
     elif name == "artifact":
@@ -246,7 +246,7 @@ def _take(run: Run, name: str, message: bytes, part: Path) -> None:
                 found = wire.select(entry, wire.ENTRY)
                 # The run may have moved since.
                 copy = Path(wire.text(found.get("local_path"))).name
-                run.staged[wire.text(found.get("path"))] = part / "artifacts" / "staging" / copy
+                run.staged[wire.text(found.get("path"))] = folder / "artifacts" / "staging" / copy
     elif name == "metric":
         found = wire.select(message, wire.METRIC)
         key = wire.text(found.get("name")) or wire.text(found.get("glob_name"))
