@@ -183,8 +183,9 @@ How the numbers were measured:
 - Settings were chosen on a held-out part of the training data, with a seed of its own. Where they were chosen
   by the training loss, the row says so. All other settings were fixed before. In `dropout/table1` the columns
   `paper` and `10x` have its authors' settings.
-- Each trained network is tested once, after the last pass, and a stack of autoencoders with the weights that
-  had the lowest validation error. Only `dropout/samples` tests it once for each T.
+- Each trained network is tested once, with the weights after the last pass. A stack of autoencoders is tested
+  with the weights that had the lowest validation error. `dropout/samples` tests a network several times, with
+  more and more passes.
 - A measured number is the mean over seeds. Its 95 % interval is in brackets. The interval covers what
   varies by chance: the seed and, for test errors, which samples are in the test set.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
