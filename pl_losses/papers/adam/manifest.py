@@ -53,12 +53,6 @@ FIG3 = Reproduced(
     preset=(("figure", "fig3"), ("folder", "runs/adam/fig3")),
     shows="Fig. 3: training loss of a convolutional network on CIFAR-10, by five optimizers.",
 )
-RECIPES = recipe_scores(
-    "adam",
-    ["adam/cnn", "adam/mlp-dropout", "adam/bow"],
-    ["test/error"],
-    minutes=10,
-)
 FIG4 = Reproduced(
     "adam/fig4",
     "pl_losses.papers.adam.fig4.experiment.reproduce",
@@ -72,4 +66,10 @@ FIG4 = Reproduced(
             figure=True,
         ),
     ),
+)
+RECIPES = recipe_scores(
+    "adam",
+    ["adam/cnn", "adam/mlp-dropout", "adam/bow"],
+    ["test/error"],
+    minutes=10,
 )
