@@ -79,7 +79,10 @@ def reproduce(
             name = metric.removeprefix("test/").replace("_", " ")
             quantity = f"test {name}, %" if metric.endswith("error") else f"test {name}"
             rows.append(Row(recipe, quantity, published=known, **row))
-    trainings = [{key: one[key] for key in ("recipe", "seed", "seconds")} | one["scores"] for one in results]
+    every = dict.fromkeys(metric for one in results for metric in one["scores"])  # Each logs its own.
+    trainings = [
+        {key: one[key] for key in ("recipe", "seed", "seconds")} | every | one["scores"] for one in results
+    ]
     report(kept, f"{paper}/recipes", wandb, rows, tables={"trainings": trainings})
 
 

@@ -36,7 +36,8 @@ def fits(folder, monkeypatch):
         assert not run.exists()
         run.mkdir(parents=True)
         error = 0.01 * (1 + int(options["seed_everything"]))
-        rows = ["step,train/loss,test/error,test/error_low,test/error_high", "1,0.5,,,"]
+        name = "rmse" if "lenet/digits" in args else "error"
+        rows = [f"step,train/loss,test/{name},test/{name}_low,test/{name}_high", "1,0.5,,,"]
         rows.append(f"2,,{error},{error - 0.00196},{error + 0.00196}")
         (run / "metrics.csv").write_text("\n".join(rows) + "\n")
         print("what a fit prints")
@@ -70,6 +71,20 @@ def test_each_seed_is_a_fit_of_its_own(fits, folder, capsys):
     logs = folder / "out/own/logs"
     assert (logs / "lenet-mnist-distorted-0.log").read_text() == "what a fit prints\n"
     assert "what a fit prints" not in capsys.readouterr().out
+
+
+def test_recipes_may_log_other_metrics(fits, folder):
+    main, _, _ = fits
+    chosen = ["--recipes", '["lenet/mnist-distorted", "lenet/digits"]', "--seeds", "1"]
+    assert main([*COMMAND, *chosen, "--metrics", '["test/error", "test/rmse"]']) == 0
+    rows = [row_of(row) for row in csv.DictReader((folder / "out/own/results.csv").open())]
+    assert [(row.what, row.quantity, row.measured) for row in rows] == [
+        ("lenet/mnist-distorted", "test error, %", 1.0),
+        ("lenet/digits", "test rmse", 0.01),
+    ]
+    first, second = csv.DictReader((folder / "out/own/trainings.csv").open())
+    assert (first["test/error"], first["test/rmse"]) == ("0.01", "")
+    assert (second["test/error"], second["test/rmse"]) == ("", "0.01")
 
 
 def test_what_is_done_is_not_done_again(fits, folder, capsys):
