@@ -180,9 +180,9 @@ was typed by hand.
 
 How the numbers were measured:
 
-- Settings were chosen on a held-out part of the training data, with a seed of its own. Where they were chosen
-  by the training loss, the row says so. All other settings were fixed before. In `dropout/table1` the columns
-  `paper` and `10x` have its authors' settings.
+- Settings were chosen on a held-out part of the training data, with another seed than those of the results.
+  Where they were chosen by the training loss, the row says so. All other settings were fixed before. In
+  `dropout/table1` the rows `paper` and `10x` have its authors' settings.
 - Each trained network is tested once, with the weights after the last pass. A stack of autoencoders is tested
   with the weights that had the lowest validation error. `dropout/samples` tests a network several times, with
   more and more passes.
@@ -190,6 +190,7 @@ How the numbers were measured:
   varies by chance: the seed and, for test errors, which samples are in the test set.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
   interval. Otherwise the measured number is better or worse.
+- **Best peer** is the best other method or code that was measured in the same way.
 - The time below a table is that of all trainings and of the choice of settings, on a core that also did other
   work.
 

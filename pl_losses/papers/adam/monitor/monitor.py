@@ -115,8 +115,8 @@ class AdamBiasCorrectionMonitor(Monitor):
         "adam/<group>/update_to_weight": "Norm of the last step, divided by that of the weights after it.",
         "adam/<group>/max_update": "Largest step of a coordinate, divided by alpha; without the part of"
         " decoupled weight decay.",
-        "adam/<group>/share_of_paper_bound": "`max_update`, divided by the paper's bound. It can be above 1:"
-        " see `step_bounds`.",
+        "adam/<group>/share_of_paper_bound": "`max_update`, divided by the paper's bound. It can be above 1,"
+        " since the paper's bound is too small.",
         "adam/<group>/share_of_tight_bound": "`max_update`, divided by the tight bound: at most 1"
         " (not NAdam, RAdam).",
         "adam/<group>/trust_region_share": "Share of coordinates whose step is longer than 0.9 alpha.",
