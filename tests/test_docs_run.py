@@ -59,7 +59,8 @@ def here(folder, monkeypatch):
     """A folder with what the documents say the user has."""
     (folder / "my_module.py").write_text(
         "from pl_losses import LeNet5\nfrom pl_losses.data import Digits\n"
-        "class MyModel(LeNet5): pass\nclass MyData(Digits): pass\nclass Softer(LeNet5): pass\nclass Plain(LeNet5): pass\n"
+        "class MyModel(LeNet5): pass\nclass MyData(Digits): pass\n"
+        "class Softer(LeNet5): pass\nclass Plain(LeNet5): pass\n"
     )
     (folder / "my_lines").mkdir()
     (folder / "my_lines" / "labels.csv").write_text("file,label\na.png,1\n")
