@@ -182,7 +182,7 @@ How the numbers were measured:
 
 - Settings were chosen on a held-out part of the training data, with another seed than those of the results.
   Where they were chosen by the training loss, the row says so. All other settings were fixed before. In
-  `dropout/table1` the rows `paper` and `10x` have its authors' settings.
+  `dropout/table1` the rows `paper` and `10x` have the settings of the paper's authors.
 - Each trained network is tested once, with the weights after the last pass. A stack of autoencoders is tested
   with the weights that had the lowest validation error. `dropout/samples` tests a network several times, with
   more and more passes.
@@ -209,7 +209,7 @@ def page() -> str:
         about = f"## {name}\n\n{made.title()} {reference(name.partition('/')[0])}\n"
         parts.append(f"{about}\n{section(rows)}\n")
     counted = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
-    compared = f"{sum(counts.values())} rows are compared with a published number"
+    compared = f"{sum(counts.values())} rows have a verdict"
     verdicts = f"In the tables below, {compared}. Ours is {counted}."
     return PAGE.format(verdicts=verdicts) + "\n" + "\n".join(parts)
 
