@@ -80,7 +80,7 @@ def test_the_page(tmp_path, monkeypatch):
     assert "| SVM | test error, % |  | 0.900 (0.700 to 1.10) |  | libsvm 1.50 | 3 |" in text
     assert "| k-NN | test error, % | 5.00 [1] |" in text
     assert "\n[1] From a secondary source.\n" in text
-    assert "2 rows are compared with a published number. Ours is better in 1, equal in 1, worse in 0." in text
+    assert "2 rows have a verdict. Ours is better in 1, equal in 1, worse in 0." in text
     assert "4 minutes in all" in text  # 90 s each.
     assert "90 s in all" in results.section(results.kept("lenet/fig9")[:1])
     other = text.partition("## adam/fig4")[2].partition("\n## ")[0]
