@@ -19,6 +19,8 @@ from pl_losses.core.results import Row
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.recipes import resolve
 
+LOWER_IS_BETTER = ("error", "loss", "rmse", "distance")
+
 
 @typed
 def reproduce(
@@ -29,6 +31,7 @@ def reproduce(
     folder: str,
     seeds: int = 5,
     published: dict[str, float] | None = None,
+    notes: dict[str, str] | None = None,
     more: dict[str, Any] | None = None,
     wandb: Recording = "offline",
 ) -> None:
@@ -46,6 +49,7 @@ def reproduce(
         folder: For the results. A folder with a part of them is resumed.
         seeds: Trainings of each recipe. They have the seeds from 0, and so has their data.
         published: The paper's value of a recipe's first metric, by recipe.
+        notes: What must be known of it, by recipe.
         more: Further options of ``fit``, such as {"trainer.max_epochs": 1}.
         wandb: Whether W&B records the tables and the picture, and where.
 
@@ -58,6 +62,7 @@ def reproduce(
         resolve(recipe)  # It refuses an unknown one before any training.
     options = [f"--{key}={value}" for key, value in (more or {}).items()]
     kept = PlainExperiment(folder, {"more": more})
+    kept.also |= {"seeds": seeds, "recipes": recipes}
     done = {(one["recipe"], one["seed"]) for one in kept.results}
     with progress_bar(seeds * len(recipes)) as bar:
         for seed in range(seeds):
@@ -78,7 +83,9 @@ def reproduce(
             row = Measured(recipe, {}, scores, seconds).row()
             name = metric.removeprefix("test/").replace("_", " ")
             quantity = f"test {name}, %" if metric.endswith("error") else f"test {name}"
-            rows.append(Row(recipe, quantity, published=known, **row))
+            lower = True if metric.endswith(LOWER_IS_BETTER) else None
+            note = (notes or {}).get(recipe, "") if known is not None else ""
+            rows.append(Row(recipe, quantity, published=known, note=note, lower_is_better=lower, **row))
     every = dict.fromkeys(metric for one in results for metric in one["scores"])  # Each logs its own.
     trainings = [
         {key: one[key] for key in ("recipe", "seed", "seconds")} | every | one["scores"] for one in results

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pl_losses.core.compat import of_wandb
@@ -31,22 +32,26 @@ class Experiment:
     from them and never read. A damaged state is set aside, and its results are computed again.
 
     Args:
-        folder: Made when there is something to keep.
+        folder: Made if it is missing.
         arguments: What the results depend on, plain data by name.
 
     Attributes:
         STATE: Name of the file that keeps them.
+        also: Further arguments, which choose the rows that are shown, such as the number of seeds.
         results: Plain data, one entry for each part that is done.
         unfinished: Plain data and tensors of the part that was interrupted, if they were saved.
 
     Raises:
-        ValueError: If the folder has the results of other arguments, or tables without results.
+        ValueError: If nothing can be written to the folder, or it has the results of other arguments, or
+            tables without results.
     """
 
     STATE: ClassVar[str] = "state.pt"
 
     def __init__(self, folder: str | Path, arguments: Mapping[str, object]) -> None:
         self.folder, self.arguments = Path(folder), dict(arguments)
+        self.also: dict[str, object] = {}
+        refuse_unwritable(self.folder)
         self.results: list[Any] = []
         self.unfinished: Any = None
         file = self.folder / self.STATE
@@ -120,7 +125,7 @@ class Experiment:
 
     def results_table(self, name: str, rows: Sequence[Row]) -> Path:
         """Write ``results.csv``, from which the page of results is made; ``name`` as for ``reproduce``."""
-        return write_results(self.folder, name, self.arguments, rows)
+        return write_results(self.folder, name, self.arguments | self.also, rows)
 
     def picture(self, name: str, figure: Figure, dpi: int = 120) -> Path:
         """Write a PNG file."""
@@ -188,6 +193,21 @@ class PlainExperiment(Experiment):
         """Write the state."""
         with written_whole(file) as stream:
             stream.write((json.dumps(state, indent=1) + "\n").encode())
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, before any training; make it if it is missing.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"Expected to write to `folder` {folder} but got: {reason}") from None
 
 
 def names_of(

@@ -68,6 +68,7 @@ def recipe_scores(
     metrics: Sequence[str],
     *,
     published: Mapping[str, float] | None = None,
+    notes: Mapping[str, str] | None = None,
     small: str = "",
     seeds: int = 5,
     minutes: float,
@@ -81,9 +82,9 @@ def recipe_scores(
     short = json.dumps(
         {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1}
     )
-    lists = {"recipes": recipes, "metrics": metrics} | ({"published": published} if published else {})
+    lists = {"recipes": recipes, "metrics": metrics, "published": published, "notes": notes}
     preset = {"paper": paper, "folder": f"runs/{name}", "seeds": str(seeds)}
-    preset |= {key: json.dumps(value) for key, value in lists.items()}
+    preset |= {key: json.dumps(value) for key, value in lists.items() if value}
     return Reproduced(
         name,
         "pl_losses.cli.recipe_scores.reproduce",

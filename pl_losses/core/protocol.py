@@ -117,6 +117,7 @@ def measure(
             ``FloatingPointError`` instead.
         together: Whether it is given all jobs that differ in method and setting only, else one at a time.
     """
+    kept.also["seeds"] = max(seeds, int(str(kept.also.get("seeds", 0))))
     done = {_key(Job(*result["job"])): result for result in kept.results}
 
     def run(jobs: list[Job]) -> None:
@@ -213,7 +214,7 @@ def report(
     summary = {f"{row.what}: {row.quantity}": row.measured for row in rows}
     drawn = {f"{name}/{title}": one for title, one in shown.items()}
     kept.record(name, wandb, tables=keyed, pictures=drawn, summary=summary)
-    print(text(rows, changed(name, kept.arguments)), *files, sep="\n")
+    print(text(rows, changed(name, kept.arguments | kept.also)), *files, sep="\n")
 
 
 def draw(rows: Sequence[Row]) -> Figure:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pl_losses.core.files import write_table
 from pl_losses.core.manifests import reference, reproduced
-from pl_losses.recipes import HERE
+from pl_losses.recipes import HERE, UsageError, nearest
 
 TABLE = "results.csv"
 Verdict = Literal["better", "equal", "worse", ""]
@@ -69,7 +69,7 @@ class Row:
 
     def __post_init__(self) -> None:
         # A share: its interval lies within 0 and 100.
-        if "error" in self.quantity and self.quantity.endswith("%"):
+        if self.quantity.endswith("%"):
             for name, end in (("low", self.low), ("high", self.high)):
                 object.__setattr__(self, name, None if end is None else min(max(end, 0.0), 100.0))
 
@@ -148,14 +148,15 @@ def kept(name: str) -> list[dict[str, str]]:
     """Read the copy of the results; empty if there is none.
 
     Raises:
-        ValueError: If they are those of a trial.
+        ValueError: If they are those of a trial. The data set may be another one: the rows name it.
     """
     if not kept_file(name).is_file():
         return []
     with kept_file(name).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    if options := {row["options"] for row in rows} - {""}:
-        raise ValueError(f"Expected {kept_file(name)} without options but got {', '.join(sorted(options))}")
+    options = {row["options"] for row in rows}
+    if trial := sorted(one for one in options if not re.fullmatch(r"(datasets?=\S+)?", one)):
+        raise ValueError(f"Expected {kept_file(name)} without options but got {', '.join(trial)}")
     return rows
 
 
@@ -187,9 +188,11 @@ How the numbers were measured:
   with the weights that had the lowest validation error. `dropout/samples` tests a network several times, with
   more and more passes.
 - A measured number is the mean over seeds. Its 95 % interval is in brackets. The interval covers what
-  varies by chance: the seed and, for test errors, which samples are in the test set.
+  varies by chance: the seed and, for test errors, which samples are in the test set. In `dropout/table1` it
+  covers the splits.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
   interval. Otherwise the measured number is better or worse.
+- **Settings** are those that were chosen, or that are the same for all rows of a figure.
 - **Best peer** is the best other method or code that was measured in the same way.
 - The time below a table is that of all trainings and of the choice of settings, on a core that also did other
   work.
@@ -217,9 +220,16 @@ def page() -> str:
 def filled(text: str) -> str:
     """Fill the blocks of a page with the results that they name.
 
-    >>> filled("<!-- results adam/fig0 -->\\nold\\n<!-- end of results -->\\n")
-    '<!-- results adam/fig0 -->\\nNo result is kept yet.\\n<!-- end of results -->\\n'
+    Raises:
+        UsageError: If nothing has a name, or a block has no end.
     """
+    blocks = [block[1] for block in BLOCK.findall(text)]
+    for name in blocks:
+        if name not in reproduced():
+            hint = nearest(name, reproduced())
+            raise UsageError(f"Expected a table or figure in `<!-- results {name} -->` but it is none{hint}")
+    if len(re.findall("^<!-- results ", text, re.M)) > len(blocks):
+        raise UsageError("Expected `<!-- end of results -->` after each `<!-- results NAME -->`")
     return BLOCK.sub(lambda block: f"{block[1]}{section(kept(block[2]))}\n", text)
 
 
@@ -246,7 +256,8 @@ def section(rows: Sequence[Mapping[str, str]]) -> str:
     seconds = sum(row.seconds for row in known)
     spent = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} s"
     when = ", ".join(sorted({row["date"] for row in rows}))
-    return "\n".join([*lines, f"{spent} in all, {when}; {rows[0]['versions']}."])
+    made = f"`--{rows[0]['options'].replace('=', ' ', 1)}`; " if rows[0]["options"] else ""
+    return "\n".join([*lines, f"{spent} in all, {when}; {made}{rows[0]['versions']}."])
 
 
 def published(row: Row, notes: Sequence[str] = ()) -> str:

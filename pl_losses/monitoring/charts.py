@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from pl_losses.core.experiment import kept_by
 from pl_losses.core.kinds import is_wandb
 from pl_losses.core.names import file_stem
-from pl_losses.monitoring.steps import logged_step
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -140,6 +139,8 @@ def _log(trainer: Trainer, key: str, make: Callable[[Any], Any]) -> None:
     for logger in trainer.loggers:
         if is_wandb(logger):
             import wandb
+
+            from pl_losses.monitoring.steps import logged_step  # Imported here: it needs torch.
 
             with kept_by(logger.experiment):
                 logger.log_metrics({key: make(wandb)}, logged_step(trainer))

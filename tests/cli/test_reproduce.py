@@ -21,7 +21,7 @@ def test_the_list_tells_figure_cost_and_needs(capsys):
     for name, made in reproduced().items():
         assert f"  {name} " in printed
         assert made.title() in printed
-    assert "2.5 minutes of one core; needs MNIST" in printed
+    assert "63 minutes of one core; needs MNIST" in printed
     main(["reproduce"])
     assert capsys.readouterr().out == printed
 
@@ -93,9 +93,8 @@ def test_the_page_is_what_the_command_makes(capsys):
 
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-# Numbers in the pages' parts on results that are still typed by hand. None may be added.
-TYPED = {"README.md": 5, "adam.md": 5, "dropout.md": 112, "gan.md": 27, "gtn.md": 35, "lenet.md": 8}
-TYPED |= {"prelu.md": 15, "sdae.md": 32}
+# Numbers in the pages' parts on results: settings, and what papers say. Of the suite's own none may be added.
+TYPED = {"adam.md": 5, "gtn.md": 4, "lenet.md": 1, "prelu.md": 5, "sdae.md": 1}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -111,12 +110,20 @@ def test_no_number_is_typed_by_hand(page):
 
 def test_blocks_of_pages_are_filled(folder, monkeypatch, capsys):
     monkeypatch.setattr("pl_losses.core.results.kept", lambda name: [])
-    before = "One <!-- results a/b -->\nold\n<!-- end of results --> two\n"
+    before = "<!-- results lenet/fig9 -->\nold\n<!-- end of results -->\n"
     Path("page.md").write_text(before)
     assert main(["reproduce", "--results", "page.md"]) == 0
     assert Path("page.md").read_text() == before.replace("old", "No result is kept yet.")
     assert main(["reproduce", "--results", "none.md"]) == 2
     assert "there is no file none.md" in capsys.readouterr().err
+    for change, told in (
+        ("fig9", "did you mean `lenet/fig9`"),
+        ("end of", "Expected `<!-- end of results -->`"),
+    ):
+        Path("page.md").write_text(before.replace(change, "fig99"))
+        assert main(["reproduce", "--results", "page.md"]) == 2
+        assert told in capsys.readouterr().err
+        assert Path("page.md").read_text() == before.replace(change, "fig99")
 
 
 def test_the_cost_is_not_much_more_than_the_list_tells():
@@ -124,4 +131,4 @@ def test_the_cost_is_not_much_more_than_the_list_tells():
         if rows := results.kept(name):
             minutes = sum(float(row["seconds"]) for row in rows) / 60
             # By the clock, on a machine that may have had other work; some of the rows may not be made yet.
-            assert minutes / 4 < made.minutes, name
+            assert minutes / 1.5 < made.minutes, name

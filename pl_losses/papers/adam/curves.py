@@ -135,6 +135,7 @@ def reproduce(
     width = known.width if width is None else width
     check_positive("width", width)
     kept = Experiment(folder, arguments)
+    kept.also["datasets"] = datasets
     found: dict[str, list[Measured]] = {}
     for name in names:
 

@@ -28,7 +28,7 @@ FIG1 = Reproduced(
     "adam/fig1",
     CURVES,
     panels=reproduction("Fig. 1: logistic regression", "adam/fig1", "curves"),
-    minutes=30,
+    minutes=10,
     needs="MNIST",
     quick="--datasets ['digits'] --passes 2 --choice_passes 1 --limit 256 --seeds 2",
     shows="Fig. 1: training loss of logistic regression by three optimizers, on MNIST and a bag of words.",
@@ -37,7 +37,7 @@ FIG2 = Reproduced(
     "adam/fig2",
     CURVES,
     panels=reproduction("Fig. 2: a network with dropout", "adam/fig2", "curves"),
-    minutes=40,
+    minutes=30,
     needs="MNIST",
     quick="--datasets ['digits'] --passes 1 --choice_passes 1 --limit 256 --seeds 1 --width 0.02",
     preset=(("figure", "fig2"), ("folder", "runs/adam/fig2")),
@@ -47,7 +47,7 @@ FIG3 = Reproduced(
     "adam/fig3",
     CURVES,
     panels=reproduction("Fig. 3: a convolutional network", "adam/fig3", "curves"),
-    minutes=40,
+    minutes=30,
     needs="CIFAR-10",
     quick="--datasets ['digits'] --passes 1 --choice_passes 1 --limit 128 --seeds 1 --width 0.05",
     preset=(("figure", "fig3"), ("folder", "runs/adam/fig3")),
@@ -56,7 +56,7 @@ FIG3 = Reproduced(
 FIG4 = Reproduced(
     "adam/fig4",
     "pl_losses.papers.adam.fig4.experiment.reproduce",
-    minutes=2.5,
+    minutes=5,
     needs="MNIST",
     quick="--dataset digits --steps 4 --hidden_size 4 --latent_size 2 --log_alpha [-3,-2] --beta2 [0.999]",
     panels=(
@@ -71,5 +71,5 @@ RECIPES = recipe_scores(
     "adam",
     ["adam/cnn", "adam/mlp-dropout", "adam/bow"],
     ["test/error"],
-    minutes=10,
+    minutes=9,
 )

@@ -41,7 +41,7 @@ TABLE1 = Reproduced(
     "gan/table1",
     "pl_losses.papers.gan.table1.reproduce",
     panels=reproduction("Table 1: images per second", "gan/table1", "speeds"),
-    minutes=10,
+    minutes=7,
     quick="--models AlexNet --image_size 64 --batch_size 2 --steps 1 --repeats 1",
 )
 RECIPES = recipe_scores(
@@ -49,7 +49,7 @@ RECIPES = recipe_scores(
     ["gan/mnist", "gan/full-basic-model"],
     ["test/lenet_frechet_distance", "test/lenet_precision", "test/lenet_recall", "test/error"],
     seeds=3,
-    minutes=20,
+    minutes=15,
     needs="MNIST",
     small="gan/digits",
 )

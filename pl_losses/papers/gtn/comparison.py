@@ -130,9 +130,15 @@ def reproduce(
     others = measure(kept, {name: [leader.setting] for name in names if name != LEADER}, seeds, train)
     found = sorted([leader, *others], key=lambda one: CRITERIA.index(one.method))
     found = [one for one in found if one.method in names]
-    rows = [Row(one.method, "strings misread, %", **one.row()) for one in found]
+    rows = [Row(one.method, "strings misread, %", **one.row() | settings(one)) for one in found]
     tables: Mapping[str, Any] = {"trainings": table(kept), "curves": list(points(found))}
     report(kept, "gtn/criteria", wandb, rows, pictures={"error_reject": draw(found)}, tables=tables)
+
+
+def settings(one: Measured) -> dict[str, str]:
+    """Say for whom the settings were chosen."""
+    chosen = one.row()["chosen"]
+    return {"chosen": chosen if one.method == LEADER else f"{chosen}, as for {LEADER}"}
 
 
 def points(found: Sequence[Measured]) -> list[dict[str, object]]:

@@ -27,7 +27,7 @@ def reproduce(
     *,
     max_pieces: int = 6,
     eval_strings: int | None = None,
-    seeds: int = 3,
+    seeds: int = 5,
     dataset: Literal["mnist", "digits"] = "mnist",
     root: str | None = None,
     folder: str = "runs/gtn/cuts",
@@ -84,8 +84,8 @@ def unreadable(
     """Return the share of strings of a split that cannot be read, with the pieces per digit as its curve."""
     strings = data.tensors[split][0]
     wrong, pieces = 0, 0
-    for numbers in strings.split(BATCH):
-        lines = data.compose(split, 0, numbers)
+    for start in range(0, len(strings), BATCH):
+        lines = data.compose(split, 0, strings[start : start + BATCH])
         cuts = candidate_cuts(lines.images, radius=radius, projection_radius=projection_radius)
         distance, nearest = (lines.boundaries[:, :, None] - cuts.columns[:, None]).abs().min(dim=2)
         ends = torch.cat([torch.zeros_like(nearest[:, :1]), nearest, cuts.lengths[:, None]], dim=1)

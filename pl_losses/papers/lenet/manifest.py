@@ -24,7 +24,7 @@ FIG9 = Reproduced(
     "lenet/fig9",
     "pl_losses.papers.lenet.fig9.reproduce",
     panels=reproduction("Fig. 9: test errors beside the published ones", "lenet/fig9"),
-    minutes=120,
+    minutes=176,
     needs="MNIST",
     quick="--classifiers 'pairwise linear,k-NN,LeNet-1,SVM poly 4' --dataset digits --epochs 1"
     " --limit 100 --val_size 50 --seeds 1",
@@ -33,7 +33,7 @@ TRAINING_SIZE = Reproduced(
     "lenet/training-size",
     "pl_losses.papers.lenet.training_size.reproduce",
     panels=reproduction("Fig. 6: test error over the number of images", "lenet/training-size", "sizes"),
-    minutes=50,
+    minutes=63,
     needs="MNIST",
     quick="--dataset digits --sizes [50,100] --steps 4 --batch_size 32 --seeds 1",
 )
@@ -42,7 +42,7 @@ RECIPES = recipe_scores(
     ["lenet/mnist-distorted", "lenet/digits"],
     ["test/error"],
     published={"lenet/mnist-distorted": 0.80},
-    minutes=30,
+    minutes=33,
     needs="MNIST",
     small="lenet/digits",
 )

@@ -39,6 +39,9 @@ class Curve(pl.Callback):
             self.points.append((trainer.global_step, 100 * float(trainer.callback_metrics["val/error"])))
 
 
+MARKS = "o^sDv"  # Of the seeds' lines.
+
+
 @typed
 def reproduce(
     figure: Literal["fig2", "fig3"] = "fig2",
@@ -120,11 +123,12 @@ def reproduce(
 
 
 def draw(found: Sequence[Measured]) -> Figure:
-    """Draw the error over the steps: a line for each seed."""
+    """Draw the error over the steps: a line for each seed, with marks of its own where lines meet."""
     figure, axes = new_axes(5.6, 3.6)
     for colour, one in zip(("tab:red", "tab:blue"), found, strict=True):
         for seed, score in enumerate(one.scores):
-            axes.plot(*zip(*score.curve, strict=True), color=colour, label=None if seed else one.method)
+            mark, label = MARKS[seed % len(MARKS)], None if seed else one.method
+            axes.plot(*zip(*score.curve, strict=True), f"{mark}-", color=colour, alpha=0.7, label=label)
     axes.set_xlabel("steps")
     axes.set_ylabel("error on held-out images, %")
     axes.grid(alpha=0.3)

@@ -96,6 +96,7 @@ def reproduce(
             score._replace(curve=[slopes.detach().mean().item() for slopes in find_slopes(model).values()])
         ]
 
+    kept.also["dataset"] = dataset
     (found,) = measure(kept, {DATA[dataset]: [{"lr": lr}]}, seeds, train)
     report(
         kept,

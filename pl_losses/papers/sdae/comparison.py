@@ -89,6 +89,7 @@ def reproduce(
         "batch_size": batch_size,
     }
     kept = Experiment(folder, settings)
+    kept.also |= {"variations": variations, "seeds": seeds}
     rows = kept.results
     done = {(row["variation"], row["method"], row["seed"]) for row in rows}
     sizes: dict[str, Any] = {"train_size": train_size, "val_size": val_size, "test_size": test_size}

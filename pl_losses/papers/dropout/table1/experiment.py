@@ -74,6 +74,7 @@ def reproduce(
     }
     _refuse(names, chosen, root, **arguments)
     kept = Experiment(folder, arguments)
+    kept.also |= {"sets": sets, "columns": columns}
     read = partial(Case.read, splits=splits, samples=samples, repeats=repeats, seed=seed, scale=epochs_scale)
     # The small sets first, for early results.
     cases = {name: read(name, root) for name in names}
