@@ -32,7 +32,7 @@ class Experiment:
     from them and never read. A damaged state is set aside, and its results are computed again.
 
     Args:
-        folder: Made if it is missing.
+        folder: Made when there is something to keep.
         arguments: What the results depend on, plain data by name.
 
     Attributes:
@@ -196,14 +196,14 @@ class PlainExperiment(Experiment):
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Refuse a folder in which no file can be made, before any training; make it if it is missing.
+    """Refuse a folder in which no file can be made, or that cannot be made, before any training.
 
     Raises:
         ValueError: With the reason.
     """
+    there = next(part for part in (folder, *folder.absolute().parents) if os.path.lexists(part))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        with TemporaryFile(dir=there):
             pass
     except OSError as error:
         reason = error.strerror or error

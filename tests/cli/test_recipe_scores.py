@@ -56,7 +56,7 @@ def test_each_seed_is_a_fit_of_its_own(fits, folder, capsys):
         for seed in (0, 1)
     ]
     (row,) = csv.DictReader((folder / "out/own/results.csv").open())
-    assert row["options"] == ""
+    assert row["options"] == "seeds=2 recipes=['lenet/mnist-distorted']"
     found = row_of(row)
     assert (found.what, found.quantity, found.measured) == (
         "lenet/mnist-distorted",

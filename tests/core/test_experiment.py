@@ -121,3 +121,12 @@ def test_plain_results_are_kept_as_json(tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:-20])
     assert PlainExperiment(tmp_path, ARGUMENTS).results == []
     assert f"now {tmp_path}/damaged-1.json, and its results are made again" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "x", "/proc/none/x"):
+        with pytest.raises(ValueError, match="Expected to write to `folder` .* but got: "):
+            Experiment(folder, {})
+    Experiment(tmp_path / "a" / "b", {})
+    assert not (tmp_path / "a").exists()
