@@ -54,11 +54,12 @@ def write_results(pages: Sequence[str]) -> None:
 def cost(made: Reproduced) -> str:
     """Write the time that a table or figure takes.
 
-    >>> cost(Reproduced("a", "b", minutes=2.5)), cost(Reproduced("a", "b", minutes=150))
-    ('2.5 minutes of one core', '2.5 hours of one core')
+    >>> cost(Reproduced("a", "b", minutes=1)), cost(Reproduced("a", "b", minutes=150))
+    ('1 minute of one core', '2.5 hours of one core')
     """
     hours = made.minutes >= 100
-    return f"{made.minutes / 60 if hours else made.minutes:.2g} {'hours' if hours else 'minutes'} of one core"
+    amount = f"{made.minutes / 60 if hours else made.minutes:.2g}"
+    return f"{amount} {'hour' if hours else 'minute'}{'' if amount == '1' else 's'} of one core"
 
 
 def quick_folder() -> str:

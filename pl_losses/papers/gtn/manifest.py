@@ -53,7 +53,7 @@ CUTS = Reproduced(
     "gtn/cuts",
     "pl_losses.papers.gtn.cut_settings.reproduce",
     panels=reproduction("Strings that cannot be read", "gtn/cuts"),
-    minutes=0.5,
+    minutes=1,
     needs="MNIST",
     quick="--dataset digits --radius [2] --projection_radius [3] --seeds 1",
 )
