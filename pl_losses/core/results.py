@@ -182,8 +182,8 @@ was typed by hand.
 How the numbers were measured:
 
 - Settings were chosen on a held-out part of the training data, with another seed than those of the results.
-  Where they were chosen by the training loss, the row says so. All other settings were fixed before. In
-  `dropout/table1` the rows `paper` and `10x` have the settings of the paper's authors.
+  Where they were chosen by the training loss, the row says so. All other settings were fixed before. In `dropout/table1` the rows `paper` and `10x` have the p and tau of
+  the paper's authors, and the values that `grid` tries were fixed after test scores had been seen.
 - Each trained network is tested once, with the weights after the last pass. A stack of autoencoders is tested
   with the weights that had the lowest validation error. `dropout/samples` tests a network several times, with
   more and more passes.
@@ -192,7 +192,8 @@ How the numbers were measured:
   covers the splits.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
   interval. Otherwise the measured number is better or worse.
-- **Settings** are those that were chosen, or that are the same for all rows of a figure.
+- **Settings** are those that were chosen, or that are the same for all rows of a figure. In `gtn/cuts` the
+  column has the pieces per digit, which were measured.
 - **Best peer** is the best other method or code that was measured in the same way.
 - The time below a table is that of all trainings and of the choice of settings, on a core that also did other
   work.
