@@ -126,7 +126,7 @@ def test_plain_results_are_kept_as_json(tmp_path, capsys):
 def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "x", "/proc/none/x"):
-        with pytest.raises(ValueError, match="Expected to write to `folder` .* but got: "):
+        with pytest.raises(ValueError, match=r"Expected to write to `folder` .* but got: "):
             Experiment(folder, {})
     Experiment(tmp_path / "a" / "b", {})
     assert not (tmp_path / "a").exists()
