@@ -39,9 +39,6 @@ class Curve(pl.Callback):
             self.points.append((trainer.global_step, 100 * float(trainer.callback_metrics["val/error"])))
 
 
-MARKS = "o^sDv"  # Of the seeds' lines.
-
-
 @typed
 def reproduce(
     figure: Literal["fig2", "fig3"] = "fig2",
@@ -123,12 +120,16 @@ def reproduce(
 
 
 def draw(found: Sequence[Measured]) -> Figure:
-    """Draw the error over the steps: a line for each seed, with marks of its own where lines meet."""
+    """Draw the error over the steps: a line for each seed, the first method's over the second's wide ones."""
     figure, axes = new_axes(5.6, 3.6)
-    for colour, one in zip(("tab:red", "tab:blue"), found, strict=True):
+    styles: tuple[dict[str, Any], ...] = (
+        {"color": "tab:red", "marker": "o", "zorder": 3},
+        {"color": "tab:blue", "linewidth": 7, "alpha": 0.4},
+    )
+    for style, one in zip(styles, found, strict=True):
         for seed, score in enumerate(one.scores):
-            mark, label = MARKS[seed % len(MARKS)], None if seed else one.method
-            axes.plot(*zip(*score.curve, strict=True), f"{mark}-", color=colour, alpha=0.7, label=label)
+            steps, errors = zip(*score.curve, strict=True)
+            axes.plot(steps, errors, label=None if seed else one.method, **style)
     axes.set_xlabel("steps")
     axes.set_ylabel("error on held-out images, %")
     axes.grid(alpha=0.3)
