@@ -23,7 +23,7 @@ def reproduce(
     levels: list[float] | None = None,
     layers: list[int] | None = None,
     *,
-    seeds: int = 3,
+    seeds: int = 5,
     source: Literal["mnist", "digits"] = "mnist",
     root: str | None = None,
     folder: str = "runs/sdae/levels",
