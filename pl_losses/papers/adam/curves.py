@@ -70,13 +70,13 @@ class Curves(NamedTuple):
 
 RATES = {"Adam": 0.001, "AdaGrad": 0.01, "RMSProp": 0.0003, "AdaDelta": 1.0, "Nesterov": 0.03}
 FIGURES = {
-    # AdaGrad lowers its rates by itself.
+    # AdaGrad and AdaDelta choose the rate of each weight by themselves.
     "fig1": Curves(
         ("mnist", "bow"),
         45,
         10,
-        {"Adam": 0.03, "AdaGrad": 0.1, "Nesterov": 0.3},
-        decay=("Adam", "Nesterov"),
+        {"Adam": 0.1, "AdaGrad": 0.1, "RMSProp": 0.03, "AdaDelta": 3.0, "Nesterov": 0.3},
+        decay=("Adam", "RMSProp", "Nesterov"),
     ),
     "fig2": Curves(("mnist",), 5, 1, RATES),
     "fig3": Curves(("cifar10",), 3, 1, RATES, width=0.25),
