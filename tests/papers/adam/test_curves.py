@@ -72,7 +72,7 @@ def test_a_stopped_training_goes_on(folder, monkeypatch, capsys):
     assert len(seen) == 2  # The last of three passes, of two steps.
     tables = [list(csv.DictReader((folder / name / "curves.csv").open())) for name in ("whole", "half")]
     assert [row["method"] for row in tables[0]] == [
-        f"digits, {name}" for name in ("Adam", "AdaGrad", "Nesterov") for _ in range(3)
+        f"digits, {name}" for name in curves.OPTIMIZERS for _ in range(3)
     ]
     for one, other in zip(*tables, strict=True):
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
