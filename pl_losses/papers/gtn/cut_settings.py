@@ -57,6 +57,7 @@ def reproduce(
     check_counts(max_pieces=max_pieces, seeds=seeds)
     arguments = {"max_pieces": max_pieces, "eval_strings": eval_strings, "dataset": dataset}
     kept = Experiment(folder, arguments)
+    kept.also |= {"radius": radius, "projection_radius": projection_radius}
 
     def score(jobs: list[Job]) -> list[Score]:
         (job,) = jobs
