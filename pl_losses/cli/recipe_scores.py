@@ -87,6 +87,10 @@ def reproduce(
             note = (notes or {}).get(recipe, "") if known is not None else ""
             rows.append(Row(recipe, quantity, published=known, note=note, lower_is_better=lower, **row))
     every = dict.fromkeys(metric for one in results for metric in one["scores"])  # Each logs its own.
+    if lacking := [metric for metric in metrics if metric not in every]:
+        raise ValueError(
+            f"Expected a recipe to log {lacking[0]} but the tests log {', '.join(sorted(every))}"
+        )
     trainings = [
         {key: one[key] for key in ("recipe", "seed", "seconds")} | every | one["scores"] for one in results
     ]

@@ -50,7 +50,7 @@ class Experiment:
 
     def __init__(self, folder: str | Path, arguments: Mapping[str, object]) -> None:
         self.folder, self.arguments = Path(folder), dict(arguments)
-        self.also: dict[str, object] = {}
+        self.also: dict[str, Any] = {}
         refuse_unwritable(self.folder)
         self.results: list[Any] = []
         self.unfinished: Any = None

@@ -117,7 +117,7 @@ def measure(
             ``FloatingPointError`` instead.
         together: Whether it is given all jobs that differ in method and setting only, else one at a time.
     """
-    kept.also["seeds"] = max(seeds, int(str(kept.also.get("seeds", 0))))
+    kept.also["seeds"] = max(seeds, kept.also.get("seeds", 0))
     done = {_key(Job(*result["job"])): result for result in kept.results}
 
     def run(jobs: list[Job]) -> None:

@@ -73,7 +73,7 @@ def test_each_seed_is_a_fit_of_its_own(fits, folder, capsys):
     assert "what a fit prints" not in capsys.readouterr().out
 
 
-def test_recipes_may_log_other_metrics(fits, folder):
+def test_recipes_may_log_other_metrics(fits, folder, capsys):
     main, _, _ = fits
     chosen = ["--recipes", '["lenet/mnist-distorted", "lenet/digits"]', "--seeds", "1"]
     assert main([*COMMAND, *chosen, "--metrics", '["test/error", "test/rmse"]']) == 0
@@ -82,6 +82,8 @@ def test_recipes_may_log_other_metrics(fits, folder):
         ("lenet/mnist-distorted", "test error, %", 1.0),
         ("lenet/digits", "test rmse", 0.01),
     ]
+    assert main([*COMMAND, *chosen, "--metrics", '["test/error", "test/rmse", "test/rmsee"]']) == 2
+    assert "Expected a recipe to log test/rmsee but the tests log test/error, " in capsys.readouterr().err
     first, second = csv.DictReader((folder / "out/own/trainings.csv").open())
     assert (first["test/error"], first["test/rmse"]) == ("0.01", "")
     assert (second["test/error"], second["test/rmse"]) == ("", "0.01")

@@ -142,6 +142,7 @@ def reproduce(
     check_counts(steps=steps, repeats=repeats)
     arguments = {"batch_size": batch_size, "image_size": image_size, "steps": steps, "repeats": repeats}
     kept = Experiment(folder, arguments | {"device": device, "hardware": hardware(real)})
+    kept.also["models"] = models
     with progress_bar(len(names)) as bar:
         for name in names:
             if name not in {row["model"] for row in kept.results}:

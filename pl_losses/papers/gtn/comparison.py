@@ -104,6 +104,7 @@ def reproduce(
     arguments: dict[str, object] = {"dataset": dataset, "isolated_epochs": isolated_epochs}
     arguments |= {"string_epochs": string_epochs, "strings": strings, "eval_strings": eval_strings}
     kept = Experiment(folder, arguments)
+    kept.also["criteria"] = criteria
     epochs = isolated_epochs + string_epochs
 
     def train(jobs: list[Job]) -> list[Score]:

@@ -211,6 +211,7 @@ def reproduce(
     check_counts(seeds=seeds, epochs=epochs, val_size=val_size)
     arguments = {"dataset": dataset, "epochs": epochs, "batch_size": batch_size}
     kept = Experiment(folder, arguments | {"val_size": val_size, "limit": limit})
+    kept.also["classifiers"] = classifiers
 
     def data(job: Job, low: float = -0.1, high: float = 1.175) -> MNIST | Digits:
         size = batch_size // 2 or 1 if job.method == RECIPE else batch_size
