@@ -86,7 +86,7 @@ FIGURES = {
 @typed
 def reproduce(
     figure: Literal["fig1", "fig2", "fig3"] = "fig1",
-    seeds: int = 3,
+    seeds: int = 5,
     datasets: list[str] | None = None,
     *,
     root: str | None = None,

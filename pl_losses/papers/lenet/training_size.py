@@ -26,7 +26,7 @@ SUFFIX = ", distorted"
 @typed
 def reproduce(
     sizes: list[int] | None = None,
-    seeds: int = 3,
+    seeds: int = 5,
     dataset: Literal["mnist", "digits"] = "mnist",
     *,
     root: str | None = None,

@@ -28,7 +28,7 @@ TABLE = "variations.csv"
 
 def reproduce(
     variations: str | list[str] = "all",
-    seeds: int = 3,
+    seeds: int = 5,
     source: str = "mnist",
     *,
     root: str | None = None,
