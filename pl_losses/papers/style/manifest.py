@@ -27,3 +27,11 @@ MATRIX = Reproduced(
     needs="the weights of VGG-19, which the extra `style` installs",
     quick="--size 48 --steps 1 --ratios [0.001] --depths [1,2]",
 )
+OPTIMIZERS = Reproduced(
+    "style/optimizers",
+    "pl_losses.papers.style.optimizers.reproduce",
+    panels=reproduction("The same loss by four optimizers", "style/optimizers", "losses"),
+    minutes=20,
+    needs="the weights of VGG-19, which the extra `style` installs, and five images",
+    quick="--pairs [[china,starry-night]] --stretches [1.0,2.0] --size 48 --evaluations 6",
+)
