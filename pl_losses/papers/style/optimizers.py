@@ -108,10 +108,10 @@ def reproduce(
     kept.also |= {"pairs": pairs, "stretches": stretches}
     reported = [*map(tuple, pairs or PAIRS)]
     # Opened first, so that a missing image is refused before work starts.
-    shown = {pair: Pictures(*pair, size, root=root).pictures() for pair in [*CHOICE, *reported]}
+    shown = {pair: Pictures(pair[0], pair[1], size, root=root).pictures() for pair in [*CHOICE, *reported]}
     done = {(*one["pair"], one["way"], one["stretch"]): one for one in kept.results}
 
-    def losses(pair: tuple[str, ...], way: str, stretch: float | None = None) -> list[float]:
+    def losses(pair: tuple[str, ...], way: str, stretch: float = 1.0) -> list[float]:
         if (key := (*pair, way, stretch)) not in done:
             started = perf_counter()
             objective = objective_of(shown[pair], root)
@@ -184,7 +184,7 @@ def minimise(objective: Objective, start: Tensor, way: Way, evaluations: int) ->
     image, losses = (start * way.scale).requires_grad_(), list[float]()
     optimizer = way.optimizer([image])
 
-    def closure() -> Tensor:
+    def closure() -> float:
         if len(losses) == evaluations:
             raise Enough
         if way.clamp:
@@ -194,7 +194,7 @@ def minimise(objective: Objective, start: Tensor, way: Way, evaluations: int) ->
         loss, _ = objective(image / way.scale)
         loss.backward()
         losses.append(float(loss.detach()))
-        return loss
+        return losses[-1]
 
     with suppress(Enough):
         before = -1
