@@ -63,6 +63,11 @@ class Experiment:
                 )
             return
         known = self._read(file)
+        if known["arguments"].keys() != self.arguments.keys():
+            raise ValueError(
+                f"Expected {self.folder} to have results of this command but it has those of another one, or"
+                " of another version: choose another `folder`, or delete that one"
+            )
         for name in dict.fromkeys([*self.arguments, *known["arguments"]]):
             before, now = known["arguments"].get(name), self.arguments.get(name)
             if before != now:

@@ -194,7 +194,7 @@ def reproduce(
     Args:
         classifiers: Names between commas, such as "linear,LeNet-5"; "all" are the nine of
             the figure, and the recipe.
-        seeds: Trainings of each network, and of the recipe at most three; k-NN and SVM have no random numbers.
+        seeds: Trainings of each network; k-NN and SVM have no random numbers.
         dataset: "mnist", or "digits" for scikit-learn's, which need no download.
         root: Folder with MNIST. Default: the environment variable PL_LOSSES_DATA.
         folder: For the results. A folder with a part of them is resumed.
@@ -233,12 +233,9 @@ def reproduce(
             passes = -(-epochs // 4)
         return [trained(model, data(job), passes, job.held_out)]
 
-    grids = dict.fromkeys(NETWORKS, RATES) | {RECIPE: RECIPE_GRID} | FIXED
-    counts = {RECIPE: min(seeds, 3)} | dict.fromkeys(FIXED, 1)
-    found = []
-    for count in sorted({seeds} | set(counts.values()), reverse=True):
-        chosen = [name for name in names if counts.get(name, seeds) == count]
-        found += measure(kept, {name: grids[name] for name in chosen}, count, train)
+    grids = dict.fromkeys(NETWORKS, RATES) | {RECIPE: RECIPE_GRID}
+    found = measure(kept, {name: grids[name] for name in names if name in grids}, seeds, train)
+    found += measure(kept, {name: FIXED[name] for name in names if name in FIXED}, 1, train)
     by_name = {one.method: one for one in found}
     rows = [
         Row(

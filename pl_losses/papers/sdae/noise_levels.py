@@ -94,7 +94,7 @@ def reproduce(
         return [trained(model, data, epochs, job.held_out, check_val_every_n_epoch=1)]
 
     grids = {
-        f"{n} layers, level {level:g}": [{"layers": n, "level": level}] for n in depths for level in shares
+        f"{named(n)}, level {level:g}": [{"layers": n, "level": level}] for n in depths for level in shares
     }
     found = measure(kept, grids, seeds, train)
     rows = [Row(f"{variation}, {one.method}", "test error, %", **one.row() | {"chosen": ""}) for one in found]
@@ -107,9 +107,18 @@ def draw(found: Sequence[Measured], depths: Sequence[int]) -> Figure:
     for depth in depths:
         part = [one for one in found if one.setting["layers"] == depth]
         shares = [one.setting["level"] for one in part]
-        draw_line(axes, shares, part, f"{depth} layers" if depth > 1 else "1 layer")
+        draw_line(axes, shares, part, named(depth))
     axes.set_xlabel("share of masked elements")
     axes.set_ylabel("test error, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def named(depth: int) -> str:
+    """Name a number of layers.
+
+    >>> named(1), named(2)
+    ('1 layer', '2 layers')
+    """
+    return f"{depth} layer{'s' * (depth > 1)}"
