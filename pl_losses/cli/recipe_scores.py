@@ -10,7 +10,7 @@ import csv
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 from pl_losses.core.experiment import PlainExperiment, Recording, progress_bar, quiet
@@ -112,7 +112,7 @@ def train(recipe: str, seed: int, *, metrics: list[str], folder: Path, more: lis
     log.parent.mkdir(parents=True, exist_ok=True)
     logger = {"save_dir": str(runs.parent), "name": runs.name, "version": name}
     options = ["--trainer.logger=CSVLogger", *(f"--trainer.logger.{key}={at}" for key, at in logger.items())]
-    started = perf_counter()
+    started = process_time()
     with log.open("w") as file, redirect_stdout(file), redirect_stderr(file), quiet():
         seeded = [f"--{key}={seed}" for key in ("seed_everything", "data.seed")]
         status = main(["fit", "--config", recipe, *seeded, *options, *more])
@@ -124,7 +124,7 @@ def train(recipe: str, seed: int, *, metrics: list[str], folder: Path, more: lis
         last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
     scores = {key: float(value) for key, value in last.items() if key.startswith("test/")}
     _logged(metrics, recipe, scores)
-    return {"recipe": recipe, "seed": seed, "seconds": perf_counter() - started, "scores": scores}
+    return {"recipe": recipe, "seed": seed, "seconds": process_time() - started, "scores": scores}
 
 
 def _logged(metrics: list[str], recipe: str, scores: dict[str, float]) -> list[str]:

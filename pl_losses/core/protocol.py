@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import inf, isfinite, nan
 from statistics import mean
-from time import perf_counter
+from time import process_time
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -72,7 +72,7 @@ class Measured(NamedTuple):
         method: Its name.
         setting: The chosen settings.
         scores: One of each seed.
-        seconds: Duration of all trainings, those of the choice included.
+        seconds: Processor time of all trainings, those of the choice included.
     """
 
     method: str
@@ -123,12 +123,12 @@ def measure(
     def run(jobs: list[Job]) -> None:
         left = [job for job in jobs if _key(job) not in done]
         for part in [left] if together and left else [[job] for job in left]:
-            started = perf_counter()
+            started = process_time()
             try:
                 scores = train(part)
             except FloatingPointError:
                 scores = [Score(inf)] * len(part)
-            seconds = (perf_counter() - started) / len(part)
+            seconds = (process_time() - started) / len(part)
             for job, score in zip(part, scores, strict=True):
                 done[_key(job)] = {"job": list(job), "score": list(score), "seconds": seconds}
             kept.results.extend(done[_key(job)] for job in part)

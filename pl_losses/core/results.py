@@ -40,7 +40,7 @@ class Row:
         low: Lower end of its 95 % interval, see :func:`interval`; ``None`` if there is none.
         high: Upper end.
         seeds: Number of trainings.
-        seconds: Duration of all of them, and of the choice of settings.
+        seconds: Processor time of all of them, and of the choice of settings.
         published: The paper's number; ``None`` if it has none that can be compared.
         published_low: Lower end of its 95 % interval, if one is known.
         published_high: Upper end.

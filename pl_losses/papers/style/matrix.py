@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def reproduce(
     left = [(number, alpha) for number in numbers for alpha in alphas][len(kept.results) :]
     with progress_bar(len(left)) as bar:
         for number, alpha in left:
-            started = perf_counter()
+            started = process_time()
             model = StyleTransfer(alpha, style_layers=list(LAYERS[:number]), seed=seed)
             with quiet():
                 trainer = plain_trainer(max_epochs=1)
@@ -77,7 +77,7 @@ def reproduce(
             loss, _ = model.evaluate()
             image = (255 * model.result()[0]).round().byte()
             result = {"layers": number, "alpha": alpha, "loss": float(loss.detach()), "image": image}
-            kept.add(result | {"seconds": perf_counter() - started})
+            kept.add(result | {"seconds": process_time() - started})
             bar.update()
     losses = [{key: value for key, value in one.items() if key != "image"} for one in kept.results]
     rows = [

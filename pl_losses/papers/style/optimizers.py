@@ -13,7 +13,7 @@ from functools import partial
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import NamedTuple
 
 import torch
@@ -113,12 +113,12 @@ def reproduce(
 
     def losses(pair: tuple[str, ...], way: str, stretch: float = 1.0) -> list[float]:
         if (key := (*pair, way, stretch)) not in done:
-            started = perf_counter()
+            started = process_time()
             objective = objective_of(shown[pair], root)
             settings = OTHERS.get(way) or Way(partial(MonotoneLBFGS, stretch=stretch))
             found = minimise(objective, shown[pair].contents, settings, evaluations)
             result = {"pair": list(pair), "way": way, "stretch": stretch, "losses": found}
-            done[key] = result | {"seconds": perf_counter() - started}
+            done[key] = result | {"seconds": process_time() - started}
             kept.add(done[key])
         bar.update()
         return list(done[key]["losses"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Literal
 
 import torch
@@ -97,7 +97,7 @@ def reproduce(
     if together is None:
         together = 10 if device == "cpu" else len(plan.settings())
     images = load_images(dataset, root)
-    started = perf_counter()
+    started = process_time()
     chance = images.shape[1] * math.log(2)  # The loss of a network that guesses each pixel at one half.
     with progress_bar(plan.steps * len(plan.settings())) as bar:
         bar.set_description("steps")
@@ -120,7 +120,7 @@ def reproduce(
         "hidden_size": hidden_size,
         "latent_size": latent_size,
     }
-    write_results(Path(folder), "adam/fig4", given, beside(results, perf_counter() - started))
+    write_results(Path(folder), "adam/fig4", given, beside(results, process_time() - started))
     figure = draw(plan, results, chance)
     picture = grid.kept.picture("fig4.png", figure, dpi=110)
     grid.kept.record(

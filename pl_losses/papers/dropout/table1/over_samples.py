@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,10 @@ def reproduce(
     with progress_bar(sum(case.work("paper") for case in cases)) as bar:
         for case in cases:
             bar.set_description(case.name)
-            started = perf_counter()
+            started = process_time()
             # The estimate is not exact, and a bar must not run beyond its end.
             scores = over_samples(case, counts, lambda done: bar.update(min(done, bar.total - bar.n)))
-            kept.add({"set": case.name, "scores": scores.tolist(), "seconds": perf_counter() - started})
+            kept.add({"set": case.name, "scores": scores.tolist(), "seconds": process_time() - started})
     found = {result["set"]: result for result in kept.results if result["set"] in names}
     points = [
         {"set": name, "samples": count, "split": split}

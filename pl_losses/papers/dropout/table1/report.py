@@ -148,7 +148,7 @@ def beside(entries: Iterable[Entry], seeds: int) -> list[Result]:
     rows = []
     for entry in entries:
         known = dict.fromkeys(Numbers._fields) if entry.published is None else entry.published._asdict()
-        ours, seconds = entry.ours._asdict(), entry.seconds
+        ours, seconds = entry.ours._asdict(), entry.cpu_seconds
         for score, quantity in (("rmse", "RMSE"), ("ll", "log-likelihood, nats")):
             value, published = ours[score], known[score]
             half, theirs = 1.96 * ours[f"{score}_se"], 1.96 * (known[f"{score}_se"] or 0.0)
