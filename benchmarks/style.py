@@ -1,14 +1,13 @@
 """Style transfer beside a floor, the way of PyTorch's tutorial, and pastiche.
 
-    PL_LOSSES_DATA=... python -m benchmarks.style [closure|trainer|memory|loss]
+    PL_LOSSES_DATA=... python -m benchmarks.style [closure|trainer|memory]
 
 ``closure``: forward and backward pass at 256 pixels; the floor is VGG-19 alone to conv5_1, frozen, average
 pooling, nothing compared, channels last, which is its faster layout. ``trainer``: what the Trainer adds to
 an evaluation, L-BFGS under it beside a loop by hand, with a loss that is free. ``memory``: peak over what
-was taken before, at 512 pixels, each contestant in a process of its own (Linux). ``loss``: after 200
-evaluations of one objective from one start, each with its optimizer, for three pairs. Contestants take
-turns, processor time of one thread is counted, and medians of the turns' ratios shown. Pastiche takes part
-where it is installed.
+was taken before, at 512 pixels, each contestant in a process of its own (Linux). Contestants take turns,
+processor time of one thread is counted, and medians of the turns' ratios shown. Pastiche takes part where it
+is installed. ``pl-losses reproduce style/optimizers`` compares the losses.
 """
 
 from __future__ import annotations
@@ -38,17 +37,9 @@ from pl_losses.data import Pictures
 from pl_losses.papers.style import Objective
 from pl_losses.papers.style.vgg import CONVOLUTIONS, find_oxford, load_weights
 
-PAIRS = (
-    ("content_chelsea.jpg", "style_starry_night.jpg"),
-    ("content_astronaut.jpg", "style_shipwreck.jpg"),
-    ("content_astronaut.jpg", "style_the_scream.jpg"),
-)
+PAIR = ("content_astronaut.jpg", "style_shipwreck.jpg")
 STYLE = ["conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1"]
 Closure = Callable[[], float]
-
-
-class Stop(Exception):
-    """Enough evaluations."""
 
 
 def objective_of(pair: tuple[str, str], size: Any) -> tuple[StyleTransfer, Any, Tensor]:
@@ -212,7 +203,7 @@ def closures(repeats: int = 15) -> None:
     ways = {}
     for name, make in CONTESTANTS.items():
         try:
-            ways[name] = make(PAIRS[1], 256)
+            ways[name] = make(PAIR, 256)
         except ImportError:
             print(f"({name} is not installed)")
     seconds = turns(ways, repeats)
@@ -278,7 +269,7 @@ def by_hand(data: Pictures, steps: int) -> tuple[float, int, Tensor]:
 
 def trainer(repeats: int = 9, size: int = 256, steps: int = 5) -> None:
     """What the Trainer adds to a closure: with a loss that is free, as a share of one that is not."""
-    data, full, spent = Pictures(*PAIRS[1], size=size, steps=steps), ours(PAIRS[1], size), list[float]()
+    data, full, spent = Pictures(*PAIR, size=size, steps=steps), ours(PAIR, size), list[float]()
     added: dict[str, list[float]] = {"Trainer": [], "Trainer, CSVLogger and StyleReport": []}
     quiet = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     for _ in range(repeats):
@@ -318,7 +309,7 @@ def memory() -> None:
 
 def one(name: str) -> None:
     """Peak of one contestant, in MiB."""
-    closure = CONTESTANTS[name](PAIRS[1], [512, 512])
+    closure = CONTESTANTS[name](PAIR, [512, 512])
     # The targets' pass has left its own peak: what is asked for is what a closure takes beside what is held.
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
@@ -334,54 +325,6 @@ def _status(key: str) -> int:
     return int(found.split()[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def minimise(
-    objective: Any,
-    start: Tensor,
-    make: Callable[[Any], Any],
-    evaluations: int,
-    scale: float = 1.0,
-    clamp: bool = False,
-) -> float:
-    """The lowest loss within a number of evaluations, the image in units of 1 / ``scale``."""
-    image, losses = (start * scale).requires_grad_(), list[float]()
-    optimizer = make([image])
-
-    def closure() -> Tensor:
-        if clamp:
-            with torch.no_grad():
-                image.clamp_(0, scale)
-        optimizer.zero_grad()
-        loss: Tensor = objective(image / scale)[0]
-        loss.backward()
-        losses.append(loss.item())
-        if len(losses) == evaluations:
-            raise Stop
-        return loss
-
-    try:
-        while True:
-            optimizer.step(closure)
-    except Stop:
-        return min(losses)
-
-
-def losses(evaluations: int = 200, size: int = 128) -> None:
-    """Table of the losses after as many evaluations."""
-    lbfgs = torch.optim.LBFGS
-    print(f"| loss after {evaluations} evaluations, {size} px | ours | the tutorial's way | pastiche's way |")
-    print("| --- | ---: | ---: | ---: |")
-    for pair in PAIRS:
-        model, objective, content = objective_of(pair, size)
-        found = [
-            minimise(objective, content.clone(), model._optimizer, evaluations, 255.0),
-            minimise(objective, content.clone(), lambda p: lbfgs(p), evaluations, clamp=True),
-            minimise(objective, content.clone(), lambda p: lbfgs(p, max_iter=1), evaluations, 255.0),
-        ]
-        print(
-            "| " + " | ".join([" after ".join(pair), *(f"{value:.4g}" for value in found)]) + " |", flush=True
-        )
-
-
 def main(args: list[str]) -> None:
     """Run one part, or all."""
     torch.set_num_threads(1)
@@ -392,7 +335,7 @@ def main(args: list[str]) -> None:
     if args[:1] == ["one"]:
         one(args[1])
         return
-    parts = {"closure": closures, "trainer": trainer, "memory": memory, "loss": losses}
+    parts = {"closure": closures, "trainer": trainer, "memory": memory}
     for name, part in parts.items():
         if not args or name in args:
             part()

@@ -29,7 +29,10 @@ def test_it_goes_on(tmp_path):
     ("others", "message"),
     [
         ({**ARGUMENTS, "seed": 1}, "`seed` to be 0, as for the results in .*out, but got 1: choose another"),
-        ({"seed": 0, "sizes": [1, 2], "more": 3}, "to have results of this command but it has those of another"),
+        (
+            {"seed": 0, "sizes": [1, 2], "more": 3},
+            "to have results of this command but it has those of another",
+        ),
     ],
 )
 def test_the_results_of_other_arguments_are_refused(tmp_path, others, message):

