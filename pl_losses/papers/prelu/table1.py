@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
+from statistics import correlation, fmean
 from typing import Any, Literal
 
 import torch
@@ -125,11 +126,15 @@ def rows(found: Measured) -> list[Row]:
     for layer, values in enumerate(zip(*(score.curve for score in found.scores), strict=True), 1):
         low, high = interval(values) if len(values) > 1 else (None, None)
         what = f"{found.method}, layer {layer}" + (", fully connected" if layer > count - 2 else "")
-        mean = sum(values) / len(values)
         if count == len(PUBLISHED):
             known |= {"published": PUBLISHED[layer - 1], "note": NOTE}
         seconds = found.seconds / count
-        slopes.append(Row(what, "mean slope", mean, low, high, seconds=seconds, **known))
+        slopes.append(Row(what, "mean slope", fmean(values), low, high, seconds=seconds, **known))
+    if count == len(PUBLISHED):
+        alike = [correlation(score.curve[:-2], PUBLISHED[:-2]) for score in found.scores]
+        low, high = interval(alike) if len(alike) > 1 else (None, None)
+        what, quantity = f"{found.method}, convolutions", "correlation with the paper's slopes"
+        slopes.append(Row(what, quantity, fmean(alike), low, high, len(alike), lower_is_better=None))
     error = found.row() | {"seconds": 0.0, "chosen": ""}
     return [*slopes, Row(found.method, "test error, %", **error)]
 
