@@ -196,8 +196,8 @@ How the numbers were measured:
 - **Settings** are those that were chosen, or that are the same for all rows of a figure. In `gtn/cuts` the
   column has the pieces per digit, which were measured.
 - **Best peer** is the best other method or code that was measured in the same way.
-- The time below a table is that of all trainings and of the choice of settings, on a core that also did other
-  work.
+- The time below a table is that of all trainings and of the choice of settings. It is the processor time, or
+  more: some older results have the time of the clock, on a machine that also did other work.
 
 {verdicts}
 """
