@@ -185,9 +185,9 @@ def reproduce(
     """Fig. 9: test errors on MNIST of LeNet-5 and of the classifiers that it is compared with.
 
     The networks are trained by Adam with a one-cycle learning rate, which is chosen for each on held-out
-    training images, with a quarter of ``epochs``. So are k and C. "lenet/mnist" is the recipe: LeNet-5 by
-    AdamW, with twice the passes and half the batch size of the others, and a weight decay that is chosen
-    too. The folder gets ``trainings.csv``, ``results.csv``, ``results.png`` and a W&B run, and the
+    training images. So are k and C. "lenet/mnist" is the recipe: LeNet-5 by AdamW, with twice the passes and
+    half the batch size of the others, and a weight decay that is chosen too. Its choices have a quarter of
+    ``epochs``. The folder gets ``trainings.csv``, ``results.csv``, ``results.png`` and a W&B run, and the
     same command resumes after an interruption. In the networks before LeNet-5 all maps of
     C3 see all maps of S2: their tables of connections are not in the paper.
 
@@ -228,9 +228,9 @@ def reproduce(
         decay = job.setting.get("weight_decay", 0.0)
         optimizer = partial(torch.optim.AdamW, fused=True, weight_decay=decay)
         model = NETWORKS[job.method](optimizer=optimizer, lr_scheduler=cycle)
-        passes = 2 * epochs if job.method == RECIPE else epochs
-        if job.held_out:
-            passes = -(-epochs // 4)
+        passes = epochs
+        if job.method == RECIPE:
+            passes = -(-epochs // 4) if job.held_out else 2 * epochs
         return [trained(model, data(job), passes, job.held_out)]
 
     grids = dict.fromkeys(NETWORKS, RATES) | {RECIPE: RECIPE_GRID}
