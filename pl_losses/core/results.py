@@ -189,8 +189,8 @@ How the numbers were measured:
   with the weights that had the lowest validation error. `dropout/samples` tests a network several times, with
   more and more passes.
 - A measured number is the mean over seeds. Its 95 % interval is in brackets. The interval covers what
-  varies by chance: the seed and, for test errors, which samples are in the test set. In `dropout/table1` it
-  covers the splits.
+  varies by chance: the seed and, for test errors, which samples are in the test set. In `dropout/table1` and
+  `dropout/samples` it covers the splits.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
   interval. Otherwise the measured number is better or worse.
 - **Settings** are those that were chosen, or that are the same for all rows of a figure. In `gtn/cuts` the
