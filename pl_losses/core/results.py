@@ -183,8 +183,8 @@ How the numbers were measured:
 
 - Settings were chosen on a held-out part of the training data, with another seed than those of the results.
   Where they were chosen by the training loss, the row says so. All other settings were fixed before. In
-  `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's authors. The row `grid` chooses
-  among several values. These were fixed after test scores had been seen.
+  `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's authors. The row `grid`
+  chooses among several values. These were fixed after test scores had been seen.
 - Each trained network is tested once, with the weights after the last pass. A stack of autoencoders is tested
   with the weights that had the lowest validation error. `dropout/samples` tests a network several times, with
   more and more passes.
