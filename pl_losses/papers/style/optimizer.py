@@ -61,7 +61,7 @@ class MonotoneLBFGS(Optimizer):
         *,
         max_iter: int = 20,
         history_size: int = 100,
-        stretch: float = 2.0,
+        stretch: float = 4.0,
     ) -> None:
         check_positive("lr", lr)
         check_positive("stretch", stretch)
