@@ -216,18 +216,23 @@ class Enough(Exception):
 
 
 def draw(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:
-    """Draw the lowest loss so far over the evaluations, its mean over the starts: a panel for each pair."""
-    figure = new_figure(3.4 * len(curves), 3.2)
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    """Draw the lowest loss so far, divided by that of the suite's optimizer: a panel for each pair."""
+    figure = new_figure(3.4 * len(curves), 3.8)
+    panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
     for axes, (name, by_way) in zip(panels, curves.items(), strict=True):
-        for way, starts in by_way.items():
-            falling = [list(accumulate(values, min)) for values in starts]
-            means = [mean(values) for values in zip(*falling, strict=False)]
-            axes.plot(range(1, 1 + len(means)), means, label=way)
-        axes.set_yscale("log")
+        means = {way: _falling(starts) for way, starts in by_way.items()}
+        for way, values in means.items():
+            ratios = [value / ours for value, ours in zip(values, means[OURS], strict=False)]
+            axes.plot(range(1, 1 + len(ratios)), ratios, label=way)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("evaluations")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("lowest loss so far, eq. 7")
-    panels[-1].legend(fontsize=7)
+    panels[0].set_ylim(0.8, 1.5)
+    panels[0].set_ylabel(f"loss, divided by that of {OURS}", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
+
+
+def _falling(starts: Sequence[Sequence[float]]) -> list[float]:
+    """Return the lowest loss so far, its mean over the starts."""
+    return [mean(values) for values in zip(*(accumulate(one, min) for one in starts), strict=False)]
