@@ -35,7 +35,7 @@ class MonotoneLBFGS(Optimizer):
         max_iter: Iterations of a step.
         history_size: Changes that H is made of. Each takes twice the memory of the parameters.
         stretch: Factor of the usual matrix that H begins with. With 1 most steps end before the loss is least
-            along them. ``pl-losses reproduce style/optimizers`` compares several.
+            along them. For more than 100 iterations 4 is a little better than 2, and for fewer it is worse.
 
     Raises:
         ValueError: If a number is not positive, or there is more than one group.
@@ -61,7 +61,7 @@ class MonotoneLBFGS(Optimizer):
         *,
         max_iter: int = 20,
         history_size: int = 100,
-        stretch: float = 4.0,
+        stretch: float = 2.0,
     ) -> None:
         check_positive("lr", lr)
         check_positive("stretch", stretch)
