@@ -189,7 +189,7 @@ def reproduce(args: list[str]) -> int:
     name, flags = args[0], split([arg for arg in args[1:] if arg != "--quick"])
     if name == "all":
         if not quick:
-            raise UsageError("`reproduce all` would take days: `--quick` makes a small form of each")
+            raise UsageError("`reproduce all` would take most of a day: `--quick` makes a small form of each")
         load_torch()
         return known.run_all(flags)
     asked = [flag for flag in flags if flag[0] == "help"]

@@ -27,6 +27,9 @@ mean nothing. `--results` prints the page with all results of the suite. `--resu
 a page that begin with `<!-- results NAME -->`."""
 
 
+FIXED = ("figure", "paper")  # Options that the name decides.
+
+
 def listing() -> str:
     """List what can be reproduced: the figure of the paper, the cost and what it needs."""
     width = max(map(len, reproduced()))
@@ -48,7 +51,13 @@ def write_results(pages: Sequence[str]) -> None:
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"Expected `--results` to be followed by pages but there is no file {name}")
-        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(
+                f"Expected `--results` to be followed by pages in UTF-8 but {name} is none"
+            ) from None
+        path.write_text(filled(text), encoding="utf-8")
 
 
 def cost(made: Reproduced) -> str:
@@ -112,8 +121,9 @@ def options(name: str) -> dict[str, str]:
 
 def help_for(name: str) -> str:
     """Return the description and options of one of them."""
-    function = signatures.locate_function(reproduced()[name].function)
-    return signatures.describe_function(function) if function else name
+    made = reproduced()[name]
+    function = signatures.locate_function(made.function)
+    return signatures.describe_function(function, dict(made.preset)) if function else name
 
 
 def check(name: str, flags: Flags) -> None:
@@ -127,6 +137,8 @@ def check(name: str, flags: Flags) -> None:
         raise UsageError(f"Nothing named `{name}` to reproduce{hint}")
     known = options(name)
     for flag, _ in flags:
+        if flag in FIXED and flag in dict(reproduced()[name].preset):
+            raise UsageError(f"Expected no `--{flag}`: it follows from the name {name}")
         if known and flag not in known:
             hint = nearest(flag, known, "`--{}`") or f"; `pl-losses reproduce {name} --help` shows them all"
             raise UsageError(f"Unknown option `--{flag}`{hint}")
@@ -154,6 +166,6 @@ def run(name: str, flags: Flags) -> int:
         raise in_a_line(error, None) from error
     except (KeyboardInterrupt, SystemExit) as leaving:
         # A Trainer makes an exit of a signal.
-        print(f"Interrupted: the same command resumes from what is in {options.folder}", file=sys.stderr)
+        print(f"Interrupted: the same command with --folder {options.folder} resumes", file=sys.stderr)
         return status_of(leaving) if isinstance(leaving, SystemExit) else 130
     return 0

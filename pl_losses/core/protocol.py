@@ -81,6 +81,11 @@ class Measured(NamedTuple):
     seconds: float
 
     @property
+    def curves(self) -> dict[int, Any]:
+        """The curves of the trainings that did not diverge, by seed."""
+        return {seed: score.curve for seed, score in enumerate(self.scores) if score.curve is not None}
+
+    @property
     def value(self) -> float:
         """The mean over the seeds."""
         return mean(score.value for score in self.scores)
@@ -206,6 +211,7 @@ def report(
     """
     shown = {"results": draw(rows)} if pictures is None else pictures
     written = {"trainings": table(kept)} if tables is None else tables
+    written = {title: one for title, one in written.items() if one}  # None has rows if all diverged.
     files = [kept.table(f"{title}.csv", one) for title, one in written.items()]
     files.append(kept.results_table(name, rows))
     files += [kept.picture(f"{title}.png", figure) for title, figure in shown.items()]
@@ -254,7 +260,9 @@ def draw_line(axes: Axes, places: Sequence[float], found: Sequence[Measured], la
     means, below, above = [], [], []
     for one in found:
         row, middle = one.row(), one.value if isfinite(one.value) else nan
+        # They are shares in percent.
         low, high = (middle if row.get(end) is None else row[end] for end in ("low", "high"))
+        low, high = max(low, 0.0), min(high, 100.0)
         means.append(middle)
         below.append(middle - low)
         above.append(high - middle)

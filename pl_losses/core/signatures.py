@@ -9,9 +9,11 @@ import ast
 import importlib.util
 import re
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Union
 
 from pl_losses.recipes import HERE
@@ -311,10 +313,13 @@ def function_parameters(function: ast.FunctionDef) -> dict[str, str]:
     return _annotations([*function.args.args, *function.args.kwonlyargs])
 
 
-def describe_function(function: ast.FunctionDef) -> str:
-    """Describe the parameters of a function as :func:`describe` does those of a class."""
+def describe_function(function: ast.FunctionDef, given: Mapping[str, str] | None = None) -> str:
+    """Describe the parameters of a function as :func:`describe` does those of a class.
+
+    ``given`` are values that replace the defaults.
+    """
     docs = [ast.get_docstring(function)]
-    return _described(function.name, docs, function_parameters(function), function)
+    return _described(function.name, docs, function_parameters(function), function, given or {})
 
 
 def _annotations(arguments: list[ast.arg]) -> dict[str, str]:
@@ -322,10 +327,14 @@ def _annotations(arguments: list[ast.arg]) -> dict[str, str]:
 
 
 def _described(
-    name: str, docstrings: list[str | None], parameters: dict[str, str], function: ast.FunctionDef | None
+    name: str,
+    docstrings: list[str | None],
+    parameters: dict[str, str],
+    function: ast.FunctionDef | None,
+    given: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     docs = _argument_docs(*docstrings)
-    defaults = _defaults(function) if function else {}
+    defaults = (_defaults(function) if function else {}) | dict(given)
     lines = [(docstrings[0] or name).splitlines()[0], ""]
     for parameter, annotation in parameters.items():
         default = f" = {defaults[parameter]}" if parameter in defaults else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import cache, wraps
 from math import isfinite, isnan
 from numbers import Integral, Real
@@ -118,6 +118,27 @@ def check_not_negative(**values: object) -> None:
 def check_share(name: str, value: object) -> None:
     """Refuse an argument that is not in [0, 1), such as a probability to drop."""
     check_number(name, value, "in [0, 1)", lambda share: 0 <= share < 1)
+
+
+def check_some(**values: Sized | None) -> None:
+    """Refuse empty lists; ``None`` is for the caller to refuse."""
+    for name, value in values.items():
+        if value is not None and not len(value):
+            raise ValueError(f"Expected `{name}` to have an element at least but got {value}")
+
+
+def check_device(device: str) -> str:
+    """Return a device of this machine: "auto" is a GPU if there is one, else the CPU."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"Expected `device` to be one of this machine but got {device!r}: {reason}"
+        ) from error
+    return device
 
 
 def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:

@@ -307,7 +307,7 @@ def test_what_takes_many_trainings_ends_with_the_status_of_a_signal(monkeypatch,
     args = "--source=digits --variations=rot-gen --seeds=1 --train_size=512 --val_size=9 --test_size=9"
     args += " --hidden_size=4 --folder=out"
     assert main(["reproduce", "sdae/variations", *args.split()]) == 128 + number
-    assert "Interrupted: the same command resumes from what is in out" in capsys.readouterr().err
+    assert "Interrupted: the same command with --folder out resumes" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_checkpoint_of_before():

@@ -1,10 +1,12 @@
 """`pl-losses reproduce`: what there is, a small form of each, and the page of what was measured."""
 
 import csv
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ def test_the_list_does_not_wait_for_torch():
 
 
 # The scores of recipes are made by one function, with a fit for each.
-SMALL = [name for name in reproduced() if not name.endswith("/recipes") or name == "prelu/recipes"]
+SMALL = [name for name in reproduced() if not name.endswith("/recipes") or name.startswith(("gan", "prelu"))]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -91,8 +93,18 @@ def test_all_small_forms_are_one_command(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["all"], "`reproduce all` would take days"),
+        (["all"], "`reproduce all` would take most of a day"),
         (["all", "--quick", "--nothing", "1"], "Unknown option `--nothing`"),
+        (["adam/fig2", "--figure", "fig1"], "Expected no `--figure`: it follows from the name"),
+        (["adam/fig2", "--passes", "0"], "`passes` to be at least 1 but got 0"),
+        (["adam/fig2", "--quick", "--device", "none"], "`device` to be one of this machine but got 'none'"),
+        (["gan/table1", "--quick", "--image_size", "40"], "`image_size` to be at least 63 but got 40"),
+        (
+            ["lenet/training-size", "--quick", "--sizes", "[9999]"],
+            "`sizes` of at most 1497, the images of digits, but got 9999",
+        ),
+        (["lenet/recipes", "--recipes", "[]"], "`recipes` to have an element at least but got []"),
+        (["sdae/levels", "--pretrain_lr", "-1"], "`pretrain_lr` to be positive and finite but got -1.0"),
         (["adam/fig4", "--quick", "--step", "1"], "Unknown option `--step`: did you mean `--steps`"),
     ],
 )
@@ -147,3 +159,22 @@ def test_the_cost_is_not_much_more_than_the_list_tells():
             minutes = sum(float(row["seconds"]) for row in rows) / 60
             # By the clock, on a machine that may have had other work; some of the rows may not be made yet.
             assert minutes / 1.5 < made.minutes, name
+
+
+@pytest.mark.parametrize("name", sorted(reproduced()))
+def test_the_kept_results_have_the_seeds_of_the_command(name):
+    if "seeds" not in reproduce.options(name) or not (rows := results.kept(name)):
+        pytest.skip("one training, or no results")
+    made = reproduced()[name]
+    module, _, attribute = made.function.rpartition(".")
+    default = inspect.signature(getattr(import_module(module), attribute)).parameters["seeds"].default
+    assert max(int(row["seeds"]) for row in rows) == made.preset_values().get("seeds", default)
+
+
+@pytest.mark.parametrize("args", ["prelu/table1 --width 0.05", "prelu/fig2 --width 0.03"])
+def test_trainings_that_diverge_are_reported(folder, args, capsys):
+    given = "--dataset digits --lr 1e8 --epochs 1 --limit 256 --seeds 1 --folder out --wandb disabled"
+    for _ in range(2):  # The second time they are read from the folder.
+        assert main(["reproduce", *args.split(), *given.split()]) == 0
+        assert "diverged" in capsys.readouterr().out
+    assert Path("out/results.csv").is_file()

@@ -21,7 +21,7 @@ from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.protocol import Job, Measured, Score, measure, report, table
 from pl_losses.core.results import Row
 from pl_losses.core.rng import fold_in
-from pl_losses.core.validation import check_counts, check_positive, typed
+from pl_losses.core.validation import check_counts, check_device, check_positive, typed
 from pl_losses.data import MNIST, Digits
 from pl_losses.data.bag_of_words import BagOfWords
 from pl_losses.data.cifar10 import CIFARS
@@ -128,10 +128,14 @@ def reproduce(
     """
     known = FIGURES[figure]
     names = names_of("datasets", list(known.datasets) if datasets is None else datasets, list(DATA))
-    lengths = passes or known.passes, choice_passes or known.choice_passes
+    lengths = (
+        known.passes if passes is None else passes,
+        known.choice_passes if choice_passes is None else choice_passes,
+    )
     check_counts(seeds=seeds, passes=lengths[0], choice_passes=lengths[1], batch_size=batch_size, limit=limit)
     arguments: dict[str, object] = {"figure": figure, "passes": passes, "choice_passes": choice_passes}
     arguments |= {"batch_size": batch_size, "limit": limit, "width": width}
+    device = check_device(device)
     width = known.width if width is None else width
     check_positive("width", width)
     kept = Experiment(folder, arguments)
@@ -258,7 +262,7 @@ def draw(found: Mapping[str, Sequence[Measured]]) -> Figure:
         axes.set_yscale("log")
         axes.set_title(DATA[name], fontsize=9)
         axes.set_xlabel("passes over the training data")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     panels[0].set_ylabel("training loss, nats")

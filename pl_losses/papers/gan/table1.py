@@ -25,7 +25,7 @@ from pl_losses.core.experiment import Experiment, Recording, names_of, progress_
 from pl_losses.core.figures import Figure, new_axes
 from pl_losses.core.protocol import plain_trainer, report
 from pl_losses.core.results import Row
-from pl_losses.core.validation import check_counts, typed
+from pl_losses.core.validation import check_counts, check_device, typed
 from pl_losses.data.loader import Batch
 from pl_losses.data.module import TensorDataModule
 
@@ -135,10 +135,10 @@ def reproduce(
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
     names = names_of("models", models, list(MODELS))
-    real = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    real = check_device(device)
     size = batch_size if batch_size is not None else (64 if real == "cuda" else 8)
     check_counts(2, batch_size=size)
-    check_counts(32, image_size=image_size)
+    check_counts(63 if "AlexNet" in names else 32, image_size=image_size)
     check_counts(steps=steps, repeats=repeats)
     arguments = {"batch_size": batch_size, "image_size": image_size, "steps": steps, "repeats": repeats}
     kept = Experiment(folder, arguments | {"device": device, "hardware": hardware(real)})
@@ -208,8 +208,8 @@ def measure(
     ratios = [ours / bare for ours, bare in zip(speeds["trainer"], speeds["plain"], strict=True)]
     return {
         "model": name,
-        "plain": round(median(speeds["plain"]), 1),
-        "trainer": round(median(speeds["trainer"]), 1),
+        "plain": median(speeds["plain"]),
+        "trainer": median(speeds["trainer"]),
         "ratio": round(median(ratios), 3),
         "published": MODELS[name][1],
         "seconds": round(process_time() - started, 1),

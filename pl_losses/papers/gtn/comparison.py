@@ -63,7 +63,7 @@ class Answers(pl.Callback):
 @typed
 def reproduce(
     criteria: str | list[str] = "all",
-    seeds: int = 5,
+    seeds: int = 3,
     dataset: Literal["mnist", "digits"] = "mnist",
     *,
     root: str | None = None,
@@ -147,8 +147,8 @@ def points(found: Sequence[Measured]) -> list[dict[str, object]]:
     return [
         {"criterion": one.method, "seed": seed, "rejected": rejected, "error": error}
         for one in found
-        for seed, score in enumerate(one.scores)
-        for rejected, error in score.curve
+        for seed, curve in one.curves.items()
+        for rejected, error in curve
     ]
 
 
@@ -156,7 +156,9 @@ def draw(found: Sequence[Measured]) -> Figure:
     """Draw the error-reject curves, means over the seeds."""
     figure, axes = new_axes(6.4, 4.2)
     for one in found:
-        rejected, error = torch.tensor([score.curve for score in one.scores]).mean(0).T.tolist()
+        if not one.curves:
+            continue
+        rejected, error = torch.tensor([*one.curves.values()]).mean(0).T.tolist()
         axes.plot(rejected, error, label=one.method)
     axes.set_xlabel("rejected strings, %")
     axes.set_ylabel("errors among the others, %")

@@ -61,6 +61,7 @@ RECIPES = recipe_scores(
     "gtn",
     ["gtn/collapse", "gtn/strings-digits", "gtn/sdnn"],
     ["test/error", "test/loss"],
+    seeds=3,
     minutes=45,
     needs="MNIST",
 )

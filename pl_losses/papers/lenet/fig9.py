@@ -147,7 +147,7 @@ def nearest(k: int, known: Tensor, labels: Tensor, images: Tensor) -> Tensor:
     >>> nearest(3, torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([7, 1, 1]), torch.tensor([[0.1]]))
     tensor([1])
     """
-    found = []
+    found, k = [], min(k, len(known))
     for rows in torch.split(images, 500):
         near = labels[torch.cdist(rows, known).topk(k, largest=False).indices]
         votes = F.one_hot(near, 10).float()

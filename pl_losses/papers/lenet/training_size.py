@@ -15,7 +15,7 @@ from pl_losses.core.experiment import Experiment, Recording
 from pl_losses.core.figures import Figure, new_axes
 from pl_losses.core.protocol import Job, Measured, Score, draw_line, measure, report, trained
 from pl_losses.core.results import Row
-from pl_losses.core.validation import check_counts, typed
+from pl_losses.core.validation import check_counts, check_positive, check_some, typed
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.lenet.module import LeNet5
 
@@ -26,7 +26,7 @@ SUFFIX = ", distorted"
 @typed
 def reproduce(
     sizes: list[int] | None = None,
-    seeds: int = 5,
+    seeds: int = 3,
     dataset: Literal["mnist", "digits"] = "mnist",
     *,
     root: str | None = None,
@@ -56,23 +56,30 @@ def reproduce(
     Raises:
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
-    counts = sorted(sizes or [1000, 3000, 15_000, 30_000, 60_000])
+    check_some(sizes=sizes)
+    counts = sorted(set(sizes or [1000, 3000, 15_000, 30_000, 60_000]))
     for count in counts:
         check_counts(sizes=count)
     check_counts(seeds=seeds, steps=steps, batch_size=batch_size)
+    check_positive("max_lr", max_lr)
     arguments: dict[str, object] = {"sizes": sizes, "dataset": dataset, "steps": steps}
     kept = Experiment(folder, arguments | {"batch_size": batch_size, "max_lr": max_lr})
 
+    def load(size: int, seed: int = 0, distort: bool = False) -> MNIST | Digits:
+        options: dict[str, Any] = {"limit": size, "distort": distort, "batch_size": batch_size, "seed": seed}
+        return MNIST(root, val_size=0, **options) if dataset == "mnist" else Digits(val_size=0, **options)
+
+    whole = load(counts[-1])
+    whole.prepare_data()
+    whole.setup("fit")
+    if (known := len(whole.tensors["train"][0])) < counts[-1]:
+        raise ValueError(
+            f"Expected `sizes` of at most {known}, the images of {dataset}, but got {counts[-1]}"
+        )
+
     def train(jobs: list[Job]) -> list[Score]:
         (job,) = jobs
-        size, distort = int(job.method.split()[0]), job.method.endswith(SUFFIX)
-        options: dict[str, Any] = {
-            "limit": size,
-            "distort": distort,
-            "batch_size": batch_size,
-            "seed": job.seed,
-        }
-        data = MNIST(root, val_size=0, **options) if dataset == "mnist" else Digits(val_size=0, **options)
+        data = load(int(job.method.split()[0]), job.seed, job.method.endswith(SUFFIX))
         torch.manual_seed(job.seed)
         cycle = partial(torch.optim.lr_scheduler.OneCycleLR, **job.setting)
         model = LeNet5(optimizer=partial(torch.optim.Adam, fused=True), lr_scheduler=cycle)

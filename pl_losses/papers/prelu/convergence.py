@@ -112,8 +112,8 @@ def reproduce(
     points = [
         {"method": one.method, "seed": seed, "step": step, "error": error}
         for one in found
-        for seed, score in enumerate(one.scores)
-        for step, error in score.curve
+        for seed, curve in one.curves.items()
+        for step, error in curve
     ]
     tables = {"trainings": table(kept), "curves": points}
     report(kept, f"prelu/{figure}", wandb, rows, pictures={"curves": draw(found)}, tables=tables)
@@ -127,9 +127,9 @@ def draw(found: Sequence[Measured]) -> Figure:
         {"color": "tab:blue", "linewidth": 7, "alpha": 0.4},
     )
     for style, one in zip(styles, found, strict=True):
-        for seed, score in enumerate(one.scores):
-            steps, errors = zip(*score.curve, strict=True)
-            axes.plot(steps, errors, label=None if seed else one.method, **style)
+        for number, curve in enumerate(one.curves.values()):
+            steps, errors = zip(*curve, strict=True)
+            axes.plot(steps, errors, label=None if number else one.method, **style)
     axes.set_xlabel("steps")
     axes.set_ylabel("error on held-out images, %")
     axes.grid(alpha=0.3)

@@ -120,35 +120,38 @@ def rows(found: Measured) -> list[Row]:
     >>> first.what, first.measured, error.quantity, error.measured
     ('digits, layer 1', 0.55, 'test error, %', 31.0)
     """
-    known: dict[str, Any] = {"seeds": len(found.scores), "lower_is_better": None}
-    count = len(found.scores[0].curve)
+    curves = list(found.curves.values())
+    known: dict[str, Any] = {"seeds": len(curves), "lower_is_better": None}
+    count = len(curves[0]) if curves else 0
+    compared = count == len(PUBLISHED) and found.method != DATA["digits"]
     slopes: list[Row] = []
-    for layer, values in enumerate(zip(*(score.curve for score in found.scores), strict=True), 1):
+    for layer, values in enumerate(zip(*curves, strict=True), 1):
         low, high = interval(values) if len(values) > 1 else (None, None)
         what = f"{found.method}, layer {layer}" + (", fully connected" if layer > count - 2 else "")
-        if count == len(PUBLISHED):
+        if compared:
             known |= {"published": PUBLISHED[layer - 1], "note": NOTE}
         seconds = found.seconds / count
         slopes.append(Row(what, "mean slope", fmean(values), low, high, seconds=seconds, **known))
-    if count == len(PUBLISHED):
-        alike = [correlation(score.curve[:-2], PUBLISHED[:-2]) for score in found.scores]
+    if compared:
+        alike = [correlation(curve[:-2], PUBLISHED[:-2]) for curve in curves]
         low, high = interval(alike) if len(alike) > 1 else (None, None)
         what, quantity = f"{found.method}, convolutions", "correlation with the paper's slopes"
         slopes.append(Row(what, quantity, fmean(alike), low, high, len(alike), lower_is_better=None))
-    error = found.row() | {"seconds": 0.0, "chosen": ""}
+    error = found.row() | ({"seconds": 0.0} if curves else {}) | {"chosen": ""}
     return [*slopes, Row(found.method, "test error, %", **error)]
 
 
 def draw(found: Measured) -> Figure:
     """Draw the mean slope of each layer by depth: a line for each seed."""
     figure, axes = new_axes(5.6, 3.6)
-    for seed, score in enumerate(found.scores):
-        axes.plot(range(1, 1 + len(score.curve)), score.curve, "o-", markersize=3, label=f"seed {seed}")
+    count = max(map(len, found.curves.values()), default=0)
+    for seed, curve in found.curves.items():
+        axes.plot(range(1, 1 + count), curve, "o-", markersize=3, label=f"seed {seed}")
     axes.axhline(0.25, color="0.5", linestyle=":", label="at the start")
-    if len(found.scores[0].curve) == len(PUBLISHED):
+    if count == len(PUBLISHED) and found.method != DATA["digits"]:
         axes.plot(range(1, 1 + len(PUBLISHED)), PUBLISHED, "k--", linewidth=1, label="paper, ImageNet")
-    axes.axvspan(len(found.scores[0].curve) - 1.5, len(found.scores[0].curve) + 0.5, color="0.93")
-    axes.set_xticks(range(1, 1 + len(found.scores[0].curve)))
+    axes.axvspan(count - 1.5, count + 0.5, color="0.93")
+    axes.set_xticks(range(1, 1 + count))
     axes.set_xlabel("layer (grey: fully connected)")
     axes.set_ylabel("mean slope")
     axes.set_title(found.method, fontsize=9)

@@ -16,7 +16,7 @@ import torch
 from pl_losses.core.experiment import Experiment, Recording, names_of, quiet
 from pl_losses.core.protocol import plain_trainer, report
 from pl_losses.core.results import Row, interval
-from pl_losses.core.validation import check_counts
+from pl_losses.core.validation import check_counts, check_positive
 from pl_losses.data.variations import NAMES, Name, Variations
 from pl_losses.papers.sdae.module import StackedDenoisingAutoencoder
 
@@ -73,6 +73,8 @@ def reproduce(
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
     names: list[Any] = names_of("variations", variations, list(NAMES))
+    for name, rate in (("pretrain_lr", pretrain_lr), ("finetune_lr", finetune_lr)):
+        check_positive(name, rate)
     check_counts(
         seeds=seeds, hidden_size=hidden_size, pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs
     )

@@ -29,7 +29,7 @@ VARIATIONS = Reproduced(
     "sdae/variations",
     "pl_losses.papers.sdae.comparison.reproduce",
     panels=reproduction("Section 6.2: with noise, without, and from random weights", "sdae/variations"),
-    minutes=35,
+    minutes=61,
     needs="MNIST",
     quick="--source digits --variations rot-gen --seeds 1 --train_size 64 --val_size 20 --test_size 20"
     " --hidden_size 4 --pretrain_epochs 1 --finetune_epochs 1",

@@ -12,7 +12,7 @@ from pl_losses.core.experiment import Experiment, Recording
 from pl_losses.core.figures import Figure, new_axes
 from pl_losses.core.protocol import Job, Measured, Score, draw_line, measure, report, trained
 from pl_losses.core.results import Row
-from pl_losses.core.validation import check_counts, check_share, typed
+from pl_losses.core.validation import check_counts, check_positive, check_share, check_some, typed
 from pl_losses.data.variations import Name, Variations
 from pl_losses.papers.sdae.comparison import stack
 
@@ -66,6 +66,7 @@ def reproduce(
     Raises:
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
+    check_some(levels=levels, layers=layers)
     shares, depths = levels or [0.0, 0.1, 0.25, 0.4], layers or [1, 2, 3]
     for share in shares:
         check_share("levels", share)
@@ -77,6 +78,8 @@ def reproduce(
         "batch_size": batch_size,
     }
     settings |= {"pretrain_lr": pretrain_lr, "finetune_lr": finetune_lr, "finetune_epochs": finetune_epochs}
+    for name, rate in (("pretrain_lr", pretrain_lr), ("finetune_lr", finetune_lr)):
+        check_positive(name, rate)
     check_counts(
         seeds=seeds, hidden_size=hidden_size, pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs
     )
@@ -98,12 +101,13 @@ def reproduce(
     }
     found = measure(kept, grids, seeds, train)
     rows = [Row(f"{variation}, {one.method}", "test error, %", **one.row() | {"chosen": ""}) for one in found]
-    report(kept, "sdae/levels", wandb, rows, pictures={"levels": draw(found, depths)})
+    report(kept, "sdae/levels", wandb, rows, pictures={"levels": draw(variation, found, depths)})
 
 
-def draw(found: Sequence[Measured], depths: Sequence[int]) -> Figure:
+def draw(variation: str, found: Sequence[Measured], depths: Sequence[int]) -> Figure:
     """Draw the test error over the level of the noise, with its 95 % interval: a line for each depth."""
     figure, axes = new_axes(5.6, 3.6)
+    axes.set_title(variation, fontsize=9)
     for depth in depths:
         part = [one for one in found if one.setting["layers"] == depth]
         shares = [one.setting["level"] for one in part]

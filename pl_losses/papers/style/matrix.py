@@ -15,7 +15,7 @@ from pl_losses.core.experiment import Experiment, Recording, progress_bar, quiet
 from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.protocol import plain_trainer, report
 from pl_losses.core.results import Row
-from pl_losses.core.validation import check_integer, check_positive, typed
+from pl_losses.core.validation import check_integer, check_positive, check_some, typed
 from pl_losses.data.pictures import Pictures
 from pl_losses.papers.style.module import StyleTransfer
 
@@ -59,6 +59,7 @@ def reproduce(
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
         OSError: If there are no weights.
     """
+    check_some(ratios=ratios, depths=depths)
     alphas, numbers = ratios or [1e-5, 1e-4, 1e-3, 1e-2], depths or list(range(1, 6))
     for alpha in alphas:
         check_positive("ratios", alpha)

@@ -25,7 +25,7 @@ from pl_losses.core.experiment import Experiment, Recording, progress_bar
 from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.protocol import CHOICE, report
 from pl_losses.core.results import Row, interval
-from pl_losses.core.validation import check_counts, check_integer, check_positive, typed
+from pl_losses.core.validation import check_counts, check_integer, check_positive, check_some, typed
 from pl_losses.data.pictures import Pictures, PictureSet
 from pl_losses.papers.style.module import WHITE, StyleTransfer
 from pl_losses.papers.style.objective import Objective
@@ -103,6 +103,7 @@ def reproduce(
     """
     check_counts(seeds=seeds, evaluations=evaluations)
     check_integer("size", size, 16)
+    check_some(pairs=pairs, stretches=stretches)
     factors = stretches or [1.0, 2.0, 4.0, 8.0]
     for factor in factors:
         check_positive("stretches", factor)
@@ -114,7 +115,12 @@ def reproduce(
     reported: list[tuple[str, ...]] = [tuple(pair) for pair in pairs or PAIRS]
     # Opened first, so that a missing image is refused before work starts.
     shown = {pair: Pictures(pair[0], pair[1], size, root=root).pictures() for pair in [*HELD_OUT, *reported]}
+    names = [" after ".join(map(title, pair)) for pair in reported]
+    if len(set(names)) < len(names):
+        names = [" after ".join(pair) for pair in reported]
     done = {(*one["pair"], one["way"], one["seed"], one["stretch"]): one for one in kept.results}
+
+    used: set[tuple[object, ...]] = set()
 
     def losses(pair: tuple[str, ...], way: str, seed: int, stretch: float = 1.0) -> list[float]:
         if (key := (*pair, way, seed, stretch)) not in done:
@@ -127,7 +133,9 @@ def reproduce(
             result = {"pair": list(pair), "way": way, "seed": seed, "stretch": stretch, "losses": found}
             done[key] = result | {"seconds": process_time() - started}
             kept.add(done[key])
+        used.add(key)
         bar.update()
+        bar.set_description(f"{way}, {title(pair[0])}")
         return list(done[key]["losses"])
 
     with progress_bar(len(HELD_OUT) * len(factors) + seeds * len(reported) * (1 + len(OTHERS))) as bar:
@@ -135,12 +143,12 @@ def reproduce(
         tried = {one: prod(min(losses(pair, OURS, CHOICE, one)) for pair in HELD_OUT) for one in factors}
         stretch = min(tried, key=lambda one: tried[one])
         curves: dict[str, dict[str, list[list[float]]]] = {}
-        for pair in reported:
-            curves[" after ".join(map(title, pair))] = {
+        for name, pair in zip(names, reported, strict=True):
+            curves[name] = {
                 way: [losses(pair, way, seed, stretch if way == OURS else 1.0) for seed in range(seeds)]
                 for way in (OURS, *OTHERS)
             }
-    seconds = sum(one["seconds"] for one in done.values()) / len(reported)
+    seconds = sum(done[key]["seconds"] for key in used) / len(reported)
     lowest = {
         name: {way: [min(values) for values in starts] for way, starts in by_way.items()}
         for name, by_way in curves.items()

@@ -11,13 +11,12 @@ from pathlib import Path
 from time import process_time
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pl_losses.core.experiment import Recording, progress_bar
 from pl_losses.core.figures import Axes, Figure, new_figure
 from pl_losses.core.results import Row, write_results
-from pl_losses.core.validation import typed
+from pl_losses.core.validation import check_device, typed
 from pl_losses.data import MNIST, Digits
 from pl_losses.papers.adam.fig4.grid import Grid, Plan, Results, rows
 
@@ -85,15 +84,7 @@ def reproduce(
         seed=seed,
         dataset=dataset,
     )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"Expected `device` to be one of this machine but got {device!r}: {reason}"
-        ) from error
+    device = check_device(device)
     if together is None:
         together = 10 if device == "cpu" else len(plan.settings())
     images = load_images(dataset, root)

@@ -118,16 +118,15 @@ def beside(name: str, result: Mapping[str, Any], counts: Sequence[int], repeats:
         for count, scores in zip(counts, result["scores"], strict=True):
             if count in SHOWN:
                 values = [row[place] for row in scores]
-                ends = interval(values)
+                low, high = interval(values) if len(values) > 1 else (None, None)
                 about = f"{name}, T = {count}", SCORES[score], sum(values) / len(values)
                 # The published number has more passes: no verdict.
-                row = Row(*about, *ends, repeats, seconds, lower_is_better=None)
+                row = Row(*about, low, high, repeats, seconds, lower_is_better=None)
                 if count == SHOWN[-1] and paper:
                     value, half = paper[score][0], 1.96 * paper[score][1]
-                    ends = value - half, value + half
-                    row = replace(
-                        row, published=value, published_low=ends[0], published_high=ends[1], note=NOTE
-                    )
+                    row = replace(row, published=value, note=NOTE)
+                    if half:
+                        row = replace(row, published_low=value - half, published_high=value + half)
                 rows.append(row)
                 seconds = 0.0
     return rows

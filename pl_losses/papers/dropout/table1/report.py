@@ -152,8 +152,9 @@ def beside(entries: Iterable[Entry], seeds: int) -> list[Result]:
         for score, quantity in (("rmse", "RMSE"), ("ll", "log-likelihood, nats")):
             value, published = ours[score], known[score]
             half, theirs = 1.96 * ours[f"{score}_se"], 1.96 * (known[f"{score}_se"] or 0.0)
-            ends = {} if published is None else {"low": published - theirs, "high": published + theirs}
-            row = Result(f"{entry.name}, {entry.column}", quantity, value, value - half, value + half, seeds)
+            ends = {"low": published - theirs, "high": published + theirs} if published and theirs else {}
+            low, high = (value - half, value + half) if half else (None, None)
+            row = Result(f"{entry.name}, {entry.column}", quantity, value, low, high, seeds)
             beside = {f"published_{end}": number for end, number in ends.items()}
             row = replace(
                 row, seconds=seconds, published=published, lower_is_better=score == "rmse", **beside

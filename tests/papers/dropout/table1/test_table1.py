@@ -248,7 +248,7 @@ def test_an_interrupted_run_goes_on(root, folder, monkeypatch, capsys):
     arguments = {"root": root, "folder": "out", "splits": 2} | QUICK
     flags = [f"--{name}={value}" for name, value in arguments.items()]
     assert main(["reproduce", "dropout/table1", "--sets=small", "--columns=paper,10x", *flags]) == 130
-    assert "Interrupted: the same command resumes from what is in out" in capsys.readouterr().err
+    assert "Interrupted: the same command with --folder out resumes" in capsys.readouterr().err
     first = read(folder / "out", "table1.csv")
     assert [row["column"] for row in first] == ["paper"]
     made.append("")
