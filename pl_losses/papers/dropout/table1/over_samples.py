@@ -33,7 +33,7 @@ def reproduce(
     *,
     folder: str = "runs/dropout/samples",
     splits: int | None = None,
-    repeats: int = 3,
+    repeats: int = 5,
     seed: int = 0,
     epochs_scale: float = 1.0,
     wandb: Recording = "offline",
