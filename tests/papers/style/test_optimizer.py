@@ -122,5 +122,7 @@ def test_arguments_are_checked():
         MonotoneLBFGS(x, lr=0.0)
     with pytest.raises(ValueError, match="`history_size`"):
         MonotoneLBFGS(x, history_size=0)
+    with pytest.raises(ValueError, match="`stretch`"):
+        MonotoneLBFGS(x, stretch=0.0)
     with pytest.raises(ValueError, match="`params` of one group but got 2"):
         MonotoneLBFGS([{"params": x}, {"params": [torch.zeros(2, requires_grad=True)]}])
