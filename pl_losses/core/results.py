@@ -192,8 +192,9 @@ How the numbers were measured:
   varies by chance: the seed and, for test errors, which samples are in the test set. In `dropout/table1` and
   `dropout/samples` it covers the splits.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
-  interval. Otherwise the measured number is better or worse. Intervals over the same splits meet easily:
-  [naval with "10x"](dropout.md#measured) is equal by this rule, though not by the authors' standard errors.
+  interval. Otherwise the measured number is better or worse. In `dropout/table1` both intervals are over
+  the same splits. Such intervals often overlap, even where the scores differ. An example is [naval with
+  `10x`](dropout.md#measured): equal by this rule, but worse by the authors' standard errors.
 - **Settings** are those that were chosen, or that are the same for all rows of a figure. In `gtn/cuts` the
   column has the pieces per digit, which were measured.
 - **Best peer** is the best other method or code that was measured in the same way.

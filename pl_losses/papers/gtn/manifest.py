@@ -62,6 +62,6 @@ RECIPES = recipe_scores(
     ["gtn/collapse", "gtn/strings-digits", "gtn/sdnn"],
     ["test/error", "test/loss"],
     seeds=3,
-    minutes=45,
+    minutes=36,
     needs="MNIST",
 )

@@ -74,7 +74,7 @@ FIG3 = Reproduced(
     "prelu/fig3",
     "pl_losses.papers.prelu.convergence.reproduce",
     panels=reproduction("Fig. 3: convergence of 30 layers", "prelu/fig3", "curves"),
-    minutes=30,
+    minutes=23,
     needs="MNIST",
     quick="--dataset digits --epochs 1 --validations 2 --limit 128 --seeds 1 --width 0.02",
     preset=(("figure", "fig3"), ("folder", "runs/prelu/fig3"), ("seeds", "5")),

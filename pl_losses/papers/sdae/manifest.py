@@ -48,7 +48,7 @@ RECIPES = recipe_scores(
     ["sdae/mnist"],
     ["test/error"],
     seeds=3,
-    minutes=100,
+    minutes=127,
     needs="MNIST",
     small="sdae/digits",
     published={"sdae/mnist": 1.28},
