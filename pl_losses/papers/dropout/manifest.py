@@ -132,7 +132,7 @@ SAMPLES = Reproduced(
     panels=reproduction(
         "RMSE and log-likelihood over the number of passes", "dropout/samples", "over_samples"
     ),
-    minutes=3,
+    minutes=1,
     needs="the UCI sets",
     quick="--sets yacht --samples [1,10] --splits 2 --repeats 1 --epochs_scale 0.02",
 )
