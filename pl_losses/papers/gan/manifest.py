@@ -48,7 +48,6 @@ RECIPES = recipe_scores(
     "gan",
     ["gan/mnist", "gan/full-basic-model"],
     ["test/lenet_frechet_distance", "test/lenet_precision", "test/lenet_recall", "test/error"],
-    seeds=3,
     minutes=15,
     needs="MNIST",
     small="gan/digits",
