@@ -48,7 +48,7 @@ RECIPES = recipe_scores(
     "gan",
     ["gan/mnist", "gan/full-basic-model"],
     ["test/lenet_frechet_distance", "test/lenet_precision", "test/lenet_recall", "test/error"],
-    minutes=15,
+    minutes=25,
     needs="MNIST",
     small="gan/digits",
 )
