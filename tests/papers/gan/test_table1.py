@@ -13,10 +13,10 @@ def test_table1_in_small(folder, capsys, monkeypatch):
             super().__init__(
                 torch.nn.Conv2d(3, 2, 8, 8), torch.nn.Flatten(), torch.nn.LazyLinear(num_classes)
             )
-            self(torch.zeros(1, 3, 32, 32))
+            self(torch.zeros(1, 3, 64, 64))
 
     monkeypatch.setattr(table1.torchvision.models, "alexnet", Tiny)
-    options = ["--image_size", "32", "--batch_size", "2", "--steps", "2", "--repeats", "1", "--device", "cpu"]
+    options = ["--image_size", "64", "--batch_size", "2", "--steps", "2", "--repeats", "1", "--device", "cpu"]
     command = ["reproduce", "gan/table1", "--models", "AlexNet", "--wandb", "disabled", *options]
     assert main(command) == 0
     printed = capsys.readouterr().out

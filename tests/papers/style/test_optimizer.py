@@ -44,8 +44,8 @@ def test_quasi_newton_is_the_dense_matrix_of_bfgs():
     for s, y in zip(moves, changes, strict=True):
         project = torch.eye(5, dtype=torch.float64) - torch.outer(y, s) / (y @ s)
         matrix = project.T @ matrix @ project + torch.outer(s, s) / (y @ s)
-    torch.testing.assert_close(quasi_newton(gradient, moves, changes), -matrix @ gradient)
-    torch.testing.assert_close(quasi_newton(gradient, [], []), -gradient)
+    torch.testing.assert_close(quasi_newton(gradient, moves, changes, 2.0), -matrix @ gradient)
+    torch.testing.assert_close(quasi_newton(gradient, [], [], 2.0), -gradient)
 
 
 def test_cubic_minimum_is_that_of_the_cubic():
