@@ -63,7 +63,7 @@ class Answers(pl.Callback):
 @typed
 def reproduce(
     criteria: str | list[str] = "all",
-    seeds: int = 3,
+    seeds: int = 5,
     dataset: Literal["mnist", "digits"] = "mnist",
     *,
     root: str | None = None,
