@@ -73,6 +73,14 @@ def test_each_seed_is_a_fit_of_its_own(fits, folder, capsys):
     assert "what a fit prints" not in capsys.readouterr().out
 
 
+def test_a_published_number_of_ones_own_is_a_trial(fits, folder, capsys):
+    main, _, _ = fits
+    assert main([*COMMAND, "--published", '{"lenet/mnist-distorted": 50}']) == 0
+    (row,) = csv.DictReader((folder / "out/own/results.csv").open())
+    assert "published={'lenet/mnist-distorted': 50.0}" in row["options"]
+    assert "better" not in capsys.readouterr().out
+
+
 def test_recipes_may_log_other_metrics(fits, folder, capsys):
     main, _, _ = fits
     chosen = ["--recipes", '["lenet/mnist-distorted", "lenet/digits"]', "--seeds", "1"]

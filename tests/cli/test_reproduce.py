@@ -4,18 +4,21 @@ import csv
 import inspect
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from pl_losses.cli import reproduce
 from pl_losses.cli.arguments import split
 from pl_losses.cli.main import main
 from pl_losses.core import results
 from pl_losses.core.manifests import reproduced
+from pl_losses.data.pictures import packaged
 from pl_losses.papers.style.vgg import find_oxford
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,9 @@ def test_all_small_forms_are_one_command(folder, monkeypatch, capsys):
             "`sizes` of at most 1497, the images of digits, but got 9999",
         ),
         (["lenet/recipes", "--recipes", "[]"], "`recipes` to have an element at least but got []"),
+        (["dropout/samples", "--samples", "[]"], "`samples` to have an element at least but got []"),
+        (["gtn/cuts", "--radius", "[]"], "`radius` to have an element at least but got []"),
+        (["style/matrix", "--ratios", "[]"], "`ratios` to have an element at least but got []"),
         (["sdae/levels", "--pretrain_lr", "-1"], "`pretrain_lr` to be positive and finite but got -1.0"),
         (["adam/fig4", "--quick", "--step", "1"], "Unknown option `--step`: did you mean `--steps`"),
     ],
@@ -178,3 +184,23 @@ def test_trainings_that_diverge_are_reported(folder, args, capsys):
         assert main(["reproduce", *args.split(), *given.split()]) == 0
         assert "diverged" in capsys.readouterr().out
     assert Path("out/results.csv").is_file()
+
+
+def test_the_help_has_the_defaults_of_the_figure(capsys):
+    assert main(["reproduce", "adam/fig2", "--help"]) == 0
+    assert "runs/adam/fig2" in capsys.readouterr().out
+
+
+def test_pairs_of_images_with_the_same_names_are_kept_apart(folder):
+    if find_oxford() is None:
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
+    for number in "ab":
+        (folder / number).mkdir()
+        shutil.copy(packaged("starry-night"), folder / number / "painting.jpg")
+    pairs = '[["a/painting.jpg", "starry-night"], ["b/painting.jpg", "starry-night"]]'
+    args = "--seeds 1 --stretches [1.0] --size 32 --evaluations 3 --folder out --wandb disabled"
+    assert main(["reproduce", "style/optimizers", "--pairs", pairs, *args.split()]) == 0
+    losses = list(csv.DictReader((folder / "out/losses.csv").open()))
+    assert [row["pair"] for row in losses[::4]] == [f"{n}/painting.jpg after starry-night" for n in "ab"]
+    state = torch.load(folder / "out/state.pt", weights_only=True)
+    assert {len(one["losses"]) for one in state["results"]} == {3}

@@ -12,7 +12,7 @@ import torch
 from pl_losses.core.experiment import Experiment, Recording
 from pl_losses.core.protocol import Job, Score, measure, report
 from pl_losses.core.results import Row
-from pl_losses.core.validation import check_counts, typed
+from pl_losses.core.validation import check_counts, check_some, typed
 from pl_losses.data import DigitStrings
 from pl_losses.papers.gtn.segmentation import candidate_cuts
 
@@ -55,6 +55,7 @@ def reproduce(
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
     check_counts(max_pieces=max_pieces, seeds=seeds)
+    check_some(radius=radius, projection_radius=projection_radius)
     arguments = {"max_pieces": max_pieces, "eval_strings": eval_strings, "dataset": dataset}
     kept = Experiment(folder, arguments)
     kept.also |= {"radius": radius, "projection_radius": projection_radius}

@@ -1,12 +1,13 @@
 """The experiment on the criteria: what it counts and draws."""
 
 import csv
+from math import inf
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pl_losses.core.protocol import Score
+from pl_losses.core.protocol import Measured, Score
 from pl_losses.papers.gtn import comparison
 from pl_losses.papers.gtn.comparison import POINTS, Answers
 
@@ -49,3 +50,12 @@ def test_all_have_the_rate_with_which_the_leader_reads_held_out_strings_best(tmp
         ("isolated", "max_lr 0.003, as for discriminative_forward"),
         ("viterbi", "max_lr 0.003, as for discriminative_forward"),
     ]
+
+
+def test_trainings_that_diverged_have_no_curve():
+    found = [
+        Measured("isolated", {"max_lr": 1.0}, [Score(inf), Score(2.0, 0.1, [[0.0, 2.0], [50.0, 1.0]])], 1.0)
+    ]
+    assert [point["seed"] for point in comparison.points(found)] == [1, 1]
+    (line,) = comparison.draw(found).axes[0].lines
+    assert line.get_ydata().tolist() == [2.0, 1.0]

@@ -16,7 +16,7 @@ from pl_losses.core.experiment import Experiment, Recording, names_of, progress_
 from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.protocol import report
 from pl_losses.core.results import Row, interval
-from pl_losses.core.validation import check_counts, check_positive, typed
+from pl_losses.core.validation import check_counts, check_positive, check_some, typed
 from pl_losses.papers.dropout.published import SETTINGS, numbers
 from pl_losses.papers.dropout.table1.columns import Case, over_samples
 
@@ -61,6 +61,7 @@ def reproduce(
         OSError: If a set is missing and cannot be downloaded.
     """
     names = names_of("sets", sets, list(SETTINGS))
+    check_some(samples=samples)
     counts = sorted(samples or [1, 2, 5, 10, 30, 100, 300, 1000, 3000])
     for count in counts:
         check_counts(samples=count)
