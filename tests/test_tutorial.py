@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Of a file that is there already, the lines below which its blocks go.
 PLACES = {"__init__.py": ["if TYPE_CHECKING:"], "losses.py": ["if TYPE_CHECKING:"]}
 PLACES |= {"module_table.py": ["CASES = {"], "function_table.py": ["CALLS = {"]}
-PLACES["papers.md"] = ["| --- | --- | --- |", "A link there shows the code.\n", ":hidden:\n"]
+PLACES["papers.md"] = ["| --- | --- | --- |", "to the code.\n", ":hidden:\n"]
 
 
 def blocks():

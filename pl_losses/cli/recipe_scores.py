@@ -20,6 +20,14 @@ from pl_losses.core.validation import check_counts, check_some, typed
 from pl_losses.recipes import resolve
 
 LOWER_IS_BETTER = ("error", "loss", "rmse", "distance")
+# What metrics are called in a table, if not by their own words.
+NAMES = {
+    "rmse": "RMSE",
+    "log_likelihood": "log-likelihood, nats",
+    "lenet_frechet_distance": "Frechet distance of LeNet-5's features",
+    "lenet_precision": "precision by LeNet-5's features",
+    "lenet_recall": "recall by LeNet-5's features",
+}
 
 
 @typed
@@ -83,7 +91,8 @@ def reproduce(
             seconds = sum(one["seconds"] for one in of) if metric == logged[0] else 0.0
             scores = [score_of(one["scores"], metric) for one in of]
             row = Measured(recipe, {}, scores, seconds).row()
-            name = metric.removeprefix("test/").replace("_", " ")
+            name = metric.removeprefix("test/")
+            name = NAMES.get(name, name.replace("_", " "))
             quantity = f"test {name}, %" if metric.endswith("error") else f"test {name}"
             lower = True if metric.endswith(LOWER_IS_BETTER) else None
             note = (notes or {}).get(recipe, "") if known is not None else ""

@@ -88,7 +88,7 @@ def test_recipes_may_log_other_metrics(fits, folder, capsys):
     rows = [row_of(row) for row in csv.DictReader((folder / "out/own/results.csv").open())]
     assert [(row.what, row.quantity, row.measured) for row in rows] == [
         ("lenet/mnist-distorted", "test error, %", 1.0),
-        ("lenet/digits", "test rmse", 0.01),
+        ("lenet/digits", "test RMSE", 0.01),
     ]
     assert main([*COMMAND, *chosen, "--metrics", '["test/error", "test/rmse", "test/rmsee"]']) == 0
     assert "No recipe logs test/rmsee: the tests log test/error, " in capsys.readouterr().out

@@ -122,7 +122,7 @@ RECIPES = recipe_scores(
     ["dropout/uci"],
     ["test/rmse", "test/log_likelihood"],
     published={"dropout/uci": 2.2732381},
-    notes={"dropout/uci": "Of this split alone, the first one of Boston, from the authors' logs."},
+    notes={"dropout/uci": "On the first split of Boston, from the authors' logs."},
     minutes=3,
     needs="the UCI sets",
 )

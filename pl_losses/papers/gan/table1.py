@@ -161,7 +161,7 @@ def reproduce(
             row["trainer"],
             seconds=row["seconds"],
             published=row["published"],
-            note=f"With a GP100 and two Xeons; measured with {hardware(real)}, {size} images per step.",
+            note=f"The paper has a GP100 and two Xeons. We have {hardware(real)}, with {size} images per step.",
             peer="plain loop",
             peer_measured=row["plain"],
             lower_is_better=None,
@@ -258,7 +258,7 @@ def hardware(device: str) -> str:
     """Name the hardware of the measurement."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"a CPU ({platform.machine()}, threads: {torch.get_num_threads()})"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

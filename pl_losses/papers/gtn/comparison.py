@@ -28,7 +28,7 @@ READER: dict[str, dict[str, Any]] = {
     "digits": {},
     "mnist": {"max_pieces": 6, "radius": 1, "projection_radius": 9, "deslant": True},
 }
-MAX_LR = {"digits": (0.0015, 0.003, 0.006), "mnist": (0.002, 0.004, 0.008)}
+MAX_LR = {"digits": (0.0015, 0.003, 0.006), "mnist": (0.002, 0.004, 0.008, 0.016)}
 # The learning rate of all is the best one of this criterion.
 LEADER = "discriminative_forward"
 STRINGS: dict[str, dict[str, Any]] = {
@@ -139,7 +139,7 @@ def reproduce(
 def settings(one: Measured) -> dict[str, str]:
     """Say for whom the settings were chosen."""
     chosen = one.row()["chosen"]
-    return {"chosen": chosen if one.method == LEADER else f"{chosen}, as for {LEADER}"}
+    return {"chosen": chosen if one.method == LEADER else f"{chosen}, chosen for {LEADER}"}
 
 
 def points(found: Sequence[Measured]) -> list[dict[str, object]]:

@@ -38,7 +38,7 @@ PUBLISHED = {
     "lenet/mnist": 0.95,
 }
 NOTES = {
-    "SVM poly 4": "Section III.C.11, for a regular SVM. Fig. 9 has 1.1, by a slightly different technique.",
+    "SVM poly 4": "From section III.C.11, for a regular SVM. The 1.1 in Fig. 9 is for another kind of SVM.",
 }
 RATES: list[Setting] = [{"max_lr": rate} for rate in (0.0003, 0.001, 0.003, 0.01, 0.03)]
 # The recipe of this name is LeNet-5 with what is chosen here. It has the paper's 20 passes.
@@ -182,7 +182,7 @@ def reproduce(
     limit: int | None = None,
     wandb: Recording = "offline",
 ) -> None:
-    """Fig. 9: test errors on MNIST of LeNet-5 and of the classifiers that it is compared with.
+    """Fig. 9: test errors of LeNet-5 and other classifiers on MNIST.
 
     The networks are trained by Adam with a one-cycle learning rate, which is chosen for each on held-out
     training images. So are k and C. "lenet/mnist" is the recipe: LeNet-5 by AdamW, with twice the passes and

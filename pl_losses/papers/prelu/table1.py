@@ -25,7 +25,7 @@ from pl_losses.papers.prelu.slopes import find_slopes
 
 # Table 1, a slope for each channel, on ImageNet: the means of the layers.
 PUBLISHED = [0.596, 0.321, 0.204, 0.294, 0.464, 0.196, 0.152, 0.145, 0.124, 0.134, 0.198, 0.074, 0.075]
-NOTE = "On ImageNet, with a network of the full width."
+NOTE = "On ImageNet, with a wider network."
 DATA = {"cifar10": "CIFAR-10", "cifar10-jpeg": "JPEG copy of CIFAR-10", "digits": "digits"}
 
 

@@ -44,7 +44,7 @@ def reproduce(
     batch_size: int = 128,
     wandb: Recording = "offline",
 ) -> None:
-    """SDAE-3, SAE-3 and MLP-3 on generated variations of the digits: test errors with intervals, over seeds.
+    """Test errors of denoising and other networks (SDAE-3, SAE-3, MLP-3) on variations of the digits.
 
     All train on the same images for the same number of epochs, of which the random start (MLP-3) has all for
     supervised training; the weights with the lowest validation error are tested. The folder gets

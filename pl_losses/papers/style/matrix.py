@@ -36,7 +36,7 @@ def reproduce(
     seed: int = 0,
     wandb: Recording = "offline",
 ) -> None:
-    """Section 3: one pair of images, over the layers that the style is taken of and over alpha / beta.
+    """Section 3: pictures of one pair of images, with several sets of style layers and ratios alpha / beta.
 
     The rows of the picture take the style of conv1_1 alone, of conv1_1 and conv2_1, and so on. The images
     start from noise. The folder gets ``losses.csv``, ``results.csv``, ``matrix.png`` and a W&B run, and the

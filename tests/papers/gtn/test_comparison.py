@@ -47,8 +47,8 @@ def test_all_have_the_rate_with_which_the_leader_reads_held_out_strings_best(tmp
     assert sorted(asked[3:]) == criteria
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [(row["what"], row["chosen"]) for row in rows] == [
-        ("isolated", "max_lr 0.003, as for discriminative_forward"),
-        ("viterbi", "max_lr 0.003, as for discriminative_forward"),
+        ("isolated", "max_lr 0.003, chosen for discriminative_forward"),
+        ("viterbi", "max_lr 0.003, chosen for discriminative_forward"),
     ]
 
 

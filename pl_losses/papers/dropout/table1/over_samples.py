@@ -21,7 +21,7 @@ from pl_losses.papers.dropout.published import SETTINGS, numbers
 from pl_losses.papers.dropout.table1.columns import Case, over_samples
 
 SCORES = {"rmse": "RMSE", "ll": "log-likelihood, nats"}
-NOTE = "Of T = 10 000."
+NOTE = "The published number has 10 000 passes."
 SHOWN = (1, 10, 100, 1000)  # Numbers of passes that are rows of the results.
 
 
