@@ -294,7 +294,8 @@ def trainer(repeats: int = 9, size: int = 256, steps: int = 5) -> None:
 
 def memory() -> None:
     """Table of the peaks, each measured in its own process."""
-    print("| peak memory over the start, 512 x 512 | MiB | ratio to the floor |\n| --- | ---: | ---: |")
+    print("| peak memory, minus that of the start, 512 x 512 | MiB | ratio to the floor |")
+    print("| --- | ---: | ---: |")
     base = 0.0
     for name in CONTESTANTS:
         command = [sys.executable, "-m", "benchmarks.style", "one", name]

@@ -182,18 +182,19 @@ was typed by hand.
 How the numbers were measured:
 
 - **Settings** were chosen on a held-out part of the training data, with a seed that the results do not use.
-  Where the training loss chose them, the row says so. In `dropout/table1` the rows `paper` and `10x` have the
-  settings of the paper's authors. The rows `grid` choose among [many
-  settings](dropout-choices.md#how-the-grid-chooses). In `gtn/cuts` nothing is chosen, and the column has the
-  number of pieces that a digit is cut into.
-- **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is tested
-  with the weights that had the lowest validation error. Only `dropout/samples` tests a network several times.
-- **Measured** is the mean over seeds, with its 95 % interval in brackets. The interval covers what varies by
-  chance: the seed and, for test errors, which samples are in the test set. In `dropout/table1` and
+  Where the training loss chose them, the row says so. In `dropout/table1` the rows `paper` and `10x` have
+  the settings of the paper's authors. The rows `grid` choose among [many
+  settings](dropout-choices.md#how-the-grid-chooses). In `gtn/cuts` nothing is chosen. There the column
+  "settings" has the number of pieces per digit.
+- **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is
+  tested with the weights that had the lowest validation error. Only `dropout/samples` tests a network
+  several times.
+- **Measured** is the mean over seeds, with its 95 % interval in brackets. The interval covers what varies
+  by chance: the seed and, for test errors, which samples are in the test set. In `dropout/table1` and
   `dropout/samples` it covers the splits of a data set into training and test samples.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
-  interval. In `dropout/table1` [naval with `10x`](dropout.md#measured) is equal by this rule, but worse by the
-  authors' standard errors.
+  interval. In `dropout/table1` [naval with `10x`](dropout.md#measured) is equal by this rule, but worse by
+  the authors' standard errors.
 - **Best peer** is the best other method or code that was measured in the same way.
 - **The time** below a table is the processor time of all its trainings, including those that chose the
   settings. Some older tables have the time of the clock.

@@ -166,7 +166,9 @@ def reproduce(
     rows = []
     for one in (one for measured in found.values() for one in measured):
         row = one.row()
-        rows.append(Row(one.method, about, **row | {"chosen": f"{row['chosen']}, chosen by the training loss"}))
+        rows.append(
+            Row(one.method, about, **row | {"chosen": f"{row['chosen']}, chosen by the training loss"})
+        )
     tables = {"trainings": table(kept), "curves": list(points(found))}
     report(kept, f"adam/{figure}", wandb, rows, pictures={"curves": draw(found)}, tables=tables)
 

@@ -161,7 +161,9 @@ def reproduce(
             row["trainer"],
             seconds=row["seconds"],
             published=row["published"],
-            note=f"The paper has a GP100 and two Xeons. We have {hardware(real)}, with {size} images per step.",
+            note=(
+                f"The paper has a GP100 and two Xeons. We have {hardware(real)}, with {size} images per step."
+            ),
             peer="plain loop",
             peer_measured=row["plain"],
             lower_is_better=None,
