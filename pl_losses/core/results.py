@@ -181,11 +181,12 @@ was typed by hand.
 
 How the numbers were measured:
 
-- **Settings** were chosen on a held-out part of the training data, with a seed that the results do not use.
-  Where the training loss chose them, the row says so. In `dropout/table1` the rows `paper` and `10x` have
-  the settings of the paper's authors. The rows `grid` choose among [many
-  settings](dropout-choices.md#how-the-grid-chooses). In `gtn/cuts` nothing is chosen. There the column
-  "settings" has the number of pieces per digit.
+- **Settings** are either fixed before, or chosen on a held-out part of the training data, with a seed that
+  the results do not use. The column "settings" has what was chosen. Where the training loss chose it, the row
+  says so. Three figures have the same settings in all rows: `lenet/training-size`, `prelu/fig2` and
+  `prelu/fig3`. In `style/optimizers` three other photos chose the settings. In `gtn/cuts` the column has the
+  number of pieces per digit. In `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's
+  authors, and the rows `grid` choose among [many settings](dropout-choices.md#how-the-grid-chooses).
 - **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is
   tested with the weights that had the lowest validation error. Only `dropout/samples` tests a network
   several times.

@@ -33,7 +33,7 @@ def reproduce(
     folder: str = "runs/gtn/cuts",
     wandb: Recording = "offline",
 ) -> None:
-    """Section IV: strings without a cut between two digits, which cannot be read.
+    """Section IV: strings that cannot be read, with finer and coarser cuts.
 
     A string can be read if each boundary of two digits has a cut within two columns, and no digit has more
     pieces than a segment may have. All strings are made of training digits that were held out. Finer cuts
