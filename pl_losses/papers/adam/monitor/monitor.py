@@ -112,7 +112,8 @@ class AdamBiasCorrectionMonitor(Monitor):
         " (not AdaMax).",
         "adam/<group>/update_norm": "Norm of the last step, weight decay included, in units of the weights.",
         "adam/<group>/update_rms": "Root mean square of the last step.",
-        "adam/<group>/update_to_weight": "Norm of the last step, divided by that of the weights after it.",
+        "adam/<group>/update_to_weight": "Norm of the last step, divided by the norm of the weights after"
+        " this step.",
         "adam/<group>/max_update": "Largest step of a coordinate, divided by alpha; without the part of"
         " decoupled weight decay.",
         "adam/<group>/share_of_paper_bound": "`max_update`, divided by the paper's bound. It can be above 1,"
