@@ -51,7 +51,7 @@ CLASSIFICATION = {
     "<stage>/dropout/reliability": "picture: accuracy for each confidence, with and without dropout",
     "<stage>/dropout/entropy": "picture: predictive entropy of right and of wrong predictions",
     "<stage>/dropout/most_uncertain": "picture: the images of highest mutual information",
-    "<stage>/dropout/most_uncertain_table": "table: the same, an image in each row, in nats",
+    "<stage>/dropout/most_uncertain_table": "table: an image in each row, with its mutual information",
 }
 REGRESSION = {
     "<stage>/dropout/rmse": "root mean squared error of the predictive mean, units of the target",
