@@ -352,7 +352,7 @@ def contestants(batch: Batch, kind: str, target: bool) -> dict[str, Action | Non
 LABEL = {
     "ours": "`SegmentLattice`",
     "gtn, expert": "gtn, an expert's: classes joined before, 16 samples in a graph",
-    "gtn, kept": "gtn, its graphs kept",
+    "gtn, kept": "gtn, with graphs that are made once and used again",
     "gtn, usual": "gtn, the usual way",
     "struct, reduced": "torch-struct 0.5, classes joined before",
     "struct": "torch-struct 0.5 SemiMarkov",

@@ -33,7 +33,7 @@ TRAINING_SIZE = Reproduced(
     "lenet/training-size",
     "pl_losses.papers.lenet.training_size.reproduce",
     panels=reproduction("Fig. 6: test error over the number of images", "lenet/training-size", "sizes"),
-    minutes=63,
+    minutes=88,
     needs="MNIST",
     quick="--dataset digits --sizes [50,100] --steps 4 --batch_size 32 --seeds 1",
 )
