@@ -56,9 +56,10 @@ FIG3 = Reproduced(
 FIG4 = Reproduced(
     "adam/fig4",
     "pl_losses.papers.adam.fig4.experiment.reproduce",
-    minutes=5,
+    minutes=7,
     needs="MNIST",
-    quick="--dataset digits --steps 4 --hidden_size 4 --latent_size 2 --log_alpha [-3,-2] --beta2 [0.999]",
+    quick="--dataset digits --steps 4 --hidden_size 4 --latent_size 2 --log_alpha [-3,-2] --beta2 [0.999]"
+    " --seeds 2",
     panels=(
         Section(
             "Fig. 4: with and without bias correction",

@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from pathlib import Path
-from time import process_time
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from statistics import mean
+from typing import Any, Literal
 
 from torch import Tensor
 
-from pl_losses.core.experiment import Recording, progress_bar
+from pl_losses.core.experiment import Experiment, Recording, progress_bar
 from pl_losses.core.figures import Axes, Figure, new_figure
-from pl_losses.core.results import Row, write_results
-from pl_losses.core.validation import check_device, typed
+from pl_losses.core.results import Row, interval, write_results
+from pl_losses.core.validation import check_counts, check_device, typed
 from pl_losses.data import MNIST, Digits
-from pl_losses.papers.adam.fig4.grid import Grid, Plan, Results, rows
+from pl_losses.papers.adam.fig4.grid import Grid, Outcome, Plan, Results, rows
 
 COLOURS = {True: "tab:red", False: "tab:green"}
 NAMES = {True: "with bias correction", False: "without"}
@@ -28,6 +29,7 @@ NAMES = {True: "with bias correction", False: "without"}
 def reproduce(
     steps: int = 300,
     at: list[int] | None = None,
+    seeds: int = 5,
     *,
     folder: str = "runs/adam/fig4",
     root: str | None = None,
@@ -38,7 +40,6 @@ def reproduce(
     batch_size: int = 100,
     hidden_size: int = 500,
     latent_size: int = 50,
-    seed: int = 0,
     together: int | None = None,
     device: str = "auto",
     save_every: float = 60.0,
@@ -46,14 +47,15 @@ def reproduce(
 ) -> None:
     """Fig. 4: autoencoders trained with Adam over beta1, beta2, alpha, with and without bias correction.
 
-    All runs have the same start, batches and noise. The folder gets ``losses.csv``, ``fig4.png``, an offline
-    W&B run, and ``state.pt``, from which the same command resumes after an interruption. A run whose loss
-    stops being finite is recorded as diverged and trained no further.
+    All runs of a seed have the same start, batches and noise. The folder gets ``losses.csv``,
+    ``results.csv``, ``fig4.png``, a W&B run, and a folder for each seed, from which the same command resumes
+    after an interruption. A run whose loss stops being finite is recorded as diverged and trained no further.
 
     Args:
         steps: Steps of each run; the paper's are 60 000 (100 passes).
         at: Steps after which the loss is evaluated, on the first 1 000 training images. Default: a tenth of
             the steps and all, as in the paper.
+        seeds: Grids, which differ in the start, the batches and the noise.
         folder: For the results. A folder with a part of them is resumed.
         root: Folder with the MNIST files. Default: the environment variable PL_LOSSES_DATA.
         dataset: The images, made binary: "mnist", or "digits" for scikit-learn's, which need no download.
@@ -63,7 +65,6 @@ def reproduce(
         batch_size: Images per step.
         hidden_size: Units of the encoder and of the decoder.
         latent_size: Dimensions of z.
-        seed: Seed of the start, the batches and the noise.
         together: Runs trained at once. Default: 10 on the CPU, all on an accelerator.
         device: Such as "cpu" or "cuda". Default: a GPU if there is one.
         save_every: Seconds between savings of the state.
@@ -72,6 +73,7 @@ def reproduce(
     Raises:
         ValueError: If an argument is out of range, or the folder has the results of others.
     """
+    check_counts(seeds=seeds)
     plan = Plan(
         beta1=[0.0, 0.9] if beta1 is None else beta1,
         beta2=[0.99, 0.999, 0.9999] if beta2 is None else beta2,
@@ -81,49 +83,58 @@ def reproduce(
         batch_size=batch_size,
         hidden_size=hidden_size,
         latent_size=latent_size,
-        seed=seed,
+        seed=0,
         dataset=dataset,
     )
     device = check_device(device)
     if together is None:
         together = 10 if device == "cpu" else len(plan.settings())
     images = load_images(dataset, root)
-    started = process_time()
+    arguments = {**asdict(plan), "images": list(images.shape)}
+    del arguments["seed"]
+    kept = Experiment(folder, arguments)
+    kept.save()
     chance = images.shape[1] * math.log(2)  # The loss of a network that guesses each pixel at one half.
-    with progress_bar(plan.steps * len(plan.settings())) as bar:
-        bar.set_description("steps")
-        grid = Grid(
-            plan,
-            images,
-            Path(folder),
-            together=together,
-            device=device,
-            save_every=save_every,
-            progress=lambda done, _: bar.update(done - bar.n),
-        )
-        results = grid.run()
-    table = list(rows(plan, results))
-    losses = grid.kept.table("losses.csv", table)
-    given = {"steps": steps, "at": at, "dataset": dataset, "beta1": beta1, "beta2": beta2, "seed": seed}
-    given |= {
-        "log_alpha": log_alpha,
-        "batch_size": batch_size,
-        "hidden_size": hidden_size,
-        "latent_size": latent_size,
-    }
-    write_results(Path(folder), "adam/fig4", given, beside(results, process_time() - started))
-    figure = draw(plan, results, chance)
-    picture = grid.kept.picture("fig4.png", figure, dpi=110)
-    grid.kept.record(
+    grids: list[Grid] = []
+    with progress_bar(seeds * plan.steps * len(plan.settings())) as bar:
+        for seed in range(seeds):
+            bar.set_description(f"steps, seed {seed}")
+            grid = Grid(
+                replace(plan, seed=seed),
+                images,
+                kept.folder / f"seed{seed}",
+                together=together,
+                device=device,
+                save_every=save_every,
+                progress=partial(_advance, bar, seed),
+            )
+            grid.run()
+            grids.append(grid)
+            bar.update((seed + 1) * plan.steps * len(plan.settings()) - bar.n)
+    results = [grid.results for grid in grids]
+    table = [row for grid in grids for row in rows(grid.plan, grid.results)]
+    losses = kept.table("losses.csv", table)
+    given: dict[str, object] = {"steps": steps, "at": at, "seeds": seeds, "dataset": dataset}
+    given |= {"beta1": beta1, "beta2": beta2, "log_alpha": log_alpha}
+    given |= {"batch_size": batch_size, "hidden_size": hidden_size, "latent_size": latent_size}
+    write_results(kept.folder, "adam/fig4", given, beside(results, sum(grid.seconds for grid in grids)))
+    figure = draw(plan, average(results), chance)
+    picture = kept.picture("fig4.png", figure, dpi=110)
+    kept.record(
         "adam/fig4",
         wandb,
         tables={"adam/fig4/losses": table},
         pictures={"adam/fig4": figure},
         summary=diverged(results),
-        config=asdict(plan),
+        config=arguments | {"seeds": seeds},
     )
     print(summary(results, chance))
     print(f"Table: {losses}\nFigure: {picture}")
+
+
+def _advance(bar: Any, seed: int, done: int, total: int) -> None:
+    """Move the bar of all seeds to ``done`` of ``total`` steps of one."""
+    bar.update(seed * total + done - bar.n)
 
 
 def load_images(dataset: Literal["mnist", "digits"], root: str | None) -> Tensor:
@@ -140,11 +151,18 @@ def load_images(dataset: Literal["mnist", "digits"], root: str | None) -> Tensor
     return images if dataset == "mnist" else images[:, images.amax(0) > 0]
 
 
-def summary(results: Results, chance: float) -> str:
+def of(correction: bool, results: Results, most: float = math.inf) -> list[Outcome]:
+    """List the outcomes with or without correction, with alpha below ``most``."""
+    return [
+        outcome for run, outcome in results.items() if run.bias_correction is correction and run.alpha < most
+    ]
+
+
+def summary(results: Sequence[Results], chance: float) -> str:
     """Say how many runs stayed finite and ended better than guessing, with and without correction."""
     lines = []
     for correction, name in NAMES.items():
-        runs = [outcome for run, outcome in results.items() if run.bias_correction is correction]
+        runs = [outcome for one in results for outcome in of(correction, one)]
         finite = [outcome for outcome in runs if outcome.diverged is None]
         better = sum(outcome.losses[max(outcome.losses)] < chance for outcome in finite)
         lines.append(
@@ -154,19 +172,29 @@ def summary(results: Results, chance: float) -> str:
     return "\n".join(lines).capitalize()
 
 
-def beside(results: Results, seconds: float) -> list[Row]:
+def beside(results: Sequence[Results], seconds: float) -> list[Row]:
     """Make the rows of ``results.csv``: the paper has a figure, and no numbers."""
     rows = []
     for correction, name in NAMES.items():
-        runs = [
-            outcome
-            for run, outcome in results.items()
-            if run.bias_correction is correction and run.alpha < 0.05
-        ]
-        finite = sum(outcome.diverged is None for outcome in runs)
-        about = f"runs with a finite loss out of the {len(runs)} with alpha up to 0.01"
-        rows.append(Row(name, about, float(finite), seconds=seconds / 2, lower_is_better=False))
+        runs = [of(correction, one, 0.05) for one in results]
+        finite = [float(sum(outcome.diverged is None for outcome in one)) for one in runs]
+        about = f"runs with a finite loss out of the {len(runs[0])} with alpha up to 0.01"
+        low, high = interval(finite) if len(runs) > 1 else (None, None)
+        row = Row(name, about, mean(finite), low, high, seeds=len(runs), seconds=seconds / 2)
+        rows.append(replace(row, lower_is_better=False))
     return rows
+
+
+def average(results: Sequence[Results]) -> Results:
+    """Average the losses over the seeds; a run that diverged with one of them has diverged."""
+    averaged: Results = {}
+    for run in results[0]:
+        outcomes = [one[run] for one in results]
+        steps = set.intersection(*(set(outcome.losses) for outcome in outcomes))
+        ends = [outcome.diverged for outcome in outcomes if outcome.diverged is not None]
+        losses = {step: mean(outcome.losses[step] for outcome in outcomes) for step in sorted(steps)}
+        averaged[run] = Outcome(losses, min(ends, default=None))
+    return averaged
 
 
 def draw(plan: Plan, results: Results, chance: float) -> Figure:
@@ -184,7 +212,11 @@ def draw(plan: Plan, results: Results, chance: float) -> Figure:
         for row, beta1 in zip(panels, plan.beta1, strict=True):
             for axes, beta2 in zip(row, plan.beta2, strict=True):
                 _panel(axes, plan, results, (beta1, beta2, step), scale)
-        block.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        block.legend(
+            *panels[0][0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=min(2, len(plan.beta2)),
+        )
     return figure
 
 
@@ -223,13 +255,11 @@ def _panel(
         axes.set_ylabel("loss, nats")
 
 
-def diverged(results: Results) -> dict[str, int]:
+def diverged(results: Sequence[Results]) -> dict[str, int]:
     """Count the runs that did not stay finite, with and without correction."""
     return {
         f"diverged {name}": sum(
-            outcome.diverged is not None
-            for run, outcome in results.items()
-            if run.bias_correction is correction
+            outcome.diverged is not None for one in results for outcome in of(correction, one)
         )
         for correction, name in NAMES.items()
     }

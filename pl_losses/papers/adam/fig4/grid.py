@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any
 
 import torch
@@ -112,6 +112,9 @@ class Grid:
         save_every: Seconds between savings.
         progress: Called with the number of steps done and the number of all, over all runs.
 
+    Attributes:
+        seconds: Processor time spent, those before an interruption included.
+
     Raises:
         ValueError: If the folder has the state of another plan, or there are too few images.
     """
@@ -138,6 +141,7 @@ class Grid:
         self.device = torch.device(device)
         self.progress = progress
         self.results: Results = {}
+        self.seconds, self._since = 0.0, process_time()
         self._saved = monotonic()
         self._order = (-1, torch.empty(0))
         self._interrupted = self._load()
@@ -228,8 +232,10 @@ class Grid:
         """Save the results so far, and an unfinished stack."""
         self.kept.results = [[list(run), one.losses, one.diverged] for run, one in self.results.items()]
         settings = [list(run) for run in stack.settings] if stack else []
-        state = {"step": step, "settings": settings, "stack": stack.state_dict()} if stack else None
-        self.kept.save(state)
+        now = process_time()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        state = {"seconds": self.seconds, "step": step, "settings": settings}
+        self.kept.save(state | {"stack": stack.state_dict() if stack else None})
         self._saved = monotonic()
 
     def _load(self) -> tuple[BatchedVAE, int] | None:
@@ -238,17 +244,21 @@ class Grid:
             self.results[Settings(*run)] = Outcome(losses, diverged)
         if (state := self.kept.unfinished) is None:
             return None
+        self.seconds = state["seconds"]
+        if state["stack"] is None:
+            return None
         stack = self._stack([Settings(*run) for run in state["settings"]])
         stack.load_state_dict(state["stack"])
         return stack, state["step"]
 
 
 def rows(plan: Plan, results: Results) -> Iterator[dict[str, Any]]:
-    """Yield one row per run and evaluated step: the settings, ``step``, ``loss`` and ``diverged``."""
+    """Yield one row per run and evaluated step: seed, settings, ``step``, ``loss`` and ``diverged``."""
     for run in plan.settings():
         outcome = results[run]
         for step in sorted(plan.at):
             yield {
+                "seed": plan.seed,
                 **run._asdict(),
                 "step": step,
                 "loss": outcome.losses.get(step),

@@ -10,7 +10,7 @@ from pl_losses import recipes
 from pl_losses.cli.main import main
 from pl_losses.papers.adam import VAE, Adam
 from pl_losses.papers.adam.fig4.batched_vae import BatchedVAE, Settings
-from pl_losses.papers.adam.fig4.experiment import _scale, summary
+from pl_losses.papers.adam.fig4.experiment import _scale, average, summary
 from pl_losses.papers.adam.fig4.grid import Grid, Outcome, Plan, rows
 
 RUNS = [
@@ -183,21 +183,25 @@ def test_too_few_images_are_refused(tmp_path, images):
 
 def test_the_command(folder, capfd):
     options = "--dataset digits --steps 4 --hidden_size 4 --latent_size 2 --log_alpha [-3,-2]"
-    options += " --beta2 [0.999] --folder out"
+    options += " --beta2 [0.999] --seeds 2 --folder out"
     assert main(["reproduce", "adam/fig4", *options.split()]) == 0
     printed = capfd.readouterr()
-    assert "With bias correction: 4 of 4 runs stayed finite" in printed.out
+    assert "With bias correction: 8 of 8 runs stayed finite" in printed.out
     assert "100 %|" in printed.err
     with open("out/losses.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert len(table) == 8 * 2
-    assert {row["step"] for row in table} == {"1", "4"}
+    assert len(table) == 2 * 8 * 2
+    assert {(row["seed"], row["step"]) for row in table} == {(s, t) for s in "01" for t in "14"}
+    assert table[0]["loss"] != table[16]["loss"]
     assert all(float(row["loss"]) > 0 for row in table)
     assert (folder / "out/fig4.png").stat().st_size > 10_000
     assert list(folder.glob("out/wandb/offline-run-*/*.wandb"))
     assert list(folder.glob("out/wandb/offline-run-*/files/media/images/adam/fig4*"))
-    assert main(["reproduce", "adam/fig4", *options.split(), "--seed", "1"]) == 2
-    assert "`seed` to be 0" in capfd.readouterr().err
+    with open("out/results.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["measured"], row["low"], row["seeds"]) for row in found] == [("4.0", "4.0", "2")] * 2
+    assert main(["reproduce", "adam/fig4", *options.split(), "--batch_size", "50"]) == 2
+    assert "`batch_size` to be 100" in capfd.readouterr().err
 
 
 def test_the_sweep_is_the_same_grid_by_single_runs(capfd):
@@ -228,7 +232,14 @@ def test_the_summary_and_the_axis_tell_what_is_worse_than_guessing():
     ]
     losses = {1e-3: {3: 50.0, 9: 40.0}, 1e-2: {3: 1e33, 9: 1e33}, 1e-1: {3: 45.0}}
     results = {run: Outcome(losses[run.alpha], 4 if run.alpha == 0.1 else None) for run in runs}
-    lines = summary(results, 60.0).splitlines()
+    lines = summary([results], 60.0).splitlines()
     assert len(lines) == 2
     assert all("2 of 3 runs stayed finite, 1 ended below 60 nats" in line for line in lines)
     assert _scale(results, 60.0) == (40.0, 50.0)
+
+
+def test_the_average_has_what_all_seeds_have():
+    run = Settings(0.9, 0.99, 1e-3, True)
+    one, other = Outcome({3: 50.0, 9: 40.0}, None), Outcome({3: 30.0}, 7)
+    assert average([{run: one}, {run: other}]) == {run: Outcome({3: 40.0}, 7)}
+    assert average([{run: one}, {run: one}]) == {run: one}
