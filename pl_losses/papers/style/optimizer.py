@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from pl_losses.core.precision import at_least_float32
 from pl_losses.core.validation import check_counts, check_positive, typed
 
 SLOPE = 1e-4  # Of the fall that the slope promises, the share that a step has to bring (Armijo).
@@ -35,10 +36,14 @@ class MonotoneLBFGS(Optimizer):
         max_iter: Iterations of a step.
         history_size: Changes that H is made of. Each takes twice the memory of the parameters.
         stretch: Factor of the usual matrix that H begins with. With 1 most steps end before the loss is least
-            along them. For more than 100 iterations 4 is a little better than 2, and for fewer it is worse.
+            along them.
+        smooth: For images. H begins with a matrix that multiplies the part of spatial frequency f, in cycles
+            per pixel, by :math:`1 / (f + \text{smooth})`. The amplitudes of photographs fall about so.
+            ``None``: by 1.
 
     Raises:
-        ValueError: If a number is not positive, or there is more than one group.
+        ValueError: If a number is not positive, there is more than one group, or ``smooth`` is given and a
+            parameter has no two last dimensions H and W.
 
     Example:
         >>> x = torch.tensor([3.0, -2.0], requires_grad=True)
@@ -62,14 +67,20 @@ class MonotoneLBFGS(Optimizer):
         max_iter: int = 20,
         history_size: int = 100,
         stretch: float = 2.0,
+        smooth: float | None = None,
     ) -> None:
         check_positive("lr", lr)
         check_positive("stretch", stretch)
+        if smooth is not None:
+            check_positive("smooth", smooth)
         check_counts(max_iter=max_iter, history_size=history_size)
-        self.stretch = stretch
+        self.stretch, self.smooth = stretch, smooth
         super().__init__(params, {"lr": lr, "max_iter": max_iter, "history_size": history_size})
         if len(self.param_groups) != 1:
             raise ValueError(f"Expected `params` of one group but got {len(self.param_groups)}")
+        shapes = [tuple(one.shape) for one in self.param_groups[0]["params"]]
+        if smooth is not None and min(map(len, shapes)) < 2:
+            raise ValueError(f"Expected `params` with `smooth` to be [..., H, W] but got the shapes {shapes}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
@@ -92,14 +103,18 @@ class MonotoneLBFGS(Optimizer):
             returned = closure()
             return float(returned), gradients(parameters)
 
+        def begin(vector: Tensor) -> Tensor:
+            return vector if self.smooth is None else low_pass(vector, parameters, self.smooth)
+
         here = flat(parameters)
         if "point" not in state or not torch.equal(here, state["point"]):
             state["loss"], state["gradient"] = evaluate(here)
             state["point"] = here
             state.setdefault("moves", [])
             state.setdefault("changes", [])
+        options = {"lr": float(group["lr"]), "history_size": group["history_size"]}
         for _ in range(group["max_iter"]):
-            if not _iterate(state, evaluate, float(group["lr"]), group["history_size"], self.stretch):
+            if not _iterate(state, evaluate, begin, self.stretch, **options):
                 place(parameters, state["point"])
                 break
         if returned is None:  # Trainers rely on it that a step calls the closure.
@@ -110,19 +125,21 @@ class MonotoneLBFGS(Optimizer):
 def _iterate(
     state: dict[str, Any],
     evaluate: Callable[[Tensor], tuple[float, Tensor]],
+    begin: Callable[[Tensor], Tensor],
+    stretch: float,
+    *,
     lr: float,
     history_size: int,
-    stretch: float,
 ) -> bool:
     """Go on from the point of ``state`` to one of a lower loss; return whether there was one."""
     point, loss, gradient = state["point"], state["loss"], state["gradient"]
     moves, changes = state["moves"], state["changes"]
-    direction = quasi_newton(gradient, moves, changes, stretch)
+    direction = quasi_newton(gradient, moves, changes, begin, stretch)
     slope = float(gradient @ direction)
     if not slope < 0:
         return False
     # As long as no curvature is known, no weight changes by more than a unit.
-    length = lr if moves else lr * min(1.0, 1.0 / float(gradient.abs().max()))
+    length = lr if moves else lr * min(1.0, 1.0 / float(direction.abs().max()))
     for _ in range(TRIALS):
         move = length * direction
         reached, new = evaluate(point + move)
@@ -144,15 +161,22 @@ def _iterate(
     return True
 
 
-def quasi_newton(gradient: Tensor, moves: list[Tensor], changes: list[Tensor], stretch: float) -> Tensor:
+def quasi_newton(
+    gradient: Tensor,
+    moves: list[Tensor],
+    changes: list[Tensor],
+    begin: Callable[[Tensor], Tensor],
+    stretch: float,
+) -> Tensor:
     r"""Compute :math:`-H \nabla f` by the two loops of Nocedal 1980: [N] -> [N].
 
-    They begin with the identity times :math:`s \cdot y / y \cdot y` of the last change, times ``stretch``.
+    They begin with the matrix A times :math:`s \cdot y / y \cdot A y` of the last change, times ``stretch``.
 
     Args:
         gradient: Shape [N].
         moves: Changes s of the weights, each [N], the last one last.
         changes: Changes y of the gradient, with s . y > 0.
+        begin: Multiplies a vector by A, which is symmetric and positive definite.
         stretch: See :class:`MonotoneLBFGS`.
     """
     direction, shares = -gradient, list[float]()
@@ -160,11 +184,36 @@ def quasi_newton(gradient: Tensor, moves: list[Tensor], changes: list[Tensor], s
     for move, change, product in zip(reversed(moves), reversed(changes), reversed(products), strict=True):
         shares.append(float(move @ direction) / product)
         direction.add_(change, alpha=-shares[-1])
+    direction = begin(direction)
     if moves:
-        direction *= stretch * products[-1] / float(changes[-1] @ changes[-1])
+        direction *= stretch * products[-1] / float(changes[-1] @ begin(changes[-1]))
     for move, change, product, share in zip(moves, changes, products, reversed(shares), strict=True):
         direction.add_(move, alpha=share - float(change @ direction) / product)
     return direction
+
+
+def low_pass(vector: Tensor, parameters: list[Tensor], smooth: float) -> Tensor:
+    """Multiply the spatial frequencies f of images by 1 / (f + smooth): [N] -> [N].
+
+    Args:
+        vector: The images one after the other.
+        parameters: Tensors of their shapes, [..., H, W].
+        smooth: In cycles per pixel.
+    """
+    parts = torch.split(vector, [one.numel() for one in parameters])
+    return torch.cat(
+        [_low_pass(part.view_as(one), smooth).flatten() for part, one in zip(parts, parameters, strict=True)]
+    )
+
+
+def _low_pass(images: Tensor, smooth: float) -> Tensor:
+    height, width = images.shape[-2:]
+    wide = at_least_float32(images)  # There is no transform of bfloat16.
+    options: Any = {"dtype": wide.dtype, "device": wide.device}
+    rows, columns = torch.fft.fftfreq(height, **options)[:, None], torch.fft.rfftfreq(width, **options)
+    factor = 1 / (torch.hypot(rows, columns) + smooth)
+    smooth_images: Tensor = torch.fft.irfft2(torch.fft.rfft2(wide) * factor, s=(height, width))
+    return smooth_images.to(images.dtype)
 
 
 def cubic_minimum(length: float, values: tuple[float, float], slopes: tuple[float, float]) -> float:

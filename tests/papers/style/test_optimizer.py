@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pl_losses.papers.style.optimizer import MonotoneLBFGS, cubic_minimum, quasi_newton
+from pl_losses.papers.style.optimizer import MonotoneLBFGS, cubic_minimum, low_pass, quasi_newton
 
 
 def rosenbrock(x):
@@ -40,12 +40,58 @@ def test_quasi_newton_is_the_dense_matrix_of_bfgs():
     gradient, *moves = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
     changes = [root @ root.T @ move for move in moves]
-    matrix = torch.eye(5, dtype=torch.float64) * 2 * (moves[-1] @ changes[-1]) / changes[-1].square().sum()
+    begin = torch.diag(torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5], dtype=torch.float64)) + 0.1
+    matrix = begin * 2 * (moves[-1] @ changes[-1]) / (changes[-1] @ begin @ changes[-1])
     for s, y in zip(moves, changes, strict=True):
         project = torch.eye(5, dtype=torch.float64) - torch.outer(y, s) / (y @ s)
         matrix = project.T @ matrix @ project + torch.outer(s, s) / (y @ s)
-    torch.testing.assert_close(quasi_newton(gradient, moves, changes, 2.0), -matrix @ gradient)
-    torch.testing.assert_close(quasi_newton(gradient, [], [], 2.0), -gradient)
+    found = quasi_newton(gradient, moves, changes, begin.__matmul__, 2.0)
+    torch.testing.assert_close(found, -matrix @ gradient)
+    torch.testing.assert_close(quasi_newton(gradient, [], [], begin.__matmul__, 2.0), -begin @ gradient)
+
+
+@pytest.mark.parametrize("size", [(6, 9), (5, 4), (1, 3)])
+def test_low_pass_multiplies_each_frequency(size):
+    height, width = size
+    shape = (2, 3, height, width)
+    images = torch.zeros(shape, dtype=torch.float64)
+    matrix = torch.stack(
+        [low_pass(one.flatten(), [images], 0.1) for one in torch.eye(images.numel()).double()]
+    )
+    torch.testing.assert_close(matrix, matrix.T)
+    assert torch.linalg.eigvalsh(matrix).min() > 0
+    # Waves of all frequencies keep their shape.
+    for row, column in [(0, 0), (height // 2, 0), (0, width // 2), (height // 3, width // 4)]:
+        rows, columns = torch.arange(height)[:, None] * row / height, torch.arange(width) * column / width
+        wave = torch.cos(2 * math.pi * (rows + columns)).double().expand(shape).contiguous()
+        factor = 1 / (math.hypot(row / height, column / width) + 0.1)
+        found = low_pass(wave.flatten(), [images], 0.1)
+        torch.testing.assert_close(found, factor * wave.flatten(), rtol=1e-5, atol=1e-5)
+
+
+def test_smooth_steps_begin_with_coarse_changes():
+    # The loss is the same in all frequencies, so that without `smooth` they all change alike.
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(2, 8, 8, generator=generator, dtype=torch.float64)
+    ends = {}
+    for smooth in (None, 0.05):
+        x = torch.zeros_like(target, requires_grad=True)
+        optimizer = MonotoneLBFGS([x], max_iter=1, smooth=smooth)
+
+        def closure(x=x, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (x - target).square().sum() / 2
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        first = torch.fft.rfft2(x.detach()).abs() / torch.fft.rfft2(target).abs()
+        ends[smooth] = (first[:, 0, 1] / first[:, 4, 4]).mean().item()
+        for _ in range(60):
+            optimizer.step(closure)
+        torch.testing.assert_close(x.detach(), target, rtol=1e-4, atol=1e-4)
+    fine = math.hypot(0.5, 0.5)
+    assert ends == pytest.approx({None: 1.0, 0.05: (fine + 0.05) / (1 / 8 + 0.05)})
 
 
 def test_cubic_minimum_is_that_of_the_cubic():
@@ -124,5 +170,9 @@ def test_arguments_are_checked():
         MonotoneLBFGS(x, history_size=0)
     with pytest.raises(ValueError, match="`stretch`"):
         MonotoneLBFGS(x, stretch=0.0)
+    with pytest.raises(ValueError, match="`smooth`"):
+        MonotoneLBFGS(x, smooth=0.0)
+    with pytest.raises(ValueError, match=r"`smooth` to be \[..., H, W\] but got the shapes \[\(1,\)\]"):
+        MonotoneLBFGS(x, smooth=0.1)
     with pytest.raises(ValueError, match="`params` of one group but got 2"):
         MonotoneLBFGS([{"params": x}, {"params": [torch.zeros(2, requires_grad=True)]}])
