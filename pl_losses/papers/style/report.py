@@ -118,10 +118,12 @@ class StyleReport(Callback):
 def draw_panels(panels: list[tuple[str, Tensor]]) -> Figure:
     """Draw images [3, H, W] of one height side by side, each with a title."""
     shares = [float(image.shape[2] / image.shape[1]) for _, image in panels]
-    figure = new_figure(3.2 * sum(shares), 3.5)
+    width = 3.2 * sum(shares)
+    size = 1.3 * width  # Of the titles, in points.
+    figure = new_figure(width, 3.3 + size / 40)
     row = figure.subplots(1, len(panels), squeeze=False, width_ratios=shares)[0]
     for axes, (title, image) in zip(row, panels, strict=True):
         axes.imshow(to_image(image))
-        axes.set_title(title, fontsize=1.3 * figure.get_figwidth())
+        axes.set_title(title, fontsize=size)
         axes.set_axis_off()
     return figure
