@@ -74,8 +74,9 @@ class Choice(NamedTuple):
         samples: Passes T per validation sample.
     """
 
-    p: tuple[float, ...] = (0.001, 0.005, 0.02, 0.05, 0.1)
-    weight_decay: tuple[float, ...] = (5e-7, 5e-5, 5e-4)
+    # The authors' p; decades of lambda, around theirs; their learning rate and its tenfold.
+    p: tuple[float, ...] = (0.005, 0.01, 0.05, 0.1)
+    weight_decay: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
     learning_rate: tuple[float, ...] = (1e-3, 1e-2)
     precision: tuple[float, ...] = GRID
     samples: int = 200
