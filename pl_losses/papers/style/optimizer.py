@@ -134,7 +134,7 @@ def _iterate(
     """Go on from the point of ``state`` to one of a lower loss; return whether there was one."""
     point, loss, gradient = state["point"], state["loss"], state["gradient"]
     moves, changes = state["moves"], state["changes"]
-    direction = quasi_newton(gradient, moves, changes, begin, stretch)
+    direction = quasi_newton(gradient, moves, changes, begin=begin, stretch=stretch)
     slope = float(gradient @ direction)
     if not slope < 0:
         return False
@@ -165,6 +165,7 @@ def quasi_newton(
     gradient: Tensor,
     moves: list[Tensor],
     changes: list[Tensor],
+    *,
     begin: Callable[[Tensor], Tensor],
     stretch: float,
 ) -> Tensor:

@@ -45,9 +45,11 @@ def test_quasi_newton_is_the_dense_matrix_of_bfgs():
     for s, y in zip(moves, changes, strict=True):
         project = torch.eye(5, dtype=torch.float64) - torch.outer(y, s) / (y @ s)
         matrix = project.T @ matrix @ project + torch.outer(s, s) / (y @ s)
-    found = quasi_newton(gradient, moves, changes, begin.__matmul__, 2.0)
+    found = quasi_newton(gradient, moves, changes, begin=begin.__matmul__, stretch=2.0)
     torch.testing.assert_close(found, -matrix @ gradient)
-    torch.testing.assert_close(quasi_newton(gradient, [], [], begin.__matmul__, 2.0), -begin @ gradient)
+    torch.testing.assert_close(
+        quasi_newton(gradient, [], [], begin=begin.__matmul__, stretch=2.0), -begin @ gradient
+    )
 
 
 @pytest.mark.parametrize("size", [(6, 9), (5, 4), (1, 3)])
