@@ -43,7 +43,7 @@ class MonotoneLBFGS(Optimizer):
 
     Raises:
         ValueError: If a number is not positive, there is more than one group, or ``smooth`` is given and a
-            parameter has no two last dimensions H and W.
+            parameter has no last dimensions H and W of at least 1.
 
     Example:
         >>> x = torch.tensor([3.0, -2.0], requires_grad=True)
@@ -79,7 +79,7 @@ class MonotoneLBFGS(Optimizer):
         if len(self.param_groups) != 1:
             raise ValueError(f"Expected `params` of one group but got {len(self.param_groups)}")
         shapes = [tuple(one.shape) for one in self.param_groups[0]["params"]]
-        if smooth is not None and min(map(len, shapes)) < 2:
+        if smooth is not None and any(len(shape) < 2 or 0 in shape[-2:] for shape in shapes):
             raise ValueError(f"Expected `params` with `smooth` to be [..., H, W] but got the shapes {shapes}")
 
     @torch.no_grad()

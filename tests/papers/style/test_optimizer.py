@@ -176,5 +176,7 @@ def test_arguments_are_checked():
         MonotoneLBFGS(x, smooth=0.0)
     with pytest.raises(ValueError, match=r"`smooth` to be \[..., H, W\] but got the shapes \[\(1,\)\]"):
         MonotoneLBFGS(x, smooth=0.1)
+    with pytest.raises(ValueError, match=r"got the shapes \[\(3, 0, 4\)\]"):
+        MonotoneLBFGS([torch.zeros(3, 0, 4, requires_grad=True)], smooth=0.1)
     with pytest.raises(ValueError, match="`params` of one group but got 2"):
         MonotoneLBFGS([{"params": x}, {"params": [torch.zeros(2, requires_grad=True)]}])
