@@ -231,7 +231,7 @@ def filled(text: str) -> str:
         if name not in reproduced():
             hint = nearest(name, reproduced())
             raise UsageError(f"Expected a table or figure in `<!-- results {name} -->` but it is none{hint}")
-    if len(re.findall("^<!-- results ", text, re.M)) > len(blocks):
+    if len(re.findall(r"^\s*<!-- results ", text, re.M)) > len(blocks):
         raise UsageError("Expected `<!-- end of results -->` after each `<!-- results NAME -->`")
     return BLOCK.sub(lambda block: f"{block[1]}{section(kept(block[2]))}\n", text)
 

@@ -158,6 +158,11 @@ def test_blocks_of_pages_are_filled(folder, monkeypatch, capsys):
         assert main(["reproduce", "--results", "page.md"]) == 2
         assert told in capsys.readouterr().err
         assert Path("page.md").read_text() == before.replace(change, "fig99")
+    # What lies between two starts is not a block.
+    twice = f"  <!-- results adam/fig4 -->\nkept\n  {before}"
+    Path("page.md").write_text(twice)
+    assert main(["reproduce", "--results", "page.md"]) == 2
+    assert Path("page.md").read_text() == twice
 
 
 def test_the_cost_is_not_much_more_than_the_list_tells():

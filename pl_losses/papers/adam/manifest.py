@@ -47,7 +47,7 @@ FIG3 = Reproduced(
     "adam/fig3",
     CURVES,
     panels=reproduction("Fig. 3: a convolutional network", "adam/fig3", "curves"),
-    minutes=40,
+    minutes=46,
     needs="CIFAR-10",
     quick="--datasets ['digits'] --passes 1 --choice_passes 1 --limit 128 --seeds 1 --width 0.05",
     preset=(("figure", "fig3"), ("folder", "runs/adam/fig3")),

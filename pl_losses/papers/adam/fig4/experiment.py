@@ -93,7 +93,6 @@ def reproduce(
     arguments = {**asdict(plan), "images": list(images.shape)}
     del arguments["seed"]
     kept = Experiment(folder, arguments)
-    kept.save()
     chance = images.shape[1] * math.log(2)  # The loss of a network that guesses each pixel at one half.
     grids: list[Grid] = []
     with progress_bar(seeds * plan.steps * len(plan.settings())) as bar:
@@ -111,6 +110,7 @@ def reproduce(
             grid.run()
             grids.append(grid)
             bar.update((seed + 1) * plan.steps * len(plan.settings()) - bar.n)
+            kept.save()  # Not before: a refused option must not decide for the folder.
     results = [grid.results for grid in grids]
     table = [row for grid in grids for row in rows(grid.plan, grid.results)]
     losses = kept.table("losses.csv", table)

@@ -66,8 +66,12 @@ class Plan:
             values = getattr(self, name)
             if not values or not all(0 <= value < 1 for value in values):
                 raise ValueError(f"Expected `{name}` to hold numbers in [0, 1) but got {values}")
-        if not self.log_alpha:
-            raise ValueError("Expected `log_alpha` to hold at least one number but got []")
+        if not self.log_alpha or not all(-30 <= value <= 30 for value in self.log_alpha):
+            raise ValueError(f"Expected `log_alpha` to hold numbers in [-30, 30] but got {self.log_alpha}")
+        for name in ("beta1", "beta2", "log_alpha"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"Expected `{name}` to hold each number once but got {values}")
         if not self.at or min(self.at) < 1 or max(self.at) > self.steps:
             raise ValueError(f"Expected `at` to hold numbers in 1..{self.steps} but got {self.at}")
 

@@ -168,7 +168,11 @@ def test_a_folder_of_another_plan_is_refused(tmp_path, images):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"at": [24]}, {"at": []}, {"beta1": [1.0]}, {"beta2": []}, {"log_alpha": []}]
+    "wrong",
+    [
+        *({"steps": 0}, {"at": [24]}, {"at": []}, {"beta1": [1.0]}, {"beta2": []}, {"log_alpha": []}),
+        *({"beta1": [0.5, 0.5]}, {"log_alpha": [400.0]}),
+    ],
 )
 def test_bad_plans_are_named(wrong):
     (name,) = wrong
@@ -200,6 +204,11 @@ def test_the_command(folder, capfd):
     with open("out/results.csv", newline="") as file:
         found = list(csv.DictReader(file))
     assert [(row["measured"], row["low"], row["seeds"]) for row in found] == [("4.0", "4.0", "2")] * 2
+    # A refused option leaves nothing that a right one would be compared with.
+    refused = [*options.replace("out", "new").split(), "--batch_size", "100000"]
+    assert main(["reproduce", "adam/fig4", *refused]) == 2
+    assert not list(folder.glob("new/*.pt"))
+    assert "`batch_size` to be at most" in capfd.readouterr().err
     assert main(["reproduce", "adam/fig4", *options.split(), "--batch_size", "50"]) == 2
     assert "`batch_size` to be 100" in capfd.readouterr().err
 
