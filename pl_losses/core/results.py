@@ -187,6 +187,8 @@ How the numbers were measured:
   `prelu/fig3`. In `style/optimizers` three other photos chose the settings. In `gtn/cuts` the column has the
   number of pieces per digit. In `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's
   authors, and the rows `grid` choose among [many settings](dropout-choices.md#how-the-grid-chooses).
+  The settings of recipes are told on the pages "what was tried", as far as it was noted how they were found.
+
 - **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is
   tested with the weights that had the lowest validation error. Only `dropout/samples` tests a network
   several times.

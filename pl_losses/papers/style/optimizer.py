@@ -74,13 +74,20 @@ class MonotoneLBFGS(Optimizer):
         if smooth is not None:
             check_positive("smooth", smooth)
         check_counts(max_iter=max_iter, history_size=history_size)
-        self.stretch, self.smooth = stretch, smooth
-        super().__init__(params, {"lr": lr, "max_iter": max_iter, "history_size": history_size})
+        options = {"lr": lr, "max_iter": max_iter, "history_size": history_size}
+        super().__init__(params, options | {"stretch": stretch, "smooth": smooth})
         if len(self.param_groups) != 1:
             raise ValueError(f"Expected `params` of one group but got {len(self.param_groups)}")
         shapes = [tuple(one.shape) for one in self.param_groups[0]["params"]]
         if smooth is not None and any(len(shape) < 2 or 0 in shape[-2:] for shape in shapes):
             raise ValueError(f"Expected `params` with `smooth` to be [..., H, W] but got the shapes {shapes}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state; one of an earlier version has neither ``stretch`` nor ``smooth``."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("stretch", 2.0)
+            group.setdefault("smooth", None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
@@ -104,7 +111,7 @@ class MonotoneLBFGS(Optimizer):
             return float(returned), gradients(parameters)
 
         def begin(vector: Tensor) -> Tensor:
-            return vector if self.smooth is None else low_pass(vector, parameters, self.smooth)
+            return vector if group["smooth"] is None else low_pass(vector, parameters, group["smooth"])
 
         here = flat(parameters)
         if "point" not in state or not torch.equal(here, state["point"]):
@@ -112,9 +119,8 @@ class MonotoneLBFGS(Optimizer):
             state["point"] = here
             state.setdefault("moves", [])
             state.setdefault("changes", [])
-        options = {"lr": float(group["lr"]), "history_size": group["history_size"]}
         for _ in range(group["max_iter"]):
-            if not _iterate(state, evaluate, begin, self.stretch, **options):
+            if not _iterate(state, evaluate, begin, group):
                 place(parameters, state["point"])
                 break
         if returned is None:  # Trainers rely on it that a step calls the closure.
@@ -126,20 +132,17 @@ def _iterate(
     state: dict[str, Any],
     evaluate: Callable[[Tensor], tuple[float, Tensor]],
     begin: Callable[[Tensor], Tensor],
-    stretch: float,
-    *,
-    lr: float,
-    history_size: int,
+    group: dict[str, Any],
 ) -> bool:
     """Go on from the point of ``state`` to one of a lower loss; return whether there was one."""
     point, loss, gradient = state["point"], state["loss"], state["gradient"]
     moves, changes = state["moves"], state["changes"]
-    direction = quasi_newton(gradient, moves, changes, begin=begin, stretch=stretch)
+    direction = quasi_newton(gradient, moves, changes, begin=begin, stretch=group["stretch"])
     slope = float(gradient @ direction)
     if not slope < 0:
         return False
     # As long as no curvature is known, no weight changes by more than a unit.
-    length = lr if moves else lr * min(1.0, 1.0 / float(direction.abs().max()))
+    length = float(group["lr"]) * (1.0 if moves else min(1.0, 1.0 / float(direction.abs().max())))
     for _ in range(TRIALS):
         move = length * direction
         reached, new = evaluate(point + move)
@@ -156,7 +159,7 @@ def _iterate(
     if move @ change > 1e-10 * (change @ change):
         moves.append(move)
         changes.append(change)
-        del moves[:-history_size], changes[:-history_size]
+        del moves[: -group["history_size"]], changes[: -group["history_size"]]
     state |= {"point": point + move, "loss": reached, "gradient": new}
     return True
 

@@ -180,3 +180,18 @@ def test_arguments_are_checked():
         MonotoneLBFGS([torch.zeros(3, 0, 4, requires_grad=True)], smooth=0.1)
     with pytest.raises(ValueError, match="`params` of one group but got 2"):
         MonotoneLBFGS([{"params": x}, {"params": [torch.zeros(2, requires_grad=True)]}])
+
+
+def test_a_checkpoint_and_a_copy_have_all_settings():
+    x = torch.zeros(2, 4, requires_grad=True)
+    optimizer = MonotoneLBFGS([x], stretch=3.0, smooth=0.02)
+    other = MonotoneLBFGS([x])
+    other.load_state_dict(optimizer.state_dict())
+    for one in (other, copy.deepcopy(optimizer)):
+        assert (one.param_groups[0]["stretch"], one.param_groups[0]["smooth"]) == (3.0, 0.02)
+    # One of an earlier version goes on as it began.
+    old = optimizer.state_dict()
+    for name in ("stretch", "smooth"):
+        del old["param_groups"][0][name]
+    other.load_state_dict(old)
+    assert (other.param_groups[0]["stretch"], other.param_groups[0]["smooth"]) == (2.0, None)
