@@ -11,13 +11,16 @@ from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
-from pl_losses.cli.arguments import TRACEBACK
+from pl_losses.cli.arguments import TRACEBACK, first_line
 from pl_losses.cli.parser import shorten
 from pl_losses.core import expected
 from pl_losses.core.compat import of_lightning
 from pl_losses.core.files import causes
 from pl_losses.core.signatures import OWN
 from pl_losses.recipes import UsageError
+
+# Memory that cannot be had, and numbers that a type does not hold.
+TOO_LARGE = re.compile(r"can't allocate memory|CUDA out of memory|without overflow|[Oo]verflow when")
 
 
 def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
@@ -42,6 +45,9 @@ def in_a_line(error: Exception, checkpoint: str | None) -> Exception:
             f"`{checkpoint}` (--ckpt_path) is a folder that this strategy reads no checkpoint from: if it is"
             " sharded, add --config trainers/fsdp2-shards"
         )
+    if isinstance(error, MemoryError) or TOO_LARGE.search(message):
+        fault = first_line(error)[:200]
+        return UsageError(f"A size or number is too large: {fault} ({TRACEBACK}=1 shows where)")
     if "InvalidCxxCompiler" in message:
         return UsageError("Expected a working C++ compiler with `compile` but found none: leave it out")
     if isinstance(error, TypeError) and at and (text := expected.arguments(message, at.tb_frame.f_locals)):

@@ -424,7 +424,7 @@ def run_one(args: list[str], ranks: Ranks | None, closing: contextlib.ExitStack)
         )
         status = 0
     except (
-        *(OSError, ValueError, TypeError, RuntimeError, FloatingPointError, ImportError),
+        *(OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, ImportError),
         *(LookupError, AttributeError, MisconfigurationException),
     ) as error:
         raise in_a_line(error, checkpoint.path) from error
