@@ -7,6 +7,7 @@ quote.
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -14,6 +15,7 @@ from time import process_time
 from typing import Any
 
 from pl_losses.core.experiment import PlainExperiment, Recording, progress_bar, quiet
+from pl_losses.core.files import checksum
 from pl_losses.core.protocol import Measured, Score, report
 from pl_losses.core.results import Row
 from pl_losses.core.validation import check_counts, check_some, typed
@@ -67,18 +69,24 @@ def reproduce(
     """
     check_counts(seeds=seeds)
     check_some(recipes=recipes, metrics=metrics)
-    for recipe in recipes:
-        resolve(recipe)  # It refuses an unknown one before any training.
+    recipes, metrics = list(dict.fromkeys(recipes)), list(dict.fromkeys(metrics))
+    # It refuses an unknown one before any training.
+    sums = {recipe: checksum(json.dumps(resolve(recipe), default=str).encode()) for recipe in recipes}
     options = [f"--{key}={value}" for key, value in (more or {}).items()]
-    kept = PlainExperiment(folder, {"more": more})
+    kept = PlainExperiment(f"{paper}/recipes", folder, {"more": more})
     kept.also |= {"seeds": seeds, "recipes": recipes, "metrics": metrics}
     kept.also |= {"published": published, "notes": notes}
     done = {(one["recipe"], one["seed"]) for one in kept.results}
+    for recipe, _ in done:
+        if recipe in sums:
+            kept.same_input(f"the recipe {recipe}", sums[recipe])
     with progress_bar(seeds * len(recipes)) as bar:
         for seed in range(seeds):
             for recipe in recipes:
                 if (recipe, seed) not in done:
-                    kept.add(train(recipe, seed, metrics=metrics, folder=Path(folder), more=options))
+                    kept.same_input(f"the recipe {recipe}", sums[recipe])
+                    kept.add(train(recipe, seed, Path(folder), options))
+                    _logged(metrics, recipe, kept.results[-1]["scores"])
                 bar.update()
                 bar.set_description(f"{recipe}, seed {seed}")
     results = [one for one in kept.results if one["recipe"] in recipes and one["seed"] < seeds]
@@ -103,15 +111,15 @@ def reproduce(
     trainings = [
         {key: one[key] for key in ("recipe", "seed", "seconds")} | every | one["scores"] for one in results
     ]
-    report(kept, f"{paper}/recipes", wandb, rows, tables={"trainings": trainings})
+    report(kept, wandb, rows, tables={"trainings": trainings})
 
 
-def train(recipe: str, seed: int, *, metrics: list[str], folder: Path, more: list[str]) -> dict[str, Any]:
+def train(recipe: str, seed: int, folder: Path, more: list[str]) -> dict[str, Any]:
     """Fit and test a recipe with a seed, and return the scores of its test.
 
     Raises:
         KeyboardInterrupt: If it was interrupted.
-        ValueError: If it failed, or logged none of the metrics.
+        ValueError: If it failed.
     """
     from pl_losses.cli.main import main
 
@@ -132,7 +140,6 @@ def train(recipe: str, seed: int, *, metrics: list[str], folder: Path, more: lis
     with (runs / name / "metrics.csv").open(newline="") as file:
         last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
     scores = {key: float(value) for key, value in last.items() if key.startswith("test/")}
-    _logged(metrics, recipe, scores)
     return {"recipe": recipe, "seed": seed, "seconds": process_time() - started, "scores": scores}
 
 

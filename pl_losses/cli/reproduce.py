@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 
-from pl_losses.cli.arguments import Flags, split
+from pl_losses.cli.arguments import Flags, first_line, split
 from pl_losses.core import signatures
+from pl_losses.core.experiment import refuse_unwritable
+from pl_losses.core.locks import alone
 from pl_losses.core.manifests import Reproduced, reproduced
 from pl_losses.core.results import filled, page
 from pl_losses.recipes import UsageError, nearest
@@ -22,12 +25,12 @@ USAGE = """usage: pl-losses reproduce NAME [--quick] [--OPTION VALUE ...]
        pl-losses reproduce --results [PAGE ...]
 """
 END = """
-`NAME --help` shows the options. `--quick` makes a small form in seconds, to see that all works: its numbers
-mean nothing. `--results` prints the page with all results of the suite. `--results PAGE` fills the blocks of
-a page that begin with `<!-- results NAME -->`."""
+`NAME --help` shows the options. A list is written a,b,c. `--quick` makes a small form in seconds, to see that
+all works: its numbers mean nothing. `--results` prints the page with all results of the suite.
+`--results PAGE` fills the blocks of a page that begin with `<!-- results NAME -->`."""
 
 
-FIXED = ("figure", "paper")  # Options that the name decides.
+FIXED = {"figure", "paper"}  # Options that the name decides.
 
 
 def listing() -> str:
@@ -103,10 +106,13 @@ def run_all(flags: Flags) -> int:
         started, fault = perf_counter(), ""
         given = [flag for flag in flags if flag[0] in known[name] - {"folder"}]
         try:
-            if run(name, small(name, given, folder)):
+            if run(name, small(name, given, folder), folder):
                 return 130  # It was interrupted.
         except UsageError as error:
             fault, failed = f": {error}", True
+        except Exception as error:  # The others are made all the same.
+            traceback.print_exc()
+            fault, failed = f": {type(error).__name__}: {first_line(error)}", True
         word = "FAILED" if fault else "made"
         lines.append(f"{name}: {word} in {perf_counter() - started:.0f} s{fault}")
     print("\n".join(["", *lines, f"Results: {folder}"]))
@@ -119,11 +125,22 @@ def options(name: str) -> dict[str, str]:
     return signatures.function_parameters(function) if function else {}
 
 
+def listed(name: str, flag: str, value: str | None) -> str | None:
+    """Return the value of an option; a list between commas gets its brackets.
+
+    >>> [listed("gtn/cuts", *flag) for flag in (("radius", "1,2"), ("radius", "[1]"), ("seeds", "2"))]
+    ['[1,2]', '[1]', '2']
+    """
+    plain = value and value != "null" and not value.startswith("[")
+    return f"[{value}]" if plain and options(name)[flag].startswith("list[") else value
+
+
 def help_for(name: str) -> str:
     """Return the description and options of one of them."""
     made = reproduced()[name]
     function = signatures.locate_function(made.function)
-    return signatures.describe_function(function, dict(made.preset)) if function else name
+    given = dict(made.preset)
+    return signatures.describe_function(function, given, FIXED & given.keys()) if function else name
 
 
 def check(name: str, flags: Flags) -> None:
@@ -144,8 +161,13 @@ def check(name: str, flags: Flags) -> None:
             raise UsageError(f"Unknown option `--{flag}`{hint}")
 
 
-def run(name: str, flags: Flags) -> int:
+def run(name: str, flags: Flags, root: str = "") -> int:
     """Parse the options, make the table or figure, and return the exit status.
+
+    Args:
+        name: Of the table or figure.
+        flags: Its options.
+        root: Folder of several of them, if it is made with others.
 
     Raises:
         UsageError: If an option's value does not fit.
@@ -158,14 +180,18 @@ def run(name: str, flags: Flags) -> int:
     function: Callable[..., object] = getattr(importlib.import_module(module), attribute)
     parser = Parser(prog=f"pl-losses reproduce {name}", allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False)
-    given = [*reproduced()[name].preset, *flags]
+    given = [*reproduced()[name].preset, *((flag, listed(name, flag, value)) for flag, value in flags)]
     options = parser.parse_args([f"--{flag}={value}" for flag, value in given])
     try:
-        function(**parser.instantiate(options).as_dict())
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
+        refuse_unwritable(Path(options.folder))
+        with alone(Path(options.folder), "`reproduce`"):
+            function(**parser.instantiate(options).as_dict())
+    except Exception as error:
         raise in_a_line(error, None) from error
     except (KeyboardInterrupt, SystemExit) as leaving:
         # A Trainer makes an exit of a signal.
-        print(f"Interrupted: the same command with --folder {options.folder} resumes", file=sys.stderr)
+        print(
+            f"Interrupted: the same command with --folder {root or options.folder} resumes", file=sys.stderr
+        )
         return status_of(leaving) if isinstance(leaving, SystemExit) else 130
     return 0

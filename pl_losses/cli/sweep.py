@@ -26,6 +26,7 @@ from pl_losses.cli.sweep_file import Sweep, nested, read_sweep, words
 from pl_losses.core.compat.names import STEP
 from pl_losses.core.experiment import PlainExperiment
 from pl_losses.core.files import written_whole
+from pl_losses.core.locks import alone
 from pl_losses.core.run_folders import RUNS
 from pl_losses.recipes import SWEEPS, UsageError, find, nearest, sweeps, visible
 
@@ -158,9 +159,9 @@ class Runner:
             for name, one in self.sweep.parameters.items()
         }
         arguments |= {"parameters": spaces, "seed": self.seed, "more": self.more}
-        with alone(self.folder) as self.locks:
+        with alone(self.folder, "sweep") as self.locks:
             try:
-                self.kept = Trials(self.folder, plain(arguments))
+                self.kept = Trials("sweep", self.folder, plain(arguments))
             except ValueError as error:
                 raise UsageError(str(error)) from None
             trials = self.kept.results
@@ -386,57 +387,6 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str], lock
                 process.kill()
                 process.wait()
             raise
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[list[int]]:
-    """Lock a folder against other sweeps, and trials that a killed one left behind, and yield the locks.
-
-    Raises:
-        UsageError: If it is locked.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows.
-        yield []
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    lock.touch()
-    with lock.open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(holder(file.read(), folder)) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield [file.fileno()]
-
-
-def holder(text: str, folder: Path) -> str:
-    """Say who holds the lock of a folder, and what to do.
-
-    Args:
-        text: Of the lock's file: the process of the sweep, then that of its trial.
-        folder: The sweep's.
-    """
-    sweep, trial = [*text.split(), "", ""][:2]
-    if trial and not is_running(int(sweep)):
-        todo = f"wait for it, or end it by `kill {trial}`, then give the same command again"
-        return f"A trial (process {trial}) of a sweep that was killed is running on in {folder}: {todo}"
-    return f"Another sweep (process {sweep}) is running in {folder}: wait for it, or take another --folder"
-
-
-def is_running(process: int) -> bool:
-    """Return whether there is a process of this number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # It is another user's.
-    return True
 
 
 @contextlib.contextmanager

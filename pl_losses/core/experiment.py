@@ -32,6 +32,7 @@ class Experiment:
     from them and never read. A damaged state is set aside, and its results are computed again.
 
     Args:
+        name: What ``reproduce`` calls it.
         folder: Made when there is something to keep.
         arguments: What the results depend on, plain data by name.
 
@@ -39,20 +40,22 @@ class Experiment:
         STATE: Name of the file that keeps them.
         also: Further arguments, which choose the rows that are shown, such as the number of seeds.
         results: Plain data, one entry for each part that is done.
+        inputs: Checksums of what the results were made from, see :meth:`same_input`.
         unfinished: Plain data and tensors of the part that was interrupted, if they were saved.
 
     Raises:
-        ValueError: If nothing can be written to the folder, or it has the results of other arguments, or
-            tables without results.
+        ValueError: If nothing can be written to the folder, or it has the results of another experiment or
+            of other arguments, or tables without results.
     """
 
     STATE: ClassVar[str] = "state.pt"
 
-    def __init__(self, folder: str | Path, arguments: Mapping[str, object]) -> None:
-        self.folder, self.arguments = Path(folder), dict(arguments)
+    def __init__(self, name: str, folder: str | Path, arguments: Mapping[str, object]) -> None:
+        self.name, self.folder, self.arguments = name, Path(folder), dict(arguments)
         self.also: dict[str, Any] = {}
         refuse_unwritable(self.folder)
         self.results: list[Any] = []
+        self.inputs: dict[str, str] = {}
         self.unfinished: Any = None
         file = self.folder / self.STATE
         if not file.is_file():
@@ -63,16 +66,36 @@ class Experiment:
                 )
             return
         known = self._read(file)
-        if known["arguments"].keys() != self.arguments.keys():
+        if (other := known["name"]) != name or known["arguments"].keys() != self.arguments.keys():
+            what = other if other != name else "another version"
             raise ValueError(
-                f"Expected {self.folder} to have results of this command but it has those of another one, or"
-                " of another version: choose another `folder`, or delete that one"
+                f"Expected `folder` {self.folder} to have results of {name} but it has those of {what}:"
+                " choose another `folder`, or delete that one"
             )
         for name in dict.fromkeys([*self.arguments, *known["arguments"]]):
             before, now = known["arguments"].get(name), self.arguments.get(name)
             if before != now:
                 raise ValueError(self.differs(name, before, now))
         self.results, self.unfinished = known["results"], known["unfinished"]
+        self.inputs = known["inputs"]
+
+    def same_input(self, what: str, checksum: str) -> None:
+        """Refuse an input that has changed since the results in the folder, and note a new one.
+
+        Call it before an input is used, and for the inputs of results that are there.
+
+        Args:
+            what: The input in words, such as a data set.
+            checksum: Of its content.
+
+        Raises:
+            ValueError: If it is another one than that of the results.
+        """
+        if self.inputs.setdefault(what, checksum) != checksum:
+            raise ValueError(
+                f"Expected {what} to be as for the results in {self.folder} but got others: choose another"
+                " `folder`, or delete that one"
+            )
 
     def differs(self, name: str, before: Any, now: Any) -> str:
         """Say that an argument is another one than that of the results in the folder."""
@@ -85,7 +108,7 @@ class Experiment:
         try:
             known = self.load_state(file)
             if {"arguments", "results", "unfinished"} <= known.keys():
-                return dict(known)
+                return {"name": self.name, "inputs": {}, **known}
             fault = "it is of something else"
         except Exception as error:  # torch raises nearly anything for other files.
             fault = (str(error).splitlines() or [type(error).__name__])[0]
@@ -96,7 +119,7 @@ class Experiment:
             f"{file} is damaged ({fault}): it is now {aside}, and its results are made again", file=sys.stderr
         )
         self.save()
-        return {"arguments": self.arguments, "results": [], "unfinished": None}
+        return self.state()
 
     def save(self, unfinished: object = None) -> None:
         """Keep the results, and the state of a part that is not done.
@@ -104,8 +127,12 @@ class Experiment:
         Raises:
             OSError: If the file cannot be written; an earlier one stays as it was.
         """
-        state = {"arguments": self.arguments, "results": self.results, "unfinished": unfinished}
-        self.save_state(self.folder / self.STATE, state)
+        self.save_state(self.folder / self.STATE, self.state() | {"unfinished": unfinished})
+
+    def state(self) -> dict[str, Any]:
+        """Return what is kept."""
+        kept = {"name": self.name, "arguments": self.arguments, "inputs": self.inputs}
+        return kept | {"results": self.results, "unfinished": None}
 
     def load_state(self, file: Path) -> Any:
         """Read the state; any exception means that it is damaged."""
@@ -128,9 +155,9 @@ class Experiment:
         """Write a CSV file; rows have the same keys."""
         return write_table(self.folder / name, rows)
 
-    def results_table(self, name: str, rows: Sequence[Row]) -> Path:
-        """Write ``results.csv``, from which the page of results is made; ``name`` as for ``reproduce``."""
-        return write_results(self.folder, name, self.arguments | self.also, rows)
+    def results_table(self, rows: Sequence[Row]) -> Path:
+        """Write ``results.csv``, from which the page of results is made."""
+        return write_results(self.folder, self.name, self.arguments | self.also, rows)
 
     def picture(self, name: str, figure: Figure, dpi: int = 120) -> Path:
         """Write a PNG file."""
@@ -140,7 +167,6 @@ class Experiment:
 
     def record(
         self,
-        name: str,
         mode: Recording,
         *,
         tables: Mapping[str, Sequence[Mapping[str, object]]],
@@ -151,7 +177,6 @@ class Experiment:
         """Give W&B the experiment as a run of its own.
 
         Args:
-            name: Of the run.
             mode: Whether it is kept in the folder, uploaded, or not made.
             tables: Rows by key.
             pictures: Figures by key.
@@ -165,8 +190,8 @@ class Experiment:
 
         from pl_losses.core.manifests import papers_of, reproduced
 
-        known = reproduced().get(name)
-        options = about(name, name, "reproduce", papers_of([known.function] if known else []))
+        known = reproduced().get(self.name)
+        options = about(self.name, self.name, "reproduce", papers_of([known.function] if known else []))
         options["settings"].silent = mode == "offline"
         run = wandb.init(
             project="pl_losses",

@@ -192,7 +192,6 @@ def trained(model: pl.LightningModule, data: Any, epochs: int, held_out: bool, *
 
 def report(
     kept: Experiment,
-    name: str,
     wandb: Recording,
     rows: Sequence[Row],
     *,
@@ -203,7 +202,6 @@ def report(
 
     Args:
         kept: The experiment, whose folder gets ``results.csv``, the tables and the pictures.
-        name: What ``reproduce`` calls it.
         wandb: Whether W&B records it.
         rows: Measured beside published.
         pictures: By their names. Default: the rows, drawn.
@@ -213,14 +211,14 @@ def report(
     written = {"trainings": table(kept)} if tables is None else tables
     written = {title: one for title, one in written.items() if one}  # None has rows if all diverged.
     files = [kept.table(f"{title}.csv", one) for title, one in written.items()]
-    files.append(kept.results_table(name, rows))
+    files.append(kept.results_table(rows))
     files += [kept.picture(f"{title}.png", figure) for title, figure in shown.items()]
-    keyed: dict[str, Any] = {f"{name}/table": [asdict(row) for row in rows]}
-    keyed |= {f"{name}/{title}_table": one for title, one in written.items()}
+    keyed: dict[str, Any] = {f"{kept.name}/table": [asdict(row) for row in rows]}
+    keyed |= {f"{kept.name}/{title}_table": one for title, one in written.items()}
     summary = {f"{row.what}: {row.quantity}": row.measured for row in rows}
-    drawn = {f"{name}/{title}": one for title, one in shown.items()}
-    kept.record(name, wandb, tables=keyed, pictures=drawn, summary=summary)
-    print(text(rows, changed(name, kept.arguments | kept.also)), *files, sep="\n")
+    drawn = {f"{kept.name}/{title}": one for title, one in shown.items()}
+    kept.record(wandb, tables=keyed, pictures=drawn, summary=summary)
+    print(text(rows, changed(kept.name, kept.arguments | kept.also)), *files, sep="\n")
 
 
 def draw(rows: Sequence[Row]) -> Figure:

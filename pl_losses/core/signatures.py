@@ -9,7 +9,7 @@ import ast
 import importlib.util
 import re
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -313,13 +313,16 @@ def function_parameters(function: ast.FunctionDef) -> dict[str, str]:
     return _annotations([*function.args.args, *function.args.kwonlyargs])
 
 
-def describe_function(function: ast.FunctionDef, given: Mapping[str, str] | None = None) -> str:
+def describe_function(
+    function: ast.FunctionDef, given: Mapping[str, str] | None = None, hidden: Collection[str] = ()
+) -> str:
     """Describe the parameters of a function as :func:`describe` does those of a class.
 
-    ``given`` are values that replace the defaults.
+    ``given`` are values that replace the defaults; ``hidden`` parameters are left out.
     """
     docs = [ast.get_docstring(function)]
-    return _described(function.name, docs, function_parameters(function), function, given or {})
+    shown = {name: kind for name, kind in function_parameters(function).items() if name not in hidden}
+    return _described(function.name, docs, shown, function, given or {})
 
 
 def _annotations(arguments: list[ast.arg]) -> dict[str, str]:

@@ -115,5 +115,26 @@ def test_refused(fits, folder, capsys):
     assert main(COMMAND) == 2
     assert "but it failed: see out/own/logs/lenet-mnist-distorted-0.log" in capsys.readouterr().err
     assert main([*COMMAND, "--metrics", json.dumps(["test/eror"]), "--folder", "other/lenet/recipes"]) == 2
+    assert Path("other/lenet/recipes/state.json").is_file()  # The training is kept all the same.
     told = "Expected lenet/mnist-distorted to log test/eror but its test logs test/error, test/error_high"
     assert told in capsys.readouterr().err
+
+
+def test_the_folder_of_another_paper_is_refused(fits, folder, capsys):
+    main, _, _ = fits
+    assert main(COMMAND) == 0
+    other = ["reproduce", "adam/recipes", *COMMAND[2:]]
+    assert main(other) == 2
+    told = "`folder` out/own to have results of adam/recipes but it has those of lenet/recipes"
+    assert told in capsys.readouterr().err
+
+
+def test_a_recipe_that_changed_is_refused(fits, folder, capsys):
+    main, _, _ = fits
+    file = folder / "mine.yaml"
+    file.write_text("extends: lenet/mnist-distorted\n")
+    command = [*COMMAND, "--recipes", "[mine.yaml]"]
+    assert main([*command, "--seeds", "1"]) == 0
+    file.write_text("extends: lenet/mnist-distorted\nseed_everything: 7\n")
+    assert main(command) == 2
+    assert "Expected the recipe mine.yaml to be as for the results" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from pl_losses.cli import reproduce
 from pl_losses.cli.arguments import split
 from pl_losses.cli.main import main
 from pl_losses.core import results
+from pl_losses.core.locks import alone
 from pl_losses.core.manifests import reproduced
 from pl_losses.data.pictures import packaged
 from pl_losses.papers.style.vgg import find_oxford
@@ -76,10 +78,13 @@ def test_a_small_form(name, folder, request):
 def test_all_small_forms_are_one_command(folder, monkeypatch, capsys):
     called = []
 
-    def run(name, flags):
+    def run(name, flags, root):
         called.append((name, dict(flags)))
+        assert root == "out"
         if name == "gan/table1":
             raise reproduce.UsageError("No room")
+        if name == "lenet/fig9":
+            raise KeyError("mnist")
         return 0
 
     monkeypatch.setattr(reproduce, "run", run)
@@ -89,8 +94,10 @@ def test_all_small_forms_are_one_command(folder, monkeypatch, capsys):
     assert options["adam/fig4"]["dataset"] == "mnist"  # What is given overrides the small form's.
     assert options["adam/fig4"]["folder"] == "out/adam/fig4"
     assert "dataset" not in options["gan/table1"]
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     assert "gan/table1: FAILED in 0 s: No room" in printed
+    assert "lenet/fig9: FAILED in 0 s: KeyError: 'mnist'" in printed
+    assert 'raise KeyError("mnist")' in told  # An unexpected error has its traceback.
     assert "adam/fig4: made in 0 s" in printed
 
 
@@ -195,6 +202,62 @@ def test_trainings_that_diverge_are_reported(folder, args, capsys):
 def test_the_help_has_the_defaults_of_the_figure(capsys):
     assert main(["reproduce", "adam/fig2", "--help"]) == 0
     assert "runs/adam/fig2" in capsys.readouterr().out
+
+
+def test_the_help_has_no_option_that_the_name_decides(capsys):
+    assert main(["reproduce", "adam/recipes", "--help"]) == 0
+    assert "  paper" not in capsys.readouterr().out
+
+
+def test_a_list_may_be_written_between_commas(folder, capsys):
+    args = "--quick --radius 1,2,1 --projection_radius [3] --folder out --wandb disabled"
+    assert main(["reproduce", "gtn/cuts", *args.split()]) == 0
+    rows = csv.DictReader((folder / "out/results.csv").open())
+    assert [row["what"] for row in rows] == ["radius 1, projection 3", "radius 2, projection 3"]
+
+
+def test_two_processes_are_not_in_one_folder(folder, capsys):
+    with alone(folder / "out", "`reproduce`"):
+        assert main(["reproduce", "gtn/cuts", "--quick", "--folder", "out"]) == 2
+    assert f"Another `reproduce` (process {os.getpid()}) is running in out: wait" in capsys.readouterr().err
+    assert not (folder / "out").exists()  # Nothing was kept there.
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("prelu/fig2 --lr 1e300", "without overflow"),
+        ("prelu/fig2 --width 1e300", "Overflow when"),
+        ("sdae/levels --hidden_size 1000000000", "can't allocate memory"),
+        ("style/matrix --size 100000000", "MemoryError"),
+    ],
+)
+def test_what_is_too_large_is_told_in_a_line(folder, args, message, capsys):
+    assert main(["reproduce", *args.split(), "--quick", "--folder", "out", "--wandb", "disabled"]) == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pl-losses")]
+    assert told.startswith("pl-losses: A size or number is too large: ")
+    assert message in told
+
+
+def test_images_that_changed_are_refused(folder, capsys):
+    if find_oxford() is None:
+        pytest.skip("no VGG-19 weights: set PL_LOSSES_DATA")
+    shutil.copy(packaged("china"), "photo.jpg")
+    small = "--size 32 --folder {} --wandb disabled"
+    pairs = (
+        f"--pairs [[photo.jpg,starry-night]] --seeds 1 --stretches 1 --smooths 0.1 --evaluations 2 {small}"
+    )
+    matrix = f"--content photo.jpg --ratios 1e-3 --depths 1 --steps 1 {small}"
+    commands = [
+        ["reproduce", "style/optimizers", *pairs.format("a").split()],
+        ["reproduce", "style/matrix", *matrix.format("b").split()],
+    ]
+    assert [main(command) for command in commands] == [0, 0]
+    shutil.copy(packaged("flower"), "photo.jpg")
+    for command in commands:
+        assert main(command) == 2
+        assert "Expected the images" in (told := capsys.readouterr().err)
+        assert "but got others: choose another `folder`" in told
 
 
 def test_pairs_of_images_with_the_same_names_are_kept_apart(folder):

@@ -14,15 +14,15 @@ ARGUMENTS = {"seed": 0, "sizes": [1, 2], "source": None}
 
 
 def test_it_goes_on(tmp_path):
-    kept = Experiment(tmp_path / "out", ARGUMENTS)
+    kept = Experiment("demo/errors", tmp_path / "out", ARGUMENTS)
     assert not (tmp_path / "out").exists()
     kept.add({"error": 0.125})
     kept.save({"step": 3, "weights": torch.ones(2)})
-    again = Experiment(tmp_path / "out", ARGUMENTS)
+    again = Experiment("demo/errors", tmp_path / "out", ARGUMENTS)
     assert again.results == [{"error": 0.125}]
     assert again.unfinished["step"] == 3
     again.add({"error": 0.5})
-    assert Experiment(tmp_path / "out", ARGUMENTS).unfinished is None
+    assert Experiment("demo/errors", tmp_path / "out", ARGUMENTS).unfinished is None
 
 
 @pytest.mark.parametrize(
@@ -31,25 +31,44 @@ def test_it_goes_on(tmp_path):
         ({**ARGUMENTS, "seed": 1}, "`seed` to be 0, as for the results in .*out, but got 1: choose another"),
         (
             {"seed": 0, "sizes": [1, 2], "more": 3},
-            "to have results of this command but it has those of another",
+            "to have results of demo/errors but it has those of another version: choose another",
         ),
     ],
 )
 def test_the_results_of_other_arguments_are_refused(tmp_path, others, message):
-    Experiment(tmp_path / "out", ARGUMENTS).save()
+    Experiment("demo/errors", tmp_path / "out", ARGUMENTS).save()
     with pytest.raises(ValueError, match=message):
-        Experiment(tmp_path / "out", others)
+        Experiment("demo/errors", tmp_path / "out", others)
+
+
+def test_the_results_of_another_experiment_are_refused(tmp_path):
+    Experiment("demo/others", tmp_path, ARGUMENTS).save()
+    with pytest.raises(ValueError, match="results of demo/errors but it has those of demo/others: choose"):
+        Experiment("demo/errors", tmp_path, ARGUMENTS)
+
+
+def test_inputs_that_changed_are_refused(tmp_path):
+    kept = Experiment("demo/errors", tmp_path, ARGUMENTS)
+    kept.same_input("the images", "a")
+    kept.add(1)
+    again = Experiment("demo/errors", tmp_path, ARGUMENTS)
+    again.same_input("the images", "a")
+    again.same_input("the weights", "b")
+    with pytest.raises(
+        ValueError, match=r"Expected the images to be as for the results in .* but got others"
+    ):
+        again.same_input("the images", "c")
 
 
 def test_tables_without_results_are_refused(tmp_path):
     (tmp_path / "errors.csv").touch()
     with pytest.raises(ValueError, match=r"to have a state\.pt beside its errors\.csv"):
-        Experiment(tmp_path, ARGUMENTS)
+        Experiment("demo/errors", tmp_path, ARGUMENTS)
 
 
 @pytest.mark.parametrize("fault", ["bit", "text", "other"])
 def test_a_damaged_state_is_set_aside(tmp_path, capsys, fault):
-    kept = Experiment(tmp_path, ARGUMENTS)
+    kept = Experiment("demo/errors", tmp_path, ARGUMENTS)
     kept.add({"weights": torch.ones(100)})
     file = tmp_path / "state.pt"
     content = bytearray(file.read_bytes())
@@ -59,24 +78,23 @@ def test_a_damaged_state_is_set_aside(tmp_path, capsys, fault):
     else:
         file.write_bytes(content if fault == "bit" else b"text")
     for number in (1, 2):
-        again = Experiment(tmp_path, ARGUMENTS)
+        again = Experiment("demo/errors", tmp_path, ARGUMENTS)
         assert again.results == []
         assert (
             f"now {tmp_path}/damaged-{number}.pt, and its results are made again" in capsys.readouterr().err
         )
         file.write_bytes(b"")
-    Experiment(tmp_path, ARGUMENTS).add({"error": 0.5})
-    assert Experiment(tmp_path, ARGUMENTS).results == [{"error": 0.5}]
+    Experiment("demo/errors", tmp_path, ARGUMENTS).add({"error": 0.5})
+    assert Experiment("demo/errors", tmp_path, ARGUMENTS).results == [{"error": 0.5}]
 
 
 def test_tables_pictures_and_the_run(tmp_path):
-    kept = Experiment(tmp_path, ARGUMENTS)
+    kept = Experiment("demo/errors", tmp_path, ARGUMENTS)
     rows, figure = [{"error": 0.5}], Figure()
     with kept.table("errors.csv", rows).open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"error": "0.5"}]
     assert kept.picture("errors.png", figure).read_bytes()[:4] == b"\x89PNG"
     kept.record(
-        "demo/errors",
         "offline",
         tables={"demo/errors": rows},
         pictures={"demo/picture": figure},
@@ -114,15 +132,15 @@ def test_lightning_speaks_again_after_a_failure(recwarn):
 
 
 def test_plain_results_are_kept_as_json(tmp_path, capsys):
-    kept = PlainExperiment(tmp_path, ARGUMENTS)
+    kept = PlainExperiment("demo/errors", tmp_path, ARGUMENTS)
     kept.add({"error": float("nan")})
-    (again,) = PlainExperiment(tmp_path, ARGUMENTS).results
+    (again,) = PlainExperiment("demo/errors", tmp_path, ARGUMENTS).results
     assert str(again) == "{'error': nan}"
     with pytest.raises(ValueError, match="`seed` to be 0"):
-        PlainExperiment(tmp_path, {**ARGUMENTS, "seed": 1})
+        PlainExperiment("demo/errors", tmp_path, {**ARGUMENTS, "seed": 1})
     file = tmp_path / "state.json"
     file.write_bytes(file.read_bytes()[:-20])
-    assert PlainExperiment(tmp_path, ARGUMENTS).results == []
+    assert PlainExperiment("demo/errors", tmp_path, ARGUMENTS).results == []
     assert f"now {tmp_path}/damaged-1.json, and its results are made again" in capsys.readouterr().err
 
 
@@ -130,6 +148,6 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "x", "/proc/none/x"):
         with pytest.raises(ValueError, match=r"Expected to write to `folder` .* but got: "):
-            Experiment(folder, {})
-    Experiment(tmp_path / "a" / "b", {})
+            Experiment("demo/errors", folder, {})
+    Experiment("demo/errors", tmp_path / "a" / "b", {})
     assert not (tmp_path / "a").exists()

@@ -32,7 +32,7 @@ class Trainings:
 
 def test_the_choice_is_by_held_out_data(tmp_path):
     train = Trainings()
-    a, b = measure(PlainExperiment(tmp_path, {}), GRIDS, 2, train)
+    a, b = measure(PlainExperiment("demo/errors", tmp_path, {}), GRIDS, 2, train)
     jobs = [job for jobs in train.calls for job in jobs]
     assert all(job.held_out == (job.seed == CHOICE) for job in jobs)
     assert [job for job in jobs if not job.held_out] == [
@@ -46,22 +46,24 @@ def test_the_choice_is_by_held_out_data(tmp_path):
 
 
 def test_a_diverged_setting_is_not_chosen(tmp_path):
-    kept = PlainExperiment(tmp_path, {})
+    kept = PlainExperiment("demo/errors", tmp_path, {})
     measure(kept, GRIDS, 1, Trainings())
     assert [row["score"] for row in table(kept) if '"lr": 3' in row["setting"]] == [inf]
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_an_interrupted_measurement_goes_on(tmp_path, together):
-    whole = measure(PlainExperiment(tmp_path / "a", {}), GRIDS, 2, Trainings(), together=together)
+    whole = measure(
+        PlainExperiment("demo/errors", tmp_path / "a", {}), GRIDS, 2, Trainings(), together=together
+    )
     half, rest = Trainings(stop=2), Trainings()
     with pytest.raises(KeyboardInterrupt):
-        measure(PlainExperiment(tmp_path / "b", {}), GRIDS, 2, half, together=together)
-    again = measure(PlainExperiment(tmp_path / "b", {}), GRIDS, 2, rest, together=together)
+        measure(PlainExperiment("demo/errors", tmp_path / "b", {}), GRIDS, 2, half, together=together)
+    again = measure(PlainExperiment("demo/errors", tmp_path / "b", {}), GRIDS, 2, rest, together=together)
     assert [one.scores for one in again] == [one.scores for one in whole]
     assert len(half.calls) + len(rest.calls) == (3 if together else 7)
     more = Trainings()
-    measure(PlainExperiment(tmp_path / "b", {}), GRIDS, 3, more, together=together)
+    measure(PlainExperiment("demo/errors", tmp_path / "b", {}), GRIDS, 3, more, together=together)
     assert {job.seed for jobs in more.calls for job in jobs} == {2}
 
 

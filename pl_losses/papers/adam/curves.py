@@ -133,18 +133,20 @@ def reproduce(
         known.choice_passes if choice_passes is None else choice_passes,
     )
     check_counts(seeds=seeds, passes=lengths[0], choice_passes=lengths[1], batch_size=batch_size, limit=limit)
-    arguments: dict[str, object] = {"figure": figure, "passes": passes, "choice_passes": choice_passes}
+    arguments: dict[str, object] = {"passes": passes, "choice_passes": choice_passes}
     arguments |= {"batch_size": batch_size, "limit": limit, "width": width}
     device = check_device(device)
     width = known.width if width is None else width
     check_positive("width", width)
-    kept = Experiment(folder, arguments)
+    kept = Experiment(f"adam/{figure}", folder, arguments)
     kept.also["datasets"] = datasets
     found: dict[str, list[Measured]] = {}
     for name in names:
 
         def train(jobs: list[Job], name: str = name) -> list[Score]:
             data = load(name, root, batch_size, jobs[0].seed)
+            if name != "digits":  # Which of them are trained on depends on the seed.
+                kept.same_input(DATA[name], data.identity()["train"]["checksum"])
             torch.manual_seed(jobs[0].seed)
             start = network(figure, name, width).to(device)
             return train_together(
@@ -170,7 +172,7 @@ def reproduce(
             Row(one.method, about, **row | {"chosen": f"{row['chosen']}, chosen by the training loss"})
         )
     tables = {"trainings": table(kept), "curves": list(points(found))}
-    report(kept, f"adam/{figure}", wandb, rows, pictures={"curves": draw(found)}, tables=tables)
+    report(kept, wandb, rows, pictures={"curves": draw(found)}, tables=tables)
 
 
 def load(name: str, root: str | None, batch_size: int, seed: int) -> TensorDataModule:

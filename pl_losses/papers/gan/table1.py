@@ -141,7 +141,7 @@ def reproduce(
     check_counts(63 if "AlexNet" in names else 32, image_size=image_size)
     check_counts(steps=steps, repeats=repeats)
     arguments = {"batch_size": batch_size, "image_size": image_size, "steps": steps, "repeats": repeats}
-    kept = Experiment(folder, arguments | {"device": device, "hardware": hardware(real)})
+    kept = Experiment("gan/table1", folder, arguments | {"device": device, "hardware": hardware(real)})
     kept.also["models"] = models
     with progress_bar(len(names)) as bar:
         for name in names:
@@ -170,7 +170,7 @@ def reproduce(
         )
         for row in rows
     ]
-    report(kept, "gan/table1", wandb, results, pictures={"speeds": draw(rows)}, tables={"table1": rows})
+    report(kept, wandb, results, pictures={"speeds": draw(rows)}, tables={"table1": rows})
     print(f"\n{hardware(real)}, batch size {size}, {image_size}x{image_size} pixels\n\n{table(rows)}")
 
 

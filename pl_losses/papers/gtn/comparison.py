@@ -103,7 +103,7 @@ def reproduce(
     check_counts(seeds=seeds, isolated_epochs=isolated_epochs, string_epochs=string_epochs)
     arguments: dict[str, object] = {"dataset": dataset, "isolated_epochs": isolated_epochs}
     arguments |= {"string_epochs": string_epochs, "strings": strings, "eval_strings": eval_strings}
-    kept = Experiment(folder, arguments)
+    kept = Experiment("gtn/criteria", folder, arguments)
     kept.also["criteria"] = criteria
     epochs = isolated_epochs + string_epochs
 
@@ -133,7 +133,7 @@ def reproduce(
     found = [one for one in found if one.method in names]
     rows = [Row(one.method, "strings misread, %", **one.row() | settings(one)) for one in found]
     tables: Mapping[str, Any] = {"trainings": table(kept), "curves": list(points(found))}
-    report(kept, "gtn/criteria", wandb, rows, pictures={"error_reject": draw(found)}, tables=tables)
+    report(kept, wandb, rows, pictures={"error_reject": draw(found)}, tables=tables)
 
 
 def settings(one: Measured) -> dict[str, str]:

@@ -57,7 +57,7 @@ def reproduce(
     check_counts(max_pieces=max_pieces, seeds=seeds)
     check_some(radius=radius, projection_radius=projection_radius)
     arguments = {"max_pieces": max_pieces, "eval_strings": eval_strings, "dataset": dataset}
-    kept = Experiment(folder, arguments)
+    kept = Experiment("gtn/cuts", folder, arguments)
     kept.also |= {"radius": radius, "projection_radius": projection_radius}
 
     def score(jobs: list[Job]) -> list[Score]:
@@ -77,7 +77,7 @@ def reproduce(
         pieces = sum(score.curve for score in one.scores) / seeds
         row = one.row() | {"chosen": f"{pieces:.2f} pieces per digit"}
         rows.append(Row(one.method, "strings that cannot be read, %", **row))
-    report(kept, "gtn/cuts", wandb, rows)
+    report(kept, wandb, rows)
 
 
 def unreadable(

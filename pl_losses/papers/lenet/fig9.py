@@ -211,7 +211,7 @@ def reproduce(
     names = names_of("classifiers", classifiers, list(PUBLISHED))
     check_counts(seeds=seeds, epochs=epochs, val_size=val_size)
     arguments = {"dataset": dataset, "epochs": epochs, "batch_size": batch_size}
-    kept = Experiment(folder, arguments | {"val_size": val_size, "limit": limit})
+    kept = Experiment("lenet/fig9", folder, arguments | {"val_size": val_size, "limit": limit})
     kept.also["classifiers"] = classifiers
 
     def data(job: Job, low: float = -0.1, high: float = 1.175) -> MNIST | Digits:
@@ -248,7 +248,7 @@ def reproduce(
         )
         for name in names
     ]
-    report(kept, "lenet/fig9", wandb, rows)
+    report(kept, wandb, rows)
 
 
 def compare(job: Job, data: MNIST | Digits) -> Score:

@@ -63,7 +63,7 @@ def reproduce(
     check_counts(seeds=seeds, steps=steps, batch_size=batch_size)
     check_positive("max_lr", max_lr)
     arguments: dict[str, object] = {"sizes": sizes, "dataset": dataset, "steps": steps}
-    kept = Experiment(folder, arguments | {"batch_size": batch_size, "max_lr": max_lr})
+    kept = Experiment("lenet/training-size", folder, arguments | {"batch_size": batch_size, "max_lr": max_lr})
 
     def load(size: int, seed: int = 0, distort: bool = False) -> MNIST | Digits:
         options: dict[str, Any] = {"limit": size, "distort": distort, "batch_size": batch_size, "seed": seed}
@@ -90,7 +90,7 @@ def reproduce(
     rows = [
         Row(one.method, "test error, %", published=PUBLISHED.get(one.method), **one.row()) for one in found
     ]
-    report(kept, "lenet/training-size", wandb, rows, pictures={"sizes": draw(found, counts)})
+    report(kept, wandb, rows, pictures={"sizes": draw(found, counts)})
 
 
 def draw(found: Sequence[Measured], counts: Sequence[int]) -> Figure:

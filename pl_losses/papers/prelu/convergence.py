@@ -81,9 +81,9 @@ def reproduce(
     """
     check_counts(seeds=seeds, epochs=epochs, validations=validations, batch_size=batch_size)
     check_positive("lr", lr)
-    arguments: dict[str, object] = {"figure": figure, "dataset": dataset, "epochs": epochs}
+    arguments: dict[str, object] = {"dataset": dataset, "epochs": epochs}
     arguments |= {"validations": validations, "batch_size": batch_size, "lr": lr, "width": width}
-    kept = Experiment(folder, arguments | {"limit": limit})
+    kept = Experiment(f"prelu/{figure}", folder, arguments | {"limit": limit})
     architecture, depth = DEPTHS[figure]
     optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=0.0005)
 
@@ -116,7 +116,7 @@ def reproduce(
         for step, error in curve
     ]
     tables = {"trainings": table(kept), "curves": points}
-    report(kept, f"prelu/{figure}", wandb, rows, pictures={"curves": draw(found)}, tables=tables)
+    report(kept, wandb, rows, pictures={"curves": draw(found)}, tables=tables)
 
 
 def draw(found: Sequence[Measured]) -> Figure:
@@ -133,5 +133,6 @@ def draw(found: Sequence[Measured]) -> Figure:
     axes.set_xlabel("steps")
     axes.set_ylabel("error on held-out images, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.lines:  # All may have diverged.
+        axes.legend(fontsize=8)
     return figure

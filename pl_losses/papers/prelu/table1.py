@@ -78,12 +78,16 @@ def reproduce(
     check_positive("lr", lr)
     check_positive("width", width)
     arguments: dict[str, object] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "width": width}
-    kept = Experiment(folder, arguments | {"limit": limit})
+    kept = Experiment("prelu/table1", folder, arguments | {"limit": limit})
 
     def train(jobs: list[Job]) -> list[Score]:
         (job,) = jobs
         options: dict[str, Any] = {"val_size": 0, "batch_size": batch_size, "seed": job.seed, "limit": limit}
         data = Digits(**options) if dataset == "digits" else CIFARS[dataset](root, **options)
+        if dataset != "digits":  # Which of them are trained on depends on the seed.
+            data.prepare_data()
+            data.setup("fit")
+            kept.same_input(DATA[dataset], data.identity()["train"]["checksum"])
         torch.manual_seed(job.seed)
         model = HalfSize(
             in_channels=data.input_shape[0],
@@ -104,7 +108,6 @@ def reproduce(
     (found,) = measure(kept, {DATA[dataset]: [{"lr": lr}]}, seeds, train)
     report(
         kept,
-        "prelu/table1",
         wandb,
         rows(found),
         pictures={"slopes": draw(found)},

@@ -90,7 +90,7 @@ def reproduce(
         "finetune_lr": finetune_lr,
         "batch_size": batch_size,
     }
-    kept = Experiment(folder, settings)
+    kept = Experiment("sdae/variations", folder, settings)
     kept.also |= {"variations": variations, "seeds": seeds}
     rows = kept.results
     done = {(row["variation"], row["method"], row["seed"]) for row in rows}
@@ -106,7 +106,7 @@ def reproduce(
                     print(_line(rows[-1]), flush=True)
     shown = [row for row in rows if row["variation"] in names and row["seed"] < seeds]
     print(f"\n{table(shown)}\n")
-    report(kept, "sdae/variations", wandb, beside(shown), tables={"variations": rows})
+    report(kept, wandb, beside(shown), tables={"variations": rows})
 
 
 def _data(name: Name, source: Any, root: str | None, batch_size: int, sizes: dict[str, Any]) -> Variations:

@@ -67,7 +67,8 @@ def reproduce(
         ValueError: If an argument is out of range, or the folder has the results of other arguments.
     """
     check_some(levels=levels, layers=layers)
-    shares, depths = levels or [0.0, 0.1, 0.25, 0.4], layers or [1, 2, 3]
+    shares = list(dict.fromkeys(levels or [0.0, 0.1, 0.25, 0.4]))
+    depths = list(dict.fromkeys(layers or [1, 2, 3]))
     for share in shares:
         check_share("levels", share)
     for depth in depths:
@@ -85,7 +86,7 @@ def reproduce(
     )
     sizes: dict[str, Any] = {"train_size": train_size, "val_size": val_size, "test_size": test_size}
     arguments = {"variation": variation, "levels": levels, "layers": layers, "source": source}
-    kept = Experiment(folder, arguments | settings | sizes)
+    kept = Experiment("sdae/levels", folder, arguments | settings | sizes)
     data = Variations(variation, source=source, root=root, batch_size=batch_size, **sizes)
 
     def train(jobs: list[Job]) -> list[Score]:
@@ -101,7 +102,7 @@ def reproduce(
     }
     found = measure(kept, grids, seeds, train)
     rows = [Row(f"{variation}, {one.method}", "test error, %", **one.row() | {"chosen": ""}) for one in found]
-    report(kept, "sdae/levels", wandb, rows, pictures={"levels": draw(variation, found, depths)})
+    report(kept, wandb, rows, pictures={"levels": draw(variation, found, depths)})
 
 
 def draw(variation: str, found: Sequence[Measured], depths: Sequence[int]) -> Figure:

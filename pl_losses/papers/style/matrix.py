@@ -18,13 +18,14 @@ from pl_losses.core.results import Row
 from pl_losses.core.validation import check_integer, check_positive, check_some, typed
 from pl_losses.data.pictures import Pictures
 from pl_losses.papers.style.module import StyleTransfer
+from pl_losses.papers.style.optimizers import weights_of
 
 LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 
 
 @typed
 def reproduce(
-    content: str = "china",
+    content: str = "grace-hopper",
     style: str = "starry-night",
     ratios: list[float] | None = None,
     *,
@@ -43,7 +44,7 @@ def reproduce(
     same command resumes after an interruption. The paper shows pictures, and gives no numbers.
 
     Args:
-        content: A file, or the name of a packaged image: "china" is a photograph.
+        content: A file, or the name of a packaged image: "grace-hopper" is a portrait in the public domain.
         style: Likewise: "starry-night" is van Gogh's, of 1889.
         ratios: Values of alpha / beta. Default: 1e-5, 1e-4, 1e-3 and 1e-2.
         depths: Numbers of layers. Default: 1 to 5.
@@ -60,13 +61,17 @@ def reproduce(
         OSError: If there are no weights.
     """
     check_some(ratios=ratios, depths=depths)
-    alphas, numbers = ratios or [1e-5, 1e-4, 1e-3, 1e-2], depths or list(range(1, 6))
+    alphas = list(dict.fromkeys(ratios or [1e-5, 1e-4, 1e-3, 1e-2]))
+    numbers = list(dict.fromkeys(depths or range(1, 6)))
     for alpha in alphas:
         check_positive("ratios", alpha)
     for number in numbers:
         check_integer("depths", number, 1, most=len(LAYERS))
     arguments: dict[str, object] = {"content": content, "style": style, "ratios": ratios, "depths": depths}
-    kept = Experiment(folder, arguments | {"size": size, "steps": steps, "seed": seed})
+    kept = Experiment("style/matrix", folder, arguments | {"size": size, "steps": steps, "seed": seed})
+    pictures = Pictures(content, style, size, steps=steps, root=root)
+    kept.same_input("the images", pictures.identity()["train"]["checksum"])
+    kept.same_input(*weights_of(root))
     left = [(number, alpha) for number in numbers for alpha in alphas][len(kept.results) :]
     with progress_bar(len(left)) as bar:
         for number, alpha in left:
@@ -74,7 +79,7 @@ def reproduce(
             model = StyleTransfer(alpha, style_layers=list(LAYERS[:number]), seed=seed)
             with quiet():
                 trainer = plain_trainer(max_epochs=1)
-                trainer.fit(model, Pictures(content, style, size, steps=steps, root=root))
+                trainer.fit(model, pictures)
             loss, _ = model.evaluate()
             image = (255 * model.result()[0]).round().byte()
             result = {"layers": number, "alpha": alpha, "loss": float(loss.detach()), "image": image}
@@ -92,7 +97,7 @@ def reproduce(
         for one in losses
     ]
     picture = draw(kept.results, numbers, alphas)
-    report(kept, "style/matrix", wandb, rows, pictures={"matrix": picture}, tables={"losses": losses})
+    report(kept, wandb, rows, pictures={"matrix": picture}, tables={"losses": losses})
 
 
 def draw(results: Sequence[Mapping[str, Any]], numbers: Sequence[int], alphas: Sequence[float]) -> Figure:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pl_losses.core.experiment import Experiment, Recording, progress_bar
 from pl_losses.core.figures import Figure, new_figure
+from pl_losses.core.files import checksum
 from pl_losses.core.protocol import CHOICE, report
 from pl_losses.core.results import Row, interval
 from pl_losses.core.validation import check_counts, check_integer, check_positive, check_some, typed
@@ -30,6 +31,7 @@ from pl_losses.data.pictures import Pictures, PictureSet
 from pl_losses.papers.style.module import WHITE, StyleTransfer
 from pl_losses.papers.style.objective import Objective
 from pl_losses.papers.style.optimizer import MonotoneLBFGS
+from pl_losses.papers.style.vgg import find_oxford
 
 OURS = "MonotoneLBFGS"
 # Its settings are chosen on these packaged pairs, of which none is reported by default.
@@ -109,24 +111,34 @@ def reproduce(
     for name, values in {"stretches": stretches, "smooths": smooths}.items():
         for value in values or []:
             check_positive(name, value)
-    settings = list(product(stretches or [1.0, 2.0, 4.0], smooths or [0.01, 0.02, 0.05]))
+    settings = list(dict.fromkeys(product(stretches or [1.0, 2.0, 4.0], smooths or [0.01, 0.02, 0.05])))
     for given in pairs or []:
         if len(given) != 2:
             raise ValueError(f"Expected `pairs` of a content and a style image but got {given}")
-    kept = Experiment(folder, {"evaluations": evaluations, "size": size})
+    kept = Experiment("style/optimizers", folder, {"evaluations": evaluations, "size": size})
     kept.also |= {"pairs": pairs, "seeds": seeds, "stretches": stretches, "smooths": smooths}
-    reported: list[tuple[str, ...]] = [tuple(pair) for pair in pairs or PAIRS]
+    reported: list[tuple[str, ...]] = [*dict.fromkeys(tuple(pair) for pair in pairs or PAIRS)]
     # Opened first, so that a missing image is refused before work starts.
-    shown = {pair: Pictures(pair[0], pair[1], size, root=root).pictures() for pair in [*HELD_OUT, *reported]}
+    modules = {pair: Pictures(pair[0], pair[1], size, root=root) for pair in [*HELD_OUT, *reported]}
+    shown = {pair: data.pictures() for pair, data in modules.items()}
+    sums = {pair: data.identity()["train"]["checksum"] for pair, data in modules.items()}
     names = [" in the style of ".join(map(title, pair)) for pair in reported]
     if len(set(names)) < len(names):
         names = [" in the style of ".join(pair) for pair in reported]
     done = {(*one["pair"], one["way"], one["seed"], *one["setting"]): one for one in kept.results}
 
+    def check(pair: tuple[str, ...]) -> None:
+        kept.same_input(f"the images {' and '.join(pair)}", sums[pair])
+        kept.same_input(*weights_of(root))
+
+    for one in kept.results:
+        if (pair := tuple(one["pair"])) in sums:
+            check(pair)
     used: set[tuple[object, ...]] = set()
 
     def losses(pair: tuple[str, ...], way: str, seed: int, setting: tuple[float, ...] = ()) -> list[float]:
         if (key := (*pair, way, seed, *setting)) not in done:
+            check(pair)
             started = process_time()
             objective = objective_of(shown[pair], root)
             contents = shown[pair].contents
@@ -173,7 +185,7 @@ def reproduce(
         for way, values in by_way.items()
         for seed, value in enumerate(values)
     ]
-    report(kept, "style/optimizers", wandb, rows, pictures={"losses": draw(curves)}, tables={"losses": table})
+    report(kept, wandb, rows, pictures={"losses": draw(curves)}, tables={"losses": table})
 
 
 def title(file: str) -> str:
@@ -183,6 +195,12 @@ def title(file: str) -> str:
     ('the scream', 'china')
     """
     return Path(file).stem.removeprefix("content_").removeprefix("style_").replace("_", " ").replace("-", " ")
+
+
+def weights_of(root: str | None) -> tuple[str, str]:
+    """Return the words and the checksum of the weights that the loss is made with."""
+    file = find_oxford(root or os.environ.get("PL_LOSSES_DATA"))
+    return "the weights of VGG-19", checksum(file) if file else ""
 
 
 def objective_of(shown: PictureSet, root: str | None) -> Objective:

@@ -140,7 +140,7 @@ class Grid:
             )
         check_counts(together=together)
         self.plan, self.together, self.save_every = plan, together, save_every
-        self.kept = Experiment(folder, {**asdict(plan), "images": list(images.shape)})
+        self.kept = Experiment("adam/fig4", folder, {**asdict(plan), "images": list(images.shape)})
         self.images = images.flatten(1).to(device)
         self.device = torch.device(device)
         self.progress = progress

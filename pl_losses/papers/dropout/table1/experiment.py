@@ -73,13 +73,14 @@ def reproduce(
         "epochs_scale": epochs_scale,
     }
     _refuse(names, chosen, root, **arguments)
-    kept = Experiment(folder, arguments)
+    kept = Experiment("dropout/table1", folder, arguments)
     kept.also |= {"sets": sets, "columns": columns}
     read = partial(Case.read, splits=splits, samples=samples, repeats=repeats, seed=seed, scale=epochs_scale)
     # The small sets first, for early results.
     cases = {name: read(name, root) for name in names}
     data = {name: case.checksum() for name, case in cases.items()}
-    _refuse_changed(kept, data)
+    for name in {result["set"] for result in kept.results} & data.keys():
+        kept.same_input(f"the data of {name}", data[name])
     entries = [report.from_result(result, epochs_scale) for result in kept.results]
     done = {(entry.name, entry.column) for entry in entries}
     tasks = [
@@ -91,17 +92,17 @@ def reproduce(
     with progress_bar(sum(case.work(column) for case, column in tasks)) as bar:
         for case, column in tasks:
             bar.set_description(f"{case.name} {column}")
+            kept.same_input(f"the data of {case.name}", data[case.name])
             entries.append(_entry(case, column, bar))
-            kept.add(report.as_result(entries[-1]) | {"data": data[case.name]})
+            kept.add(report.as_result(entries[-1]))
             _write(kept, entries)
             bar.write(report.line(entries[-1]))
     _write(kept, entries)
     shown = [entry for entry in entries if entry.name in names and entry.column in chosen]
-    kept.results_table("dropout/table1", report.beside(shown, repeats))
+    kept.results_table(report.beside(shown, repeats))
     figure = report.draw(shown)
     kept.picture("table1.png", figure, dpi=130)
     kept.record(
-        "dropout/table1",
         wandb,
         tables={"dropout/table1": report.summaries(shown)},
         pictures={"dropout/table1/picture": figure},
@@ -116,16 +117,6 @@ def reproduce(
 def _write(kept: Experiment, entries: Sequence[Entry]) -> None:
     for name, rows in zip(report.TABLES, (report.summaries(entries), report.per_split(entries)), strict=True):
         kept.table(name, rows)
-
-
-def _refuse_changed(kept: Experiment, data: dict[str, str]) -> None:
-    """Refuse a set that has changed since the folder's results; ``data`` has the checksums by name."""
-    for result in kept.results:
-        if data.get(result["set"], result["data"]) != result["data"]:
-            raise ValueError(
-                f"Expected the data of {result['set']} to be those of the results in {kept.folder} but they"
-                " have changed: choose another `folder`, or delete that one"
-            )
 
 
 def _entry(case: Case, column: str, bar: Any) -> Entry:

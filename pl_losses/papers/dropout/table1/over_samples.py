@@ -62,13 +62,13 @@ def reproduce(
     """
     names = names_of("sets", sets, list(SETTINGS))
     check_some(samples=samples)
-    counts = sorted(samples or [1, 2, 5, 10, 30, 100, 300, 1000, 3000])
+    counts = sorted(set(samples or [1, 2, 5, 10, 30, 100, 300, 1000, 3000]))
     for count in counts:
         check_counts(samples=count)
     check_counts(splits=splits, repeats=repeats)
     check_positive("epochs_scale", epochs_scale)
     arguments = {"samples": samples, "splits": splits, "repeats": repeats, "seed": seed}
-    kept = Experiment(folder, arguments | {"epochs_scale": epochs_scale})
+    kept = Experiment("dropout/samples", folder, arguments | {"epochs_scale": epochs_scale})
     kept.also["sets"] = sets
     done = {result["set"] for result in kept.results}
     cases = [
@@ -102,7 +102,6 @@ def reproduce(
     rows = [row for name in found for row in beside(name, found[name], counts, repeats)]
     report(
         kept,
-        "dropout/samples",
         wandb,
         rows,
         pictures={"over_samples": draw(found, counts)},

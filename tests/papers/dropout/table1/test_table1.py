@@ -374,9 +374,7 @@ def test_results_of_data_that_have_changed_are_not_taken_for_theirs(root, folder
     reproduce("small", **arguments | {"columns": "paper"})
     file = Path(root, "uci", "mine", "data.txt")
     np.savetxt(file, np.loadtxt(file) + 1)
-    with pytest.raises(
-        ValueError, match=r"data of mine to be those of the results in out but they have changed"
-    ):
+    with pytest.raises(ValueError, match=r"data of mine to be as for the results in out but got others"):
         reproduce("mine", **arguments)
     reproduce("small", **arguments | {"columns": "paper"})
 
