@@ -1,22 +1,24 @@
 """Test scores of recipes over seeds: the same command as a user's, once for each seed.
 
 ``pl-losses reproduce gan/recipes`` (and those of other papers) trains and tests the recipes that the pages
-quote.
+quote. Settings that are to be chosen are trained first, on a part of the training data, and never tested.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 from pl_losses.core.experiment import PlainExperiment, Recording, progress_bar, quiet
 from pl_losses.core.files import checksum
-from pl_losses.core.protocol import Measured, Score, report
+from pl_losses.core.protocol import CHOICE, Measured, Score, Setting, report
 from pl_losses.core.results import Row
 from pl_losses.core.validation import check_counts, check_some, typed
 from pl_losses.recipes import resolve
@@ -40,6 +42,8 @@ def reproduce(
     *,
     folder: str,
     seeds: int = 5,
+    grids: dict[str, list[dict[str, Any]]] | None = None,
+    choice: dict[str, dict[str, Any]] | None = None,
     published: dict[str, float] | None = None,
     notes: dict[str, str] | None = None,
     more: dict[str, Any] | None = None,
@@ -47,9 +51,10 @@ def reproduce(
 ) -> None:
     """Test scores of the recipes that the pages quote, means over seeds.
 
-    For each seed, ``pl-losses fit`` trains the recipe and tests it. The folder gets ``trainings.csv``,
-    ``results.csv``, ``results.png``, the output of each training and a W&B run, and the same command resumes
-    after an interruption.
+    Where there is a grid of settings, each is trained once, with a seed of its own. The one with the best
+    score on held-out training data is taken. Then ``pl-losses fit`` trains the recipe with each seed, and
+    tests it. The folder gets ``trainings.csv``, ``results.csv``, ``results.png``, the output of each training
+    and a W&B run, and the same command resumes after an interruption.
 
     Args:
         paper: Whose recipes they are, such as "gan".
@@ -58,6 +63,8 @@ def reproduce(
             shown in percent.
         folder: For the results. A folder with a part of them is resumed.
         seeds: Trainings of each recipe. They have the seeds from 0, and so has their data.
+        grids: Settings to choose from, by recipe: options of ``fit``, such as [{"model.optimizer.lr": 0.1}].
+        choice: Further options of ``fit`` while they are chosen, by recipe.
         published: The paper's value of a recipe's first metric, by recipe.
         notes: What must be known of it, by recipe.
         more: Further options of ``fit``, such as {"trainer.max_epochs": 1}.
@@ -72,50 +79,77 @@ def reproduce(
     recipes, metrics = list(dict.fromkeys(recipes)), list(dict.fromkeys(metrics))
     # It refuses an unknown one before any training.
     sums = {recipe: checksum(json.dumps(resolve(recipe), default=str).encode()) for recipe in recipes}
-    options = [f"--{key}={value}" for key, value in (more or {}).items()]
+    options = _options(more or {})
     kept = PlainExperiment(f"{paper}/recipes", folder, {"more": more})
     kept.also |= {"seeds": seeds, "recipes": recipes, "metrics": metrics}
     kept.also |= {"published": published, "notes": notes}
-    done = {(one["recipe"], one["seed"]) for one in kept.results}
-    for recipe, _ in done:
-        if recipe in sums:
+    kept.also |= {"grids": grids, "choice": choice}
+    tried = {recipe: (grids or {}).get(recipe, []) for recipe in recipes}
+    done: dict[str, dict[str, Any]] = {
+        _key(one["recipe"], one["seed"], one["setting"]): one for one in kept.results
+    }
+    for one in kept.results:
+        if one["recipe"] in sums:
+            kept.same_input(f"the recipe {one['recipe']}", sums[one["recipe"]])
+
+    def run(recipe: str, seed: int, setting: Setting, more: Setting) -> dict[str, Any]:
+        if (key := _key(recipe, seed, setting)) not in done:
             kept.same_input(f"the recipe {recipe}", sums[recipe])
-    with progress_bar(seeds * len(recipes)) as bar:
-        for seed in range(seeds):
-            for recipe in recipes:
-                if (recipe, seed) not in done:
-                    kept.same_input(f"the recipe {recipe}", sums[recipe])
-                    kept.add(train(recipe, seed, Path(folder), options))
-                    _logged(metrics, recipe, kept.results[-1]["scores"])
-                bar.update()
-                bar.set_description(f"{recipe}, seed {seed}")
-    results = [one for one in kept.results if one["recipe"] in recipes and one["seed"] < seeds]
+            done[key] = train(recipe, seed, Path(folder), setting, options + _options(more))
+            kept.add(done[key])
+        bar.update()
+        bar.set_description(f"{recipe}, seed {seed}")
+        _logged(metrics, recipe, done[key]["scores"])
+        return done[key]
+
+    def score(recipe: str, setting: Setting) -> float:
+        """Return the score on held-out training data, lower is better."""
+        only = {"test_after_fit": "false"} | (choice or {}).get(recipe, {})
+        found = run(recipe, CHOICE, setting, only)["scores"]
+        name = _logged(metrics, recipe, found)[0]
+        return (1 if name.endswith(LOWER_IS_BETTER) else -1) * float(found[name])
+
+    with progress_bar(sum(map(len, tried.values())) + seeds * len(recipes)) as bar:
+        chosen = {
+            recipe: min(settings, key=partial(score, recipe)) if settings else {}
+            for recipe, settings in tried.items()
+        }
+        results = [run(recipe, seed, chosen[recipe], {}) for seed in range(seeds) for recipe in recipes]
     rows = []
     for recipe in recipes:
         of = [one for one in results if one["recipe"] == recipe]
+        spent = sum(done[_key(recipe, CHOICE, setting)]["seconds"] for setting in tried[recipe])
         logged = _logged(metrics, recipe, of[0]["scores"])
         for metric in logged:
             known = (published or {}).get(recipe) if metric == logged[0] else None
-            seconds = sum(one["seconds"] for one in of) if metric == logged[0] else 0.0
+            seconds = sum(one["seconds"] for one in of) + spent if metric == logged[0] else 0.0
             scores = [score_of(one["scores"], metric) for one in of]
-            row = Measured(recipe, {}, scores, seconds).row()
+            setting = {name.removeprefix("model."): value for name, value in chosen[recipe].items()}
+            row = Measured(recipe, setting, scores, seconds).row()
             name = metric.removeprefix("test/")
             name = NAMES.get(name, name.replace("_", " "))
             quantity = f"test {name}, %" if metric.endswith("error") else f"test {name}"
             lower = True if metric.endswith(LOWER_IS_BETTER) else None
             note = (notes or {}).get(recipe, "") if known is not None else ""
             rows.append(Row(recipe, quantity, published=known, note=note, lower_is_better=lower, **row))
-    every = dict.fromkeys(metric for one in results for metric in one["scores"])  # Each logs its own.
+    # Each logs its own.
+    every = dict.fromkeys(metric for one in results for metric in one["scores"])
     if lacking := [metric for metric in metrics if metric not in every]:
         print(f"No recipe logs {', '.join(lacking)}: the tests log {', '.join(sorted(every))}")
+    choices = [done[_key(recipe, CHOICE, setting)] for recipe in recipes for setting in tried[recipe]]
     trainings = [
-        {key: one[key] for key in ("recipe", "seed", "seconds")} | every | one["scores"] for one in results
+        {"stage": stage, "recipe": one["recipe"], "setting": json.dumps(one["setting"]), "seed": one["seed"]}
+        | {"seconds": one["seconds"]}
+        | every
+        | one["scores"]
+        for stage, part in {"choice": choices, "result": results}.items()
+        for one in part
     ]
     report(kept, wandb, rows, tables={"trainings": trainings})
 
 
-def train(recipe: str, seed: int, folder: Path, more: list[str]) -> dict[str, Any]:
-    """Fit and test a recipe with a seed, and return the scores of its test.
+def train(recipe: str, seed: int, folder: Path, setting: Setting, more: list[str]) -> dict[str, Any]:
+    """Fit and test a recipe with a seed, and return the scores of its test, or of its last validation.
 
     Raises:
         KeyboardInterrupt: If it was interrupted.
@@ -123,7 +157,8 @@ def train(recipe: str, seed: int, folder: Path, more: list[str]) -> dict[str, An
     """
     from pl_losses.cli.main import main
 
-    name = f"{recipe.replace('/', '-')}-{seed}"
+    values = "".join(re.sub(r"[^\w.]+", "-", f"-{value}") for value in setting.values())
+    name = f"{recipe.replace('/', '-')}-{seed}{values}"
     runs, log = folder / "runs", folder / "logs" / f"{name}.log"
     shutil.rmtree(runs / name, ignore_errors=True)  # One that was interrupted begins anew.
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -132,15 +167,25 @@ def train(recipe: str, seed: int, folder: Path, more: list[str]) -> dict[str, An
     started = process_time()
     with log.open("w") as file, redirect_stdout(file), redirect_stderr(file), quiet():
         seeded = [f"--{key}={seed}" for key in ("seed_everything", "data.seed")]
-        status = main(["fit", "--config", recipe, *seeded, *options, *more])
+        status = main(["fit", "--config", recipe, *seeded, *options, *_options(setting), *more])
     if status in (130, 143):
         raise KeyboardInterrupt
     if status:
         raise ValueError(f"Expected {recipe} to train with seed {seed} but it failed: see {log}")
     with (runs / name / "metrics.csv").open(newline="") as file:
         last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
-    scores = {key: float(value) for key, value in last.items() if key.startswith("test/")}
-    return {"recipe": recipe, "seed": seed, "seconds": process_time() - started, "scores": scores}
+    part = "test/" if any(key.startswith("test/") for key in last) else "val/"
+    scores = {key.replace(part, "test/", 1): float(at) for key, at in last.items() if key.startswith(part)}
+    known = {"recipe": recipe, "seed": seed, "setting": setting}
+    return known | {"seconds": process_time() - started, "scores": scores}
+
+
+def _options(given: Setting) -> list[str]:
+    return [f"--{key}={value}" for key, value in given.items()]
+
+
+def _key(recipe: str, seed: int, setting: Setting) -> str:
+    return json.dumps([recipe, seed, setting])
 
 
 def _logged(metrics: list[str], recipe: str, scores: dict[str, float]) -> list[str]:

@@ -67,6 +67,8 @@ def recipe_scores(
     recipes: Sequence[str],
     metrics: Sequence[str],
     *,
+    grids: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+    choice: Mapping[str, Mapping[str, object]] | None = None,
     published: Mapping[str, float] | None = None,
     notes: Mapping[str, str] | None = None,
     small: str = "",
@@ -82,7 +84,8 @@ def recipe_scores(
     short = json.dumps(
         {"trainer.max_epochs": 1, "trainer.limit_train_batches": 2, "trainer.limit_val_batches": 1}
     )
-    lists = {"recipes": recipes, "metrics": metrics, "published": published, "notes": notes}
+    lists: dict[str, object] = {"recipes": recipes, "metrics": metrics, "grids": grids, "choice": choice}
+    lists |= {"published": published, "notes": notes}
     preset = {"paper": paper, "folder": f"runs/{name}", "seeds": str(seeds)}
     preset |= {key: json.dumps(value) for key, value in lists.items() if value}
     return Reproduced(
@@ -91,10 +94,19 @@ def recipe_scores(
         panels=reproduction("Recipes over seeds", name),
         minutes=minutes,
         needs=needs,
-        quick=f"--recipes [{small or recipes[0]}] --seeds 1 --more '{short}'",
+        quick=f"--recipes [{small or recipes[0]}] --seeds 1 --grids null --more '{short}'",
         preset=tuple(preset.items()),
         shows=f"Test scores of {', '.join(recipes)}, means over seeds.",
     )
+
+
+def rates(option: str, *values: float) -> list[dict[str, float]]:
+    """Return a grid of one option of ``fit``, for :func:`recipe_scores`.
+
+    >>> rates("model.optimizer.lr", 0.1, 0.3)
+    [{'model.optimizer.lr': 0.1}, {'model.optimizer.lr': 0.3}]
+    """
+    return [{option: value} for value in values]
 
 
 @cache

@@ -187,8 +187,10 @@ How the numbers were measured:
   `prelu/fig3`. In `style/optimizers` three other photos chose the settings. In `gtn/cuts` the column has the
   number of pieces per digit. In `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's
   authors, and the rows `grid` choose among [many settings](dropout-choices.md#how-the-grid-chooses).
-  The settings of recipes are told on the pages "what was tried", as far as it was noted how they were found.
-
+  The learning rates of recipes were chosen like the others. But `lenet/mnist-distorted` has that of
+  `lenet/digits`, and `gtn/sdnn` that of `gtn/strings-digits`. `dropout/uci` has the settings of the paper's
+  authors, and `gtn/collapse` those with which it collapses. How the other settings of recipes were found was
+  not noted.
 - **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is
   tested with the weights that had the lowest validation error. Only `dropout/samples` tests a network
   several times.
@@ -261,7 +263,8 @@ def section(rows: Sequence[Mapping[str, str]]) -> str:
     seconds = sum(row.seconds for row in known)
     spent = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} s"
     when = ", ".join(sorted({row["date"] for row in rows}))
-    made = f"`--{rows[0]['options'].replace('=', ' ', 1)}`; " if rows[0]["options"] else ""
+    options = re.sub(r"[\[\]']", "", rows[0]["options"])
+    made = f"`--{options.replace('=', ' ', 1)}`; " if options else ""
     return "\n".join([*lines, f"{spent} in all, {when}; {made}{rows[0]['versions']}."])
 
 

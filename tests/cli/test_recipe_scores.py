@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from pl_losses.cli import main as cli
-from pl_losses.core.results import row_of
+from pl_losses.core.manifests import reproduced
+from pl_losses.core.results import kept, row_of
+from pl_losses.recipes import resolve
 
 COMMAND = [
     "reproduce",
@@ -35,9 +37,11 @@ def fits(folder, monkeypatch):
         run = Path(*parts)
         assert not run.exists()
         run.mkdir(parents=True)
-        error = 0.01 * (1 + int(options["seed_everything"]))
+        seed, rate = int(options["seed_everything"]), float(options.get("model.optimizer.lr", 0.3))
+        error = abs(rate - 0.3) + 0.01 * (1 + seed) if seed < 1000 else abs(rate - 0.3)
         name = "rmse" if "lenet/digits" in args else "error"
-        rows = [f"step,train/loss,test/{name},test/{name}_low,test/{name}_high", "1,0.5,,,"]
+        part = "val" if options.get("test_after_fit") == "false" else "test"
+        rows = [f"step,train/loss,{part}/{name},{part}/{name}_low,{part}/{name}_high", "1,0.5,,,"]
         rows.append(f"2,,{error},{error - 0.00196},{error + 0.00196}")
         (run / "metrics.csv").write_text("\n".join(rows) + "\n")
         print("what a fit prints")
@@ -83,7 +87,7 @@ def test_a_published_number_of_ones_own_is_a_trial(fits, folder, capsys):
 
 def test_recipes_may_log_other_metrics(fits, folder, capsys):
     main, _, _ = fits
-    chosen = ["--recipes", '["lenet/mnist-distorted", "lenet/digits"]', "--seeds", "1"]
+    chosen = ["--recipes", "lenet/mnist-distorted,lenet/digits", "--seeds", "1", "--grids", "null"]
     assert main([*COMMAND, *chosen, "--metrics", '["test/error", "test/rmse"]']) == 0
     rows = [row_of(row) for row in csv.DictReader((folder / "out/own/results.csv").open())]
     assert [(row.what, row.quantity, row.measured) for row in rows] == [
@@ -138,3 +142,34 @@ def test_a_recipe_that_changed_is_refused(fits, folder, capsys):
     file.write_text("extends: lenet/mnist-distorted\nseed_everything: 7\n")
     assert main(command) == 2
     assert "Expected the recipe mine.yaml to be as for the results" in capsys.readouterr().err
+
+
+def test_settings_are_chosen_on_held_out_data_and_tested_with_other_seeds(fits, folder, capsys):
+    main, asked, _ = fits
+    grids = {"lenet/mnist-distorted": [{"model.optimizer.lr": rate} for rate in (0.1, 0.3, 0.9)]}
+    choice = {"lenet/mnist-distorted": {"trainer.max_epochs": 1}}
+    assert main([*COMMAND, "--grids", json.dumps(grids), "--choice", json.dumps(choice)]) == 0
+    seeds = ["1000", "1000", "1000", "0", "1"]
+    assert [args[3].partition("=")[2] for args in asked] == seeds
+    assert ["--test_after_fit=false" in args for args in asked] == [seed == "1000" for seed in seeds]
+    assert ["--trainer.max_epochs=1" in args for args in asked] == [seed == "1000" for seed in seeds]
+    assert all("--model.optimizer.lr=0.3" in args for args in asked[3:])
+    (row,) = map(row_of, csv.DictReader((folder / "out/own/results.csv").open()))
+    assert (row.measured, row.chosen) == (pytest.approx(1.5), "optimizer.lr 0.3")
+    trainings = list(csv.DictReader((folder / "out/own/trainings.csv").open()))
+    assert [one["stage"] for one in trainings] == ["choice"] * 3 + ["result"] * 2
+    assert main([*COMMAND, "--grids", json.dumps(grids), "--choice", json.dumps(choice)]) == 0
+    assert len(asked) == 5  # All are kept.
+
+
+KEPT = [row for name in reproduced() if name.endswith("/recipes") for row in kept(name) if row["chosen"]]
+
+
+@pytest.mark.parametrize("row", KEPT, ids=lambda row: row["what"])
+def test_recipes_have_the_chosen_settings(row):
+    grid = reproduced()[f"{row['what'].partition('/')[0]}/recipes"].preset_values()["grids"][row["what"]]
+    for option in grid[0]:
+        node = resolve(row["what"])
+        for part in option.split("."):
+            node = node[part] if part in node else node["init_args"][part]
+        assert f"{option.removeprefix('model.')} {node}" in row["chosen"].split(", ")

@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifest import LOSS
-from pl_losses.core.manifests import Reproduced, recipe_scores
+from pl_losses.core.manifests import Reproduced, rates, recipe_scores
 from pl_losses.core.panels import Section, lines, pictures, reproduction, table
 
 VAE = (
@@ -72,5 +72,10 @@ RECIPES = recipe_scores(
     "adam",
     ["adam/cnn", "adam/mlp-dropout", "adam/bow"],
     ["test/error"],
+    grids={
+        "adam/cnn": rates("model.optimizer.lr", 0.0003, 0.001, 0.003),
+        "adam/mlp-dropout": rates("model.optimizer.lr", 0.0003, 0.001, 0.003),
+        "adam/bow": rates("model.optimizer.lr", 0.003, 0.01, 0.03, 0.1),
+    },
     minutes=9,
 )

@@ -1,6 +1,6 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.manifests import Reproduced, recipe_scores
+from pl_losses.core.manifests import Reproduced, rates, recipe_scores
 from pl_losses.core.panels import Section, histogram, lines, pictures, reproduction
 
 GAN = (
@@ -48,6 +48,20 @@ RECIPES = recipe_scores(
     "gan",
     ["gan/mnist", "gan/full-basic-model"],
     ["test/lenet_frechet_distance", "test/lenet_precision", "test/lenet_recall", "test/error"],
+    grids={
+        "gan/mnist": [
+            {"model.generator_optimizer.lr": one, "model.discriminator_optimizer.lr": other}
+            for one, other in (
+                (0.0001, 0.0002),
+                (0.0003, 0.0003),
+                (0.0003, 0.0006),
+                (0.0003, 0.0012),
+                (0.001, 0.002),
+            )
+        ],
+        "gan/full-basic-model": rates("model.lr_scheduler.max_lr", 0.006, 0.02, 0.06),
+    },
+    choice={"gan/mnist": {"data.val_size": 10_000, "trainer.check_val_every_n_epoch": 10}},
     minutes=25,
     needs="MNIST",
     small="gan/digits",

@@ -1,7 +1,7 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
 from pl_losses.core.manifest import LOSS
-from pl_losses.core.manifests import Reproduced, recipe_scores
+from pl_losses.core.manifests import Reproduced, rates, recipe_scores
 from pl_losses.core.panels import Section, bars, chart, lines, pictures, reproduction, table
 from pl_losses.monitoring.charts import LINES
 
@@ -61,6 +61,7 @@ RECIPES = recipe_scores(
     "gtn",
     ["gtn/collapse", "gtn/strings-digits", "gtn/sdnn"],
     ["test/error", "test/loss"],
+    grids={"gtn/strings-digits": rates("model.lr_scheduler.max_lr", 0.001, 0.003, 0.01)},
     minutes=43,
     needs="MNIST",
 )

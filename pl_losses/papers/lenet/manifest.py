@@ -1,6 +1,6 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.manifests import Reproduced, recipe_scores
+from pl_losses.core.manifests import Reproduced, rates, recipe_scores
 from pl_losses.core.panels import Section, lines, pictures, reproduction
 
 LENET5 = (
@@ -41,6 +41,7 @@ RECIPES = recipe_scores(
     "lenet",
     ["lenet/mnist-distorted", "lenet/digits"],
     ["test/error"],
+    grids={"lenet/digits": rates("model.lr_scheduler.max_lr", 0.001, 0.003, 0.01, 0.03)},
     published={"lenet/mnist-distorted": 0.80},
     minutes=33,
     needs="MNIST",

@@ -42,7 +42,7 @@ class Curve(pl.Callback):
 @typed
 def reproduce(
     figure: Literal["fig2", "fig3"] = "fig2",
-    seeds: int = 3,
+    seeds: int = 5,
     dataset: Literal["mnist", "digits"] = "mnist",
     *,
     root: str | None = None,
@@ -108,7 +108,10 @@ def reproduce(
 
     methods = {f"{depth} layers, {init}": [{"lr": lr}] for init in INITS}
     found = measure(kept, methods, seeds, train)
-    rows = [Row(one.method, f"test error after {epochs} passes, %", **one.row()) for one in found]
+    rows = [
+        Row(one.method, f"test error after {epochs} pass{'es' * (epochs > 1)}, %", **one.row())
+        for one in found
+    ]
     points = [
         {"method": one.method, "seed": seed, "step": step, "error": error}
         for one in found

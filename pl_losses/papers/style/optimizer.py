@@ -76,11 +76,19 @@ class MonotoneLBFGS(Optimizer):
         check_counts(max_iter=max_iter, history_size=history_size)
         options = {"lr": lr, "max_iter": max_iter, "history_size": history_size}
         super().__init__(params, options | {"stretch": stretch, "smooth": smooth})
-        if len(self.param_groups) != 1:
-            raise ValueError(f"Expected `params` of one group but got {len(self.param_groups)}")
         shapes = [tuple(one.shape) for one in self.param_groups[0]["params"]]
         if smooth is not None and any(len(shape) < 2 or 0 in shape[-2:] for shape in shapes):
             raise ValueError(f"Expected `params` with `smooth` to be [..., H, W] but got the shapes {shapes}")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the parameters; a matrix is of all of them, so there is one group.
+
+        Raises:
+            ValueError: If there is one already.
+        """
+        if self.param_groups:
+            raise ValueError("Expected `params` of one group but got another one")
+        super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; one of an earlier version has neither ``stretch`` nor ``smooth``."""

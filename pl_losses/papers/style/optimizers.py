@@ -95,7 +95,7 @@ def reproduce(
         evaluations: Of the loss and its gradient.
         size: Longer side of the images, in pixels.
         stretches: Values to choose from. Default: 1, 2 and 4.
-        smooths: Likewise. Default: 0.01, 0.02 and 0.05.
+        smooths: Likewise. Default: 0.005, 0.01, 0.02 and 0.05.
         root: Folder with the images and the weights of VGG-19. Default: the environment variable
             PL_LOSSES_DATA; the extra ``style`` brings the weights.
         folder: For the results. A folder with a part of them is resumed.
@@ -111,7 +111,8 @@ def reproduce(
     for name, values in {"stretches": stretches, "smooths": smooths}.items():
         for value in values or []:
             check_positive(name, value)
-    settings = list(dict.fromkeys(product(stretches or [1.0, 2.0, 4.0], smooths or [0.01, 0.02, 0.05])))
+    grid = product(stretches or [1.0, 2.0, 4.0], smooths or [0.005, 0.01, 0.02, 0.05])
+    settings = list(dict.fromkeys(grid))
     for given in pairs or []:
         if len(given) != 2:
             raise ValueError(f"Expected `pairs` of a content and a style image but got {given}")
@@ -173,7 +174,12 @@ def reproduce(
     for name, by_way in lowest.items():
         means = {way: mean(values) for way, values in by_way.items()}
         peer = min(OTHERS, key=lambda way: means[way])
-        row = Row(name, f"loss after {evaluations} evaluations, eq. 7", means[OURS], seeds=seeds)
+        row = Row(
+            name,
+            f"loss after {evaluations} evaluation{'s' * (evaluations > 1)}, eq. 7",
+            means[OURS],
+            seeds=seeds,
+        )
         low, high = interval(by_way[OURS]) if seeds > 1 else (None, None)
         row = replace(
             row, low=low, high=high, seconds=seconds, chosen=f"stretch {best[0]:g}, smooth {best[1]:g}"

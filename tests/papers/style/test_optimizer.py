@@ -178,8 +178,11 @@ def test_arguments_are_checked():
         MonotoneLBFGS(x, smooth=0.1)
     with pytest.raises(ValueError, match=r"got the shapes \[\(3, 0, 4\)\]"):
         MonotoneLBFGS([torch.zeros(3, 0, 4, requires_grad=True)], smooth=0.1)
-    with pytest.raises(ValueError, match="`params` of one group but got 2"):
-        MonotoneLBFGS([{"params": x}, {"params": [torch.zeros(2, requires_grad=True)]}])
+    other = {"params": [torch.zeros(2, requires_grad=True)]}
+    with pytest.raises(ValueError, match="`params` of one group but got another one"):
+        MonotoneLBFGS([{"params": x}, other])
+    with pytest.raises(ValueError, match="`params` of one group but got another one"):
+        MonotoneLBFGS(x).add_param_group(other)
 
 
 def test_a_checkpoint_and_a_copy_have_all_settings():
