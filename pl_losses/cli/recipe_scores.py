@@ -52,9 +52,10 @@ def reproduce(
     """Test scores of the recipes that the pages quote, means over seeds.
 
     Where there is a grid of settings, each is trained once, with a seed of its own. The one with the best
-    score on held-out training data is taken. Then ``pl-losses fit`` trains the recipe with each seed, and
-    tests it. The folder gets ``trainings.csv``, ``results.csv``, ``results.png``, the output of each training
-    and a W&B run, and the same command resumes after an interruption.
+    score on held-out training data is taken, and of equal ones that with the lowest loss. Then ``pl-losses
+    fit`` trains the recipe with each seed, and tests it. The folder gets ``trainings.csv``, ``results.csv``,
+    ``results.png``, the output of each training and a W&B run, and the same command resumes after an
+    interruption.
 
     Args:
         paper: Whose recipes they are, such as "gan".
@@ -102,12 +103,13 @@ def reproduce(
         _logged(metrics, recipe, done[key]["scores"])
         return done[key]
 
-    def score(recipe: str, setting: Setting) -> float:
-        """Return the score on held-out training data, lower is better."""
+    def score(recipe: str, setting: Setting) -> tuple[float, float]:
+        """Return the score and the loss on held-out training data, lower is better."""
         only = {"test_after_fit": "false"} | (choice or {}).get(recipe, {})
         found = run(recipe, CHOICE, setting, only)["scores"]
         name = _logged(metrics, recipe, found)[0]
-        return (1 if name.endswith(LOWER_IS_BETTER) else -1) * float(found[name])
+        sign = 1 if name.endswith(LOWER_IS_BETTER) else -1
+        return sign * found[name], found.get("test/loss", 0.0)
 
     with progress_bar(sum(map(len, tried.values())) + seeds * len(recipes)) as bar:
         chosen = {

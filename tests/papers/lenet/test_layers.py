@@ -42,6 +42,19 @@ def test_squashing():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_layers_are_those_of_one_operation(dtype):
+    maps = torch.randn(2, 3, 7, 8, dtype=dtype)  # An odd height: the last row is in no field.
+    layer = SubSampling(3).to(dtype)
+    layer.coefficient.data, layer.bias.data = torch.ones(3, dtype=dtype), torch.zeros(3, dtype=dtype)
+    tolerance = {"atol": 8 * torch.finfo(dtype).eps, "rtol": torch.finfo(dtype).eps}
+    torch.testing.assert_close(layer(maps), F.avg_pool2d(maps, 2, divisor_override=1), **tolerance)
+    torch.testing.assert_close(ScaledTanh()(maps), 1.7159 * torch.tanh(maps * (2 / 3)), **tolerance)
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(ScaledTanh(), maps.requires_grad_())
+        assert torch.autograd.gradcheck(lambda x: layer(x), maps)
+
+
 def test_sub_sampling_adds_the_four_inputs():
     layer = SubSampling(2)
     layer.coefficient.data, layer.bias.data = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.0])
