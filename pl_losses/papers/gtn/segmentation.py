@@ -196,14 +196,15 @@ def cut_segments(
         inside = (columns >= start) & (columns < stop)
         return framed[rows[:, :, None] * (width + size) + columns.clamp(0, width + size - 1)] * inside
 
-    columns = (left[:, None] + offset)[:, None, :]
     if not deslant:
+        columns = (left[:, None] + offset)[:, None, :]
         return Segments(taken(columns)[:, None], line, last, extra)
     drift = slant[:, None] * (offset + (above - half)[:, None] - y[:, None])
     whole = drift.floor()
-    columns = columns + whole.long()[:, :, None]
-    share = (drift - whole)[:, :, None].to(images.dtype)
-    return Segments(torch.lerp(taken(columns), taken(columns + 1), share)[:, None], line, last, extra)
+    # Each pixel lies between two columns, which are taken with their neighbours at once.
+    columns = left[:, None, None] + whole.long()[:, :, None] + torch.arange(size + 1, device=images.device)
+    share, pair = (drift - whole)[:, :, None].to(images.dtype), taken(columns)
+    return Segments(torch.lerp(pair[..., :-1], pair[..., 1:], share)[:, None], line, last, extra)
 
 
 def centred(images: Tensor, size: int = 32, deslant: bool = False) -> Tensor:
