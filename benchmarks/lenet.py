@@ -3,9 +3,10 @@
 Run with ``python -m benchmarks.lenet``. All train the same network on the same criterion with Adam. The
 recipe is ``lenet/mnist`` through its Trainer with default logging (W&B offline, progress bar); the
 tutorial's loop takes its batches from torchvision's MNIST and a DataLoader; the floor is the bare loop over
-preloaded, scaled tensors. What Lightning itself takes is a bare module that logs its loss, under a Trainer
-without a logger. They take turns, and medians are compared: by the clock, and by this process's processor
-time, which leaves out workers and is less disturbed by other jobs.
+preloaded, scaled tensors. Both have the network as it is usually written, with torch's tanh and pooling; the
+floor also has the suite's layers. What Lightning itself takes is a bare module that logs its loss, under a
+Trainer without a logger. They take turns, and medians are compared: by the clock, and by this process's
+processor time, which leaves out workers and is less disturbed by other jobs.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.loader import images, per_sample
 from pl_losses import LeNet5
 from pl_losses.cli.lightning_cli import run
 from pl_losses.data import MNIST
+from pl_losses.papers.lenet.layers import AMPLITUDE, SLOPE, ScaledTanh, SubSampling
 
 BATCH, STEPS, REPEATS = 64, 400, 5
 
@@ -80,9 +83,33 @@ def recipe(folder: str) -> Tensor:
     return (STEPS - 20) * BATCH / lenet.Clock.seconds
 
 
-def plain(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+class Tanh(nn.Module):
+    def forward(self, activation: Tensor) -> Tensor:
+        return AMPLITUDE * torch.tanh(SLOPE * activation)
+
+
+class Pooling(SubSampling):
+    def forward(self, maps: Tensor) -> Tensor:
+        total = F.avg_pool2d(maps, 2, divisor_override=1)
+        return total * self.coefficient[:, None, None] + self.bias[:, None, None]
+
+
+def as_usual(network: nn.Module) -> None:
+    """Replace the suite's layers by those that one writes."""
+    for name, layer in network.named_children():
+        if isinstance(layer, ScaledTanh):
+            setattr(network, name, Tanh())
+        elif isinstance(layer, SubSampling):
+            layer.__class__ = Pooling
+        else:
+            as_usual(layer)
+
+
+def plain(batches: Iterable[tuple[Tensor, Tensor]], usual: bool = True) -> Tensor:
     torch.manual_seed(0)
     model = LeNet5()
+    if usual:
+        as_usual(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step, (inputs, target) in enumerate(batches):
         if step == 20:
@@ -147,6 +174,7 @@ def rows() -> list[tuple[str, float, list[float]]]:
                 per_sample(pixels, labels, 2, BATCH, 60_000)
             ),
             "floor: bare loop, preloaded tensors": lambda: plain(preloaded(inputs, target)),
+            "the floor with the suite's layers": lambda: plain(preloaded(inputs, target), usual=False),
         }
         speeds: dict[str, list[Tensor]] = {name: [] for name in contestants}
         for _ in range(REPEATS):

@@ -12,6 +12,7 @@ import re
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from math import inf, isfinite
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -23,6 +24,7 @@ from pl_losses.core.results import Row
 from pl_losses.core.validation import check_counts, check_some, typed
 from pl_losses.recipes import resolve
 
+DIVERGED = "Expected a finite loss"  # What the suite's modules say.
 LOWER_IS_BETTER = ("error", "loss", "rmse", "distance")
 # What metrics are called in a table, if not by their own words.
 NAMES = {
@@ -96,7 +98,9 @@ def reproduce(
     def run(recipe: str, seed: int, setting: Setting, more: Setting) -> dict[str, Any]:
         if (key := _key(recipe, seed, setting)) not in done:
             kept.same_input(f"the recipe {recipe}", sums[recipe])
-            done[key] = train(recipe, seed, Path(folder), setting, options + _options(more))
+            found = train(recipe, seed, Path(folder), setting, options + _options(more))
+            found["scores"] = found["scores"] or dict.fromkeys(metrics, inf)
+            done[key] = found
             kept.add(done[key])
         bar.update()
         bar.set_description(f"{recipe}, seed {seed}")
@@ -153,6 +157,8 @@ def reproduce(
 def train(recipe: str, seed: int, folder: Path, setting: Setting, more: list[str]) -> dict[str, Any]:
     """Fit and test a recipe with a seed, and return the scores of its test, or of its last validation.
 
+    There is no score if it diverged.
+
     Raises:
         KeyboardInterrupt: If it was interrupted.
         ValueError: If it failed.
@@ -172,13 +178,15 @@ def train(recipe: str, seed: int, folder: Path, setting: Setting, more: list[str
         status = main(["fit", "--config", recipe, *seeded, *options, *_options(setting), *more])
     if status in (130, 143):
         raise KeyboardInterrupt
+    known = {"recipe": recipe, "seed": seed, "setting": setting}
+    if status and DIVERGED in log.read_text(errors="replace"):
+        return known | {"seconds": process_time() - started, "scores": {}}
     if status:
         raise ValueError(f"Expected {recipe} to train with seed {seed} but it failed: see {log}")
     with (runs / name / "metrics.csv").open(newline="") as file:
         last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
     part = "test/" if any(key.startswith("test/") for key in last) else "val/"
     scores = {key.replace(part, "test/", 1): float(at) for key, at in last.items() if key.startswith(part)}
-    known = {"recipe": recipe, "seed": seed, "setting": setting}
     return known | {"seconds": process_time() - started, "scores": scores}
 
 
@@ -211,4 +219,5 @@ def score_of(scores: dict[str, float], metric: str) -> Score:
     """
     factor = 100.0 if metric.endswith("error") else 1.0
     ends = [scores.get(f"{metric}_{end}", scores[metric]) for end in ("low", "high")]
-    return Score(factor * scores[metric], factor * (ends[1] - ends[0]) / 2 / 1.96)
+    error = (ends[1] - ends[0]) / 2 / 1.96 if isfinite(scores[metric]) else 0.0
+    return Score(factor * scores[metric], factor * error)

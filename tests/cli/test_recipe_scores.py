@@ -44,7 +44,9 @@ def fits(folder, monkeypatch):
         rows = [f"step,train/loss,{part}/{name},{part}/{name}_low,{part}/{name}_high", "1,0.5,,,"]
         rows.append(f"2,,{error},{error - 0.00196},{error + 0.00196}")
         (run / "metrics.csv").write_text("\n".join(rows) + "\n")
-        print("what a fit prints")
+        print("what a fit prints" if seed != 3 else "pl-losses: Expected a finite loss but got nan")
+        if seed == 3:
+            return 2
         return statuses.pop(0) if statuses else 0
 
     real = cli.main
@@ -160,6 +162,14 @@ def test_settings_are_chosen_on_held_out_data_and_tested_with_other_seeds(fits, 
     assert [one["stage"] for one in trainings] == ["choice"] * 3 + ["result"] * 2
     assert main([*COMMAND, "--grids", json.dumps(grids), "--choice", json.dumps(choice)]) == 0
     assert len(asked) == 5  # All are kept.
+
+
+def test_a_fit_that_diverges_is_reported(fits, folder, capsys):
+    main, asked, _ = fits
+    for _ in range(2):  # The second time it is read from the folder.
+        assert main([*COMMAND, "--seeds", "4"]) == 0
+        assert "lenet/mnist-distorted, test error, %: diverged" in capsys.readouterr().out
+    assert len(asked) == 4
 
 
 KEPT = [row for name in reproduced() if name.endswith("/recipes") for row in kept(name) if row["chosen"]]

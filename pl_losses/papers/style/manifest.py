@@ -31,7 +31,7 @@ OPTIMIZERS = Reproduced(
     "style/optimizers",
     "pl_losses.papers.style.optimizers.reproduce",
     panels=reproduction("The same loss by four optimizers", "style/optimizers", "losses"),
-    minutes=37,
+    minutes=40,
     needs="the weights of VGG-19, which the extra `style` installs, and five images",
     quick="--pairs [[china,starry-night]] --seeds 1 --stretches [1.0,2.0] --smooths [0.05] --size 48"
     " --evaluations 6",
