@@ -99,9 +99,10 @@ def reproduce(
         if (key := _key(recipe, seed, setting)) not in done:
             kept.same_input(f"the recipe {recipe}", sums[recipe])
             found = train(recipe, seed, Path(folder), setting, options + _options(more))
-            found["scores"] = found["scores"] or dict.fromkeys(metrics, inf)
+            if found["scores"] is None:
+                found["scores"] = dict.fromkeys(metrics, inf)
+            kept.add(found)
             done[key] = found
-            kept.add(done[key])
         bar.update()
         bar.set_description(f"{recipe}, seed {seed}")
         _logged(metrics, recipe, done[key]["scores"])
@@ -157,7 +158,7 @@ def reproduce(
 def train(recipe: str, seed: int, folder: Path, setting: Setting, more: list[str]) -> dict[str, Any]:
     """Fit and test a recipe with a seed, and return the scores of its test, or of its last validation.
 
-    There is no score if it diverged.
+    The scores are None if it diverged.
 
     Raises:
         KeyboardInterrupt: If it was interrupted.
@@ -180,7 +181,7 @@ def train(recipe: str, seed: int, folder: Path, setting: Setting, more: list[str
         raise KeyboardInterrupt
     known = {"recipe": recipe, "seed": seed, "setting": setting}
     if status and DIVERGED in log.read_text(errors="replace"):
-        return known | {"seconds": process_time() - started, "scores": {}}
+        return known | {"seconds": process_time() - started, "scores": None}
     if status:
         raise ValueError(f"Expected {recipe} to train with seed {seed} but it failed: see {log}")
     with (runs / name / "metrics.csv").open(newline="") as file:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pl_losses.core.validation import check_counts, check_init
 from pl_losses.data.download import data_root
 from pl_losses.data.loader import Batch
-from pl_losses.data.module import Resident, TensorDataModule
+from pl_losses.data.module import Resident, TensorDataModule, train_and_val
 
 Labels = NDArray[np.int64]
 
@@ -36,10 +36,11 @@ class BagOfWords(TensorDataModule):
         root: Folder with the files. Default: the environment variable PL_LOSSES_DATA, else
             ``~/.cache/pl_losses``.
         vocabulary: Number of words, the most frequent ones in the training documents.
+        val_size: Number of training documents kept for validation, drawn by ``seed``; 0 trains on all.
         batch_size: Training documents per step and rank.
         eval_batch_size: Documents per step and rank in evaluation. Default: 1000, or ``batch_size`` if that
             is larger.
-        seed: Seed of the order; the generated set does not depend on it.
+        seed: Seed of the split and the order; the generated documents do not depend on it.
         resident: Where the documents lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
@@ -63,6 +64,7 @@ class BagOfWords(TensorDataModule):
         root: str | Path | None = None,
         *,
         vocabulary: int = 10_000,
+        val_size: int = 0,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         seed: int = 0,
@@ -70,9 +72,10 @@ class BagOfWords(TensorDataModule):
     ) -> None:
         check_init(locals())
         check_counts(vocabulary=vocabulary)
+        check_counts(0, val_size=val_size)
         super().__init__(batch_size, eval_batch_size=eval_batch_size, seed=seed, resident=resident)
         self.root = data_root(root)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.val_size = vocabulary, val_size
         self.input_shape = (vocabulary,)
         # Having one of the two files is an accident, which prepare_data refuses.
         there = any(_find(self.root, part) for part in ("train", "test"))
@@ -88,11 +91,11 @@ class BagOfWords(TensorDataModule):
             self._file(part)
 
     def load(self, stage: str) -> dict[str, Batch]:
-        """Return the words and labels of both splits.
+        """Return the words and labels of all splits.
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If a file is damaged.
+            ValueError: If a file is damaged, or ``val_size`` leaves nothing to train on.
         """
         if self.found == "imdb":
             parts = [read_labelled(self._file(part)) for part in ("train", "test")]
@@ -101,9 +104,18 @@ class BagOfWords(TensorDataModule):
         largest = max(documents.shape[1] for documents, _ in parts)
         for documents, labels in parts:
             documents.resize(len(labels), largest)
-        frequent = most_frequent(parts[0][0], self.vocabulary)
-        found = [(_lists(documents[:, frequent]), torch.from_numpy(labels)) for documents, labels in parts]
-        return dict(zip(("train", "test"), found, strict=True))
+        (documents, labels), test = parts
+        if self.val_size >= len(labels):
+            raise ValueError(
+                f"Expected `val_size` below {len(labels)}, all documents, but got {self.val_size}"
+            )
+        rows = train_and_val(len(labels), self.val_size, limit=None, seed=self.seed)
+        splits = {name: (documents[own.numpy()], labels[own.numpy()]) for name, own in rows.items()}
+        frequent = most_frequent(splits["train"][0], self.vocabulary)
+        return {
+            name: (_lists(documents[:, frequent]), torch.from_numpy(labels))
+            for name, (documents, labels) in {**splits, "test": test}.items()
+        }
 
     def eval_transform(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Turn lists of words [B, L], padded with -1, into zeros and ones [B, vocabulary]."""

@@ -103,8 +103,20 @@ def test_the_classes_of_the_generated_set_can_be_told_apart_but_not_by_a_word():
     assert torch.equal(again.tensors["train"][0], data.tensors["train"][0])
 
 
-@pytest.mark.parametrize("wrong", [{"source": "reviews"}, {"vocabulary": 0}])
+@pytest.mark.parametrize("wrong", [{"source": "reviews"}, {"vocabulary": 0}, {"val_size": -1}])
 def test_bad_arguments_are_named(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"`{name}`"):
         BagOfWords(**wrong)
+
+
+def test_documents_are_kept_for_validation():
+    whole, part = (BagOfWords("synthetic", vocabulary=100, val_size=size, seed=2) for size in (0, 1000))
+    for data in (whole, part):
+        data.setup()
+    assert "val" not in whole.tensors
+    sizes = {split: len(labels) for split, (_, labels) in part.tensors.items()}
+    assert sizes == {"train": 3000, "val": 1000, "test": 1000}
+    assert part.tensors["val"][1].double().mean() == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(ValueError, match="`val_size` below 4000, all documents, but got 4000"):
+        BagOfWords("synthetic", val_size=4000).setup("fit")

@@ -77,5 +77,6 @@ RECIPES = recipe_scores(
         "adam/mlp-dropout": rates("model.optimizer.lr", 0.0003, 0.001, 0.003),
         "adam/bow": rates("model.optimizer.lr", 0.003, 0.01, 0.03, 0.1),
     },
+    choice={"adam/bow": {"data.val_size": 1000}},
     minutes=9,
 )
