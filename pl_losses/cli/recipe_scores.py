@@ -83,10 +83,9 @@ def reproduce(
     # It refuses an unknown one before any training.
     sums = {recipe: checksum(json.dumps(resolve(recipe), default=str).encode()) for recipe in recipes}
     options = _options(more or {})
-    kept = PlainExperiment(f"{paper}/recipes", folder, {"more": more})
-    kept.also |= {"seeds": seeds, "recipes": recipes, "metrics": metrics}
+    kept = PlainExperiment(f"{paper}/recipes", folder, {"more": more, "choice": choice})
+    kept.also |= {"seeds": seeds, "recipes": recipes, "metrics": metrics, "grids": grids}
     kept.also |= {"published": published, "notes": notes}
-    kept.also |= {"grids": grids, "choice": choice}
     tried = {recipe: (grids or {}).get(recipe, []) for recipe in recipes}
     done: dict[str, dict[str, Any]] = {
         _key(one["recipe"], one["seed"], one["setting"]): one for one in kept.results

@@ -72,10 +72,9 @@ class Experiment:
                 f"Expected `folder` {self.folder} to have results of {name} but it has those of {what}:"
                 " choose another `folder`, or delete that one"
             )
-        for name in dict.fromkeys([*self.arguments, *known["arguments"]]):
-            before, now = known["arguments"].get(name), self.arguments.get(name)
-            if before != now:
-                raise ValueError(self.differs(name, before, now))
+        for key, now in self.arguments.items():
+            if (before := known["arguments"][key]) != now:
+                raise ValueError(self.differs(key, before, now))
         self.results, self.unfinished = known["results"], known["unfinished"]
         self.inputs = known["inputs"]
 
