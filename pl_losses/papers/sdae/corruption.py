@@ -125,7 +125,7 @@ class MaskingNoise(_SubsetCorruption):
     def apply(self, clean: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Set touched elements to 0."""
         touched = self.choose(drawn[0])
-        return clean.masked_fill(touched, 0), touched
+        return clean * ~touched, touched  # masked_fill takes twice as long on a CPU.
 
 
 class SaltAndPepper(_SubsetCorruption):
