@@ -43,7 +43,7 @@ RECIPES = recipe_scores(
     ["test/error"],
     grids={"lenet/digits": rates("model.lr_scheduler.max_lr", 0.001, 0.003, 0.01, 0.03)},
     published={"lenet/mnist-distorted": 0.80},
-    minutes=33,
+    minutes=15,
     needs="MNIST",
     small="lenet/digits",
 )
