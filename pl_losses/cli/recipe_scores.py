@@ -24,6 +24,7 @@ from pl_losses.core.results import Row
 from pl_losses.core.validation import check_counts, check_some, typed
 from pl_losses.recipes import resolve
 
+SEEDED = ("seed_everything", "data.seed")
 DIVERGED = "Expected a finite loss"  # What the suite's modules say.
 LOWER_IS_BETTER = ("error", "loss", "rmse", "distance")
 # What metrics are called in a table, if not by their own words.
@@ -82,6 +83,11 @@ def reproduce(
     recipes, metrics = list(dict.fromkeys(recipes)), list(dict.fromkeys(metrics))
     # It refuses an unknown one before any training.
     sums = {recipe: checksum(json.dumps(resolve(recipe), default=str).encode()) for recipe in recipes}
+    for given in (grids, choice, published, notes):
+        for recipe in given or {}:
+            resolve(recipe)
+    if fixed := [key for key in more or {} if key in SEEDED]:
+        raise ValueError(f"Expected no {', '.join(fixed)} in `more`: each training has its own seed")
     options = _options(more or {})
     kept = PlainExperiment(f"{paper}/recipes", folder, {"more": more, "choice": choice})
     kept.also |= {"seeds": seeds, "recipes": recipes, "metrics": metrics, "grids": grids}
@@ -174,7 +180,7 @@ def train(recipe: str, seed: int, folder: Path, setting: Setting, more: list[str
     options = ["--trainer.logger=CSVLogger", *(f"--trainer.logger.{key}={at}" for key, at in logger.items())]
     started = process_time()
     with log.open("w") as file, redirect_stdout(file), redirect_stderr(file), quiet():
-        seeded = [f"--{key}={seed}" for key in ("seed_everything", "data.seed")]
+        seeded = [f"--{key}={seed}" for key in SEEDED]
         status = main(["fit", "--config", recipe, *seeded, *options, *_options(setting), *more])
     if status in (130, 143):
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from time import perf_counter
 from pl_losses.cli.arguments import Flags, first_line, split
 from pl_losses.core import signatures
 from pl_losses.core.experiment import refuse_unwritable
-from pl_losses.core.locks import alone
+from pl_losses.core.locks import alone, sigterm_raises
 from pl_losses.core.manifests import Reproduced, reproduced
 from pl_losses.core.results import filled, page
 from pl_losses.recipes import UsageError, nearest
@@ -184,12 +184,12 @@ def run(name: str, flags: Flags, root: str = "") -> int:
     options = parser.parse_args([f"--{flag}={value}" for flag, value in given])
     try:
         refuse_unwritable(Path(options.folder))
-        with alone(Path(options.folder), "`reproduce`"):
+        with sigterm_raises(), alone(Path(options.folder), "`reproduce`"):
             function(**parser.instantiate(options).as_dict())
     except Exception as error:
         raise in_a_line(error, None) from error
     except (KeyboardInterrupt, SystemExit) as leaving:
-        # A Trainer makes an exit of a signal.
+        # A signal, of which a Trainer makes an exit, too.
         print(
             f"Interrupted: the same command with --folder {root or options.folder} resumes", file=sys.stderr
         )

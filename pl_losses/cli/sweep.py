@@ -9,13 +9,12 @@ import os
 import re
 import secrets
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from pl_losses.cli.sweep_file import Sweep, nested, read_sweep, words
 from pl_losses.core.compat.names import STEP
 from pl_losses.core.experiment import PlainExperiment
 from pl_losses.core.files import written_whole
-from pl_losses.core.locks import alone
+from pl_losses.core.locks import alone, sigterm_raises
 from pl_losses.core.run_folders import RUNS
 from pl_losses.recipes import SWEEPS, UsageError, find, nearest, sweeps, visible
 
@@ -387,22 +386,6 @@ def execute(command: Sequence[str], log: Path, environment: dict[str, str], lock
                 process.kill()
                 process.wait()
             raise
-
-
-@contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Have SIGTERM and a closed terminal leave by an exception, so that the running trial is ended, too."""
-
-    def leave(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = [(number, signal.signal(number, leave)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def run_file(run: str, places: Sequence[str]) -> Path | None:

@@ -1,11 +1,13 @@
-"""One process at a time in a folder of results."""
+"""A folder of results: one process at a time, which leaves it by an exception."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pl_losses.recipes import UsageError
 
@@ -76,3 +78,19 @@ def is_running(process: int) -> bool:
     except PermissionError:
         pass  # It is another user's.
     return True
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Have SIGTERM and a closed terminal leave by an exception, so that what was done is kept and told."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [(number, signal.signal(number, leave)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

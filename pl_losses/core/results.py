@@ -192,13 +192,13 @@ How the numbers were measured:
   `gtn/collapse` those with which it collapses. How the other settings of recipes were found was not noted.
 - **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is
   tested with the weights that had the lowest validation error. Only `dropout/samples` tests a network
-  several times.
+  several times. In [`lenet/fig9`](lenet.md#measured) some classifiers were tested again with wider grids.
 - **Measured** is the mean over seeds, with its 95 % interval in brackets. The interval covers what varies
   by chance: the seed and, for test errors, which samples are in the test set. In `dropout/table1` and
   `dropout/samples` it covers the splits of a data set into training and test samples.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
-  interval. In `dropout/table1` [naval with `10x`](dropout.md#measured) is equal by this rule, but worse by
-  the authors' standard errors.
+  interval. In `dropout/table1` [three results](dropout.md#measured) are equal by this rule, but worse by the
+  authors' standard errors: naval with `10x`, and wine and protein with `grid`.
 - **Best peer** is the best other method or code that was measured in the same way.
 - **The time** below a table is the processor time of all its trainings, including those that chose the
   settings. Some older tables have the time of the clock.

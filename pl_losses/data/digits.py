@@ -15,7 +15,8 @@ from pl_losses.data.module import Resident
 class Digits(ImageDataModule):
     """The 1797 8x8 digits of ``sklearn.datasets.load_digits``, enlarged to 24x24 in the middle of 32x32.
 
-    Each split has the classes in the proportions of the whole set.
+    Each split has the classes in the proportions of the whole set. The test images are the same for every
+    seed, so that settings can be chosen with one seed and tested with others.
 
     Args:
         val_size: Number of validation images; 0 for none.
@@ -28,7 +29,7 @@ class Digits(ImageDataModule):
         batch_size: Training images per step and rank.
         eval_batch_size: Images per step and rank in evaluation. Default: 1000, or ``batch_size`` if that is
             larger.
-        seed: Seed of the split, the order and the distortions.
+        seed: Seed of the validation split, the order and the distortions.
         resident: Where the images lie, see :class:`~pl_losses.data.module.TensorDataModule`.
 
     Raises:
@@ -91,16 +92,16 @@ class Digits(ImageDataModule):
         images = _enlarged(torch.from_numpy(digits.images))
         labels = torch.from_numpy(digits.target).long()
 
-        def part(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        def part(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
             left, taken = train_test_split(
-                rows.numpy(), test_size=size, random_state=self.seed, stratify=labels[rows].numpy()
+                rows.numpy(), test_size=size, random_state=seed, stratify=labels[rows].numpy()
             )
             return torch.from_numpy(left), torch.from_numpy(taken)
 
-        rows, test = part(torch.arange(len(labels)), self.test_size)
+        rows, test = part(torch.arange(len(labels)), self.test_size, 0)
         splits = {"test": test}
         if self.val_size:
-            rows, splits["val"] = part(rows, self.val_size)
+            rows, splits["val"] = part(rows, self.val_size, self.seed)
         splits["train"] = rows[: self.limit]
         return {split: (images[chosen], labels[chosen]) for split, chosen in splits.items()}
 

@@ -120,6 +120,11 @@ def test_refused(fits, folder, capsys):
     statuses.append(1)
     assert main(COMMAND) == 2
     assert "but it failed: see out/own/logs/lenet-mnist-distorted-0.log" in capsys.readouterr().err
+    for option, value in (("--grids", "{lenet/digit: [{a: 1}]}"), ("--published", "{lenet/digit: 1}")):
+        assert main([*COMMAND, option, value]) == 2
+        assert "did you mean `lenet/digits`" in capsys.readouterr().err
+    assert main([*COMMAND, "--more", "{data.seed: 5}"]) == 2
+    assert "Expected no data.seed in `more`: each training has its own seed" in capsys.readouterr().err
     assert main([*COMMAND, "--metrics", json.dumps(["test/eror"]), "--folder", "other/lenet/recipes"]) == 2
     assert Path("other/lenet/recipes/state.json").is_file()  # The training is kept all the same.
     told = "Expected lenet/mnist-distorted to log test/eror but its test logs test/error, test/error_high"
@@ -172,14 +177,19 @@ def test_a_fit_that_diverges_is_reported(fits, folder, capsys):
     assert len(asked) == 4
 
 
-KEPT = [row for name in reproduced() if name.endswith("/recipes") for row in kept(name) if row["chosen"]]
+GRIDS = {
+    recipe: grid
+    for name, made in reproduced().items()
+    if name.endswith("/recipes")
+    for recipe, grid in made.preset_values().get("grids", {}).items()
+}
 
 
-@pytest.mark.parametrize("row", KEPT, ids=lambda row: row["what"])
-def test_recipes_have_the_chosen_settings(row):
-    grid = reproduced()[f"{row['what'].partition('/')[0]}/recipes"].preset_values()["grids"][row["what"]]
-    for option in grid[0]:
-        node = resolve(row["what"])
+@pytest.mark.parametrize("recipe", GRIDS)
+def test_recipes_have_the_chosen_settings(recipe):
+    row, *_ = (row for row in kept(f"{recipe.partition('/')[0]}/recipes") if row["what"] == recipe)
+    for option in GRIDS[recipe][0]:
+        node = resolve(recipe)
         for part in option.split("."):
             node = node[part] if part in node else node["init_args"][part]
         assert f"{option.removeprefix('model.')} {node}" in row["chosen"].split(", ")

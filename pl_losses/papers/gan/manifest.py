@@ -57,9 +57,10 @@ RECIPES = recipe_scores(
                 (0.0003, 0.0006),
                 (0.0003, 0.0012),
                 (0.001, 0.002),
+                (0.003, 0.006),
             )
         ],
-        "gan/full-basic-model": rates("model.lr_scheduler.max_lr", 0.006, 0.02, 0.06),
+        "gan/full-basic-model": rates("model.lr_scheduler.max_lr", 0.02, 0.06, 0.2),
     },
     choice={"gan/mnist": {"data.val_size": 10_000, "trainer.check_val_every_n_epoch": 10}},
     minutes=25,

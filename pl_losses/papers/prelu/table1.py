@@ -84,10 +84,9 @@ def reproduce(
         (job,) = jobs
         options: dict[str, Any] = {"val_size": 0, "batch_size": batch_size, "seed": job.seed, "limit": limit}
         data = Digits(**options) if dataset == "digits" else CIFARS[dataset](root, **options)
-        if dataset != "digits":  # Which of them are trained on depends on the seed.
-            data.prepare_data()
-            data.setup("fit")
-            kept.same_input(DATA[dataset], data.identity()["train"]["checksum"])
+        data.prepare_data()
+        data.setup("fit")
+        kept.same_input(DATA[dataset], data.identity()["train"]["checksum"])
         torch.manual_seed(job.seed)
         model = HalfSize(
             in_channels=data.input_shape[0],
