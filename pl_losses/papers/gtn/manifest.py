@@ -62,6 +62,6 @@ RECIPES = recipe_scores(
     ["gtn/collapse", "gtn/strings-digits", "gtn/sdnn"],
     ["test/error", "test/loss"],
     grids={"gtn/strings-digits": rates("model.lr_scheduler.max_lr", 0.001, 0.003, 0.01)},
-    minutes=43,
+    minutes=21,
     needs="MNIST",
 )
