@@ -72,11 +72,7 @@ RECIPES = recipe_scores(
     "adam",
     ["adam/cnn", "adam/mlp-dropout", "adam/bow"],
     ["test/error"],
-    grids={
-        "adam/cnn": rates("model.optimizer.lr", 0.0003, 0.001, 0.003),
-        "adam/mlp-dropout": rates("model.optimizer.lr", 0.0003, 0.001, 0.003),
-        "adam/bow": rates("model.optimizer.lr", 0.003, 0.01, 0.03, 0.1),
-    },
+    grids={"adam/bow": rates("model.optimizer.lr", 0.003, 0.01, 0.03, 0.1)},
     choice={"adam/bow": {"data.val_size": 1000}},
     minutes=9,
 )

@@ -63,7 +63,8 @@ RECIPES = recipe_scores(
         "gan/full-basic-model": rates("model.lr_scheduler.max_lr", 0.02, 0.06, 0.2),
     },
     choice={"gan/mnist": {"data.val_size": 10_000, "trainer.check_val_every_n_epoch": 10}},
-    minutes=25,
+    seeds=3,
+    minutes=40,
     needs="MNIST",
     small="gan/digits",
 )
