@@ -248,7 +248,7 @@ def spoilt(count: int, draw: random.Random) -> Trials:
     """A checkpoint, and a state of ``reproduce``, with one damage each, in turn."""
     path, content = Path("spoilt/x.ckpt"), {"state_dict": {"a": torch.randn(20_000)}, "epoch": 3}
     WholeCheckpointIO().save_checkpoint(content, path)
-    Experiment("spoilt", {"seed": 0}).add({"error": torch.randn(20_000)})
+    Experiment("spoilt", "spoilt", {"seed": 0}).add({"error": torch.randn(20_000)})
     state = Path("spoilt/state.pt")
     whole = {path: path.read_bytes(), state: state.read_bytes()}
     for trial in range(count):
@@ -266,7 +266,7 @@ def accepted(file: Path) -> str:
     """Whether a damaged file is taken."""
     if file.name == "state.pt":
         with contextlib.redirect_stderr(None):
-            return "accepted" if Experiment(file.parent, {"seed": 0}).results else ""
+            return "accepted" if Experiment("spoilt", file.parent, {"seed": 0}).results else ""
     try:
         read_checkpoint(str(file))
     except UsageError:

@@ -103,7 +103,7 @@ def reproduce(
     def run(recipe: str, seed: int, setting: Setting, more: Setting) -> dict[str, Any]:
         if (key := _key(recipe, seed, setting)) not in done:
             kept.same_input(f"the recipe {recipe}", sums[recipe])
-            found = train(recipe, seed, Path(folder), setting, options + _options(more))
+            found = train(recipe, seed, Path(folder), setting=setting, more=options + _options(more))
             if found["scores"] is None:
                 found["scores"] = dict.fromkeys(metrics, inf)
             kept.add(found)
@@ -144,11 +144,11 @@ def reproduce(
             lower = True if metric.endswith(LOWER_IS_BETTER) else None
             note = (notes or {}).get(recipe, "") if known is not None else ""
             rows.append(Row(recipe, quantity, published=known, note=note, lower_is_better=lower, **row))
+    choices = [done[_key(recipe, CHOICE, setting)] for recipe in recipes for setting in tried[recipe]]
     # Each logs its own.
-    every = dict.fromkeys(metric for one in results for metric in one["scores"])
+    every = dict.fromkeys(metric for one in [*results, *choices] for metric in one["scores"])
     if lacking := [metric for metric in metrics if metric not in every]:
         print(f"No recipe logs {', '.join(lacking)}: the tests log {', '.join(sorted(every))}")
-    choices = [done[_key(recipe, CHOICE, setting)] for recipe in recipes for setting in tried[recipe]]
     trainings = [
         {"stage": stage, "recipe": one["recipe"], "setting": json.dumps(one["setting"]), "seed": one["seed"]}
         | {"seconds": one["seconds"]}
@@ -160,7 +160,7 @@ def reproduce(
     report(kept, wandb, rows, tables={"trainings": trainings})
 
 
-def train(recipe: str, seed: int, folder: Path, setting: Setting, more: list[str]) -> dict[str, Any]:
+def train(recipe: str, seed: int, folder: Path, *, setting: Setting, more: list[str]) -> dict[str, Any]:
     """Fit and test a recipe with a seed, and return the scores of its test, or of its last validation.
 
     The scores are None if it diverged.

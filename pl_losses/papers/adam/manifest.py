@@ -74,5 +74,5 @@ RECIPES = recipe_scores(
     ["test/error"],
     grids={"adam/bow": rates("model.optimizer.lr", 0.003, 0.01, 0.03, 0.1)},
     choice={"adam/bow": {"data.val_size": 1000}},
-    minutes=9,
+    minutes=5,
 )

@@ -64,7 +64,7 @@ RECIPES = recipe_scores(
     },
     choice={"gan/mnist": {"data.val_size": 10_000, "trainer.check_val_every_n_epoch": 10}},
     seeds=3,
-    minutes=40,
+    minutes=41,
     needs="MNIST",
     small="gan/digits",
 )

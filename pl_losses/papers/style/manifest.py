@@ -23,7 +23,7 @@ MATRIX = Reproduced(
     "style/matrix",
     "pl_losses.papers.style.matrix.reproduce",
     panels=reproduction("Section 3: layers and ratios", "style/matrix", "matrix"),
-    minutes=5,
+    minutes=7,
     needs="the weights of VGG-19, which the extra `style` installs",
     quick="--size 48 --steps 1 --ratios [0.001] --depths [1,2]",
 )
