@@ -100,26 +100,29 @@ def reproduce(
         if one["recipe"] in sums:
             kept.same_input(f"the recipe {one['recipe']}", sums[one["recipe"]])
 
+    # Of the results, and of the choice.
+    wanted = (metrics, [metric.replace("test/", "val/", 1) for metric in metrics])
+
     def run(recipe: str, seed: int, setting: Setting, more: Setting) -> dict[str, Any]:
         if (key := _key(recipe, seed, setting)) not in done:
             kept.same_input(f"the recipe {recipe}", sums[recipe])
             found = train(recipe, seed, Path(folder), setting=setting, more=options + _options(more))
             if found["scores"] is None:
-                found["scores"] = dict.fromkeys(metrics, inf)
+                found["scores"] = dict.fromkeys(wanted[seed == CHOICE], inf)
             kept.add(found)
             done[key] = found
         bar.update()
         bar.set_description(f"{recipe}, seed {seed}")
-        _logged(metrics, recipe, done[key]["scores"])
+        _logged(wanted[seed == CHOICE], recipe, done[key]["scores"])
         return done[key]
 
     def score(recipe: str, setting: Setting) -> tuple[float, float]:
         """Return the score and the loss on held-out training data, lower is better."""
         only = {"test_after_fit": "false"} | (choice or {}).get(recipe, {})
         found = run(recipe, CHOICE, setting, only)["scores"]
-        name = _logged(metrics, recipe, found)[0]
+        name = _logged(wanted[True], recipe, found)[0]
         sign = 1 if name.endswith(LOWER_IS_BETTER) else -1
-        return sign * found[name], found.get("test/loss", 0.0)
+        return sign * found[name], found.get("val/loss", 0.0)
 
     with progress_bar(sum(map(len, tried.values())) + seeds * len(recipes)) as bar:
         chosen = {
@@ -192,7 +195,7 @@ def train(recipe: str, seed: int, folder: Path, *, setting: Setting, more: list[
     with (runs / name / "metrics.csv").open(newline="") as file:
         last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
     part = "test/" if any(key.startswith("test/") for key in last) else "val/"
-    scores = {key.replace(part, "test/", 1): float(at) for key, at in last.items() if key.startswith(part)}
+    scores = {key: float(at) for key, at in last.items() if key.startswith(part)}
     return known | {"seconds": process_time() - started, "scores": scores}
 
 
@@ -212,7 +215,7 @@ def _logged(metrics: list[str], recipe: str, scores: dict[str, float]) -> list[s
     """
     if not (logged := [metric for metric in metrics if metric in scores]):
         raise ValueError(
-            f"Expected {recipe} to log {' or '.join(metrics)} but its test logs {', '.join(sorted(scores))}"
+            f"Expected {recipe} to log {' or '.join(metrics)} but it logs {', '.join(sorted(scores))}"
         )
     return logged
 

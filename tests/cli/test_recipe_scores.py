@@ -129,7 +129,7 @@ def test_refused(fits, folder, capsys):
     assert "Expected no data.seed in `more`: each training has its own seed" in capsys.readouterr().err
     assert main([*COMMAND, "--metrics", json.dumps(["test/eror"]), "--folder", "other/lenet/recipes"]) == 2
     assert Path("other/lenet/recipes/state.json").is_file()  # The training is kept all the same.
-    told = "Expected lenet/mnist-distorted to log test/eror but its test logs test/error, test/error_high"
+    told = "Expected lenet/mnist-distorted to log test/eror but it logs test/error, test/error_high"
     assert told in capsys.readouterr().err
 
 
@@ -167,6 +167,9 @@ def test_settings_are_chosen_on_held_out_data_and_tested_with_other_seeds(fits, 
     assert (row.measured, row.chosen) == (pytest.approx(1.5), "optimizer.lr 0.3")
     trainings = list(csv.DictReader((folder / "out/own/trainings.csv").open()))
     assert [one["stage"] for one in trainings] == ["choice"] * 3 + ["result"] * 2
+    # The choice has validated, and tested nothing.
+    assert [bool(one["val/error"]) for one in trainings] == [True] * 3 + [False] * 2
+    assert [bool(one["test/error"]) for one in trainings] == [False] * 3 + [True] * 2
     assert main([*COMMAND, "--grids", json.dumps(grids), "--choice", json.dumps(choice)]) == 0
     assert len(asked) == 5  # All are kept.
 

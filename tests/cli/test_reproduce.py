@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -221,6 +222,15 @@ def test_two_processes_are_not_in_one_folder(folder, capsys):
         assert main(["reproduce", "gtn/cuts", "--quick", "--folder", "out"]) == 2
     assert f"Another `reproduce` (process {os.getpid()}) is running in out: wait" in capsys.readouterr().err
     assert not (folder / "out").exists()  # Nothing was kept there.
+
+
+def test_a_signal_outside_a_trainer_tells_how_to_resume(folder, monkeypatch, capsys):
+    def measure(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("pl_losses.papers.gtn.cut_settings.measure", measure)
+    assert main(["reproduce", "gtn/cuts", "--quick", "--folder", "out"]) == 143
+    assert "Interrupted: the same command with --folder out resumes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

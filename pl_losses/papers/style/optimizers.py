@@ -128,9 +128,11 @@ def reproduce(
         names = [" in the style of ".join(pair) for pair in reported]
     done = {(*one["pair"], one["way"], one["seed"], *one["setting"]): one for one in kept.results}
 
+    weights = weights_of(root)
+
     def check(pair: tuple[str, ...]) -> None:
         kept.same_input(f"the images {' and '.join(pair)}", sums[pair])
-        kept.same_input(*weights_of(root))
+        kept.same_input(*weights)
 
     for one in kept.results:
         if (pair := tuple(one["pair"])) in sums:
