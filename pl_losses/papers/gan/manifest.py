@@ -58,13 +58,13 @@ RECIPES = recipe_scores(
                 (0.0003, 0.0012),
                 (0.001, 0.002),
                 (0.003, 0.006),
+                (0.01, 0.02),
             )
         ],
-        "gan/full-basic-model": rates("model.lr_scheduler.max_lr", 0.02, 0.06, 0.2),
+        "gan/full-basic-model": rates("model.lr_scheduler.max_lr", 0.02, 0.06, 0.2, 0.6),
     },
     choice={"gan/mnist": {"data.val_size": 10_000, "trainer.check_val_every_n_epoch": 10}},
-    seeds=3,
-    minutes=41,
+    minutes=55,
     needs="MNIST",
     small="gan/digits",
 )
