@@ -106,9 +106,17 @@ def reproduce(
     def run(recipe: str, seed: int, setting: Setting, more: Setting) -> dict[str, Any]:
         if (key := _key(recipe, seed, setting)) not in done:
             kept.same_input(f"the recipe {recipe}", sums[recipe])
-            found = train(recipe, seed, Path(folder), setting=setting, more=options + _options(more))
-            if found["scores"] is None:
-                found["scores"] = dict.fromkeys(wanted[seed == CHOICE], inf)
+            spent, began = (kept.unfinished or {}).get(key, 0.0), process_time()
+            given = options + _options(more)
+            try:
+                scores = train(recipe, seed, Path(folder), setting, given, resume=spent > 0)
+            except KeyboardInterrupt:
+                kept.save({key: spent + process_time() - began})
+                raise
+            if scores is None:
+                scores = dict.fromkeys(wanted[seed == CHOICE], inf)
+            seconds = spent + process_time() - began
+            found = {"recipe": recipe, "seed": seed, "setting": setting, "seconds": seconds, "scores": scores}
             kept.add(found)
             done[key] = found
         bar.update()
@@ -163,10 +171,12 @@ def reproduce(
     report(kept, wandb, rows, tables={"trainings": trainings})
 
 
-def train(recipe: str, seed: int, folder: Path, *, setting: Setting, more: list[str]) -> dict[str, Any]:
+def train(
+    recipe: str, seed: int, folder: Path, setting: Setting, more: list[str], *, resume: bool
+) -> dict[str, float] | None:
     """Fit and test a recipe with a seed, and return the scores of its test, or of its last validation.
 
-    The scores are None if it diverged.
+    ``None`` means that it diverged. ``resume`` goes on from the newest checkpoint of an earlier call.
 
     Raises:
         KeyboardInterrupt: If it was interrupted.
@@ -177,26 +187,26 @@ def train(recipe: str, seed: int, folder: Path, *, setting: Setting, more: list[
     values = "".join(re.sub(r"[^\w.]+", "-", f"-{value}") for value in setting.values())
     name = f"{recipe.replace('/', '-')}-{seed}{values}"
     runs, log = folder / "runs", folder / "logs" / f"{name}.log"
-    shutil.rmtree(runs / name, ignore_errors=True)  # One that was interrupted begins anew.
+    if resume and any((runs / name / "checkpoints").glob("*.ckpt")):
+        more = [*more, f"--ckpt_path={runs / name}"]
+    else:
+        shutil.rmtree(runs / name, ignore_errors=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     logger = {"save_dir": str(runs.parent), "name": runs.name, "version": name}
     options = ["--trainer.logger=CSVLogger", *(f"--trainer.logger.{key}={at}" for key, at in logger.items())]
-    started = process_time()
-    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file), quiet():
+    with log.open("a" if resume else "w") as file, redirect_stdout(file), redirect_stderr(file), quiet():
         seeded = [f"--{key}={seed}" for key in SEEDED]
         status = main(["fit", "--config", recipe, *seeded, *options, *_options(setting), *more])
     if status in (130, 143):
         raise KeyboardInterrupt
-    known = {"recipe": recipe, "seed": seed, "setting": setting}
     if status and DIVERGED in log.read_text(errors="replace"):
-        return known | {"seconds": process_time() - started, "scores": None}
+        return None
     if status:
         raise ValueError(f"Expected {recipe} to train with seed {seed} but it failed: see {log}")
     with (runs / name / "metrics.csv").open(newline="") as file:
         last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
     part = "test/" if any(key.startswith("test/") for key in last) else "val/"
-    scores = {key: float(at) for key, at in last.items() if key.startswith(part)}
-    return known | {"seconds": process_time() - started, "scores": scores}
+    return {key: float(at) for key, at in last.items() if key.startswith(part)}
 
 
 def _options(given: Setting) -> list[str]:

@@ -16,6 +16,8 @@ COMMAND = [
     "lenet/recipes",
     "--recipes",
     '["lenet/mnist-distorted"]',
+    "--grids",
+    "null",
     "--seeds",
     "2",
     "--wandb",
@@ -35,8 +37,8 @@ def fits(folder, monkeypatch):
         options = dict(arg.removeprefix("--").split("=") for arg in args[3:])
         parts = [options[f"trainer.logger.{key}"] for key in ("save_dir", "name", "version")]
         run = Path(*parts)
-        assert not run.exists()
-        run.mkdir(parents=True)
+        assert run.exists() == (options.get("ckpt_path") == str(run))
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         seed, rate = int(options["seed_everything"]), float(options.get("model.optimizer.lr", 0.3))
         error = abs(rate - 0.3) + 0.01 * (1 + seed) if seed < 1000 else abs(rate - 0.3)
         name = "rmse" if "lenet/digits" in args else "error"
@@ -49,7 +51,10 @@ def fits(folder, monkeypatch):
         print("what a fit prints" if seed != 3 else "pl-losses: Expected a finite loss but got nan")
         if seed == 3:
             return 2
-        return statuses.pop(0) if statuses else 0
+        status = statuses.pop(0) if statuses else 0
+        if status == 143:
+            (run / "checkpoints" / "interrupted-step=2.ckpt").touch()
+        return status
 
     real = cli.main
     monkeypatch.setattr(cli, "main", fit)
@@ -64,7 +69,7 @@ def test_each_seed_is_a_fit_of_its_own(fits, folder, capsys):
         for seed in (0, 1)
     ]
     (row,) = csv.DictReader((folder / "out/own/results.csv").open())
-    assert row["options"] == "seeds=2 recipes=['lenet/mnist-distorted']"
+    assert row["options"] == "seeds=2 recipes=['lenet/mnist-distorted'] grids=None"
     found = row_of(row)
     assert (found.what, found.quantity, found.measured) == (
         "lenet/mnist-distorted",
@@ -91,7 +96,7 @@ def test_a_published_number_of_ones_own_is_a_trial(fits, folder, capsys):
 
 def test_recipes_may_log_other_metrics(fits, folder, capsys):
     main, _, _ = fits
-    chosen = ["--recipes", "lenet/mnist-distorted,lenet/digits", "--seeds", "1", "--grids", "null"]
+    chosen = ["--recipes", "lenet/mnist-distorted,lenet/digits", "--seeds", "1"]
     assert main([*COMMAND, *chosen, "--metrics", '["test/error", "test/rmse"]']) == 0
     rows = [row_of(row) for row in csv.DictReader((folder / "out/own/results.csv").open())]
     assert [(row.what, row.quantity, row.measured) for row in rows] == [
@@ -112,6 +117,28 @@ def test_what_is_done_is_not_done_again(fits, folder, capsys):
     assert "the same command with --folder out/own resumes" in capsys.readouterr().err
     assert main(COMMAND) == 0
     assert [args[3] for args in asked] == [f"--seed_everything={seed}" for seed in (0, 1, 1)]
+    run = "out/own/runs/lenet-mnist-distorted-1"
+    assert [f"--ckpt_path={run}" in args for args in asked] == [False, False, True]
+
+
+def test_the_time_before_an_interruption_counts(fits, folder, monkeypatch):
+    main, _, statuses = fits
+    clock = iter(range(100))
+    monkeypatch.setattr("pl_losses.cli.recipe_scores.process_time", lambda: 10.0 * next(clock))
+    statuses.append(130)
+    assert main([*COMMAND, "--seeds", "1"]) == 130
+    state = folder / "out/own/state.json"
+    assert list(json.loads(state.read_text())["unfinished"].values()) == [10.0]
+    assert main([*COMMAND, "--seeds", "1"]) == 0
+    assert json.loads(state.read_text())["results"][0]["seconds"] == 20.0
+
+
+def test_a_training_without_a_checkpoint_begins_anew(fits, folder):
+    main, asked, statuses = fits
+    statuses.append(130)
+    assert main([*COMMAND, "--seeds", "1"]) == 130
+    assert main([*COMMAND, "--seeds", "1"]) == 0
+    assert not any("ckpt_path" in arg for args in asked for arg in args)
 
 
 def test_refused(fits, folder, capsys):
