@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_losses.core.kernels import is_plain
 from pl_losses.core.validation import check_counts, typed
 from pl_losses.papers.sdae.losses import Kind
 
@@ -93,3 +95,46 @@ class DenseLayer(AutoencoderLayer):
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """Return W and b."""
         return self.weight, self.hidden_bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Encode and decode inputs: [B, D] -> [B, D]."""
+        own = type(self)
+        if (
+            self.decoder_weight is None
+            and inputs.ndim == 2
+            and (own.encode, own.decode) == (DenseLayer.encode, DenseLayer.decode)
+            and is_plain(inputs)
+            and is_plain(self.weight)
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            decoded: Tensor = _Tied.apply(inputs, self.weight, self.hidden_bias, self.visible_bias)
+            return decoded
+        return super().forward(inputs)
+
+
+class _Tied(torch.autograd.Function):
+    """A tied layer, with one sum for both uses of W: autograd transposes a gradient, and adds it."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, hidden_bias: Tensor, visible_bias: Tensor) -> Tensor:
+        codes = F.linear(inputs, weight, hidden_bias).sigmoid_()
+        ctx.save_for_backward(inputs, weight, hidden_bias, codes)
+        return F.linear(codes, weight.t(), visible_bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (decoded,) = gradients
+        inputs, weight, hidden_bias, codes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # For a second derivative, the codes depend on the weights.
+            codes = F.linear(inputs, weight, hidden_bias).sigmoid()
+        encoded = decoded @ weight.t() * (codes * (1 - codes))
+        found: list[Tensor | None] = [None] * 4
+        if ctx.needs_input_grad[0]:
+            found[0] = encoded @ weight
+        if ctx.needs_input_grad[1]:
+            found[1] = (codes.t() @ decoded).addmm_(encoded.t(), inputs)
+        if ctx.needs_input_grad[2]:
+            found[2] = encoded.sum(0)
+        if ctx.needs_input_grad[3]:
+            found[3] = decoded.sum(0)
+        return tuple(found)

@@ -115,6 +115,41 @@ def test_tied_weights_are_one_parameter_whose_gradient_is_the_sum_of_both_uses()
     torch.testing.assert_close(tied.weight.grad, untied.weight.grad + untied.decoder_weight.grad.t())
 
 
+def test_a_tied_layer_differentiates_as_its_two_halves():
+    torch.manual_seed(0)
+    layer = DenseLayer(5, 3).double()
+    parameters = tuple(layer.parameters())
+    inputs = torch.rand(4, 5, dtype=torch.float64, requires_grad=True)
+
+    def decode(inputs, *values):
+        names = [name for name, _ in layer.named_parameters()]
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), inputs)
+
+    assert "_Tied" in type(layer(inputs).grad_fn).__name__
+    assert torch.equal(layer(inputs), layer.decode(layer.encode(inputs)))
+    assert torch.autograd.gradcheck(decode, (inputs, *parameters))
+    assert torch.autograd.gradgradcheck(decode, (inputs, *parameters))
+    layer.weight.requires_grad_(False)
+    layer(inputs).sum().backward()
+    assert layer.weight.grad is None
+    assert layer.hidden_bias.grad is not None
+
+
+def test_a_layer_of_ones_own_halves_uses_them():
+    class Doubled(DenseLayer):
+        def decode(self, codes):
+            return 2 * super().decode(codes)
+
+    torch.manual_seed(0)
+    layer, inputs = Doubled(5, 3), torch.rand(2, 5)
+    torch.testing.assert_close(layer(inputs), 2 * DenseLayer.decode(layer, layer.encode(inputs)))
+    whole = DenseLayer(5, 3)
+    assert whole(torch.rand(2, 7, 5)).shape == (2, 7, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert whole(inputs).dtype == torch.bfloat16
+        whole(inputs).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
