@@ -2,6 +2,8 @@
 
 Run with ``python -m benchmarks.gan``. All train the same convolutional pair on the same batches with Adam and
 one thread. They take turns of a few steps; processor time is counted, and medians of the turns' ratios shown.
+The peers have the usual layers of torch and the usual Adam. The last row is the floor of our step: the loop
+by hand with our layers and the fused Adam.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import process_time
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -42,13 +45,13 @@ class Clock(pl.Callback):
 class GeneratesTwice(pl.LightningModule):
     """The step of Lightning's own GAN example, on our networks."""
 
-    def __init__(self, generator: torch.nn.Module, discriminator: torch.nn.Module) -> None:
+    def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.generator, self.discriminator = generator, discriminator
 
     def configure_optimizers(self) -> Any:
-        return dcgan_adam(self.generator.parameters()), dcgan_adam(self.discriminator.parameters())
+        return usual_adam(self.generator.parameters()), usual_adam(self.discriminator.parameters())
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         images = batch[0]
@@ -73,9 +76,28 @@ class GeneratesTwice(pl.LightningModule):
         self.log_dict({"d_loss": d_loss, "g_loss": g_loss})
 
 
-def by_hand(generator: torch.nn.Module, discriminator: torch.nn.Module, batches: Any) -> float:
+usual_adam = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))
+
+
+def usual_layers(network: nn.Sequential) -> nn.Sequential:
+    """Copy a network, with torch's layers between rows and maps."""
+    layers = list(copy.deepcopy(network))
+    for place, layer in enumerate(layers):
+        if isinstance(layer, nn.Unflatten):
+            layers[place] = nn.Unflatten(layer.dim, layer.unflattened_size)
+        elif isinstance(layer, nn.Identity):
+            layers[place] = nn.Flatten()
+        elif isinstance(layer, nn.Linear):
+            layers[place] = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            layers[place].load_state_dict(layer.state_dict())
+    return nn.Sequential(*layers)
+
+
+def by_hand(
+    generator: nn.Module, discriminator: nn.Module, batches: Any, adam: Callable[..., Any] = usual_adam
+) -> float:
     """Listing 2, with the zero_grad that it forgets."""
-    optimizer_g, optimizer_d = dcgan_adam(generator.parameters()), dcgan_adam(discriminator.parameters())
+    optimizer_g, optimizer_d = adam(generator.parameters()), adam(discriminator.parameters())
     started = 0.0
     for step, (images,) in enumerate(batches):
         if step == WARM_UP:
@@ -112,7 +134,8 @@ def turns(size: int) -> dict[str, list[float]]:
     """Seconds of each turn of each way, for images of a size."""
     torch.manual_seed(0)
     model = GAN(latent_size=LATENT, image_size=size, width=WIDTH)
-    last = copy.deepcopy(model.generator), copy.deepcopy(model.discriminator)
+    own = copy.deepcopy(model.generator), copy.deepcopy(model.discriminator)
+    last = [usual_layers(one) for one in own]
     # As one has them who does not think of it; `GAN` does.
     pair = [copy.deepcopy(one).to(memory_format=torch.contiguous_format) for one in last]
     images: Tensor = torch.rand((STEPS + WARM_UP) * BATCH, 1, size, size) * 2 - 1
@@ -123,6 +146,7 @@ def turns(size: int) -> dict[str, list[float]]:
         "Listing 2 by hand, channels last": lambda: by_hand(*last, batches),
         "Lightning's example": lambda: under_trainer(GeneratesTwice(*pair), batches),
         "Lightning's example, channels last": lambda: under_trainer(GeneratesTwice(*last), batches),
+        "floor: Listing 2 with our layers, fused Adam": lambda: by_hand(*own, batches, dcgan_adam),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -102,6 +104,43 @@ def test_dcgan_pair_fits_together(size):
     weights = [m.weight for m in generator.modules() if isinstance(m, nn.ConvTranspose2d)]
     # One is narrower than the one before; the last makes the image.
     assert [w.shape[0] for w in weights] == [2 * 2**k for k in range(len(weights) - 1, -1, -1)]
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_dcgan_pair_computes_as_with_the_usual_layers(size):
+    torch.manual_seed(0)
+    pair = nn.Sequential(DCGANGenerator(5, 3, size, width=2), DCGANDiscriminator(3, size, width=2)).double()
+    usual = copy.deepcopy(pair)
+    generator, discriminator = usual
+    generator[1] = nn.Unflatten(1, generator[1].unflattened_size)
+    discriminator[-3] = nn.Flatten()
+    linear = nn.Linear(discriminator[-2].in_features, 1).double()
+    linear.load_state_dict(discriminator[-2].state_dict())
+    discriminator[-2] = linear
+    noise = torch.randn(3, 5, dtype=torch.float64)
+    for network in (pair, usual):
+        network(noise).square().sum().backward()
+    torch.testing.assert_close(pair(noise), usual(noise))
+    for one, other in zip(pair.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_dcgan_pair_keeps_the_channels_side_by_side():
+    pair = nn.Sequential(DCGANGenerator(5, 3, 28, width=2), DCGANDiscriminator(3, 28, width=2))
+    layouts = []
+
+    def look(gradient):
+        layouts.append(gradient.is_contiguous(memory_format=torch.channels_last))
+
+    def note(layer, inputs, output):
+        assert output.is_contiguous(memory_format=torch.channels_last), layer
+        output.register_hook(look)
+
+    for layer in pair.to(memory_format=torch.channels_last).modules():
+        if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d, nn.ConvTranspose2d)):
+            layer.register_forward_hook(note)
+    pair(torch.randn(3, 5)).sum().backward()
+    assert layouts == [True] * 7
 
 
 def test_mlp_pair_fits_any_size():
