@@ -47,6 +47,8 @@ def fits(folder, monkeypatch):
         rows.append(f"2,,{error},{error - 0.00196},{error + 0.00196}")
         if part == "val":  # A validation may log what a test does not.
             rows = [f"{row},{end}" for row, end in zip(rows, ("val/more", "", "1"), strict=True)]
+        if options.get("data.val_size") == "0":
+            rows = ["step,train/loss", "1,0.5"]
         (run / "metrics.csv").write_text("\n".join(rows) + "\n")
         print("what a fit prints" if seed != 3 else "pl-losses: Expected a finite loss but got nan")
         if seed == 3:
@@ -199,6 +201,14 @@ def test_settings_are_chosen_on_held_out_data_and_tested_with_other_seeds(fits, 
     assert [bool(one["test/error"]) for one in trainings] == [False] * 3 + [True] * 2
     assert main([*COMMAND, "--grids", json.dumps(grids), "--choice", json.dumps(choice)]) == 0
     assert len(asked) == 5  # All are kept.
+
+
+def test_a_choice_without_held_out_data_says_what_is_missing(fits, folder, capsys):
+    main, _, _ = fits
+    grids = {"lenet/mnist-distorted": [{"model.optimizer.lr": 0.1}]}
+    choice = {"lenet/mnist-distorted": {"data.val_size": 0}}
+    assert main([*COMMAND, "--grids", json.dumps(grids), "--choice", json.dumps(choice)]) == 2
+    assert "but it logs nothing: without held-out data nothing can be chosen" in capsys.readouterr().err
 
 
 def test_a_fit_that_diverges_is_reported(fits, folder, capsys):
