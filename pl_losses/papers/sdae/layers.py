@@ -116,7 +116,9 @@ class _Tied(torch.autograd.Function):
     """A tied layer, with one sum for both uses of W: autograd transposes a gradient, and adds it."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, hidden_bias: Tensor, visible_bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, hidden_bias: Tensor, visible_bias: Tensor
+    ) -> Tensor:
         codes = F.linear(inputs, weight, hidden_bias).sigmoid_()
         ctx.save_for_backward(inputs, weight, hidden_bias, codes)
         return F.linear(codes, weight.t(), visible_bias)
