@@ -123,8 +123,8 @@ def options(passes: int) -> list[str]:
 
 
 def as_stock(config: dict) -> dict:
-    """Give Lightning's CLI the callback that the command adds on its own."""
-    del config["test_after_fit"]
+    """Leave out the command's own options, and name the callback that it adds on its own."""
+    del config["test_after_fit"], config["compile"]
     kept = {"monitor": "val/error", "save_last": True}
     config["trainer"]["callbacks"].append({"class_path": "ModelCheckpoint", "init_args": kept})
     return config
