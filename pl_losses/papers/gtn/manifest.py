@@ -61,7 +61,11 @@ RECIPES = recipe_scores(
     "gtn",
     ["gtn/collapse", "gtn/strings-digits", "gtn/sdnn"],
     ["test/error", "test/loss"],
-    grids={"gtn/strings-digits": rates("model.lr_scheduler.max_lr", 0.001, 0.003, 0.01)},
-    minutes=21,
+    grids={
+        recipe: rates("model.lr_scheduler.max_lr", 0.001, 0.003, 0.01)
+        for recipe in ("gtn/strings-digits", "gtn/sdnn")
+    },
+    choice={"gtn/sdnn": {"data.val_size": 5000}},
+    minutes=28,
     needs="MNIST",
 )
