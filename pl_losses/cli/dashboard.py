@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pl_losses.cli.arguments import options, positional, split
 from pl_losses.core.manifests import reproduced
-from pl_losses.core.refusals import sign_in
+from pl_losses.core.refusals import refusals_told, sign_in
 from pl_losses.core.trust import TRUST, is_class, own_packages, see_own_modules
 from pl_losses.core.version import EXTRA
 from pl_losses.recipes import OVERLAYS, UsageError, names, nearest
@@ -22,8 +22,8 @@ Make a W&B workspace for a recipe, for a class of your own (my_module.MyModel), 
 `pl-losses reproduce`. `json` prints it, and needs no account. `push` saves it to W&B, and replaces the one
 that was pushed before. Both need the extra `dashboards`.
 
-  --entity NAME            user or team on W&B
-  --project NAME           project on W&B (default: pl_losses)
+  --entity NAME            user or team on W&B (default: WANDB_ENTITY)
+  --project NAME           project on W&B (default: WANDB_PROJECT, or pl_losses)
   --trust MODULES          modules of your own that the recipe names
 """
 ACTIONS = ("json", "push")
@@ -42,10 +42,15 @@ def dashboard(args: Sequence[str]) -> int:
         flags.append(("model", name))
     os.environ[TRUST] = ",".join(sorted(own_packages(flags)))
     see_own_modules()
-    project = chosen.get("project") or "pl_losses"
+    entity = chosen.get("entity") or os.environ.get("WANDB_ENTITY", "")
+    project = chosen.get("project") or os.environ.get("WANDB_PROJECT") or "pl_losses"
     if given[0] == "push":
-        if not chosen.get("entity"):
+        import wandb
+
+        if not entity:
             raise UsageError("`dashboard push` takes --entity: W&B's user or team")
+        with refusals_told():
+            wandb.Settings(entity=entity, project=project)
         if not sign_in():
             raise UsageError(
                 "`dashboard push` sends to W&B, and WANDB_MODE or `wandb offline` says that nothing is sent;"
@@ -54,9 +59,9 @@ def dashboard(args: Sequence[str]) -> int:
     from pl_losses.dashboards.workspace import build_workspace, push, spec
 
     if given[0] == "push":
-        print(f"Saved: {push(name, chosen['entity'], project)}")
+        print(f"Saved: {push(name, entity, project)}")
     else:
-        print(json.dumps(spec(build_workspace(name, chosen.get("entity", ""), project)), indent=2))
+        print(json.dumps(spec(build_workspace(name, entity, project)), indent=2))
     return 0
 
 

@@ -47,6 +47,8 @@ def filled(logger: Any) -> Any:
         return logger
     path = logger["class_path"] if "." in logger["class_path"] else f"lightning.pytorch.loggers.{name}"
     arguments = dict(DEFAULTS[name])
+    if name == "WandbLogger" and (project := os.environ.get("WANDB_PROJECT")):
+        arguments["project"] = project
     if name == "WandbLogger" and (mode := os.environ.get("WANDB_MODE")):
         if mode not in MODES:
             raise UsageError(
@@ -105,8 +107,10 @@ def check_writable(folder: str) -> None:
 
 
 def check_id(logger: Config) -> None:
-    """Refuse a run's id that W&B does not take."""
+    """Refuse a run's id that W&B does not take, and a project without a name, for which Lightning has one."""
     given = logger.get("init_args", {})
+    if given.get("project") == "":
+        raise UsageError("Expected `trainer.logger.project` to be a name but got ''")
     for name in ("id", "version"):
         value = given.get(name)
         if isinstance(value, str) and (value != value.strip() or not value or set(value) & set(RESERVED)):
@@ -117,7 +121,7 @@ def check_id(logger: Config) -> None:
 def check_log_model(logger: Config) -> None:
     """Refuse W&B's own way to log checkpoints in an offline run, and name the one that works there."""
     given = logger.get("init_args", {})
-    if given.get("log_model") and given.get("offline"):
+    if given.get("log_model") and given.get("offline") and not goes_online(logger):
         raise UsageError(
             "Expected `trainer.logger.offline` false with `log_model`, which uploads checkpoints at once;"
             " an offline run keeps them for `wandb sync` with `--trainer.callbacks+=ArtifactRecord`"
@@ -126,14 +130,15 @@ def check_log_model(logger: Config) -> None:
 
 def quiet_wandb(logger: Config) -> None:
     """Keep wandb from chatting about an offline run."""
-    if logger.get("init_args", {}).get("offline"):
+    if logger.get("init_args", {}).get("offline") and not goes_online(logger):
         os.environ.setdefault("WANDB_SILENT", "true")
 
 
 def goes_online(logger: Config) -> bool:
     """Return whether a W&B run goes to the server at once, as far as the config says."""
     given = logger.get("init_args", {})
-    return not given.get("offline") and given.get("mode") in (None, "online", "shared")
+    mode = given.get("mode")
+    return mode in ("online", "shared") or (mode is None and not given.get("offline"))
 
 
 def online_asked(effective: Config, flags: Flags) -> bool:

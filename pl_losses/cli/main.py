@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pl_losses.cli.arguments import TRACEBACK, Flags, check, first_line, split
-from pl_losses.core.refusals import refusal, refusals_told, sign_in
+from pl_losses.core.refusals import WITHOUT, refusal, refusals_told, sign_in
 from pl_losses.core.trust import see_own_modules
 from pl_losses.core.version import __version__
 from pl_losses.recipes import (
@@ -42,7 +42,7 @@ COMMANDS = {
 INSTEAD = dict.fromkeys(TRAINER_COMMANDS, "`--trainer.logger.offline true` keeps the run on this machine")
 INSTEAD |= {
     "reproduce": "`--wandb offline` keeps the run on this machine",
-    "dashboard": "`pl-losses dashboard json` and `pl-losses show` do without it",
+    "dashboard": WITHOUT,
 }
 SHELLS = ("bash", "zsh", "fish")
 # Commands without options, and what follows them.

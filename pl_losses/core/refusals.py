@@ -10,6 +10,7 @@ from pl_losses.recipes import UsageError
 
 KEY = "`wandb login --relogin` asks for another one, or set WANDB_API_KEY"
 SIGN_IN = "Not signed in to W&B: `wandb login` asks for an API key, or set WANDB_API_KEY"
+WITHOUT = "`pl-losses dashboard json` and `pl-losses show` do without it"
 SECONDS = 10  # That a server has to answer at all.
 
 
@@ -85,7 +86,7 @@ def refusal(error: BaseException, instead: str = "") -> str:
     elif re.search(r"API key|not logged in|error 40[13]\b", reason):
         reason = f"W&B does not take the API key ({reason}): {KEY}"
     elif "service process is busy" in reason:
-        reason = f"W&B does not answer ({reason})"
+        reason = f"W&B does not answer, or with errors such as a rate limit ({reason})"
     elif not reason.startswith("W&B at "):
         reason = f"W&B refused, or cannot be reached: {reason}"
         if re.search("permission|denied|forbidden|not found", reason, re.IGNORECASE):

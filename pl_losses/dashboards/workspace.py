@@ -17,7 +17,7 @@ from pl_losses.core.manifests import reproduced
 from pl_losses.core.metrics import X_AXIS
 from pl_losses.core.names import own_class
 from pl_losses.core.panels import Panel, Section, automatic, matches, regex, sorted_sections
-from pl_losses.core.refusals import refusals_told
+from pl_losses.core.refusals import WITHOUT, refusals_told
 from pl_losses.core.trust import is_class
 from pl_losses.core.version import EXTRA
 from pl_losses.dashboards.keys import keys_of, kind_of, panels_of, read_recipe
@@ -205,7 +205,7 @@ def push(name: str, entity: str, project: str, *, save: Callable[[Any], Any] | N
     built = build_workspace(name, entity, project)
     # The same name makes W&B update the view that has it.
     of_wandb.name_view(built, view_name(name))
-    with refusals_told():
+    with refusals_told(WITHOUT):
         return str((save or type(built).save)(built).url)
 
 

@@ -26,7 +26,7 @@ from pl_losses.core.refusals import fault
 from pl_losses.core.run_folders import Run, exists, lineage, modified, named_by, write_record
 from pl_losses.core.trust import always, class_paths
 from pl_losses.core.version import __version__
-from pl_losses.core.wandb_run import about
+from pl_losses.core.wandb_run import about, settings
 from pl_losses.recipes import HERE, OVERLAYS, Config, dump
 
 RECORDED = ("fit", "predict")  # These commands write into the run's folder.
@@ -54,7 +54,7 @@ class RunRecord(Callback):
 
     Beside the config it keeps the list of the run's checkpoints, so that commands find them again. A
     checkpoint names the run that made it, and W&B's config of a run that starts from it names both. A test is
-    a run of its own: under the id of the training it would write over that one's results.
+    a run of its own. Under the id of the training it only adds its results: name and config stay.
 
     Args:
         config: The resolved config, plain data.
@@ -129,7 +129,8 @@ class RunRecord(Callback):
                 self.keep(trainer)
             for logger in trainer.loggers:
                 if is_wandb(logger):
-                    logger.log_hyperparams(self.facts() | self.checkpoint())
+                    if not self.adds_to(logger.version):
+                        logger.log_hyperparams(self.facts() | self.checkpoint())
                 elif self.command in RECORDED:
                     logger.log_hyperparams(self.facts())
 
@@ -147,6 +148,10 @@ class RunRecord(Callback):
         own = f"seed {seed}" if seed else ""
         return own if self.command == "fit" else self.trained_by.get("seed", own)
 
+    def adds_to(self, run: object) -> bool:
+        """Return whether a command other than ``fit`` writes into the run that trained its checkpoint."""
+        return self.command != "fit" and bool(run) and str(run) == self.trained_by.get("id")
+
     def about(self, run: str | None = None) -> Config:
         """Return what W&B is told of the run, unless the user tells it.
 
@@ -156,6 +161,8 @@ class RunRecord(Callback):
         Args:
             run: W&B's id of the run, if it was given.
         """
+        if self.adds_to(run):
+            return {"settings": settings()}
         named = [name for name in self.names if "{" not in name and "\n" not in name]
         own = [name for name in named if not name.startswith(f"{OVERLAYS}/")]
         group = (own or [self._model().rpartition(".")[2]])[0]
@@ -261,7 +268,12 @@ def wandb_options(trainer: Any) -> list[str]:
     if not isinstance(logger, dict) or "WandbLogger" not in logger["class_path"]:
         return []
     usual = {"offline": True, "project": "pl_losses", "entity": None}
-    given = {key: logger.get("init_args", {}).get(key, value) for key, value in usual.items()}
+    arguments = logger.get("init_args") or {}
+    given = {key: arguments.get(key, value) for key, value in usual.items()}
+    if arguments.get("mode") in ("online", "shared"):
+        given["offline"] = False
+    elif os.environ.get("WANDB_MODE") == "disabled":
+        given["offline"] = True
     changed = {key: value for key, value in given.items() if value != usual[key]}
     words = [(f"--trainer.logger.{key}", str(value or "false")) for key, value in changed.items()]
     return [word for pair in words for word in pair]

@@ -98,8 +98,11 @@ def runs(server, folder):
         again += ["--test_after_fit", "false", *ONLINE, logger]
         pl_losses("fit", *again, "whole", "--trainer.max_epochs", "3")
         pl_losses("fit", *again, "another")
+        resumed = deepcopy(server.runs["whole"])
+        pl_losses("test", "--ckpt_path", "runs/pl_losses/whole", *ONLINE, logger, "whole")
         wandb.teardown()
-    return {**server.runs, "whole": whole, "resumed": server.runs["whole"]}
+    more = {"whole": whole, "resumed": resumed, "tested within": server.runs["whole"]}
+    return {**server.runs, **more}
 
 
 AUTHOR = os.environ | {
@@ -184,6 +187,19 @@ def test_a_test_names_its_checkpoint_and_the_run_that_made_it(runs, folder):
     assert "checkpoint" not in runs["synced"].config
 
 
+def test_a_test_within_the_fits_run_leaves_it_what_it_is(runs, folder):
+    before, after = runs["resumed"], runs["tested within"]
+    for key in ("displayName", "groupName", "jobType", "notes", "tags"):
+        assert before.told[key], key
+        assert after.told.get(key) in (before.told[key], None), key
+    assert after.config["config"] == before.config["config"]
+    assert after.config["checkpoint"] == before.config["checkpoint"]
+    tests = [["test/error" in row for row in run.rows] for run in (before, after)]
+    assert [sum(one) for one in tests] == [1, 2]
+    run = read_run(max(folder.glob("runs/wandb/*-whole/*.wandb")))
+    assert (run.name, run.job_type) == (before.told["displayName"], "fit")
+
+
 def test_a_test_has_what_the_fits_test_has(runs):
     def shown(run):
         keys = {key for row in run.rows for key in row if key.startswith("test/")}
@@ -215,10 +231,12 @@ def test_the_page_has_what_was_uploaded(runs, folder, name, job_type):
 
 
 def test_what_the_user_says_wins(online, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
     monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
     monkeypatch.setenv("WANDB_TAGS", "a,b")
     options = [
+        "--trainer.logger.mode",
+        "online",
         "--trainer.logger.name",
         "mine",
         "--trainer.logger.notes",
@@ -234,8 +252,12 @@ def test_what_the_user_says_wins(online, monkeypatch, capsys):
     assert told["tags"] == ["a", "b"]
     assert told["jobType"] == "fit"
     # The test of an online run is one, too.
-    printed = re.search("Test it: +(pl-losses .*?)(  .*)?$", capsys.readouterr().out, re.M)[1]
-    assert printed == "pl-losses test --ckpt_path runs/pl_losses/own --trainer.logger.offline false"
+    out = capsys.readouterr().out
+    printed = re.search("Test it: +(pl-losses .*?)(  .*)?$", out, re.M)[1]
+    there = "--trainer.logger.offline false --trainer.logger.project theirs"
+    assert printed == f"pl-losses test --ckpt_path runs/theirs/own {there}"
+    assert f"Look at it: {online.url}" in out
+    assert "wandb sync" not in out
 
 
 def test_push_makes_a_view_and_updates_it(online, capsys):
@@ -307,6 +329,7 @@ def test_refused_before_any_work(online, monkeypatch, capfd, command, variable, 
         (["--trainer.logger.offline", "false"], True),
         (["--trainer.logger", "WandbLogger", "--trainer.logger.offline=False"], True),
         (["--trainer.logger.offline", "false", "--trainer.logger.mode", "offline"], False),
+        (["--trainer.logger.mode", "online"], True),
         (["--trainer.logger.offline", "false", "--trainer.fast_dev_run", "true"], False),
         (["--trainer.logger", "CSVLogger"], False),
         (["--trainer.logger", "false"], False),
@@ -346,6 +369,21 @@ def test_a_malformed_address_is_refused(online, monkeypatch, capfd, command, url
     line = refusal(capfd, *command)
     assert "W&B does not take its setting `WANDB_BASE_URL`: Input should be a valid URL" in line
     assert line.endswith(f"but got {url!r}")
+
+
+def test_a_view_goes_where_the_environment_says(online, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_ENTITY", ENTITY)
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    assert main(["dashboard", "push", "lenet/digits"]) == 0
+    assert f"{ENTITY}/theirs" in capfd.readouterr().out
+    told = refusal(capfd, "dashboard", "push", "lenet/digits", "--project", "a/b")
+    assert "Invalid project name 'a/b': cannot contain characters" in told
+    assert len(online.views) == 1
+
+
+def test_a_run_needs_the_name_of_a_project(online, capfd):
+    told = refusal(capfd, "fit", "--config", "lenet/digits", "--trainer.logger.project", "")
+    assert told == "pl-losses: Expected `trainer.logger.project` to be a name but got ''"
 
 
 def test_nothing_is_pushed_where_nothing_is_to_be_sent(online, monkeypatch, capfd):

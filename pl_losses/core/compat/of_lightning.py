@@ -311,7 +311,7 @@ def saves_shards(strategy: ModelParallelStrategy) -> bool:
 
 def is_offline(logger: WandbLogger) -> bool:
     """Return whether a run is kept on disk only. Without it: an error at a fit's end."""
-    return bool(logger._offline)
+    return bool(logger._offline) and logger._wandb_init.get("mode") not in ("online", "shared")
 
 
 def wandb_arguments(logger: WandbLogger) -> dict[str, Any]:
