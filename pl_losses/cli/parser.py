@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -62,6 +63,8 @@ def shorten(message: str) -> str:
     other = [line for line in telling if line not in named]
     telling = named[:1] if named and path.startswith("trainer.") else other or named[:1] or lines or [message]
     text = telling[0]
+    if "does not correspond to a subclass" in text and (name := of_the_other_package(message)):
+        return f"`{path}`: `{name}` is of `pytorch_lightning`, not of `lightning`: use `lightning.pytorch`"
     # Further types that the argument may have are in the following lines.
     for line in takewhile(lambda line: line.startswith("Expected a "), telling[1:]):
         text += line.replace("Expected a", " or a", 1) if text.startswith("Expected a ") else ""
@@ -81,7 +84,20 @@ def shorten(message: str) -> str:
     ):
         text += f" but got {given[1]}"
     text = re.sub(r"Namespace\(class_path='([\w.]+)', init_args=Namespace\((.{,80}).*", r"`\1` with \2", text)
+    listed = r"collections[.]abc[.]Sequence\b.* but got (\w+)$"
+    text = re.sub(listed, r"a list, such as [\1], but got \1", text)
     return (f"`{path}`: " if path else "") + text[:300] + hint(text, path, classes)
+
+
+def of_the_other_package(message: str) -> str:
+    """Return the first class that a message names, of those that derive from one of `pytorch_lightning`."""
+    for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", message):
+        module, _, short = name.rpartition(".")
+        found = getattr(sys.modules.get(module), short, None)
+        bases = found.__mro__ if isinstance(found, type) else ()
+        if any(one.__module__.startswith("pytorch_lightning.") for one in bases):
+            return str(name)
+    return ""
 
 
 def hint(text: str, path: str, classes: list[str]) -> str:

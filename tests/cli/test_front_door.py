@@ -128,6 +128,7 @@ def test_console_script():
         ("fit --config prelu/digits-prelu --model.optimizer.lr nan", "to be a number but got nan"),
         # A schedule has its `epochs`, too.
         ("fit --config lenet/digits --epochs 8", "did you mean `--trainer.max_epochs`?"),
+        ("fit --config lenet/digits --trainer.logger.tags own", "a list, such as [own], but got own"),
         ("fit --model mine.py", "to name a class but got the file `mine.py`: write `mine.CLASS`"),
         ("fit --data own/mine.py", "write `own.mine.CLASS`"),
         ("fit --print_confg", "`--print_confg`: did you mean `--print_config`?"),

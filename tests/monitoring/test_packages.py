@@ -20,6 +20,7 @@ from pl_losses.callbacks import (
     DropoutUncertaintyMonitor,
     PReLUSlopeMonitor,
 )
+from pl_losses.cli.main import main
 from pl_losses.dashboards.offline.runs import read_run
 from pl_losses.dashboards.page.comparison import origin
 from pl_losses.dashboards.page.drawing import read_table
@@ -190,6 +191,21 @@ def test_the_other_trainer_says_what_to_do(tmp_path):
         for given in ((Digits(),), ()):
             with pytest.raises(TypeError, match="`Digits` is a LightningDataModule of `lightning`"):
                 use(net(other), *given, **({} if given else {"datamodule": Digits()}))
+
+
+def test_the_command_line_says_what_is_of_the_other_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import pytorch_lightning as pl\n\nclass Other(pl.LightningModule):\n    pass\n"
+    (tmp_path / "of_the_other.py").write_text(text)
+    logger = "pytorch_lightning.loggers.WandbLogger"
+    for option, name, more in (
+        ("model", "of_the_other.Other", ["--data", "Digits"]),
+        ("trainer.logger", logger, ["--config", "lenet/digits"]),
+    ):
+        assert main(["fit", *more, f"--{option}", name]) == 2
+        told = f"`{option}`: `{name}` is of `pytorch_lightning`, not of `lightning`: use `lightning.pytorch`"
+        assert told in capsys.readouterr().err
 
 
 def test_a_module_of_the_suite_may_be_part_of_another(tmp_path):
