@@ -56,6 +56,9 @@ def show(args: Sequence[str]) -> int:
 
     # `runs/wandb/*` names these, too.
     given = [one for one in given if Path(one).name not in BESIDE] or given
+    for name in given:
+        if Path(name, "trials.csv").is_file() and (page := Path(name, "show.html")).is_file():
+            print(visible(f"All trials of this sweep: {page}"))
     runs = whole_runs([load_run(name, watch) for name in given or [RUNS]])
     out = Path(chosen["out"]) if chosen.get("out") else runs[0].path.parent / "show.html"
     write_page(runs, out, watch)

@@ -131,7 +131,11 @@ async function use() {
   at("#dark").click()
   seen.grounds.push(ground())
 
+  seen.nothing = [visible(at("#nothing"))]
+  set("#search", {value: "nowhere"})
+  seen.nothing.push(visible(at("#nothing")))
   set("#search", {value: "MARGIN own"})
+  seen.nothing.push(visible(at("#nothing")))
   seen.found = all(".panel").filter(visible).map(one => one.querySelector("b").textContent)
   seen.values = all("tr[data-key]").filter(visible).map(one => one.dataset.key)
   seen.left = all("#contents a").filter(visible).map(one => one.textContent)
@@ -217,6 +221,7 @@ def test_dark_mode(seen):
 def test_keys_are_searched(seen):
     assert (seen["found"], seen["values"]) == (["own/margin"], ["own/margin"])
     assert seen["left"] == ["own", "All values"]
+    assert seen["nothing"] == [False, True, False]  # A sentence says that no key has the words.
 
 
 def test_what_was_set_is_kept_when_the_page_is_loaded_again(seen):

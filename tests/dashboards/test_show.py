@@ -468,7 +468,27 @@ def test_watching_ends_where_nothing_is_written(folder, monkeypatch, capsys):
     monkeypatch.setattr("time.sleep", sleep)
     assert main(["show", "--watch", "metrics.csv"]) == 0
     assert len(slept) == 1
-    assert "not recorded by CSVLogger; 1 rows" in capsys.readouterr().out
+    assert "CSVLogger records no end; 1 rows" in capsys.readouterr().out
+
+
+def test_a_csv_run_says_what_it_is(folder):
+    run = folder / "runs/pl_losses/version_3"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text("step,train/loss\n1,2.0\n")
+    os.utime(run / "metrics.csv", (1_000_060, 1_000_060))
+    (run / "config.yaml").write_text("seed_everything: 5\n")
+    assert read_run(run / "metrics.csv").name == "pl_losses/version_3"
+    record = {
+        "started": 1_000_000.5,
+        "recipes": ["trainers/ddp", "lenet/digits"],
+        "model": "pl_losses.LeNet5",
+    }
+    (run / "record.json").write_text(json.dumps(record))
+    found = read_run(run / "metrics.csv")
+    assert (found.name, found.job_type) == ("lenet/digits, seed 5, version_3", "fit")
+    assert (found.facts["began"], found.facts["took"]) == ("1970-01-12 13:46 UTC", "60 s")
+    (run / "record.json").write_text("{")
+    assert read_run(run / "metrics.csv").name == "pl_losses/version_3"
 
 
 def test_ctrl_c_ends_watching_in_a_line(folder, monkeypatch, capsys):

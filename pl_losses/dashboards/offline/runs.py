@@ -10,6 +10,7 @@ import os
 import platform
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from glob import escape
@@ -20,7 +21,7 @@ from pl_losses.core.compat.names import ABOUT, KIND, STEP, TIMES
 from pl_losses.dashboards.offline import wire
 from pl_losses.dashboards.offline.columns import SUMMARY, Array, Columns, plain_numbers
 from pl_losses.dashboards.offline.records import read_payloads
-from pl_losses.recipes import UsageError, load
+from pl_losses.recipes import OVERLAYS, UsageError, load
 
 X_AXIS = "trainer/global_step"
 LARGEST = 50_000_000  # Bytes of a picture or table; larger ones are left out of a page.
@@ -260,7 +261,7 @@ def _take(run: Run, name: str, message: bytes, folder: Path) -> None:
         run.job_type = wire.text(found.get("job_type")) or run.job_type
         if not run.began and (seconds := wire.seconds(found.get("start_time"))):
             run.began = seconds
-            run.facts["began"] = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+            run.facts["began"] = when(seconds)
         for part in found.get("config", []):
             _config(run, part if isinstance(part, bytes) else b"")
     elif name == "exit":
@@ -359,7 +360,7 @@ def read_csv(path: Path) -> Run:
     """Read a run of Lightning's ``CSVLogger``, with the pictures and the config in its folder."""
     folder = path.parent
     run = Run(f"{folder.parent.name}/{folder.name}", path, [folder], default_axis=X_AXIS)
-    run.stage = "not recorded by CSVLogger"
+    run.stage = "CSVLogger records no end"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
@@ -372,14 +373,35 @@ def read_csv(path: Path) -> Run:
         raise UsageError(f"Cannot read `{path}`: {error}") from None
     if not run.curves():
         raise UsageError(f"`{path}` has no numbers: it is no run's, or the run has logged nothing yet")
-    config = folder / "config.yaml"
+    config, record = folder / "config.yaml", folder / "record.json"
     run.config = load(config) if config.is_file() else {}
+    with suppress(*ODD):
+        _recorded(run, json.loads(record.read_bytes()), path.stat().st_mtime)
     last = float(run.columns.pairs(X_AXIS, X_AXIS)[0][-1:].sum())
     for picture in sorted(folder.glob("pictures/*.png")):
         key = picture.stem.replace("-", "/")
         item = Item(last, X_AXIS, {"filenames": [f"pictures/{picture.name}"]})
         run.items.setdefault("picture", {})[key] = [item]
     return run
+
+
+def _recorded(run: Run, record: dict[str, Any], last: float) -> None:
+    """Add what the suite's record of a fit says: what it is of, and when it was."""
+    named = [name for name in record["recipes"] if not name.startswith(f"{OVERLAYS}/")]
+    run.recipe = ", ".join(record["recipes"])
+    what = [*(named or [record["model"].rpartition(".")[2]])[:1], f"seed {run.config.get('seed_everything')}"]
+    run.name, run.job_type = ", ".join([*what, run.path.parent.name]), "fit"
+    run.began = int(record["started"])
+    run.facts |= {"began": when(run.began), "took": f"{int(last) - run.began} s"}
+
+
+def when(seconds: int) -> str:
+    """Write a time of day, UTC.
+
+    >>> when(1)
+    '1970-01-01 00:00 UTC'
+    """
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _json(text: Any) -> bytes | None:

@@ -80,6 +80,7 @@ function search() {
     folded.hidden = Boolean(words.length) && !folded.querySelector("[data-key]:not([hidden])")
     folded.entry.hidden = folded.hidden
   }
+  control("nothing").hidden = !words.length || Boolean(document.querySelector("[data-key]:not([hidden])"))
 }
 
 function switches() {

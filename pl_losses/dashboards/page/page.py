@@ -58,6 +58,7 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <span id="watched"></span>
 </form>
 <main>
+<p id="nothing" hidden>No key has these words.</p>
 <div id="sections"></div>
 {tables}
 </main>
