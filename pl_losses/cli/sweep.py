@@ -85,7 +85,7 @@ def sweep(args: Sequence[str]) -> int:
             values = asked.draw(number, runner.seed, [])[1]
             # Without `${args}`, the command does not tell them.
             beside = "" if asked.gives_arguments() else f"  # {json.dumps(nested(values))}"
-            print(visible(shlex.join(runner.command(values)) + beside))
+            print(visible(shlex.join(runner.command(number, values)) + beside))
         return 0
     try:
         return runner.run(count, retry, wanted)
@@ -132,9 +132,10 @@ class Runner:
         self.sweep, self.folder, self.seed = sweep, folder, seed
         self.more, self.failures = list(more), failures
 
-    def command(self, values: dict[str, Any]) -> list[str]:
+    def command(self, number: int, values: dict[str, Any]) -> list[str]:
         """Return the command of a trial, as a user would type it."""
-        return [*words(self.sweep, values), *self.more]
+        file = self.parameters_of(number).with_suffix(".json").resolve()
+        return [*words(self.sweep, values, file), *self.more]
 
     def check_first(self) -> None:
         """Check the first trial's command as far as that is possible without torch.
@@ -145,7 +146,7 @@ class Runner:
         from pl_losses.cli.arguments import check, split
 
         drawn = self.sweep.draw(1, self.seed, [])[1]
-        name, *rest = self.command(drawn)
+        name, *rest = self.command(1, drawn)
         if name == "pl-losses" and rest[:1] == ["fit"]:
             check("fit", split(rest[1:]))
 
@@ -192,7 +193,10 @@ class Runner:
         self.write_parameters(number, values)
         began = time.monotonic()
         try:
-            status = execute(self.command(values), log, self.environment(run, number), self.locks)
+            status = execute(self.command(number, values), log, self.environment(run, number), self.locks)
+        except UsageError:
+            print(flush=True)  # The trial's line ends here.
+            raise
         except (KeyboardInterrupt, SystemExit):
             print("interrupted", flush=True)
             print(f"The same command resumes from what is in {self.folder}", file=sys.stderr)
@@ -230,9 +234,13 @@ class Runner:
         """Write a trial's parameters as W&B's agent does."""
         import yaml
 
+        path = self.parameters_of(number)
         given = {key: {"value": value} for key, value in nested(values).items()}
-        with written_whole(self.parameters_of(number)) as file:
+        with written_whole(path) as file:
             file.write(yaml.safe_dump({"wandb_version": 1, **given}, sort_keys=False).encode())
+        if "${args_json_file}" in self.sweep.command:
+            with written_whole(path.with_suffix(".json")) as file:
+                file.write(json.dumps(nested(values)).encode())
 
     def outcome(self, file: Path | None, values: dict[str, Any]) -> tuple[float | None, str]:
         """Return the last value of a trial's metric, and what is wrong if there is none.
@@ -294,11 +302,11 @@ class Runner:
         trials = self.kept.results
         if best := self.sweep.best(trials):
             print(f"Best: trial {best['trial']}, {self.sweep.metric} {best['metric']:.6g}")
-            variables = "WANDB_MODE=offline"
-            if not self.sweep.gives_arguments():
+            variables, command = "WANDB_MODE=offline", self.command(best["trial"], best["parameters"])
+            if "pl-losses" not in command:  # A program of one's own may read W&B's config.
                 path = self.parameters_of(best["trial"]).resolve()
                 variables += f" WANDB_SWEEP_PARAM_PATH={shlex.quote(str(path))}"
-            print(visible(f"Run it again: {variables} {shlex.join(self.command(best['parameters']))}"))
+            print(visible(f"Run it again: {variables} {shlex.join(command)}"))
         print(visible(f"Table: {self.folder / 'trials.csv'}"))
         files = {
             file: {name.replace("/", "."): value for name, value in one["parameters"].items()}

@@ -124,8 +124,13 @@ def nested(flat: Mapping[str, Any]) -> Config:
     return found
 
 
-def words(sweep: Sweep, values: Mapping[str, Any]) -> list[str]:
+def words(sweep: Sweep, values: Mapping[str, Any], file: Path = Path("parameters.json")) -> list[str]:
     """Return the command that W&B's agent would run for these parameters, with this interpreter.
+
+    Args:
+        sweep: The sweep.
+        values: The parameters.
+        file: That has them as JSON.
 
     Raises:
         UsageError: If it has a macro that is not known here.
@@ -143,6 +148,7 @@ def words(sweep: Sweep, values: Mapping[str, Any]) -> list[str]:
             f"--{key}" if value is True else f"--{key}={value}" for key, value in given if value is not False
         ],
         "args_json": [json.dumps(whole)],
+        "args_json_file": [str(file)],
         "args_append_hydra": [f"+{key}={value}" for key, value in given],
         "args_override_hydra": [f"++{key}={value}" for key, value in given],
     }

@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 import pytest
 import scipy.stats
+import yaml
 from wandb.proto import wandb_internal_pb2 as proto
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
@@ -98,10 +99,15 @@ def test_a_grid_is_run_to_its_end(sweep, tmp_path, capsys):
     assert re.search(r"^Trial 2 of 4: x=5 -> failed: no good at 5 \(runs/\S+/trial-0002.log\)", told, re.M)
     assert re.search(r"^Trial 3 of 4: x=3 -> val/error 0 \(0 s; best: trial 3; \d s left\)", told, re.M)
     assert "Best: trial 3, val/error 0\n" in told
-    assert f"Run it again: WANDB_MODE=offline {sys.executable} -IS trial.py --x=3\n" in told
+    # The program may read W&B's config.
+    file = tmp_path / "runs/sweeps/mine/parameters/trial-0003.yaml"
+    variables = f"WANDB_MODE=offline WANDB_SWEEP_PARAM_PATH={file}"
+    assert f"Run it again: {variables} {sys.executable} -IS trial.py --x=3\n" in told
     assert (tmp_path / "runs/sweeps/mine/logs/trial-0001.log").read_text() == "hello from 4.0\n"
     page = (tmp_path / "runs/sweeps/mine/show.html").read_text()
     assert all(row["run"][-8:] in page for row in table(tmp_path) if row["state"] == "finished")
+    main(["show", "runs/sweeps/mine", "--open", "false"])
+    assert "All trials of this sweep: runs/sweeps/mine/show.html\n" in capsys.readouterr().out
     # Nothing is left to do but, on request, what failed.
     assert main(args) == 0
     assert "4 trials are in runs/sweeps/mine; 0 are left" in capsys.readouterr().out
@@ -368,6 +374,28 @@ def test_a_grid_has_all_points(tmp_path):
         {"a": 1, "b": "x", "c": 7, "d/q": 0.0},
     ]
     assert len({str(point) for point in points}) == 8
+
+
+def test_a_program_gets_its_settings_in_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trial.py").write_text("import sys; print(open(sys.argv[1]).read())\n")
+    command = ["${interpreter}", "-IS", "trial.py", "${args_json_file}"]
+    parameters = {"x": {"values": [3]}, "net": {"parameters": {"width": {"value": 4}}}}
+    asked = {"method": "grid", "command": command, "parameters": parameters}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(asked))
+    main(["sweep", "mine.yaml"])
+    log = tmp_path / "runs/sweeps/mine/logs/trial-0001.log"
+    assert json.loads(log.read_text()) == {"x": 3, "net": {"width": 4}}
+
+
+def test_a_program_that_is_none_is_told_on_a_line_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = {"method": "grid", "command": ["nowhere"], "parameters": {"x": {"values": [3]}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(asked))
+    assert main(["sweep", "mine.yaml"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "Trial 1 of 1: x=3 \n"
+    assert "The sweep's command cannot be run: nowhere: No such file" in told.err
 
 
 def test_a_file_without_a_program_is_told(sweep, capsys):
