@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pl_losses.core.compat import of_lightning, of_torch
 from pl_losses.core.run_folders import exists
 from pl_losses.core.trust import folder_options
-from pl_losses.monitoring.record import RunRecord
+from pl_losses.monitoring.record import RunRecord, how_to_look
 
 EVERY = 30.0  # Least seconds between checkpoints during training,
 SHARE = 100  # and least multiple of the time that saving takes.
@@ -300,7 +300,9 @@ class InterruptionCheckpoint(Callback):
         self._forget(trainer, list(self._recent))
         self.last_model_path = str(path)
         self.record.keep(trainer, str(path))
-        self.show(f"Interrupted at step {trainer.global_step}. Resume with:\n  {self._command(path)}")
+        look = [line for logger in trainer.loggers for line in how_to_look(logger)]
+        resume = f"Interrupted at step {trainer.global_step}. Resume with:\n  {self._command(path)}"
+        self.show("\n".join([resume, *look]))
 
     def _newest(self) -> str:
         """Describe the newest checkpoint of this run; "" if the run is unknown."""
