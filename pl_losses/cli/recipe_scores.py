@@ -225,8 +225,8 @@ def _logged(metrics: list[str], recipe: str, scores: dict[str, float]) -> list[s
     """
     if not scores:
         raise ValueError(
-            f"Expected {recipe} to log {' or '.join(metrics)} but it logs nothing: without held-out data nothing"
-            " can be chosen; `choice` may set some, such as data.val_size"
+            f"Expected {recipe} to log {' or '.join(metrics)} but it logs nothing: without held-out"
+            " data nothing can be chosen; `choice` may set some, such as data.val_size"
         )
     if not (logged := [metric for metric in metrics if metric in scores]):
         raise ValueError(

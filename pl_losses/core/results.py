@@ -187,9 +187,10 @@ How the numbers were measured:
   `prelu/fig3`. In `style/optimizers` three other photos chose the settings. In `gtn/cuts` the column has the
   number of pieces per digit. In `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's
   authors, and the rows `grid` choose among [many settings](dropout-choices.md#how-the-grid-chooses).
-  The learning rates of recipes were chosen like the others, but those of `sdae/mnist` were set before. `adam/cnn` and `adam/mlp-dropout` have the learning rate that the paper
-  recommends, and `dropout/uci` has the settings of the paper's authors. `gtn/collapse` has settings with
-  which it collapses. How the other settings of recipes were found was not noted.
+  The learning rates of recipes were chosen like the others, but those of `sdae/mnist` were set before.
+  `adam/cnn` and `adam/mlp-dropout` have the learning rate that the paper recommends, and `dropout/uci` has
+  the settings of the paper's authors. `gtn/collapse` has settings with which it collapses. How the other
+  settings of recipes were found was not noted.
 - **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is
   tested with the weights that had the lowest validation error. Only `dropout/samples` tests a network
   several times. In [`lenet/fig9`](lenet.md#measured) some classifiers were tested again with wider grids.
