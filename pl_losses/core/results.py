@@ -187,7 +187,7 @@ How the numbers were measured:
   `prelu/fig3`. In `style/optimizers` three other photos chose the settings. In `gtn/cuts` the column has the
   number of pieces per digit. In `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's
   authors, and the rows `grid` choose among [many settings](dropout-choices.md#how-the-grid-chooses).
-  The learning rates of recipes were chosen like the others, but those of `sdae/mnist` were set before.
+  The learning rates of recipes were chosen like the others, in `sdae/mnist` that of the last stage.
   `adam/cnn` and `adam/mlp-dropout` have the learning rate that the paper recommends, and `dropout/uci` has
   the settings of the paper's authors. `gtn/collapse` has settings with which it collapses. How the other
   settings of recipes were found was not noted.

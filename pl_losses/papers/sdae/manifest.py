@@ -1,6 +1,6 @@
 """What the suite knows of this paper without torch: its panels, and what is reproduced."""
 
-from pl_losses.core.manifests import Reproduced, recipe_scores
+from pl_losses.core.manifests import Reproduced, rates, recipe_scores
 from pl_losses.core.panels import Section, lines, pictures, reproduction
 
 STACKED = (
@@ -47,8 +47,9 @@ RECIPES = recipe_scores(
     "sdae",
     ["sdae/mnist"],
     ["test/error"],
+    grids={"sdae/mnist": rates("model.lr_scheduler.max_lr", 0.0003, 0.001, 0.003)},
     seeds=3,
-    minutes=66,
+    minutes=131,
     needs="MNIST",
     small="sdae/digits",
     published={"sdae/mnist": 1.28},
