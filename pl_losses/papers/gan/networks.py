@@ -79,7 +79,7 @@ class DCGANDiscriminator(nn.Sequential):
                 nn.LeakyReLU(0.2, inplace=True),
             ]
             wide *= 2
-        # Weights have had the place of a layer after nn.Flatten.
+        # The Identity keeps the names that the weights have in checkpoints.
         super().__init__(*layers, nn.Identity(), _Logits(wide * side * side, 1), nn.Flatten(0))
         init_dcgan_(self)
 
