@@ -17,6 +17,7 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
+from pl_losses.cli.sweep import last_line
 from pl_losses.core.experiment import PlainExperiment, Recording, progress_bar, quiet
 from pl_losses.core.files import checksum
 from pl_losses.core.protocol import CHOICE, Measured, Score, Setting, report
@@ -25,6 +26,7 @@ from pl_losses.core.validation import check_counts, check_some, typed
 from pl_losses.recipes import resolve
 
 SEEDED = ("seed_everything", "data.seed")
+OWN = (*SEEDED, "config", "trainer.logger", "ckpt_path")  # What a training is told, and nobody else tells it.
 DIVERGED = "Expected a finite loss"  # What the suite's modules say.
 LOWER_IS_BETTER = ("error", "loss", "rmse", "distance")
 # What metrics are called in a table, if not by their own words.
@@ -86,8 +88,11 @@ def reproduce(
     for given in (grids, choice, published, notes):
         for recipe in given or {}:
             resolve(recipe)
-    if fixed := [key for key in more or {} if key in SEEDED]:
-        raise ValueError(f"Expected no {', '.join(fixed)} in `more`: each training has its own seed")
+    settings = [setting for grid in (grids or {}).values() for setting in grid]
+    own = {"more": [more or {}], "grids": settings, "choice": list((choice or {}).values())}
+    for name, asked in own.items():
+        if fixed := [key for setting in asked for key in setting if key.startswith(OWN)]:
+            raise ValueError(f"Expected no {', '.join(fixed)} in `{name}`: each training has its own")
     options = _options(more or {})
     kept = PlainExperiment(f"{paper}/recipes", folder, {"more": more, "choice": choice})
     kept.also |= {"seeds": seeds, "recipes": recipes, "metrics": metrics, "grids": grids}
@@ -110,7 +115,7 @@ def reproduce(
             given = options + _options(more)
             try:
                 scores = train(recipe, seed, Path(folder), setting, given, resume=spent > 0)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 kept.save({key: spent + process_time() - began})
                 raise
             if scores is None:
@@ -179,7 +184,7 @@ def train(
     ``None`` means that it diverged. ``resume`` goes on from the newest checkpoint of an earlier call.
 
     Raises:
-        KeyboardInterrupt: If it was interrupted.
+        KeyboardInterrupt: If it was interrupted, or SystemExit.
         ValueError: If it failed.
     """
     from pl_losses.cli.main import main
@@ -197,12 +202,15 @@ def train(
     with log.open("a" if resume else "w") as file, redirect_stdout(file), redirect_stderr(file), quiet():
         seeded = [f"--{key}={seed}" for key in SEEDED]
         status = main(["fit", "--config", recipe, *seeded, *options, *_options(setting), *more])
-    if status in (130, 143):
+    if status == 130:
         raise KeyboardInterrupt
+    if status == 143:
+        raise SystemExit(status)
     if status and DIVERGED in log.read_text(errors="replace"):
         return None
     if status:
-        raise ValueError(f"Expected {recipe} to train with seed {seed} but it failed: see {log}")
+        reason = last_line(log, status)
+        raise ValueError(f"Expected {recipe} to train with seed {seed} but it failed: {reason} ({log})")
     with (runs / name / "metrics.csv").open(newline="") as file:
         last = {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
     part = "test/" if any(key.startswith("test/") for key in last) else "val/"

@@ -9,13 +9,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pl_losses.core.compat import of_wandb
 from pl_losses.core.files import damage, save_sealed, write_table, written_whole
-from pl_losses.core.results import Row, write_results
+from pl_losses.core.results import Row, versions, write_results
 from pl_losses.core.wandb_run import about, finish
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Experiment:
         also: Further arguments, which choose the rows that are shown, such as the number of seeds.
         results: Plain data, one entry for each part that is done.
         inputs: Checksums of what the results were made from, see :meth:`same_input`.
+        made: Versions of packages that results were made with, and the last day of each.
         unfinished: Plain data and tensors of the part that was interrupted, if they were saved.
 
     Raises:
@@ -56,8 +58,17 @@ class Experiment:
         refuse_unwritable(self.folder)
         self.results: list[Any] = []
         self.inputs: dict[str, str] = {}
+        self.made: dict[str, str] = {}
         self.unfinished: Any = None
         file = self.folder / self.STATE
+        # A figure of several parts keeps each in a folder of its own.
+        states = [*self.folder.glob("state.*"), *self.folder.glob("seed*/state.*")]
+        for other in filter(None, map(name_in, states)):
+            if other != name:
+                raise ValueError(
+                    f"Expected `folder` {self.folder} to have results of {name} but it has those of {other}:"
+                    " choose another `folder`, or delete that one"
+                )
         if not file.is_file():
             if others := sorted(path.name for path in self.folder.glob("*.csv")):
                 raise ValueError(
@@ -66,17 +77,16 @@ class Experiment:
                 )
             return
         known = self._read(file)
-        if (other := known["name"]) != name or known["arguments"].keys() != self.arguments.keys():
-            what = other if other != name else "another version"
+        if known["arguments"].keys() != self.arguments.keys():
             raise ValueError(
-                f"Expected `folder` {self.folder} to have results of {name} but it has those of {what}:"
-                " choose another `folder`, or delete that one"
+                f"Expected `folder` {self.folder} to have results of {name} but it has those of another"
+                " version: choose another `folder`, or delete that one"
             )
         for key, now in self.arguments.items():
             if (before := known["arguments"][key]) != now:
                 raise ValueError(self.differs(key, before, now))
         self.results, self.unfinished = known["results"], known["unfinished"]
-        self.inputs = known["inputs"]
+        self.inputs, self.made = known["inputs"], known["made"]
 
     def same_input(self, what: str, checksum: str) -> None:
         """Refuse an input that has changed since the results in the folder, and note a new one.
@@ -107,7 +117,7 @@ class Experiment:
         try:
             known = self.load_state(file)
             if {"arguments", "results", "unfinished"} <= known.keys():
-                return {"name": self.name, "inputs": {}, **known}
+                return {"name": self.name, "inputs": {}, "made": {}, **known}
             fault = "it is of something else"
         except Exception as error:  # torch raises nearly anything for other files.
             fault = (str(error).splitlines() or [type(error).__name__])[0]
@@ -126,14 +136,16 @@ class Experiment:
         Raises:
             OSError: If the file cannot be written; an earlier one stays as it was.
         """
+        self.made[versions()] = date.today().isoformat()
         self.save_state(self.folder / self.STATE, self.state() | {"unfinished": unfinished})
 
     def state(self) -> dict[str, Any]:
         """Return what is kept."""
-        kept = {"name": self.name, "arguments": self.arguments, "inputs": self.inputs}
+        kept = {"name": self.name, "arguments": self.arguments, "inputs": self.inputs, "made": self.made}
         return kept | {"results": self.results, "unfinished": None}
 
-    def load_state(self, file: Path) -> Any:
+    @staticmethod
+    def load_state(file: Path) -> Any:
         """Read the state; any exception means that it is damaged."""
         import torch  # Imported here: sweeps and dashboards do without.
 
@@ -156,7 +168,7 @@ class Experiment:
 
     def results_table(self, rows: Sequence[Row]) -> Path:
         """Write ``results.csv``, from which the page of results is made."""
-        return write_results(self.folder, self.name, self.arguments | self.also, rows)
+        return write_results(self.folder, self.name, self.arguments | self.also, rows, self.made)
 
     def picture(self, name: str, figure: Figure, dpi: int = 120) -> Path:
         """Write a PNG file."""
@@ -214,7 +226,8 @@ class PlainExperiment(Experiment):
 
     STATE = "state.json"
 
-    def load_state(self, file: Path) -> Any:
+    @staticmethod
+    def load_state(file: Path) -> Any:
         """Read the state."""
         return json.loads(file.read_bytes())
 
@@ -222,6 +235,15 @@ class PlainExperiment(Experiment):
         """Write the state."""
         with written_whole(file) as stream:
             stream.write((json.dumps(state, indent=1) + "\n").encode())
+
+
+def name_in(file: Path) -> str:
+    """Return the name of the experiment that a state is of; "" if it does not tell."""
+    kind = PlainExperiment if file.name == PlainExperiment.STATE else Experiment
+    try:
+        return str(kind.load_state(file)["name"])
+    except Exception:  # It is damaged, or no state.
+        return ""
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -127,6 +127,7 @@ def measure(
 
     def run(jobs: list[Job]) -> None:
         left = [job for job in jobs if _key(job) not in done]
+        bar.update(len(jobs) - len(left))
         for part in [left] if together and left else [[job] for job in left]:
             started = process_time()
             try:

@@ -109,7 +109,13 @@ def interval(values: Sequence[float], standard_error: float = 0.0) -> tuple[floa
     return mean(values) - sqrt(half), mean(values) + sqrt(half)
 
 
-def write_results(folder: Path, name: str, arguments: Mapping[str, object], rows: Iterable[Row]) -> Path:
+def write_results(
+    folder: Path,
+    name: str,
+    arguments: Mapping[str, object],
+    rows: Iterable[Row],
+    dates: Mapping[str, str] | None = None,
+) -> Path:
     """Write ``results.csv``: the rows, when and with which versions they were made, and the options.
 
     Args:
@@ -117,12 +123,15 @@ def write_results(folder: Path, name: str, arguments: Mapping[str, object], rows
         name: What ``reproduce`` calls it.
         arguments: What the results depend on; those that are not the default are noted.
         rows: At least one.
+        dates: Versions that they were made with, and the last day of each. Default: those of now.
     """
-    made = {"date": date.today().isoformat(), "versions": _versions(), "options": changed(name, arguments)}
+    dates = dates or {versions(): date.today().isoformat()}
+    made = {"date": max(dates.values()), "versions": "; ".join(dates), "options": changed(name, arguments)}
     return write_table(folder / TABLE, [asdict(row) | made for row in rows])
 
 
-def _versions() -> str:
+def versions() -> str:
+    """Describe the packages that results depend on."""
     packages = ("torch", "lightning", "scikit-learn")
     found = (f"{package} {version(package)}" for package in packages)
     return ", ".join([f"Python {platform.python_version()}", *found])
@@ -187,7 +196,9 @@ How the numbers were measured:
   `prelu/fig3`. In `style/optimizers` three other photos chose the settings. In `gtn/cuts` the column has the
   number of pieces per digit. In `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's
   authors, and the rows `grid` choose among [many settings](dropout-choices.md#how-the-grid-chooses).
-  The learning rates of recipes were chosen like the others, in `sdae/mnist` that of the last stage.
+  Their number of steps and their schedule were fixed early, after a look at test scores. The learning rates
+  of recipes were chosen like the others, in `sdae/mnist` that of the last stage. The grid of
+  `prelu/digits-prelu` lacks a rate with which [trainings diverged](prelu-choices.md), tested ones too.
   `adam/cnn` and `adam/mlp-dropout` have the learning rate that the paper recommends, and `dropout/uci` has
   the settings of the paper's authors. `gtn/collapse` has settings with which it collapses. How the other
   settings of recipes were found was not noted.

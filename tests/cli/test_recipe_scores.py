@@ -115,7 +115,7 @@ def test_recipes_may_log_other_metrics(fits, folder, capsys):
 def test_what_is_done_is_not_done_again(fits, folder, capsys):
     main, asked, statuses = fits
     statuses += [0, 143]
-    assert main(COMMAND) == 130
+    assert main(COMMAND) == 143
     assert "the same command with --folder out/own resumes" in capsys.readouterr().err
     assert main(COMMAND) == 0
     assert [args[3] for args in asked] == [f"--seed_everything={seed}" for seed in (0, 1, 1)]
@@ -150,12 +150,20 @@ def test_refused(fits, folder, capsys):
     assert asked == []
     statuses.append(1)
     assert main(COMMAND) == 2
-    assert "but it failed: see out/own/logs/lenet-mnist-distorted-0.log" in capsys.readouterr().err
+    told = "but it failed: what a fit prints (out/own/logs/lenet-mnist-distorted-0.log)"
+    assert told in capsys.readouterr().err
     for option, value in (("--grids", "{lenet/digit: [{a: 1}]}"), ("--published", "{lenet/digit: 1}")):
         assert main([*COMMAND, option, value]) == 2
         assert "did you mean `lenet/digits`" in capsys.readouterr().err
-    assert main([*COMMAND, "--more", "{data.seed: 5}"]) == 2
-    assert "Expected no data.seed in `more`: each training has its own seed" in capsys.readouterr().err
+    for option, value, told in (
+        ("--more", {"data.seed": 5}, "no data.seed in `more`"),
+        ("--more", {"config": "lenet/mnist"}, "no config in `more`"),
+        ("--more", {"trainer.logger.save_dir": "x"}, "no trainer.logger.save_dir in `more`"),
+        ("--grids", {"lenet/mnist-distorted": [{"data.seed": 3}]}, "no data.seed in `grids`"),
+        ("--choice", {"lenet/mnist-distorted": {"seed_everything": 0}}, "no seed_everything in `choice`"),
+    ):
+        assert main([*COMMAND, option, json.dumps(value)]) == 2
+        assert f"Expected {told}: each training has its own" in capsys.readouterr().err
     assert main([*COMMAND, "--metrics", json.dumps(["test/eror"]), "--folder", "other/lenet/recipes"]) == 2
     assert Path("other/lenet/recipes/state.json").is_file()  # The training is kept all the same.
     told = "Expected lenet/mnist-distorted to log test/eror but it logs test/error, test/error_high"

@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from pl_losses.core.experiment import Experiment, PlainExperiment, names_of, quiet
+from pl_losses.core.results import Row
 
 ARGUMENTS = {"seed": 0, "sizes": [1, 2], "source": None}
 
@@ -45,6 +46,31 @@ def test_the_results_of_another_experiment_are_refused(tmp_path):
     Experiment("demo/others", tmp_path, ARGUMENTS).save()
     with pytest.raises(ValueError, match="results of demo/errors but it has those of demo/others: choose"):
         Experiment("demo/errors", tmp_path, ARGUMENTS)
+
+
+@pytest.mark.parametrize("other", [Experiment, PlainExperiment])
+def test_an_interrupted_experiment_is_told_by_its_state(tmp_path, other):
+    kind = Experiment if other is PlainExperiment else PlainExperiment
+    other("demo/others", tmp_path / "whole", ARGUMENTS).save("of a part")
+    other("demo/others", tmp_path / "parts/seed0", ARGUMENTS).save()
+    for folder in ("whole", "parts"):
+        with pytest.raises(ValueError, match="of demo/errors but it has those of demo/others: choose"):
+            kind("demo/errors", tmp_path / folder, ARGUMENTS)
+    assert other("demo/others", tmp_path / "parts", ARGUMENTS).results == []
+
+
+def test_results_have_the_versions_that_they_were_made_with(tmp_path, monkeypatch):
+    def made(packages, add):
+        monkeypatch.setattr("pl_losses.core.experiment.versions", lambda: packages)
+        kept = PlainExperiment("gtn/cuts", tmp_path, {})
+        if add:
+            kept.add(1)
+        with kept.results_table([Row("a", "error", 1.0, None, None, 1)]).open() as file:
+            return next(csv.DictReader(file))["versions"]
+
+    assert made("torch 1", add=True) == "torch 1"
+    assert made("torch 2", add=False) == "torch 1"  # Nothing was made anew.
+    assert made("torch 3", add=True) == "torch 1; torch 3"
 
 
 def test_inputs_that_changed_are_refused(tmp_path):

@@ -1,6 +1,8 @@
 """Settings are chosen on held-out data, by a seed of their own, and the test set is used once a seed."""
 
+from contextlib import contextmanager
 from math import inf, isnan
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +45,25 @@ def test_the_choice_is_by_held_out_data(tmp_path):
     row = b.row()
     assert (row["measured"], row["seeds"], row["chosen"]) == (8.5, 2, "lr 2")
     assert row["low"] < 8 < 9 < row["high"]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_bar_counts_what_is_done(tmp_path, monkeypatch, together):
+    bars = []
+
+    @contextmanager
+    def bar(total):
+        bars.append([total, 0])
+        yield SimpleNamespace(update=add, set_description=lambda text: None)
+
+    def add(count):
+        bars[-1][1] += count
+
+    monkeypatch.setattr("pl_losses.core.protocol.progress_bar", bar)
+    for seeds in (1, 1, 2):
+        kept = PlainExperiment("demo/errors", tmp_path, {})
+        measure(kept, GRIDS, seeds, Trainings(), together=together)
+    assert bars == [[5, 5], [5, 5], [7, 7]]
 
 
 def test_a_diverged_setting_is_not_chosen(tmp_path):

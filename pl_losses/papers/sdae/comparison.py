@@ -172,10 +172,10 @@ def _train(name: str, method: str, seed: int, data: Variations, settings: dict[s
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the mean test error of each method in percent, with the 95 % interval of one test, and a verdict.
+    """Write the mean test error of each method in percent, with its 95 % interval, and a verdict.
 
-    SDAE-3 is named better if its mean is below the other's by more than 1.96 standard errors of the
-    difference of two means over the same number of test images.
+    The interval covers the seeds and the test images. SDAE-3 is named better if its mean is below the other's
+    by more than the interval of their difference.
 
     >>> row = {"variation": "rot-gen", "seed": 0}
     >>> rows = [row | {"method": method, "error": error, "low": error - 0.005, "high": error + 0.005}
@@ -190,9 +190,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         for method in METHODS:
             found = [row for row in rows if (row["variation"], row["method"]) == (name, method)]
             if found:
-                error = sum(float(row["error"]) for row in found) / len(found)
                 half = sum(float(row["high"]) - float(row["low"]) for row in found) / len(found) / 2
-                means[method] = error, half
+                low, high = interval([float(row["error"]) for row in found], half / 1.96)
+                means[method] = (low + high) / 2, (high - low) / 2
         ours = means.get("SDAE-3", (float("inf"), 0.0))
         beaten = [
             method
