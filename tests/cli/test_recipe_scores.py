@@ -201,7 +201,8 @@ def test_settings_are_chosen_on_held_out_data_and_tested_with_other_seeds(fits, 
     assert ["--trainer.max_epochs=1" in args for args in asked] == [seed == "1000" for seed in seeds]
     assert all("--model.optimizer.lr=0.3" in args for args in asked[3:])
     (row,) = map(row_of, csv.DictReader((folder / "out/own/results.csv").open()))
-    assert (row.measured, row.chosen) == (pytest.approx(1.5), "optimizer.lr 0.3")
+    tried = "held out: 0.1: 20, 0.3: 0, 0.9: 60"
+    assert (row.measured, row.chosen) == (pytest.approx(1.5), f"optimizer.lr 0.3 ({tried})")
     trainings = list(csv.DictReader((folder / "out/own/trainings.csv").open()))
     assert [one["stage"] for one in trainings] == ["choice"] * 3 + ["result"] * 2
     # The choice has validated, and tested nothing.
@@ -242,4 +243,5 @@ def test_recipes_have_the_chosen_settings(recipe):
         node = resolve(recipe)
         for part in option.split("."):
             node = node[part] if part in node else node["init_args"][part]
-        assert f"{option.removeprefix('model.')} {node}" in row["chosen"].split(", ")
+        assert f"{option.removeprefix('model.')} {node}" in row["chosen"].partition(" (")[0].split(", ")
+    assert row["chosen"].partition(" (held out: ")[2].count(": ") == len(GRIDS[recipe])
