@@ -114,7 +114,8 @@ def reproduce(
             spent, began = (kept.unfinished or {}).get(key, 0.0), process_time()
             given = options + _options(more)
             try:
-                scores = train(recipe, seed, Path(folder), setting, given, resume=spent > 0)
+                place = Path(folder)
+                scores = train(recipe, seed, place, setting=setting, more=given, resume=spent > 0)
             except (KeyboardInterrupt, SystemExit):
                 kept.save({key: spent + process_time() - began})
                 raise
@@ -185,7 +186,7 @@ def reproduce(
 
 
 def train(
-    recipe: str, seed: int, folder: Path, setting: Setting, more: list[str], *, resume: bool
+    recipe: str, seed: int, folder: Path, *, setting: Setting, more: list[str], resume: bool
 ) -> dict[str, float] | None:
     """Fit and test a recipe with a seed, and return the scores of its test, or of its last validation.
 

@@ -168,7 +168,7 @@ class Experiment:
 
     def results_table(self, rows: Sequence[Row]) -> Path:
         """Write ``results.csv``, from which the page of results is made."""
-        return write_results(self.folder, self.name, self.arguments | self.also, rows, self.made)
+        return write_results(self.folder, self.name, self.arguments | self.also, rows, dates=self.made)
 
     def picture(self, name: str, figure: Figure, dpi: int = 120) -> Path:
         """Write a PNG file."""

@@ -114,6 +114,7 @@ def write_results(
     name: str,
     arguments: Mapping[str, object],
     rows: Iterable[Row],
+    *,
     dates: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``results.csv``: the rows, when and with which versions they were made, and the options.
