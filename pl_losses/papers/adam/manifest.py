@@ -28,7 +28,7 @@ FIG1 = Reproduced(
     "adam/fig1",
     CURVES,
     panels=reproduction("Fig. 1: logistic regression", "adam/fig1", "curves"),
-    minutes=10,
+    minutes=7,
     needs="MNIST",
     quick="--datasets ['digits'] --passes 2 --choice_passes 1 --limit 256 --seeds 2",
     shows="Fig. 1: training loss of logistic regression by five optimizers, on MNIST and a bag of words.",
