@@ -44,7 +44,7 @@ CRITERIA = Reproduced(
     panels=reproduction(
         "Section VI: five ways to train, and what is gained by rejection", "gtn/criteria", "error_reject"
     ),
-    minutes=117,
+    minutes=79,
     needs="MNIST",
     quick="--criteria isolated,discriminative_forward --dataset digits --isolated_epochs 1 --string_epochs 1"
     " --strings 16 --eval_strings 16 --seeds 1",
