@@ -1,8 +1,8 @@
 """Gal and Ghahramani 2016, section 5.2: the trainings of Table 1's columns, all splits of a set at once.
 
-"paper" and "10x" use the authors' p and tau. "grid" chooses p, the weight decay, the learning rate and tau of
-each split by the log-likelihood of the last fifth of its training samples, then trains anew on all of them,
-and uses the test samples only after that.
+"paper" and "10x" use the authors' p and tau. "grid" chooses p, the weight decay, the learning rate, its
+schedule, the number of steps and tau of each split by the log-likelihood of the last fifth of its training
+samples, then trains anew on all of them, and uses the test samples only after that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -25,65 +24,12 @@ from pl_losses.papers.dropout.objective import weight_decay_of
 from pl_losses.papers.dropout.published import SETTINGS, Settings
 from pl_losses.papers.dropout.table1.batched_mlp import Array, BatchedMLP, Standardised, train
 from pl_losses.papers.dropout.table1.batched_scores import mc_scores
+from pl_losses.papers.dropout.table1.choice import COLUMNS, LEARNING_RATE, PAPER, Choice, Schedule, Setting
 
 # Members trained at once: more hardly lower the overhead of a step, and take memory.
 TOGETHER = 60
 # Time of a test pass, forward only, relative to one of training.
 TEST_SHARE = 0.4
-
-
-class Schedule(NamedTuple):
-    """The training of a column.
-
-    Attributes:
-        epochs: Epochs in units of the set's, see ``Settings``.
-        batch_size: Samples per step.
-        cosine: Whether the learning rate falls to 0 as a half cosine.
-        steps: Least number of steps; the epochs are increased to reach it.
-    """
-
-    epochs: int
-    batch_size: int
-    cosine: bool = False
-    steps: int = 0
-
-    def factor(self) -> Callable[[float], float] | None:
-        """Return the function from the share of steps done to the learning rate's factor."""
-        return (lambda share: 0.5 * (1 + math.cos(math.pi * share))) if self.cosine else None
-
-
-COLUMNS = {
-    "paper": Schedule(10, 32),
-    "10x": Schedule(100, 128),
-    "grid": Schedule(10, 32, cosine=True, steps=30_000),
-}
-LEARNING_RATE = 1e-3  # The authors'.
-
-# From noise ten times the targets' variance to a hundred-thousandth of it, 16 a decade.
-GRID = tuple(10 ** (exponent / 16) for exponent in range(-16, 81))
-
-
-class Choice(NamedTuple):
-    """The values that "grid" chooses from.
-
-    Attributes:
-        p: Probabilities of dropping a unit.
-        weight_decay: lambda for the whole training set; for a part of it, larger by the ratio of their sizes.
-        learning_rate: Adam's, at the start.
-        precision: tau, in the units of the standardised targets.
-        samples: Passes T per validation sample.
-    """
-
-    # The authors' p; decades of lambda, around theirs; their learning rate and its tenfold.
-    p: tuple[float, ...] = (0.005, 0.01, 0.05, 0.1)
-    weight_decay: tuple[float, ...] = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
-    learning_rate: tuple[float, ...] = (1e-3, 1e-2)
-    precision: tuple[float, ...] = GRID
-    samples: int = 200
-
-    def settings(self) -> list[tuple[float, float, float]]:
-        """List all p, weight decays and learning rates to train with."""
-        return list(product(self.p, self.weight_decay, self.learning_rate))
 
 
 @dataclass(frozen=True)
@@ -143,23 +89,29 @@ class Case:
         parts = [self.inputs, self.targets, *(rows for split in self.splits for rows in split)]
         return checksum(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
 
-    def epochs(self, column: str) -> int:
-        """Compute the number of epochs of a column."""
-        schedule, size = COLUMNS[column], len(self.splits[0][0])
+    def epochs(self, schedule: Schedule) -> int:
+        """Compute the number of epochs of a schedule."""
+        size = len(self.splits[0][0])
         epochs = max(schedule.epochs * self.settings.epochs, schedule.steps * schedule.batch_size / size)
         return max(1, round(epochs * self.scale))
 
+    def more_schedules(self) -> list[Schedule]:
+        """List the schedules of :class:`Choice` after its first that differ for this set."""
+        found: dict[tuple[int, bool], Schedule] = {}
+        for schedule in Choice().schedule:
+            found.setdefault((self.epochs(schedule), schedule.cosine), schedule)
+        return list(found.values())[1:]
+
     def work(self, column: str) -> float:
-        """Compute samples times members times passes of a column, with tests weighted by their time."""
+        """Estimate samples times members times passes of a column, with tests weighted by their time."""
         train, test = (sum(len(rows[part]) for rows in self.splits) for part in (0, 1))
-        final = self.repeats * (self.epochs(column) * train + TEST_SHARE * self.samples * test)
+        first, tests = self.epochs(COLUMNS[column]), TEST_SHARE * self.samples * test
         if column != "grid":
-            return final
-        choice = Choice()
-        return (
-            final
-            + len(choice.settings()) * (0.8 * self.epochs(column) + 0.2 * TEST_SHARE * choice.samples) * train
-        )
+            return self.repeats * (first * train + tests)
+        choice, more = Choice(), [self.epochs(schedule) for schedule in self.more_schedules()]
+        held_out = [first] * len(choice.settings()) + more * len(choice.learning_rate)
+        choosing = 0.8 * sum(held_out) + 0.2 * TEST_SHARE * choice.samples * len(held_out)
+        return choosing * train + self.repeats * (max([first, *more]) * train + tests)
 
 
 class Row(NamedTuple):
@@ -175,6 +127,8 @@ class Row(NamedTuple):
         weight_decay: lambda.
         length_scale: l that lambda implies by the authors' convention.
         learning_rate: Adam's, at the start.
+        epochs: Passes over the training samples.
+        cosine: Whether the learning rate falls to 0 as a half cosine.
     """
 
     split: int
@@ -186,15 +140,15 @@ class Row(NamedTuple):
     weight_decay: float
     length_scale: float
     learning_rate: float
+    epochs: int
+    cosine: bool
 
 
 class _Member(NamedTuple):
-    """A network to train: its split and settings, and the K precisions (1/y^2) to test it with."""
+    """A network to train: its split and setting, and the K precisions (1/y^2) to test it with."""
 
     split: int
-    p: float
-    weight_decay: float
-    learning_rate: float
+    setting: Setting
     precision: Tensor
     seed: int
 
@@ -214,10 +168,10 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
         FloatingPointError: If the training of a split diverged; of "grid", with the chosen settings or with
             all there are to choose from.
     """
-    settings = _chosen(case, progress) if column == "grid" else _given(case)
-    members = _members(case, column, settings)
-    scores = _scores(case, column, case.splits, members, case.samples, progress)
-    means = np.array(scores).reshape(case.repeats, len(settings), 3).mean(axis=0)
+    chosen = _chosen(case, progress) if column == "grid" else _given(case, COLUMNS[column])
+    members = _members(case, column, chosen)
+    scores = _scores(case, case.splits, members, case.samples, progress)
+    means = np.array(scores).reshape(case.repeats, len(chosen), 3).mean(axis=0)
     _refuse_diverged(case.name, np.isfinite(means).all(axis=1))
     return [
         Row(
@@ -225,14 +179,16 @@ def reproduce_column(case: Case, column: str, progress: Callable[[float], None])
             rmse,
             ll,
             deterministic,
-            p,
+            setting.p,
             precision,
-            decay,
-            _length_scale(p, precision, decay, len(train)),
-            rate,
+            setting.weight_decay,
+            _length_scale(setting, precision, len(train)),
+            setting.learning_rate,
+            case.epochs(setting.schedule),
+            setting.schedule.cosine,
         )
-        for split, ((rmse, deterministic, ll), (p, decay, rate, precision), (train, _)) in enumerate(
-            zip(means.tolist(), settings, case.splits, strict=True)
+        for split, ((rmse, deterministic, ll), (setting, precision), (train, _)) in enumerate(
+            zip(means.tolist(), chosen, case.splits, strict=True)
         )
     ]
 
@@ -243,9 +199,9 @@ def over_samples(case: Case, counts: Sequence[int], progress: Callable[[float], 
     Returns:
         RMSE, RMSE without dropout and log-likelihood, means over the repeats, [counts, splits, 3].
     """
-    members = _members(case, "paper", _given(case))
+    members = _members(case, "paper", _given(case, PAPER))
     scores = np.zeros((len(counts), len(members), 3))
-    for positions, test in _trained(case, "paper", case.splits, members, progress):
+    for positions, test in _trained(case, case.splits, members, progress):
         for index, count in enumerate(counts):
             scores[index, positions] = test(count)
     found: NDArray[np.float64] = scores.reshape(len(counts), case.repeats, len(case.splits), 3).mean(axis=1)
@@ -253,51 +209,76 @@ def over_samples(case: Case, counts: Sequence[int], progress: Callable[[float], 
     return found
 
 
-def _given(case: Case) -> list[tuple[float, float, float, float]]:
-    """Return the authors' p, lambda, learning rate and tau for each split."""
+def _given(case: Case, schedule: Schedule) -> list[tuple[Setting, float]]:
+    """Return the setting by the authors' p and l, and their tau, for each split."""
     known = case.settings
-    return [(known.p, _decay(known, len(train)), LEARNING_RATE, known.precision) for train, _ in case.splits]
-
-
-def _members(case: Case, column: str, settings: Sequence[tuple[float, float, float, float]]) -> list[_Member]:
-    """List the networks to train with each split's settings."""
     return [
-        _Member(split, p, decay, rate, torch.tensor([precision]), _seed(case, column, "final", split, repeat))
-        for repeat in range(case.repeats)
-        for split, (p, decay, rate, precision) in enumerate(settings)
+        (Setting(known.p, _decay(known, len(train)), LEARNING_RATE, schedule), known.precision)
+        for train, _ in case.splits
     ]
 
 
-def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[float, float, float, float]]:
-    """Choose p, lambda, learning rate and tau of each split by the log-likelihood of its last samples."""
-    choice = Choice()
-    settings = choice.settings()
+def _members(case: Case, column: str, chosen: Sequence[tuple[Setting, float]]) -> list[_Member]:
+    """List the networks to train with each split's setting."""
+    return [
+        _Member(split, setting, torch.tensor([precision]), _seed(case, column, "final", split, repeat))
+        for repeat in range(case.repeats)
+        for split, (setting, precision) in enumerate(chosen)
+    ]
+
+
+class _HeldOut(NamedTuple):
+    """The log-likelihood of a split's last training samples, and the setting and tau (1/y^2) it is of."""
+
+    score: float
+    setting: Setting
+    precision: float
+
+
+def _chosen(case: Case, progress: Callable[[float], None]) -> list[tuple[Setting, float]]:
+    """Choose the setting and tau of each split by the log-likelihood of its last training samples."""
+    choice, splits = Choice(), range(len(case.splits))
+    first = choice.settings()
+    best = _best(case, [(split, setting) for setting in first for split in splits], 0, progress)
+    _refuse_diverged(case.name, np.isfinite([found.score for found in best]))
+    others = [
+        (split, best[split].setting._replace(schedule=schedule, learning_rate=rate))
+        for schedule in case.more_schedules()
+        for rate in choice.learning_rate
+        for split in splits
+    ]
+    again = _best(case, others, len(first), progress)
+    # The first in a tie: the schedule of the paper.
+    pairs = zip(best, again, strict=True)
+    return [max(pair, key=lambda found: found.score)[1:] for pair in pairs]
+
+
+def _best(
+    case: Case, tried: Sequence[tuple[int, Setting]], start: int, progress: Callable[[float], None]
+) -> list[_HeldOut]:
+    """Train splits without their last samples, and find each split's best; ``start`` numbers the settings."""
+    choice, splits = Choice(), len(case.splits)
     kept = [uci.train_part(len(train), 0.2) for train, _ in case.splits]
     parts = [(train[:size], train[size:]) for size, (train, _) in zip(kept, case.splits, strict=True)]
-    deviations = [float(case.targets[train].std()) for train, _ in parts]
+    variances = [float(case.targets[train].std()) ** 2 for train, _ in parts]
     grid = torch.tensor(choice.precision, dtype=torch.float64)
     members = [
         _Member(
             split,
-            p,
-            decay * len(case.splits[split][0]) / kept[split],
-            rate,
-            grid / deviations[split] ** 2,
-            _seed(case, "grid", "choice", split, position),
+            setting._replace(weight_decay=setting.weight_decay * len(case.splits[split][0]) / kept[split]),
+            grid / variances[split],
+            _seed(case, "grid", "choice", split, start + position // splits),
         )
-        for position, (p, decay, rate) in enumerate(settings)
-        for split in range(len(parts))
+        for position, (split, setting) in enumerate(tried)
     ]
-    scores = _scores(case, "grid", parts, members, choice.samples, progress)
-    likelihood = torch.tensor([row[2:] for row in scores]).view(len(settings), len(parts), len(grid))
+    scores = _scores(case, parts, members, choice.samples, progress)
     # Members that diverged are not chosen.
-    likelihood.nan_to_num_(nan=-math.inf, posinf=-math.inf)
-    _refuse_diverged(case.name, likelihood.amax(dim=(0, 2)).isfinite().numpy())
-    chosen = []
-    for split in range(len(parts)):
-        setting, step = divmod(int(likelihood[:, split].argmax()), len(grid))
-        chosen.append((*settings[setting], float(grid[step]) / deviations[split] ** 2))
-    return chosen
+    likelihood = torch.tensor([row[2:] for row in scores]).nan_to_num_(nan=-math.inf, posinf=-math.inf)
+    best = [_HeldOut(-math.inf, tried[0][1], math.nan)] * splits
+    for (split, setting), row in zip(tried, likelihood, strict=True):
+        if (score := float(row.max())) > best[split].score:
+            best[split] = _HeldOut(score, setting, float(grid[row.argmax()]) / variances[split])
+    return best
 
 
 def _refuse_diverged(name: str, finite: NDArray[np.bool_]) -> None:
@@ -310,7 +291,6 @@ def _refuse_diverged(name: str, finite: NDArray[np.bool_]) -> None:
 
 def _scores(
     case: Case,
-    column: str,
     splits: Sequence[tuple[uci.Rows, uci.Rows]],
     members: list[_Member],
     samples: int,
@@ -318,14 +298,13 @@ def _scores(
 ) -> list[list[float]]:
     """Compute for each member RMSE, RMSE without dropout, and log-likelihood for each of its precisions."""
     scores: dict[int, list[float]] = {}
-    for positions, test in _trained(case, column, splits, members, progress):
+    for positions, test in _trained(case, splits, members, progress):
         scores.update(zip(positions, test(samples), strict=True))
     return [scores[position] for position in range(len(members))]
 
 
 def _trained(
     case: Case,
-    column: str,
     splits: Sequence[tuple[uci.Rows, uci.Rows]],
     members: list[_Member],
     progress: Callable[[float], None],
@@ -334,24 +313,24 @@ def _trained(
     data = Standardised(*_parts(case, splits, 0))
     inputs, targets = data.normalised(*_parts(case, splits, 1))
     sizes = torch.tensor([len(test) for _, test in splits])
-    schedule = COLUMNS[column]
     for positions in _groups(members, TOGETHER):
         group = [members[position] for position in positions]
-        sources = [member.split for member in group]
+        sources, settings = [member.split for member in group], [member.setting for member in group]
+        schedule = settings[0].schedule
         network = BatchedMLP(
             case.inputs.shape[1],
             case.settings.hidden_size,
-            p=[member.p for member in group],
+            p=[setting.p for setting in settings],
             seeds=[member.seed for member in group],
         )
         train(
             network,
             data,
             sources,
-            epochs=case.epochs(column),
+            epochs=case.epochs(schedule),
             batch_size=schedule.batch_size,
-            weight_decay=[member.weight_decay for member in group],
-            learning_rate=group[0].learning_rate,
+            weight_decay=[setting.weight_decay for setting in settings],
+            learning_rate=settings[0].learning_rate,
             schedule=schedule.factor(),
             progress=progress,
         )
@@ -396,11 +375,11 @@ def _parts(
 
 
 def _groups(members: list[_Member], size: int) -> Iterator[list[int]]:
-    """Yield positions in groups of one learning rate, of at most ``size`` and as equal as possible."""
-    by_rate: dict[float, list[int]] = {}
+    """Yield positions in groups of one rate and schedule, of at most ``size`` and as equal as possible."""
+    alike: dict[tuple[float, Schedule], list[int]] = {}
     for position, member in enumerate(members):
-        by_rate.setdefault(member.learning_rate, []).append(position)
-    for positions in by_rate.values():
+        alike.setdefault((member.setting.learning_rate, member.setting.schedule), []).append(position)
+    for positions in alike.values():
         count = math.ceil(len(positions) / size)
         for group in range(count):
             yield positions[group * len(positions) // count : (group + 1) * len(positions) // count]
@@ -412,8 +391,9 @@ def _decay(settings: Settings, size: int) -> float:
     )
 
 
-def _length_scale(p: float, precision: float, weight_decay: float, size: int) -> float:
-    return math.sqrt(weight_decay / weight_decay_of(precision, 1.0, size, p=p, convention="authors"))
+def _length_scale(setting: Setting, precision: float, size: int) -> float:
+    of_one = weight_decay_of(precision, 1.0, size, p=setting.p, convention="authors")
+    return math.sqrt(setting.weight_decay / of_one)
 
 
 def _seed(case: Case, *parts: str | int) -> int:

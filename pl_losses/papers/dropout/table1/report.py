@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.results import Row as Result
 from pl_losses.papers.dropout.published import Numbers, numbers, scores
-from pl_losses.papers.dropout.table1.columns import COLUMNS, Row
+from pl_losses.papers.dropout.table1.choice import COLUMNS
+from pl_losses.papers.dropout.table1.columns import Row
 
 TABLES = ("table1.csv", "per_split.csv")
 ACROSS = 3  # Panels in a row of the picture: more could not be read on a page.
@@ -22,7 +23,6 @@ class Entry(NamedTuple):
         name: The set's name.
         column: "paper", "10x" or "grid".
         rows: One for each split.
-        epochs: Passes over the training data.
         seconds: Duration.
         cpu_seconds: Processor time of all cores.
         scale: Factor of the number of epochs: another than 1 is a trial.
@@ -31,7 +31,6 @@ class Entry(NamedTuple):
     name: str
     column: str
     rows: list[Row]
-    epochs: int
     seconds: float
     cpu_seconds: float
     scale: float = 1.0
@@ -137,8 +136,11 @@ def summaries(entries: Iterable[Entry]) -> list[dict[str, object]]:
             {"set": entry.name, "column": entry.column}
             | entry.ours._asdict()
             | {f"published_{name}": value for name, value in published.items()}
-            | {"splits": len(entry.rows), "epochs": entry.epochs}
-            | {"seconds": round(entry.seconds, 1), "cpu_seconds": round(entry.cpu_seconds, 1)}
+            | {
+                "splits": len(entry.rows),
+                "seconds": round(entry.seconds, 1),
+                "cpu_seconds": round(entry.cpu_seconds, 1),
+            }
         )
     return rows
 
@@ -192,7 +194,6 @@ def as_result(entry: Entry) -> dict[str, object]:
         "set": entry.name,
         "column": entry.column,
         "rows": rows,
-        "epochs": entry.epochs,
         "times": [entry.seconds, entry.cpu_seconds],
     }
 
@@ -201,7 +202,7 @@ def from_result(result: dict[str, Any], scale: float = 1.0) -> Entry:
     """Restore an entry from :func:`as_result`'s plain data, trained with this factor of the epochs."""
     rows = [Row(*row) for row in result["rows"]]
     seconds, cpu_seconds = result["times"]
-    return Entry(result["set"], result["column"], rows, result["epochs"], seconds, cpu_seconds, scale)
+    return Entry(result["set"], result["column"], rows, seconds, cpu_seconds, scale)
 
 
 def draw(entries: Sequence[Entry]) -> Figure:

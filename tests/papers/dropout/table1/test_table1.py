@@ -18,15 +18,8 @@ from pl_losses.papers.dropout.table1 import (
     report as table1_report,
 )
 from pl_losses.papers.dropout.table1.batched_mlp import BatchedMLP, Standardised, train
-from pl_losses.papers.dropout.table1.columns import (
-    COLUMNS,
-    Case,
-    Choice,
-    Row,
-    Schedule,
-    over_samples,
-    reproduce_column,
-)
+from pl_losses.papers.dropout.table1.choice import COLUMNS, PAPER, Choice, Schedule
+from pl_losses.papers.dropout.table1.columns import Case, Row, over_samples, reproduce_column
 from pl_losses.papers.dropout.table1.experiment import reproduce
 from pl_losses.papers.dropout.table1.report import Entry
 from pl_losses.papers.dropout.uncertainty import mc_log_likelihood
@@ -35,14 +28,14 @@ QUICK = {"samples": 20, "repeats": 1, "epochs_scale": 0.01, "wandb": "disabled"}
 
 
 def small_choice(*learning_rates):
-    return Choice((0.0, 0.1), (0.0, 1e-4), learning_rates, (0.5, 2.0, 8.0), 10)
+    schedules = (PAPER, PAPER._replace(cosine=True), PAPER._replace(epochs=20))
+    return Choice((0.0, 0.1), (0.0, 1e-4), learning_rates, schedules, (0.5, 2.0, 8.0), 10)
 
 
 @pytest.fixture(autouse=True)
 def small_grid(monkeypatch):
-    """Few settings to choose from, and as few steps as the epochs take."""
+    """Few settings to choose from, and few steps."""
     monkeypatch.setattr(table1_columns, "Choice", lambda: small_choice(1e-3, 1e-2))
-    monkeypatch.setitem(COLUMNS, "grid", COLUMNS["grid"]._replace(steps=0))
 
 
 @pytest.fixture
@@ -96,8 +89,8 @@ def test_the_published_numbers_are_complete():
 def test_epochs_are_those_of_the_authors(root):
     small, protein = case(root, scale=1.0), case(root, scale=1.0)
     object.__setattr__(protein, "settings", SETTINGS["protein"])
-    assert [small.epochs(column) for column in ("paper", "10x")] == [400, 4000]
-    assert [protein.epochs(column) for column in ("paper", "10x")] == [200, 2000]
+    assert [small.epochs(COLUMNS[column]) for column in ("paper", "10x")] == [400, 4000]
+    assert [protein.epochs(COLUMNS[column]) for column in ("paper", "10x")] == [200, 2000]
     assert COLUMNS["paper"] == Schedule(10, 32)
     assert COLUMNS["10x"] == Schedule(100, 128)
 
@@ -141,11 +134,24 @@ def test_repeats_are_averaged_and_splits_do_not_depend_on_one_another(root, monk
 
 
 def test_work_is_what_progress_tells(root):
-    for column in ("paper", "grid"):
+    """Of "grid" it is the most: how long the last training is, is chosen only then."""
+    small = case(root)
+    for column, least in (("paper", 0.95), ("grid", 0.7)):
         done = []
-        small = case(root)
         reproduce_column(small, column, done.append)
-        assert sum(done) == pytest.approx(small.work(column), rel=0.05)
+        assert least < sum(done) / small.work(column) < 1.05
+
+
+def test_the_schedules_to_choose_from_are_the_papers_and_longer_ones_for_small_sets(root, monkeypatch):
+    monkeypatch.setattr(table1_columns, "Choice", Choice)
+    assert Choice().schedule[0] == COLUMNS["grid"] == PAPER
+    small, naval = case(root, scale=1.0), case(root, scale=1.0)
+    # 54 samples are 1.7 batches.
+    lengths = [(small.epochs(schedule), schedule.cosine) for schedule in small.more_schedules()]
+    longer = [(epochs, cosine) for epochs in (5926, 17778, 59259) for cosine in (False, True)]
+    assert lengths == [(400, True), *longer]
+    object.__setattr__(naval, "splits", [(np.arange(10741), np.arange(1193))])
+    assert naval.more_schedules() == [PAPER._replace(cosine=True)]
 
 
 def test_the_choice_does_not_look_at_the_test_samples(root):
@@ -161,31 +167,47 @@ def test_the_choice_does_not_look_at_the_test_samples(root):
 
 def test_the_choice_is_the_best_on_the_last_part_of_train(root, monkeypatch):
     """The settings that win there win, whatever they do elsewhere."""
-    seen = {}
+    seen = []
     original = table1_columns._scores
 
-    def recorded(case, column, splits, members, samples, progress):
-        scores = original(case, column, splits, members, samples, progress)
-        seen[samples] = (splits, members, scores)
+    def recorded(case, splits, members, samples, progress):
+        scores = original(case, splits, members, samples, progress)
+        seen.append((splits, members, scores))
         return scores
 
     monkeypatch.setattr(table1_columns, "_scores", recorded)
-    small = case(root)
+    small = case(root, scale=0.1)
     rows = reproduce_column(small, "grid", lambda amount: None)
-    splits, members, scores = seen[10]
+    (splits, first, scores), (_, others, other_scores), (_, last, _) = seen
     for split, (row, (train_rows, _)) in enumerate(zip(rows, small.splits, strict=True)):
         assert np.array_equal(np.concatenate(splits[split]), train_rows)
         assert len(splits[split][0]) == int(0.8 * 54)
-        deviation = small.targets[splits[split][0]].std()
-        best = max(
-            (score[2 + step], *member[1:4], member.precision[step].item())
-            for member, score in zip(members, scores, strict=True)
-            if member.split == split
-            for step in range(3)
-        )
-        assert (row.p, row.weight_decay) == (best[1], pytest.approx(best[2] * 43 / 54))
-        assert (row.learning_rate, row.precision) == (best[3], pytest.approx(best[4]))
-        assert row.precision * deviation**2 in [pytest.approx(tau) for tau in (0.5, 2.0, 8.0)]
+        variance = small.targets[splits[split][0]].var()
+
+        def best(members, scores, split=split):
+            return max(
+                (score[2 + step], member.setting, member.precision[step].item())
+                for member, score in zip(members, scores, strict=True)
+                if member.split == split
+                for step in range(3)
+            )
+
+        tried = [member.setting for member in first if member.split == split]
+        assert len(set(tried)) == len(tried) == 8
+        assert {setting.schedule for setting in tried} == {PAPER}
+        kept = best(first, scores)[1]
+        again = [member.setting for member in others if member.split == split]
+        assert {setting[:2] for setting in again} == {kept[:2]}
+        assert {setting.learning_rate for setting in again} == {1e-3, 1e-2}
+        assert {setting.schedule for setting in again} == set(small_choice().schedule[1:])
+        assert len(set(again)) == len(again) == 4
+        _, setting, precision = best(first + others, scores + other_scores)
+        assert (row.p, row.weight_decay) == (setting.p, pytest.approx(setting.weight_decay * 43 / 54))
+        assert (row.learning_rate, row.precision) == (setting.learning_rate, pytest.approx(precision))
+        assert (row.epochs, row.cosine) == (small.epochs(setting.schedule), setting.schedule.cosine)
+        assert row.precision * variance in [pytest.approx(tau) for tau in (0.5, 2.0, 8.0)]
+        finals = {member.setting for member in last if member.split == split}
+        assert finals == {setting._replace(weight_decay=row.weight_decay)}
 
 
 def test_what_diverges_is_not_chosen(root, monkeypatch):
@@ -300,10 +322,10 @@ def test_bad_arguments_are_refused_before_any_work(root, folder, arguments, mess
 
 def entry(rmse, ll, name="small", column="paper"):
     rows = [
-        Row(split, rmse + shift, ll + shift, rmse, 0.1, 1.0, 0.0, 0.0, 1e-3)
+        Row(split, rmse + shift, ll + shift, rmse, 0.1, 1.0, 0.0, 0.0, 1e-3, 400, False)
         for split, shift in ((0, -1), (1, 1))
     ]
-    return Entry(name, column, rows, 400, 1.0, 2.0)
+    return Entry(name, column, rows, 1.0, 2.0)
 
 
 def test_what_is_worse_than_published_is_marked(root):
