@@ -138,11 +138,10 @@ def reproduce(
         sign = 1 if name.endswith(LOWER_IS_BETTER) else -1
         return sign * found[name], found.get("val/loss", 0.0)
 
-    def held_out(recipe: str, setting: Setting) -> str:
-        """Write a setting and its score on held-out training data."""
+    def held_out(recipe: str, setting: Setting) -> tuple[Setting, float]:
+        """Return a setting and its score on held-out training data."""
         found = done[_key(recipe, CHOICE, setting)]["scores"]
-        value = score_of(found, _logged(wanted[True], recipe, found)[0]).value
-        return f"{'/'.join(map(str, setting.values()))}: {value:.3g}"
+        return setting, score_of(found, _logged(wanted[True], recipe, found)[0]).value
 
     with progress_bar(sum(map(len, tried.values())) + seeds * len(recipes)) as bar:
         chosen = {
@@ -160,9 +159,8 @@ def reproduce(
             seconds = sum(one["seconds"] for one in of) + spent if metric == logged[0] else 0.0
             scores = [score_of(one["scores"], metric) for one in of]
             setting = {name.removeprefix("model."): value for name, value in chosen[recipe].items()}
-            row = Measured(recipe, setting, scores, seconds).row()
-            if metric == logged[0] and tried[recipe]:
-                row["chosen"] += f" (held out: {', '.join(map(partial(held_out, recipe), tried[recipe]))})"
+            scored = [held_out(recipe, one) for one in tried[recipe]] if metric == logged[0] else []
+            row = Measured(recipe, setting, scores, seconds, scored).row()
             name = metric.removeprefix("test/")
             name = NAMES.get(name, name.replace("_", " "))
             quantity = f"test {name}, %" if metric.endswith("error") else f"test {name}"

@@ -8,7 +8,7 @@ trained on all training data, once for each seed, and tested.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import inf, isfinite, nan
 from statistics import mean
@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 
 from pl_losses.core.experiment import Experiment, Recording, progress_bar, quiet
 from pl_losses.core.figures import Axes, Figure, new_figure
-from pl_losses.core.results import Row, changed, interval, text
+from pl_losses.core.results import Row, changed, interval, number, text
 
 CHOICE = 1000  # The seed of the choice; those that are reported begin at 0.
 
@@ -73,12 +73,16 @@ class Measured(NamedTuple):
         setting: The chosen settings.
         scores: One of each seed.
         seconds: Processor time of all trainings, those of the choice included.
+        tried: The settings that it was chosen from, with their scores on held-out data.
+        by: What the scores of the choice are.
     """
 
     method: str
     setting: Setting
     scores: list[Score]
     seconds: float
+    tried: Sequence[tuple[Setting, float]] = ()
+    by: str = "held out"
 
     @property
     def curves(self) -> dict[int, Any]:
@@ -96,12 +100,19 @@ class Measured(NamedTuple):
         low, high = interval(values, error) if isfinite(self.value) else (None, None)
         ends = {"low": low, "high": high} if error or len(values) > 1 else {}
         chosen = ", ".join(f"{name} {value}" for name, value in self.setting.items())
-        return {
-            "measured": self.value,
-            "seeds": len(values),
-            "seconds": self.seconds,
-            "chosen": chosen,
-        } | ends
+        if self.tried:
+            chosen += f" ({self.by}: {with_scores(self.tried)})"
+        found = {"measured": self.value, "seeds": len(values), "seconds": self.seconds, "chosen": chosen}
+        return found | ends
+
+
+def with_scores(settings: Iterable[tuple[Setting, float]]) -> str:
+    """Write the settings that were tried, with their scores.
+
+    >>> with_scores([({"lr": 0.1}, 2.5), ({"lr": 1.0, "p": 0.5}, inf)])
+    '0.1: 2.50, 1.0/0.5: diverged'
+    """
+    return ", ".join(f"{'/'.join(map(str, one.values()))}: {number(score)}" for one, score in settings)
 
 
 def measure(
@@ -111,6 +122,7 @@ def measure(
     train: Callable[[list[Job]], list[Score]],
     *,
     together: bool = False,
+    by: str = "held out",
 ) -> list[Measured]:
     """Choose the settings of each method and test it; trainings that ``kept`` has are not repeated.
 
@@ -121,6 +133,7 @@ def measure(
         train: Trains jobs, and returns their scores. A training whose loss is not finite may raise
             ``FloatingPointError`` instead.
         together: Whether it is given all jobs that differ in method and setting only, else one at a time.
+        by: What the scores of the choice are, for the table.
     """
     kept.also["seeds"] = max(seeds, kept.also.get("seeds", 0))
     done = {_key(Job(*result["job"])): result for result in kept.results}
@@ -163,7 +176,8 @@ def measure(
         spent = [done[_key(job)] for job in choices if job.method == method] + tests
         seconds = sum(result["seconds"] for result in spent)
         scores = [Score(*result["score"]) for result in tests]
-        found.append(Measured(method, setting, scores, seconds))
+        scored = [(job.setting, done[_key(job)]["score"][0]) for job in choices if job.method == method]
+        found.append(Measured(method, setting, scores, seconds, scored, by))
     return found
 
 

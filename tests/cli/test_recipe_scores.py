@@ -201,7 +201,7 @@ def test_settings_are_chosen_on_held_out_data_and_tested_with_other_seeds(fits, 
     assert ["--trainer.max_epochs=1" in args for args in asked] == [seed == "1000" for seed in seeds]
     assert all("--model.optimizer.lr=0.3" in args for args in asked[3:])
     (row,) = map(row_of, csv.DictReader((folder / "out/own/results.csv").open()))
-    tried = "held out: 0.1: 20, 0.3: 0, 0.9: 60"
+    tried = "held out: 0.1: 20.0, 0.3: 0.00, 0.9: 60.0"
     assert (row.measured, row.chosen) == (pytest.approx(1.5), f"optimizer.lr 0.3 ({tried})")
     trainings = list(csv.DictReader((folder / "out/own/trainings.csv").open()))
     assert [one["stage"] for one in trainings] == ["choice"] * 3 + ["result"] * 2

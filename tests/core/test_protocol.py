@@ -42,6 +42,7 @@ def test_the_choice_is_by_held_out_data(tmp_path):
     ]
     assert len(jobs) == 3 + 4  # A single setting needs no choice.
     assert (a.setting, [score.value for score in a.scores]) == ({"lr": 2}, [8, 9])
+    assert a.row()["chosen"] == "lr 2 (held out: 1: 1.00, 2: 0.00, 3: diverged)"
     row = b.row()
     assert (row["measured"], row["seeds"], row["chosen"]) == (8.5, 2, "lr 2")
     assert row["low"] < 8 < 9 < row["high"]

@@ -162,14 +162,9 @@ def reproduce(
             f"{DATA[name]}, {optimizer}": [{"lr": float(f"{rate * factor:.1g}")} for factor in FACTORS]
             for optimizer, rate in known.rates.items()
         }
-        found[name] = measure(kept, grids, seeds, train, together=True)
+        found[name] = measure(kept, grids, seeds, train, together=True, by="training loss")
     about = f"training loss of pass {lengths[0]}, nats"
-    rows = []
-    for one in (one for measured in found.values() for one in measured):
-        row = one.row()
-        rows.append(
-            Row(one.method, about, **row | {"chosen": f"{row['chosen']}, chosen by the training loss"})
-        )
+    rows = [Row(one.method, about, **one.row()) for measured in found.values() for one in measured]
     tables = {"trainings": table(kept), "curves": list(points(found))}
     report(kept, wandb, rows, pictures={"curves": draw(found)}, tables=tables)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from pl_losses.core.experiment import Experiment, Recording, progress_bar
 from pl_losses.core.figures import Figure, new_figure
 from pl_losses.core.files import checksum
-from pl_losses.core.protocol import CHOICE, report
+from pl_losses.core.protocol import CHOICE, report, with_scores
 from pl_losses.core.results import Row, interval
 from pl_losses.core.validation import check_counts, check_integer, check_positive, check_some, typed
 from pl_losses.data.pictures import Pictures, PictureSet
@@ -172,6 +172,10 @@ def reproduce(
         name: {way: [min(values) for values in starts] for way, starts in by_way.items()}
         for name, by_way in curves.items()
     }
+    above = {one: 100 * (value / tried[best] - 1) for one, value in tried.items()}
+    scores = with_scores((dict(enumerate(one)), value) for one, value in above.items())
+    chosen = f"stretch {best[0]:g}, smooth {best[1]:g}"
+    choice = f"{chosen} (held out, % above the lowest: {scores})"
     rows = []
     for name, by_way in lowest.items():
         means = {way: mean(values) for way, values in by_way.items()}
@@ -183,9 +187,7 @@ def reproduce(
             seeds=seeds,
         )
         low, high = interval(by_way[OURS]) if seeds > 1 else (None, None)
-        row = replace(
-            row, low=low, high=high, seconds=seconds, chosen=f"stretch {best[0]:g}, smooth {best[1]:g}"
-        )
+        row = replace(row, low=low, high=high, seconds=seconds, chosen=chosen if rows else choice)
         rows.append(replace(row, peer=peer, peer_measured=means[peer]))
     table = [
         {"pair": name, "way": way, "seed": seed, "loss": value}

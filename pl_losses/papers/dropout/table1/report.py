@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -166,9 +167,18 @@ def beside(entries: Iterable[Entry], seeds: int) -> list[Result]:
             row = replace(
                 row, seconds=seconds, published=published, lower_is_better=score == "rmse", **beside
             )
-            rows.append(row)
+            rows.append(replace(row, chosen=_chosen(entry) if score == "rmse" else ""))
             seconds = 0.0  # Both scores are of the same trainings.
     return rows
+
+
+def _chosen(entry: Entry) -> str:
+    """Write how many splits chose each value of "grid"."""
+    counted = []
+    for name in ("p", "weight_decay", "learning_rate", "epochs", "cosine") if entry.column == "grid" else ():
+        counts = sorted(Counter(getattr(row, name) for row in entry.rows).items())
+        counted.append(f"{name} {', '.join(f'{value:g} in {count}' for value, count in counts)}")
+    return f"of {len(entry.rows)} splits: {'; '.join(counted)}" if counted else ""
 
 
 def per_split(entries: Iterable[Entry]) -> list[dict[str, Any]]:
