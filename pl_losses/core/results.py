@@ -192,18 +192,18 @@ was typed by hand.
 How the numbers were measured:
 
 - **Settings** are either fixed before, or chosen on a held-out part of the training data, with a seed
-  that the results do not use. The column "settings" has what was chosen; of recipes it also has all that
-  was tried, with the score on held-out data. Where the training loss chose it, the row says so. Three
-  figures have the same settings in all rows: `lenet/training-size`, `prelu/fig2` and `prelu/fig3`. In
+  that the results do not use. The column "settings" has what was chosen. In brackets it has all that was
+  tried, with the score on held-out data, or with the training loss where that chose it. Three figures
+  have the same settings in all rows: `lenet/training-size`, `prelu/fig2` and `prelu/fig3`. In
   `style/optimizers` three other photos chose the settings. In `gtn/cuts` the column has the number of
   pieces per digit. In `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's
-  authors, and the rows `grid` choose among [many settings](dropout-choices.md#how-the-grid-chooses).
-  Their number of steps and their schedule were fixed early, after a look at test scores. The learning
-  rates of recipes were chosen like the others, in `sdae/mnist` that of the last stage. The grid of
-  `prelu/digits-prelu` lacks a rate with which [trainings diverged](prelu-choices.md), tested ones too.
-  `adam/cnn` and `adam/mlp-dropout` have the learning rate that the paper recommends, and `dropout/uci`
-  has the settings of the paper's authors. `gtn/collapse` has settings with which it collapses. How the
-  other settings of recipes were found was not noted.
+  authors. In the rows `grid` each split chooses among [many
+  settings](dropout-choices.md#how-the-grid-chooses). The learning rates of recipes were chosen like the
+  others, in `sdae/mnist` that of the last stage. The grid of `prelu/digits-prelu` lacks a rate with
+  which [trainings diverged](prelu-choices.md), tested ones too. `adam/cnn` and `adam/mlp-dropout` have
+  the learning rate that the paper recommends, and `dropout/uci` has the settings of the paper's
+  authors. `gtn/collapse` has settings with which it collapses. How the other settings of recipes were
+  found was not noted.
 - **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is
   tested with the weights that had the lowest validation error. Only `dropout/samples` tests a network
   several times. In [`lenet/fig9`](lenet.md#measured) some classifiers were tested again with wider grids.
