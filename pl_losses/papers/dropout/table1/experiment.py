@@ -31,7 +31,7 @@ def reproduce(
     folder: str = "runs/dropout/table1",
     splits: int | None = None,
     samples: int = 10_000,
-    repeats: int = 3,
+    repeats: int = 5,
     seed: int = 0,
     epochs_scale: float = 1.0,
     wandb: Recording = "offline",
