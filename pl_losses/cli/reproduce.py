@@ -55,12 +55,14 @@ def write_results(pages: Sequence[str]) -> None:
         if not path.is_file():
             raise UsageError(f"Expected `--results` to be followed by pages but there is no file {name}")
         try:
-            text = path.read_text(encoding="utf-8")
+            # Its line ends stay as they are.
+            lines = path.read_bytes().decode()
         except UnicodeDecodeError:
             raise UsageError(
                 f"Expected `--results` to be followed by pages in UTF-8 but {name} is none"
             ) from None
-        path.write_text(filled(text), encoding="utf-8")
+        end = "\r\n" if "\r\n" in lines else "\n"
+        path.write_text(filled(lines.replace("\r\n", "\n")), encoding="utf-8", newline=end)
 
 
 def cost(made: Reproduced) -> str:
@@ -149,6 +151,10 @@ def check(name: str, flags: Flags) -> None:
     Raises:
         UsageError: If there is no such table or figure, or it has no such option.
     """
+    if name.startswith("-"):
+        raise UsageError(f"Expected the name of a table or figure, or `all`, before `{name}`")
+    if own := [one for one in reproduced() if one.startswith(f"{name}/")]:
+        raise UsageError(f"Expected one of {', '.join(own)} but got `{name}`")
     if name not in reproduced():
         hint = nearest(name, reproduced()) or f": expected one of {', '.join(reproduced())}"
         raise UsageError(f"Nothing named `{name}` to reproduce{hint}")

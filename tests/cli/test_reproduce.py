@@ -104,6 +104,8 @@ def test_all_small_forms_are_one_command(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--quick"], "Expected the name of a table or figure, or `all`, before `--quick`"),
+        (["sdae", "--quick"], "Expected one of sdae/variations, sdae/levels, sdae/recipes but got `sdae`"),
         (["all"], "`reproduce all` would take most of a day"),
         (["all", "--quick", "--nothing", "1"], "Unknown option `--nothing`"),
         (["adam/fig2", "--figure", "fig1"], "Expected no `--figure`: it follows from the name"),
@@ -147,7 +149,11 @@ def test_blocks_of_pages_are_filled(folder, monkeypatch, capsys):
     before = "<!-- results lenet/fig9 -->\nold\n<!-- end of results -->\n"
     Path("page.md").write_text(before)
     assert main(["reproduce", "--results", "page.md"]) == 0
-    assert Path("page.md").read_text() == before.replace("old", "No result is kept yet.")
+    filled = before.replace("old", "No result is kept yet.")
+    assert Path("page.md").read_text() == filled
+    Path("page.md").write_text(before, newline="\r\n")
+    assert main(["reproduce", "--results", "page.md"]) == 0
+    assert Path("page.md").read_bytes().decode() == filled.replace("\n", "\r\n")
     assert main(["reproduce", "--results", "none.md"]) == 2
     assert "there is no file none.md" in capsys.readouterr().err
     for change, told in (

@@ -487,6 +487,8 @@ def test_a_csv_run_says_what_it_is(folder):
     found = read_run(run / "metrics.csv")
     assert (found.name, found.job_type) == ("lenet/digits, seed 5, version_3", "fit")
     assert (found.facts["began"], found.facts["took"]) == ("1970-01-12 13:46 UTC", "60 s")
+    (run / "config.yaml").unlink()
+    assert read_run(run / "metrics.csv").name == "lenet/digits, version_3"
     (run / "record.json").write_text("{")
     assert read_run(run / "metrics.csv").name == "pl_losses/version_3"
 

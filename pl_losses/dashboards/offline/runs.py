@@ -389,8 +389,10 @@ def _recorded(run: Run, record: dict[str, Any], last: float) -> None:
     """Add what the suite's record of a fit says: what it is of, and when it was."""
     named = [name for name in record["recipes"] if not name.startswith(f"{OVERLAYS}/")]
     run.recipe = ", ".join(record["recipes"])
-    what = [*(named or [record["model"].rpartition(".")[2]])[:1], f"seed {run.config.get('seed_everything')}"]
-    run.name, run.job_type = ", ".join([*what, run.path.parent.name]), "fit"
+    what = [*(named or [record["model"].rpartition(".")[2]])[:1], run.path.parent.name]
+    if "seed_everything" in run.config:
+        what.insert(1, f"seed {run.config['seed_everything']}")
+    run.name, run.job_type = ", ".join(what), "fit"
     run.began = int(record["started"])
     run.facts |= {"began": when(run.began), "took": f"{int(last) - run.began} s"}
 
