@@ -52,7 +52,7 @@ from pl_losses.cli.loggers import (
     save_dirs,
 )
 from pl_losses.cli.parser import Parser, shorten
-from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, write_predictions
+from pl_losses.cli.predictions import PredictedSamples, of_all_ranks, rows_of, write_predictions
 from pl_losses.cli.progress import TimedProgressBar
 from pl_losses.cli.ranks import Ranks, join, tells_of_loss
 from pl_losses.cli.trusted_objects import check_objects
@@ -68,11 +68,13 @@ from pl_losses.core.trust import DENIED, IMPORTED, always, check_files, class_pa
 from pl_losses.core.wandb_run import finish
 from pl_losses.data.module import TensorDataModule
 from pl_losses.monitoring.artifacts import ArtifactRecord
+from pl_losses.monitoring.charts import log_table
 from pl_losses.monitoring.interruption import InterruptionCheckpoint
 from pl_losses.monitoring.record import RECORDED, TRAINED_BY, RunRecord, folder_of, run_folder
 from pl_losses.recipes import Config, UsageError, dump, merge, resolve_value, visible
 
 PUBLIC_MODULES = (OWN, f"{OWN}.data", f"{OWN}.callbacks")
+SHOWN_ANSWERS = 1000  # Rows of predictions that W&B's table gets.
 
 
 class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
@@ -305,6 +307,8 @@ class PLLossesCLI(of_lightning.CLIWithoutCheckpoint):
         if self.trainer.is_global_zero:
             names = getattr(self.datamodule, "predict_names", lambda: None)()
             files = write_predictions(answers, self.record.folder, names)
+            if rows := rows_of(answers, names)[:SHOWN_ANSWERS]:
+                log_table(self.trainer, "predict/answers", rows)
             answers_in = "Answers: " + ", ".join(map(str, files))
             print(visible("\n".join([answers_in, self.record.summary(self.trainer)])))
 

@@ -42,17 +42,26 @@ def write_predictions(
     while (folder / f"{stem}.pt").exists():
         number += 1
         stem = f"predictions-{number}"
+    paths = [folder / f"{stem}.pt"]
+    save_sealed(paths[0], {**_named(answers, names), **answers})
+    if rows := rows_of(answers, names):
+        paths.insert(0, folder / f"{stem}.csv")
+        write_table(paths[0], rows)
+    return paths
+
+
+def rows_of(answers: dict[str, Any], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the table of predictions, a row per sample; none if they are not one value per sample."""
     columns = {name: column for key, values in answers.items() for name, column in as_columns(key, values)}
     count = len(next(iter(answers.values()), ()))
-    known = {} if names is None else {"name": list(names[:count])}
-    paths = [folder / f"{stem}.pt"]
-    save_sealed(paths[0], {**known, **answers})
-    if columns and {len(column) for column in columns.values()} == {count}:
-        columns = {"sample": list(range(count)), **known, **columns}
-        paths.insert(0, folder / f"{stem}.csv")
-        rows = zip(*columns.values(), strict=True)
-        write_table(paths[0], [dict(zip(columns, row, strict=True)) for row in rows])
-    return paths
+    if not columns or {len(column) for column in columns.values()} != {count}:
+        return []
+    columns = {"sample": list(range(count)), **_named(answers, names), **columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _named(answers: dict[str, Any], names: Sequence[str] | None) -> dict[str, list[str]]:
+    return {} if names is None else {"name": list(names[: len(next(iter(answers.values()), ()))])}
 
 
 def joined(batches: Sequence[object]) -> dict[str, Any]:
@@ -218,11 +227,15 @@ def as_columns(key: str, values: object) -> list[tuple[str, list[Any]]]:
 
     >>> as_columns("p", torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
     [('p_0', [0.25, 1.0]), ('p_1', [0.75, 0.0])]
+    >>> as_columns("name", ["a", 1])
+    [('name', ['a', '1'])]
     """
     if isinstance(values, Tensor) and values.ndim == 1:
         return [(key, values.tolist())]
     if isinstance(values, Tensor) and values.ndim == 2 and values.shape[1] <= WIDEST:
         return [(f"{key}_{i}", column) for i, column in enumerate(values.T.tolist())]
     if isinstance(values, list) and values and all(isinstance(value, (str, int, float)) for value in values):
-        return [(key, values)]
+        # W&B's tables have one type per column.
+        kinds = {type(value) for value in values}
+        return [(key, values if kinds <= {int, float} or len(kinds) == 1 else list(map(str, values)))]
     return []

@@ -1,5 +1,6 @@
 """Runs are tested with the weights that they ended with, whatever keeps their record."""
 
+import json
 import os
 import re
 import signal
@@ -69,6 +70,10 @@ def test_fit_test_predict(logger, capsys):
     answered = succeeds(capsys, "predict", option, "--ckpt_path", which)
     answers = torch.load(re.search(r"(\S+\.pt)", answered.out)[1], weights_only=True)
     torch.testing.assert_close(answers["output"], outputs(path))
+    if logger == "WandbLogger":
+        newest = max(Path("runs").rglob("offline-run-*"), key=lambda place: place.stat().st_mtime_ns)
+        (file,) = newest.glob("files/media/table/predict/answers*.table.json")
+        assert [row[1:] for row in json.loads(file.read_text())["data"]] == answers["output"].tolist()
     assert "had no ModelCheckpoint with a `monitor`" in refused(capsys, "test", option, "--ckpt_path=best")
     # By the command that was told at the start, and by the checkpoint alone, which has the config too.
     printed = re.search(r"resume with:\n  pl-losses (fit .*)", fitted.err)[1].split()
