@@ -258,7 +258,7 @@ class InterruptionCheckpoint(Callback):
         if trainer.global_step in steps:
             self._forget(trainer, list(self._recent))
         if self._agreed:
-            raise SIGTERMException if self._agreed == REQUEUE else KeyboardInterrupt
+            raise KeyboardInterrupt if self._agreed == signal.SIGINT else SIGTERMException
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save if all ranks have ended at the same step; print how to resume."""

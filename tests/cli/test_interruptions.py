@@ -170,7 +170,7 @@ def test_goes_on_bit_for_bit(variant):
     whole = fit("whole", **VARIANTS[variant])
     for place, step in shots:
         folder = f"{place}-{step}"
-        number = signal.SIGTERM if step == 3 else signal.SIGINT
+        number = signal.SIGTERM if step in (3, 14) else signal.SIGINT
         found, messages = interrupt(folder, place, step, [number], status=128 + number, **VARIANTS[variant])
         assert len(found) == 1, (folder, messages)
         assert alike(fit("again", resume=found[0], **VARIANTS[variant]), whole), folder
@@ -192,6 +192,16 @@ def test_after_training_there_is_nothing_to_save():
         found, messages = interrupt(place, place, 14, [signal.SIGINT])
         assert not found
         assert words is None or words in messages[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_batch_ends_by_its_status(number):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        found, _ = interrupt("last", "epoch", 14, [number], status=128 + number)
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on.
+    assert not found
 
 
 def test_before_training_there_is_nothing_to_save():
