@@ -193,23 +193,24 @@ How the numbers were measured:
 
 - **Settings** are either fixed before, or chosen on a held-out part of the training data, with a seed
   that the results do not use. The column "settings" has what was chosen. In brackets it has all that was
-  tried, with the score on held-out data, or with the training loss where that chose it. Three figures
-  have the same settings in all rows: `lenet/training-size`, `prelu/fig2` and `prelu/fig3`. In
-  `style/optimizers` three other photos chose the settings. In `gtn/cuts` the column has the number of
-  pieces per digit. In `dropout/table1` the rows `paper` and `10x` have the p and tau of the paper's
-  authors. In the rows `grid` each split chooses among [many
-  settings](dropout-choices.md#how-the-grid-chooses). The learning rates of recipes were chosen like the
-  others, in `sdae/mnist` that of the last stage. The grid of `prelu/digits-prelu` lacks a rate with
-  which [trainings diverged](prelu-choices.md), tested ones too. `adam/cnn` and `adam/mlp-dropout` have
-  the learning rate that the paper recommends, and `dropout/uci` has the settings of the paper's
-  authors. `gtn/collapse` has settings with which it collapses. How the other settings of recipes were
-  found was not noted.
+  tried, with the score on held-out data, or with the training loss where that chose it. In
+  `style/optimizers` three other photos chose the settings. In the rows `grid` of `dropout/table1` each
+  split chooses among [many settings](dropout-choices.md#how-the-grid-chooses). In `gtn/cuts` the column
+  has the number of pieces per digit. The learning rates of recipes were chosen like the others, in
+  `sdae/mnist` that of the last stage.
+- **Fixed before** are the settings of `lenet/training-size`, `prelu/fig2`, `prelu/fig3`, `prelu/table1`,
+  `sdae/variations`, `sdae/levels` and `style/matrix`: all rows have the same. Noise that differs by set
+  in `sdae/variations` is the paper's. In `dropout/table1` the rows `paper` and `10x` have the p and tau
+  of the paper's authors, and so has `dropout/uci`. `adam/cnn` and `adam/mlp-dropout` have the learning
+  rate that the paper recommends. `gtn/collapse` has settings with which it collapses. How the other fixed
+  settings were found was not noted: some may come from trials on test data.
 - **One test.** Each trained network is tested once, with its last weights. A stack of autoencoders is
   tested with the weights that had the lowest validation error. Only `dropout/samples` tests a network
   several times. In [`lenet/fig9`](lenet.md#measured) some classifiers were tested again with wider grids.
 - **Measured** is the mean over seeds, with its 95 % interval in brackets. The interval covers what varies
   by chance: the seed and, for test errors, which samples are in the test set. In `dropout/table1` and
-  `dropout/samples` it covers the splits of a data set into training and test samples.
+  `dropout/samples` it covers the splits of a data set into training and test samples. Two tables have no
+  interval: `gan/table1` has medians of three turns, and `style/matrix` the losses of the pictures shown.
 - **Equal** means that the measured interval contains the published number, or overlaps with the published
   interval. In `dropout/table1` [three results](dropout.md#measured) are equal by this rule, but worse by the
   authors' standard errors: naval with `10x`, and wine and protein with `grid`.

@@ -85,8 +85,8 @@ RECIPES = recipe_scores(
     ["prelu/digits-relu", "prelu/digits-prelu"],
     ["test/error"],
     grids={
-        "prelu/digits-relu": rates("model.optimizer.lr", 0.001, 0.003, 0.01),
-        "prelu/digits-prelu": rates("model.optimizer.lr", 0.001, 0.003, 0.01),
+        "prelu/digits-relu": rates("model.optimizer.lr", 0.001, 0.003, 0.01, 0.03),
+        "prelu/digits-prelu": rates("model.optimizer.lr", 0.001, 0.003, 0.01, 0.03),
     },
     minutes=4,
 )

@@ -176,19 +176,15 @@ def reproduce(
     scores = with_scores((dict(enumerate(one)), value) for one, value in above.items())
     chosen = f"stretch {best[0]:g}, smooth {best[1]:g}"
     choice = f"{chosen} (held out, % above the lowest: {scores})"
+    about = f"loss after {evaluations} evaluation{'s' * (evaluations > 1)}, eq. 7"
     rows = []
     for name, by_way in lowest.items():
-        means = {way: mean(values) for way, values in by_way.items()}
-        peer = min(OTHERS, key=lambda way: means[way])
-        row = Row(
-            name,
-            f"loss after {evaluations} evaluation{'s' * (evaluations > 1)}, eq. 7",
-            means[OURS],
-            seeds=seeds,
-        )
-        low, high = interval(by_way[OURS]) if seeds > 1 else (None, None)
-        row = replace(row, low=low, high=high, seconds=seconds, chosen=chosen if rows else choice)
-        rows.append(replace(row, peer=peer, peer_measured=means[peer]))
+        for way, values in by_way.items():
+            low, high = interval(values) if seeds > 1 else (None, None)
+            row = Row(f"{name}, {way}", about, mean(values), low, high, seeds)
+            if way == OURS:  # All that the pair took.
+                row = replace(row, seconds=seconds, chosen=chosen if rows else choice)
+            rows.append(row)
     table = [
         {"pair": name, "way": way, "seed": seed, "loss": value}
         for name, by_way in lowest.items()
