@@ -176,8 +176,8 @@ def measure(
         spent = [done[_key(job)] for job in choices if job.method == method] + tests
         seconds = sum(result["seconds"] for result in spent)
         scores = [Score(*result["score"]) for result in tests]
-        scored = [(job.setting, done[_key(job)]["score"][0]) for job in choices if job.method == method]
-        found.append(Measured(method, setting, scores, seconds, scored, by))
+        by_setting = [(job.setting, done[_key(job)]["score"][0]) for job in choices if job.method == method]
+        found.append(Measured(method, setting, scores, seconds, by_setting, by))
     return found
 
 

@@ -24,7 +24,7 @@ FIG9 = Reproduced(
     "lenet/fig9",
     "pl_losses.papers.lenet.fig9.reproduce",
     panels=reproduction("Fig. 9: test errors beside the published ones", "lenet/fig9"),
-    minutes=81,
+    minutes=56,
     needs="MNIST",
     quick="--classifiers 'pairwise linear,k-NN,LeNet-1,SVM poly 4' --dataset digits --epochs 1"
     " --limit 100 --val_size 50 --seeds 1",

@@ -34,6 +34,7 @@ from pl_losses.papers.style.optimizer import MonotoneLBFGS
 from pl_losses.papers.style.vgg import find_oxford
 
 OURS = "MonotoneLBFGS"
+NAMES = ("stretch", "smooth")  # Its settings that are chosen.
 # Its settings are chosen on these packaged pairs, of which none is reported by default.
 HELD_OUT = [("china", "starry-night"), ("flower", "starry-night"), ("grace-hopper", "starry-night")]
 PAIRS = [
@@ -146,7 +147,7 @@ def reproduce(
             objective = objective_of(shown[pair], root)
             contents = shown[pair].contents
             noise = torch.randn(contents.shape, generator=torch.Generator().manual_seed(seed)) / WHITE
-            options: dict[str, Any] = dict(zip(("stretch", "smooth"), setting, strict=False))
+            options: dict[str, Any] = dict(zip(NAMES, setting, strict=False))
             program = OTHERS.get(way) or Way(partial(MonotoneLBFGS, **options))
             found = minimise(objective, contents + noise, program, evaluations)
             result = {"pair": list(pair), "way": way, "seed": seed, "setting": list(setting)}
@@ -173,11 +174,11 @@ def reproduce(
         for name, by_way in curves.items()
     }
     above = {one: 100 * (value / tried[best] - 1) for one, value in tried.items()}
-    scores = with_scores((dict(enumerate(one)), value) for one, value in above.items())
+    scores = with_scores((dict(zip(NAMES, one, strict=True)), value) for one, value in above.items())
     chosen = f"stretch {best[0]:g}, smooth {best[1]:g}"
     choice = f"{chosen} (held out, % above the lowest: {scores})"
     about = f"loss after {evaluations} evaluation{'s' * (evaluations > 1)}, eq. 7"
-    rows = []
+    rows: list[Row] = []
     for name, by_way in lowest.items():
         for way, values in by_way.items():
             low, high = interval(values) if seeds > 1 else (None, None)
