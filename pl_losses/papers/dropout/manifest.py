@@ -103,7 +103,7 @@ ROTATION_REPORT = (
 TABLE1 = Reproduced(
     "dropout/table1",
     "pl_losses.papers.dropout.table1.experiment.reproduce",
-    minutes=100,
+    minutes=129,
     needs="the UCI sets",
     quick="--sets yacht --columns paper --splits 2 --samples 20 --repeats 1 --epochs_scale 0.02",
     panels=(
