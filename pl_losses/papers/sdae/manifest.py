@@ -38,7 +38,7 @@ LEVELS = Reproduced(
     "sdae/levels",
     "pl_losses.papers.sdae.noise_levels.reproduce",
     panels=reproduction("Section 6.3: noise levels and layers", "sdae/levels", "levels"),
-    minutes=25,
+    minutes=19,
     needs="MNIST",
     quick="--levels [0.0,0.25] --layers [1,2] --source digits --seeds 1 --train_size 64 --val_size 20"
     " --test_size 20 --hidden_size 4 --pretrain_epochs 1 --finetune_epochs 1",
