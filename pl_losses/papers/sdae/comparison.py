@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from math import sqrt
+from math import hypot
 from statistics import mean
 from time import process_time
 from typing import Any
@@ -186,23 +186,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     rot-gen          10.00 +- 0.50    12.00 +- 0.50    10.50 +- 0.50   SAE-3
     """
     lines = [f"{'variation':<13}" + "".join(f"{method:>17}" for method in METHODS) + "   SDAE-3 better than"]
+    found = {row.what: row for row in beside(rows)}
     for name in dict.fromkeys(row["variation"] for row in rows):
-        means = {}
-        for method in METHODS:
-            found = [row for row in rows if (row["variation"], row["method"]) == (name, method)]
-            if found:
-                half = sum(float(row["high"]) - float(row["low"]) for row in found) / len(found) / 2
-                low, high = interval([float(row["error"]) for row in found], half / 1.96)
-                means[method] = (low + high) / 2, (high - low) / 2
+        known = {method: found[what] for method in METHODS if (what := f"{name}, {method}") in found}
+        means = {method: (row.measured, _half(row)) for method, row in known.items()}
         ours = means.get("SDAE-3", (float("inf"), 0.0))
-        beaten = [
-            method
-            for method, (error, half) in means.items()
-            if method != "SDAE-3" and error - ours[0] > sqrt(half**2 + ours[1] ** 2)
-        ]
-        cells = [f"{100 * e:.2f} +- {100 * h:.2f}" for e, h in means.values()]
+        beaten = [method for method, (error, half) in means.items() if error - ours[0] > hypot(half, ours[1])]
+        cells = [f"{error:.2f} +- {half:.2f}" for error, half in means.values()]
         lines.append(f"{name:<13}" + "".join(f"{cell:>17}" for cell in cells) + "   " + ", ".join(beaten))
     return "\n".join(lines)
+
+
+def _half(row: Row) -> float:
+    return 0.0 if row.low is None or row.high is None else (row.high - row.low) / 2
 
 
 def beside(rows: Sequence[Mapping[str, Any]]) -> list[Row]:

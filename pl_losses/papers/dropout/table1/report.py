@@ -175,10 +175,14 @@ def beside(entries: Iterable[Entry], seeds: int) -> list[Result]:
 def _chosen(entry: Entry) -> str:
     """Write how many splits chose each value of "grid"."""
     counted = []
-    for name in ("p", "weight_decay", "learning_rate", "epochs", "cosine") if entry.column == "grid" else ():
+    if entry.column != "grid":
+        return ""
+    for name in ("p", "weight_decay", "learning_rate", "epochs"):
         counts = sorted(Counter(getattr(row, name) for row in entry.rows).items())
-        counted.append(f"{name} {', '.join(f'{value:g} in {count}' for value, count in counts)}")
-    return f"of {len(entry.rows)} splits: {'; '.join(counted)}" if counted else ""
+        values = ", ".join(f"{value:g} in {count}" for value, count in counts)
+        counted.append(f"{name.replace('_', ' ')} {values}")
+    falling = sum(row.cosine for row in entry.rows)
+    return f"of {len(entry.rows)} splits: {'; '.join(counted)}; falling learning rate in {falling}"
 
 
 def per_split(entries: Iterable[Entry]) -> list[dict[str, Any]]:

@@ -418,5 +418,10 @@ def test_the_results_tell_how_many_splits_chose_what(root):
     one = entry(3.0, -2.0, column="grid")
     one.rows[1] = one.rows[1]._replace(epochs=800, cosine=True)
     scores = table1_report.beside([one, entry(3.0, -2.0)], 1)
-    counted = "p 0.1 in 2; weight_decay 0 in 2; learning_rate 0.001 in 2; epochs 400 in 1, 800 in 1"
-    assert [row.chosen for row in scores] == [f"of 2 splits: {counted}; cosine 0 in 1, 1 in 1", "", "", ""]
+    counted = "p 0.1 in 2; weight decay 0 in 2; learning rate 0.001 in 2; epochs 400 in 1, 800 in 1"
+    assert [row.chosen for row in scores] == [
+        f"of 2 splits: {counted}; falling learning rate in 1",
+        "",
+        "",
+        "",
+    ]
