@@ -178,7 +178,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     The interval covers the seeds and the test images. SDAE-3 is named better if its mean is below the other's
     by more than the interval of their difference.
 
-    >>> row = {"variation": "rot-gen", "seed": 0}
+    >>> row = {"variation": "rot-gen", "seed": 0, "seconds": 60.0}
     >>> rows = [row | {"method": method, "error": error, "low": error - 0.005, "high": error + 0.005}
     ...         for method, error in (("SDAE-3", 0.1), ("SAE-3", 0.12), ("MLP-3", 0.105))]
     >>> print(table(rows))
