@@ -15,12 +15,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from statistics import median
-from time import thread_time
+from time import sleep, thread_time
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.sampling import bold_if, lenet, mlp, table
+from pl_losses.core.kernels import OFTEN, kernels_for_often
+from pl_losses.papers.dropout.sampling.rows import KERNELS
 from pl_losses.papers.dropout.sampling.sampling import mc_samples
 
 BATCHES, SAMPLES = (1, 16, 512, 4096), (10, 100, 1000)
@@ -169,6 +171,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    network = mlp().eval()
+    for _ in range(OFTEN):  # As in a long run: kernels are loaded.
+        mc_samples(network, torch.zeros(1, 13), 10)
+    while kernels_for_often(KERNELS) is None:
+        sleep(0.1)
     rows = [["network, B, T", "ours, ms", "best by hand", "its time over ours (at least 0.9)"]]
     rows[0].append("`chunk=1` over the loop (at most 1.1)")
     for name in options.networks or NETWORKS:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib import import_module
+from threading import Thread
 from types import ModuleType
 
 import torch
@@ -17,6 +19,9 @@ from pl_losses.core.compat import of_torch
 log = logging.getLogger(__name__)
 # From so many numbers on, another thread gains more than its start takes.
 SHARE = 500_000
+OFTEN = 1000  # Calls after which loading Numba, a second, is worth while for work of microseconds.
+_asked: Counter[str] = Counter()
+_loaded: dict[str, ModuleType | None] = {}
 
 
 @cache
@@ -29,6 +34,16 @@ def kernels(name: str) -> ModuleType | None:
     ) as error:  # Numba refuses what it does not know: a version of NumPy, a folder without a cache.
         log.info("%s is not used: %s", name, error)
         return None
+
+
+def kernels_for_often(name: str) -> ModuleType | None:
+    """Return a module of kernels once this was asked often; another thread loads it meanwhile."""
+    if name in _loaded:
+        return _loaded[name]
+    _asked[name] += 1
+    if _asked[name] == OFTEN:
+        Thread(target=lambda: _loaded.update({name: kernels(name)})).start()
+    return None
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -46,8 +46,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.compiler.is_compiling():
-            names = _kinds(function)
-            check_types(function, {**dict(zip(names, args, strict=False)), **kwargs})
+            check_types(function, dict(zip(_kinds(function), args, strict=False), **kwargs))
         return function(*args, **kwargs)
 
     return checked
@@ -60,9 +59,10 @@ def check_types(function: Callable[..., object], arguments: Mapping[str, object]
         TypeError: If one is of another type.
         ValueError: If one is none of its choices, or not a number.
     """
-    for name, kind in _kinds(function).items():
-        if kind is not None and name in arguments and not kind.fits(arguments[name]):
-            value = arguments[name]
+    kinds = _kinds(function)
+    for name, value in arguments.items():
+        kind = kinds.get(name)
+        if kind is not None and not kind.fits(value):
             error = ValueError if kind.is_type(value) else TypeError
             raise error(f"Expected `{name}` to be {kind.words} but got {in_words(value)}")
 
@@ -87,7 +87,7 @@ def check_integer(name: str, value: int, least: int, *, most: int | None = None,
 def check_counts(least: int = 1, /, **values: int | None) -> None:
     """Refuse arguments that are no integers of at least ``least``; ``None`` is for the caller to refuse."""
     for name, value in values.items():
-        if value is not None:
+        if value is not None and not (type(value) is int and value >= least):
             check_integer(name, value, least)
 
 
@@ -248,7 +248,11 @@ def _is_dense(value: object) -> bool:
 
 # What is shown as it is written.
 _PLAIN = (str, bytes, Real, type(None), type, torch.dtype, torch.device)
-_INT = _simple("an integer", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
+_INT = _simple(
+    "an integer",
+    # The first is the usual one, and several times as fast.
+    lambda value: type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool)),
+)
 _FLOAT = _Kind("a number", _is_number, lambda value: _is_number(value) and not isnan(value))
 _SIMPLE: dict[object, _Kind] = {
     int: _INT,
@@ -305,11 +309,14 @@ def _either(words: Iterable[str]) -> str:
 
 
 def _any(kinds: list[_Kind]) -> _Kind:
-    return _Kind(
-        _either(kind.words for kind in kinds),
-        lambda value: any(kind.is_type(value) for kind in kinds),
-        lambda value: any(kind.fits(value) for kind in kinds),
-    )
+    def fits(value: object) -> bool:
+        for kind in kinds:  # noqa: SIM110 - any() takes twice as long.
+            if kind.fits(value):
+                return True
+        return False
+
+    words = _either(kind.words for kind in kinds)
+    return _Kind(words, lambda value: any(kind.is_type(value) for kind in kinds), fits)
 
 
 def _sequence(origin: type, inner: tuple[object, ...]) -> _Kind:

@@ -1,12 +1,10 @@
 """He et al. 2015, eq. (3): the derivatives of a PReLU on a CPU, in one pass, compiled by Numba.
 
 dE/dy is dE/df for positive y and a dE/df for others; dE/da adds up y dE/df over the others.
-The loops take addresses: for a small layer, to wrap its tensors as arrays takes longer than the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numba
@@ -14,23 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pl_losses.core.compiled import compiled
 from pl_losses.core.kernels import in_parts
 
-
-def compiled(loop: Callable[..., None]) -> Callable[..., None]:
-    """Compile a loop over five addresses and four integers, to be called without Numba's own dispatch."""
-    kernel = numba.cfunc(
-        f"void({5 * 'voidptr,'}{3 * 'intp,'} intp)",
-        cache=True,
-        error_model="numpy",
-        fastmath={"reassoc", "nsz", "contract"},  # Sums may be added up in any order, many terms at a time.
-    )(loop)
-    function = kernel.ctypes
-    function.kernel = kernel  # The code is in memory as long as this is.
-    return function  # type: ignore[no-any-return]
+_compiled = compiled(
+    f"{5 * 'voidptr,'}{3 * 'intp,'} intp",
+    fastmath={"reassoc", "nsz", "contract"},  # Sums may be added up in any order, many terms at a time.
+)
 
 
-@compiled
+@_compiled
 def channels_first(
     gradient: int,
     input: int,
@@ -57,7 +48,7 @@ def channels_first(
             sums[b, c] = added
 
 
-@compiled
+@_compiled
 def channels_last(
     gradient: int,
     input: int,

@@ -26,8 +26,10 @@ _BLOCK = 1 << 18  # Elements that are drawn at a time, so that words and mask st
 _RARE = 0.1  # Up to this p, drawing places takes less time than drawing words,
 # in masks of so many elements. In larger ones, 32 bits do not make all places equally likely.
 _PLACES = range(1 << 12, (1 << 22) + 1)
-_SMALL = 1 << 13  # Elements up to which the time of a call counts more than that of its elements.
+FEW = range(1, 1 << 13)  # Elements whose time counts less than that of a call: NumPy takes half of torch's.
 _WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+_INTEGERS = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
+_NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 class DropoutCall(NamedTuple):
@@ -50,16 +52,21 @@ class DropoutCall(NamedTuple):
     @property
     def rare(self) -> bool:
         """Whether the places of what is dropped are drawn."""
-        return self.device.type == "cpu" and self.p <= _RARE and prod(self.shape) in _PLACES
+        return is_rare(self.p, prod(self.shape)) and self.device.type == "cpu"
 
     @property
     def kept(self) -> float:
         """The probability to keep an element, 1 - p as closely as words can have it."""
-        return 1.0 - self.p if self.rare or self.device.type != "cpu" else _word(self.p)[2]
+        return 1.0 - self.p if self.rare or self.device.type != "cpu" else word_of(self.p)[2]
+
+
+def is_rare(p: float, size: int) -> bool:
+    """Return whether the places of what is dropped are drawn on a CPU."""
+    return p <= _RARE and size in _PLACES
 
 
 @lru_cache(maxsize=256)
-def _word(p: float) -> tuple[int, int, float]:
+def word_of(p: float) -> tuple[int, int, float]:
     """Return a word's width, the threshold below which an element is kept, and the probability of that."""
     for bits in _WORDS:
         count = round((1.0 - p) * 2**bits)
@@ -74,15 +81,19 @@ _Key = tuple[int, torch.device, bool]
 _Stream = torch.Generator | list[np.random.SFC64] | None
 
 
+def seed_of(*key: int) -> bytes:
+    """Return the 24 bytes that start a stream, the hash of its key."""
+    return blake2b(repr(key).encode(), digest_size=24).digest()
+
+
 class _Seed(ISeedSequence):
-    """Seed of a stream, from the hash of its key: NumPy's own takes as long as a pass of a small network."""
+    """Seed of a stream: NumPy's own takes as long as a pass of a small network."""
 
     def __init__(self, *key: int) -> None:
         self.key = key
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
-        size = n_words * np.dtype(dtype).itemsize
-        return np.frombuffer(blake2b(repr(self.key).encode(), digest_size=size).digest(), dtype)
+        return np.frombuffer(seed_of(*self.key), dtype)[:n_words]
 
 
 class MaskSampler:
@@ -108,15 +119,21 @@ class MaskSampler:
         Returns:
             [K, *shape].
         """
+        rare = site.rare
+        stream = self._stream(index, site.device, rare)
+        if isinstance(stream, list) and not rare and samples * prod(site.shape) in FEW:
+            number = _NUMBERS.get(site.dtype)
+            if number is not None:
+                few = torch.from_numpy(_few(samples, site, number, stream[0]))
+                return few if out is None else out.copy_(few)
         if out is None:
             out = torch.empty((samples, *site.shape), dtype=site.dtype, device=site.device)
         kept = site.kept
         if kept <= 0.0:
             return out.zero_()
-        stream = self._stream(index, site)
         scale = 1.0 / kept if site.scaled else 1.0
         if isinstance(stream, list):  # On the CPU.
-            (_fill_sparse if site.rare else _fill)(out.view(samples, -1), site.p, scale, stream)
+            (_fill_sparse if rare else _fill)(out.view(samples, -1), site.p, scale, stream)
             return out
         for mask in out:  # Not all at once: on an accelerator that would be another stream.
             mask.bernoulli_(kept, generator=stream)
@@ -136,13 +153,12 @@ class MaskSampler:
                 for one, then in zip(stream, state[key], strict=True):
                     one.state = then
 
-    def _stream(self, index: int, site: DropoutCall) -> _Stream:
-        device = site.device
-        key = (index, device, site.rare)
+    def _stream(self, index: int, device: torch.device, rare: bool) -> _Stream:
+        key = (index, device, rare)
         if key not in self._streams:
             if device.type == "cpu":
                 # The number of places needs a second stream, as it takes an unknown part of it.
-                kinds = (2, 3) if site.rare else (1,)
+                kinds = (2, 3) if rare else (1,)
                 seeds: list[Any] = [_Seed(self.seed, kind, index) for kind in kinds]  # NumPy's types lack it.
                 self._streams[key] = [np.random.SFC64(seed) for seed in seeds]
             elif device.type == "meta":
@@ -157,6 +173,16 @@ def _state(stream: _Stream) -> object:
     if stream is None:
         return None
     return stream.get_state() if isinstance(stream, torch.Generator) else [one.state for one in stream]
+
+
+def _few(count: int, site: DropoutCall, number: Any, stream: np.random.SFC64) -> NDArray[Any]:
+    """Return [K, *shape] as `_fill` does."""
+    bits, threshold, kept = word_of(site.p)
+    size = prod(site.shape)
+    words = stream.random_raw(count * -(-size * bits // 64)).view(_INTEGERS[bits])
+    mask = (words < threshold).reshape(count, -1)[:, :size]
+    scaled = mask * number(1.0 / kept if site.scaled and kept else 1.0)
+    return scaled.reshape(count, *site.shape)  # type: ignore[no-any-return]
 
 
 def _fill_sparse(masks: Tensor, p: float, scale: float, streams: list[np.random.SFC64]) -> None:
@@ -181,13 +207,8 @@ def _fill_sparse(masks: Tensor, p: float, scale: float, streams: list[np.random.
 def _fill(masks: Tensor, p: float, scale: float, streams: list[np.random.SFC64]) -> None:
     """Fill [K, n] row by row; each row takes a whole number of the stream's 64 bits."""
     count, size = masks.shape
-    bits, threshold, _ = _word(p)
+    bits, threshold, _ = word_of(p)
     draws = -(-size * bits // 64)  # Whole ones: so each row's mask is the same, however many are drawn.
-    if count * size <= _SMALL and masks.dtype in (torch.float32, torch.float64):
-        # Here NumPy takes a third of torch's time.
-        few = streams[0].random_raw(count * draws).view(f"i{bits // 8}").reshape(count, -1)[:, :size]
-        np.multiply(few < threshold, scale, out=masks.numpy(), casting="unsafe")
-        return
     rows = max(1, _BLOCK // max(1, size))
     for start in range(0, count if size else 0, rows):
         part = masks[start : start + rows]

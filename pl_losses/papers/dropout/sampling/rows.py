@@ -8,6 +8,7 @@ parts are looked at anew in each call, so that nothing can be out of date.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_losses.core.compat import of_torch
-from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, MaskSampler
+from pl_losses.core.kernels import kernels_for_often
+from pl_losses.papers.dropout.sampling.mask_sampler import (
+    FEW,
+    DropoutCall,
+    MaskSampler,
+    is_rare,
+    seed_of,
+    word_of,
+)
 from pl_losses.papers.dropout.sampling.prefix_trace import PLAIN
 from pl_losses.papers.dropout.sampling.sizes import at_a_time, prepare
 
@@ -26,6 +35,7 @@ _DROPOUT = {nn.Dropout: False, nn.Dropout1d: True, nn.Dropout2d: True, nn.Dropou
 _DIMENSIONS: dict[type[nn.Module], int] = {
     **{nn.Conv1d: 3, nn.MaxPool1d: 3, nn.AvgPool1d: 3, nn.AdaptiveAvgPool1d: 3, nn.Dropout1d: 3},
     **{nn.Conv2d: 4, nn.MaxPool2d: 4, nn.AvgPool2d: 4, nn.AdaptiveAvgPool2d: 4, nn.Dropout2d: 4},
+    nn.BatchNorm2d: 4,
     **{nn.Conv3d: 5, nn.MaxPool3d: 5, nn.AvgPool3d: 5, nn.AdaptiveAvgPool3d: 5, nn.Dropout3d: 5},
     nn.TransformerEncoderLayer: 3,
 }
@@ -42,7 +52,9 @@ _IF: dict[type[nn.Module], Callable[[Any], bool]] = {
         and all(map(_is_plain, part.modules()))
     ),
 }
+_AS_WIDE = {*_ELEMENTWISE, *_DROPOUT, nn.LayerNorm}  # As their inputs.
 _KINDS = {*_ELEMENTWISE, *_DROPOUT, *_DIMENSIONS, *_IF, nn.Linear, nn.LayerNorm}
+KERNELS = "pl_losses.papers.dropout.sampling.compiled"
 _AHEAD = 1 << 16  # Bytes of a site's masks that are drawn in one call, if they are for many samples.
 
 
@@ -59,38 +71,48 @@ def in_rows(module: nn.Module, batch: object, *, seed: int, samples: int, chunk:
     Returns:
         The samples [T, B, ...]; ``None`` if the module or the batch is of another kind, or a layer fails.
     """
-    if not isinstance(batch, Tensor) or type(batch) not in PLAIN or batch.ndim < 2 or not len(batch):
+    # By the shape: to ask a tensor for its length takes ten times as long.
+    if type(batch) not in PLAIN or batch.ndim < 2 or not batch.shape[0]:  # type: ignore[attr-defined]
         return None
-    steps = layers(module)
-    first = next((at for at, step in enumerate(steps or ()) if any(_probabilities(step))), None)
-    if steps is None or first is None:
+    steps = layers(module) or []
+    for first, step in enumerate(steps):  # noqa: B007
+        if _drops(step):
+            break
+    else:
         return None
+    if torch.is_inference_mode_enabled():  # Samples may go into a loss.
+        with torch.inference_mode(False):
+            return in_rows(module, batch, seed=seed, samples=samples, chunk=chunk)
+    gradients = torch.is_grad_enabled()
+    of_torch.set_grad_enabled(False)
     try:
-        # Not inference mode: samples may go into a loss.
-        with torch.inference_mode(False), torch.no_grad():
-            passes = _Passes(MaskSampler(seed), samples, chunk)
-            return passes.run(steps[:first], steps[first:], batch.clone())
+        return _Passes(MaskSampler(seed), samples, chunk).run(steps[:first], steps[first:], batch)
     except Exception:  # What fails here, fails in the module's own passes, too, and is told there.
         return None
+    finally:
+        of_torch.set_grad_enabled(gradients)
 
 
 def layers(module: nn.Module) -> list[nn.Module] | None:
     """Return a module's layers in their order, if each row is treated by itself; else ``None``."""
+    if of_torch.has_hooks() or of_torch.is_transformed():
+        return None
     found: list[nn.Module] = []
-    return (
-        found if not of_torch.has_hooks() and not of_torch.is_transformed() and _add(module, found) else None
-    )
-
-
-def _add(part: Any, found: list[nn.Module]) -> bool:
-    kind = type(part)
-    if kind is nn.Sequential:
-        return _is_plain(part) and all(_add(child, found) for child in of_torch.own_children(part).values())
-    if kind is nn.TransformerEncoder:
-        inner = [*part.layers, *([] if part.norm is None else [part.norm])]
-        return _is_plain(part) and _is_plain(part.layers) and all(_add(child, found) for child in inner)
-    found.append(part)
-    return kind in _KINDS and (kind not in _IF or _IF[kind](part)) and _is_plain(part)
+    ahead: list[Any] = [module]
+    while ahead:
+        part = ahead.pop()
+        kind = type(part)
+        if not _is_plain(part):
+            return None
+        if kind is nn.Sequential:
+            ahead += reversed(of_torch.own_children(part).values())
+        elif kind is nn.TransformerEncoder and _is_plain(part.layers):
+            ahead += [*([] if part.norm is None else [part.norm]), *reversed(part.layers)]
+        elif kind in _KINDS and (kind not in _IF or _IF[kind](part)):
+            found.append(part)
+        else:
+            return None
+    return found
 
 
 def _is_plain(part: nn.Module) -> bool:
@@ -98,9 +120,10 @@ def _is_plain(part: nn.Module) -> bool:
     if of_torch.has_hooks(part) or "forward" in part.__dict__:
         return False
     for held in (of_torch.own_parameters(part), of_torch.own_buffers(part)):
-        for tensor in held.values():
-            odd = tensor is not None and (type(tensor) not in PLAIN or hasattr(tensor, "ds_id"))
-            if odd or (tensor is not None and tensor.is_inference()):
+        for tensor in held.values() if held else ():
+            if tensor is not None and (
+                type(tensor) not in PLAIN or tensor.is_inference() or hasattr(tensor, "ds_id")
+            ):
                 return False
     return True
 
@@ -110,22 +133,26 @@ def _attends_plainly(part: Any) -> bool:
     return bool(usual and not part.add_zero_attn)
 
 
-def _probabilities(step: Any) -> list[float]:
+def _drops(step: Any) -> bool:
     if type(step) is nn.TransformerEncoderLayer:
-        return [step.self_attn.dropout, step.dropout.p, step.dropout1.p, step.dropout2.p]
-    return [step.p] if type(step) in _DROPOUT else []
+        return any((step.self_attn.dropout, step.dropout.p, step.dropout1.p, step.dropout2.p))
+    return type(step) in _DROPOUT and step.p > 0
 
 
-def _width(step: Any, inputs: Tensor) -> int:
-    """Return the largest number of values that a layer computes for each last dimension; 0 if unknown."""
-    if type(step) is nn.TransformerEncoderLayer:
-        attention = step.self_attn
-        return int(
-            max(3 * attention.embed_dim, step.linear1.out_features, attention.num_heads * inputs.shape[1])
-        )
-    if type(step) in (*_ELEMENTWISE, *_DROPOUT, nn.LayerNorm):
-        return inputs.shape[-1]
-    return int(step.out_features) if type(step) is nn.Linear else 0
+def _bytes(steps: list[nn.Module], x: Tensor) -> int:
+    """Return how many bytes one sample takes in some layers; 0 if this is unknown."""
+    width: int = x.shape[-1]  # The largest number of values that one computes for each last dimension.
+    for step in steps:
+        kind = type(step)
+        if kind is nn.Linear:
+            width = max(width, step.out_features)  # type: ignore[arg-type]
+        elif kind is nn.TransformerEncoderLayer:
+            attention: Any = step.self_attn
+            inner = max(3 * attention.embed_dim, attention.num_heads * x.shape[1])
+            width = max(width, inner, step.linear1.out_features)  # type: ignore[arg-type,union-attr]
+        elif kind not in _AS_WIDE:
+            return 0
+    return x.nbytes // x.shape[-1] * width * (3 + len(steps))
 
 
 class _Passes:
@@ -146,13 +173,13 @@ class _Passes:
     def run(self, before: list[nn.Module], after: list[nn.Module], x: Tensor) -> Tensor:
         """Return the samples of a batch, whose layers are split at the first dropout."""
         prepare()
-        self.inputs = len(x)
+        self.inputs = x.shape[0]
+        if before and any(step.__dict__.get("inplace") for step in before):
+            x = x.clone()
         for step in before:
             x = self._step(step, x)
         # If some width is unknown, the first pass is for one sample and shows what one takes.
-        widths = [_width(step, x) for step in after]
-        width = max(widths) if all(widths) and not self.chunk else 0
-        each = x.numel() // x.shape[-1] * x.element_size() * width * (3 + len(after))
+        each = 0 if self.chunk else _bytes(after, x)
         known = bool(each or self.chunk)
         size = at_a_time(self.samples, self.chunk, each, x.device) if known else 1
         stack: Tensor | None = None
@@ -161,6 +188,8 @@ class _Passes:
             self.ahead = _AHEAD if known else 0
             for step in after:
                 y = self._step(step, y)
+                if not known:
+                    self.largest = max(self.largest, y.nbytes)
             y = y.view(self.count, self.inputs, *y.shape[1:])
             if self.count == self.samples:
                 return y
@@ -175,8 +204,15 @@ class _Passes:
 
     def _step(self, step: Any, x: Tensor) -> Tensor:
         kind = type(step)
-        if x.ndim < max(2, len(getattr(step, "normalized_shape", ())) + 1) or (
-            kind in _DIMENSIONS and x.ndim != _DIMENSIONS[kind]
+        if kind is nn.Linear:  # Its parameters are found several times as fast as by its attributes.
+            held = of_torch.own_parameters(step)
+            return F.linear(x, held["weight"], held["bias"])  # type: ignore[arg-type]
+        if kind is nn.ReLU:
+            return torch.relu(x)
+        if kind is nn.Dropout:
+            return self._drop(x, step.p)
+        if x.ndim != _DIMENSIONS.get(kind, x.ndim) or (
+            kind is nn.LayerNorm and x.ndim <= len(step.normalized_shape)
         ):
             raise ValueError(f"A {kind.__name__} takes {list(x.shape)} as something else than rows")
         if kind in _DROPOUT:
@@ -185,34 +221,51 @@ class _Passes:
             return self._encoder_layer(step, x)
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             statistics = step.running_mean, step.running_var
-            x = F.batch_norm(x, *statistics, step.weight, step.bias, False, 0.0, step.eps)
-        else:
-            x = step.forward(x)
-        self.largest = max(self.largest, x.nbytes)
-        return x
+            return F.batch_norm(x, *statistics, step.weight, step.bias, False, 0.0, step.eps)
+        return step.forward(x)  # type: ignore[no-any-return]
 
     def _drop(self, x: Tensor, p: float, features: bool = False) -> Tensor:
         if not p:
             return x
-        shape = (self.inputs, x.shape[1], *[1] * (x.ndim - 2)) if features else (self.inputs, *x.shape[1:])
-        # As in `DropoutMode`: the first one scales its inputs, which all samples share.
+        if (
+            self.count == self.samples
+            and x.dtype is torch.float32
+            and (done := self._at_once(x, p, features)) is not None
+        ):
+            return done
+        shape = (self.inputs, *x.shape[1:2], *[1] * (x.ndim - 2)) if features else (self.inputs, *x.shape[1:])
+        # As in `DropoutMode`: the first one scales its inputs, which all samples share, unless they are few.
         first = not self.site
-        site = DropoutCall(shape, p, not first, x.dtype, x.device)
+        scaled = not first or self.count * x.numel() in FEW
+        site = DropoutCall(shape, p, scaled, x.dtype, x.device)
         mask = self._masks(site)
         if first:
-            x = x * (1 / site.kept)
-        else:
-            mask = mask.flatten(0, 1)
-        x = x * mask if features else mask.mul_(x)
-        return x.flatten(0, 1) if first else x
+            x = x if scaled else x * (1 / site.kept)
+            return (x * mask if features else mask.mul_(x)).flatten(0, 1)
+        return x * mask.flatten(0, 1) if features else mask.view_as(x).mul_(x)
+
+    def _at_once(self, x: Tensor, p: float, features: bool) -> Tensor | None:
+        """Return the same by a kernel, if one is loaded and is for this case."""
+        kernels = kernels_for_often(KERNELS)
+        if kernels is None or type(x) is not Tensor or not (x.is_cpu and x.is_contiguous()):
+            return None
+        inner = prod(x.shape[2:]) if features else 1
+        size, word = x.numel() // inner // (self.samples if self.site else 1), word_of(p)
+        if not size or word[0] > 16 or is_rare(p, size):
+            return None
+        seed = seed_of(self.masks.seed, 1, self.site)
+        self.site += 1
+        return kernels.drop(x, seed, word, (self.samples, size, inner))  # type: ignore[no-any-return]
 
     def _masks(self, site: DropoutCall) -> Tensor:
         if self.site == len(self.ready):
             self.ready.append([])
         ready = self.ready[self.site]
         if not ready:
-            each = self.count * site.dtype.itemsize * torch.Size(site.shape).numel()
-            count = min(self.samples - self.done, self.count * max(1, self.ahead // max(1, each)))
+            count = self.count
+            if count < self.samples:
+                each = count * site.dtype.itemsize * torch.Size(site.shape).numel()
+                count = min(self.samples - self.done, count * max(1, self.ahead // max(1, each)))
             masks = self.masks.draw(self.site, site, count)
             self.bytes += masks.nbytes
             if count == self.count:

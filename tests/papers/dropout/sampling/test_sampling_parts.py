@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pl_losses.papers.dropout.sampling import mask_sampler as dropout_masks, vectorized as module_under_test
 from pl_losses.papers.dropout.sampling.dropout_mode import attention
 from pl_losses.papers.dropout.sampling.linear_fusion import LinearFusion
-from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, MaskSampler, _word
+from pl_losses.papers.dropout.sampling.mask_sampler import DropoutCall, MaskSampler, word_of
 from pl_losses.papers.dropout.sampling.sampling import find_dropout, mc_samples, without_dropout
 
 P = 0.3
@@ -81,7 +81,7 @@ def test_attention_written_out_is_the_fused_one(options, mask):
 
 @pytest.mark.parametrize("p", [0.5, 0.25, 0.1, 0.05, 0.003, 1e-6, 0.9, 0.999])
 def test_words_give_the_probability(p):
-    bits, threshold, kept = _word(p)
+    bits, threshold, kept = word_of(p)
     assert abs(kept - (1 - p)) <= 0.002 * min(p, 1 - p)
     assert (threshold + 2 ** (bits - 1)) / 2**bits == kept
     if bits > 8:  # no narrower word would do
@@ -94,7 +94,7 @@ def test_masks_have_their_law(p, rare, monkeypatch):
     monkeypatch.setattr(dropout_masks, "_PLACES", range(1, 100))
     site = DropoutCall((3, 7), p, True, torch.float64, torch.device("cpu"))
     assert site.rare == rare
-    assert site.kept == (1 - p if rare else _word(p)[2])
+    assert site.kept == (1 - p if rare else word_of(p)[2])
     whole = MaskSampler(5).draw(0, site, 20_000)
     assert sorted(whole.unique().tolist()) == [0.0, 1 / site.kept]
     error = (p / (1 - p) / 20_000) ** 0.5
