@@ -59,6 +59,7 @@ for _func, _kind in [one for one in _KINDS.items() if one[1].flag == "train"]:
 _NOISE = (F.rrelu, torch.rrelu, torch.rrelu_)
 # Functions whose training flag is set here, whatever their caller passes.
 KNOWN = {*_KINDS, *_NOISE, F.multi_head_attention_forward, F.batch_norm, *RECURRENT}
+_SEEN = {*KNOWN, F.scaled_dot_product_attention, of_torch.set_grad_enabled}
 _SHAREABLE = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 # Functions for which an input with one dimension less is one without a batch.
 _BATCHED_DIMENSIONS = {F.dropout1d: 3, F.dropout3d: 5}
@@ -116,6 +117,8 @@ class DropoutMode(TorchFunctionMode):
         self.calls = self.active = self.largest = 0
         self.sites: list[DropoutCall] = []
         self.prefix, self.drawn = prefix, drawn
+        # Until the first dropout all samples are the same: nothing else is to be seen if nothing is recorded.
+        self.plain = self.watcher is None and prefix is None and drawn is not None
         self.folding.begin()
 
     @property
@@ -131,6 +134,8 @@ class DropoutMode(TorchFunctionMode):
     ) -> object:
         """Call the function, with its dropout switched on if it has one."""
         kwargs = kwargs or {}
+        if self.plain and func not in _SEEN:
+            return func(*args, **kwargs)
         if self.watcher is not None:
             self.watcher.called(func, args, kwargs)
         if self.shared_over is not None and self.drawn is None:
@@ -187,7 +192,7 @@ class DropoutMode(TorchFunctionMode):
             args, kwargs = _switched(5, "training", False, args, kwargs)
         if self.prefix is not None and not self.active:  # Before the first dropout.
             return (self.prefix.replay if self.prefix.over else self.prefix.record)(func, args, kwargs)
-        if self.drawn is not None:  # For many samples at a time; vmap does what is not done here.
+        if self.drawn is not None and self.active:  # For many samples at a time; vmap does the rest.
             if func in RECURRENT:
                 return in_one_call(func, args)
             folded = self.folding.linear(func, args, kwargs)
@@ -242,6 +247,7 @@ class DropoutMode(TorchFunctionMode):
     def _first_reached(self) -> None:
         """Count a dropout; the first one ends the part that all passes have in common."""
         self.calls += 1
+        self.plain = False
         if not self.active and self.prefix is not None:
             (self.prefix.finish if self.prefix.over else self.prefix.freeze)()
         self.active += 1

@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,8 +21,76 @@ from pl_losses.papers.dropout.sampling.calls import Batch
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
-_NO_GENERATORS = (Tensor, int, float, str, type(None))
 _EVERY_MODULE_HAS = nn.Module().__dict__.keys()
+
+
+class Contents(NamedTuple):
+    """What a module holds.
+
+    Attributes:
+        parts: The module and its parts.
+        registered: Their parameters and buffers.
+        tensors: Tensors that are attributes.
+        data: Attributes that are numbers, texts, lists, dicts and sets.
+        drawing: Attributes that are random generators, or may have some in them.
+    """
+
+    parts: list[nn.Module]
+    registered: list[Tensor]
+    tensors: list[Tensor]
+    data: list[Any]
+    drawing: list[Any]
+
+
+@lru_cache(maxsize=1024)
+def _role(kind: type) -> str:
+    """Return what values of a type are held for; several times as fast as to ask each value."""
+    if issubclass(kind, Tensor):
+        return "tensor"
+    if issubclass(kind, (int, float, str)):
+        return "number"
+    if issubclass(kind, (list, dict, set, tuple)):
+        return "collection"
+    generates = issubclass(kind, get_args(Generator)) and not issubclass(kind, random.SystemRandom)
+    return "generator" if generates else ""
+
+
+def contents_of(module: nn.Module) -> Contents:
+    """List what a module holds, several times as fast as ``module.modules()`` does."""
+    parts: dict[int, nn.Module] = {}
+    registered: list[Tensor | None] = []
+    attributes: dict[str, list[Any]] = {"tensor": [], "number": [], "collection": [], "generator": [], "": []}
+    ahead = [module]
+    while ahead:
+        part = ahead.pop()
+        if id(part) in parts:
+            continue
+        parts[id(part)] = part
+        registered += of_torch.own_parameters(part).values()
+        registered += of_torch.own_buffers(part).values()
+        for name, value in part.__dict__.items():
+            if name not in _EVERY_MODULE_HAS:
+                attributes[_role(type(value))].append(value)
+        if children := of_torch.own_children(part):
+            ahead += [child for child in reversed(children.values()) if child is not None]
+    collections = attributes["collection"]
+    return Contents(
+        list(parts.values()),
+        [tensor for tensor in registered if tensor is not None],
+        attributes["tensor"],
+        attributes["number"] + [one for one in collections if not isinstance(one, tuple)],
+        attributes["generator"] + collections,
+    )
+
+
+def state(contents: Contents) -> list[object]:
+    """Return what passes may change of a module: numbers, tensors in place, the lengths of collections."""
+    found: list[object] = []
+    for tensor in (*contents.registered, *contents.tensors):
+        found += (id(tensor), version(tensor))
+    for value in contents.data:
+        found += (value,) if _role(type(value)) == "number" else (id(value), len(value))
+    return found
 
 
 def call_module(module: nn.Module, batch: object) -> object:
@@ -75,13 +144,13 @@ class Streams:
     attribute.
 
     Args:
-        module: The module that may draw.
+        contents: What the module holds that may draw.
         batch: The batch that it is called with.
     """
 
-    def __init__(self, module: nn.Module, batch: object) -> None:
-        self.devices = _accelerators(module, batch)
-        self._held = list({id(one): one for one in _generators(module)}.values())
+    def __init__(self, contents: Contents, batch: object) -> None:
+        self.devices = _accelerators(contents, batch)
+        self._held = list({id(one): one for one in _generators(contents.drawing)}.values())
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -126,18 +195,15 @@ class Streams:
         return [*numbers, *(state.numpy().tobytes() for state in states)]
 
 
-def _generators(module: nn.Module) -> Iterator[Generator]:
-    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-    for value in held(module):
-        if isinstance(value, _NO_GENERATORS):  # Asking these for their kind is slow.
-            continue
+def _generators(drawing: list[Any]) -> Iterator[Generator]:
+    for value in drawing:
         inner: Iterable[object] = ()
         if isinstance(value, dict):
             inner = value.values()
         elif type(value) is list or type(value) is tuple:
             inner = value
         for one in (value, *inner):
-            if isinstance(one, kinds) and not isinstance(one, random.SystemRandom):
+            if _role(type(one)) == "generator":
                 yield one
 
 
@@ -173,20 +239,24 @@ def _number(generator: Generator) -> float | bytes:
 
 
 @contextmanager
-def isolated_eval(module: nn.Module, batch: object, train: Sequence[nn.Module] = ()) -> Iterator[Streams]:
+def isolated_eval(
+    module: nn.Module, batch: object, train: Sequence[nn.Module] = (), contents: Contents | None = None
+) -> Iterator[Streams]:
     """Evaluate a module here without side effects: eval mode, no gradients, own random streams.
 
     Args:
         module: The module to evaluate.
         batch: The batch that it is called with.
         train: Parts whose own flag is on nevertheless.
+        contents: What the module holds, if that is known.
 
     Yields:
         The random streams, to be started.
     """
-    parts = parts_of(module)
+    contents = contents or contents_of(module)
+    parts = contents.parts
     flags = [part.training for part in parts]
-    streams = Streams(module, batch)
+    streams = Streams(contents, batch)
     with ExitStack() as stack:
         # Not inference mode: parts may need gradients inside, and samples may be used in a loss.
         stack.enter_context(torch.no_grad())
@@ -208,44 +278,9 @@ def _set_modes(parts: Iterable[nn.Module], flags: Iterable[bool]) -> None:
             part.training = flag
 
 
-def _accelerators(module: nn.Module, batch: object) -> list[torch.device]:
+def _accelerators(contents: Contents, batch: object) -> list[torch.device]:
     if not torch.accelerator.is_available():
         return []
-    tensors = (*module.parameters(), *module.buffers(), *tensors_in(batch))
+    tensors = (*contents.registered, *tensors_in(batch))
     found = {tensor.device for tensor in tensors}
     return sorted((device for device in found if device.type not in ("cpu", "meta")), key=str)
-
-
-def parts_of(module: nn.Module) -> list[nn.Module]:
-    """List the module and its parts, several times as fast as ``module.modules()`` does."""
-    found, ahead = dict[int, nn.Module](), [module]
-    while ahead:
-        part = ahead.pop()
-        if id(part) not in found:
-            found[id(part)] = part
-            if children := of_torch.own_children(part):
-                ahead += [child for child in reversed(children.values()) if child is not None]
-    return list(found.values())
-
-
-def held(module: nn.Module) -> list[object]:
-    """Return parameters, buffers, and the attributes of the module and of its parts."""
-    found: list[object] = []
-    for part in parts_of(module):
-        found += of_torch.own_parameters(part).values()
-        found += of_torch.own_buffers(part).values()
-        found += [value for name, value in part.__dict__.items() if name not in _EVERY_MODULE_HAS]
-    return found
-
-
-def state(module: nn.Module) -> list[object]:
-    """Return what passes may change of a module: numbers, tensors in place, the lengths of collections."""
-    found: list[object] = []
-    for value in held(module):
-        if isinstance(value, Tensor):
-            found.append((id(value), version(value)))
-        elif isinstance(value, (list, dict, set)):
-            found.append((id(value), len(value)))
-        elif isinstance(value, (int, float, str)):
-            found.append(value)
-    return found

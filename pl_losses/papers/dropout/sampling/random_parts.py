@@ -24,7 +24,7 @@ from torch.overrides import handle_torch_function
 from pl_losses.core.compat import of_torch
 from pl_losses.papers.dropout.sampling.calls import Args, Function, Kwargs
 from pl_losses.papers.dropout.sampling.dropout_mode import KNOWN, DropoutMode
-from pl_losses.papers.dropout.sampling.isolation import Streams, copied, parts_of, version
+from pl_losses.papers.dropout.sampling.isolation import Contents, Streams, contents_of, copied, version
 from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
 
 P = ParamSpec("P")
@@ -41,10 +41,11 @@ class ModeReads:
 
     Args:
         module: Its parts are watched, except torch's own, which leave dropout to such functions.
+        contents: What it holds, if that is known.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        parts = parts_of(module)
+    def __init__(self, module: nn.Module, contents: Contents | None = None) -> None:
+        parts = (contents or contents_of(module)).parts
         kinds = {type(part) for part in parts}
         self.module = module
         # A part that has `training` itself, such as a scripted module, is left alone.

@@ -25,9 +25,9 @@ from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import (
     call_module,
+    contents_of,
     copied,
     isolated_eval,
-    parts_of,
     tensors_in,
 )
 from pl_losses.papers.dropout.sampling.mask_sampler import MaskSampler
@@ -125,7 +125,8 @@ def mc_samples(
         stack = in_rows(module, batch, seed=seed, samples=samples, chunk=chunk)
         if stack is not None:
             return stack
-    _refuse_scripted(module)
+    known = contents_of(module)
+    _refuse_scripted(module, known.parts)
     parts = _named(module, train)
     call = forward or (lambda inputs: call_module(module, inputs))
     shared_over = _batch_size(batch) if masks == "shared" else None
@@ -136,13 +137,15 @@ def mc_samples(
             if not reason:
                 # Tensors of inference mode do not count their changes.
                 stack.enter_context(torch.inference_mode(False))
-            streams = stack.enter_context(isolated_eval(module, batch, parts.found if parts else ()))
+            contents = contents_of(module) if reason else known
+            isolated = isolated_eval(module, batch, parts.found if parts else (), contents)
+            streams = stack.enter_context(isolated)
             passes = VectorizedSampler(
-                module, call, batch, mode=mode, seed=seed, streams=streams, parts=parts
+                module, call, batch, mode=mode, seed=seed, streams=streams, contents=contents, parts=parts
             )
             return *passes.run(samples, chunk, reason), passes
 
-    reason = why_not_many(module, batch)
+    reason = why_not_many(known, batch)
     try:
         stacks, structure, passes = sample(reason)
     except RuntimeError as error:
@@ -211,11 +214,12 @@ def find_dropout(
     Raises:
         ValueError: If a scripted or traced part holds dropout, which cannot be switched.
     """
-    _refuse_scripted(module)
+    contents = contents_of(module)
+    _refuse_scripted(module, contents.parts)
     call = forward or (lambda inputs: call_module(module, inputs))
     parts = _named(module, train)
-    mode, reads = DropoutMode(MaskSampler(0), on=False), ModeReads(module)
-    with isolated_eval(module, batch) as streams:
+    mode, reads = DropoutMode(MaskSampler(0), on=False), ModeReads(module, contents)
+    with isolated_eval(module, batch, contents=contents) as streams:
         streams.start(0)
         if parts is None:
             mode.watcher = reads
@@ -272,8 +276,8 @@ def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
     return Parts(found, False, "`train` names no part")
 
 
-def _refuse_scripted(module: nn.Module) -> None:
-    if not any(isinstance(part, torch.jit.ScriptModule) for part in parts_of(module)):
+def _refuse_scripted(module: nn.Module, parts: list[nn.Module]) -> None:
+    if not any(isinstance(part, torch.jit.ScriptModule) for part in parts):
         return
     for name, part in module.named_modules():
         graph = getattr(part, "inlined_graph", "") if isinstance(part, torch.jit.ScriptModule) else ""

@@ -18,11 +18,11 @@ from pl_losses.core.rng import fold_in
 from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import (
+    Contents,
     Streams,
     as_dict,
+    contents_of,
     copied,
-    held,
-    parts_of,
     state,
     tensors_in,
 )
@@ -49,18 +49,15 @@ _plans: WeakKeyDictionary[nn.Module, dict[object, _Plan]] = WeakKeyDictionary()
 _KEPT = 8  # Plans of one module.
 
 
-def why_not_many(module: nn.Module, batch: object) -> str:
+def why_not_many(contents: Contents, batch: object) -> str:
     """Say why each sample needs a whole pass of its own; empty if there is no reason yet."""
-    for value in (*held(module), *tensors_in(batch)):
-        if isinstance(value, Tensor) and (type(value) not in PLAIN or hasattr(value, "ds_id")):
+    for tensor in (*contents.registered, *contents.tensors, *tensors_in(batch)):
+        if type(tensor) not in PLAIN or hasattr(tensor, "ds_id"):
             # Such as sharded parameters, which all ranks gather together, equally often.
-            return f"it holds a {type(value).__name__} that is not plain"
-    parts = parts_of(module)
-    for part in parts:
-        own = (*of_torch.own_parameters(part).values(), *of_torch.own_buffers(part).values())
-        if any(tensor is not None and tensor.is_inference() for tensor in own):
-            return "it was made in inference mode"
-    for part in parts:
+            return f"it holds a {type(tensor).__name__} that is not plain"
+    if any(tensor.is_inference() for tensor in contents.registered):
+        return "it was made in inference mode"
+    for part in contents.parts:
         if type(part).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
             return f"its ranks work together in {type(part).__name__}"
     return ""
@@ -91,6 +88,7 @@ class VectorizedSampler(Generic[Batch]):
         mode: The mode that switches dropout on.
         seed: Seed of the random streams in each pass.
         streams: The random streams.
+        contents: What the module holds before the first pass.
         parts: Parts that are on as they are random in training in other ways; ``None`` to look for them.
     """
 
@@ -103,6 +101,7 @@ class VectorizedSampler(Generic[Batch]):
         mode: DropoutMode,
         seed: int,
         streams: Streams,
+        contents: Contents,
         parts: Parts | None,
     ) -> None:
         self.search, self._draw = parts is None, parts is not None and parts.draw
@@ -110,6 +109,7 @@ class VectorizedSampler(Generic[Batch]):
         mode.parts, mode.left = parts.found, parts.left
         self.module, self.call, self.batch, self.mode = module, call, batch, mode
         self.seed, self.streams = seed, streams
+        self._contents: Contents | None = contents
         self.stacks: list[Tensor | None] = []
         self.drew, self.lacking = False, ""
 
@@ -171,7 +171,7 @@ class VectorizedSampler(Generic[Batch]):
 
     def _searched(self, make: Callable[[], Found]) -> Found:
         """Make the first pass, and repeat it if it shows parts that are random in training in other ways."""
-        if not self.search or not (reads := ModeReads(self.module)).kinds:
+        if not self.search or not (reads := ModeReads(self.module, self._contents)).kinds:
             return make()
         masks = self.mode.masks.state()
         self.mode.watcher = reads
@@ -212,11 +212,11 @@ class VectorizedSampler(Generic[Batch]):
         sites, largest, folded = self.plan
         if self._size(self.chunk, sites, largest, self.samples) < self.samples:
             return self._first()
-        masks, before = self.mode.masks.state(), state(self.module)
+        masks, before = self.mode.masks.state(), self._state()
         self.mode.folding.found = folded
         try:
             self._many(None, self.chunk, sites, largest)
-            if self._draw or state(self.module) != before:
+            if self._draw or self._state() != before:
                 raise PrefixDiffersError("it changes what it holds")
             return None, ""
         except Exception:  # Whatever it is, the first pass shows it.
@@ -225,6 +225,10 @@ class VectorizedSampler(Generic[Batch]):
             self.mode.folding.found = frozenset()
             self.done, self.stacks = 0, []
             return self._first()
+
+    def _state(self) -> list[object]:
+        contents, self._contents = self._contents or contents_of(self.module), None
+        return state(contents)
 
     def _size(self, chunk: int | None, sites: list[DropoutCall], largest: int, left: int) -> int:
         each = 3 * largest + sum(site.dtype.itemsize * torch.Size(site.shape).numel() for site in sites)
@@ -236,7 +240,7 @@ class VectorizedSampler(Generic[Batch]):
         Returns:
             The record, if later passes can use it, and why all of them must be whole and one by one.
         """
-        before = state(self.module)
+        before = self._state()
         seed = fold_in(self.seed, self.done)
         self.streams.start(seed)
         prefix = self._record(frozenset())
@@ -245,7 +249,7 @@ class VectorizedSampler(Generic[Batch]):
             return None, "it draws random numbers besides its dropout"
         if not self.mode.active:
             return None, "it drops nothing"  # A warning says so.
-        if state(self.module) != before:
+        if self._state() != before:
             return None, "it changes what it holds"
         # What the rest of a pass changes in place, it would find changed in the next: record once more, with
         # copies of these tensors. That pass is the second sample.
