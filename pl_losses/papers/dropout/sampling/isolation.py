@@ -29,6 +29,7 @@ class Contents(NamedTuple):
 
     Attributes:
         parts: The module and its parts.
+        kinds: Their classes.
         registered: Their parameters and buffers.
         tensors: Tensors that are attributes.
         data: Attributes that are numbers, texts, lists, dicts and sets.
@@ -36,6 +37,7 @@ class Contents(NamedTuple):
     """
 
     parts: list[nn.Module]
+    kinds: set[type[nn.Module]]
     registered: list[Tensor]
     tensors: list[Tensor]
     data: list[Any]
@@ -76,6 +78,7 @@ def contents_of(module: nn.Module) -> Contents:
     collections = attributes["collection"]
     return Contents(
         list(parts.values()),
+        set(map(type, parts.values())),
         [tensor for tensor in registered if tensor is not None],
         attributes["tensor"],
         attributes["number"] + [one for one in collections if not isinstance(one, tuple)],

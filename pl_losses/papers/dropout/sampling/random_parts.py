@@ -45,13 +45,14 @@ class ModeReads:
     """
 
     def __init__(self, module: nn.Module, contents: Contents | None = None) -> None:
-        parts = (contents or contents_of(module)).parts
-        kinds = {type(part) for part in parts}
+        contents = contents or contents_of(module)
         self.module = module
         # A part that has `training` itself, such as a scripted module, is left alone.
-        self.kinds = [kind for kind in kinds if not _is_torchs(kind) and not hasattr(kind, "training")]
+        self.kinds = [
+            kind for kind in contents.kinds if not _is_torchs(kind) and not hasattr(kind, "training")
+        ]
         self.parts: dict[int, nn.Module] = {}
-        self._own = set(map(id, parts)) if self.kinds else set()
+        self._own = set(map(id, contents.parts)) if self.kinds else set()
         self._last: tuple[nn.Module, FrameType] | None = None
 
     @contextmanager
@@ -117,6 +118,7 @@ class _Flag:
         part.__dict__["training"] = value
 
 
+@cache
 def _is_torchs(kind: type) -> bool:
     """Return whether a class and all its bases are torch's own."""
     return all(base.__module__.startswith("torch.") for base in kind.__mro__[:-1])

@@ -24,6 +24,7 @@ from pl_losses.core.validation import check_counts, in_words, typed
 from pl_losses.papers.dropout.sampling.calls import Batch
 from pl_losses.papers.dropout.sampling.dropout_mode import DropoutMode
 from pl_losses.papers.dropout.sampling.isolation import (
+    Contents,
     call_module,
     contents_of,
     copied,
@@ -126,7 +127,7 @@ def mc_samples(
         if stack is not None:
             return stack
     known = contents_of(module)
-    _refuse_scripted(module, known.parts)
+    _refuse_scripted(module, known)
     parts = _named(module, train)
     call = forward or (lambda inputs: call_module(module, inputs))
     shared_over = _batch_size(batch) if masks == "shared" else None
@@ -215,7 +216,7 @@ def find_dropout(
         ValueError: If a scripted or traced part holds dropout, which cannot be switched.
     """
     contents = contents_of(module)
-    _refuse_scripted(module, contents.parts)
+    _refuse_scripted(module, contents)
     call = forward or (lambda inputs: call_module(module, inputs))
     parts = _named(module, train)
     mode, reads = DropoutMode(MaskSampler(0), on=False), ModeReads(module, contents)
@@ -276,8 +277,8 @@ def _named(module: nn.Module, train: Train | Parts | None) -> Parts | None:
     return Parts(found, False, "`train` names no part")
 
 
-def _refuse_scripted(module: nn.Module, parts: list[nn.Module]) -> None:
-    if not any(isinstance(part, torch.jit.ScriptModule) for part in parts):
+def _refuse_scripted(module: nn.Module, contents: Contents) -> None:
+    if not any(issubclass(kind, torch.jit.ScriptModule) for kind in contents.kinds):
         return
     for name, part in module.named_modules():
         graph = getattr(part, "inlined_graph", "") if isinstance(part, torch.jit.ScriptModule) else ""

@@ -51,15 +51,17 @@ _KEPT = 8  # Plans of one module.
 
 def why_not_many(contents: Contents, batch: object) -> str:
     """Say why each sample needs a whole pass of its own; empty if there is no reason yet."""
-    for tensor in (*contents.registered, *contents.tensors, *tensors_in(batch)):
-        if type(tensor) not in PLAIN or hasattr(tensor, "ds_id"):
-            # Such as sharded parameters, which all ranks gather together, equally often.
-            return f"it holds a {type(tensor).__name__} that is not plain"
+    tensors = (*contents.registered, *contents.tensors, *tensors_in(batch))
+    if odd := set(map(type, tensors)).difference(PLAIN):
+        return f"it holds a {min(kind.__name__ for kind in odd)} that is not plain"
+    # Sharded parameters, which all ranks gather together, equally often.
+    if sharded := [type(tensor).__name__ for tensor in tensors if hasattr(tensor, "ds_id")]:
+        return f"it holds a {sharded[0]} that is not plain"
     if any(tensor.is_inference() for tensor in contents.registered):
         return "it was made in inference mode"
-    for part in contents.parts:
-        if type(part).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
-            return f"its ranks work together in {type(part).__name__}"
+    for name in {kind.__name__ for kind in contents.kinds}:
+        if name in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            return f"its ranks work together in {name}"
     return ""
 
 
