@@ -221,7 +221,7 @@ class DropoutMode(TorchFunctionMode):
             # The function itself refuses this; or vmap or a tensor subclass handles it, with global masks.
             args, kwargs = _switched(2, kind.flag, True, args, kwargs)
             return func(*args, **kwargs)
-        if kind.features:
+        if kind.features and self.drawn is None:
             args, kwargs = _switched(2, kind.flag, False, args, kwargs)
             func(*args, **kwargs)  # for what it says about shapes
         index, site = len(self.sites), self._site(func, kind, inputs, float(p))

@@ -168,7 +168,7 @@ class _Passes:
         self.masks, self.samples, self.chunk = masks, samples, chunk
         self.done = self.count = self.site = self.bytes = self.largest = 0
         # For each site, masks [K, ...] of the next passes, the last first.
-        self.ready: list[list[Tensor]] = []
+        self.ready: dict[int, list[Tensor]] = {}
 
     def run(self, before: list[nn.Module], after: list[nn.Module], x: Tensor) -> Tensor:
         """Return the samples of a batch, whose layers are split at the first dropout."""
@@ -258,20 +258,13 @@ class _Passes:
         return kernels.drop(x, seed, word, (self.samples, size, inner))  # type: ignore[no-any-return]
 
     def _masks(self, site: DropoutCall) -> Tensor:
-        if self.site == len(self.ready):
-            self.ready.append([])
-        ready = self.ready[self.site]
+        ready = self.ready.setdefault(self.site, [])
         if not ready:
-            count = self.count
-            if count < self.samples:
-                each = count * site.dtype.itemsize * torch.Size(site.shape).numel()
-                count = min(self.samples - self.done, count * max(1, self.ahead // max(1, each)))
+            each = self.count * site.dtype.itemsize * prod(site.shape)
+            count = min(self.samples - self.done, self.count * max(1, self.ahead // max(1, each)))
             masks = self.masks.draw(self.site, site, count)
             self.bytes += masks.nbytes
-            if count == self.count:
-                self.site += 1
-                return masks
-            ready += reversed(torch.split(masks, self.count))
+            ready += [masks] if count == self.count else reversed(torch.split(masks, self.count))
         self.site += 1
         return ready.pop()
 

@@ -309,14 +309,16 @@ class VectorizedSampler(Generic[Batch]):
     ) -> None:
         """Make the remaining passes, many at a time."""
         size = self._size(chunk, sites, largest, self.samples - self.done)
-        room = [torch.empty((size, *site.shape), dtype=site.dtype, device=site.device) for site in sites]
+        room: list[Tensor | None] = [None] * len(sites)
+        if size < self.samples - self.done:  # Several rounds use it.
+            room = [torch.empty((size, *one.shape), dtype=one.dtype, device=one.device) for one in sites]
         prepare()
         seed = fold_in(self.seed, self.done)
         self.streams.start(seed)
         while self.done < self.samples:
             count = min(size, self.samples - self.done)
             drawn = [
-                (site, self.mode.masks.draw(index, site, count, out[:count]))
+                (site, self.mode.masks.draw(index, site, count, out if out is None else out[:count]))
                 for index, (site, out) in enumerate(zip(sites, room, strict=True))
             ]
             self._chunk(prefix, drawn, count)
