@@ -13,7 +13,7 @@ from torch import Tensor
 from pl_losses.core.compiled import compiled
 
 
-@numba.njit(error_model="numpy")  # type: ignore[misc]
+@numba.njit(error_model="numpy")
 def _next(a, b, c, counter):  # type: ignore[no-untyped-def]
     """Return the next word of NumPy's SFC64, and its state."""
     word = a + b + counter
@@ -21,7 +21,7 @@ def _next(a, b, c, counter):  # type: ignore[no-untyped-def]
     return word, b ^ (b >> np.uint64(11)), c + (c << np.uint64(3)), turned + word, counter + np.uint64(1)
 
 
-@numba.njit(error_model="numpy")  # type: ignore[misc]
+@numba.njit(error_model="numpy")
 def _apply(words, threshold, scale, inputs, outputs):  # type: ignore[no-untyped-def]
     """Write inputs [n L] times scale where one of n words is below the threshold, else times 0."""
     zero, size = np.float32(0), len(inputs) // max(1, len(words))

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from functools import lru_cache
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -44,17 +43,25 @@ class Contents(NamedTuple):
     drawing: list[Any]
 
 
-@lru_cache(maxsize=1024)
-def _role(kind: type) -> str:
-    """Return what values of a type are held for; several times as fast as to ask each value."""
-    if issubclass(kind, Tensor):
-        return "tensor"
-    if issubclass(kind, (int, float, str)):
-        return "number"
-    if issubclass(kind, (list, dict, set, tuple)):
-        return "collection"
-    generates = issubclass(kind, get_args(Generator)) and not issubclass(kind, random.SystemRandom)
-    return "generator" if generates else ""
+class _Roles(dict[type, str]):
+    """What values of a type are held for; several times as fast as to ask each value."""
+
+    def __missing__(self, kind: type) -> str:
+        self[kind] = role = self._of(kind)
+        return role
+
+    def _of(self, kind: type) -> str:
+        if issubclass(kind, Tensor):
+            return "tensor"
+        if issubclass(kind, (int, float, str)):
+            return "number"
+        if issubclass(kind, (list, dict, set, tuple)):
+            return "collection"
+        generates = issubclass(kind, get_args(Generator)) and not issubclass(kind, random.SystemRandom)
+        return "generator" if generates else ""
+
+
+_roles = _Roles()
 
 
 def contents_of(module: nn.Module) -> Contents:
@@ -72,7 +79,7 @@ def contents_of(module: nn.Module) -> Contents:
         registered += of_torch.own_buffers(part).values()
         for name, value in part.__dict__.items():
             if name not in _EVERY_MODULE_HAS:
-                attributes[_role(type(value))].append(value)
+                attributes[_roles[type(value)]].append(value)
         if children := of_torch.own_children(part):
             ahead += [child for child in reversed(children.values()) if child is not None]
     collections = attributes["collection"]
@@ -92,7 +99,7 @@ def state(contents: Contents) -> list[object]:
     for tensor in (*contents.registered, *contents.tensors):
         found += (id(tensor), version(tensor))
     for value in contents.data:
-        found += (value,) if _role(type(value)) == "number" else (id(value), len(value))
+        found += (value,) if _roles[type(value)] == "number" else (id(value), len(value))
     return found
 
 
@@ -206,7 +213,7 @@ def _generators(drawing: list[Any]) -> Iterator[Generator]:
         elif type(value) is list or type(value) is tuple:
             inner = value
         for one in (value, *inner):
-            if _role(type(one)) == "generator":
+            if _roles[type(one)] == "generator":
                 yield one
 
 

@@ -118,7 +118,6 @@ class _Flag:
         part.__dict__["training"] = value
 
 
-@cache
 def _is_torchs(kind: type) -> bool:
     """Return whether a class and all its bases are torch's own."""
     return all(base.__module__.startswith("torch.") for base in kind.__mro__[:-1])

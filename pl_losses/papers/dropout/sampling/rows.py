@@ -58,7 +58,7 @@ KERNELS = "pl_losses.papers.dropout.sampling.compiled"
 _AHEAD = 1 << 16  # Bytes of a site's masks that are drawn in one call, if they are for many samples.
 
 
-def in_rows(module: nn.Module, batch: object, *, seed: int, samples: int, chunk: int | None) -> Tensor | None:
+def in_rows(module: nn.Module, batch: Any, *, seed: int, samples: int, chunk: int | None) -> Tensor | None:
     """Make T passes of a module that is made of such layers, with the masks that all ways have.
 
     Args:
@@ -72,7 +72,7 @@ def in_rows(module: nn.Module, batch: object, *, seed: int, samples: int, chunk:
         The samples [T, B, ...]; ``None`` if the module or the batch is of another kind, or a layer fails.
     """
     # By the shape: to ask a tensor for its length takes ten times as long.
-    if type(batch) not in PLAIN or batch.ndim < 2 or not batch.shape[0]:  # type: ignore[attr-defined]
+    if type(batch) not in PLAIN or batch.ndim < 2 or not batch.shape[0]:
         return None
     steps = layers(module) or []
     for first, step in enumerate(steps):  # noqa: B007
@@ -139,17 +139,17 @@ def _drops(step: Any) -> bool:
     return type(step) in _DROPOUT and step.p > 0
 
 
-def _bytes(steps: list[nn.Module], x: Tensor) -> int:
+def _bytes(steps: list[Any], x: Tensor) -> int:
     """Return how many bytes one sample takes in some layers; 0 if this is unknown."""
     width: int = x.shape[-1]  # The largest number of values that one computes for each last dimension.
     for step in steps:
         kind = type(step)
         if kind is nn.Linear:
-            width = max(width, step.out_features)  # type: ignore[arg-type]
+            width = max(width, step.out_features)
         elif kind is nn.TransformerEncoderLayer:
-            attention: Any = step.self_attn
+            attention = step.self_attn
             inner = max(3 * attention.embed_dim, attention.num_heads * x.shape[1])
-            width = max(width, inner, step.linear1.out_features)  # type: ignore[arg-type,union-attr]
+            width = max(width, inner, step.linear1.out_features)
         elif kind not in _AS_WIDE:
             return 0
     return x.nbytes // x.shape[-1] * width * (3 + len(steps))

@@ -1,5 +1,8 @@
 """The samples as further rows of the batch, and plans of modules seen before, held against the other ways."""
 
+import threading
+from collections import Counter
+
 import pytest
 import torch
 from papers.dropout.sampling.called import Called
@@ -8,7 +11,8 @@ from papers.dropout.sampling.test_sampling_fast import make
 from torch import nn
 from torch.nn import functional as F
 
-from pl_losses.papers.dropout.sampling.rows import in_rows
+from pl_losses.core import kernels
+from pl_losses.papers.dropout.sampling.rows import KERNELS, in_rows
 from pl_losses.papers.dropout.sampling.sampling import mc_samples
 
 
@@ -109,3 +113,52 @@ def test_no_plan_is_out_of_date(change):
 
     assert type(found := samples(module)) is type(expected := samples(fresh))
     assert found == expected if isinstance(found, str) else torch.equal(found, expected)
+
+
+NETWORKS = {
+    "vectors": lambda p: (nn.Sequential(nn.Dropout(p), linear(), nn.ReLU(), nn.Dropout(p)), (5, 8)),
+    "no batch to repeat": lambda p: (nn.Sequential(linear(), nn.Dropout(p), linear(), nn.Dropout(p)), (1, 8)),
+    "maps": lambda p: (nn.Sequential(nn.Dropout2d(p), nn.Conv2d(3, 4, 3), nn.Dropout2d(p)), (2, 3, 6, 6)),
+    "attention": lambda p: (
+        nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, p, batch_first=True), nn.Dropout(p)),
+        (3, 4, 8),
+    ),
+    "few dropped": lambda p: (nn.Sequential(nn.Dropout(0.02), linear(), nn.Dropout(p)), (600, 8)),
+}
+
+
+@pytest.mark.parametrize("p", [0.5, 0.3, 0.05, 1.0])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_compiled_kernels_give_the_same_bits(kind, p, monkeypatch):
+    module = pytest.importorskip(KERNELS, reason="no Numba: install the extra `fast`", exc_type=ImportError)
+    calls, drop = [], module.drop
+    monkeypatch.setattr(module, "drop", lambda *args: calls.append(args) or drop(*args))
+    network, shape = NETWORKS[kind](p)
+    x = inputs(*shape).float()
+    x[0, 0] = torch.nan
+    for samples in (1, 7):
+        expected = in_rows(network, x, seed=3, samples=samples, chunk=None)
+        assert not calls
+        with monkeypatch.context() as loaded:
+            loaded.setitem(kernels._loaded, KERNELS, module)
+            found = in_rows(network, x, seed=3, samples=samples, chunk=None)
+            assert in_rows(network.double(), x.double(), seed=3, samples=samples, chunk=None) is not None
+        network.float()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        # A convolution's size is known after a first sample; and of few that are dropped places are drawn.
+        others = (kind == "maps" and samples > 1) or (kind == "few dropped" and p < 0.1)
+        assert bool(calls) != others
+        calls.clear()
+
+
+def test_kernels_are_loaded_once_they_were_asked_for_often(monkeypatch):
+    monkeypatch.setattr(kernels, "_loaded", {})
+    monkeypatch.setattr(kernels, "_asked", Counter())
+    monkeypatch.setattr(kernels, "kernels", lambda name: f"the module {name}")
+    found = [kernels.kernels_for_often("a") for _ in range(kernels.OFTEN)]
+    assert found == [None] * kernels.OFTEN
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(10)
+    assert kernels.kernels_for_often("a") == "the module a"
+    assert kernels.kernels_for_often("b") is None
