@@ -211,8 +211,10 @@ class _Passes:
             return torch.relu(x)
         if kind is nn.Dropout:
             return self._drop(x, step.p)
-        if x.ndim != _DIMENSIONS.get(kind, x.ndim) or (
-            kind is nn.LayerNorm and x.ndim <= len(step.normalized_shape)
+        if (
+            x.ndim != _DIMENSIONS.get(kind, x.ndim)
+            or (kind is nn.LayerNorm and x.ndim <= len(step.normalized_shape))
+            or (kind is nn.BatchNorm1d and x.ndim > 3)
         ):
             raise ValueError(f"A {kind.__name__} takes {list(x.shape)} as something else than rows")
         if kind in _DROPOUT:

@@ -59,6 +59,14 @@ def test_a_change_after_the_first_call_ends_the_way_of_rows(change):
     assert in_rows(module, x, seed=0, samples=5, chunk=None) is None
 
 
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(nn.BatchNorm1d(3), (2, 3, 4, 4)), (nn.BatchNorm2d(3), (2, 3, 4))]
+)
+def test_what_a_norm_refuses_is_refused(norm, shape):
+    with pytest.raises(ValueError, match="expected"):
+        mc_samples(nn.Sequential(nn.Dropout(P), norm), torch.zeros(shape), 5)
+
+
 def planned():
     return Called(
         lambda m, x: m.second(F.dropout(m.first(x), m.p, m.training)), first=linear(), second=linear()
