@@ -63,16 +63,22 @@ def over_samples(kernel: Callable[..., None], first: Tensor, *others: object) ->
     A kernel takes the arguments, tensors as arrays, and the range of its samples.
     """
     arguments = [one.numpy() if isinstance(one, Tensor) else one for one in (first, *others)]
-    in_parts(partial(kernel, *arguments), first.shape[0], first.numel())
+    in_parts(partial(kernel, *arguments), bounds_of(first.shape[0], first.numel()))
 
 
-def in_parts(run: Callable[[int, int], None], samples: int, numbers: int) -> None:
-    """Run over the range of all samples, or over its parts in several threads if they have many numbers."""
+def bounds_of(samples: int, numbers: int) -> list[int]:
+    """Return the bounds of the parts for several threads; of one part if there is little to do."""
     parts = numbers // SHARE
     if parts < 2 or (threads := min(torch.get_num_threads(), parts, samples)) == 1:
-        run(0, samples)
+        return [0, samples]
+    return [samples * i // threads for i in range(threads + 1)]
+
+
+def in_parts(run: Callable[[int, int], None], bounds: list[int]) -> None:
+    """Run over the range of all samples, or over its parts in several threads."""
+    if len(bounds) == 2:
+        run(*bounds)
         return
-    bounds = [samples * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(len(bounds) - 1) as pool:
         for _ in pool.map(run, bounds[:-1], bounds[1:]):
             pass

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pl_losses.core.compiled import compiled
-from pl_losses.core.kernels import in_parts
+from pl_losses.core.kernels import bounds_of, in_parts
 
+_BLOCK = 1024  # Numbers that a core keeps at hand.
 _compiled = compiled(
     f"{5 * 'voidptr,'}{3 * 'intp,'} intp",
     fastmath={"reassoc", "nsz", "contract"},  # Sums may be added up in any order, many terms at a time.
@@ -33,19 +34,24 @@ def channels_first(
     start: int,
     stop: int,
 ) -> None:
-    """Compute the derivatives by the input [B, C, L], and by the slopes of each sample [B, C]."""
+    """Compute the derivatives by the input [B, C, L], and those by the slopes, in the first sample's row."""
     shape = (stop, channels, positions)
     gradients, inputs = numba.carray(gradient, shape, np.float32), numba.carray(input, shape, np.float32)
     results, slants = numba.carray(by_input, shape, np.float32), numba.carray(slopes, channels, np.float32)
     sums, zero = numba.carray(terms, (stop, channels), np.float32), np.float32(0)
     for b in range(start, stop):
         for c in range(channels):
-            y, above, below, slope, added = inputs[b, c], gradients[b, c], results[b, c], slants[c], zero
-            for i in range(positions):
-                positive = y[i] > zero
-                below[i] = above[i] if positive else slope * above[i]
-                added += zero if positive else y[i] * above[i]
-            sums[b, c] = added
+            slope, added = slants[c], zero
+            for first in range(0, positions, _BLOCK):
+                y = inputs[b, c, first : first + _BLOCK]
+                above = gradients[b, c, first : first + _BLOCK]
+                below = results[b, c, first : first + _BLOCK]
+                # Two loops, the second one in the cache: in one loop memory is read at half the speed.
+                for i in range(len(y)):
+                    added += zero if y[i] > zero else y[i] * above[i]
+                for i in range(len(y)):
+                    below[i] = above[i] if y[i] > zero else slope * above[i]
+            sums[start, c] = added if b == start else sums[start, c] + added
 
 
 @_compiled
@@ -60,7 +66,7 @@ def channels_last(
     start: int,
     stop: int,
 ) -> None:
-    """Compute the derivatives by the input [B, L, C], and by the slopes of each sample [B, C]."""
+    """Compute the derivatives by the input [B, L, C], and those by the slopes, in the first sample's row."""
     shape = (stop, positions, channels)
     gradients, inputs = numba.carray(gradient, shape, np.float32), numba.carray(input, shape, np.float32)
     results, slants = numba.carray(by_input, shape, np.float32), numba.carray(slopes, channels, np.float32)
@@ -73,7 +79,9 @@ def channels_last(
             for c in range(channels):  # Without a sum that is skipped: many channels at a time.
                 positive, term = y[c] > zero, y[c] * above[c]
                 below[c] = above[c] if positive else slants[c] * above[c]
-                added[c] = added[c] if positive else added[c] + term
+                added[c] += zero if positive else term
+        if b > start:
+            sums[start] += added
 
 
 def derivatives(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,15 +89,17 @@ def derivatives(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor
     if gradient.stride() != input.stride():
         gradient = torch.empty_like(input).copy_(gradient)
     slopes, by_input = slopes.contiguous(), torch.empty_like(input)
-    samples, channels = len(input), len(slopes)
+    samples, channels = input.shape[0], slopes.shape[0]
     positions = input.numel() // (samples * channels)
     kernel = channels_first
     if channels > 1 and (positions == 1 or not input.is_contiguous()):
         kernel = channels_last
         if positions == 1:
             samples, positions = 1, samples
-    terms = slopes.new_empty(samples, channels)
+    bounds = bounds_of(samples, input.numel())
+    # A thread writes the row at which it begins; `channels_last` uses those between, too.
+    rows = 1 if kernel is channels_first and len(bounds) == 2 else samples
+    terms = torch.empty_like(slopes) if rows == 1 else slopes.new_empty(rows, channels)
     addresses = [tensor.data_ptr() for tensor in (gradient, input, slopes, by_input, terms)]
-    run = partial(kernel, *addresses, channels, positions)
-    in_parts(run, samples, input.numel())
-    return by_input, terms[0] if samples == 1 else terms.sum(0)
+    in_parts(partial(kernel, *addresses, channels, positions), bounds)
+    return by_input, terms if rows == 1 else terms[bounds[:-1]].sum(0)

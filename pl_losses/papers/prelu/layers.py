@@ -81,8 +81,9 @@ class PReLU(nn.PReLU):
         slopes: Tensor = self.weight
         if not _pays(input, slopes, LEAST_ELEMENTS[self.compiled]):
             return torch.prelu(input, slopes)
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))  # As autocast does for torch's.
+        device = "cpu" if input.is_cpu else input.device.type
+        if torch.is_autocast_enabled(device):
+            input = input.to(torch.get_autocast_dtype(device))  # As autocast does for torch's.
         backward = _native(input, slopes)
         if backward is None and (self.compiled is True or input.numel() >= LEAST_COMPILED):
             backward = _compiled(input, slopes)
