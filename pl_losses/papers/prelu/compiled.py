@@ -101,5 +101,8 @@ def derivatives(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor
     rows = 1 if kernel is channels_first and len(bounds) == 2 else samples
     terms = torch.empty_like(slopes) if rows == 1 else slopes.new_empty(rows, channels)
     addresses = [tensor.data_ptr() for tensor in (gradient, input, slopes, by_input, terms)]
-    in_parts(partial(kernel, *addresses, channels, positions), bounds)
+    if len(bounds) == 2:
+        kernel(*addresses, channels, positions, *bounds)
+    else:
+        in_parts(partial(kernel, *addresses, channels, positions), bounds)
     return by_input, terms if rows == 1 else terms[bounds[:-1]].sum(0)

@@ -224,3 +224,26 @@ def test_compiled_loops_give_torchs_gradients(monkeypatch):
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     gradients(PReLU(4, compiled=True), inputs((9, 4, 13, 17)))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_numbas_loop_has_torchs_derivatives_of_every_number(channels, memory, threads, monkeypatch):
+    """Longer than a block of the loop, on threads, and where a product would be inf * 0."""
+    native = pytest.importorskip(
+        "pl_losses.papers.prelu.compiled", reason="no Numba: install the extra `fast`", exc_type=ImportError
+    )
+    monkeypatch.setattr("pl_losses.core.kernels.SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    random = torch.Generator().manual_seed(0)
+    input, gradient = (torch.randn(5, 2, 33, 40, generator=random) for _ in range(2))
+    slopes = torch.linspace(0.1, 0.4, channels)
+    gradient[input > 1] = torch.inf  # Of positive numbers, which give no derivative by a slope.
+    input[0, 0, 0, :3] = torch.tensor([torch.inf, -0.0, 0.0])
+    input[1, 1, 1, 1] = torch.nan
+    input, gradient = (one.contiguous(memory_format=memory) for one in (input, gradient))
+    found = native.derivatives(gradient, input, slopes)
+    given = input.clone().requires_grad_(), slopes.clone().requires_grad_()
+    wanted = torch.autograd.grad(torch.prelu(*given), given, gradient)
+    torch.testing.assert_close(found, wanted, equal_nan=True)
