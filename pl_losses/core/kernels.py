@@ -19,7 +19,7 @@ from pl_losses.core.compat import of_torch
 log = logging.getLogger(__name__)
 # From so many numbers on, another thread gains more than its start takes.
 SHARE = 500_000
-OFTEN = 1000  # Calls after which loading Numba, a second, is worth while for work of microseconds.
+OFTEN = 1000  # Requests after which loading Numba, a second, is worth while for work of microseconds.
 _asked: Counter[str] = Counter()
 _loaded: dict[str, ModuleType | None] = {}
 
@@ -41,7 +41,8 @@ def kernels_for_often(name: str) -> ModuleType | None:
     if name in _loaded:
         return _loaded[name]
     _asked[name] += 1
-    if _asked[name] == OFTEN:
+    if _asked[name] >= OFTEN:
+        _asked[name] = -(1 << 62)  # Once.
         Thread(target=lambda: _loaded.update({name: kernels(name)})).start()
     return None
 

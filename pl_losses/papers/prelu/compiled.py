@@ -39,10 +39,12 @@ def channels_first(
     gradients, inputs = numba.carray(gradient, shape, np.float32), numba.carray(input, shape, np.float32)
     results, slants = numba.carray(by_input, shape, np.float32), numba.carray(slopes, channels, np.float32)
     sums, zero = numba.carray(terms, (stop, channels), np.float32), np.float32(0)
+    totals = np.zeros(channels)  # In float64, of blocks in float32.
     for b in range(start, stop):
         for c in range(channels):
-            slope, added = slants[c], zero
+            slope = slants[c]
             for first in range(0, positions, _BLOCK):
+                added = zero
                 y = inputs[b, c, first : first + _BLOCK]
                 above = gradients[b, c, first : first + _BLOCK]
                 below = results[b, c, first : first + _BLOCK]
@@ -51,7 +53,8 @@ def channels_first(
                     added += zero if y[i] > zero else y[i] * above[i]
                 for i in range(len(y)):
                     below[i] = above[i] if y[i] > zero else slope * above[i]
-            sums[start, c] = added if b == start else sums[start, c] + added
+                totals[c] += added
+    sums[start] = totals
 
 
 @_compiled
@@ -71,22 +74,23 @@ def channels_last(
     gradients, inputs = numba.carray(gradient, shape, np.float32), numba.carray(input, shape, np.float32)
     results, slants = numba.carray(by_input, shape, np.float32), numba.carray(slopes, channels, np.float32)
     sums, zero = numba.carray(terms, (stop, channels), np.float32), np.float32(0)
+    totals, added = np.zeros(channels), np.zeros(channels, np.float32)
     for b in range(start, stop):
-        added = sums[b]
-        added[:] = zero
         for i in range(positions):
             y, above, below = inputs[b, i], gradients[b, i], results[b, i]
             for c in range(channels):  # Without a sum that is skipped: many channels at a time.
                 positive, term = y[c] > zero, y[c] * above[c]
                 below[c] = above[c] if positive else slants[c] * above[c]
                 added[c] += zero if positive else term
-        if b > start:
-            sums[start] += added
+            if i % _BLOCK == _BLOCK - 1 or i == positions - 1:
+                totals += added
+                added[:] = zero
+    sums[start] = totals
 
 
 def derivatives(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the derivatives by the input, dense in either memory format, and by the slopes [1 or C]."""
-    if gradient.stride() != input.stride():
+    if gradient.stride() != input.stride() or gradient.is_neg():
         gradient = torch.empty_like(input).copy_(gradient)
     slopes, by_input = slopes.contiguous(), torch.empty_like(input)
     samples, channels = input.shape[0], slopes.shape[0]
@@ -96,13 +100,15 @@ def derivatives(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor
         kernel = channels_last
         if positions == 1:
             samples, positions = 1, samples
+    if channels == 1 and positions < _BLOCK:
+        samples, positions = 1, samples * positions
     bounds = bounds_of(samples, input.numel())
-    # A thread writes the row at which it begins; `channels_last` uses those between, too.
-    rows = 1 if kernel is channels_first and len(bounds) == 2 else samples
-    terms = torch.empty_like(slopes) if rows == 1 else slopes.new_empty(rows, channels)
+    # A thread writes the row at which it begins.
+    alone = len(bounds) == 2
+    terms = torch.empty_like(slopes) if alone else slopes.new_empty(samples, channels)
     addresses = [tensor.data_ptr() for tensor in (gradient, input, slopes, by_input, terms)]
-    if len(bounds) == 2:
+    if alone:
         kernel(*addresses, channels, positions, *bounds)
     else:
         in_parts(partial(kernel, *addresses, channels, positions), bounds)
-    return by_input, terms if rows == 1 else terms[bounds[:-1]].sum(0)
+    return by_input, terms if alone else terms[bounds[:-1]].sum(0)

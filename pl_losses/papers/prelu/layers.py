@@ -108,6 +108,7 @@ def _pays(input: Tensor, slopes: Tensor, least: float) -> bool:
         and type(input) in PLAIN
         and input.numel() >= least
         and not input.is_meta
+        and not input.is_neg()
         and torch.is_grad_enabled()
         and input.requires_grad
         and slopes.requires_grad

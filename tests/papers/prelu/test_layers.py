@@ -247,3 +247,26 @@ def test_numbas_loop_has_torchs_derivatives_of_every_number(channels, memory, th
     given = input.clone().requires_grad_(), slopes.clone().requires_grad_()
     wanted = torch.autograd.grad(torch.prelu(*given), given, gradient)
     torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "memory"),
+    [
+        ((2**22, 1), 1, torch.contiguous_format),
+        ((2**20, 4), 4, torch.contiguous_format),
+        ((1, 2, 1024, 1024), 2, torch.contiguous_format),
+        ((1, 2, 1024, 1024), 2, torch.channels_last),
+        ((1, 2, 1024, 1024), 1, torch.channels_last),
+    ],
+)
+def test_numbas_loop_adds_up_millions_of_numbers_precisely(shape, channels, memory):
+    native = pytest.importorskip(
+        "pl_losses.papers.prelu.compiled", reason="no Numba: install the extra `fast`", exc_type=ImportError
+    )
+    random = torch.Generator().manual_seed(0)
+    input = -torch.rand(shape, generator=random)
+    if len(shape) == 4:
+        input = input.contiguous(memory_format=memory)
+    _, found = native.derivatives(torch.ones_like(input), input, torch.full((channels,), 0.25))
+    wanted = input.double().movedim(1, 0).reshape(channels, -1).sum(1)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from itertools import islice
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -20,6 +22,8 @@ from pl_losses.papers.dropout.sampling.calls import Batch
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
+_LOOKED_AT = 1000  # Elements of a collection: more are data, such as a vocabulary.
+_ALONE = threading.RLock()
 _EVERY_MODULE_HAS = nn.Module().__dict__.keys()
 
 
@@ -94,12 +98,20 @@ def contents_of(module: nn.Module) -> Contents:
 
 
 def state(contents: Contents) -> list[object]:
-    """Return what passes may change of a module: numbers, tensors in place, the lengths of collections."""
+    """Return what passes may change of a module: numbers, tensors in place, what is in collections."""
     found: list[object] = []
     for tensor in (*contents.registered, *contents.tensors):
         found += (id(tensor), version(tensor))
     for value in contents.data:
-        found += (value,) if _roles[type(value)] == "number" else (id(value), len(value))
+        if _roles[type(value)] == "number":
+            found.append(value)
+            continue
+        found += (id(value), len(value))
+        for one in islice(value.values() if isinstance(value, dict) else value, _LOOKED_AT):
+            role = _roles[type(one)]
+            found.append(one if role == "number" else id(one))
+            if role == "tensor":
+                found.append(version(one))
     return found
 
 
@@ -254,6 +266,8 @@ def isolated_eval(
 ) -> Iterator[Streams]:
     """Evaluate a module here without side effects: eval mode, no gradients, own random streams.
 
+    One thread at a time: modes and random streams are those of all.
+
     Args:
         module: The module to evaluate.
         batch: The batch that it is called with.
@@ -265,9 +279,10 @@ def isolated_eval(
     """
     contents = contents or contents_of(module)
     parts = contents.parts
-    flags = [part.training for part in parts]
-    streams = Streams(contents, batch)
     with ExitStack() as stack:
+        stack.enter_context(_ALONE)
+        flags = [part.training for part in parts]
+        streams = Streams(contents, batch)
         # Not inference mode: parts may need gradients inside, and samples may be used in a loss.
         stack.enter_context(torch.no_grad())
         stack.enter_context(streams.restored())

@@ -102,7 +102,7 @@ def layers(module: nn.Module) -> list[nn.Module] | None:
     while ahead:
         part = ahead.pop()
         kind = type(part)
-        if not _is_plain(part):
+        if part is None or not _is_plain(part):
             return None
         if kind is nn.Sequential:
             ahead += reversed(of_torch.own_children(part).values())
@@ -249,7 +249,7 @@ class _Passes:
     def _at_once(self, x: Tensor, p: float, features: bool) -> Tensor | None:
         """Return the same by a kernel, if one is loaded and is for this case."""
         kernels = kernels_for_often(KERNELS)
-        if kernels is None or type(x) is not Tensor or not (x.is_cpu and x.is_contiguous()):
+        if kernels is None or type(x) is not Tensor or not (x.is_cpu and x.is_contiguous()) or x.is_neg():
             return None
         inner = prod(x.shape[2:]) if features else 1
         size, word = x.numel() // inner // (self.samples if self.site else 1), word_of(p)

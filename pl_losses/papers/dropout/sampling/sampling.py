@@ -121,7 +121,7 @@ def mc_samples(
     """
     check_counts(samples=samples, chunk=chunk)
     check_counts(0, seed=seed)
-    seed = secrets.randbits(63) if seed is None else seed
+    seed = secrets.randbits(63) if seed is None else int(seed)  # NumPy's integers are written otherwise.
     if forward is None and not train and masks == "independent":
         stack = in_rows(module, batch, seed=seed, samples=samples, chunk=chunk)
         if stack is not None:

@@ -1,8 +1,11 @@
 """The samples as further rows of the batch, and plans of modules seen before, held against the other ways."""
 
+import copy
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from papers.dropout.sampling.called import Called
@@ -170,3 +173,50 @@ def test_kernels_are_loaded_once_they_were_asked_for_often(monkeypatch):
             thread.join(10)
     assert kernels.kernels_for_often("a") == "the module a"
     assert kernels.kernels_for_often("b") is None
+
+
+@pytest.mark.parametrize("module", [network, lambda: planned().double()])
+def test_an_integer_of_numpy_is_the_same_seed(module):
+    module, x = module(), inputs(4, 8)
+    module.p = P
+    assert torch.equal(mc_samples(module, x, 5, seed=7), mc_samples(module, x, 5, seed=np.int64(7)))
+
+
+def test_threads_take_turns():
+    """Modes and random streams are those of all threads."""
+
+    def passes(module, x):
+        return module.second(F.dropout(module.first(x), P) + 0 * (torch.rand(()) if module.training else 0))
+
+    module, x = Called(passes, first=linear(), second=linear()).double(), inputs(4, 8)
+    module.train()
+    before, expected = torch.get_rng_state(), mc_samples(module, x, 5, seed=0)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: mc_samples(module, x, 5, seed=0), range(40)))
+    assert all(torch.equal(one, expected) for one in found)
+    assert all(part.training for part in module.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda held, y: held.update(a=y), lambda held, y: held["a"].mul_(0.9).add_(y.detach().mean(0))]
+)
+def test_a_value_that_is_kept_in_a_collection_is_no_samples(keep):
+    def passes(module, x):
+        y = F.dropout(module.first(x), P)
+        result = y + module.held["a"]
+        keep(module.held, y.mean(0))
+        return result
+
+    def module():
+        found = Called(passes, first=linear()).double()
+        found.held = {"a": torch.zeros(8, dtype=torch.float64)}
+        return found
+
+    torch.manual_seed(0)
+    one, x = module(), inputs(4, 8)
+    other = module()
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(mc_samples(one, x, 6, seed=0), mc_samples(other, x, 6, seed=0, chunk=1))
+    assert one.held["a"].shape == (8,)
+    copy.deepcopy(one)
