@@ -74,17 +74,19 @@ def channels_last(
     gradients, inputs = numba.carray(gradient, shape, np.float32), numba.carray(input, shape, np.float32)
     results, slants = numba.carray(by_input, shape, np.float32), numba.carray(slopes, channels, np.float32)
     sums, zero = numba.carray(terms, (stop, channels), np.float32), np.float32(0)
-    totals, added = np.zeros(channels), np.zeros(channels, np.float32)
+    totals, added = np.zeros(channels), sums[start]
     for b in range(start, stop):
-        for i in range(positions):
-            y, above, below = inputs[b, i], gradients[b, i], results[b, i]
-            for c in range(channels):  # Without a sum that is skipped: many channels at a time.
-                positive, term = y[c] > zero, y[c] * above[c]
-                below[c] = above[c] if positive else slants[c] * above[c]
-                added[c] += zero if positive else term
-            if i % _BLOCK == _BLOCK - 1 or i == positions - 1:
-                totals += added
-                added[:] = zero
+        for first in range(0, positions, _BLOCK):
+            block = slice(first, first + _BLOCK)
+            ys, aboves, belows = inputs[b, block], gradients[b, block], results[b, block]
+            added[:] = zero
+            for i in range(len(ys)):
+                y, above, below = ys[i], aboves[i], belows[i]
+                for c in range(channels):  # Without a sum that is skipped: many channels at a time.
+                    positive, term = y[c] > zero, y[c] * above[c]
+                    below[c] = above[c] if positive else slants[c] * above[c]
+                    added[c] += zero if positive else term
+            totals += added
     sums[start] = totals
 
 
