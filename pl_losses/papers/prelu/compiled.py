@@ -108,9 +108,10 @@ def derivatives(gradient: Tensor, input: Tensor, slopes: Tensor) -> tuple[Tensor
     # A thread writes the row at which it begins.
     alone = len(bounds) == 2
     terms = torch.empty_like(slopes) if alone else slopes.new_empty(samples, channels)
-    addresses = [tensor.data_ptr() for tensor in (gradient, input, slopes, by_input, terms)]
+    given = gradient.data_ptr(), input.data_ptr(), slopes.data_ptr()
+    run = partial(kernel, *given, by_input.data_ptr(), terms.data_ptr(), channels, positions)
     if alone:
-        kernel(*addresses, channels, positions, *bounds)
-    else:
-        in_parts(partial(kernel, *addresses, channels, positions), bounds)
-    return by_input, terms if alone else terms[bounds[:-1]].sum(0)
+        run(0, samples)
+        return by_input, terms
+    in_parts(run, bounds)
+    return by_input, terms[bounds[:-1]].sum(0)

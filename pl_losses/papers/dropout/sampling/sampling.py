@@ -69,7 +69,8 @@ def mc_samples(
     ``torch.func.vmap``. With some modules this is not possible. They decide by values (``if x.sum() > 0``),
     write into a new tensor, draw random numbers beside their dropout, change their buffers or attributes, or
     are sharded over ranks. Then each sample takes a whole pass. A log message says so once for each class of
-    modules, with the reason. Forward hooks see many samples at once.
+    modules, with the reason. Forward hooks see many samples at once. Calls from several threads take turns,
+    unless the module is made of torch's own layers. While one thread samples, no other may train.
 
     Each dropout has its own random stream, seeded by ``seed`` and its position. One sample after the other
     draws from it. The same seed gives the same bits on the same kind of device. The first 50 of 100 samples
