@@ -4,7 +4,8 @@ Run with ``python -m benchmarks.sampling_grid [network ...]``, networks being ``
 ``unet`` and ``transformer``. Batches B and samples T are those of the grid for which the loop takes
 no more than ``--seconds``, so that all ends in minutes. The ways by hand are a loop over passes, the batch
 repeated, and a split: the layers before the first dropout once, the others on repeated features. All is on
-the CPU in one thread. The ways take turns; times are those of the processor, medians of the ratios are shown.
+the CPU in one thread, after the kernels of ``mc_samples`` are loaded. The ways take turns; times are those
+of the processor, medians of the ratios are shown.
 """
 
 from __future__ import annotations

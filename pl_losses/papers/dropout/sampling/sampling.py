@@ -220,8 +220,9 @@ def find_dropout(
     _refuse_scripted(module, contents)
     call = forward or (lambda inputs: call_module(module, inputs))
     parts = _named(module, train)
-    mode, reads = DropoutMode(MaskSampler(0), on=False), ModeReads(module, contents)
+    mode = DropoutMode(MaskSampler(0), on=False)
     with isolated_eval(module, batch, contents=contents) as streams:
+        reads = ModeReads(module, contents)  # Here, as another thread may be watching the same classes.
         streams.start(0)
         if parts is None:
             mode.watcher = reads
